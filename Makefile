@@ -1,0 +1,54 @@
+# The two commands a newcomer needs: `make demo` and `make test`. Everything below them is made on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+# Quiet libraries, no network at run time, one thread per test process (two run side by side).
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+OLDER := .transformers-4.55
+
+.PHONY: help demo digits test test-newest test-older lint format bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: .venv/installed ## train a small language model on Python's own source text (about two minutes)
+	$(OFFLINE) $(BIN)/python examples/language_model.py $(ARGS)
+
+digits: .venv/installed ## train a plain torch module on handwritten digits, without transformers
+	$(OFFLINE) $(BIN)/python examples/digits.py $(ARGS)
+
+test: test-older test-newest ## the whole suite: with transformers 4.55, then with the newest
+
+test-newest: .venv/installed $(OLDER)/installed
+	$(PYTEST) -n 2 $(ARGS)
+
+test-older: .venv/installed $(OLDER)/installed
+	PYTHONPATH=$(OLDER) $(PYTEST) -n 2 tests/parity tests/loop tests/surface tests/unit/checkpoint tests/unit/data $(ARGS)
+
+lint: .venv/installed ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/installed ## cost of a training step, side by side with other trainers
+	$(OFFLINE) $(BIN)/python benchmarks/step_overhead.py $(ARGS)
+
+clean: ## remove what make made
+	rm -rf .venv $(OLDER) demo-output .pytest_cache .mypy_cache .ruff_cache
+
+# torch first: later packages then find it and pull no other build.
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,dev]'
+	touch $@
+
+# The older generation lies over the newest through PYTHONPATH, so that torch is installed once.
+$(OLDER)/installed: tests/requirements-4.55.txt .venv/installed
+	rm -rf $(OLDER)
+	$(BIN)/python -m pip install -q --no-deps --target $(OLDER) -r $<
+	touch $@

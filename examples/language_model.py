@@ -1,0 +1,170 @@
+"""Train a byte-level language model on the source text of Python's own standard library.
+
+Real text that every machine has, nothing downloaded; about two minutes on two cores. Shows: arguments from the command line
+or a file, a progress bar, evaluation while training, checkpoints, resuming, a loss curve and generated text.
+
+    python examples/language_model.py                                   # the demo
+    python examples/language_model.py --resume_from_checkpoint true     # go on from the newest checkpoint
+    python examples/language_model.py --max_steps 2000 --learning_rate 1e-3 --output_dir longer
+"""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from trainwright import HfArgumentParser, Trainer, TrainingArguments
+from trainwright.report.curve import plot_history
+from trainwright.report.html import write_report
+from trainwright.report.plan_table import plan_table
+
+NUM_BYTES = 256
+END = NUM_BYTES  # one token more than there are bytes: the end of a file
+
+
+@dataclass
+class DemoArguments:
+    """The model and its data."""
+
+    text_mib: float = field(default=4.0, metadata={"help": "Source text to train on, in MiB."})
+    block_size: int = field(default=128, metadata={"help": "Bytes the model sees at once."})
+    hidden_size: int = field(default=128, metadata={"help": "Width of the model."})
+    num_layers: int = field(default=4, metadata={"help": "Depth of the model."})
+    prompt: str = field(default="def ", metadata={"help": "Start of the text that is generated at the end."})
+
+
+@dataclass
+class DemoTrainingArguments(TrainingArguments):
+    """The library's arguments, with defaults for two minutes on two cores."""
+
+    output_dir: str | None = "demo-output"
+    max_steps: int = 400
+    per_device_train_batch_size: int = 16
+    per_device_eval_batch_size: int = 32
+    learning_rate: float = 3e-3
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: int = 20
+    weight_decay: float = 0.1
+    logging_steps: float = 20
+    eval_strategy: str = "steps"
+    eval_steps: float | None = 100
+    save_steps: float = 100
+    save_total_limit: int | None = 2
+    report_to: str = "none"
+
+
+class Blocks(Dataset):
+    """A text cut into blocks of `block_size` tokens; each is its own input and label."""
+
+    def __init__(self, tokens: torch.Tensor, block_size: int) -> None:
+        self.blocks = tokens[: len(tokens) // block_size * block_size].view(-1, block_size)  # (blocks, block_size)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.blocks[index], "labels": self.blocks[index]}
+
+
+def standard_library(num_bytes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(training, validation) tokens: every tenth file is held out whole, so that validation text is new to the model."""
+    files = sorted(path for path in Path(sysconfig.get_paths()["stdlib"]).glob("*.py") if path.stat().st_size > 500)
+    files += sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*/*.py"))
+    parts: tuple[list[int], list[int]] = ([], [])
+    for number, path in enumerate(file for file in files if "site-packages" not in file.parts):
+        held_out = number % 10 == 9
+        parts[held_out].extend([*path.read_bytes(), END])
+        if len(parts[0]) >= num_bytes:
+            break
+    return torch.tensor(parts[0][:num_bytes]), torch.tensor(parts[1][: num_bytes // 20])
+
+
+def unigram_entropy(tokens: torch.Tensor) -> float:
+    """Nats per token of a model that knows how frequent each byte is, and nothing else."""
+    share = torch.bincount(tokens, minlength=NUM_BYTES + 1).double() / len(tokens)
+    return float(-(share * share.clamp(min=1e-12).log()).sum())
+
+
+def build_model(demo: DemoArguments) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=NUM_BYTES + 1,
+            hidden_size=demo.hidden_size,
+            intermediate_size=demo.hidden_size * 3,
+            num_hidden_layers=demo.num_layers,
+            num_attention_heads=max(1, demo.hidden_size // 32),
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=END,
+            eos_token_id=END,
+            pad_token_id=END,
+        )
+    )
+
+
+def generated_text(model: LlamaForCausalLM, prompt: str, num_bytes: int = 300) -> str:
+    model.eval()
+    prompt_ids = torch.tensor([list(prompt.encode())], device=model.device)
+    tokens = model.generate(prompt_ids, max_new_tokens=num_bytes, do_sample=True, temperature=0.6, top_k=40)[0]
+    return bytes(token for token in tokens.tolist() if token < NUM_BYTES).decode(errors="replace")
+
+
+def main() -> None:
+    parser = HfArgumentParser((DemoArguments, DemoTrainingArguments), description=__doc__.split("\n")[0])
+    demo, args = parser.parse_args_into_dataclasses()
+    resume = args.resume_from_checkpoint
+    resume = True if str(resume).lower() == "true" else resume
+
+    train_tokens, valid_tokens = standard_library(int(demo.text_mib * 2**20))
+    torch.manual_seed(args.seed)
+    model = build_model(demo)
+    entropy = unigram_entropy(valid_tokens)
+    print(
+        plan_table(
+            [
+                ("text", f"{len(train_tokens):,} bytes of Python's standard library, {len(valid_tokens):,} held out"),
+                ("model", f"Llama, {model.num_parameters():,} parameters, {demo.block_size} bytes of context"),
+                ("baseline", f"{entropy:.3f} nats per byte (unigram entropy of the held-out text)"),
+                ("run", f"{args.max_steps} steps of {args.per_device_train_batch_size * demo.block_size:,} bytes"),
+            ]
+        )
+    )
+
+    trainer = Trainer(
+        model,
+        args,
+        train_dataset=Blocks(train_tokens, demo.block_size),
+        eval_dataset=Blocks(valid_tokens, demo.block_size),
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    loss = trainer.evaluate()["eval_loss"]
+    trainer.save_model()
+    trainer.save_state()
+
+    curve = plot_history(trainer.state.log_history, os.path.join(args.output_dir, "loss.png"), title="Python's standard library")
+    summary = {"validation loss": f"{loss:.3f}", "unigram entropy": f"{entropy:.3f}", "steps": trainer.state.global_step}
+    report = write_report(args.output_dir, trainer.state.log_history, summary)
+    checkpoints = [os.path.basename(path) for path in trainer._sorted_checkpoints()]
+    print(f"\nGenerated after {demo.prompt!r}:\n\n{generated_text(model, demo.prompt)}\n")
+    print(
+        plan_table(
+            [
+                ("validation loss", f"{loss:.3f} nats per byte; knowing only byte frequencies gives {entropy:.3f}"),
+                ("checkpoints", f"{', '.join(checkpoints)} in {args.output_dir}"),
+                ("loss curve", str(curve)),
+                ("report", str(report)),
+                ("resume after a stop", "make demo ARGS='--resume_from_checkpoint true'"),
+                ("train on, longer", f"make demo ARGS='--resume_from_checkpoint true --max_steps {args.max_steps * 2}'"),
+            ]
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The door of the arguments: what a call may pass, before any field is set.
+
+Owns: `ArgumentsMeta`, which translates older names, keeps twin names in agreement and refuses misspelt ones, for
+`TrainingArguments` and every subclass (their generated `__init__` included). Leaves to others: the table of names
+(`renamed.py`), the values (each topic's file).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import warnings
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from trainwright.args.renamed import RENAMED, RENAMED_VALUES, TWINS, Renamed, twin_value
+from trainwright.names import closest
+
+_OUR_FILES = str(Path(__file__).parent.parent)  # frames in this package, dataclasses and generated code are no callers
+
+
+class ArgumentsMeta(type):
+    """Metaclass of all arguments: `cls(...)` passes through `accept()`; `inspect.signature(cls)` shows the fields."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        parameters = cls.__signature__.parameters
+        open_ended = {p.kind for p in parameters.values()} & {
+            inspect.Parameter.VAR_POSITIONAL,
+            inspect.Parameter.VAR_KEYWORD,
+        }
+        positional = list(parameters)[: len(args)]
+        if len(args) <= len(parameters) and not open_ended and not set(positional) & set(kwargs):
+            args, kwargs = (), {**dict(zip(positional, args)), **kwargs}
+        given = accept(cls, kwargs)
+        if not open_ended:
+            unknown = [name for name in given if name not in parameters]
+            if unknown:
+                options = [*parameters, *RENAMED]
+                hints = "".join(closest(name, options) for name in unknown)
+                raise TypeError(f"{cls.__name__} has no argument {', '.join(map(repr, unknown))}.{hints}")
+        return super().__call__(*args, **given)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """What the constructor accepts; computed once per class."""
+        cached = cls.__dict__.get("_signature")
+        if cached is None:
+            signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+            cached = signature.replace(parameters=list(signature.parameters.values())[1:])
+            cls._signature = cached
+        return cached  # type: ignore[no-any-return]
+
+
+def accept(cls: type, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of one call in today's names; warns once for every older name that was used."""
+    given = dict(given)
+    defaults = _defaults(cls)
+    # `dataclasses.replace` passes every field, the changed ones first: of two that disagree, the first was changed.
+    # A call that passes all fields in their order (a parser, a loaded dict) has changed nothing by its order.
+    passed = [name for name in given if name in defaults]
+    order = list(given) if len(passed) == len(defaults) and passed != list(defaults) else None
+    for name in [name for name in given if name in RENAMED]:
+        _apply(RENAMED[name], given, defaults, order, cls)
+    for (name, older), (newer, since) in RENAMED_VALUES.items():
+        if given.get(name) == older and isinstance(given[name], str):
+            given[name] = newer
+            _warn(f"{name}={older!r} is no longer known since {since}; use {name}={newer!r} instead.")
+    for older, newer in TWINS:
+        if newer in defaults:
+            _agree(older, newer, given, defaults, order)
+    return given
+
+
+def _apply(row: Renamed, given: dict[str, Any], defaults: dict[str, Any], order: list[str] | None, cls: type) -> None:
+    """Carry one older argument over into `given`."""
+    is_field = row.old in defaults
+    if is_field and row.old not in _documented_fields(cls):
+        return  # a subclass brought its own field of that name
+    value = given[row.old] if is_field else given.pop(row.old)
+    if value is None or (is_field and value == defaults[row.old]):
+        if not (order and is_field):
+            return
+        # replace() switched the older name off: the newer one follows, where it still says what the older one said.
+    newer = row.translate(value, given)
+    differing = [name for name, wanted in newer.items() if name in given and given[name] != wanted]
+    if newer and order and is_field and differing:
+        new = differing[0]
+        if order.index(row.old) > order.index(new):
+            given[row.old] = defaults[row.old]  # the newer name was changed: the older one lets go
+        else:
+            given.update({name: defaults.get(name) if wanted is None else wanted for name, wanted in newer.items()})
+        return
+    if value is None or (is_field and value == defaults[row.old]):
+        return
+    if is_field and newer and all(name in given for name in newer) and not differing:
+        return  # both say the same: nothing to translate, nothing to warn about
+    for name in differing:
+        if not row.merges and given[name] != defaults.get(name):
+            raise ValueError(
+                f"{row.old}={value!r} and {name}={given[name]!r} contradict each other: drop {row.old}, the older name."
+            )
+    given.update(newer)
+    _warn(f"The argument {row.old!r} is outdated since {row.since}; use {row.instead.replace('...', repr(value))}.")
+
+
+def _agree(older: str, newer: str, given: dict[str, Any], defaults: dict[str, Any], order: list[str] | None) -> None:
+    """Make two names of one setting agree in `given`; whichever was passed sets the other."""
+    if older not in given and newer not in given:
+        return
+
+    def differs(name: str, twin: str) -> bool:
+        if name in given and given[name] is None:
+            return False  # unset
+        return bool(twin_value(name, given[name], given.get(twin, defaults[twin])) != given.get(twin, defaults[twin]))
+
+    if older in given and newer in given:
+        if not differs(older, newer) and not differs(newer, older):
+            return
+        if order:
+            source = min(older, newer, key=order.index)
+        elif given[newer] in (None, defaults[newer]):
+            source = older
+        elif given[older] in (None, defaults[older]):
+            source = newer
+        elif differs(older, newer):
+            raise ValueError(
+                f"{older}={given[older]!r} and {newer}={given[newer]!r} contradict each other: keep one of them."
+            )
+        else:
+            return
+    else:
+        source = older if older in given else newer
+    twin = newer if source == older else older
+    if given[source] is not None or order:
+        given[twin] = twin_value(source, given[source], given.get(twin, defaults[twin]))
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """Default of every field that the constructor takes."""
+    found = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.init:
+            found[field.name] = field.default_factory() if callable(field.default_factory) else field.default
+    return found
+
+
+def _documented_fields(cls: type) -> set[str]:
+    """Fields that came with this package, not with a subclass of it."""
+    ours = [
+        base for base in cls.__mro__ if base.__module__.startswith("trainwright.") and dataclasses.is_dataclass(base)
+    ]
+    return {field.name for base in ours for field in dataclasses.fields(base)}
+
+
+def _warn(message: str) -> None:
+    """A FutureWarning that points at the line of the user's call."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_back is not None:
+        file = frame.f_code.co_filename
+        if not (file.startswith((_OUR_FILES, "<string>")) or file == dataclasses.__file__):
+            break
+        frame = frame.f_back
+    assert frame is not None
+    registry = frame.f_globals.setdefault("__warningregistry__", {})
+    module = frame.f_globals.get("__name__", "__main__")
+    warnings.warn_explicit(message, FutureWarning, frame.f_code.co_filename, frame.f_lineno, module, registry)

@@ -1,0 +1,138 @@
+"""Which device this process computes on, found out the first time somebody asks.
+
+Owns: the choice of device, joining the process group, and refusing precision the device does not have; the ranks as
+launchers announce them. Leaves to others: wrapping models (`parallel/`). Torch is imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainwright.args.training import TrainingArguments
+
+BACKENDS = {"cuda": "nccl", "xpu": "xccl", "npu": "hccl", "mlu": "cncl", "musa": "mccl"}  # others: gloo
+
+
+def _group_is_ready() -> bool:
+    """Whether torch.distributed is initialised; without torch loaded it cannot be."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def _from_group_or_environment(ask: str, variable: str, default: int) -> int:
+    if _group_is_ready():
+        return int(getattr(sys.modules["torch.distributed"], ask)())
+    return int(os.environ.get(variable, default))
+
+
+def world_size() -> int:
+    """Number of processes of this run: the process group's, else what the launcher announced, else 1."""
+    return _from_group_or_environment("get_world_size", "WORLD_SIZE", 1)
+
+
+def process_index() -> int:
+    """Rank of this process among all."""
+    return _from_group_or_environment("get_rank", "RANK", 0)
+
+
+def local_process_index(local_rank: int = -1) -> int:
+    """Rank of this process on its machine; `local_rank` is what the arguments say, -1 nothing."""
+    return local_rank if local_rank >= 0 else int(os.environ.get("LOCAL_RANK", 0))
+
+
+def find_device(args: TrainingArguments) -> torch.device:
+    """Choose the device, make it current, join the process group, check precision. Fills in `args._n_gpu`.
+
+    Raises:
+        ValueError: the arguments ask for what this machine does not have; the message names the argument and a way out.
+    """
+    import torch
+
+    kind = _device_type(args)
+    local_rank = local_process_index(args.local_rank)
+    launched = world_size() > 1 or "LOCAL_RANK" in os.environ
+    device = torch.device(kind) if kind in ("cpu", "mps") else torch.device(kind, local_rank if launched else 0)
+    if device.index is not None:
+        count = torch.accelerator.device_count()
+        if device.index >= count:
+            raise ValueError(
+                f"LOCAL_RANK={local_rank} needs device {device}, but only {count} are visible: start at most {count} "
+                "processes per machine, or check CUDA_VISIBLE_DEVICES."
+            )
+        torch.accelerator.set_device_index(device.index)
+    _check_precision(args, device)
+    if world_size() > 1 and not _group_is_ready():
+        _join_process_group(args, kind)
+    if args._n_gpu == -1:
+        gpus = torch.cuda.device_count() if kind == "cuda" and not launched else 1
+        args._n_gpu = 0 if kind == "cpu" else gpus
+    if args.tf32 is not None:
+        torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = args.tf32
+    return device
+
+
+def _device_type(args: TrainingArguments) -> str:
+    import torch
+
+    if args.use_cpu:
+        return "cpu"
+    found = torch.accelerator.current_accelerator(check_available=True)
+    kind = "cpu" if found is None else found.type
+    if args.use_mps_device and kind != "mps":
+        raise ValueError("use_mps_device=True, but Apple's GPU is not available here: leave it out to use what is.")
+    return kind
+
+
+def _join_process_group(args: TrainingArguments, kind: str) -> None:
+    import torch.distributed as distributed
+
+    backend = args.ddp_backend or BACKENDS.get(kind, "gloo")
+    if not distributed.is_available():
+        raise ValueError("WORLD_SIZE asks for several processes, but this build of torch has no torch.distributed.")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE={world_size()}, but {', '.join(missing)} not set: start the script with "
+            "`torchrun --nproc_per_node N script.py` or `accelerate launch`, or unset WORLD_SIZE."
+        )
+    distributed.init_process_group(backend=backend, timeout=args.ddp_timeout_delta)
+
+
+def _check_precision(args: TrainingArguments, device: torch.device) -> None:
+    import torch
+
+    if args.fp16 and device.type == "cpu":
+        raise ValueError("fp16=True needs a GPU, and this run is on the CPU: use bf16=True, or leave fp16 out.")
+    if (args.bf16 or args.bf16_full_eval) and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        name = "bf16" if args.bf16 else "bf16_full_eval"
+        raise ValueError(f"{name}=True, but {torch.cuda.get_device_name(device)} has no bfloat16: use fp16 instead.")
+    if args.half_precision_backend == "cpu_amp" and device.type != "cpu":
+        raise ValueError(
+            f"half_precision_backend='cpu_amp' runs on the CPU, not on {device}: write 'auto', or set use_cpu=True."
+        )
+    if args.tf32 and not (device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8):
+        raise ValueError(
+            f"tf32=True needs an NVIDIA GPU of the Ampere generation or newer, not {device}: leave tf32 out."
+        )
+
+
+def barrier(args: TrainingArguments) -> None:
+    """Wait for all processes. NCCL must be told the device, or it guesses one from the rank."""
+    import torch.distributed as distributed
+
+    kwargs: dict[str, Any] = {}
+    if args.device.type == "cuda" and distributed.get_backend() == "nccl":
+        kwargs["device_ids"] = [args.device.index]
+    distributed.barrier(**kwargs)
+
+
+def timeout(seconds: float) -> datetime.timedelta:
+    """Seconds as torch.distributed wants them."""
+    return datetime.timedelta(seconds=seconds)

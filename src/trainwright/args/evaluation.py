@@ -1,0 +1,68 @@
+"""How evaluation and prediction work and what they keep.
+
+Owns: the fields and their ranges. Leaves to others: the evaluation loop (`evaluation/`), when it runs (`intervals.py`).
+"""
+
+# ruff: noqa: RUF009  (`option()` is `dataclasses.field` with a help text)
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainwright.args.checks import check_choice, check_number
+from trainwright.args.options import option
+from trainwright.args.run import RunArguments
+
+
+@dataclass
+class EvaluationArguments(RunArguments):
+    """Evaluation and prediction."""
+
+    prediction_loss_only: bool = option(False, "Keep only the loss: no predictions in memory, no compute_metrics.")
+    eval_loss_average: str = option(
+        "items",
+        "Weight of a batch in the evaluation loss: its label 'items' (the loss does not depend on the batch size), or "
+        "'batches', by samples, as the documented implementation does.",
+    )
+    eval_accumulation_steps: int | None = option(
+        None,
+        "Prediction batches collected on the device before they move to main memory. None: all of them, faster but "
+        "larger.",
+    )
+    eval_do_concat_batches: bool = option(
+        True, "Join predictions and labels into one array. False: a list with one entry per batch."
+    )
+    eval_use_gather_object: bool | None = option(
+        False, "Collect any Python object from the other processes, not just tensors. Slow: everything is pickled."
+    )
+    batch_eval_metrics: bool = option(
+        False, "Call compute_metrics on each batch instead of keeping all predictions; it must accept `compute_result`."
+    )
+    include_for_metrics: list[str] = option(
+        help="What compute_metrics sees besides predictions and labels: 'inputs', 'loss'. Costs the memory to keep it.",
+        factory=list,
+    )
+    include_inputs_for_metrics: bool = option(False, "Older way to put 'inputs' into include_for_metrics.")
+    use_legacy_prediction_loop: bool = option(
+        False, "Call the older `prediction_loop`, so that an override of it is used."
+    )
+    past_index: int = option(
+        -1, "Which output holds the past state (usually 2), fed to the next batch as `mems`. -1: the model has none."
+    )
+
+    def _settle_evaluation(self) -> None:
+        check_number(
+            self, "eval_accumulation_steps", 1, whole=True, optional=True, hint="None keeps all batches on the device."
+        )
+        check_number(self, "past_index", -1, whole=True, hint="-1 means that the model has no past state.")
+        check_choice(self, "eval_loss_average", ("items", "batches"))
+        if isinstance(self.include_for_metrics, str):
+            self.include_for_metrics = [self.include_for_metrics]
+        self.include_for_metrics = list(self.include_for_metrics or [])
+        if self.include_inputs_for_metrics and "inputs" not in self.include_for_metrics:
+            self.include_for_metrics.append("inputs")
+        unknown = [name for name in self.include_for_metrics if name not in ("inputs", "loss")]
+        if unknown:
+            raise ValueError(
+                f"include_for_metrics={self.include_for_metrics!r} is not allowed: it may hold 'inputs' and 'loss', "
+                f"not {unknown}."
+            )

@@ -1,0 +1,29 @@
+"""`option()`: a dataclass field whose meaning is written down once, in its help.
+
+Owns: how a field carries its documentation. Leaves to others: printing it (`argparser.py`, the API page).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    factory: Callable[[], Any] | None = None,
+    aliases: tuple[str, ...] = (),
+    init: bool = True,
+    repr: bool = True,
+    compare: bool = True,
+) -> Any:
+    """A dataclass field with `help` (unit, consequence; %% for a percent sign) and further command-line `aliases`."""
+    metadata: dict[str, Any] = {"help": help}
+    if aliases:
+        metadata["aliases"] = list(aliases)
+    if factory is not None:
+        return dataclasses.field(default_factory=factory, metadata=metadata, init=init, repr=repr, compare=compare)
+    return dataclasses.field(default=default, metadata=metadata, init=init, repr=repr, compare=compare)

@@ -1,0 +1,186 @@
+"""The events of a run, in their order, and the class that receives them.
+
+Owns: `TrainerCallback` and the loop below. Leaves to others: calling the events (`handler`), reacting to them (the
+other files). The order is written here once; `documented_order()` makes a pattern of it, for a test to match a real run
+with.
+
+    init:
+        <on_init_end>
+    train:
+        <on_train_begin>
+        if eval_on_start:
+            evaluate
+        for each epoch:
+            <on_epoch_begin>
+            for each step:
+                <on_step_begin>
+                for each micro-batch except the last:
+                    forward, backward
+                    <on_substep_end>
+                forward, backward of the last micro-batch; clip gradients
+                <on_pre_optimizer_step>
+                optimizer step
+                <on_optimizer_step>
+                learning-rate schedule; zero gradients; state.global_step += 1
+                <on_step_end>
+                obey control
+            <on_epoch_end>
+            obey control
+        load the best model, where load_best_model_at_end asks for it
+        write the last log line
+        <on_log>
+        <on_train_end>
+    obey control:
+        if control.should_log:
+            <on_log>
+        if control.should_evaluate:
+            evaluate
+        if control.should_save:
+            write a checkpoint
+            <on_save>
+    evaluate:
+        for each evaluation dataset:
+            for each batch:
+                <on_prediction_step>
+            <on_log>
+            <on_evaluate>
+    predict:
+        for each batch:
+            <on_prediction_step>
+        <on_predict>
+    push:
+        <on_push_begin>
+
+Source: seed 000 (events and what they mean), seed 003 (when the loop looks at `control`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from trainwright.state import TrainerControl, TrainerState
+
+EVENTS: tuple[str, ...] = (
+    "on_init_end",
+    "on_train_begin",
+    "on_train_end",
+    "on_epoch_begin",
+    "on_epoch_end",
+    "on_step_begin",
+    "on_pre_optimizer_step",
+    "on_optimizer_step",
+    "on_substep_end",
+    "on_step_end",
+    "on_evaluate",
+    "on_predict",
+    "on_save",
+    "on_log",
+    "on_prediction_step",
+    "on_push_begin",
+)
+
+# What an event may return: nothing, the control it changed, or a dict of control fields to set.
+Answer = TrainerControl | dict[str, bool] | None
+
+
+class TrainerCallback:
+    """Observes a run and may steer it through `control`; override the events you want, the others cost nothing.
+
+    Every event receives, by keyword: `model`, `processing_class` (also as `tokenizer`), `optimizer`, `lr_scheduler`,
+    `train_dataloader`, `eval_dataloader`, so name the ones you need and end the signature with `**kwargs`.
+    Change `control` in place, return it, or return a dict such as `{"should_training_stop": True}`.
+
+        class StopAt(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                return {"should_training_stop": state.global_step >= 100}
+    """
+
+    def on_init_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
+        """The Trainer is constructed."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
+        """Training starts; model, optimizer and data are in place and a checkpoint, if any, is loaded."""
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
+        """Training is over and the last log line is written."""
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
+        """A pass over the training data starts."""
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
+        """A pass over the training data is over."""
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
+        """The first micro-batch of an update is about to be computed."""
+
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
+        """Gradients are complete and clipped, weights are not yet changed."""
+
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
+        """Weights are changed, gradients are still there."""
+
+    def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
+        """A micro-batch that is not the last of its update is done."""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
+        """An update is done and counted; what `control` asks for is done next."""
+
+    def on_evaluate(
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> Answer:
+        """An evaluation is over and logged; `metrics` holds its numbers by name."""
+
+    def on_predict(
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> Answer:
+        """`Trainer.predict` is done; `metrics` holds its numbers by name."""
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
+        """A checkpoint is written."""
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> Answer:
+        """A log line is written; `logs` holds its values by name."""
+
+    def on_prediction_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
+        """One batch of an evaluation or prediction is done."""
+
+    def on_push_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
+        """A push to the hub is about to start."""
+
+
+def documented_events() -> list[str]:
+    """The events of the loop above in the order in which they first occur."""
+    return list(dict.fromkeys(re.findall(r"<(on_\w+)>", __doc__ or "")))
+
+
+def documented_order(heading: str) -> re.Pattern[str]:
+    """The events that a part of the loop above ("train", "evaluate", ...) may fire, as a pattern.
+
+    It matches event names joined by one space, each followed by one: `"".join(f"{event} " for event in recorded)`.
+    A line that starts with "for" repeats its block, with "if" makes it optional; a heading stands for its block.
+    """
+    lines = [(len(line) - len(line.lstrip()), line.strip()) for line in (__doc__ or "").splitlines()]
+    loop = [(indent, text) for indent, text in lines if indent >= 4 and text]
+
+    def block_after(position: int) -> str:
+        indent, pattern = loop[position][0], ""
+        inside = position + 1
+        while inside < len(loop) and loop[inside][0] > indent:
+            if loop[inside][0] == indent + 4:
+                pattern += pattern_of(inside)
+            inside += 1
+        return pattern
+
+    def pattern_of(position: int) -> str:
+        text = loop[position][1]
+        if text.startswith("<"):
+            return text[1:-1] + " "
+        if text.endswith(":"):
+            return f"(?:{block_after(position)}){'*' if text.startswith('for ') else '?'}"
+        return block_after(headings[text]) if text in headings else ""
+
+    headings = {text[:-1]: position for position, (indent, text) in enumerate(loop) if indent == 4}
+    return re.compile(block_after(headings[heading]))

@@ -1,0 +1,266 @@
+"""Calls the callbacks of a run, and only those that listen.
+
+Owns: the list of callbacks, the dispatch table, the reset of `control` before an event, and obeying what a callback
+returns. Leaves to others: when an event happens (the loop; order in `base`).
+Source: seed 000 (what a callback receives), seed 003 (which field of `control` an event resets).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from trainwright.callbacks.base import EVENTS, TrainerCallback
+from trainwright.names import closest
+from trainwright.state import TrainerControl, TrainerState
+
+logger = logging.getLogger(__name__)
+
+CONTROL_FIELDS = tuple(field.name for field in dataclasses.fields(TrainerControl))
+
+
+class _Shared:
+    """An attribute of the handler that callbacks receive by keyword. It lives in the prebuilt keywords alone, so that
+    `handler.optimizer = ...` is seen by the next event without building a dict per event."""
+
+    def __init__(self, *keywords: str) -> None:
+        self.keywords = keywords
+
+    def __get__(self, handler: Any, owner: type | None = None) -> Any:
+        return self if handler is None else handler._shared[self.keywords[0]]
+
+    def __set__(self, handler: Any, value: Any) -> None:
+        for keyword in self.keywords:
+            handler._shared[keyword] = value
+
+
+class CallbackHandler(TrainerCallback):
+    """Holds the callbacks of a run and passes each event on to those that override it.
+
+    `listeners` maps an event to the bound methods that want it. A loop may skip an event nobody listens to with
+    `if handler.listeners["on_step_begin"]:`, and then does the reset of that event itself (`control._new_step()`).
+    """
+
+    model = _Shared("model")
+    processing_class = _Shared("processing_class", "tokenizer")
+    tokenizer = processing_class  # its name until 4.46
+    optimizer = _Shared("optimizer")
+    lr_scheduler = _Shared("lr_scheduler")
+    train_dataloader = _Shared("train_dataloader")
+    eval_dataloader = _Shared("eval_dataloader")
+
+    def __init__(
+        self, callbacks: Iterable[Any], model: Any, processing_class: Any, optimizer: Any, lr_scheduler: Any
+    ) -> None:
+        self._shared: dict[str, Any] = {}
+        self.model = model
+        self.processing_class = processing_class
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.train_dataloader = None
+        self.eval_dataloader = None
+        self.callbacks: list[Any] = []
+        self.listeners: dict[str, tuple[Callable[..., Any], ...]] = {}
+        for callback in callbacks:
+            self.add_callback(callback)
+        self.refresh_listeners()
+        if not any(base.__name__ == "DefaultFlowCallback" for item in self.callbacks for base in type(item).__mro__):
+            logger.warning(
+                "There is no DefaultFlowCallback among the callbacks (%s), so nothing asks for logs, evaluations, "
+                "checkpoints and the end of training. Unless a callback of yours does, add it: "
+                "trainer.add_callback(DefaultFlowCallback).",
+                ", ".join(self.callback_list.split()) or "none",
+            )
+
+    @property
+    def callback_list(self) -> str:
+        """The class names of the callbacks, one per line."""
+        return "\n".join(type(callback).__name__ for callback in self.callbacks)
+
+    def add_callback(self, callback: Any) -> None:
+        """Append a callback, given as an instance or as a class that can be constructed without arguments."""
+        instance = _constructed(callback) if isinstance(callback, type) else callback
+        if not any(callable(getattr(instance, event, None)) for event in EVENTS):
+            raise TypeError(
+                f"callbacks: {callback!r} is not a callback, because it has none of the events ({', '.join(EVENTS)}). "
+                "Pass an instance or a subclass of TrainerCallback."
+            )
+        if any(type(present) is type(instance) for present in self.callbacks):
+            logger.warning(
+                "A %s is added, but there is already one, and both will be called. The callbacks were: %s.",
+                type(instance).__name__,
+                ", ".join(self.callback_list.split()),
+            )
+        self.callbacks.append(instance)
+        self.refresh_listeners()
+
+    def pop_callback(self, callback: Any) -> Any:
+        """Remove a callback and return it; None when it is not there. A class means the first instance of it."""
+        for position, present in enumerate(self.callbacks):
+            if _is_meant(present, callback):
+                del self.callbacks[position]
+                self.refresh_listeners()
+                return present
+        return None
+
+    def remove_callback(self, callback: Any) -> None:
+        """Remove a callback, given as an instance or a class; nothing happens when it is not there."""
+        self.pop_callback(callback)
+
+    def refresh_listeners(self) -> None:
+        """Build the dispatch table again. Needed only after an event was set on a callback that is already here."""
+        self._listed = list(self.callbacks)
+        self.listeners = {event: self._listeners_of(event) for event in EVENTS}
+
+    def _listeners_of(self, event: str) -> tuple[Callable[..., Any], ...]:
+        return tuple(getattr(callback, event) for callback in self.callbacks if _listens(callback, event))
+
+    def call_event(
+        self, event: str, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Call everyone who listens to `event` and return the control that came out of it.
+
+        An event that is not in `EVENTS` reaches the callbacks that define a method of that name.
+        """
+        if self.callbacks != self._listed:  # someone changed the list itself, as extensions do
+            self.refresh_listeners()
+        listeners = self.listeners.get(event)
+        if listeners is None:
+            listeners = self._listeners_of(event)
+            if not listeners:
+                raise ValueError(f"No callback has an event named {event!r}.{closest(event, EVENTS)}")
+        keywords = {**self._shared, **kwargs} if kwargs else self._shared
+        for listener in listeners:
+            answer = listener(args, state, control, **keywords)
+            if answer is not None and answer is not control:
+                control = _obeyed(answer, control, listener, event)
+        return control
+
+    def on_init_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        return self.call_event("on_init_end", args, state, control, **kwargs)
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        control.should_training_stop = False
+        return self.call_event("on_train_begin", args, state, control, **kwargs)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        return self.call_event("on_train_end", args, state, control, **kwargs)
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        control.should_epoch_stop = False
+        return self.call_event("on_epoch_begin", args, state, control, **kwargs)
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        return self.call_event("on_epoch_end", args, state, control, **kwargs)
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        control.should_log = control.should_evaluate = control.should_save = False
+        return self.call_event("on_step_begin", args, state, control, **kwargs)
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        return self.call_event("on_pre_optimizer_step", args, state, control, **kwargs)
+
+    def on_optimizer_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        return self.call_event("on_optimizer_step", args, state, control, **kwargs)
+
+    def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        return self.call_event("on_substep_end", args, state, control, **kwargs)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        return self.call_event("on_step_end", args, state, control, **kwargs)
+
+    def on_evaluate(
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> TrainerControl:
+        control.should_evaluate = False
+        return self.call_event("on_evaluate", args, state, control, metrics=metrics, **kwargs)
+
+    def on_predict(
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> TrainerControl:
+        return self.call_event("on_predict", args, state, control, metrics=metrics, **kwargs)
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        control.should_save = False
+        return self.call_event("on_save", args, state, control, **kwargs)
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> TrainerControl:
+        control.should_log = False
+        return self.call_event("on_log", args, state, control, logs=logs, **kwargs)
+
+    def on_prediction_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        return self.call_event("on_prediction_step", args, state, control, **kwargs)
+
+    def on_push_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        return self.call_event("on_push_begin", args, state, control, **kwargs)
+
+
+def _constructed(callback_class: type) -> Any:
+    try:
+        return callback_class()
+    except TypeError as error:
+        raise TypeError(
+            f"callbacks: {callback_class.__name__} cannot be constructed without arguments ({error}). "
+            f"Pass an instance: callbacks=[{callback_class.__name__}(...)]."
+        ) from error
+
+
+def _is_meant(present: Any, wanted: Any) -> bool:
+    """Whether `wanted`, an instance or a class, means the callback `present`.
+
+    A class of `transformers` also means ours of the same name, so that `remove_callback(transformers.PrinterCallback)`
+    in a script that changed one import line is not silently without effect.
+    """
+    if not isinstance(wanted, type):
+        return present is wanted
+    return isinstance(present, wanted) or (_is_reference(wanted) and type(present).__name__ == wanted.__name__)
+
+
+def _is_reference(class_: type) -> bool:
+    return class_.__module__.partition(".")[0] == "transformers"
+
+
+def _listens(callback: Any, event: str) -> bool:
+    """Whether `callback` has a method named `event` that is not the empty one of the base class."""
+    if not callable(getattr(callback, event, None)):
+        return False
+    if event in getattr(callback, "__dict__", ()):
+        return True
+    owner = next((base for base in type(callback).__mro__ if event in vars(base)), None)
+    if owner is None or owner is TrainerCallback:
+        return owner is None  # None: a proxy that answers through __getattr__
+    return not (owner.__name__ == "TrainerCallback" and _is_reference(owner))
+
+
+def _obeyed(answer: Any, control: TrainerControl, listener: Callable[..., Any], event: str) -> TrainerControl:
+    """The control after a callback answered with another control or with a dict of fields."""
+    if isinstance(answer, dict):
+        for name, value in answer.items():
+            if name not in CONTROL_FIELDS:
+                raise ValueError(
+                    f"{_name_of(listener)}.{event} returned a dict with the key {name!r}, which is no field of "
+                    f"TrainerControl; its fields are {', '.join(CONTROL_FIELDS)}.{closest(name, CONTROL_FIELDS)}"
+                )
+            setattr(control, name, bool(value))
+        return control
+    if all(hasattr(answer, name) for name in CONTROL_FIELDS):
+        return answer  # type: ignore[no-any-return]  # a TrainerControl, ours or of another library
+    raise TypeError(
+        f"{_name_of(listener)}.{event} returned {answer!r}. A callback returns None, the control, or a dict of its "
+        "fields such as {'should_training_stop': True}."
+    )
+
+
+def _name_of(listener: Callable[..., Any]) -> str:
+    owner = getattr(listener, "__self__", None)
+    return type(owner).__name__ if owner is not None else repr(listener)

@@ -1,0 +1,61 @@
+"""Which checkpoint is the best so far: pure decisions about numbers and paths.
+
+Owns: finding the metric, comparing two values, finding the best checkpoint again after its directory moved.
+Leaves to others: when metrics are computed, and remembering the result (`TrainerState`). Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from trainwright.names import closest
+
+PREFIX = "eval_"
+
+
+class MetricNotFound(KeyError, ValueError):
+    """`metric_for_best_model` names a metric that the evaluation did not return."""
+
+    def __str__(self) -> str:  # KeyError would print the message in quotes
+        return str(self.args[0])
+
+
+def metric_value(metrics: Mapping[str, Any], name: str) -> float:
+    """The value of metric `name`, with or without "eval_", as a float.
+
+    Raises MetricNotFound, which is a KeyError and a ValueError, listing what is there and the nearest name.
+    """
+    bare = name.removeprefix(PREFIX)
+    for candidate in (PREFIX + bare, bare, name):
+        if candidate in metrics:
+            return float(metrics[candidate])
+    raise MetricNotFound(
+        f"metric_for_best_model={name!r} is not among the metrics of the evaluation: {sorted(metrics)}."
+        f"{closest(PREFIX + bare, metrics) or closest(bare, metrics)} "
+        "Return it from compute_metrics, or choose one of these."
+    )
+
+
+def is_better(value: float, best: float | None, greater_is_better: bool, threshold: float = 0.0) -> bool:
+    """Whether `value` improves on `best` by more than `threshold`. NaN never does; all else beats None or NaN."""
+    if math.isnan(value):
+        return False
+    if best is None or math.isnan(best):
+        return True
+    gain = value - best if greater_is_better else best - value
+    return gain > threshold
+
+
+def locate(best_path: str | None, output_dir: str | os.PathLike[str]) -> str | None:
+    """Where the checkpoint remembered as `best_path` lies now, or None.
+
+    `output_dir` comes first, because a run that was moved or copied remembers the old place.
+    """
+    if not best_path:
+        return None
+    name = best_path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    here = os.path.join(os.fspath(output_dir), name)
+    return next((path for path in (here, best_path) if os.path.isdir(path)), None)

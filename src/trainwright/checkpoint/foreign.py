@@ -1,0 +1,110 @@
+"""Checkpoints without a manifest (other implementations, older releases): the strongest check their files allow.
+
+Owns: structure. A safetensors file knows its own length, a torch file is a zip archive with a CRC per tensor, JSON
+parses or not. Leaves to others: bits that flipped inside a safetensors file, which nothing in it can reveal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from typing import Any
+
+from trainwright import names
+from trainwright.checkpoint.paths import WEIGHT_NAMES, inside, relative_files
+
+# Directories that sharded backends write instead of one weights or optimizer file.
+_SHARDED_PREFIXES = ("global_step", "pytorch_model_fsdp", "optimizer_")
+
+
+def structural_problems(directory: str | os.PathLike[str], *, deep: bool = True) -> list[str]:
+    """What is visibly wrong with a checkpoint that has no manifest; `deep` also checks every CRC."""
+    found = relative_files(directory)
+    top = set(os.listdir(directory))
+    result = []
+    if names.TRAINER_STATE_NAME not in top:  # the file that others write last
+        result.append(f"{names.TRAINER_STATE_NAME} is missing: the save was interrupted, or this is not a checkpoint")
+    sharded = any(entry.startswith(_SHARDED_PREFIXES) for entry in top)
+    if not sharded and not top.intersection(WEIGHT_NAMES):
+        result.append(f"the weights are missing: none of {', '.join(WEIGHT_NAMES)} is there")
+    if names.OPTIMIZER_NAME in top and names.SCHEDULER_NAME not in top:
+        result.append(f"{names.SCHEDULER_NAME} is missing, though {names.OPTIMIZER_NAME} is there")
+    if names.SCHEDULER_NAME in top and not sharded and not top.intersection((names.OPTIMIZER_NAME, "optimizer.bin")):
+        result.append(f"{names.OPTIMIZER_NAME} is missing, though {names.SCHEDULER_NAME} is there")
+    for name in found:
+        try:
+            sentence = _problem_of(directory, name, deep)
+        except (ValueError, OSError) as error:
+            sentence = f"{name} cannot be checked: {error}"
+        if sentence:
+            result.append(sentence)
+    return result
+
+
+def _problem_of(directory: str | os.PathLike[str], name: str, deep: bool) -> str | None:
+    suffix = os.path.splitext(name)[1]
+    if suffix not in (".safetensors", ".pt", ".pth", ".bin", ".json"):
+        return None
+    path = inside(directory, name)
+    if os.path.getsize(path) == 0:
+        return f"{name} is empty"
+    if suffix == ".safetensors":
+        return _safetensors_problem(path, name)
+    if suffix == ".json":
+        return _json_problem(directory, path, name)
+    return _archive_problem(path, name, deep)
+
+
+def _safetensors_problem(path: str, name: str) -> str | None:
+    """Opening reads the header and compares the offsets in it with the size of the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt"):
+            return None
+    except SafetensorError as error:
+        return f"{name} is damaged: {error}"
+
+
+def _archive_problem(path: str, name: str, deep: bool) -> str | None:
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    if magic != b"PK\x03\x04":
+        return _not_an_archive(path, name)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip() if deep else None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        return f"{name} is damaged or truncated: {error}"
+    return f"{name} is damaged: the checksum of {broken} in it does not match" if broken else None
+
+
+def _not_an_archive(path: str, name: str) -> str | None:
+    """A file from before torch 1.6 is a bare pickle: it is whole if it can be read, which never runs code from it."""
+    if name == names.TRAINING_ARGS_NAME:  # never read, so it cannot do harm either
+        return None
+    from trainwright.checkpoint.tensors import load_tensors
+
+    try:
+        load_tensors(path)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _json_problem(directory: str | os.PathLike[str], path: str, name: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content: Any = json.load(file)
+    except ValueError as error:
+        return f"{name} is damaged: {error}"
+    if name == names.TRAINER_STATE_NAME and not (isinstance(content, dict) and "global_step" in content):
+        return f"{name} is damaged: it says no global_step"
+    if name.endswith(".index.json"):
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(shards, dict) or not shards:
+            return f"{name} is damaged: it has no weight_map"
+        missing = sorted({s for s in shards.values() if not os.path.isfile(inside(directory, s))})
+        return f"{', '.join(missing)} is missing, though {name} names it" if missing else None
+    return None

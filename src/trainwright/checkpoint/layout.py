@@ -1,0 +1,186 @@
+"""Where checkpoints lie: their names, which is the last, and which may go.
+
+Owns: `checkpoint-N` directories of one output directory. Leaves to others: what stands in them (manifest.py), how a new
+one appears (save.py). A directory is ours if it holds a manifest or a trainer state; no other is ever deleted.
+Source: seed 001 (`save_total_limit`, `load_best_model_at_end`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable
+
+from trainwright.checkpoint.manifest import problems
+from trainwright.checkpoint.paths import INCOMPLETE_NAME
+from trainwright.names import CHECKPOINT_PREFIX, MANIFEST_NAME, TRAINER_STATE_NAME
+
+logger = logging.getLogger(__name__)
+
+# What a hidden sibling of a checkpoint is for, and the process that made it.
+_SIBLING = re.compile(r"\.(?P<name>.+)\.(?P<purpose>staged|replaced|deleted)-(?P<pid>\d+)")
+
+Path = str | os.PathLike[str]
+
+
+def checkpoint_name(step: int) -> str:
+    """Directory of the checkpoint after `step` updates, for example `checkpoint-500`."""
+    return f"{CHECKPOINT_PREFIX}-{step}"
+
+
+def step_of(path: Path, checkpoint_prefix: str = CHECKPOINT_PREFIX) -> int | None:
+    """The step in the name of a checkpoint directory; None for any other name.
+
+    >>> step_of("out/checkpoint-500"), step_of("out/checkpoint-500-old"), step_of("out/.checkpoint-500.staged-7")
+    (500, None, None)
+    """
+    match = re.fullmatch(rf"{re.escape(checkpoint_prefix)}-(\d+)", os.path.basename(os.path.normpath(os.fspath(path))))
+    return int(match[1]) if match else None
+
+
+def get_last_checkpoint(folder: Path) -> str | None:
+    """The `checkpoint-N` directory with the highest N in `folder`, or None. Without `folder`: FileNotFoundError."""
+    ordered = sort_checkpoints(folder)
+    return ordered[-1] if ordered else None
+
+
+def sort_checkpoints(
+    output_dir: Path,
+    checkpoint_prefix: str = CHECKPOINT_PREFIX,
+    use_mtime: bool = False,
+    best_model_checkpoint: str | None = None,
+) -> list[str]:
+    """The checkpoint directories of `output_dir`, oldest first, by step or by modification time.
+
+    The best one is moved to the place before the last, so that whoever deletes from the front deletes it late.
+    """
+    found = []
+    for entry in os.scandir(output_dir):
+        step = step_of(entry.name, checkpoint_prefix)
+        if step is not None and entry.is_dir() and not os.path.lexists(os.path.join(entry.path, INCOMPLETE_NAME)):
+            found.append((entry.stat().st_mtime_ns if use_mtime else step, step, entry.path))
+    ordered = [path for _, _, path in sorted(found)]
+    best = next((path for path in ordered[:-1] if same_place(path, best_model_checkpoint)), None)
+    if best is not None:
+        ordered.remove(best)
+        ordered.insert(len(ordered) - 1, best)
+    return ordered
+
+
+def checkpoints_to_delete(
+    output_dir: Path,
+    limit: int | None,
+    best: str | None = None,
+    keep: Iterable[str] = (),
+    *,
+    use_mtime: bool = False,
+    checkpoint_prefix: str = CHECKPOINT_PREFIX,
+) -> list[str]:
+    """Which checkpoints of ours go when at most `limit` may stay. Deletes nothing.
+
+    The newest and the best always stay, so a limit of 1 keeps two where they differ. Those in `keep` stay as well, on
+    top of the limit. No limit, or one below 1, deletes nothing.
+    """
+    if limit is None or limit < 1:
+        return []
+    ordered = [p for p in sort_checkpoints(output_dir, checkpoint_prefix, use_mtime, best) if is_ours(p)]
+    if len(ordered) > 1 and same_place(ordered[-2], best):
+        limit = max(limit, 2)
+    kept = [os.fspath(path) for path in keep]
+    return [p for p in ordered[: max(0, len(ordered) - limit)] if not any(same_place(p, k) for k in kept)]
+
+
+def rotate_checkpoints(
+    output_dir: Path,
+    save_total_limit: int | None = None,
+    best_model_checkpoint: str | None = None,
+    use_mtime: bool = False,
+    checkpoint_prefix: str = CHECKPOINT_PREFIX,
+) -> None:
+    """Delete the oldest checkpoints until `save_total_limit` are left; call it after the newest one is durable.
+
+    Where none of those that stay is whole, the newest whole one among the others stays too.
+    """
+    select = {"use_mtime": use_mtime, "checkpoint_prefix": checkpoint_prefix}
+    going = checkpoints_to_delete(output_dir, save_total_limit, best_model_checkpoint, **select)  # type: ignore[arg-type]
+    if not going:
+        return
+    staying = [p for p in sort_checkpoints(output_dir, checkpoint_prefix, use_mtime) if p not in going and is_ours(p)]
+    if all(problems(path, deep=False) for path in reversed(staying)):
+        last_good = next((path for path in reversed(going) if not problems(path, deep=False)), None)
+        if last_good is not None:
+            logger.warning("None of %s is whole, so %s is kept beyond save_total_limit.", staying, last_good)
+            going.remove(last_good)
+    for path in going:
+        logger.info("Deleting %s because of save_total_limit=%s.", path, save_total_limit)
+        remove(path)
+
+
+def clean_up_staging(output_dir: Path) -> None:
+    """Settle what runs that died while saving left in `output_dir`; call it in one process, before training.
+
+    A staged checkpoint that is complete gets its name, one that was moved aside for it comes back if need be, the rest
+    is deleted. What a process that still runs has made is left alone.
+    """
+    siblings = []
+    for entry in os.scandir(output_dir):
+        match = _SIBLING.fullmatch(entry.name)
+        if match and entry.is_dir(follow_symlinks=False) and not _is_running(int(match["pid"])):
+            siblings.append((match["purpose"], entry.path, os.path.join(output_dir, match["name"])))
+    order = {"staged": 0, "replaced": 1, "deleted": 2}  # the new one first, then the one it was to replace
+    for purpose, path, final in sorted(siblings, key=lambda sibling: order[sibling[0]]):
+        wanted = purpose != "deleted" and not os.path.lexists(final)
+        if wanted and os.path.lexists(os.path.join(path, MANIFEST_NAME)) and not problems(path):
+            logger.warning("%s is complete, its run died before naming it. It is now %s.", path, final)
+            os.rename(path, final)
+        elif wanted and purpose == "replaced":
+            os.rename(path, final)
+        else:
+            logger.info("Deleting %s, left by a run that died while saving.", path)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether `path` is a checkpoint that a Trainer wrote: a real directory with a manifest or a trainer state."""
+    markers = (MANIFEST_NAME, TRAINER_STATE_NAME)
+    return not os.path.islink(path) and any(os.path.isfile(os.path.join(path, name)) for name in markers)
+
+
+def sibling(path: Path, purpose: str) -> str:
+    """A hidden name next to `path` that belongs to this process; `purpose` is staged, replaced or deleted."""
+    parent, name = os.path.split(os.path.abspath(path))
+    return os.path.join(parent, f".{name}.{purpose}-{os.getpid()}")
+
+
+def remove(path: Path) -> None:
+    """Delete a directory. It loses its name first, so that a run killed halfway leaves no half checkpoint."""
+    doomed = sibling(path, "deleted")
+    try:
+        os.rename(path, doomed)
+    except OSError:  # no rename here, or a left-over in the way
+        doomed = os.fspath(path)
+    shutil.rmtree(doomed, ignore_errors=True)
+    if os.path.lexists(doomed):
+        logger.warning("%s could not be deleted completely; it still takes space on the disk.", doomed)
+
+
+def same_place(path: str, other: str | None) -> bool:
+    """Whether two paths lead to the same directory; False for None."""
+    return other is not None and os.path.realpath(path) == os.path.realpath(other)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether another process with this id runs here. Our own is a left-over: nothing is staged before training."""
+    if pid == os.getpid():
+        return False
+    if os.name == "nt":  # signal 0 is Ctrl-C there
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it runs for someone else
+        return True
+    return True

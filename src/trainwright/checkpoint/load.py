@@ -1,0 +1,199 @@
+"""Read back what save.py wrote, and find the checkpoint to resume from.
+
+Owns: verification before loading, the fall-back to an older checkpoint, and errors that say what a missing file costs.
+Leaves to others: weights (weights.py), the trainer state (state.py), the order in which a run restores things.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainwright.checkpoint.layout import is_ours, sort_checkpoints
+from trainwright.checkpoint.manifest import problems
+from trainwright.checkpoint.paths import rng_name
+from trainwright.checkpoint.save import ACCELERATORS, accelerator
+from trainwright.checkpoint.tensors import load_tensors
+from trainwright.names import LOOP_STATE_NAME, OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
+
+__all__ = [
+    "find_resumable",
+    "load_loop_state",
+    "load_optimizer",
+    "load_rng",
+    "load_scaler",
+    "load_scheduler",
+    "load_tensors",
+]
+
+logger = logging.getLogger(__name__)
+
+Path = str | os.PathLike[str]
+
+
+def find_resumable(path_or_output_dir: Path, is_explicit: bool) -> str:
+    """The checkpoint to resume from, verified byte by byte.
+
+    `is_explicit`: the path is the checkpoint itself; a damaged one raises ValueError with what is wrong and the newest
+    good one beside it. Otherwise it is an output directory: its newest good checkpoint is returned, each damaged newer
+    one is named in a warning and renamed to `<name>.damaged`. Raises ValueError where none is good. Call it in one
+    process and tell the others.
+    """
+    path = os.fspath(path_or_output_dir)
+    if is_explicit:
+        found = problems(path)
+        if not found:
+            return path
+        raise ValueError(f"The checkpoint {path} cannot be used: {'; '.join(found)}.{_good_neighbour(path)}")
+    ordered = sort_checkpoints(path) if os.path.isdir(path) else []
+    rejected = []
+    for checkpoint in reversed(ordered):
+        found = problems(checkpoint)
+        if not found:
+            return checkpoint
+        rejected.append(f"{checkpoint}: {'; '.join(found)}")
+        logger.warning(
+            "THE CHECKPOINT %s IS DAMAGED and is not used: %s. Looking for an older one.%s",
+            checkpoint,
+            "; ".join(found),
+            _set_aside(checkpoint),
+        )
+    if rejected:
+        raise ValueError(f"Every checkpoint in {path} is damaged, nothing can be resumed. {' '.join(rejected)}")
+    raise ValueError(
+        f"There is no checkpoint in {path} to resume from. Call train() without resume_from_checkpoint to start."
+    )
+
+
+def load_optimizer(directory: Path, optimizer: Any, device: torch.device | str = "cpu") -> None:
+    """Restore the optimizer from `optimizer.pt`; `device` is where its parameters lie.
+
+    Raises FileNotFoundError saying what the loss of the file costs, ValueError when it belongs to another model.
+    """
+    costs = "Without it the optimizer would start from nothing and the loss would jump"
+    path = _required(directory, OPTIMIZER_NAME, costs)
+    # On a CPU the state would stay in the mapped file, and every later step would pay for its pages.
+    state = load_tensors(path, mmap=torch.device(device).type != "cpu")
+    _restore(
+        path, optimizer, state, "It was written for other parameters: check the model, its frozen parts and `optim`."
+    )
+
+
+def load_scheduler(directory: Path, scheduler: Any) -> None:
+    """Restore the learning-rate schedule from `scheduler.pt`; errors as `load_optimizer`."""
+    costs = "Without it the learning rate would start again with its warm-up"
+    path = _required(directory, SCHEDULER_NAME, costs)
+    _restore(path, scheduler, load_tensors(path), "It was written for another schedule: check `lr_scheduler_type`.")
+
+
+def load_scaler(directory: Path, scaler: Any) -> None:
+    """Restore the fp16 loss scale from `scaler.pt`. A missing file costs a few skipped steps, so it only warns."""
+    path = os.path.join(directory, SCALER_NAME)
+    if not os.path.isfile(path):
+        logger.warning("%s is missing: the fp16 loss scale starts at its default and a few steps may be skipped.", path)
+        return
+    _restore(path, scaler, load_tensors(path), "It was written for another precision: check `fp16`.")
+
+
+def load_rng(directory: Path, rank: int = 0, world_size: int = 1) -> None:
+    """Restore this process's random state (Python, NumPy, torch, accelerators). A missing file only warns."""
+    path = os.path.join(directory, rng_name(rank, world_size))
+    if not os.path.isfile(path):
+        logger.warning(
+            "%s is missing, perhaps because the number of processes has changed (now %d): dropout, shuffling and "
+            "augmentation will differ from those of a run without interruption.",
+            path,
+            world_size,
+        )
+        return
+    state = load_tensors(path, mmap=False)
+    try:
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.random.set_rng_state(state["cpu"])
+        for name in ACCELERATORS:
+            if name in state:
+                _restore_accelerator(path, name, state[name])
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise ValueError(f"{path} holds no random state that fits: {error}.") from error
+
+
+def load_loop_state(directory: Path) -> dict[str, Any]:
+    """What `save_loop_state` wrote; empty for a checkpoint of another implementation. Raises ValueError if damaged."""
+    path = os.path.join(directory, LOOP_STATE_NAME)
+    try:
+        with open(path, encoding="utf-8") as file:
+            state = json.load(file)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}. Use an older checkpoint.") from error
+    if not isinstance(state, dict):
+        raise ValueError(
+            f"{path} is damaged: it holds a {type(state).__name__}, not an object. Use an older checkpoint."
+        )
+    return state
+
+
+def _required(directory: Path, name: str, costs: str) -> str:
+    path = os.path.join(directory, name)
+    if os.path.isfile(path):
+        return path
+    if not any(os.path.isfile(os.path.join(directory, other)) for other in (OPTIMIZER_NAME, SCHEDULER_NAME)):
+        raise FileNotFoundError(
+            f"{os.fspath(directory)} was made with save_only_model: cannot be resumed; start from its weights instead "
+            f"({OPTIMIZER_NAME} and {SCHEDULER_NAME} are missing)."
+        )
+    raise FileNotFoundError(f"{path} is missing. {costs}. Resume from an older checkpoint, or start from its weights.")
+
+
+def _restore(path: str, target: Any, state: Any, hint: str) -> None:
+    try:
+        target.load_state_dict(state)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
+        raise ValueError(f"{path} does not fit {type(target).__name__}: {error}. {hint}") from error
+
+
+def _restore_accelerator(path: str, name: str, state: Any) -> None:
+    """`state` is one tensor (one of several processes wrote it) or one per device."""
+    backend = accelerator(name)
+    if backend is None:
+        logger.warning("%s holds the random state of %s, which this machine lacks: dropout will differ.", path, name)
+    elif isinstance(state, torch.Tensor):
+        backend.set_rng_state(state)
+    elif len(state) == backend.device_count():
+        backend.set_rng_state_all(state)
+    else:  # another number of devices: the first ones go on where they were
+        logger.warning(
+            "%s holds the random state of %d %s devices, here are %d.", path, len(state), name, backend.device_count()
+        )
+        for index, one in enumerate(state[: backend.device_count()]):
+            backend.set_rng_state(one, index)
+
+
+def _set_aside(checkpoint: str) -> str:
+    """Rename a damaged checkpoint so that it is neither found nor rotated again; what was done, as a sentence."""
+    if not is_ours(checkpoint):
+        return " It stays where it is."
+    target = f"{checkpoint}.damaged"
+    try:
+        if os.path.lexists(target):
+            raise FileExistsError(f"{target} exists")
+        os.rename(checkpoint, target)
+        return f" It is kept as {target}."
+    except OSError as error:
+        return f" It could not be renamed ({error}) and stays where it is."
+
+
+def _good_neighbour(path: str) -> str:
+    """A sentence naming the newest good checkpoint beside `path`, or saying that there is none."""
+    parent = os.path.dirname(os.path.abspath(path))
+    others = sort_checkpoints(parent) if os.path.isdir(parent) else []
+    good = next((c for c in reversed(others) if c != os.path.abspath(path) and is_ours(c) and not problems(c)), None)
+    return f" The newest good checkpoint beside it is {good}." if good else " There is no good checkpoint beside it."

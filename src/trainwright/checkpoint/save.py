@@ -1,0 +1,203 @@
+"""Write a checkpoint so that it is there completely or not at all.
+
+Owns: staging, the moment a checkpoint gets its name, and the files that hold more than weights (those: weights.py).
+Leaves to others: when to save, and which process does.
+Order: write into a hidden sibling, flush each file, manifest last, flush the directory, rename, flush the parent.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import logging
+import os
+import pickle
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainwright.checkpoint.layout import remove, sibling
+from trainwright.checkpoint.manifest import write_manifest
+from trainwright.checkpoint.paths import INCOMPLETE_NAME, relative_files, rng_name
+from trainwright.checkpoint.tensors import foreign_objects
+from trainwright.names import (
+    LOOP_STATE_NAME,
+    MANIFEST_NAME,
+    OPTIMIZER_NAME,
+    SCALER_NAME,
+    SCHEDULER_NAME,
+    TRAINING_ARGS_NAME,
+)
+
+logger = logging.getLogger(__name__)
+
+Path = str | os.PathLike[str]
+
+# Backends whose generators are part of a run's state, each under its own key. One that was never used is left out.
+ACCELERATORS = ("cuda", "xpu", "npu", "mlu", "musa", "hpu", "mps")
+# What file systems without rename answer (bind mounts, overlays, object stores).
+_NO_RENAME = frozenset((errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
+
+
+@contextmanager
+def staged(final_directory: Path, *, step: int, world_size: int, position: dict[str, Any]) -> Iterator[str]:
+    """Yield a hidden directory to write into; it becomes `final_directory` when the block ends without an exception.
+
+    After an exception it is deleted and `final_directory` is as it was. One process enters; others that write files too
+    must be told the path, and must be done before this one leaves. `position` is where in the data the run stands, in
+    samples, and must be JSON. A complete `final_directory` of before is deleted only once the new one has its name.
+    """
+    final = os.path.abspath(final_directory)
+    staging = sibling(final, "staged")
+    os.makedirs(os.path.dirname(final), exist_ok=True)
+    shutil.rmtree(staging, ignore_errors=True)  # ours, from a save that failed halfway
+    os.mkdir(staging)
+    try:
+        yield staging
+        for name in relative_files(staging):
+            _flush(os.path.join(staging, name))
+        write_manifest(staging, step, world_size, position)
+        _flush(os.path.join(staging, MANIFEST_NAME))
+        for folder, _, _ in os.walk(staging, topdown=False):
+            _flush_directory(folder)
+        _publish(staging, final)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _publish(staging: str, final: str) -> None:
+    """Give `staging` its name. Where directories cannot be renamed, copy it under a mark that goes last."""
+    replaced = sibling(final, "replaced")
+    existed = os.path.lexists(final)
+    try:
+        if existed:
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.rename(final, replaced)  # clean_up_staging settles a run that dies between these two lines
+        os.rename(staging, final)
+    except OSError as error:
+        if existed and not os.path.lexists(final):
+            os.rename(replaced, final)
+        if error.errno not in _NO_RENAME:
+            raise
+        _copy_into_place(staging, final)
+    _flush_directory(os.path.dirname(final))
+    if os.path.lexists(replaced):
+        remove(replaced)
+
+
+def _copy_into_place(staging: str, final: str) -> None:
+    if os.path.lexists(final):
+        shutil.rmtree(final)
+    os.makedirs(final)
+    mark = os.path.join(final, INCOMPLETE_NAME)
+    with open(mark, "w") as file:
+        file.write("The copy of this checkpoint is not complete.\n")
+    _flush(mark)
+    _flush_directory(final)
+    shutil.copytree(staging, final, dirs_exist_ok=True)
+    for name in relative_files(final):
+        _flush(os.path.join(final, name))
+    os.remove(mark)
+    _flush_directory(final)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def save_optimizer(directory: Path, optimizer: Any) -> None:
+    """Write the optimizer's state to `optimizer.pt`."""
+    _save_state(os.path.join(directory, OPTIMIZER_NAME), optimizer.state_dict())
+
+
+def save_scheduler(directory: Path, scheduler: Any) -> None:
+    """Write the learning-rate schedule's state to `scheduler.pt`."""
+    _save_state(os.path.join(directory, SCHEDULER_NAME), scheduler.state_dict())
+
+
+def save_scaler(directory: Path, scaler: Any) -> None:
+    """Write the fp16 loss scale to `scaler.pt`."""
+    _save_state(os.path.join(directory, SCALER_NAME), scaler.state_dict())
+
+
+def save_rng(directory: Path, *, rank: int = 0, world_size: int = 1) -> None:
+    """Write this process's random state: Python, NumPy, torch, accelerators.
+
+    A single process writes `rng_state.pth`, with the state of every device; one of several writes
+    `rng_state_<rank>.pth`, with that of its own device.
+    """
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "cpu": torch.random.get_rng_state(),
+    }
+    for name in ACCELERATORS:
+        backend = accelerator(name)
+        # A device that was never used has drawn nothing, and asking for its state would start it.
+        if backend is not None and getattr(backend, "is_initialized", lambda: True)():
+            every_device = world_size <= 1 and hasattr(backend, "get_rng_state_all")
+            state[name] = backend.get_rng_state_all() if every_device else backend.get_rng_state()
+    torch.save(state, os.path.join(directory, rng_name(rank, world_size)))
+
+
+def save_training_args(directory: Path, args: Any) -> None:
+    """Write the arguments to `training_args.bin` for other tools; trainwright never reads it. Tokens are left out."""
+    clean = copy.copy(args)
+    for name, value in vars(clean).items():
+        if name.endswith("_token") and value is not None:
+            vars(clean)[name] = None
+    path = os.path.join(directory, TRAINING_ARGS_NAME)
+    try:
+        torch.save(clean, path)
+    except (TypeError, AttributeError, ValueError, pickle.PicklingError) as error:
+        # Nothing here is needed to resume, so it must not cost the checkpoint.
+        logger.warning("%s was not written: the arguments hold something that cannot be pickled (%s).", path, error)
+        os.remove(path)
+
+
+def save_loop_state(directory: Path, state: dict[str, Any]) -> None:
+    """Write what only trainwright reads (loss window, position, callbacks) to `loop_state.json`; it must be JSON."""
+    text = json.dumps(state, indent=2, sort_keys=True) + "\n"
+    with open(os.path.join(directory, LOOP_STATE_NAME), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def accelerator(name: str) -> Any:
+    """The module `torch.<name>` if this machine has its devices, else None."""
+    backend = getattr(torch, name, None)
+    return backend if backend is not None and getattr(backend, "is_available", lambda: False)() else None
+
+
+def _save_state(path: str, state: Any) -> None:
+    """Write `state`, and say now, not at the resume, if it holds something that will not be read back."""
+    torch.save(state, path)
+    objects = foreign_objects(path)
+    if objects:
+        logger.warning(
+            "%s holds objects that are not loaded from files: %s. To resume from it, first call "
+            "torch.serialization.add_safe_globals([...]) with them.",
+            path,
+            ", ".join(objects),
+        )
+
+
+def _flush(path: str) -> None:
+    """Have the disk confirm a file. Windows flushes only what is open for writing."""
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_directory(path: str) -> None:
+    """Have the disk confirm the names in a directory, where the system can (Windows and some network mounts cannot)."""
+    try:
+        _flush(path)
+    except OSError as error:
+        if os.name != "nt" and error.errno not in (errno.EINVAL, *_NO_RENAME):
+            raise

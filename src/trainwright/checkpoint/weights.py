@@ -1,0 +1,262 @@
+"""The weights of a model, in a directory: written, read back, and what did not match.
+
+Owns: safetensors and torch files, single or in shards, adapters, tensors shared by several names.
+Leaves to others: everything else in a checkpoint. `transformers` and peft models write themselves.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from trainwright import names
+from trainwright.checkpoint.conversion import load_converted
+from trainwright.checkpoint.paths import inside
+from trainwright.checkpoint.tensors import load_tensors
+from trainwright.interop.loaded import is_peft_model, is_pretrained_model
+
+logger = logging.getLogger(__name__)
+
+Path = str | os.PathLike[str]
+Tensors = dict[str, torch.Tensor]
+
+_FORMAT = {"format": "pt"}  # other tools read it to know which framework wrote the file
+
+
+class LoadResult(NamedTuple):
+    """Names that did not match, in the shape that `nn.Module.load_state_dict` returns."""
+
+    missing_keys: list[str]  # in the model, not in the files; it keeps the values it had
+    unexpected_keys: list[str]  # in the files, not in the model; ignored
+
+
+def save_weights(
+    model: nn.Module,
+    directory: Path,
+    state_dict: Tensors | None = None,
+    safe: bool = True,
+    max_shard_size_gb: float = 50,
+) -> None:
+    """Write the weights of `model` (or `state_dict`, where they were gathered elsewhere) to `directory`.
+
+    `safe` chooses safetensors over `torch.save`; a file larger than `max_shard_size_gb` (10^9 bytes) is split, with an
+    index. Raises ValueError for a state dict that safetensors cannot hold.
+    """
+    os.makedirs(directory, exist_ok=True)
+    writes_itself = is_pretrained_model(model) or is_peft_model(model)
+    if writes_itself and _save_pretrained(model, directory, state_dict, safe, max_shard_size_gb):
+        return
+    tensors = model.state_dict() if state_dict is None else state_dict
+    if not safe:
+        torch.save(tensors, os.path.join(directory, names.WEIGHTS_NAME))
+        return
+    other = [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
+    if other:
+        raise ValueError(
+            f"safetensors holds only tensors, but the state dict of {type(model).__name__} holds {other}. "
+            "Set save_safetensors=False to write it with torch.save."
+        )
+    unique, aliases = _without_duplicates(tensors)
+    shards = _split(unique, max_shard_size_gb * 1e9)
+    weight_map: dict[str, str] = {}
+    for index, shard in enumerate(shards, start=1):
+        name = names.SAFE_WEIGHTS_NAME if len(shards) == 1 else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
+        in_shard = {alias: kept for alias, kept in aliases.items() if kept in shard}
+        save_file(shard, os.path.join(directory, name), metadata=_FORMAT | in_shard)
+        weight_map |= dict.fromkeys(shard, name)
+    if len(shards) > 1:
+        index_content = {"metadata": {"total_size": sum(t.nbytes for t in unique.values())}, "weight_map": weight_map}
+        with open(os.path.join(directory, names.SAFE_WEIGHTS_INDEX_NAME), "w", encoding="utf-8") as file:
+            json.dump(index_content, file, indent=2, sort_keys=True)
+
+
+def load_weights(model: nn.Module, directory: Path, strict: bool = False, prefer_safe: bool = True) -> LoadResult:
+    """Load what `directory` holds into `model`, whichever of the documented files it is. No code in a file is run.
+
+    Shards are read one at a time. A name that shares its tensor with a loaded one is not missing. With `strict`, names
+    that do not match raise RuntimeError. Raises FileNotFoundError without weights, ValueError for a damaged file or an
+    index that leads outside, RuntimeError for another shape.
+    """
+    # A `transformers` model may also carry an adapter itself (`model.add_adapter`), and then saves only that.
+    if is_peft_model(model) or getattr(model, "_hf_peft_config_loaded", False):
+        result = _load_adapters(model, directory)
+    else:
+        files = weight_files(directory, prefer_safe)
+        result = _load_files(model, files)
+        if is_pretrained_model(model) and (result.missing_keys or result.unexpected_keys):
+            # The library may write other names than the model has (fused experts, renamed modules).
+            tensors = {name: tensor for path in files for name, tensor in _read(path).items()}
+            converted = load_converted(model, tensors)
+            if converted is not None:
+                result = LoadResult(_without_tied(model, converted[0]), converted[1])
+    if strict and (result.missing_keys or result.unexpected_keys):
+        raise RuntimeError(
+            f"The weights in {os.fspath(directory)} do not match {type(model).__name__}. "
+            f"Missing: {result.missing_keys}. Unexpected: {result.unexpected_keys}."
+        )
+    return result
+
+
+def load_sharded_checkpoint(
+    model: nn.Module, folder: Path, strict: bool = True, prefer_safe: bool = True
+) -> LoadResult:
+    """Load weights that an index splits over several files; as `load_weights`, but the index must be there."""
+    indexes = (names.SAFE_WEIGHTS_INDEX_NAME, names.WEIGHTS_INDEX_NAME)
+    if not any(os.path.isfile(os.path.join(folder, name)) for name in indexes):
+        raise ValueError(f"{os.fspath(folder)} holds no index of shards ({' or '.join(indexes)}).")
+    return load_weights(model, folder, strict, prefer_safe)
+
+
+def issue_warnings_after_load(result: LoadResult, model: nn.Module) -> None:
+    """Say in one warning each which names were missing and which were not used."""
+    ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    missing = [name for name in result.missing_keys if name not in ignored]
+    if missing:
+        logger.warning("These weights were missing in the checkpoint and keep the values they had: %s.", missing)
+    if result.unexpected_keys:
+        logger.warning("These weights of the checkpoint have no place in the model: %s.", result.unexpected_keys)
+
+
+def weight_files(directory: Path, prefer_safe: bool = True) -> list[str]:
+    """The files that hold the weights of `directory`: one, or the shards its index names."""
+    safe = [names.SAFE_WEIGHTS_NAME, names.SAFE_WEIGHTS_INDEX_NAME]
+    pickled = [names.WEIGHTS_NAME, names.WEIGHTS_INDEX_NAME]
+    candidates = safe + pickled if prefer_safe else pickled + safe
+    found = next((name for name in candidates if os.path.isfile(os.path.join(directory, name))), None)
+    if found is None:
+        raise FileNotFoundError(f"{os.fspath(directory)} holds no weights: none of {', '.join(candidates)} is there.")
+    path = os.path.join(directory, found)
+    if not found.endswith(".index.json"):
+        return [path]
+    try:
+        with open(path, encoding="utf-8") as file:
+            weight_map = json.load(file)["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged: it has no weight_map. Use an older checkpoint.") from error
+    return [inside(directory, shard) for shard in shards]
+
+
+def _save_pretrained(
+    model: Any, directory: Path, state_dict: Tensors | None, safe: bool, max_shard_size_gb: float
+) -> bool:
+    """Have the model write itself; False when its release writes only safetensors and something else was asked for."""
+    options: dict[str, Any] = {"state_dict": state_dict}
+    if "max_shard_size" in inspect.signature(model.save_pretrained).parameters:
+        options["max_shard_size"] = int(max_shard_size_gb * 1e9)
+    if "safe_serialization" in inspect.signature(model.save_pretrained).parameters:
+        options["safe_serialization"] = safe
+    elif not safe:
+        model.config.save_pretrained(directory)
+        if model.can_generate():
+            model.generation_config.save_pretrained(directory)
+        return False
+    model.save_pretrained(directory, **options)
+    return True
+
+
+def _without_duplicates(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:
+    """Tensors to write, and `{name left out: name of the same tensor}`; parts of one memory block are copied apart."""
+    unique: Tensors = {}
+    aliases: dict[str, str] = {}
+    seen: dict[Any, str] = {}
+    blocks: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach()
+        block = tensor.untyped_storage().data_ptr() if tensor.numel() else 0
+        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if block and key in seen:
+            aliases[name] = seen[key]
+            continue
+        seen[key] = name
+        overlaps = block in blocks or (block and tensor.untyped_storage().nbytes() != tensor.nbytes)
+        blocks.add(block)
+        unique[name] = tensor.clone(memory_format=torch.contiguous_format) if overlaps else tensor.contiguous()
+    return unique, aliases
+
+
+def _split(tensors: Tensors, limit_bytes: float) -> list[Tensors]:
+    """Group tensors, in order, into shards of at most `limit_bytes` each; a larger tensor stands alone."""
+    shards: list[Tensors] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > limit_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+def _read(path: str) -> Tensors:
+    """Every tensor of one file, mapped, under all of its names."""
+    if not path.endswith(".safetensors"):
+        tensors = load_tensors(path)
+        if not isinstance(tensors, dict):
+            raise ValueError(f"{path} holds a {type(tensors).__name__}, not a state dict.")
+        return tensors
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or truncated: {error}. Use an older checkpoint.") from error
+    return tensors | {
+        alias: tensors[kept] for alias, kept in metadata.items() if alias not in _FORMAT and kept in tensors
+    }
+
+
+def _load_files(model: nn.Module, files: list[str]) -> LoadResult:
+    missing: set[str] | None = None
+    unexpected: list[str] = []
+    for path in files:
+        try:
+            result = model.load_state_dict(_read(path), strict=False)
+        except RuntimeError as error:
+            raise RuntimeError(f"{path} does not fit {type(model).__name__}: {error}") from error
+        missing = set(result.missing_keys) if missing is None else missing.intersection(result.missing_keys)
+        unexpected += result.unexpected_keys
+    return LoadResult(_without_tied(model, sorted(missing or ())), unexpected)
+
+
+def _without_tied(model: nn.Module, missing: list[str]) -> list[str]:
+    """Those of `missing` whose tensor is not also there under a name that was loaded."""
+    if not missing:
+        return missing
+    entries = model.state_dict(keep_vars=True)
+    loaded = {id(value) for name, value in entries.items() if name not in missing}
+    return [name for name in missing if id(entries.get(name)) not in loaded]
+
+
+def _load_adapters(model: Any, directory: Path) -> LoadResult:
+    """Load each adapter of a model. "default" lies in `directory`, every other in a folder of its own name.
+
+    A model that carries its adapter without a wrapper saves the active one in `directory`, under the wrapper's names.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    wrapped = is_peft_model(model)
+    missing: list[str] = []
+    unexpected: list[str] = []
+    for adapter in model.peft_config if wrapped else model.active_adapters()[:1]:
+        folder = os.path.join(directory, adapter) if wrapped and adapter != "default" else os.fspath(directory)
+        candidates = (names.ADAPTER_SAFE_WEIGHTS_NAME, names.ADAPTER_WEIGHTS_NAME)
+        path = next((p for p in (os.path.join(folder, name) for name in candidates) if os.path.isfile(p)), None)
+        if path is None:
+            raise FileNotFoundError(f"{folder} holds no weights of the adapter {adapter!r}: {' or '.join(candidates)}.")
+        tensors = _read(path)
+        if not wrapped:
+            tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
+        expected = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+        result: Any = set_peft_model_state_dict(model, tensors, adapter_name=adapter)
+        missing += [name for name in expected if name not in tensors]
+        unexpected += result.unexpected_keys
+    return LoadResult(missing, unexpected)

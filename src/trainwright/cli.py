@@ -1,0 +1,137 @@
+"""The `trainwright` command.
+
+Owns: reading the command line. Leaves to others: the work, imported only by the command that needs it, so that
+`trainwright --help` needs no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Sequence
+
+from trainwright.names import CHECKPOINT_PREFIX, TRAINER_STATE_NAME
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 when all is well, 1 when something is wrong, 2 for a bad command line."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "command"):
+        parser.print_help()
+        return 0
+    code: int = options.command(options)
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trainwright",
+        description="Look at what a training run left behind.",
+        epilog="To train: from trainwright import Trainer, TrainingArguments. Start with `make demo` in the repository.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add(commands, "list", list_checkpoints, "the checkpoints of a run: step, size, metric, best and last", "RUN")
+    _add(commands, "check", check, "verify a checkpoint, or every checkpoint of a run, against its hashes", "DIR")
+    _add(commands, "report", report, "write report.html with the loss curve and the numbers of a run", "RUN")
+    _add(commands, "env", environment, "versions and devices, for a bug report")
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    function: object,
+    text: str,
+    path: str = "",
+) -> None:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    if path:
+        command.add_argument(
+            "path", metavar=path, help="directory of the run (its output_dir)" if path == "RUN" else "directory"
+        )
+    command.set_defaults(command=function)
+
+
+def list_checkpoints(options: argparse.Namespace) -> int:
+    from trainwright.checkpoint.layout import sort_checkpoints
+    from trainwright.report.plan_table import plan_table
+    from trainwright.state import TrainerState
+
+    directories = sort_checkpoints(options.path)
+    if not directories:
+        print(f"{options.path} holds no {CHECKPOINT_PREFIX}-N directory.", file=sys.stderr)
+        return 1
+    best = TrainerState.load_from_json(os.path.join(directories[-1], TRAINER_STATE_NAME)).best_global_step
+    rows = []
+    for directory in directories:
+        name = os.path.basename(directory)
+        size = sum(os.path.getsize(os.path.join(root, file)) for root, _, files in os.walk(directory) for file in files)
+        marks = [
+            mark
+            for mark, holds in (("last", directory == directories[-1]), ("best", name.endswith(f"-{best}")))
+            if holds
+        ]
+        rows.append((name, f"{size / 2**20:.1f} MiB  {' '.join(marks)}".rstrip()))
+    print(plan_table(rows))
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    from trainwright.checkpoint.layout import sort_checkpoints, step_of
+    from trainwright.checkpoint.load import checkpoint_problems
+
+    directories = [options.path] if step_of(options.path) is not None else sort_checkpoints(options.path)
+    if not directories:
+        print(f"{options.path} is no checkpoint and holds none.", file=sys.stderr)
+        return 1
+    damaged = False
+    for directory in directories:
+        problems = checkpoint_problems(directory)
+        damaged = damaged or bool(problems)
+        print(f"{directory}: {'good' if not problems else 'DAMAGED'}")
+        for problem in problems:
+            print(f"  {problem}")
+    return int(damaged)
+
+
+def report(options: argparse.Namespace) -> int:
+    from trainwright.checkpoint.layout import get_last_checkpoint
+    from trainwright.report.html import write_report
+    from trainwright.state import TrainerState
+
+    for directory in (options.path, get_last_checkpoint(options.path) or options.path):
+        path = os.path.join(directory, TRAINER_STATE_NAME)
+        if os.path.isfile(path):
+            state = TrainerState.load_from_json(path)
+            summary = {
+                "steps": f"{state.global_step} of {state.max_steps}",
+                "epochs": state.epoch,
+                "best metric": state.best_metric,
+            }
+            print(write_report(options.path, state.log_history, summary))
+            return 0
+    print(f"{options.path} holds no {TRAINER_STATE_NAME}, nor a checkpoint that does.", file=sys.stderr)
+    return 1
+
+
+def environment(options: argparse.Namespace) -> int:
+    print(f"python         {platform.python_version()} on {platform.platform()}")
+    for package in ("trainwright", "torch", "accelerate", "transformers", "safetensors", "numpy"):
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            version = "not installed"
+        print(f"{package:<14} {version}")
+    import torch
+
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    print(f"{'devices':<14} {', '.join(devices) or 'CPU only'}, {os.cpu_count()} CPU cores")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

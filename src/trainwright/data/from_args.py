@@ -1,0 +1,136 @@
+"""Loaders, samplers and collators as a run's arguments ask for them.
+
+Owns: reading `args`. Leaves to others: building (loaders, samplers, collate), which know no arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+
+from trainwright.data.collate_base import default_data_collator
+from trainwright.data.collate_padding import DataCollatorWithPadding
+from trainwright.data.loaders import build_dataloader
+from trainwright.data.samplers import build_eval_sampler, build_train_sampler, has_length
+from trainwright.data.workers import seed_worker
+from trainwright.interop.loaded import is_hf_dataset, is_hf_iterable_dataset
+
+
+def is_iterable(dataset: Any) -> bool:
+    """Whether samples come one after the other, without indices."""
+    return isinstance(dataset, IterableDataset) or is_hf_iterable_dataset(dataset)
+
+
+def has_columns(dataset: Any) -> bool:
+    """Whether columns can be removed from the data set itself, before a sample is read."""
+    return is_hf_dataset(dataset) or is_hf_iterable_dataset(dataset)
+
+
+def check_train_dataset(dataset: Any, args: Any) -> None:
+    """Find before training that a data set cannot be trained on. Raises ValueError naming the cure."""
+    if has_length(dataset):
+        if len(dataset) == 0:
+            raise ValueError("train_dataset is empty: it has no sample to train on.")
+        return
+    if args.max_steps <= 0:
+        raise ValueError(
+            f"train_dataset ({type(dataset).__name__}) has no length, so num_train_epochs={args.num_train_epochs} cannot be "
+            "turned into steps. Pass TrainingArguments(max_steps=...), or give the data set a __len__."
+        )
+    if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+        raise ValueError(
+            f"train_sampling_strategy={args.train_sampling_strategy!r} needs the lengths of all samples in advance, and "
+            f"train_dataset ({type(dataset).__name__}) has no length. Use a map-style data set, or leave it unset."
+        )
+
+
+def default_collator_for(processing_class: Any) -> Callable[[list[Any]], Any]:
+    """Padding, where `processing_class` is a tokenizer or feature extractor that pads; stacking otherwise."""
+    if hasattr(processing_class, "pad") and (
+        hasattr(processing_class, "pad_token_id") or hasattr(processing_class, "padding_value")
+    ):
+        return DataCollatorWithPadding(processing_class)
+    return default_data_collator
+
+
+def data_seed(args: Any) -> int:
+    """Seed of the order of the data: its own where the user set one, so that it can be held while `seed` varies."""
+    return int(args.seed if args.data_seed is None else args.data_seed)
+
+
+def train_sampler_for(
+    dataset: Any, args: Any, *, batch_size: int, model_input_name: str, strategy: str | None = None
+) -> Sampler[Any] | None:
+    """The order of the training samples; None where the data set brings its own. `batch_size`: samples per micro-batch."""
+    if dataset is None or is_iterable(dataset):
+        return None
+    return build_train_sampler(
+        dataset,
+        strategy=strategy or args.train_sampling_strategy,
+        seed=data_seed(args),
+        batch_size_for_grouping=batch_size * args.gradient_accumulation_steps,
+        length_column_name=args.length_column_name,
+        model_input_name=model_input_name,
+        world_size=args.world_size,
+        rank=args.process_index,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        drop_last=args.dataloader_drop_last,
+    )
+
+
+def eval_sampler_for(dataset: Any, args: Any, *, model_input_name: str) -> Sampler[Any] | None:
+    """The order of the evaluation samples: as they lie, or of similar length together where training asks for that."""
+    if dataset is None or is_iterable(dataset):
+        return None
+    return build_eval_sampler(
+        dataset,
+        strategy=args.train_sampling_strategy,
+        batch_size=args.eval_batch_size,
+        length_column_name=args.length_column_name,
+        model_input_name=model_input_name,
+        seed=data_seed(args),
+    )
+
+
+def loader_for(
+    dataset: Any,
+    args: Any,
+    *,
+    batch_size: int,
+    collate_fn: Callable[[list[Any]], Any],
+    sampler: Any,
+    is_training: bool,
+    process_index: int,
+) -> DataLoader[Any]:
+    """A `DataLoader` with the run's workers. An evaluation draws nothing from the global generator, so that evaluating
+    in between does not change what training sees."""
+    return build_dataloader(
+        dataset,
+        batch_size=batch_size,
+        collate_fn=collate_fn,
+        sampler=sampler,
+        drop_last=args.dataloader_drop_last,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory and args.device.type != "cpu",
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        worker_init_fn=functools.partial(seed_worker, num_workers=args.dataloader_num_workers, rank=process_index)
+        if is_training
+        else None,
+        multiprocessing_context=args.dataloader_multiprocessing_context,
+        in_order=args.dataloader_in_order,
+        generator=None if is_training else torch.Generator().manual_seed(args.seed),
+        seed=data_seed(args) if is_training else None,
+    )
+
+
+def num_samples(dataloader: Any) -> int | None:
+    """Samples that one pass over a loader gives; None where nobody knows before reading them."""
+    dataset = getattr(dataloader, "dataset", None)
+    if dataset is not None and has_length(dataset) and not getattr(dataloader, "drop_last", False):
+        return len(dataset)
+    return None

@@ -1,0 +1,142 @@
+"""DataLoaders, and what can be asked of them.
+
+Owns: `build_dataloader`, sizes of loaders. Leaves to others: the order (samplers), batches (collate), where a run
+stands in the data (position).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
+
+from trainwright.data.rebalance import BatchRebalanceSampler
+from trainwright.data.samplers import SeededRandomSampler, has_length
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["build_dataloader", "has_length", "main_input_name", "num_examples", "num_tokens", "set_epoch"]
+
+
+def _resumable(sampler: Any, seed: int | None) -> Any:
+    """`sampler`, or in place of torch's `RandomSampler` without a generator one whose order can be told from `seed`.
+
+    torch's would draw its order from the global generator, so that it could not be had again on resume.
+    """
+    is_plain = type(sampler) is RandomSampler and sampler.generator is None and not sampler.replacement
+    if seed is None or not is_plain or sampler.num_samples != len(sampler.data_source):
+        return sampler
+    return SeededRandomSampler(sampler.data_source, seed)
+
+
+def _check_workers(num_workers: int, needing: dict[str, Any]) -> None:
+    for name, value in needing.items():
+        if value and num_workers == 0:
+            raise ValueError(
+                f"dataloader_{name}={value!r} is about worker processes, and dataloader_num_workers=0 starts none. Set "
+                f"dataloader_num_workers to 1 or more, or leave dataloader_{name} at its default."
+            )
+
+
+def build_dataloader(
+    dataset: Any,
+    *,
+    batch_size: int,
+    collate_fn: Callable[[list[Any]], Any] | None,
+    sampler: Any = None,
+    drop_last: bool = False,
+    num_workers: int = 0,
+    pin_memory: bool = True,
+    persistent_workers: bool = False,
+    prefetch_factor: int | None = None,
+    worker_init_fn: Callable[[int], None] | None = None,
+    multiprocessing_context: Any = None,
+    in_order: bool = True,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> DataLoader[Any]:
+    """torch's `DataLoader`, with only the options that are legal for this data set.
+
+    `batch_size` in samples. A `sampler` that yields lists (a batch sampler) decides the batches itself. Streams take no
+    sampler and are never cut by `drop_last`. `pin_memory` acts only where an accelerator is present. `seed`: a
+    `RandomSampler` without a generator gets an order that depends on it. Raises ValueError for worker options without
+    workers.
+    """
+    _check_workers(
+        num_workers,
+        {
+            "persistent_workers": persistent_workers,
+            "prefetch_factor": prefetch_factor,
+            "multiprocessing_context": multiprocessing_context,
+        },
+    )
+    options: dict[str, Any] = {
+        "collate_fn": collate_fn,
+        "num_workers": num_workers,
+        "pin_memory": pin_memory and torch.accelerator.is_available(),
+        "persistent_workers": persistent_workers,
+        "prefetch_factor": prefetch_factor,
+        "worker_init_fn": worker_init_fn if num_workers else None,
+        "multiprocessing_context": multiprocessing_context,
+        "in_order": in_order,
+        "generator": generator,
+    }
+    if isinstance(dataset, IterableDataset):
+        return DataLoader(dataset, batch_size=batch_size, **options)
+    if isinstance(sampler, (BatchSampler, BatchRebalanceSampler)):
+        return DataLoader(dataset, batch_sampler=sampler, **options)
+    return DataLoader(dataset, batch_size=batch_size, sampler=_resumable(sampler, seed), drop_last=drop_last, **options)
+
+
+def set_epoch(dataloader: Any, epoch: int) -> None:
+    """Tell everything in a loader that orders data which epoch comes next: batch samplers, samplers, the data set."""
+    waiting = [getattr(dataloader, name, None) for name in ("batch_sampler", "sampler", "dataset")]
+    seen: set[int] = set()
+    while waiting:
+        part = waiting.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+        waiting += [getattr(part, name, None) for name in ("batch_sampler", "sampler")]
+
+
+def num_examples(dataloader: Any, batch_size: int | None = None) -> int:
+    """Samples in one pass over a loader: its data set's length, else its number of batches times the batch size.
+
+    Raises TypeError where neither has a length.
+    """
+    dataset = getattr(dataloader, "dataset", None)
+    if type(dataset).__name__ == "IterableDatasetShard":  # ours or accelerate's: its length is one process's share
+        dataset = getattr(dataset, "dataset", None)
+    if has_length(dataset):
+        return len(dataset)  # type: ignore[arg-type]
+    return len(dataloader) * (batch_size or getattr(dataloader, "batch_size", None) or 1)
+
+
+def num_tokens(dataloader: Any, max_steps: int | None = None) -> int:
+    """Tokens (elements of `input_ids`) in one pass; with `max_steps`, those of the first batch times `max_steps`.
+
+    Reads the loader. 0, with a warning, where batches have no `input_ids`.
+    """
+    total = 0
+    for batch in dataloader:
+        try:
+            num_in_batch: int = batch["input_ids"].numel()
+        except (KeyError, TypeError, AttributeError):
+            logger.warning("Tokens cannot be counted: batches have no tensor 'input_ids'. Counting 0.")
+            return 0
+        if max_steps is not None:
+            return num_in_batch * max_steps
+        total += num_in_batch
+    return total
+
+
+def main_input_name(model: Any) -> str:
+    """The column that holds the model's main input: what the model says, "input_ids" where it says nothing."""
+    name: str = getattr(model, "main_input_name", "input_ids")
+    return name

@@ -1,0 +1,224 @@
+"""Where in the data a run stands, and going there again without reading what came before.
+
+Owns: `DataPosition`, `seek`, skipping batches. Leaves to others: the orders themselves (samplers), saving the position
+(checkpoint). A position is counted in samples over all processes, so that it means the same after the batch size, the
+accumulation, the number of workers or of processes changed.
+
+How to resume: set the generators to their state at the start of the epoch, then
+`loader, leftover = seek(loader, position.samples_in_epoch, batch_size)`, `set_epoch(loader, position.epoch)`,
+`iterator = iter(loader)`, `discard_batches(iterator, leftover)`, and set the generators to their saved state.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DataPosition:
+    """The next sample to see: `samples_in_epoch` samples of epoch number `epoch` were seen, over all processes."""
+
+    epoch: int = 0
+    samples_in_epoch: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        """As JSON-ready numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DataPosition:
+        """Inverse of `to_dict`; raises KeyError for a missing number."""
+        return cls(epoch=int(values["epoch"]), samples_in_epoch=int(values["samples_in_epoch"]))
+
+
+class SkippingBatchSampler:
+    """A batch sampler whose next iteration leaves out `num_batches` batches, then `num_samples` samples. Applies once.
+
+    The first batch is drawn when iteration starts, not when it is asked for: samplers that draw from torch's global
+    generator then do so at the same point as in a run that never stopped.
+    """
+
+    def __init__(self, batch_sampler: Any, num_batches: int, num_samples: int = 0) -> None:
+        self.batch_sampler = batch_sampler
+        self.num_batches = num_batches
+        self.num_samples = num_samples
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "batch_sampler":  # not there yet while this object is copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.batch_sampler, name)
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches: Iterator[Any] = iter(self.batch_sampler)
+        num_batches, num_samples, self.num_batches, self.num_samples = self.num_batches, self.num_samples, 0, 0
+        for _ in range(num_batches):
+            next(batches, None)
+        while num_samples > 0 and (batch := next(batches, None)) is not None:
+            if len(batch) > num_samples:
+                return _prepend(batch[num_samples:], batches)
+            num_samples -= len(batch)
+        return batches
+
+
+def _prepend(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+class SkippingStream(IterableDataset[Any]):
+    """A stream whose next iteration reads and drops `num_samples` samples, with a progress bar. Applies once."""
+
+    def __init__(self, dataset: Any, num_samples: int) -> None:
+        self.dataset = dataset
+        self.num_samples = num_samples
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset":  # not there yet while this object is copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Any]:
+        samples: Iterator[Any] = iter(self.dataset)
+        num_samples, self.num_samples = self.num_samples, 0
+        _discard(samples, num_samples, "sample")
+        return samples
+
+
+class SkippingLoader:
+    """Any iterable of batches, whose next iteration leaves out `num_batches`. Applies once."""
+
+    def __init__(self, dataloader: Iterable[Any], num_batches: int) -> None:
+        self.dataloader = dataloader
+        self.num_batches = num_batches
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataloader":  # not there yet while this object is copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.dataloader, name)
+
+    def __len__(self) -> int:
+        return len(self.dataloader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.dataloader)
+        num_batches, self.num_batches = self.num_batches, 0
+        _discard(batches, num_batches, "batch")
+        return batches
+
+
+def _discard(iterator: Iterator[Any], number: int, unit: str) -> None:
+    if number <= 0:
+        return
+    from tqdm.auto import tqdm
+
+    # The bar appears after a second: short skips need none.
+    for _ in tqdm(range(number), desc="Going to where training stopped", unit=unit, delay=1.0, leave=False):
+        if next(iterator, None) is None:
+            return
+
+
+def discard_batches(iterator: Iterator[Any], num_batches: int) -> None:
+    """Fetch and drop `num_batches` batches, with a progress bar; stops early where the data end."""
+    _discard(iterator, num_batches, "batch")
+
+
+def _with(dataloader: Any, **replaced: Any) -> Any:
+    """A shallow copy of a torch or accelerate loader with other parts; the loader itself stays as it is."""
+    clone = object.__new__(type(dataloader))
+    clone.__dict__.update(dataloader.__dict__)
+    base = clone.__dict__.get("base_dataloader")  # accelerate keeps the torch loader inside
+    if base is not None:
+        clone.__dict__["base_dataloader"] = _with(base, **replaced)
+    else:
+        # Past DataLoader.__setattr__, which refuses to change what it has checked: the kind of both parts stays.
+        clone.__dict__.update(replaced, _iterator=None)
+    return clone
+
+
+def _is_torch_loader(dataloader: Any) -> bool:
+    return isinstance(dataloader, DataLoader) or hasattr(dataloader, "base_dataloader")
+
+
+def skip_first_batches(dataloader: Any, num_batches: int = 0) -> Any:
+    """A loader like `dataloader` whose next iteration starts after `num_batches` batches; later ones are complete.
+
+    Nothing of the skipped batches is fetched where the loader has a batch sampler; any other iterable of batches is
+    read and dropped. `dataloader` itself is left as it is.
+    """
+    if num_batches <= 0:
+        return dataloader
+    batch_sampler = getattr(dataloader, "batch_sampler", None)
+    if not _is_torch_loader(dataloader) or batch_sampler is None or isinstance(dataloader.dataset, IterableDataset):
+        return SkippingLoader(dataloader, num_batches)
+    return _with(dataloader, batch_sampler=SkippingBatchSampler(batch_sampler, num_batches))
+
+
+def _seekable(dataloader: Any) -> Any:
+    """The innermost sampler if it can be told where to start, else None."""
+    part = getattr(dataloader, "batch_sampler", None) or getattr(dataloader, "sampler", None)
+    while part is not None:
+        if isinstance(getattr(part, "start", None), int):
+            return part
+        part = getattr(part, "batch_sampler", None) or getattr(part, "sampler", None)
+    return None
+
+
+def seek(dataloader: Any, num_samples: int, batch_size: int) -> tuple[Any, int]:
+    """A loader whose next iteration starts after `num_samples` samples, and how many batches are left to drop by hand.
+
+    `num_samples` counts all processes; `batch_size` is what they take together per batch. Only the next iteration is
+    short: from then on the loader returned gives whole epochs.
+
+    - Our samplers, however wrapped: `start` is set, nothing is fetched, exact for any batch size.
+    - Other samplers over indexed data: batches are passed over as indices, nothing is fetched; a batch that was half
+      seen is cut.
+    - Streams without workers: samples are read and dropped, not collated.
+    - Streams with workers, other iterables: whole batches are left for `discard_batches`, because each worker reads its
+      own share. Where `num_samples` is no multiple of `batch_size` the rest is seen again, and a warning says so.
+    """
+    if num_samples <= 0:
+        return dataloader, 0
+    dataset = getattr(dataloader, "dataset", None)
+    is_stream = isinstance(dataset, IterableDataset)
+    num_batches, rest = divmod(num_samples, batch_size)
+    if _is_torch_loader(dataloader) and not is_stream:
+        sampler = _seekable(dataloader)
+        if sampler is not None:
+            sampler.start = num_samples
+            return dataloader, 0
+        batch_sampler = dataloader.batch_sampler
+        if batch_sampler is not None:
+            rest //= _num_shares(dataloader, batch_size)
+            return _with(dataloader, batch_sampler=SkippingBatchSampler(batch_sampler, num_batches, rest)), 0
+    # accelerate's dispatcher reads for all processes in one of them, so a share cannot be counted here.
+    is_dispatched = type(dataloader).__name__ == "DataLoaderDispatcher"
+    if is_stream and isinstance(dataloader, DataLoader) and dataloader.num_workers == 0 and not is_dispatched:
+        own_samples = num_samples // _num_shares(dataloader, batch_size)
+        return _with(dataloader, dataset=SkippingStream(dataset, own_samples)), 0
+    if rest:
+        logger.warning(
+            "Training stopped %d samples into a batch of %d, and this data set can only be continued at whole batches: "
+            "these samples will be seen again. A data set with a length, or dataloader_num_workers=0, avoids that.",
+            rest,
+            batch_size,
+        )
+    return dataloader, num_batches
+
+
+def _num_shares(dataloader: Any, batch_size: int) -> int:
+    """How many processes share a batch of `batch_size`, by the batch size of this process's loader."""
+    own = getattr(dataloader, "batch_size", None) or getattr(dataloader.batch_sampler, "batch_size", None) or batch_size
+    return max(1, batch_size // int(own))

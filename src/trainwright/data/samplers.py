@@ -1,0 +1,168 @@
+"""Which sampler a run uses, and the seeded random order it uses by default.
+
+Owns: `SeededRandomSampler`, the choice by strategy, and the list of all samplers by their documented names.
+Leaves to others: the other samplers (length_grouping, distributed_samplers, rebalance).
+Source: seed 001 (`group_by_length`), `api.json` of 5.23 (`train_sampling_strategy`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler, SequentialSampler
+
+from trainwright.data.distributed_samplers import (
+    DistributedSamplerWithLoop,
+    IterableDatasetShard,
+    SequentialDistributedSampler,
+    ShardSampler,
+    get_dataloader_sampler,
+    get_tpu_sampler,
+)
+from trainwright.data.length_grouping import (
+    DistributedLengthGroupedSampler,
+    LengthGroupedSampler,
+    get_length_grouped_indices,
+    sample_lengths,
+)
+from trainwright.data.order import iterate_from, seeded
+from trainwright.data.rebalance import BatchRebalanceSampler
+from trainwright.names import closest
+
+__all__ = [
+    "BatchRebalanceSampler",
+    "DistributedLengthGroupedSampler",
+    "DistributedSamplerWithLoop",
+    "IterableDatasetShard",
+    "LengthGroupedSampler",
+    "SeededRandomSampler",
+    "SequentialDistributedSampler",
+    "ShardSampler",
+    "build_eval_sampler",
+    "build_train_sampler",
+    "get_dataloader_sampler",
+    "get_length_grouped_indices",
+    "get_tpu_sampler",
+    "has_length",
+    "sample_lengths",
+]
+
+STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance")
+
+
+class SeededRandomSampler(Sampler[int]):
+    """A random order that depends on nothing but `seed + epoch`: `torch.randperm` of a generator seeded with it.
+
+    `data_source` is a data set or its length. `start`: the next iteration begins with this sample of the epoch, at no
+    cost; it applies once. Memory: 8 bytes per sample.
+    """
+
+    def __init__(self, data_source: Any, seed: int, epoch: int = 0) -> None:
+        self.num_samples = data_source if isinstance(data_source, int) else len(data_source)
+        self.seed = seed
+        self.epoch = epoch
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of `epoch`."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __iter__(self) -> Iterator[int]:
+        start, self.start = self.start, 0
+        return iterate_from(torch.randperm(self.num_samples, generator=seeded(self.seed + self.epoch)), start)
+
+
+class ResumableSequentialSampler(SequentialSampler):
+    """torch's `SequentialSampler` with a `start`: the next iteration begins with this sample; it applies once."""
+
+    def __init__(self, data_source: Any) -> None:
+        super().__init__(data_source)
+        self.start = 0
+
+    def __iter__(self) -> Iterator[int]:
+        start, self.start = self.start, 0
+        return iter(range(start, len(self.data_source)))
+
+
+def _check_strategy(argument: str, strategy: str, allowed: tuple[str, ...]) -> None:
+    if strategy not in allowed:
+        raise ValueError(
+            f"{argument}={strategy!r} is not a sampling strategy; choose one of {list(allowed)}."
+            f"{closest(str(strategy), allowed)}"
+        )
+
+
+def has_length(dataset: Any) -> bool:
+    """Whether `len` of a data set or loader works. Streams have none, or none that is known before they are read."""
+    try:
+        len(dataset)
+    except (TypeError, NotImplementedError):
+        return False
+    return True
+
+
+def build_train_sampler(
+    dataset: Any,
+    *,
+    strategy: str = "random",
+    seed: int,
+    batch_size_for_grouping: int = 1,
+    length_column_name: str | None = None,
+    model_input_name: str | None = None,
+    world_size: int = 1,
+    rank: int = 0,
+    gradient_accumulation_steps: int = 1,
+    drop_last: bool = False,
+) -> Sampler[Any] | None:
+    """The order in which a run sees its training data; None for data without a length, which brings its own.
+
+    `strategy`: "random", "sequential", "group_by_length", or "batch_rebalance" (a batch sampler: it yields lists).
+    `batch_size_for_grouping` is the number of samples of one update over all processes. All orders have `set_epoch` and
+    `start` where the order can depend on them, and are the same on every process (batch_rebalance: this `rank`'s part).
+    """
+    _check_strategy("train_sampling_strategy", strategy, STRATEGIES)
+    if dataset is None or not has_length(dataset):
+        return None
+    if strategy == "random":
+        return SeededRandomSampler(dataset, seed)
+    if strategy == "sequential":
+        return ResumableSequentialSampler(dataset)
+    lengths = sample_lengths(dataset, length_column_name=length_column_name, model_input_name=model_input_name)
+    if strategy == "group_by_length":
+        return LengthGroupedSampler(batch_size_for_grouping, lengths=lengths, seed=seed)
+    return BatchRebalanceSampler(
+        lengths,
+        effective_batch_size=batch_size_for_grouping,
+        dp_size=world_size,
+        grad_accum=gradient_accumulation_steps,
+        seed=seed,
+        rank=rank,
+        drop_last=drop_last,
+    )
+
+
+def build_eval_sampler(
+    dataset: Any,
+    *,
+    strategy: str = "sequential",
+    batch_size: int = 1,
+    length_column_name: str | None = None,
+    model_input_name: str | None = None,
+    seed: int = 0,
+) -> Sampler[int] | None:
+    """The order in which evaluation sees its data; None for data without a length.
+
+    Grouped by length where training is ("group_by_length"), else as the data lie, whatever the training strategy.
+    """
+    _check_strategy("strategy", strategy, STRATEGIES)
+    if dataset is None or not has_length(dataset):
+        return None
+    if strategy == "group_by_length":
+        lengths = sample_lengths(dataset, length_column_name=length_column_name, model_input_name=model_input_name)
+        return LengthGroupedSampler(batch_size, lengths=lengths, seed=seed)
+    return SequentialSampler(dataset)

@@ -1,0 +1,155 @@
+"""Functions over nested tensors: a tensor or array, or tuples, lists and mappings of them, as models return them.
+
+Owns: what each function does to one leaf and how it walks the nesting. Leaves to others: many batches in linear time
+(`buffers`) and other processes (`distributed`). Names and signatures: `trainer_pt_utils` of both generations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainwright.names import IGNORE_INDEX
+
+Nested = Any  # torch.Tensor | np.ndarray | tuple[Nested, ...] | list[Nested] | Mapping[str, Nested]
+
+
+def map_leaves(function: Callable[[Any], Any], tensors: Nested) -> Nested:
+    """Apply `function` to every leaf; tuples, named tuples, lists and mappings come back as the type they were."""
+    if isinstance(tensors, Mapping):
+        return type(tensors)({key: map_leaves(function, value) for key, value in tensors.items()})  # type: ignore[call-arg]
+    if isinstance(tensors, (list, tuple)):
+        return rebuild(tensors, [map_leaves(function, value) for value in tensors])
+    return function(tensors)
+
+
+def rebuild(like: Nested, values: list[Any]) -> Nested:
+    """`values` as a sequence of the type of `like`; a named tuple takes its fields one by one."""
+    return type(like)(*values) if hasattr(like, "_fields") else type(like)(values)
+
+
+def atleast_1d(tensor_or_array: Any) -> Any:
+    """Turn a scalar into one row; a tensor stays a tensor, everything else becomes an array."""
+    if isinstance(tensor_or_array, torch.Tensor):
+        return torch.atleast_1d(tensor_or_array)  # type: ignore[no-untyped-call]
+    return np.atleast_1d(tensor_or_array)
+
+
+def torch_pad_and_concatenate(
+    tensor1: torch.Tensor, tensor2: torch.Tensor, padding_index: int = IGNORE_INDEX
+) -> torch.Tensor:
+    """Concatenate along dimension 0; where dimension 1 differs, the shorter is padded on the right.
+
+    A padded result has the dtype of `tensor1`; a plain concatenation promotes.
+    """
+    tensor1, tensor2 = atleast_1d(tensor1), atleast_1d(tensor2)
+    if tensor1.ndim == 1 or tensor1.shape[1] == tensor2.shape[1]:
+        return torch.cat((tensor1, tensor2), dim=0)
+    rows, width = len(tensor1), max(tensor1.shape[1], tensor2.shape[1])
+    joined = tensor1.new_full((rows + len(tensor2), width, *tensor1.shape[2:]), padding_index)
+    joined[:rows, : tensor1.shape[1]] = tensor1
+    joined[rows:, : tensor2.shape[1]] = tensor2
+    return joined
+
+
+def numpy_pad_and_concatenate(array1: Any, array2: Any, padding_index: int = IGNORE_INDEX) -> np.ndarray[Any, Any]:
+    """`torch_pad_and_concatenate` for arrays."""
+    array1, array2 = atleast_1d(array1), atleast_1d(array2)
+    if array1.ndim == 1 or array1.shape[1] == array2.shape[1]:
+        return np.concatenate((array1, array2), axis=0)
+    rows, width = len(array1), max(array1.shape[1], array2.shape[1])
+    joined = np.full_like(array1, padding_index, shape=(rows + len(array2), width, *array1.shape[2:]))
+    joined[:rows, : array1.shape[1]] = array1
+    joined[rows:, : array2.shape[1]] = array2
+    return joined
+
+
+def nested_concat(tensors: Nested, new_tensors: Nested, padding_index: int = IGNORE_INDEX) -> Nested:
+    """Append the rows of `new_tensors` to `tensors`, leaf by leaf, padding dimension 1 on the right.
+
+    Copies everything gathered so far; for many batches use `buffers.EvalLoopContainer`. A sequence keeps the length of
+    the shorter, a mapping the keys of the first. Raises TypeError where the two differ in type or a leaf is no array.
+    """
+    both_tensors = isinstance(tensors, torch.Tensor) and isinstance(
+        new_tensors, torch.Tensor
+    )  # e.g. Parameter and Tensor
+    if type(tensors) is not type(new_tensors) and not both_tensors:
+        raise TypeError(
+            f"cannot append a {type(new_tensors).__name__} to a {type(tensors).__name__}: types must agree."
+        )
+    if isinstance(tensors, Mapping):
+        joined = {key: nested_concat(value, new_tensors[key], padding_index) for key, value in tensors.items()}
+        return type(tensors)(joined)  # type: ignore[call-arg]
+    if isinstance(tensors, (list, tuple)):
+        return rebuild(tensors, [nested_concat(a, b, padding_index) for a, b in zip(tensors, new_tensors)])
+    if isinstance(tensors, torch.Tensor):
+        return torch_pad_and_concatenate(tensors, new_tensors, padding_index)
+    if isinstance(tensors, np.ndarray):
+        return numpy_pad_and_concatenate(tensors, new_tensors, padding_index)
+    raise TypeError(f"cannot concatenate {type(tensors).__name__}; allowed are tensors, arrays and nestings of them.")
+
+
+def find_batch_size(tensors: Nested) -> int | None:
+    """The number of rows of the first leaf that has rows; None where there is none."""
+    if isinstance(tensors, Mapping):
+        tensors = list(tensors.values())
+    if isinstance(tensors, (list, tuple)):
+        return next((size for size in map(find_batch_size, tensors) if size is not None), None)
+    if isinstance(tensors, (torch.Tensor, np.ndarray)) and tensors.ndim > 0:
+        return len(tensors)
+    return None
+
+
+def numpify(tensor: Any) -> Any:
+    """One tensor as an array. NumPy has no bfloat16, so that becomes float32, which holds its values exactly."""
+    if not isinstance(tensor, torch.Tensor):
+        return tensor
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def nested_numpify(tensors: Nested) -> Nested:
+    """Every tensor as an array on the host (a device synchronisation each); other leaves stay as they are."""
+    return map_leaves(numpify, tensors)
+
+
+def nested_detach(tensors: Nested) -> Nested:
+    """Every tensor without its graph, so that its activations can be freed."""
+    return map_leaves(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, tensors)
+
+
+def nested_truncate(tensors: Nested, limit: int) -> Nested:
+    """The first `limit` rows of every leaf (a view)."""
+    return map_leaves(lambda leaf: leaf[:limit], tensors)
+
+
+def nested_new_like(arrays: Nested, num_samples: int, padding_index: int = IGNORE_INDEX) -> Nested:
+    """Arrays of `num_samples` rows filled with `padding_index`, otherwise of the shape and dtype of `arrays`."""
+
+    def new_like(array: Any) -> np.ndarray[Any, Any]:
+        empty: np.ndarray[Any, Any] = np.empty(0, dtype=numpify(array[:0] if array.ndim else array).dtype)
+        return np.full_like(empty, padding_index, shape=(num_samples, *array.shape[1:]))
+
+    return map_leaves(new_like, arrays)
+
+
+def expand_like(
+    arrays: np.ndarray[Any, Any], new_seq_length: int, padding_index: int = IGNORE_INDEX
+) -> np.ndarray[Any, Any]:
+    """`arrays` with dimension 1 widened to `new_seq_length`, padded on the right."""
+    widened = np.full_like(arrays, padding_index, shape=(len(arrays), new_seq_length, *arrays.shape[2:]))
+    widened[:, : arrays.shape[1]] = arrays
+    return widened
+
+
+def denumpify_detensorize(metrics: Nested) -> Nested:
+    """NumPy scalars and one-element tensors as Python numbers, so that JSON can hold them."""
+
+    def plain(leaf: Any) -> Any:
+        is_scalar = isinstance(leaf, np.generic) or (isinstance(leaf, torch.Tensor) and leaf.numel() == 1)
+        return leaf.item() if is_scalar else leaf
+
+    return map_leaves(plain, metrics)

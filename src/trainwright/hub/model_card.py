@@ -1,0 +1,205 @@
+"""The model card: README.md with a metadata header, the hyper-parameters and the results of a run.
+
+Owns: wording, table and header of the card. Leaves to others: collecting the values, and pushing the file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainwright.hub.yaml import to_yaml
+
+logger = logging.getLogger(__name__)
+
+MARK = "<!-- Generated automatically by Trainwright."
+# A card with one of these was written by a program, so it may be replaced; any other was written by a person.
+_BY_A_PROGRAM = ("generated automatically", "# Model Card for Model ID")
+
+# Words of the header's vocabulary for tasks that need more than a capital letter.
+_TASK_NAMES = {
+    "asr": "Automatic Speech Recognition",
+    "fill-mask": "Masked Language Modeling",
+    "text-generation": "Causal Language Modeling",
+    "text2text-generation": "Sequence-to-sequence Language Modeling",
+}
+_UPPER_CASE = {"f1", "bleu", "wer", "cer", "mse", "mae", "rmse", "auc", "map", "sacrebleu", "glue", "rouge"}
+_NOT_A_METRIC = re.compile(r"(_runtime|_per_second|_compilation_time|_preparation_time|_mem_[cg]pu(_\w+)?)$")
+
+
+@dataclass
+class TrainingSummary:
+    """What a card says about a run; every field is a plain value."""
+
+    model_name: str
+    language: str | Sequence[str] | None = None
+    license: str | None = None
+    tags: str | Sequence[str] | None = None
+    finetuned_from: str | None = None
+    tasks: str | Sequence[str] | None = None
+    dataset: str | Sequence[str] | None = None  # names as people write them
+    dataset_tags: str | Sequence[str] | None = None  # names on the Hub
+    dataset_args: str | Sequence[str] | None = None
+    library_name: str = "transformers"
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    log_history: Sequence[Mapping[str, Any]] = ()
+    eval_metrics: Mapping[str, Any] | None = None  # None: those of the last evaluation in `log_history`
+    framework_versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """Names as shown -> values of the last evaluation."""
+        if self.eval_metrics is not None:
+            return _shown_metrics(self.eval_metrics)
+        evaluations = [line for line in self.log_history if _is_evaluation(line)]
+        return _shown_metrics(evaluations[-1]) if evaluations else {}
+
+    def metadata(self) -> dict[str, Any]:
+        """The header of the card."""
+        tags = [*_listed(self.tags), "generated_from_trainer"]
+        scores = {name: value for name, value in self.results.items() if name != "Loss"}
+        header: dict[str, Any] = {
+            "library_name": self.library_name,
+            "language": _listed(self.language),
+            "license": self.license,
+            "base_model": self.finetuned_from,
+            "tags": list(dict.fromkeys(tags)),
+            "datasets": _listed(self.dataset_tags),
+            "metrics": [_identifier(name) for name in scores],
+            "model-index": [{"name": self.model_name, "results": self._index(scores)}],
+        }
+        return {name: value for name, value in header.items() if value}
+
+    def _index(self, scores: dict[str, Any]) -> list[dict[str, Any]]:
+        """One entry for each task and data set, as leaderboards read it; without scores there is nothing to list."""
+        tasks, tags = _listed(self.tasks), _listed(self.dataset_tags)
+        if not scores or not tasks or not tags:
+            return []
+        names, arguments = _listed(self.dataset), _listed(self.dataset_args)
+        metrics = [{"name": name, "type": _identifier(name), "value": value} for name, value in scores.items()]
+        entries = []
+        for task in tasks:
+            for position, tag in enumerate(tags):
+                dataset = {"name": names[position] if position < len(names) else tag, "type": tag}
+                if position < len(arguments):
+                    dataset["args"] = arguments[position]
+                described = {"name": _TASK_NAMES.get(task, _title(task)), "type": task}
+                entries.append({"task": described, "dataset": dataset, "metrics": metrics})
+        return entries
+
+    def to_model_card(self) -> str:
+        """The whole card as text."""
+        parts = [
+            f"---\n{to_yaml(self.metadata())}\n---",
+            f"{MARK} Check it, complete it, and remove this line: a card without it is never overwritten. -->",
+            f"# {self.model_name}",
+            self._introduction(),
+        ]
+        for heading in ("Model description", "Intended uses and limits", "Training and evaluation data"):
+            parts.append(f"## {heading}\n\nTo be written.")
+        parts.append(
+            "## Training procedure\n\n### Hyper-parameters\n\n" + (_bullets(self.hyperparameters) or "Not recorded.")
+        )
+        table = results_table(self.log_history)
+        if table:
+            parts.append(f"### Results during training\n\n{table}")
+        if self.framework_versions:
+            parts.append("### Versions\n\n" + "\n".join(f"- {n} {v}" for n, v in self.framework_versions.items()))
+        return "\n\n".join(parts) + "\n"
+
+    def _introduction(self) -> str:
+        base = self.finetuned_from
+        origin = f"Fine-tuned from [{base}](https://huggingface.co/{base})" if base else "Trained from scratch"
+        names = _listed(self.dataset) or _listed(self.dataset_tags)
+        text = f"{origin} on {' and '.join(names)}." if names else f"{origin}."
+        if self.results:
+            text += "\n\nResults on the evaluation set:\n\n" + _bullets(
+                {name: _number(value) for name, value in self.results.items()}
+            )
+        return text
+
+
+def write_model_card(path: str | os.PathLike[str], **values: Any) -> bool:
+    """Write the card of `TrainingSummary(**values)` to `path`, a file, or README.md in a directory.
+
+    False, and nothing is written, where the card that stands there was edited by a person (its mark is gone).
+    """
+    path = os.path.join(path, "README.md") if os.path.isdir(path) else os.fspath(path)
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            present = file.read()
+        if present.strip() and not any(mark.lower() in present.lower() for mark in _BY_A_PROGRAM):
+            logger.info("%s was edited by hand and stays as it is.", path)
+            return False
+    text = TrainingSummary(**values).to_model_card()
+    # Replaced, not rewritten: a push in the background may hold a link to the file that stands there.
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(path + ".tmp", path)
+    return True
+
+
+def results_table(log_history: Sequence[Mapping[str, Any]]) -> str:
+    """One row for each evaluation, with the training loss logged last before it; "" without evaluations."""
+    rows: list[dict[str, str]] = []
+    training_loss = "not logged"
+    for line in log_history:
+        if "loss" in line:
+            training_loss = _number(line["loss"])
+        if _is_evaluation(line):
+            row = {"Training loss": training_loss, "Epoch": _number(line.get("epoch"))}
+            row["Step"] = str(line.get("step", ""))
+            metrics = {("Validation loss" if n == "Loss" else n): v for n, v in _shown_metrics(line).items()}
+            rows.append(row | {name: _number(value) for name, value in metrics.items()})
+    if not rows:
+        return ""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    widths = [max(len(column), *(len(row.get(column, "")) for row in rows)) for column in columns]
+    lines = [_row(columns, widths), "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"]
+    lines += [_row([row.get(column, "") for column in columns], widths) for row in rows]
+    return "\n".join(lines)
+
+
+def _listed(value: str | Sequence[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
+
+
+def _is_evaluation(line: Mapping[str, Any]) -> bool:
+    return any(name.startswith("eval_") and not _NOT_A_METRIC.search(name) for name in line)
+
+
+def _shown_metrics(line: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"eval_loss": 1.0, "eval_f1": 0.5}` as `{"Loss": 1.0, "F1": 0.5}`, the loss first, times and speeds left out."""
+    shown = {
+        _title(name.removeprefix("eval_")): value.item() if hasattr(value, "item") else value
+        for name, value in line.items()
+        if name not in ("epoch", "step") and not _NOT_A_METRIC.search(name)
+    }
+    return {name: shown[name] for name in sorted(shown, key=lambda name: name != "Loss")}
+
+
+def _title(name: str) -> str:
+    words = re.split(r"[ _-]+", name)
+    return " ".join(word.upper() if word.lower() in _UPPER_CASE else word[:1].upper() + word[1:] for word in words)
+
+
+def _identifier(shown: str) -> str:
+    return shown.lower().replace(" ", "_")
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "| " + " | ".join(cell.rjust(width) for cell, width in zip(cells, widths)) + " |"
+
+
+def _bullets(values: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in values.items())

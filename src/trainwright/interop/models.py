@@ -1,0 +1,201 @@
+"""What a model can do, found out from the object itself.
+
+Owns: questions about `transformers`- and peft-like models, answered without importing either. Leaves to others: acting on
+the answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainwright.interop.loaded import is_peft_model, is_pretrained_model
+
+logger = logging.getLogger(__name__)
+
+
+def base_model_of(model: nn.Module) -> nn.Module:
+    """The model inside a peft wrapper, whose `forward` has the real signature; the model itself otherwise."""
+    if is_peft_model(model):
+        getter = getattr(model, "get_base_model", None)
+        if getter is not None:
+            return getter()  # type: ignore[no-any-return]
+        return model.base_model.model  # type: ignore[no-any-return, union-attr]
+    return model
+
+
+def accepts_loss_kwargs(model: nn.Module) -> bool:
+    """Whether `forward` takes `num_items_in_batch`: the model says so (`accepts_loss_kwargs`), or it takes any keyword.
+
+    Taking any keyword does not prove that the model's loss honours it: see `honours_num_items`.
+    """
+    base = base_model_of(model)
+    stated = getattr(base, "accepts_loss_kwargs", None)
+    if stated is not None:
+        return bool(stated)
+    parameters = inspect.signature(base.forward).parameters
+    return "num_items_in_batch" in parameters or any(
+        p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
+    )
+
+
+def states_loss_kwargs(model: nn.Module) -> bool:
+    """Whether the question is settled by the model itself, so that `honours_num_items` need not run it."""
+    base = base_model_of(model)
+    return (
+        getattr(base, "accepts_loss_kwargs", None) is not None
+        or "num_items_in_batch" in inspect.signature(base.forward).parameters
+    )
+
+
+@torch.no_grad()
+def honours_num_items(model: nn.Module, inputs: Mapping[str, Any], num_items: torch.Tensor | int) -> bool:
+    """Whether the model divides its loss by `num_items_in_batch`: asked twice, with n and 2n, the second must be half.
+
+    Many models swallow the keyword and return the mean over the micro-batch; taken for a share of the whole update, their
+    loss and gradients would be too large by the accumulation count. Costs two forward passes of one micro-batch, once,
+    and changes nothing: no gradients, evaluation mode, random states and mode restored.
+    """
+    was_training = model.training
+    devices = [t.device for t in inputs.values() if isinstance(t, torch.Tensor) and t.device.type == "cuda"]
+    with torch.random.fork_rng(devices=devices):
+        model.eval()
+        try:
+            once, twice = (loss_value(model(**inputs, num_items_in_batch=num_items * factor)) for factor in (1, 2))
+        finally:
+            model.train(was_training)
+    return once is not None and twice is not None and abs(once - 2 * twice) <= 1e-2 * abs(once)
+
+
+def loss_value(outputs: Any) -> float | None:
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0]
+    return float(loss.mean()) if isinstance(loss, torch.Tensor) else None
+
+
+def shifts_labels(model: nn.Module) -> bool:
+    """Whether the model predicts the next token from labels aligned with its inputs (a causal language model)."""
+    base = base_model_of(model)
+    mapping = sys.modules.get("transformers.models.auto.modeling_auto")
+    names = getattr(mapping, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", None)
+    if names is not None and type(base).__name__ in names.values():
+        return True
+    return type(base).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def main_input_name(model: nn.Module) -> str:
+    """The input that carries the samples: "input_ids" unless the model says otherwise."""
+    return str(getattr(base_model_of(model), "main_input_name", "input_ids"))
+
+
+def lacks_a_head(model: nn.Module) -> bool:
+    """A bare `transformers` encoder or decoder: it returns hidden states, takes no labels and so has no loss."""
+    base = base_model_of(model)
+    if not is_pretrained_model(base):
+        return False
+    mapping = sys.modules.get("transformers.models.auto.modeling_auto")
+    names = getattr(mapping, "MODEL_MAPPING_NAMES", None)
+    if names is None:
+        return False
+    bare: set[str] = set()
+    for value in names.values():
+        bare.update(value if isinstance(value, (tuple, list)) else [value])
+    return type(base).__name__ in bare and "labels" not in inspect.signature(base.forward).parameters
+
+
+def spans_devices(model: nn.Module) -> bool:
+    """Whether the model's layers already lie on several devices, so that it must not be moved or wrapped."""
+    device_map = getattr(model, "hf_device_map", None)
+    if device_map:
+        return len({d for d in device_map.values() if d not in ("cpu", "disk")}) > 1
+    return bool(getattr(model, "is_parallelizable", False) and getattr(model, "model_parallel", False))
+
+
+def quantised_without_adapter(model: nn.Module) -> bool:
+    """A quantised model whose weights cannot be trained, and that carries no trainable adapter."""
+    if not getattr(model, "is_quantized", False):
+        return False
+    quantizer = getattr(model, "hf_quantizer", None)
+    if getattr(quantizer, "is_qat_trainable", False):
+        return False
+    return not (is_peft_model(model) or getattr(model, "_hf_peft_config_loaded", False))
+
+
+class FlopCounter:
+    """Floating-point operations of a forward and backward pass over a batch.
+
+    A model with a `floating_point_ops(inputs)` of its own is asked. For other `transformers` models it is 6 per token and
+    parameter that is no embedding (Kaplan et al. 2020, section 2.1). The parameters do not change in number, so they are
+    counted once, at the first batch, not at each (4 ms at 32 layers).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        base: Any = base_model_of(model)
+        own = getattr(type(base), "floating_point_ops", None)
+        is_theirs = own is None or own.__module__ == "transformers.modeling_utils"  # their default walks the parameters
+        self._own = None if is_theirs else base.floating_point_ops
+        self._model: Any = base if is_theirs and is_pretrained_model(base) else None
+        self._per_token: float | None = None
+
+    @property
+    def can_count(self) -> bool:
+        return self._own is not None or self._model is not None
+
+    def __call__(self, inputs: Any) -> float:
+        """0 for a model that cannot say."""
+        if self._own is not None:
+            return float(self._own(inputs))
+        tokens = inputs.get(self._model.main_input_name) if self._model is not None else None
+        if tokens is None:
+            return 0.0
+        if self._per_token is None:
+            self._per_token = 6.0 * self._model.num_parameters(exclude_embeddings=True)
+        return self._per_token * tokens.numel()
+
+
+def prepare_for_training(model: nn.Module, args: Any) -> Callable[[], None]:
+    """Gradient checkpointing and `use_cache` as the arguments ask. Returns a function that undoes what was only for training.
+
+    Raises ValueError for a model that cannot checkpoint its activations.
+    """
+    config = getattr(model, "config", None)
+    cache_before = getattr(config, "use_cache", None)
+    if args.gradient_checkpointing or args.activation_checkpointing:
+        enable = getattr(model, "gradient_checkpointing_enable", None)
+        if enable is None:
+            raise ValueError(
+                f"gradient_checkpointing=True needs a model with gradient_checkpointing_enable(); {type(model).__name__} has none. "
+                "Leave it unset, or wrap the model's layers in torch.utils.checkpoint yourself."
+            )
+        enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs or args.activation_checkpointing_kwargs)
+    if cache_before and not args.use_cache:
+        config.use_cache = False  # type: ignore[union-attr]  # keys and values of past tokens are memory that training never reads
+
+    def restore() -> None:
+        if cache_before is not None:
+            config.use_cache = cache_before  # type: ignore[union-attr]
+
+    return restore
+
+
+def traced(model: nn.Module, inputs: Mapping[str, Any], autocast: contextlib.AbstractContextManager[Any]) -> nn.Module:
+    """`model` compiled by tracing it once on `inputs`; `model` itself, with a warning, when it cannot be traced."""
+    names = inspect.signature(base_model_of(model).forward).parameters
+    example = {name: inputs[name] for name in names if name in inputs}
+    try:
+        with autocast, torch.no_grad():
+            graph = torch.jit.trace(model.eval(), example_kwarg_inputs=example, strict=False)
+            frozen = torch.jit.freeze(graph)
+            frozen(**example)
+        return frozen  # type: ignore[no-any-return]
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+        logger.warning(
+            "jit_mode_eval: %s cannot be traced (%s); it is evaluated as it is.", type(model).__name__, error
+        )
+        return model

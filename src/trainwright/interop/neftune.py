@@ -1,0 +1,57 @@
+"""NEFTune: noise on the embeddings while training.
+
+Owns: finding the input embedding, and the hook that adds noise. Leaves to others: switching it on for a run and off after.
+Source: Jain et al. 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning"; seed 004.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from trainwright.interop.models import base_model_of
+
+
+def neftune_post_forward_hook(module: Any, input: Any, output: torch.Tensor) -> torch.Tensor:
+    """Add uniform noise in [-a, a] with a = alpha / sqrt(seq * dim), only while training.
+
+    `output`: (batch, seq, dim). `module.neftune_noise_alpha` holds alpha.
+    """
+    if not module.training:
+        return output
+    magnitude = module.neftune_noise_alpha / (output.size(1) * output.size(2)) ** 0.5
+    return output + torch.zeros_like(output).uniform_(-magnitude, magnitude)
+
+
+def activate(model: nn.Module, alpha: float) -> RemovableHandle:
+    """Put the noise behind the model's input embedding; the handle takes it off again."""
+    embedding = input_embedding(model)
+    embedding.neftune_noise_alpha = alpha  # type: ignore[assignment]
+    return embedding.register_forward_hook(neftune_post_forward_hook)
+
+
+def deactivate(model: nn.Module, handle: RemovableHandle) -> None:
+    handle.remove()
+    del input_embedding(model).neftune_noise_alpha
+
+
+def input_embedding(model: nn.Module) -> nn.Module:
+    """The embedding of the input tokens: what the model names so, else its only `nn.Embedding`, else its first.
+
+    Raises ValueError for a model without any.
+    """
+    base = base_model_of(model)
+    getter = getattr(base, "get_input_embeddings", None)
+    if getter is not None:
+        embedding = getter()
+        if isinstance(embedding, nn.Module):
+            return embedding
+    for module in base.modules():
+        if isinstance(module, nn.Embedding):
+            return module
+    raise ValueError(
+        f"neftune_noise_alpha adds noise to token embeddings, but {type(base).__name__} has no nn.Embedding. Leave it unset."
+    )

@@ -1,0 +1,94 @@
+"""Overrides written for older releases keep working.
+
+Owns: finding out, once, which arguments a user's override takes, and calling it with those. Leaves to others: which
+arguments each hook gained over the years (`GAINED`, below, is that list; `trainer.py` asks).
+Source: seeds 003 and 004 show overrides of three generations.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+# Hook -> arguments it gained after some releases; an override without room for one is called without it.
+GAINED: dict[str, tuple[str, ...]] = {
+    "compute_loss": ("num_items_in_batch",),
+    "training_step": ("num_items_in_batch",),
+    "log": ("start_time",),
+    "get_batch_samples": ("device",),
+    "_get_train_sampler": ("train_dataset",),
+    "_maybe_log_save_evaluate": ("grad_norm", "start_time", "learning_rate"),
+    "_load_from_checkpoint": ("model",),
+    "_evaluate": ("skip_scheduler",),
+    "create_optimizer": ("model",),
+}
+
+# Hook -> positional arguments it is called with; an override that cannot take them can never work.
+CALLED_WITH: dict[str, tuple[str, ...]] = {
+    "compute_loss": ("model", "inputs"),
+    "training_step": ("model", "inputs"),
+    "prediction_step": ("model", "inputs", "prediction_loss_only"),
+    "log": ("logs",),
+    "create_scheduler": ("num_training_steps",),
+    "create_optimizer_and_scheduler": ("num_training_steps",),
+    "_save_checkpoint": ("model", "trial"),
+    "_prepare_inputs": ("inputs",),
+    "get_eval_dataloader": (),
+    "get_train_dataloader": (),
+    "create_optimizer": (),
+    "_set_signature_columns_if_needed": (),
+}
+
+
+def accepts(function: Callable[..., Any], name: str) -> bool:
+    """Whether `function` can be called with the keyword `name`. True for what has no readable signature (C functions)."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return True
+    if name in parameters:
+        return parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
+def fitted(function: Callable[..., Any], newer: Iterable[str]) -> Callable[..., Any]:
+    """`function` itself when it takes all of `newer`, else a wrapper that withholds those it has no room for.
+
+    The signature is read here, once; the wrapper costs one extra call.
+    """
+    missing = frozenset(name for name in newer if not accepts(function, name))
+    if not missing:
+        return function
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **{name: value for name, value in kwargs.items() if name not in missing})
+
+    return call
+
+
+def check_overrides(instance: Any, base: type) -> None:
+    """Report an override that can never be called, with its file and line, before any work is done.
+
+    Raises TypeError naming the method, what it takes and what it is called with.
+    """
+    for name, needed in CALLED_WITH.items():
+        method = getattr(instance, name)
+        if getattr(method, "__func__", method) is getattr(base, name):
+            continue
+        try:
+            signature = inspect.signature(method)
+        except (TypeError, ValueError):
+            continue
+        try:
+            signature.bind(*needed)
+        except TypeError as error:
+            code = getattr(inspect.unwrap(getattr(method, "__func__", method)), "__code__", None)
+            where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+            called = ", ".join(needed)
+            raise TypeError(
+                f"{type(instance).__name__}.{name}{signature}{where} cannot be called as {name}({called}): {error}. "
+                f"Give it the arguments ({called}), or accept *args, **kwargs."
+            ) from None

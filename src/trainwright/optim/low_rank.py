@@ -1,0 +1,133 @@
+"""GaLore and APOLLO: full training of the weights with an optimizer state of low rank.
+
+Owns: which modules they apply to, the parameter groups that mark them, and the layer-wise variants. Leaves to others:
+the projections (galore-torch, apollo-torch), the layer-wise stepping (`layerwise.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from trainwright.interop.optional import require
+from trainwright.optim.groups import check_target_module_exists, decay_parameter_names
+from trainwright.optim.layerwise import LayerWiseDummyOptimizer
+from trainwright.optim.options import with_options
+from trainwright.optim.registry import OptimizerRequest, OptimizerSpec
+
+_LAYERWISE = "_layerwise"
+GALORE = {
+    "galore_adamw": "GaLoreAdamW",
+    "galore_adamw_8bit": "GaLoreAdamW8bit",
+    "galore_adafactor": "GaLoreAdafactor",
+}
+
+
+def galore(request: OptimizerRequest) -> OptimizerSpec:
+    """GaLore on AdamW, 8-bit AdamW or Adafactor."""
+    module = require("galore_torch", f"optim={request.name!r}", extra="galore")
+    base = request.name.removesuffix(_LAYERWISE)
+    marks = {
+        "rank": request.take("rank", 128),
+        "update_proj_gap": request.take("update_proj_gap", 200),
+        "scale": request.take("scale", 0.25),
+        "proj_type": request.take("proj_type", "std"),
+    }
+    kwargs = dict(request.lr)
+    if base == "galore_adafactor":
+        kwargs |= {"scale_parameter": False, "relative_step": False}
+    else:
+        kwargs |= request.betas
+    return _spec(request, getattr(module, GALORE[base]), kwargs, marks)
+
+
+def apollo(request: OptimizerRequest) -> OptimizerSpec:
+    """APOLLO; with `optim_args="rank=1,scale_type=tensor"` APOLLO-Mini."""
+    module = require("apollo_torch", f"optim={request.name!r}", extra="apollo")
+    marks = {
+        "rank": request.take("rank", 128),
+        "proj": request.take("proj", "random"),
+        "scale_type": request.take("scale_type", "channel"),
+        "update_proj_gap": request.take("update_proj_gap", 200),
+        "scale": request.take("scale", 1.0),
+        "proj_type": request.take("proj_type", "std"),
+        **request.betas,
+        **request.eps,
+    }
+    return _spec(request, module.APOLLOAdamW, request.lr | request.betas, marks)
+
+
+def _spec(
+    request: OptimizerRequest, cls: Callable[..., Any], kwargs: dict[str, Any], marks: dict[str, Any]
+) -> OptimizerSpec:
+    groups = _groups(request, marks)
+    if not request.name.endswith(_LAYERWISE):
+        return OptimizerSpec(cls, kwargs | {"params": groups})
+    _check_layerwise(request)
+    kwargs = with_options(cls, kwargs, request.options, request.name)
+    request.options.clear()
+    optimizers = {
+        parameter: cls([{**group, "params": [parameter]}], **kwargs)
+        for group in groups
+        for parameter in group["params"]
+    }
+    return OptimizerSpec(LayerWiseDummyOptimizer, request.lr | {"optimizer_dict": optimizers})
+
+
+def _groups(request: OptimizerRequest, marks: dict[str, Any]) -> list[dict[str, Any]]:
+    """Other parameters first, then the weights of the target modules with their marks.
+
+    Weight decay, where the run asks for some, splits the first group in two, as documented for every optimizer.
+    """
+    targets = _target_weights(request)
+    chosen = {id(parameter) for parameter in targets}
+    decay = set(decay_parameter_names(request.model))
+    others = [(n, p) for n, p in request.model.named_parameters() if p.requires_grad and id(p) not in chosen]
+    weight_decay = request.args.weight_decay
+    if not weight_decay:
+        return [{"params": [p for _, p in others]}, {"params": targets, **marks}]
+    return [
+        {"params": [p for n, p in others if n in decay], "weight_decay": weight_decay},
+        {"params": [p for n, p in others if n not in decay], "weight_decay": 0.0},
+        {"params": targets, "weight_decay": weight_decay, **marks},
+    ]
+
+
+def _target_weights(request: OptimizerRequest) -> list[Tensor]:
+    wanted = getattr(request.args, "optim_target_modules", None)
+    if request.model is None or wanted is None:
+        missing = "the model" if request.model is None else "optim_target_modules"
+        raise ValueError(
+            f"optim={request.name!r} needs {missing}: name the modules whose gradients are projected, "
+            'for instance optim_target_modules=["attn", "mlp"] or "all-linear".'
+        )
+    if not isinstance(wanted, (str, list, tuple)):
+        raise TypeError(f"optim_target_modules={wanted!r} must be a string or a list of strings.")
+    every_linear = isinstance(wanted, str) and wanted.replace("_", "-") == "all-linear"
+    linear = [(name, module) for name, module in request.model.named_modules() if isinstance(module, nn.Linear)]
+    weights = [
+        module.weight
+        for name, module in linear
+        if module.weight.requires_grad and (every_linear or check_target_module_exists(wanted, name))
+    ]
+    if not weights:
+        names = [name for name, _ in linear]
+        shown = [*names[:8], "..."] if len(names) > 8 else names
+        raise ValueError(f"optim_target_modules={wanted!r} matches no trainable linear module; the model has {shown}.")
+    return list(dict.fromkeys(weights))  # a weight shared by two modules is one parameter
+
+
+def _check_layerwise(request: OptimizerRequest) -> None:
+    accumulation = getattr(request.args, "gradient_accumulation_steps", 1)
+    if accumulation != 1:
+        raise ValueError(
+            f"optim={request.name!r} updates during every backward pass, so gradient_accumulation_steps={accumulation} "
+            f"cannot work; set it to 1 or use optim={request.name.removesuffix(_LAYERWISE)!r}."
+        )
+    if getattr(getattr(request.args, "parallel_mode", None), "value", "") == "distributed":
+        raise ValueError(
+            f"optim={request.name!r} updates before gradients are averaged over processes, so it cannot train on "
+            f"several; use one process or optim={request.name.removesuffix(_LAYERWISE)!r}."
+        )

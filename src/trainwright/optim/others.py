@@ -1,0 +1,70 @@
+"""Optimizers of small packages: apex, GrokAdamW, schedule-free, StableAdamW, and AdamW of any precision.
+
+Owns: which arguments of a run each takes. Leaves to others: options from `optim_args` (added by `registry.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from trainwright.interop.optional import require
+from trainwright.names import closest
+from trainwright.optim.registry import OptimizerRequest, OptimizerSpec
+
+SCHEDULE_FREE = {
+    "schedule_free_radam": "RAdamScheduleFree",
+    "schedule_free_adamw": "AdamWScheduleFree",
+    "schedule_free_sgd": "SGDScheduleFree",
+}
+
+
+def apex(request: OptimizerRequest) -> OptimizerSpec:
+    module = require("apex.optimizers", f"optim={request.name!r}", package="apex (from github.com/NVIDIA/apex)")
+    return OptimizerSpec(module.FusedAdam, request.adam)
+
+
+def any_precision(request: OptimizerRequest) -> OptimizerSpec:
+    from trainwright.optim.any_precision import AnyPrecisionAdamW
+
+    dtypes = {"momentum_dtype": "float32", "variance_dtype": "float32", "compensation_buffer_dtype": "bfloat16"}
+    chosen = {name: _dtype(name, request.take(name, default)) for name, default in dtypes.items()}
+    return OptimizerSpec(AnyPrecisionAdamW, request.adam | chosen)
+
+
+def _dtype(argument: str, name: str) -> torch.dtype:
+    allowed = ("float32", "bfloat16", "float16", "float64")
+    if name.removeprefix("torch.") not in allowed:
+        raise ValueError(
+            f"optim_args: {argument}={name!r} is no precision; choose one of {allowed}.{closest(name, allowed)}"
+        )
+    dtype: torch.dtype = getattr(torch, name.removeprefix("torch."))
+    return dtype
+
+
+def grokadamw(request: OptimizerRequest) -> OptimizerSpec:
+    module = require("grokadamw", f"optim={request.name!r}", extra="grokadamw")
+    return OptimizerSpec(module.GrokAdamW, request.adam)
+
+
+def schedule_free(request: OptimizerRequest) -> OptimizerSpec:
+    """Schedule-free optimizers warm up by themselves; `train()` and `eval()` switch between their two weights."""
+    module = require("schedulefree", f"optim={request.name!r}", extra="schedulefree")
+    kwargs: dict[str, Any] = {"weight_decay": request.args.weight_decay}
+    kwargs |= request.lr if request.name == "schedule_free_sgd" else request.adam
+    if request.name != "schedule_free_radam":  # RAdam needs no warmup
+        kwargs["warmup_steps"] = _warmup_steps(request.args)
+    return OptimizerSpec(getattr(module, SCHEDULE_FREE[request.name]), kwargs)
+
+
+def _warmup_steps(args: Any) -> int:
+    # A warmup given as a share needs the length of the run, which is known here only where max_steps fixes it.
+    max_steps: int = getattr(args, "max_steps", -1)
+    steps: int = args.get_warmup_steps(max_steps) if max_steps > 0 else int(getattr(args, "warmup_steps", 0))
+    return steps
+
+
+def stable_adamw(request: OptimizerRequest) -> OptimizerSpec:
+    module = require("optimi", f"optim={request.name!r}", extra="optimi")
+    return OptimizerSpec(module.StableAdamW, request.adam | {"weight_decay": request.args.weight_decay})

@@ -1,0 +1,187 @@
+"""Optimizers by name: `optim="adamw_torch"` to a class and its arguments.
+
+Owns: the table of names, what each needs to run, and registering more. Leaves to others: building the optimizer
+(`build.py`), what each family passes on (`*_family.py`, `low_rank.py`, `lomo.py`, `others.py`). Nothing of a family is
+imported before one of its optimizers is chosen.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, TypeVar
+
+from trainwright.names import closest
+from trainwright.optim.options import parse_optim_args, typed, with_options
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+@dataclass
+class OptimizerSpec:
+    """What a builder returns: called as `cls(groups, **kwargs)`.
+
+    `kwargs` may carry "params" (groups of its own), "model" or "optimizer_dict"; `build_optimizer` sees to them.
+    """
+
+    cls: Callable[..., Any]
+    kwargs: dict[str, Any]
+
+
+@dataclass
+class OptimizerRequest:
+    """What a builder is given. `options` holds unused `optim_args`; what a builder leaves there goes to the class."""
+
+    name: str
+    args: Any  # TrainingArguments, or anything with the same fields
+    model: Any = None
+    options: dict[str, str] = field(default_factory=dict)
+
+    def take(self, name: str, default: Any) -> Any:
+        """Use up the option `name`, typed like `default`; `default` where it is not given."""
+        return typed(name, self.options.pop(name), default) if name in self.options else default
+
+    @property
+    def lr(self) -> dict[str, Any]:
+        return {"lr": self.args.learning_rate}
+
+    @property
+    def betas(self) -> dict[str, Any]:
+        return {"betas": (self.args.adam_beta1, self.args.adam_beta2)}
+
+    @property
+    def eps(self) -> dict[str, Any]:
+        return {"eps": self.args.adam_epsilon}
+
+    @property
+    def adam(self) -> dict[str, Any]:
+        """The arguments that every Adam takes from the run."""
+        return self.lr | self.betas | self.eps
+
+
+@dataclass(frozen=True)
+class Row:
+    """One name: where its builder is, what it needs, and when to use it."""
+
+    builder: str | Callable[[OptimizerRequest], OptimizerSpec]  # "module:function", imported on use
+    use: str
+    package: str | None = None  # to install
+    device: str | None = None  # where alone it runs
+
+
+_FAMILY = "trainwright.optim."
+_TORCH = _FAMILY + "torch_family:"
+_BNB = _FAMILY + "bitsandbytes_family:build"
+_AO = _FAMILY + "torchao_family:build"
+_LOW_RANK = _FAMILY + "low_rank:"
+_LOMO = _FAMILY + "lomo:"
+_OTHERS = _FAMILY + "others:"
+
+ROWS: dict[str, Row] = {
+    "adamw_torch": Row(_TORCH + "adamw", "the default: AdamW of torch"),
+    "adamw_torch_fused": Row(_TORCH + "adamw_fused", "the same in one kernel: less time per step, no more memory"),
+    "adamw_torch_xla": Row(_TORCH + "adamw_xla", "TPUs: AdamW that does not wait for the device", "torch_xla", "xla"),
+    "adamw_torch_npu_fused": Row(_TORCH + "adamw_npu", "Ascend NPUs: AdamW in one kernel", "torch_npu", "npu"),
+    "adamw_apex_fused": Row(_OTHERS + "apex", "scripts that name it; adamw_torch_fused is as fast", "apex", "cuda"),
+    "adafactor": Row(_TORCH + "adafactor", "large models in little memory: one row and column per matrix"),
+    "adamw_anyprecision": Row(_OTHERS + "any_precision", "pure bfloat16 training with compensated rounding"),
+    "adamw_torch_4bit": Row(_AO, "AdamW with a 4-bit state", "torchao"),
+    "adamw_torch_8bit": Row(_AO, "AdamW with an 8-bit state", "torchao"),
+    "ademamix": Row(_BNB, "AdamW with a second, slower momentum", "bitsandbytes"),
+    "sgd": Row(_TORCH + "sgd", "the least memory: no state without momentum"),
+    "adagrad": Row(_TORCH + "adagrad", "sparse features"),
+    "adamw_bnb_8bit": Row(_BNB, "AdamW with an 8-bit state", "bitsandbytes"),
+    "adamw_8bit": Row(_BNB, "another name of adamw_bnb_8bit", "bitsandbytes"),
+    "ademamix_8bit": Row(_BNB, "AdEMAMix with an 8-bit state", "bitsandbytes"),
+    "lion_8bit": Row(_BNB, "Lion with an 8-bit state: one moment instead of two", "bitsandbytes"),
+    "lion_32bit": Row(_BNB, "Lion: one moment instead of two", "bitsandbytes"),
+    "paged_adamw_32bit": Row(_BNB, "AdamW whose state moves to the host when the GPU is full", "bitsandbytes", "cuda"),
+    "paged_adamw_8bit": Row(_BNB, "the same with an 8-bit state", "bitsandbytes", "cuda"),
+    "paged_ademamix_32bit": Row(_BNB, "AdEMAMix with a paged state", "bitsandbytes", "cuda"),
+    "paged_ademamix_8bit": Row(_BNB, "AdEMAMix with a paged 8-bit state", "bitsandbytes", "cuda"),
+    "paged_lion_32bit": Row(_BNB, "Lion with a paged state", "bitsandbytes", "cuda"),
+    "paged_lion_8bit": Row(_BNB, "Lion with a paged 8-bit state", "bitsandbytes", "cuda"),
+    "rmsprop": Row(_TORCH + "rmsprop", "recurrent networks; the second moment without the first"),
+    "rmsprop_bnb": Row(_BNB, "RMSprop of bitsandbytes", "bitsandbytes"),
+    "rmsprop_bnb_8bit": Row(_BNB, "RMSprop with an 8-bit state", "bitsandbytes"),
+    "rmsprop_bnb_32bit": Row(_BNB, "another name of rmsprop_bnb", "bitsandbytes"),
+    "galore_adamw": Row(_LOW_RANK + "galore", "full training with a low-rank optimizer state", "galore-torch"),
+    "galore_adamw_8bit": Row(_LOW_RANK + "galore", "the same with an 8-bit state", "galore-torch", "cuda"),
+    "galore_adafactor": Row(_LOW_RANK + "galore", "GaLore on Adafactor", "galore-torch"),
+    "galore_adamw_layerwise": Row(_LOW_RANK + "galore", "GaLore, one layer's gradient at a time", "galore-torch"),
+    "galore_adamw_8bit_layerwise": Row(_LOW_RANK + "galore", "the same with an 8-bit state", "galore-torch", "cuda"),
+    "galore_adafactor_layerwise": Row(_LOW_RANK + "galore", "GaLore on Adafactor, layer by layer", "galore-torch"),
+    "lomo": Row(_LOMO + "lomo", "fused with the backward pass: no gradients, no state", "lomo-optim"),
+    "adalomo": Row(_LOMO + "adalomo", "LOMO with a factored second moment", "lomo-optim", "cuda"),
+    "grokadamw": Row(_OTHERS + "grokadamw", "tasks where generalisation comes late", "grokadamw"),
+    "schedule_free_radam": Row(_OTHERS + "schedule_free", "no schedule and no warmup to choose", "schedulefree"),
+    "schedule_free_adamw": Row(_OTHERS + "schedule_free", "no schedule to choose", "schedulefree"),
+    "schedule_free_sgd": Row(_OTHERS + "schedule_free", "no schedule to choose, SGD", "schedulefree"),
+    "apollo_adamw": Row(_LOW_RANK + "apollo", "AdamW's quality near SGD's memory", "apollo-torch"),
+    "apollo_adamw_layerwise": Row(_LOW_RANK + "apollo", "the same, one layer's gradient at a time", "apollo-torch"),
+    "stable_adamw": Row(
+        _OTHERS + "stable_adamw", "AdamW with clipped updates instead of clipped gradients", "torch-optimi"
+    ),
+    "muon": Row(_TORCH + "muon", "hidden matrices by Muon, the rest by AdamW: fewer steps in pre-training"),
+}
+
+
+def register_optimizer(name: str) -> Callable[[T], T]:
+    """Make `optim=name` mean a class of yours, or what a function of yours returns.
+
+    @register_optimizer("my_adam")
+    class MyAdam(torch.optim.Optimizer): ...            # built with lr and optim_args
+
+    @register_optimizer("my_other_adam")
+    def build(request: OptimizerRequest) -> OptimizerSpec: ...
+    """
+    if name in ROWS:
+        raise ValueError(f"An optimizer called {name!r} exists already; choose another name.")
+
+    def keep(target: T) -> T:
+        builder = _class_builder(target) if isinstance(target, type) else target
+        ROWS[name] = Row(builder, (target.__doc__ or "").partition("\n")[0])
+        return target
+
+    return keep
+
+
+def _class_builder(cls: Any) -> Callable[[OptimizerRequest], OptimizerSpec]:
+    def build(request: OptimizerRequest) -> OptimizerSpec:
+        return OptimizerSpec(cls, request.lr)
+
+    return build
+
+
+def optimizer_class_and_kwargs(args: Any, model: Any = None) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The class that `args.optim` names and the arguments that `args` and `args.optim_args` give it, "lr" among them.
+
+    `model` is needed by optimizers that choose their own parameters (GaLore, APOLLO, LOMO, Muon). Errors: ValueError on
+    an unknown name or option, MissingExtra where a package is absent, RuntimeError where the device is.
+    """
+    name = args.optim.value if isinstance(args.optim, Enum) else str(args.optim)
+    if name not in ROWS:
+        raise ValueError(f"optim={name!r} is not a known optimizer; choose one of {sorted(ROWS)}.{closest(name, ROWS)}")
+    row = ROWS[name]
+    builder = row.builder
+    if isinstance(builder, str):
+        module, _, function = builder.partition(":")
+        builder = getattr(importlib.import_module(module), function)
+    request = OptimizerRequest(name, args, model, parse_optim_args(getattr(args, "optim_args", None)))
+    spec = builder(request)
+    _check_device(name, row.device)
+    return spec.cls, with_options(spec.cls, spec.kwargs, request.options, name)
+
+
+def _check_device(name: str, device: str | None) -> None:
+    if device != "cuda":
+        return  # the packages of the other devices do not even import elsewhere
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            f"optim={name!r} runs on CUDA devices only, and none is visible here. Use a machine with one, "
+            'or choose another optimizer, for instance optim="adamw_torch".'
+        )

@@ -1,0 +1,17 @@
+"""Optimizers of torchao: AdamW with a quantised state, compiled by torch.
+
+Owns: what each name stands for. Leaves to others: the arithmetic (torchao).
+"""
+
+from __future__ import annotations
+
+from trainwright.interop.optional import require
+from trainwright.optim.registry import OptimizerRequest, OptimizerSpec
+
+VARIANTS = {"adamw_torch_4bit": "AdamW4bit", "adamw_torch_8bit": "AdamW8bit"}
+
+
+def build(request: OptimizerRequest) -> OptimizerSpec:
+    """The class of torchao for one of the names in `VARIANTS`."""
+    module = require("torchao.optim", f"optim={request.name!r}", extra="torchao")
+    return OptimizerSpec(getattr(module, VARIANTS[request.name]), request.adam)

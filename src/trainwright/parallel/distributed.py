@@ -1,0 +1,107 @@
+"""Several processes, one share of the data each, through accelerate.
+
+Owns: what `Strategy` asks, answered with an Accelerator. Leaves to others: starting the processes (torchrun, accelerate
+launch), and building the Accelerator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainwright.checkpoint.layout import sibling
+from trainwright.parallel.strategy import Strategy
+
+
+class DistributedStrategy(Strategy):
+    """DistributedDataParallel over the processes that were started together."""
+
+    is_distributed = True
+
+    def __init__(self, accelerator: Any, args: Any) -> None:
+        super().__init__(accelerator.device)
+        self.accelerator = accelerator
+        self.scaler = accelerator.scaler
+        self.num_processes = accelerator.num_processes
+        self.process_index = accelerator.process_index
+        self._ddp_kwargs = _ddp_arguments(args)
+
+    def prepare_model(self, model: nn.Module) -> nn.Module:
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **self._ddp_kwargs)
+
+    def prepare_dataloader(self, dataloader: Any) -> Any:
+        return self.accelerator.prepare_data_loader(dataloader, device_placement=False)
+
+    def grad_sync(self, model: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+        if is_last or not isinstance(model, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return model.no_sync()
+
+    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float, optimizer: Any) -> torch.Tensor:
+        return super().clip_grad_norm(parameters, max_norm, optimizer)  # DDP leaves the same gradients in every process
+
+    def gather(self, value: Any) -> Any:
+        return self.accelerator.gather(value)
+
+    def gather_for_metrics(self, value: Any) -> Any:
+        return self.accelerator.gather_for_metrics(value)
+
+    def pad_across_processes(self, value: Any, pad_index: int = -100) -> Any:
+        return self.accelerator.pad_across_processes(value, dim=1, pad_index=pad_index)
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(value, reduction="sum")  # type: ignore[no-any-return]
+
+    def mean_of_floats(self, values: list[float]) -> list[float]:
+        together = torch.tensor(values, dtype=torch.float32, device=self.device)
+        return self.accelerator.reduce(together, reduction="mean").tolist()  # type: ignore[no-any-return]
+
+    def barrier(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def staged_checkpoint(self, directory: str, *, step: int, position: dict[str, Any]) -> Iterator[str]:
+        """Process 0 stages; the others write their files (random states) beside, and process 0 takes them in."""
+        beside = sibling(directory, f"rank{self.process_index}")
+        shared = sibling_of_main(directory)
+        if self.process_index == 0:
+            with super().staged_checkpoint(directory, step=step, position=position) as staging:
+                yield staging
+                self.barrier()
+                if os.path.isdir(shared):
+                    for name in os.listdir(shared):
+                        os.replace(os.path.join(shared, name), os.path.join(staging, name))
+                    shutil.rmtree(shared)
+        else:
+            os.makedirs(shared, exist_ok=True)
+            os.makedirs(beside, exist_ok=True)
+            yield beside
+            for name in os.listdir(beside):
+                os.replace(os.path.join(beside, name), os.path.join(shared, name))
+            shutil.rmtree(beside)
+            self.barrier()
+        self.barrier()
+
+
+def sibling_of_main(directory: str) -> str:
+    """Where the other processes put their files for process 0: beside the checkpoint, hidden."""
+    parent, name = os.path.split(os.path.abspath(directory))
+    return os.path.join(parent, f".{name}.ranks")
+
+
+def _ddp_arguments(args: Any) -> dict[str, Any]:
+    """Keyword arguments of DistributedDataParallel that the user set."""
+    wanted = {
+        "find_unused_parameters": args.ddp_find_unused_parameters,
+        "bucket_cap_mb": args.ddp_bucket_cap_mb,
+        "broadcast_buffers": args.ddp_broadcast_buffers,
+        "static_graph": args.ddp_static_graph,
+    }
+    return {name: value for name, value in wanted.items() if value is not None}

@@ -1,0 +1,103 @@
+"""The questions that one process and many answer differently.
+
+Owns: `Strategy`, whose defaults are the answers of one process on one device: torch's own parts, unwrapped. Leaves to
+others: processes that work together (`distributed`), the training story that asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainwright.checkpoint.save import staged
+
+
+class Strategy:
+    """One process, one device. The training loop calls these; a backend with several processes overrides some."""
+
+    num_processes = 1
+    process_index = 0
+    is_distributed = False
+
+    def __init__(self, device: torch.device, *, fp16: bool = False) -> None:
+        self.device = device
+        self.scaler: torch.amp.GradScaler | None = torch.amp.GradScaler(device.type) if fp16 else None
+
+    # -- preparing -----------------------------------------------------------------------------------------------------
+
+    def prepare_model(self, model: nn.Module) -> nn.Module:
+        """Wrap the model for training, where the backend needs a wrapper."""
+        return model
+
+    def prepare_dataloader(self, dataloader: Any) -> Any:
+        """Give each process its share of the batches."""
+        return dataloader
+
+    def unwrap(self, model: nn.Module) -> nn.Module:
+        """The model the user passed, out of whatever wraps it."""
+        while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        return getattr(model, "_orig_mod", model)  # torch.compile
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    def grad_sync(self, model: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around each micro-batch; several processes exchange gradients only in the last one of an update."""
+        return contextlib.nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        if self.scaler is None:
+            loss.backward()
+        else:
+            self.scaler.scale(loss).backward()
+
+    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float, optimizer: Any) -> torch.Tensor:
+        """Scale gradients down to `max_norm`; return the norm they had, as a tensor on their device."""
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
+
+    def optimizer_step(self, optimizer: Any) -> bool:
+        """Update the weights. False when fp16 gradients overflowed and the update was left out."""
+        if self.scaler is None:
+            optimizer.step()
+            return True
+        before = self.scaler.get_scale()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() >= before
+
+    # -- talking to the other processes --------------------------------------------------------------------------------
+
+    def gather(self, value: Any) -> Any:
+        """The tensors of all processes, concatenated along their first dimension."""
+        return value
+
+    def gather_for_metrics(self, value: Any) -> Any:
+        """Like `gather`, without the samples that were repeated to fill the last batch."""
+        return value
+
+    def pad_across_processes(self, value: Any, pad_index: int = -100) -> Any:
+        """Pad dimension 1 to the longest of all processes, so that `gather` can concatenate."""
+        return value
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        return value
+
+    def mean_of_floats(self, values: list[float]) -> list[float]:
+        return values
+
+    def barrier(self) -> None:
+        """Wait for the other processes."""
+
+    # -- saving --------------------------------------------------------------------------------------------------------
+
+    def staged_checkpoint(
+        self, directory: str, *, step: int, position: dict[str, Any]
+    ) -> contextlib.AbstractContextManager[str]:
+        """A directory to write a checkpoint into, that becomes `directory` when all of it is on disk."""
+        return staged(directory, step=step, world_size=self.num_processes, position=position)

@@ -1,0 +1,106 @@
+"""A log history as curves.
+
+Owns: which entries of `TrainerState.log_history` belong to which curve, and their names for people. Leaves to others:
+drawing (`curve`, `html`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+# What an evaluation reports about its own cost.
+COST_SUFFIXES = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
+
+
+class Curve(NamedTuple):
+    """One line of a figure: finite `values` over `steps` (updates), both of the same length."""
+
+    name: str
+    steps: list[int]
+    values: list[float]
+
+
+class Panel(NamedTuple):
+    """Curves that share a vertical axis; `title` says of what."""
+
+    title: str
+    curves: list[Curve]
+
+
+def curves_of(log_history: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
+    """Name -> curve, for every finite number in the log lines that carry a step."""
+    curves: dict[str, Curve] = {}
+    for line in log_history:
+        step = line.get("step")
+        if not isinstance(step, int):
+            continue
+        for name, value in line.items():
+            if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
+                curve = curves.setdefault(name, Curve(name, [], []))
+                curve.steps.append(step)
+                curve.values.append(float(value))
+    return curves
+
+
+def panels_of(log_history: Iterable[Mapping[str, Any]]) -> list[Panel]:
+    """The panels worth drawing: losses, then each evaluation metric, learning rate, gradient norm.
+
+    Training loss and the losses of all evaluation datasets share a panel. What is no finite number is left out, and so
+    is a panel without values.
+    """
+    curves = curves_of(log_history)
+    losses = [curve for name, curve in curves.items() if name == "loss" or is_eval_loss(name)]
+    panels = [Panel("Loss", losses)] if losses else []
+    for name in (*metrics_in(curves), "learning_rate", "grad_norm"):
+        if name in curves:
+            panels.append(Panel(label_of(name), [curves[name]]))
+    return panels
+
+
+def metrics_in(names: Iterable[str]) -> list[str]:
+    """Those of `names` that measure the model in an evaluation, losses apart."""
+    return [
+        name
+        for name in names
+        if name.startswith("eval_") and not is_eval_loss(name) and not name.endswith(COST_SUFFIXES)
+    ]
+
+
+def is_eval_loss(name: str) -> bool:
+    return name.startswith("eval_") and name.endswith("_loss")
+
+
+def label_of(name: str) -> str:
+    """The name of a logged value for people.
+
+    >>> label_of("loss"), label_of("eval_loss"), label_of("eval_dev_loss"), label_of("eval_f1"), label_of("grad_norm")
+    ('Training loss', 'Validation loss', 'Validation loss (dev)', 'F1', 'Gradient norm')
+    """
+    known = {"loss": "Training loss", "eval_loss": "Validation loss", "grad_norm": "Gradient norm"}
+    if name in known:
+        return known[name]
+    if is_eval_loss(name):
+        return f"Validation loss ({name[len('eval_') : -len('_loss')]})"
+    text = name.removeprefix("eval_").replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
+def thinned(curve: Curve, num_points: int) -> Curve:
+    """At most about `num_points` points of `curve` that look the same: the lowest and the highest of each stretch.
+
+    Keeping every n-th point instead would hide the spikes that one looks for.
+    """
+    if len(curve.steps) <= num_points:
+        return curve
+    stretch = math.ceil(2 * len(curve.steps) / num_points)
+    kept = sorted({0, len(curve.steps) - 1, *_extremes(curve.values, stretch)})
+    return Curve(curve.name, [curve.steps[index] for index in kept], [curve.values[index] for index in kept])
+
+
+def _extremes(values: Sequence[float], stretch: int) -> Iterable[int]:
+    for start in range(0, len(values), stretch):
+        indices = range(start, min(start + stretch, len(values)))
+        yield min(indices, key=values.__getitem__)
+        yield max(indices, key=values.__getitem__)

@@ -1,0 +1,75 @@
+"""One panel of curves as an SVG drawing that stands inside an HTML page.
+
+Owns: scales, ticks and lines. Leaves to others: captions, colours (CSS variables --c0 to --c5, --ink, --soft, --line).
+"""
+
+from __future__ import annotations
+
+import html
+import math
+
+from trainwright.report.history import Panel, label_of, thinned
+
+WIDTH, HEIGHT = 560, 260  # in units of the drawing; the page scales it
+LEFT, RIGHT, TOP, BOTTOM = 58, 26, 10, 30  # room for the numbers of the axes
+MAX_POINTS = 800  # per curve; more than one per unit of width cannot be seen
+MAX_DOTS = 40  # points that still get a dot, which shows its value under the pointer
+
+
+def panel_svg(panel: Panel, first: int, last: int) -> str:
+    """An `<svg>` element with the curves of `panel` over the steps `first` to `last`."""
+    all_values = [value for curve in panel.curves for value in curve.values]
+    low, high = _widened(min(all_values), max(all_values))
+    if first == last:
+        first, last = first - 1, last + 1
+
+    def x_of(step: float) -> float:
+        return LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT)
+
+    def y_of(value: float) -> float:
+        return TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(panel.title)} over steps">']
+    for value in ticks(low, high, 5):
+        y = y_of(value)
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
+        parts.append(_text(LEFT - 8, y + 4, f"{value:.4g}", "end"))
+    for step in ticks(first, last, 6):
+        if step == int(step):
+            parts.append(_text(x_of(step), HEIGHT - 8, f"{int(step):,}", "middle"))
+    for index, curve in enumerate(panel.curves):
+        color = f"var(--c{index % 6})"
+        points = [(x_of(step), y_of(value)) for step, value in zip(*thinned(curve, MAX_POINTS)[1:])]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(
+            f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2" stroke-linejoin="round"/>'
+        )
+        if len(points) <= MAX_DOTS:
+            name = html.escape(label_of(curve.name))
+            for (x, y), step, value in zip(points, curve.steps, curve.values):
+                tip = f"<title>{name} {value:.6g} at step {step:,}</title>"
+                parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}">{tip}</circle>')
+    return "".join(parts) + "</svg>"
+
+
+def ticks(low: float, high: float, num_wanted: int) -> list[float]:
+    """Round numbers between `low` and `high`, about `num_wanted` of them.
+
+    >>> ticks(0, 100, 5), ticks(0.13, 0.52, 4)
+    ([0.0, 20.0, 40.0, 60.0, 80.0, 100.0], [0.2, 0.3, 0.4, 0.5])
+    """
+    raw = (high - low) / num_wanted
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    distance = next(factor * magnitude for factor in (1, 2, 5, 10) if raw <= factor * magnitude * 1.0001)
+    start, stop = math.ceil(low / distance - 1e-9), math.floor(high / distance + 1e-9)
+    return [float(f"{index * distance:.12g}") for index in range(start, stop + 1)]
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """Room above and below; a flat curve gets a range around it, because a range of zero has no scale."""
+    room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    return low - room, high + room
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="12" fill="var(--soft)" text-anchor="{anchor}">{text}</text>'

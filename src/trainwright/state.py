@@ -1,0 +1,194 @@
+"""Where a run stands (`TrainerState`), what its callbacks ask for (`TrainerControl`), and objects that save themselves.
+
+Owns: the three data shapes and their JSON round trip. Leaves to others: who writes each field and when (DESIGN: the loop,
+`Trainer.log`, `checkpoint/best`). Imports nothing outside the standard library.
+Source: seed 000 (fields, defaults, meaning).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class ExportableState:
+    """An object whose state goes into a checkpoint and comes back from it (a callback, `TrainerControl`).
+
+    Implement `state()`; its `"args"` are passed to the constructor and its `"attributes"` are set on the new object.
+
+        class Patience(TrainerCallback, ExportableState):
+            def __init__(self, limit=3):
+                self.limit, self.waited = limit, 0
+
+            def state(self):
+                return {"args": {"limit": self.limit}, "attributes": {"waited": self.waited}}
+    """
+
+    def state(self) -> dict[str, Any]:
+        raise NotImplementedError(
+            f"{type(self).__name__} is an ExportableState, so it must define state(), returning "
+            '{"args": {constructor arguments}, "attributes": {attributes to restore}}.'
+        )
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Any:
+        """Build an instance from what `state()` returned."""
+        instance = cls(**state.get("args", {}))
+        for name, value in state.get("attributes", {}).items():
+            setattr(instance, name, value)
+        return instance
+
+
+@dataclass
+class TrainerState:
+    """Where a run stands. A "step" is one optimizer update; a micro-batch of an accumulation is not a step.
+
+    Saved as `trainer_state.json` in every checkpoint. Other implementations read the same file, so fields of ours alone
+    live in `loop_state.json` instead.
+    """
+
+    epoch: float | None = None  # passes over the data, with fraction; None outside training
+    global_step: int = 0  # updates done
+    max_steps: int = 0  # updates this run will do
+    logging_steps: float = 500  # updates between two log lines
+    eval_steps: float = 500  # updates between two evaluations
+    save_steps: float = 500  # updates between two checkpoints
+    train_batch_size: int | None = None  # samples per micro-batch and process
+    num_train_epochs: int = 0  # passes over the data this run will start
+    num_input_tokens_seen: int = 0  # tokens, over all processes
+    total_flos: float = 0  # floating-point operations since the start; a float because an int64 would overflow
+    log_history: list[dict[str, Any]] = field(default_factory=list)  # one dict per log line
+    best_metric: float | None = None  # value of `metric_for_best_model`
+    best_global_step: int | None = None  # update at which it was reached
+    best_model_checkpoint: str | None = None  # directory that holds it
+    is_local_process_zero: bool = True  # first process of this machine
+    is_world_process_zero: bool = True  # first process of all
+    is_hyper_param_search: bool = False
+    trial_name: str | None = None
+    trial_params: dict[str, str | float | int | bool] | None = None
+    # Name of the class -> what its state() returned; a list of those where several callbacks share a class.
+    stateful_callbacks: Any = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.log_history is None:
+            self.log_history = []
+        if self.stateful_callbacks is None:
+            self.stateful_callbacks = {}
+        elif not isinstance(self.stateful_callbacks, dict):
+            self.stateful_callbacks = exported_states(self.stateful_callbacks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values; `log_history` is shared, not copied, because it can be long."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def save_to_json(self, json_path: str | os.PathLike[str]) -> None:
+        """Write every field to `json_path`."""
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True, default=_plain) + "\n"
+        with open(json_path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    @classmethod
+    def load_from_json(cls, json_path: str | os.PathLike[str]) -> TrainerState:
+        """Read what `save_to_json`, here or in another generation, wrote. Fields that this version lacks are left out."""
+        with open(json_path, encoding="utf-8") as file:
+            values = json.load(file)
+        if not isinstance(values, dict):
+            raise ValueError(
+                f"{os.fspath(json_path)} is not a trainer state: it holds a {type(values).__name__}, not an object."
+            )
+        known = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    def compute_steps(self, args: Any, max_steps: int) -> None:
+        """Set the three intervals from `args`; a value below 1 is a share of `max_steps`, rounded up."""
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            interval = getattr(args, name, None)
+            if interval is not None:
+                setattr(self, name, interval_in_steps(interval, max_steps))
+
+    def init_training_references(self, trainer: Any, max_steps: int, num_train_epochs: int, trial: Any = None) -> None:
+        """Set what a run knows at its start: its length, its intervals, the trial it belongs to, which process this is."""
+        self.max_steps = max_steps
+        self.num_train_epochs = num_train_epochs
+        self.train_batch_size = trainer._train_batch_size
+        self.is_local_process_zero = trainer.is_local_process_zero()
+        self.is_world_process_zero = trainer.is_world_process_zero()
+        self.compute_steps(trainer.args, max_steps)
+        self.trial_name = trainer.hp_name(trial) if trial is not None and trainer.hp_name is not None else None
+        self.trial_params = trial_params(trial)
+
+
+def trial_params(trial: Any) -> dict[str, Any] | None:
+    """The hyper-parameters of a trial: of an Optuna trial (`trial.params`), or of a plain dict; None without a trial."""
+    if trial is None:
+        return None
+    return dict(getattr(trial, "params", trial))
+
+
+def interval_in_steps(interval: float, max_steps: int) -> int:
+    """Updates between two events; an `interval` in (0, 1) is a share of `max_steps`, rounded up.
+
+    >>> interval_in_steps(0.3, 10), interval_in_steps(25, 10)
+    (3, 25)
+    """
+    if 0 < interval < 1:
+        # Rounded first, because 0.1 * 30 is 3.0000000000000004 in binary and must not become 4.
+        return max(1, -int(-round(max_steps * interval, 6) // 1))
+    return int(interval)
+
+
+def exported_states(objects: Iterable[Any]) -> dict[str, Any]:
+    """Class name -> `state()` of each ExportableState among `objects`; a list of states where a class occurs twice."""
+    states: dict[str, Any] = {}
+    for item in objects:
+        if not isinstance(item, ExportableState) and not hasattr(item, "state"):
+            raise TypeError(
+                f"{type(item).__name__} has no state(): a stateful callback must inherit from ExportableState."
+            )
+        name = type(item).__name__
+        if name not in states:
+            states[name] = item.state()
+        elif isinstance(states[name], list):
+            states[name].append(item.state())
+        else:
+            states[name] = [states[name], item.state()]
+    return states
+
+
+def _plain(value: Any) -> Any:
+    """Turn a NumPy or torch scalar in a log line into the Python number that JSON can hold."""
+    if hasattr(value, "item"):
+        return value.item()
+    return str(value)
+
+
+@dataclass
+class TrainerControl(ExportableState):
+    """What the callbacks ask of the loop. Callbacks write it, the loop obeys and resets it."""
+
+    should_training_stop: bool = False  # end training after this step; never reset during a run
+    should_epoch_stop: bool = False  # go to the next epoch; reset at its start
+    should_save: bool = False  # write a checkpoint after this step; reset at the next
+    should_evaluate: bool = False  # evaluate after this step; reset at the next
+    should_log: bool = False  # write a log line after this step; reset at the next
+
+    def _new_training(self) -> None:
+        self.should_training_stop = False
+
+    def _new_epoch(self) -> None:
+        self.should_epoch_stop = False
+
+    def _new_step(self) -> None:
+        self.should_save = False
+        self.should_evaluate = False
+        self.should_log = False
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "args": {f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
+            "attributes": {},
+        }

@@ -1,0 +1,40 @@
+"""Azure Machine Learning.
+
+Owns: `AzureMLCallback`. Leaves to others: submitting the run. Source: seed 000.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainwright.state import TrainerState
+from trainwright.tracking.base import TrackerCallback
+
+
+class AzureMLCallback(TrackerCallback):
+    """Send log lines to an Azure ML run, under the names of the log line ("eval_loss").
+
+    Args:
+        azureml_run: the run; the one this script was submitted as when it is left out. Outside of Azure that is an
+            offline run, which prints.
+    """
+
+    tracker_name = "azure_ml"
+    rewrites_names = False
+
+    def __init__(self, azureml_run: Any = None) -> None:
+        super().__init__()
+        self.azureml_run = azureml_run
+
+    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+        if self.azureml_run is None:
+            from azureml.core.run import Run
+
+            self.azureml_run = Run.get_context()
+
+    def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
+        for name, value in metrics.items():
+            self.azureml_run.log(name, value, description=name, step=state.global_step)
+
+    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+        self.azureml_run.flush()

@@ -1,0 +1,84 @@
+"""ClearML.
+
+Owns: `ClearMLCallback` and the variables in its docstring. Leaves to others: all other CLEARML_* variables, which the
+package reads itself. Source: seed 000.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from trainwright.state import TrainerState
+from trainwright.tracking import environment
+from trainwright.tracking.base import TOTALS, TrackerCallback, arguments_of, model_config_of, run_name_of
+
+
+class ClearMLCallback(TrackerCallback):
+    """Send log lines, settings and, on request, checkpoints to a ClearML task.
+
+    A task that exists already (`Task.init()` was called) is used and never closed here.
+
+    Environment:
+        CLEARML_PROJECT: project, "HuggingFace Transformers" by default.
+        CLEARML_TASK: task, "Trainer" by default.
+        CLEARML_LOG_MODEL: true uploads every checkpoint as a model of the task.
+    """
+
+    tracker_name = "clearml"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clearml: Any = None
+        self._clearml_task: Any = None
+        self._owns_task = False
+        self._log_model = environment.flag("CLEARML_LOG_MODEL")
+
+    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+        import clearml
+
+        self._clearml = clearml
+        self._clearml_task = clearml.Task.current_task()
+        if self._clearml_task is None:
+            self._clearml_task = clearml.Task.init(
+                project_name=os.environ.get("CLEARML_PROJECT", "HuggingFace Transformers"),
+                task_name=os.environ.get("CLEARML_TASK") or state.trial_name or "Trainer",
+                reuse_last_task_id=False,
+                # What these would catch by patching is sent here on purpose, once.
+                auto_connect_frameworks={"tensorboard": False, "pytorch": False},
+                output_uri=True if self._log_model else None,
+            )
+            self._owns_task = True
+        if name := run_name_of(args, state):
+            self._clearml_task.set_comment(name)
+        self._clearml_task.connect(
+            {**arguments_of(args, sanitized=False), **(state.trial_params or {})}, name="Transformers"
+        )
+        if config := model_config_of(model):
+            self._clearml_task.connect_configuration(config, name="Model Configuration")
+
+    def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
+        report = self._clearml_task.get_logger()
+        for name, value in metrics.items():
+            group, _, series = name.partition("/")
+            if group == "train" and (series in TOTALS or series == "epoch"):
+                report.report_single_value(name=series, value=value)
+            else:
+                report.report_scalar(title=group, series=series, value=value, iteration=state.global_step)
+
+    def log_checkpoint(self, directory: Path, args: Any, state: TrainerState) -> None:
+        if self._log_model:
+            output = self._clearml.OutputModel(task=self._clearml_task, name=directory.name, framework="PyTorch")
+            output.update_weights_package(
+                weights_path=str(directory), target_filename=directory.name, iteration=state.global_step,
+                auto_delete_file=False,
+            )  # fmt: skip
+
+    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+        self._clearml_task.flush(wait_for_uploads=True)
+
+    def close(self) -> None:
+        if self._owns_task and self._clearml_task is not None:
+            self._clearml_task.close()
+        self._owns_task = False

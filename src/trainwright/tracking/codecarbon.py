@@ -1,0 +1,48 @@
+"""CodeCarbon: the energy a training takes.
+
+Owns: `CodeCarbonCallback`. Leaves to others: CODECARBON_* variables and `.codecarbon.config`, which the package reads
+itself. Without CODECARBON_COUNTRY_ISO_CODE it looks up the place over the network, and works, slowly, without one.
+Source: seed 000.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from trainwright.state import TrainerState
+from trainwright.tracking.base import TrackerCallback
+
+
+class CodeCarbonCallback(TrackerCallback):
+    """Measure from the start to the end of training; `emissions.csv` goes to `output_dir`. Log lines are not sent."""
+
+    tracker_name = "codecarbon"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tracker: Any = None
+
+    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+        import codecarbon
+
+        offline = "CODECARBON_COUNTRY_ISO_CODE" in os.environ
+        tracker_class = codecarbon.OfflineEmissionsTracker if offline else codecarbon.EmissionsTracker
+        os.makedirs(args.output_dir, exist_ok=True)
+        self.tracker = tracker_class(output_dir=args.output_dir)
+        self.tracker.start()
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: a log line outside of training must not start a measurement."""
+
+    def on_predict(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing, as `on_log`."""
+
+    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+        self.close()
+        self._initialized = False  # a second train() is measured on its own
+
+    def close(self) -> None:
+        if self.tracker is not None:
+            self.tracker.stop()
+            self.tracker = None

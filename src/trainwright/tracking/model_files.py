@@ -1,0 +1,72 @@
+"""The files of a trained model, for trackers that upload them.
+
+Owns: which files of a checkpoint are the model, and writing a model where no checkpoint holds it. Leaves to others:
+where they are sent (each tracker), checkpoints themselves (`checkpoint/`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainwright.names import (
+    CHECKPOINT_PREFIX,
+    LOOP_STATE_NAME,
+    MANIFEST_NAME,
+    OPTIMIZER_NAME,
+    SAFE_WEIGHTS_NAME,
+    SCALER_NAME,
+    SCHEDULER_NAME,
+    TRAINER_STATE_NAME,
+    TRAINING_ARGS_NAME,
+)
+from trainwright.state import TrainerState
+
+# Needed to go on training, not to use the model; the optimizer alone is twice as large as the weights.
+_FOR_RESUMING = {
+    LOOP_STATE_NAME, MANIFEST_NAME, OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME,
+}  # fmt: skip
+
+
+def model_files(directory: Path) -> list[Path]:
+    """The files directly in `directory` that make up the model, sorted by name."""
+    return sorted(
+        path
+        for path in directory.iterdir()
+        if path.is_file() and path.name not in _FOR_RESUMING and not path.name.startswith("rng_state")
+    )
+
+
+def trained_model_directory(args: Any, state: TrainerState, model: Any, scratch: Path, processing_class: Any) -> Path:
+    """A directory that holds the model as training left it.
+
+    That is the best checkpoint with `load_best_model_at_end`, else the checkpoint of the last step, else `scratch`,
+    into which the model is written. A sharded model cannot be written by one process alone: then a checkpoint must
+    exist.
+    """
+    if getattr(args, "load_best_model_at_end", False) and state.best_model_checkpoint:
+        directory = Path(state.best_model_checkpoint)
+    else:
+        directory = Path(args.output_dir) / f"{CHECKPOINT_PREFIX}-{state.global_step}"
+    if directory.is_dir():
+        return directory
+    if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
+        raise RuntimeError(
+            f"The model is sharded over processes and {directory} does not exist, so there is no file to upload. "
+            "Let the run save at its last step (save_strategy='epoch', or save_steps that divide the number of steps)."
+        )
+    write_model(model, scratch, processing_class)
+    return scratch
+
+
+def write_model(model: Any, directory: Path, processing_class: Any = None) -> None:
+    """Write weights and, for models that know how, their configuration into `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(directory)
+    else:
+        from safetensors.torch import save_model
+
+        save_model(model, str(directory / SAFE_WEIGHTS_NAME))
+    if hasattr(processing_class, "save_pretrained"):
+        processing_class.save_pretrained(directory)

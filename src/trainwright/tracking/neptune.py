@@ -1,0 +1,117 @@
+"""Neptune.
+
+Owns: `NeptuneCallback`, its arguments and the names under which things appear in a run. Leaves to others: NEPTUNE_*
+variables, which the package reads itself. Source: seed 000. The hosted service has announced its end; the offline mode
+and existing servers keep working.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainwright.names import closest
+from trainwright.state import TrainerState
+from trainwright.tracking.base import TrackerCallback, arguments_of, model_config_of
+
+_UPLOADS = ("same", "last", "best", None)
+
+
+class NeptuneCallback(TrackerCallback):
+    """Send log lines, settings and checkpoints to a Neptune run.
+
+    Args:
+        api_token: token; NEPTUNE_API_TOKEN when left out. Never logged.
+        project: "workspace/project"; NEPTUNE_PROJECT when left out.
+        name: name of the run.
+        base_namespace: where in the run everything is put.
+        run: a run to continue; it is not ended here.
+        log_parameters: whether arguments and model configuration are sent.
+        log_checkpoints: "same" uploads every checkpoint, "last" the newest over the one before, "best" the best so far
+            (at the end of training), None nothing.
+        neptune_run_kwargs: further arguments of `neptune.init_run`.
+    """
+
+    tracker_name = "neptune"
+
+    def __init__(
+        self,
+        api_token: str | None = None,
+        project: str | None = None,
+        name: str | None = None,
+        base_namespace: str = "finetuning",
+        run: Any = None,
+        log_parameters: bool = True,
+        log_checkpoints: str | None = None,
+        **neptune_run_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if log_checkpoints not in _UPLOADS:
+            raise ValueError(
+                f"log_checkpoints={log_checkpoints!r} must be one of {list(_UPLOADS)}."
+                f"{closest(log_checkpoints, _UPLOADS)}"
+            )
+        self._run = run
+        self._owns_run = False
+        self._namespace = base_namespace.strip("/")
+        self._log_parameters = log_parameters
+        self._log_checkpoints = log_checkpoints
+        self._init_kwargs = {"project": project, "name": name, **neptune_run_kwargs}
+        self._api_token = api_token
+
+    @property
+    def run(self) -> Any:
+        """The Neptune run, for logging of one's own; None before training starts."""
+        return self._run
+
+    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+        if self._run is None:
+            import neptune
+
+            self._run = neptune.init_run(api_token=self._api_token, **self._init_kwargs)
+            self._owns_run = True
+        if self._log_parameters:
+            from neptune.utils import stringify_unsupported
+
+            self._at("trainer_parameters").assign(stringify_unsupported(arguments_of(args)))
+            if config := model_config_of(model):
+                self._at("model_parameters").assign(stringify_unsupported(config))
+        if state.trial_name or state.trial_params:
+            self._at("trial").assign(state.trial_name or "trial")
+            self._at("trial_params").assign(dict(state.trial_params or {}))
+
+    def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
+        for name, value in metrics.items():
+            self._at(name).append(value, step=state.global_step)
+
+    def log_checkpoint(self, directory: Path, args: Any, state: TrainerState) -> None:
+        if self._log_checkpoints == "same":
+            self._upload(directory, f"checkpoints/{directory.name}")
+        elif self._log_checkpoints == "last":
+            self._upload(directory, "checkpoints/last")
+
+    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+        if self._log_checkpoints == "best" and state.best_model_checkpoint:
+            self._upload(Path(state.best_model_checkpoint), "checkpoints/best")
+        self._run.sync(wait=False)
+
+    def close(self) -> None:
+        if self._owns_run and self._run is not None:
+            self._run.stop()
+            self._run = None
+        self._owns_run = False
+
+    def _at(self, name: str) -> Any:
+        return self._run[f"{self._namespace}/{name}"]
+
+    def _upload(self, directory: Path, name: str) -> None:
+        for path in sorted(directory.iterdir()):
+            # Waited for, because save_total_limit may delete the file before a background upload has read it.
+            self._at(f"{name}/{path.name}").upload(str(path), wait=True)
+
+    def _describe(self, error: BaseException) -> str:
+        text = super()._describe(error)
+        return text.replace(self._api_token, "<api_token>") if self._api_token else text
+
+    def _holds_secret(self, error: BaseException) -> bool:
+        return super()._holds_secret(error) or bool(self._api_token and self._api_token in str(error))

@@ -1,0 +1,98 @@
+"""Weights & Biases.
+
+Owns: `WandbCallback` and the variables WANDB_LOG_MODEL, WANDB_WATCH, WANDB_PROJECT, WANDB_DISABLED. Leaves to others:
+all other WANDB_* variables, which the package reads itself. Source: seed 000.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from trainwright.state import TrainerState
+from trainwright.tracking import environment
+from trainwright.tracking.base import TOTALS, TrackerCallback, run_config, run_name_of
+from trainwright.tracking.model_files import model_files, trained_model_directory
+
+
+class WandbCallback(TrackerCallback):
+    """Send log lines, settings and, on request, models to Weights & Biases.
+
+    Environment:
+        WANDB_LOG_MODEL: "end" uploads the trained model when training ends (the best one with
+            `load_best_model_at_end`), "checkpoint" every checkpoint, "false" (default) nothing.
+        WANDB_WATCH: "gradients", "parameters" or "all" for histograms; "false" by default.
+        WANDB_PROJECT: project, "huggingface" by default.
+        WANDB_DISABLED: true sends nothing at all.
+
+    A run that exists already (`wandb.init()` was called) is used and never ended here.
+    """
+
+    tracker_name = "wandb"
+    takes_any_value = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._wandb: Any = None  # the package, for subclasses that log tables and images of their own
+        self._owns_run = False
+        modes = ("end", "checkpoint", "false", "true", "0", "1")
+        mode = environment.choice("WANDB_LOG_MODEL", modes, default="false")
+        self._log_model = {"true": "end", "1": "end", "0": "false"}.get(mode, mode)
+
+    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+        import wandb
+
+        self._wandb = wandb
+        watched = environment.choice("WANDB_WATCH", ("gradients", "parameters", "all", "false"), default="false")
+        if wandb.run is None:
+            wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "huggingface"),
+                name=run_name_of(args, state),
+                group=getattr(args, "run_name", None) if state.trial_name else None,
+            )
+            self._owns_run = True
+        wandb.run.config.update(run_config(args, state, model), allow_val_change=True)
+        # The x axis is the step of training, also where other code logs to the same run in between.
+        wandb.define_metric("train/global_step")
+        wandb.define_metric("*", step_metric="train/global_step", step_sync=True)
+        if model is not None:
+            wandb.run.config["model/num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
+            if watched != "false":
+                wandb.watch(model, log=watched, log_freq=max(100, int(state.logging_steps)))
+
+    def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
+        totals = {name: metrics.pop(f"train/{name}") for name in TOTALS if f"train/{name}" in metrics}
+        self._wandb.run.summary.update(totals)
+        self._wandb.log({**metrics, "train/global_step": state.global_step})
+
+    def log_checkpoint(self, directory: Path, args: Any, state: TrainerState) -> None:
+        if self._log_model == "checkpoint":
+            artifact = self._artifact("checkpoint", args, state)
+            artifact.add_dir(str(directory))
+            aliases = [f"epoch_{round(state.epoch or 0, 2)}", f"checkpoint_global_step_{state.global_step}"]
+            self._wandb.run.log_artifact(artifact, aliases=["latest", *aliases])
+
+    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+        if self._log_model == "false":
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            processing_class = kwargs.get("processing_class") or kwargs.get("tokenizer")
+            directory = trained_model_directory(args, state, model, Path(scratch), processing_class)
+            artifact = self._artifact("model", args, state)
+            for path in model_files(directory):
+                artifact.add_file(str(path), name=path.name)
+            self._wandb.run.log_artifact(artifact)
+
+    def close(self) -> None:
+        if self._owns_run and self._wandb.run is not None:
+            self._wandb.finish()
+        self._owns_run = False
+
+    def _artifact(self, prefix: str, args: Any, state: TrainerState) -> Any:
+        chosen = run_name_of(args, state)
+        name = re.sub(r"[^\w.-]", "-", self._wandb.run.name if chosen else self._wandb.run.id)
+        summary = {"global_step": state.global_step, "total_flos": state.total_flos, "best_metric": state.best_metric}
+        return self._wandb.Artifact(name=f"{prefix}-{name}", type="model", metadata=summary)

@@ -1,0 +1,1975 @@
+"""`Trainer`: the training story, and every hook a user may override, in the order they run.
+
+Owns: the order of things. Leaves to others: how each thing is done; a method's default body is a few lines that call a plain
+function of a shelf (`data/`, `optim/`, `checkpoint/`, `evaluation/`, `parallel/` ...), so `super().method()` and calling that
+function both work. The order of events is written once, as pseudocode, in `callbacks/base.py`.
+
+Words: a *step* is one optimizer update; a *micro-batch* is what one forward and backward pass sees. An update is made of
+`gradient_accumulation_steps` micro-batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+import itertools
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from trainwright.args.training import TrainingArguments
+from trainwright.callbacks.base import TrainerCallback
+from trainwright.callbacks.flow import DefaultFlowCallback
+from trainwright.callbacks.handler import CallbackHandler
+from trainwright.callbacks.progress import PrinterCallback, ProgressCallback
+from trainwright.checkpoint import best, layout
+from trainwright.checkpoint import load as checkpoint_load
+from trainwright.checkpoint import save as checkpoint_save
+from trainwright.checkpoint import weights as checkpoint_weights
+from trainwright.data import columns, from_args, loaders, position
+from trainwright.evaluation import metrics as metric_text
+from trainwright.evaluation import rehearsal, tensors
+from trainwright.evaluation.loop import LoopSettings, run_evaluation
+from trainwright.evaluation.memory import TrainerMemoryTracker
+from trainwright.hub import push as hub_push
+from trainwright.interop import models, signatures
+from trainwright.interop import older as older_names
+from trainwright.loss import LabelSmoother, count_items, loss_of
+from trainwright.names import (
+    TRAINER_STATE_NAME,
+    HPSearchBackend,
+    HubStrategy,
+    ParallelMode,
+    SaveStrategy,
+    SchedulerType,
+)
+from trainwright.optim import build as optim_build
+from trainwright.optim import groups as optim_groups
+from trainwright.optim import registry as optim_registry
+from trainwright.outputs import BestRun, EvalLoopOutput, EvalPrediction, PredictionOutput, TrainOutput
+from trainwright.parallel.accelerator import accelerator_arguments, build_accelerator
+from trainwright.parallel.strategy import Strategy
+from trainwright.plan import TrainingPlan, plan_training
+from trainwright.seeding import enable_full_determinism, set_seed
+from trainwright.state import ExportableState, TrainerControl, TrainerState, exported_states
+from trainwright.tracking.registry import get_reporting_integration_callbacks
+from trainwright.window import LossWindow
+
+if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+    from torch.optim.optimizer import Optimizer
+    from torch.utils.data import DataLoader, Sampler
+
+logger = logging.getLogger(__name__)
+
+Inputs = Any  # a batch: a dict of tensors, as the collator made it
+NO_TOKENS = (False, None, "no")  # values of include_num_input_tokens_seen that switch counting off
+
+
+class Trainer:
+    """Train, evaluate and run any `torch.nn.Module` that returns a loss.
+
+        trainer = Trainer(model, TrainingArguments("out"), train_dataset=train, eval_dataset=valid)
+        trainer.train()
+        trainer.evaluate()
+
+    The model returns its loss first in a tuple, or under "loss" in a dict, when labels are among its inputs. Everything may
+    be left out that a call does not need: `evaluate` needs no `train_dataset`, `predict` neither.
+
+    Arguments (seed 001): `model` or `model_init` (called anew at each `train()`, with the trial of a hyper-parameter
+    search); `args`, default `TrainingArguments("tmp_trainer")`; `data_collator`, default pads when `processing_class` can;
+    `train_dataset`, `eval_dataset` (or a dict of several); `processing_class` (tokenizer, image processor ...), saved beside
+    the model; `compute_loss_func(outputs, labels, num_items_in_batch=)`; `compute_metrics(EvalPrediction) -> dict`;
+    `callbacks`, classes or instances, added to the default ones; `optimizers=(optimizer, scheduler)`;
+    `optimizer_cls_and_kwargs=(class, kwargs)` in place of `args.optim`; `preprocess_logits_for_metrics(logits, labels)`.
+
+    Raises before any work is done: TypeError for an argument or an override that can never work, ValueError for settings
+    that contradict each other, each naming the cure.
+    """
+
+    # ------------------------------------------------------------------------------------------------- construction ----
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable[..., nn.Module] | None = None,
+        compute_loss_func: Callable[..., torch.Tensor] | None = None,
+        compute_metrics: Callable[..., dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback | type[TrainerCallback]] | None = None,
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[..., torch.Tensor] | None = None,
+        **older: Any,
+    ) -> None:
+        renamed = older_names.translated(
+            older, older_names.TRAINER, type(self).__name__, _parameters_of(Trainer.__init__)
+        )
+        processing_class = renamed.get("processing_class", processing_class)
+        callbacks = renamed.get("callbacks", callbacks)
+
+        self.args = args if args is not None else TrainingArguments(output_dir="tmp_trainer")
+        self.compute_loss_func = compute_loss_func
+        self.compute_metrics = compute_metrics
+        self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.processing_class = processing_class
+        self.model_init = model_init
+        self.optimizer, self.lr_scheduler = optimizers if optimizers is not None else (None, None)
+        self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
+        self.model: Any = model
+        self._validate_args()
+        signatures.check_overrides(self, Trainer)
+
+        self._seed_everything()
+        self.is_in_train = False
+        self.hp_name: Callable[[Any], str] | None = None
+        self.hp_search_backend: Any = None
+        self._memory_tracker = TrainerMemoryTracker(self.args.skip_memory_metrics)
+        self._memory_tracker.start()
+        self._set_log_level()
+        self.create_accelerator_and_postprocess()
+
+        if self.model is None:
+            self.model = self.call_model_init()
+        self._adopt_model(self.model)
+        self.data_collator = (
+            data_collator if data_collator is not None else from_args.default_collator_for(processing_class)
+        )
+
+        self.state = TrainerState()
+        self.control = TrainerControl()
+        default_callbacks: list[Any] = [DefaultFlowCallback, *get_reporting_integration_callbacks(self.args.report_to)]
+        self.callback_handler = CallbackHandler(
+            default_callbacks + list(callbacks or []), self.model, processing_class, self.optimizer, self.lr_scheduler
+        )
+        self.add_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
+
+        self._bind_hooks()
+        self.window = LossWindow(self.args.logging_nan_inf_filter)
+        self.plan: TrainingPlan | None = None
+        self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
+        self.current_flos = 0.0  # floating-point operations since they were last added to the state
+        self._train_batch_size = self.args.train_batch_size
+        self._created_lr_scheduler = False
+        self._globalstep_last_logged = 0
+        self._total_loss_scalar = 0.0  # sum of the losses of all updates that were logged
+        self._tokens_on_device: torch.Tensor | None = None  # non-padding tokens not yet added to the state
+        self._past: Any = None
+        self._signature_columns: list[str] | None = None
+        self._epoch, self._micro_batches_in_epoch = 0, 0  # where in the data the run stands
+        self._parameters: list[nn.Parameter] = []
+        self._push_queue: Any = None
+        self.hub_model_id: str | None = None
+
+        if self.args.should_save:
+            self._make_output_dir()
+        if self.args.push_to_hub:
+            self.init_hf_repo()
+        self.state.is_local_process_zero = self.is_local_process_zero()
+        self.state.is_world_process_zero = self.is_world_process_zero()
+        self.control = self.callback_handler.on_init_end(self.args, self.state, self.control)
+        self._memory_tracker.stop_and_update_metrics()
+
+    def _validate_args(self) -> None:
+        """Find, before anything is built, what can never work; each error names the argument and the cure."""
+        args = self.args
+        if not hasattr(args, "per_device_train_batch_size"):
+            raise TypeError(
+                f"args must be a TrainingArguments, not {type(args).__name__}: Trainer(model, TrainingArguments(...))."
+            )
+        if self.model is None and self.model_init is None:
+            raise RuntimeError("Trainer needs a model: pass model=, or model_init=, a function that returns one.")
+        if self.model is not None and self.model_init is not None:
+            raise ValueError(
+                "Trainer got both model= and model_init=. Pass one: model_init builds a new model at each train()."
+            )
+        if isinstance(self.model, type):
+            raise TypeError(
+                f"model= must be an instance; got the class {self.model.__name__}. Call it, or its from_pretrained."
+            )
+        if self.model is not None and not isinstance(self.model, nn.Module):
+            raise TypeError(f"model= must be a torch.nn.Module; got a {type(self.model).__name__}.")
+        if (self.optimizer is not None or self.lr_scheduler is not None) and self.model_init is not None:
+            raise ValueError(
+                "optimizers= holds parameters of one model, but model_init= builds a new one at each train(). "
+                "Pass optimizer_cls_and_kwargs=, or override create_optimizer_and_scheduler."
+            )
+        if self.optimizer is not None and self.optimizer_cls_and_kwargs is not None:
+            raise ValueError("Trainer got both optimizers= and optimizer_cls_and_kwargs=. Pass one of them.")
+        if (
+            args.eval_strategy != "no"
+            and self.eval_dataset is None
+            and type(self).get_eval_dataloader is Trainer.get_eval_dataloader
+        ):
+            raise ValueError(
+                f"eval_strategy={args.eval_strategy.value!r} evaluates while training, but eval_dataset is None. "
+                'Pass eval_dataset=, or set eval_strategy="no".'
+            )
+        if self.train_dataset is not None:
+            from_args.check_train_dataset(self.train_dataset, args)
+        if (
+            args.batch_eval_metrics
+            and self.compute_metrics is not None
+            and not signatures.accepts(self.compute_metrics, "compute_result")
+        ):
+            raise ValueError(
+                "batch_eval_metrics=True calls compute_metrics(prediction, compute_result=...) for each batch, but "
+                "compute_metrics takes no argument compute_result. Add it, or set batch_eval_metrics=False."
+            )
+        rehearsal.check_metric_name(args, self.eval_dataset, has_metrics=self.compute_metrics is not None)
+        if self.compute_loss_func is not None:
+            self.compute_loss_func = signatures.fitted(self.compute_loss_func, ("num_items_in_batch",))
+
+    def _seed_everything(self) -> None:
+        if self.args.full_determinism:
+            enable_full_determinism(self.args.seed)
+        else:
+            set_seed(self.args.seed)
+
+    def _set_log_level(self) -> None:
+        level = self.args.get_process_log_level()
+        logging.getLogger("trainwright").setLevel(level)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Choose how this run talks to devices and processes. One process on one device builds no Accelerator."""
+        self._accelerator: Any = None
+        self._strategy: Strategy
+        if self.args.parallel_mode == ParallelMode.DISTRIBUTED:
+            from trainwright.parallel.distributed import DistributedStrategy
+
+            self._strategy = DistributedStrategy(self.accelerator, self.args)
+        else:
+            self._strategy = Strategy(self.args.device, fp16=self.args.fp16)
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """Keyword arguments for the Accelerator: what `args` says, then `accelerator_kwargs()`, then `kwargs`."""
+        return {**accelerator_arguments(self.args), **self.accelerator_kwargs(), **kwargs}
+
+    def accelerator_kwargs(self) -> dict[str, Any]:
+        """Hook: more keyword arguments for `accelerate.Accelerator`, such as `kwargs_handlers`."""
+        return {}
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Build a model with `model_init`, which takes no argument, or the trial of a hyper-parameter search."""
+        assert self.model_init is not None
+        takes = len(inspect.signature(self.model_init).parameters)
+        if takes > 1:
+            raise RuntimeError(f"model_init must take no argument, or one (the trial); it takes {takes}.")
+        model = self.model_init(trial) if takes else self.model_init()
+        if not isinstance(model, nn.Module):
+            raise RuntimeError(f"model_init must return a torch.nn.Module; it returned {model!r}.")
+        return model
+
+    def _adopt_model(self, model: nn.Module) -> None:
+        """Make `model` the one this trainer works on: check it, move it, find out what it takes and returns."""
+        if models.lacks_a_head(model):
+            raise ValueError(
+                f"{type(model).__name__} returns hidden states and has no loss, so it cannot be trained as it is. "
+                "Pick a class with a head for the task, such as AutoModelForSequenceClassification."
+            )
+        if models.quantised_without_adapter(model):
+            raise ValueError(
+                f"{type(model).__name__} is quantised, and quantised weights cannot be trained. "
+                "Add a trainable adapter with peft (LoRA), or load the model without quantisation."
+            )
+        self.is_model_parallel = models.spans_devices(model)
+        self.place_model_on_device = self.args.place_model_on_device and not self.is_model_parallel
+        if self.args.use_liger_kernel:
+            from trainwright.interop.liger import apply_liger_kernels
+
+            apply_liger_kernels(model, self.args.liger_kernel_config)
+        if self.place_model_on_device:
+            self._move_model_to_device(model, self.args.device)
+        self.model = self.model_wrapped = model
+        self.model_accepts_loss_kwargs = models.accepts_loss_kwargs(model)
+        self._labels_are_shifted = models.shifts_labels(model)
+        self._main_input_name = models.main_input_name(model)
+        self._probe_loss_kwargs = self.model_accepts_loss_kwargs and not models.states_loss_kwargs(model)
+        self.label_names = (
+            self.args.label_names if self.args.label_names is not None else columns.find_label_names(model)
+        )
+        self.can_return_loss = columns.can_return_loss(model)
+        self.label_smoother = (
+            LabelSmoother(epsilon=self.args.label_smoothing_factor) if self.args.label_smoothing_factor else None
+        )
+        self._flops = models.FlopCounter(model)
+
+    def _bind_hooks(self) -> None:
+        """Find out once which hooks are overridden and which newer arguments they have room for."""
+        overridden = self._is_overridden
+        self._compute_loss_takes_items = signatures.accepts(self.compute_loss, "num_items_in_batch")
+        self._compute_loss_is_ours = not overridden("compute_loss")
+        self._prepare_input_is_ours = not overridden("_prepare_input")
+        self._log_save_is_ours = not overridden("_maybe_log_save_evaluate")
+        self._counts_flops = overridden("floating_point_ops") or self._flops.can_count
+
+    def _is_overridden(self, name: str) -> bool:
+        return name in self.__dict__ or getattr(type(self), name) is not getattr(Trainer, name)
+
+    def _fitted(self, name: str) -> Callable[..., Any]:
+        """The hook `name`, called without the arguments it gained after the user's override was written."""
+        return signatures.fitted(getattr(self, name), signatures.GAINED[name])
+
+    def _make_output_dir(self) -> None:
+        path = self.args.output_dir
+        try:
+            os.makedirs(path, exist_ok=True)
+        except OSError as error:
+            raise type(error)(
+                f"output_dir={path!r} cannot be used: {error.strerror}. Pass a directory that can be written."
+            ) from error
+        if not os.access(path, os.W_OK):
+            raise PermissionError(f"output_dir={path!r} cannot be written to. Pass a directory that can.")
+
+    # Attributes that other libraries read -----------------------------------------------------------------------------
+
+    @property
+    def accelerator(self) -> Any:
+        """An `accelerate.Accelerator` with this run's settings, built when first read."""
+        if self._accelerator is None:
+            self._accelerator = build_accelerator(**self._build_accelerator_args())
+        return self._accelerator
+
+    @accelerator.setter
+    def accelerator(self, value: Any) -> None:
+        self._accelerator = value
+
+    @property
+    def tokenizer(self) -> Any:
+        """The older name of `processing_class`."""
+        return self.processing_class
+
+    @tokenizer.setter
+    def tokenizer(self, value: Any) -> None:
+        self.processing_class = value
+
+    @property
+    def is_deepspeed_enabled(self) -> bool:
+        return bool(self.args.deepspeed)
+
+    @property
+    def is_fsdp_enabled(self) -> bool:
+        return bool(self.args.fsdp)
+
+    is_fsdp_xla_enabled = False
+    is_fsdp_xla_v1_enabled = False
+    is_fsdp_xla_v2_enabled = False
+    is_tp_enabled = False
+
+    @property
+    def use_apex(self) -> bool:
+        return False
+
+    @property
+    def gather_function(self) -> Callable[[Any], Any]:
+        return self._strategy.gather_for_metrics
+
+    # ------------------------------------------------------------------------------------------------------ callbacks ----
+
+    def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
+        """Add a callback: an instance, or a class, which is called without arguments."""
+        self.callback_handler.add_callback(callback)
+
+    def pop_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> TrainerCallback | None:
+        """Remove a callback and return it; None when there is none. A class takes the first instance of it."""
+        return self.callback_handler.pop_callback(callback)
+
+    def remove_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
+        """Remove a callback, if it is there. A class takes the first instance of it."""
+        self.callback_handler.remove_callback(callback)
+
+    # ----------------------------------------------------------------------------------------------- the training story ----
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+        **older: Any,
+    ) -> TrainOutput:
+        """Train. Returns (updates done, mean loss over all of them, metrics).
+
+        `resume_from_checkpoint`: a checkpoint directory, or True for the newest good one in `args.output_dir`.
+        `trial`: an Optuna trial or a dict of hyper-parameters. `ignore_keys_for_eval`: keys of the model's outputs that
+        evaluations during training leave out of the predictions.
+        """
+        renamed = older_names.translated(older, older_names.TRAIN, "train", _parameters_of(Trainer.train))
+        resume_from_checkpoint = renamed.get("resume_from_checkpoint", resume_from_checkpoint)
+        if resume_from_checkpoint is False:
+            resume_from_checkpoint = None
+        self._memory_tracker.start()
+        self.is_in_train = True
+        try:
+            self._hp_search_setup(trial)
+            self._train_batch_size = self.args.train_batch_size
+            if self.model_init is not None:
+                self._seed_everything()
+                self._adopt_model(self.call_model_init(trial))
+                self.optimizer = self.lr_scheduler = None
+                self.callback_handler.model = self.model
+            checkpoint = None
+            if resume_from_checkpoint is not None:
+                wanted = self.args.output_dir if resume_from_checkpoint is True else os.fspath(resume_from_checkpoint)
+                checkpoint = checkpoint_load.find_resumable(wanted, is_explicit=resume_from_checkpoint is not True)
+                self._fitted("_load_from_checkpoint")(checkpoint)
+            run = functools.partial(
+                self._inner_training_loop,
+                args=self.args,
+                resume_from_checkpoint=checkpoint,
+                trial=trial,
+                ignore_keys_for_eval=ignore_keys_for_eval,
+            )
+            if self.args.auto_find_batch_size:
+                return self._train_with_smaller_batches(run)
+            return run(batch_size=self._train_batch_size)
+        finally:
+            self.is_in_train = False
+
+    def _train_with_smaller_batches(self, run: Callable[..., TrainOutput]) -> TrainOutput:
+        """`auto_find_batch_size`: halve the micro-batch after each out-of-memory error and start over from these weights."""
+        from trainwright.memory import find_executable_batch_size
+
+        start = copy.deepcopy({name: tensor.cpu() for name, tensor in self.model.state_dict().items()})
+
+        def attempt(batch_size: int) -> TrainOutput:
+            if batch_size != self._train_batch_size:
+                self.model.load_state_dict(start)
+                self.optimizer = self.lr_scheduler = None
+                self._seed_everything()
+                self._update_auto_batch_size(batch_size)
+            return run(batch_size=batch_size)
+
+        return find_executable_batch_size(attempt, starting_batch_size=self._train_batch_size)()  # type: ignore[no-any-return]
+
+    def _update_auto_batch_size(self, batch_size: int) -> None:
+        """Take a smaller micro-batch, in samples per process."""
+        self._train_batch_size = self.state.train_batch_size = batch_size
+
+    def _inner_training_loop(
+        self,
+        batch_size: int | None = None,
+        args: TrainingArguments | None = None,
+        resume_from_checkpoint: str | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """One run from its first update to its last: plan, prepare, epochs, finish."""
+        args = args if args is not None else self.args
+        self._train_batch_size = batch_size if batch_size is not None else self._train_batch_size
+        self._bind_hooks()
+        if self._created_lr_scheduler:
+            self.lr_scheduler, self._created_lr_scheduler = None, False
+
+        train_dataloader = self.get_train_dataloader()
+        self.plan = plan = TrainingPlan(*self.set_initial_training_values(args, train_dataloader))
+        epochs_trained, steps_trained = self._init_training_state(
+            plan.max_steps, plan.num_update_steps_per_epoch, plan.num_train_epochs, resume_from_checkpoint, trial
+        )
+        model, train_dataloader = self._prepare_for_training(plan.max_steps, train_dataloader, resume_from_checkpoint)
+        self._log_plan(args, plan)
+
+        if rehearsal.needs_metric(args) and not resume_from_checkpoint:
+            self._rehearse_best_metric(ignore_keys_for_eval)
+        start_time = time.time()
+        self._first_step_of_run = self.state.global_step
+        self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
+        if args.eval_on_start and not resume_from_checkpoint:
+            self._fitted("_evaluate")(trial, ignore_keys_for_eval, skip_scheduler=True)
+
+        steps_in_epoch = plan.len_dataloader or plan.max_steps * args.gradient_accumulation_steps
+        for epoch in range(epochs_trained, plan.num_train_epochs):
+            self._run_epoch(
+                model=model,
+                epoch=epoch,
+                train_dataloader=train_dataloader,
+                steps_in_epoch=steps_in_epoch,
+                num_update_steps_per_epoch=plan.num_update_steps_per_epoch,
+                trial=trial,
+                ignore_keys_for_eval=ignore_keys_for_eval,
+                start_time=start_time,
+                resume_from_checkpoint=resume_from_checkpoint if epoch == epochs_trained else None,
+                epochs_trained=epochs_trained,
+                steps_trained_in_current_epoch=steps_trained if epoch == epochs_trained else 0,
+            )
+            if self.control.should_training_stop:
+                break
+        return self._finalize_training(trial, plan.num_train_samples, start_time)
+
+    def set_initial_training_values(
+        self, args: TrainingArguments, dataloader: DataLoader[Any], total_train_batch_size: int | None = None
+    ) -> tuple[int, int, int, int, bool, int | None, int]:
+        """How long the run is, as the fields of `plan.TrainingPlan`: epochs, updates per epoch, samples per epoch, samples
+        of the run, whether it was given in epochs, micro-batches per epoch (None: unknown), updates of the run."""
+        has_length = loaders.has_length(dataloader)
+        plan = plan_training(
+            len_dataloader=len(dataloader) if has_length else None,
+            num_examples=self.num_examples(dataloader) if has_length else None,
+            total_train_batch_size=total_train_batch_size or self.get_total_train_batch_size(args),
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            num_train_epochs=args.num_train_epochs,
+            max_steps=args.max_steps,
+        )
+        return (
+            plan.num_train_epochs,
+            plan.num_update_steps_per_epoch,
+            plan.num_examples,
+            plan.num_train_samples,
+            plan.epoch_based,
+            plan.len_dataloader,
+            plan.max_steps,
+        )
+
+    def get_total_train_batch_size(self, args: TrainingArguments) -> int:
+        """Samples per update: micro-batch x accumulation x data-parallel processes."""
+        processes = args.world_size // (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+        return self._train_batch_size * args.gradient_accumulation_steps * max(1, processes)
+
+    def get_tp_size(self) -> int:
+        """Processes that share one copy of the model (tensor parallel); the model says so, or 1."""
+        return int(getattr(self.model, "_tp_size", None) or self._parallelism("tp_size"))
+
+    def get_cp_size(self) -> int:
+        """Processes that share one sequence (context parallel), from `parallelism_config`, or 1."""
+        return self._parallelism("cp_size")
+
+    def get_sp_size(self) -> int:
+        """Processes that share one sequence (Ulysses sequence parallel), from `parallelism_config`, or 1."""
+        return self._parallelism("sp_size")
+
+    def _parallelism(self, name: str) -> int:
+        return int(getattr(self.args.parallelism_config, name, None) or 1)
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """Start a fresh `TrainerState`, or the checkpoint's. Returns (whole epochs done, micro-batches done in the next)."""
+        self.window = LossWindow(self.args.logging_nan_inf_filter)
+        self._total_loss_scalar, self._globalstep_last_logged = 0.0, 0
+        self._micro_batches_in_epoch, self._tokens_on_device, self.current_flos = 0, None, 0.0
+        self.state = TrainerState(stateful_callbacks=self._exported_callbacks())
+        epochs_trained = micro_batches = 0
+        if resume_from_checkpoint is not None:
+            self.state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME))
+            self.compare_trainer_and_checkpoint_args(self.args, self.state)
+            self._load_callback_state()
+            loop = checkpoint_load.load_loop_state(resume_from_checkpoint)
+            if loop:
+                self.window.load_state(loop["window"])
+                self._total_loss_scalar = loop["total_loss"]
+                self._globalstep_last_logged = loop["last_logged_step"]
+                epochs_trained = loop["position"]["epoch"]
+                micro_batches = loop["position"]["samples_in_epoch"] // self._samples_per_micro_batch()
+            else:  # written by another implementation, which counts in steps
+                self._globalstep_last_logged = self.state.global_step
+                epochs_trained, updates = divmod(self.state.global_step, num_update_steps_per_epoch)
+                micro_batches = updates * self.args.gradient_accumulation_steps
+            if self.args.ignore_data_skip:
+                micro_batches = 0
+        self.state.is_hyper_param_search = trial is not None
+        self.state.init_training_references(self, max_steps, num_train_epochs, trial)
+        return epochs_trained, micro_batches
+
+    def _samples_per_micro_batch(self) -> int:
+        return self._train_batch_size * self._strategy.num_processes
+
+    def compare_trainer_and_checkpoint_args(
+        self, training_args: TrainingArguments, trainer_state: TrainerState
+    ) -> None:
+        """Say which intervals differ from the checkpoint's. The new ones are used: changing them is what the user asked for."""
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            now, then = getattr(training_args, name), getattr(trainer_state, name)
+            if now is not None and now >= 1 and now != then:
+                logger.info("%s was %s in the checkpoint and is %s from here on.", name, then, now)
+        size = trainer_state.train_batch_size
+        if size is not None and size != self._train_batch_size:
+            logger.warning(
+                "The micro-batch was %s samples in the checkpoint and is %s from here on; no sample is skipped or repeated.",
+                size,
+                self._train_batch_size,
+            )
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
+    ) -> tuple[nn.Module, DataLoader[Any]]:
+        """Build optimizer and schedule, wrap the model, and put a checkpoint's state into them."""
+        self._restore_after_training = models.prepare_for_training(self.model, self.args)
+        if self.args.neftune_noise_alpha is not None:
+            self._activate_neftune(self.model)
+        self.create_optimizer_and_scheduler(num_training_steps=max_steps)
+        model = self._wrap_model(self.model_wrapped)
+        self.model_wrapped = model
+        if resume_from_checkpoint is not None:
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
+        handler = self.callback_handler
+        handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
+        handler.train_dataloader = train_dataloader
+        self._parameters = list(model.parameters())
+        self._fused_backward = getattr(self.optimizer, "fused_backward", None)  # LOMO updates weights inside backward
+        self._set_training_mode(model, True)
+        return model, train_dataloader
+
+    def _wrap_model(
+        self, model: nn.Module, training: bool = True, dataloader: DataLoader[Any] | None = None
+    ) -> nn.Module:
+        """The model as the loop calls it: compiled, replicated or sharded as the arguments ask; itself on one device."""
+        if not training:
+            if self.args.jit_mode_eval and dataloader is not None and not self.is_in_train:
+                return self.torch_jit_model_eval(model, dataloader, training=False)
+            return model
+        if self._strategy.unwrap(model) is not model:
+            return model  # wrapped by an earlier train()
+        if self.args.torch_compile:
+            model.compile(backend=self.args.torch_compile_backend or "inductor", mode=self.args.torch_compile_mode)
+        if self.args.n_gpu > 1 and not self.is_model_parallel:
+            return nn.DataParallel(model)
+        return self._strategy.prepare_model(model)
+
+    def _set_training_mode(self, model: nn.Module, training: bool) -> None:
+        """Switch the model, and an optimizer that keeps two sets of weights (schedule-free), between training and evaluation."""
+        model.train(training)
+        switch = getattr(self.optimizer, "train" if training else "eval", None)
+        if callable(switch):
+            switch()
+
+    def _log_plan(self, args: TrainingArguments, plan: TrainingPlan) -> None:
+        logger.info(
+            "Training: %s samples per epoch, %s epochs, %s samples per update (%s per micro-batch x %s accumulated x %s processes), "
+            "%s updates, %s trainable parameters.",
+            f"{plan.num_examples:,}",
+            args.num_train_epochs if plan.epoch_based else f"{plan.max_steps / plan.num_update_steps_per_epoch:.2f}",
+            f"{self.get_total_train_batch_size(args):,}",
+            self._train_batch_size,
+            args.gradient_accumulation_steps,
+            self._strategy.num_processes,
+            f"{plan.max_steps:,}",
+            f"{self.get_num_trainable_parameters():,}",
+        )
+
+    def _run_epoch(
+        self,
+        model: nn.Module,
+        epoch: int,
+        train_dataloader: DataLoader[Any],
+        steps_in_epoch: int,
+        num_update_steps_per_epoch: int,
+        trial: Any,
+        ignore_keys_for_eval: list[str] | None,
+        start_time: float,
+        resume_from_checkpoint: str | None,
+        epochs_trained: int,
+        steps_trained_in_current_epoch: int,
+    ) -> None:
+        """One pass over the data. `steps_in_epoch` and `steps_trained_in_current_epoch` count micro-batches."""
+        args, state, handler, strategy, window = (
+            self.args,
+            self.state,
+            self.callback_handler,
+            self._strategy,
+            self.window,
+        )
+        listeners = handler.listeners
+        get_batch_samples, training_step = self._fitted("get_batch_samples"), self._fitted("training_step")
+        log_save_evaluate = self._fitted("_maybe_log_save_evaluate")
+        clips = args.max_grad_norm is not None and args.max_grad_norm > 0
+        counts_tokens = args.include_num_input_tokens_seen not in NO_TOKENS or args.include_tokens_per_second
+        counts_flops, empty_cache_steps = self._counts_flops, args.torch_empty_cache_steps
+        distributed, accumulation = strategy.is_distributed, args.gradient_accumulation_steps
+        plateau = isinstance(self.lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        waits_for_metric = plateau or getattr(self.lr_scheduler, "steps_on_metric", False)
+
+        loaders.set_epoch(train_dataloader, epoch)
+        if args.past_index >= 0:
+            self._past = None
+        self._epoch, self._micro_batches_in_epoch = epoch, steps_trained_in_current_epoch
+        self._parameters = list(
+            model.parameters()
+        )  # once per epoch: walking the modules each step would cost milliseconds
+        self.control = handler.on_epoch_begin(args, state, self.control)
+
+        # A generator state belongs to one moment: at an epoch's start that is before the loader draws its base seed, in the
+        # middle of an epoch it is after.
+        if resume_from_checkpoint is not None and steps_trained_in_current_epoch == 0:
+            self._load_rng_state(resume_from_checkpoint)
+        epoch_iterator = self._iterate_from(train_dataloader, steps_trained_in_current_epoch)
+        if resume_from_checkpoint is not None and steps_trained_in_current_epoch > 0:
+            self._load_rng_state(resume_from_checkpoint)
+
+        learning_rate, grad_norm = None, None
+        while self._micro_batches_in_epoch < steps_in_epoch:
+            num_batches = min(accumulation, steps_in_epoch - self._micro_batches_in_epoch)
+            batch_samples, num_items_in_batch = get_batch_samples(epoch_iterator, num_batches, device=args.device)
+            if not batch_samples:
+                break
+            if self._probe_loss_kwargs and accumulation > 1:
+                self._find_out_loss_kwargs(model, batch_samples[0], num_items_in_batch)
+            self.current_gradient_accumulation_steps = num_batches = len(batch_samples)
+
+            if listeners["on_step_begin"]:
+                self.control = handler.on_step_begin(args, state, self.control)
+            else:
+                control = self.control
+                control.should_log = control.should_evaluate = control.should_save = False
+
+            for index, inputs in enumerate(batch_samples, start=1):
+                if counts_tokens:
+                    self._track_num_input_tokens(inputs)
+                if counts_flops:
+                    self.current_flos += self.floating_point_ops(inputs)
+                if distributed:
+                    with strategy.grad_sync(model, index == num_batches):
+                        loss = training_step(model, inputs, num_items_in_batch=num_items_in_batch)
+                else:
+                    loss = training_step(model, inputs, num_items_in_batch=num_items_in_batch)
+                window.add(loss)
+                if index < num_batches and listeners["on_substep_end"]:
+                    self.control = handler.on_substep_end(args, state, self.control)
+
+            if clips:
+                grad_norm = self._clip_grad_norm(model)
+            if listeners["on_pre_optimizer_step"]:
+                self.control = handler.on_pre_optimizer_step(args, state, self.control)
+            updated = strategy.optimizer_step(self.optimizer)
+            if listeners["on_optimizer_step"]:
+                self.control = handler.on_optimizer_step(args, state, self.control)
+            learning_rate = self._get_learning_rate()
+            if updated and not waits_for_metric:
+                self.lr_scheduler.step()
+            for parameter in self._parameters:
+                parameter.grad = None
+
+            state.global_step += 1
+            self._micro_batches_in_epoch += num_batches
+            state.epoch = epoch + self._micro_batches_in_epoch / steps_in_epoch
+            if listeners["on_step_end"]:
+                self.control = handler.on_step_end(args, state, self.control)
+            log_save_evaluate(
+                self._running_loss(),
+                grad_norm=grad_norm,
+                model=model,
+                trial=trial,
+                epoch=epoch,
+                ignore_keys_for_eval=ignore_keys_for_eval,
+                start_time=start_time,
+                learning_rate=learning_rate,
+            )
+            if empty_cache_steps and state.global_step % empty_cache_steps == 0:
+                self._empty_device_cache()
+            if self.control.should_epoch_stop or self.control.should_training_stop:
+                break
+
+        if self._micro_batches_in_epoch == 0:
+            logger.warning(
+                "The training data gave no batch in epoch %s (a generator that can be read only once?); training stops at step %s of %s.",
+                epoch,
+                state.global_step,
+                state.max_steps,
+            )
+            self.control.should_training_stop = True
+        self.control = handler.on_epoch_end(args, state, self.control)
+        log_save_evaluate(
+            self._running_loss(),
+            grad_norm=grad_norm,
+            model=model,
+            trial=trial,
+            epoch=epoch,
+            ignore_keys_for_eval=ignore_keys_for_eval,
+            start_time=start_time,
+            learning_rate=learning_rate,
+        )
+
+    def _iterate_from(self, train_dataloader: DataLoader[Any], num_micro_batches: int) -> Iterator[Any]:
+        """An iterator over an epoch that starts after `num_micro_batches`, without fetching what it skips where it can."""
+        size = self._samples_per_micro_batch()
+        loader, num_left = position.seek(train_dataloader, num_micro_batches * size, size)
+        iterator = iter(loader)
+        position.discard_batches(iterator, num_left)
+        return iterator
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """Hook: the next `num_batches` micro-batches, fewer at the end of the data, and how many items they hold together."""
+        batch_samples = list(itertools.islice(epoch_iterator, num_batches))
+        return batch_samples, self._get_num_items_in_batch(batch_samples, device)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
+        """Hook: labels that take part in the loss of one update, over all processes; None when the loss does not need it."""
+        if not (self.model_accepts_loss_kwargs or self.compute_loss_func is not None or self._user_counts_items()):
+            return None
+        count = count_items(batch_samples, self._labels_are_shifted)
+        if count is None:
+            return None
+        count = count.to(device)
+        if self.args.average_tokens_across_devices:
+            count = self._strategy.sum(count)
+        if self.args.n_gpu > 1:  # DataParallel hands each replica one element, and averages their losses
+            count = count.expand(self.args.n_gpu) / self.args.n_gpu
+        return count
+
+    def _user_counts_items(self) -> bool:
+        return self._compute_loss_takes_items and not self._compute_loss_is_ours
+
+    def _find_out_loss_kwargs(self, model: nn.Module, inputs: Inputs, num_items: Any) -> None:
+        """Settle, once, whether a model that takes any keyword really divides its loss by `num_items_in_batch`."""
+        self._probe_loss_kwargs = False
+        if num_items is None or self.label_smoother is not None or self.compute_loss_func is not None:
+            return
+        with self.compute_loss_context_manager():
+            honours = models.honours_num_items(model, self._prepare_inputs(inputs), num_items)
+        if not honours:
+            self.model_accepts_loss_kwargs = False
+            logger.info(
+                "%s ignores num_items_in_batch: its loss is averaged over micro-batches.", type(self.model).__name__
+            )
+
+    def training_step(
+        self, model: nn.Module, inputs: Inputs, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Hook: forward and backward of one micro-batch. Returns its share of the update's loss, detached, on the device."""
+        if not model.training:  # an evaluation or a callback left it so
+            self._set_training_mode(model, True)
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            if self._compute_loss_takes_items:
+                loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            else:
+                loss = self.compute_loss(model, inputs)
+        if self.args.n_gpu > 1:
+            loss = loss.mean()
+        if self.current_gradient_accumulation_steps > 1 and not self._loss_is_a_share(num_items_in_batch):
+            loss = loss / self.current_gradient_accumulation_steps
+        if self._fused_backward is not None:
+            self._fused_backward(loss, self._get_learning_rate())
+        else:
+            self._strategy.backward(loss)
+        return loss.detach()  # type: ignore[no-any-return]
+
+    def _loss_is_a_share(self, num_items_in_batch: Any) -> bool:
+        """Whether the loss was divided by the items of the whole update, so that micro-batches add up to its mean."""
+        if num_items_in_batch is None:
+            return False
+        if not self._compute_loss_is_ours:
+            return self._compute_loss_takes_items and self.model_accepts_loss_kwargs
+        return self.model_accepts_loss_kwargs or self.compute_loss_func is not None or self.label_smoother is not None
+
+    def _prepare_inputs(self, inputs: Inputs) -> Inputs:
+        """Hook: the batch on this process's device, with the model's past state where `past_index` asks for it."""
+        if not inputs:
+            raise ValueError(
+                "The batch is empty: the collator returned no column that the model takes. "
+                f"The model's forward takes {columns.signature_columns(self.model)}. See remove_unused_columns."
+            )
+        device = self.args.device
+        if device.type != "cpu" or not self._prepare_input_is_ours or not self.place_model_on_device:
+            inputs = self._prepare_input(inputs)
+        if self._past is not None:
+            inputs["mems"] = self._past
+        return inputs
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Hook: a tensor, or a list, tuple or dict of them, on this process's device."""
+        if isinstance(data, torch.Tensor):
+            return data.to(self.args.device, non_blocking=True)
+        if isinstance(data, Mapping) or hasattr(data, "keys"):
+            return type(data)({key: self._prepare_input(value) for key, value in data.items()})
+        if isinstance(data, (list, tuple)):
+            values = [self._prepare_input(value) for value in data]
+            return type(data)(*values) if hasattr(data, "_fields") else type(data)(values)
+        return data
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Hook: the loss of one micro-batch, or (loss, outputs) when `return_outputs`.
+
+        With `num_items_in_batch`, return the sum of the item losses divided by it; without, their mean. An override that
+        takes no `num_items_in_batch` returns a mean, and the loop divides it for accumulation.
+        """
+        own_loss = self.compute_loss_func if self.compute_loss_func is not None else self.label_smoother
+        labels = inputs.pop("labels") if own_loss is not None and "labels" in inputs else None
+        if num_items_in_batch is not None and labels is None and self.model_accepts_loss_kwargs:
+            outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+        else:
+            outputs = model(**inputs)
+        if self.args.past_index >= 0:
+            self._past = outputs[self.args.past_index]
+        if labels is None:
+            loss = loss_of(outputs, inputs)
+        elif self.compute_loss_func is not None:
+            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+        else:
+            assert self.label_smoother is not None
+            loss = self.label_smoother(outputs, labels, self._labels_are_shifted, num_items_in_batch)
+        if (
+            self._strategy.is_distributed
+            and self.args.average_tokens_across_devices
+            and self._loss_is_a_share(num_items_in_batch)
+        ):
+            loss = (
+                loss * self._strategy.num_processes
+            )  # processes average their gradients; the items were summed over them
+        return (loss, outputs) if return_outputs else loss
+
+    def compute_loss_context_manager(self) -> contextlib.AbstractContextManager[Any]:
+        """Hook: what surrounds the forward pass: mixed precision, where it is on."""
+        return self.autocast_smart_context_manager()
+
+    def autocast_smart_context_manager(
+        self, cache_enabled: bool | None = True
+    ) -> contextlib.AbstractContextManager[Any]:
+        """Hook: autocast to bf16 or fp16 as the arguments ask; nothing in fp32."""
+        if not (self.args.bf16 or self.args.fp16):
+            return _NOTHING
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float16
+        return torch.autocast(self.args.device.type, dtype=dtype, cache_enabled=cache_enabled)
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        """Hook: scale the gradients down to `max_grad_norm`; return the norm they had, on the device."""
+        assert self.args.max_grad_norm is not None
+        return self._strategy.clip_grad_norm(self._parameters, self.args.max_grad_norm, self.optimizer)
+
+    def _get_grad_norm(
+        self, model: nn.Module, grad_norm: torch.Tensor | float | None = None
+    ) -> torch.Tensor | float | None:
+        """Hook: the gradient norm a log line shows: what clipping measured, or None when nothing was clipped."""
+        return grad_norm
+
+    def _get_learning_rate(self) -> float:
+        """Hook: the learning rate of the first parameter group, as the step that was just made used it."""
+        rate: Any = self.optimizer.param_groups[0]["lr"]
+        return rate if type(rate) is float else float(rate)
+
+    def _track_num_input_tokens(self, inputs: Inputs) -> None:
+        """Hook: count the tokens of a micro-batch over all processes: all of them on the host, non-padding on the device."""
+        tokens = inputs.get(self._main_input_name)
+        if not isinstance(tokens, torch.Tensor):
+            return
+        processes = self._strategy.num_processes
+        if self.args.include_num_input_tokens_seen != "non_padding":
+            self.state.num_input_tokens_seen += tokens.numel() * processes
+            return
+        mask = inputs.get("attention_mask")
+        if mask is None:
+            pad = getattr(self.processing_class, "pad_token_id", None)
+            mask = tokens != pad if pad is not None else torch.ones_like(tokens)
+        count = mask.sum() * processes
+        self._tokens_on_device = count if self._tokens_on_device is None else self._tokens_on_device + count
+
+    def _running_loss(self) -> Any:
+        """The first argument of `_maybe_log_save_evaluate`: the window itself for our method, a tensor for an override."""
+        return self.window if self._log_save_is_ours else self.window.as_tensor(self.args.device)
+
+    def _maybe_log_save_evaluate(
+        self,
+        tr_loss: Any,
+        grad_norm: torch.Tensor | float | None,
+        model: nn.Module,
+        trial: Any,
+        epoch: float,
+        ignore_keys_for_eval: list[str] | None,
+        start_time: float,
+        learning_rate: float | None = None,
+    ) -> None:
+        """Hook, called after each step and each epoch: do what `self.control` asks, in this order: log, evaluate, save."""
+        if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
+            self._log_training(grad_norm, model, start_time, learning_rate)
+        metrics = None
+        if self.control.should_evaluate:
+            metrics = self._fitted("_evaluate")(trial, ignore_keys_for_eval)
+            is_new_best = self._determine_best_metric(metrics=metrics, trial=trial)
+            if self.args.save_strategy == SaveStrategy.BEST:
+                self.control.should_save = is_new_best
+        if self.control.should_save:
+            self._save_checkpoint(model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _log_training(self, grad_norm: Any, model: nn.Module, start_time: float, learning_rate: float | None) -> None:
+        """Write one log line of the training loss. The only place where the loop reads from the device."""
+        norm = self._get_grad_norm(model, grad_norm)
+        extra = [norm] if norm is not None else []
+        tokens, self._tokens_on_device = self._tokens_on_device, None
+        total, values = self.window.take(*extra, *([tokens] if tokens is not None else []))
+        total, *values = self._strategy.mean_of_floats([total, *values])
+        if tokens is not None:
+            self.state.num_input_tokens_seen += round(values.pop())
+        self._total_loss_scalar += total
+        logs = {"loss": total / (self.state.global_step - self._globalstep_last_logged)}
+        if norm is not None:
+            logs["grad_norm"] = values[0]
+        logs["learning_rate"] = learning_rate if learning_rate is not None else self._get_learning_rate()
+        self._globalstep_last_logged = self.state.global_step
+        self.store_flos()
+        self._fitted("log")(self.training_logs(logs), start_time=start_time)
+
+    def training_logs(self, logs: dict[str, float]) -> dict[str, float]:
+        """Hook: add to, or change, what a training log line holds (loss, grad_norm, learning_rate)."""
+        return logs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Hook: append `logs` to the history, with epoch and step, and tell the callbacks.
+
+        `start_time`: when training started; given for training log lines, to which tokens per second are then added.
+        """
+        if self.state.epoch is not None:
+            logs["epoch"] = self.state.epoch
+        if self.args.include_num_input_tokens_seen not in NO_TOKENS:
+            logs["num_input_tokens_seen"] = self.state.num_input_tokens_seen
+            if start_time is not None:
+                logs.update(metric_text.speed_metrics("train", start_time, num_tokens=self.state.num_input_tokens_seen))
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    def store_flos(self) -> None:
+        """Add the floating-point operations counted since the last call to the state, over all processes."""
+        self.state.total_flos += self.current_flos * self._strategy.num_processes
+        self.current_flos = 0.0
+
+    def floating_point_ops(self, inputs: Inputs) -> float:
+        """Hook: floating-point operations of a forward and backward pass over `inputs`; 0 for a model that cannot say."""
+        return self._flops(inputs)
+
+    def _empty_device_cache(self) -> None:
+        backend = getattr(torch, self.args.device.type, None)
+        if hasattr(backend, "empty_cache"):
+            backend.empty_cache()
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
+        """The end of a run: mean loss, speed, the best weights back in the model, the last log line."""
+        self._past = None
+        total, _ = self.window.take()
+        self._total_loss_scalar += self._strategy.mean_of_floats([total])[0]
+        train_loss = self._total_loss_scalar / max(self.state.global_step, 1)
+        steps_done = self.state.global_step - self._first_step_of_run
+        share_done = steps_done / max(self.state.max_steps, 1)  # a resumed or stopped run did less than the plan
+        metrics = metric_text.speed_metrics(
+            "train",
+            start_time,
+            num_samples=num_train_samples * share_done,
+            num_steps=steps_done,
+            num_tokens=self.state.num_input_tokens_seen if self.args.include_tokens_per_second else None,
+        )
+        self.store_flos()
+        metrics["total_flos"] = self.state.total_flos
+        metrics["train_loss"] = train_loss
+        self.is_in_train = False
+        self._memory_tracker.stop_and_update_metrics(metrics)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        self._fitted("log")(metrics)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self._finish_current_push()
+        if self.args.neftune_noise_alpha is not None:
+            self._deactivate_neftune(self.model)
+        self._restore_after_training()
+        self.end()
+        return TrainOutput(self.state.global_step, train_loss, metrics)
+
+    def end(self) -> None:
+        """Hook: the run is over; called once, after `on_train_end`. Waits for the other processes."""
+        self._strategy.barrier()
+
+    def _activate_neftune(self, model: nn.Module) -> nn.Module:
+        """Put noise on the token embeddings for the time of training."""
+        from trainwright.interop import neftune
+
+        assert self.args.neftune_noise_alpha is not None
+        self.neftune_hook_handle = neftune.activate(model, self.args.neftune_noise_alpha)
+        return model
+
+    def _deactivate_neftune(self, model: nn.Module) -> None:
+        from trainwright.interop import neftune
+
+        neftune.deactivate(model, self.neftune_hook_handle)
+
+    # -------------------------------------------------------------------------------------------- evaluate and predict ----
+
+    def _evaluate(
+        self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
+    ) -> dict[str, float]:
+        """An evaluation that is part of training: its metrics also go to the search and to a schedule that waits for them."""
+        metrics = self.evaluate(ignore_keys=ignore_keys_for_eval)
+        self._report_to_hp_search(trial, self.state.global_step, metrics)
+        if not skip_scheduler and self.args.lr_scheduler_type in (
+            SchedulerType.REDUCE_ON_PLATEAU,
+            SchedulerType.GREEDY,
+        ):
+            self.lr_scheduler.step(best.metric_value(metrics, self.args.metric_for_best_model or "loss"))
+        return metrics
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate and return the metrics, each key prefixed with `metric_key_prefix`.
+
+        `eval_dataset`: in place of `self.eval_dataset`; a dict evaluates each and puts its name into the prefix; a string
+        picks one of `self.eval_dataset`. `ignore_keys`: keys of the model's outputs to leave out of the predictions.
+        """
+        chosen = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if isinstance(chosen, dict):
+            metrics: dict[str, float] = {}
+            for name, dataset in chosen.items():
+                metrics.update(
+                    self.evaluate(
+                        eval_dataset=dataset if eval_dataset is not None else name,
+                        ignore_keys=ignore_keys,
+                        metric_key_prefix=f"{metric_key_prefix}_{name}",
+                    )
+                )
+            return metrics
+        self._memory_tracker.start()
+        dataloader = self.get_eval_dataloader(eval_dataset)
+        loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
+        start_time = time.time()
+        output = loop(
+            dataloader,
+            description="Evaluation",
+            # Without a metric nobody reads the predictions, so they are not kept.
+            prediction_loss_only=True if self.compute_metrics is None else None,
+            ignore_keys=ignore_keys,
+            metric_key_prefix=metric_key_prefix,
+        )
+        metrics = self._with_speed(output, dataloader, metric_key_prefix, start_time)
+        self._fitted("log")(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._memory_tracker.stop_and_update_metrics(metrics)
+        return metrics
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Run the model over `test_dataset`. Returns (predictions, label_ids, metrics) with one row per sample.
+
+        Rows of different length are padded on the right with -100. Metrics are computed when there are labels.
+        """
+        self._memory_tracker.start()
+        dataloader = self.get_test_dataloader(test_dataset)
+        loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
+        start_time = time.time()
+        output = loop(
+            dataloader, description="Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        metrics = self._with_speed(output, dataloader, metric_key_prefix, start_time)
+        self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
+        self._memory_tracker.stop_and_update_metrics(metrics)
+        return PredictionOutput(predictions=output.predictions, label_ids=output.label_ids, metrics=metrics)
+
+    def _with_speed(self, output: EvalLoopOutput, dataloader: Any, prefix: str, start_time: float) -> dict[str, float]:
+        metrics = output.metrics if output.metrics is not None else {}
+        num_samples = output.num_samples or 0
+        total_batch_size = self.args.eval_batch_size * self._strategy.num_processes
+        metrics.update(
+            metric_text.speed_metrics(
+                prefix, start_time, num_samples=num_samples, num_steps=math.ceil(num_samples / total_batch_size)
+            )
+        )
+        return metrics
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Hook: run the model over a loader and gather predictions, labels and metrics. With or without labels."""
+        loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
+        model = self._model_for_evaluation(dataloader)
+        num_samples = from_args.num_samples(dataloader)
+        logger.info(
+            "%s: %s samples, batches of %s.",
+            description,
+            num_samples if num_samples is not None else "?",
+            self.args.eval_batch_size,
+        )
+        handler = self.callback_handler
+        handler.eval_dataloader = dataloader
+
+        def after_batch() -> None:
+            if handler.listeners["on_prediction_step"]:
+                self.control = handler.on_prediction_step(self.args, self.state, self.control)
+
+        return self._run_evaluation(
+            dataloader, model, loss_only, ignore_keys, metric_key_prefix, num_samples, after_batch
+        )
+
+    def _run_evaluation(
+        self,
+        batches: Any,
+        model: nn.Module,
+        loss_only: bool,
+        ignore_keys: list[str] | None,
+        metric_key_prefix: str,
+        num_samples: int | None = None,
+        after_batch: Callable[[], None] | None = None,
+    ) -> EvalLoopOutput:
+        args, together = self.args, self._strategy.is_distributed
+        settings = LoopSettings(
+            prediction_loss_only=loss_only,
+            accumulation_steps=args.eval_accumulation_steps,
+            concat_batches=args.eval_do_concat_batches,
+            include_inputs="inputs" in args.include_for_metrics,
+            include_losses="loss" in args.include_for_metrics,
+            batch_metrics=args.batch_eval_metrics,
+            loss_average=args.eval_loss_average,
+            labels_are_shifted=self._labels_are_shifted,
+            label_names=tuple(self.label_names),
+            metric_key_prefix=metric_key_prefix,
+        )
+        self._past = None
+        try:
+            return run_evaluation(
+                batches,
+                settings,
+                predict_batch=lambda inputs: self.prediction_step(model, inputs, loss_only, ignore_keys=ignore_keys),
+                compute_metrics=self.compute_metrics,
+                preprocess_logits=self.preprocess_logits_for_metrics,
+                gather=self._strategy.gather_for_metrics if together else None,
+                pad_across_processes=self._strategy.pad_across_processes if together else None,
+                after_batch=after_batch,
+                average_losses=self.average_eval_losses if self._is_overridden("average_eval_losses") else None,
+                num_samples_expected=num_samples,
+                main_input_name=self._main_input_name,
+                prepare_inputs=self._prepare_input,
+            )
+        finally:
+            self._past = None
+
+    def _rehearse_best_metric(self, ignore_keys: list[str] | None) -> None:
+        """Evaluate one batch before training, where a missing `metric_for_best_model` would stop the run hours later."""
+        name = self.args.metric_for_best_model
+        if (
+            self.compute_metrics is None
+            or self.args.batch_eval_metrics
+            or name is None
+            or name.removeprefix("eval_") == "loss"
+        ):
+            return
+        several = isinstance(self.eval_dataset, dict)
+        for dataset in self.eval_dataset if several else [None]:
+            prefix = f"eval_{dataset}" if several else "eval"
+            if not several or name.removeprefix("eval_").startswith(f"{dataset}_"):
+                loader = self.get_eval_dataloader(dataset)
+                model = self._model_for_evaluation(loader)
+                rehearsal.rehearse(
+                    loader,
+                    lambda b, m=model, p=prefix: self._run_evaluation(b, m, False, ignore_keys, p).metrics or {},
+                    name,  # type: ignore[misc]
+                )
+
+    def prediction_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The older name of `evaluation_loop`, used with `use_legacy_prediction_loop=True`. Needs a loader with a length."""
+        if not loaders.has_length(dataloader):
+            raise ValueError("prediction_loop needs a data loader with a length. Set use_legacy_prediction_loop=False.")
+        return self.evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+
+    def average_eval_losses(self, losses: Any) -> float:
+        """Hook: one number from the losses of an evaluation, an array with one loss per sample (its batch's mean).
+
+        Overriding it replaces `eval_loss_average`. The default is the plain mean of that array.
+        """
+        return float(losses.mean())
+
+    def _model_for_evaluation(self, dataloader: DataLoader[Any]) -> nn.Module:
+        """The model in evaluation mode, in half precision where `*_full_eval` asks for it outside training."""
+        model = self._wrap_model(self.model, training=False, dataloader=dataloader)
+        if not self.is_in_train:
+            if self.args.fp16_full_eval or self.args.bf16_full_eval:
+                model = model.to(dtype=torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
+            if self.place_model_on_device:
+                model = model.to(self.args.device)
+        self._set_training_mode(model, False)
+        return model
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """Hook: one evaluation batch. Returns (loss, logits, labels), each None where there is none, all on the device."""
+        return_loss = inputs.get("return_loss")
+        has_labels = bool(self.label_names) and all(inputs.get(name) is not None for name in self.label_names)
+        loss_without_labels = not self.label_names and (
+            self.can_return_loss if return_loss is None else bool(return_loss)
+        )
+        inputs = self._prepare_inputs(inputs)
+        if ignore_keys is None:
+            ignore_keys = list(getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", None) or [])
+        labels: Any = None
+        if has_labels or loss_without_labels:
+            labels = tensors.nested_detach(tuple(inputs.get(name) for name in self.label_names)) or None
+            if labels is not None and len(labels) == 1:
+                labels = labels[0]
+        with torch.no_grad():
+            if has_labels or loss_without_labels:
+                with self.compute_loss_context_manager():
+                    loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+                loss = loss.detach().mean()
+                logits = _without(outputs, [*ignore_keys, "loss"], skip_first=True)
+            else:
+                loss = None
+                with self.compute_loss_context_manager():
+                    outputs = model(**inputs)
+                logits = _without(outputs, ignore_keys, skip_first=False)
+                if self.args.past_index >= 0:
+                    self._past = outputs[self.args.past_index - 1]
+        if prediction_loss_only:
+            return loss, None, None
+        logits = tensors.nested_detach(logits)
+        return loss, logits[0] if len(logits) == 1 else logits, labels
+
+    # -------------------------------------------------------------------------------------------------------------- data ----
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Hook: the training loader."""
+        if self.train_dataset is None:
+            raise ValueError("Training needs a train_dataset: Trainer(model, args, train_dataset=...).")
+        sampler_fn = self._fitted("_get_train_sampler")
+        return self._get_dataloader(
+            self.train_dataset,
+            description="training",
+            batch_size=self._train_batch_size,
+            sampler_fn=lambda dataset: sampler_fn(train_dataset=dataset),
+            is_training=True,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Hook: the evaluation loader of `eval_dataset`, a dataset or the name of one in `self.eval_dataset`."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("Evaluation needs an eval_dataset: pass it to Trainer, or to evaluate().")
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        return self._get_dataloader(
+            dataset, description="evaluation", batch_size=self.args.eval_batch_size, sampler_fn=self._get_eval_sampler
+        )
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """Hook: the loader that `predict` reads."""
+        return self._get_dataloader(
+            test_dataset, description="test", batch_size=self.args.eval_batch_size, sampler_fn=self._get_eval_sampler
+        )
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable[[Any], Sampler[int] | None] | None = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> DataLoader[Any]:
+        """A loader with this run's collator, workers and column filter, shared out over the processes."""
+        collator: Any = self.data_collator
+        if self.args.remove_unused_columns:
+            if from_args.has_columns(dataset):
+                dataset = self._remove_unused_columns(dataset, description=description)
+            else:
+                collator = self._get_collator_with_removed_columns(collator, description=description)
+        sampler = sampler_fn(dataset) if sampler_fn is not None and not from_args.is_iterable(dataset) else None
+        loader = from_args.loader_for(
+            dataset, self.args, batch_size=batch_size, collate_fn=collator, sampler=sampler, is_training=is_training,
+            process_index=self._strategy.process_index,
+        )  # fmt: skip
+        return self._strategy.prepare_dataloader(loader)  # type: ignore[no-any-return]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        """Hook: the order of the training samples; None leaves it to the dataset (iterable, or without a length)."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return from_args.train_sampler_for(
+            dataset, self.args, batch_size=self._train_batch_size, model_input_name=self._length_input_name()
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+        """Hook: the order of the evaluation samples: as they come, or grouped by length where the arguments say so."""
+        return from_args.eval_sampler_for(eval_dataset, self.args, model_input_name=self._length_input_name())
+
+    def _length_input_name(self) -> str:
+        names = getattr(self.processing_class, "model_input_names", None)
+        return str(names[0]) if names else self._main_input_name
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Hook: set `self._signature_columns`, the columns a batch may hold: what `forward` takes, and the labels."""
+        if self._signature_columns is None:
+            self._signature_columns = columns.signature_columns(self.model, self.label_names)
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        """Hook: `dataset` without the columns the model does not take."""
+        if not self.args.remove_unused_columns:
+            return dataset
+        self._set_signature_columns_if_needed()
+        return columns.remove_unused_columns(
+            dataset, self._signature_columns or [], description, type(self.model).__name__
+        )
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        """Hook: `data_collator` behind a filter that drops the keys the model does not take."""
+        if not self.args.remove_unused_columns:
+            return data_collator
+        self._set_signature_columns_if_needed()
+        return columns.RemoveColumnsCollator(
+            data_collator, self._signature_columns or [], logger, type(self.model).__name__, description
+        )
+
+    def num_examples(self, dataloader: DataLoader[Any]) -> int:
+        """Samples in a loader: its dataset's length, or an estimate from its batches."""
+        return loaders.num_examples(dataloader, self._train_batch_size)
+
+    @staticmethod
+    def num_tokens(train_dl: DataLoader[Any], max_steps: int | None = None) -> int:
+        """Tokens in a loader, counted by reading it once; `max_steps` batches of the average size when given."""
+        return loaders.num_tokens(train_dl, max_steps)
+
+    # ------------------------------------------------------------------------------------------- optimizer and schedule ----
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        """Hook: build `self.optimizer` and `self.lr_scheduler`, unless they were passed in."""
+        self.create_optimizer()
+        self.create_scheduler(num_training_steps=num_training_steps, optimizer=self.optimizer)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Hook: build `self.optimizer` from `args.optim`; weight decay leaves out biases and norms."""
+        if self.optimizer is None:
+            model = model if model is not None else self.model
+            optimizer_class, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
+                self.args, model
+            )
+            groups = optim_groups.parameter_groups(model, self.args.weight_decay, self.get_decay_parameter_names(model))
+            self.optimizer = optim_build.build_optimizer(model, optimizer_class, dict(kwargs), groups)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """Hook: build `self.lr_scheduler` for a run of `num_training_steps` updates."""
+        if self.lr_scheduler is None:
+            optimizer = optimizer if optimizer is not None else self.optimizer
+            self.lr_scheduler = optim_build.build_scheduler(self.args, optimizer, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(
+        args: TrainingArguments, model: nn.Module | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """The optimizer class and its keyword arguments for `args.optim`."""
+        return optim_registry.optimizer_class_and_kwargs(args, model)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Hook: names of the parameters that weight decay applies to: all but biases and those of normalisation layers."""
+        return optim_groups.decay_parameter_names(model)
+
+    def get_num_trainable_parameters(self) -> int:
+        """How many numbers training changes."""
+        return optim_groups.num_trainable_parameters(self.model)
+
+    def get_learning_rates(self) -> list[float]:
+        """The learning rate of each parameter group."""
+        return optim_groups.learning_rates(self._existing_optimizer())
+
+    def get_optimizer_group(self, param: str | nn.Parameter | None = None) -> Any:
+        """The parameter group that holds `param`, or all groups."""
+        return optim_groups.optimizer_group(self._existing_optimizer(), param)
+
+    def _existing_optimizer(self) -> Optimizer:
+        if self.optimizer is None:
+            raise ValueError("There is no optimizer yet: call create_optimizer() or train() first.")
+        return self.optimizer
+
+    # ---------------------------------------------------------------------------------------------------- checkpoints ----
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where the checkpoints of this run go: `output_dir`, or a directory of the trial inside it."""
+        if trial is None or self.hp_search_backend is None:
+            return str(self.args.output_dir)
+        name = (
+            self.hp_name(trial)
+            if self.hp_name is not None
+            else f"run-{getattr(trial, 'number', getattr(trial, 'id', 0))}"
+        )
+        return os.path.join(self.args.output_dir, name)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Hook: whether these metrics are the best so far; if so, remember them and the step."""
+        name = self.args.metric_for_best_model
+        if name is None:
+            return False
+        value = best.metric_value(metrics, name)
+        if not best.is_better(value, self.state.best_metric, bool(self.args.greater_is_better)):
+            return False
+        self.state.best_metric = value
+        if self.args.save_strategy in (SaveStrategy.STEPS, SaveStrategy.EPOCH, SaveStrategy.BEST):
+            self.state.best_global_step = self.state.global_step
+        return True
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Hook: write `checkpoint-N`: staged beside it, hashed, then renamed, so that it is there whole or not at all."""
+        run_dir = self._get_output_dir(trial)
+        output_dir = os.path.join(run_dir, layout.checkpoint_name(self.state.global_step))
+        if self.hp_search_backend is None and trial is None:
+            self.store_flos()
+        self._set_optimizer_mode_for_saving()
+        where = self._data_position()
+        state = self.state
+        if state.best_global_step is not None:
+            best_dir = os.path.join(run_dir, layout.checkpoint_name(state.best_global_step))
+            if state.best_global_step == state.global_step or os.path.isdir(best_dir):
+                state.best_model_checkpoint = best_dir
+        with self._strategy.staged_checkpoint(output_dir, step=state.global_step, position=where) as directory:
+            self.save_model(directory, _internal_call=True)
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(directory)
+                self._save_scaler(directory)
+                self._save_rng_state(directory)
+            if self.args.should_save:
+                loop_state = {
+                    "position": where,
+                    "window": self.window.state(),
+                    "total_loss": self._total_loss_scalar,
+                    "last_logged_step": self._globalstep_last_logged,
+                    "save_only_model": self.args.save_only_model,
+                    "arguments": self.args.to_dict(),
+                }
+                checkpoint_save.save_loop_state(directory, loop_state)
+                state.stateful_callbacks = self._exported_callbacks()
+                state.save_to_json(os.path.join(directory, TRAINER_STATE_NAME))
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(output_dir)
+        if self.args.should_save:
+            self._rotate_checkpoints(output_dir=run_dir)
+        self._set_training_mode(model, True)
+
+    def _set_optimizer_mode_for_saving(self) -> None:
+        switch = getattr(self.optimizer, "eval", None)  # schedule-free optimizers keep the weights to save under "eval"
+        if callable(switch):
+            switch()
+
+    def _data_position(self) -> dict[str, int]:
+        """Where in the data the run stands, in samples over all processes; a finished pass counts as the next one's start."""
+        plan = self.plan
+        if plan is not None and plan.len_dataloader is not None and self._micro_batches_in_epoch >= plan.len_dataloader:
+            return {"epoch": self._epoch + 1, "samples_in_epoch": 0}
+        return {
+            "epoch": self._epoch,
+            "samples_in_epoch": self._micro_batches_in_epoch * self._samples_per_micro_batch(),
+        }
+
+    def _exported_callbacks(self) -> dict[str, Any]:
+        stateful = [
+            item for item in [*self.callback_handler.callbacks, self.control] if isinstance(item, ExportableState)
+        ]
+        return exported_states(stateful)
+
+    def _load_callback_state(self) -> None:
+        """Give the callbacks the state they had in the checkpoint: what they counted always, what they were constructed
+        with only under `restore_callback_states_from_checkpoint`."""
+        saved = self.state.stateful_callbacks
+        seen: dict[str, int] = {}
+        for number, callback in enumerate(self.callback_handler.callbacks):
+            name = type(callback).__name__
+            if not isinstance(callback, ExportableState) or name not in saved:
+                continue
+            states = saved[name] if isinstance(saved[name], list) else [saved[name]]
+            index = seen.get(name, 0)
+            seen[name] = index + 1
+            if index >= len(states):
+                continue
+            if self.args.restore_callback_states_from_checkpoint:
+                self.callback_handler.callbacks[number] = type(callback).from_state(states[index])
+                self.callback_handler.refresh_listeners()
+            else:
+                for attribute, value in states[index].get("attributes", {}).items():
+                    setattr(callback, attribute, value)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model and `processing_class` so that `from_pretrained` loads them. Writes on the main process only."""
+        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        if self.args.should_save:
+            self._save(output_dir)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Hook: write weights, `processing_class` and `training_args.bin` into `output_dir`."""
+        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        os.makedirs(output_dir, exist_ok=True)
+        checkpoint_weights.save_weights(
+            self._strategy.unwrap(self.model), output_dir, state_dict=state_dict, safe=bool(self.args.save_safetensors)
+        )
+        processor = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        if hasattr(processor, "save_pretrained"):
+            processor.save_pretrained(output_dir)
+        checkpoint_save.save_training_args(output_dir, self.args)
+
+    def _save_tpu(self, output_dir: str | None = None) -> None:
+        """Save from a TPU: XLA tensors are moved to the host first."""
+        import torch_xla.core.xla_model as xm  # type: ignore[import-not-found,unused-ignore]
+
+        xm.mark_step()
+        self.model.to("cpu")
+        self._save(output_dir)
+        self.model.to(self.args.device)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Hook: write `optimizer.pt` and `scheduler.pt`."""
+        if self.args.should_save:
+            checkpoint_save.save_optimizer(output_dir, self.optimizer)
+            checkpoint_save.save_scheduler(output_dir, self.lr_scheduler)
+
+    def _save_scaler(self, output_dir: str) -> None:
+        """Hook: write `scaler.pt`, the state of fp16 loss scaling, where it is in use."""
+        if self._strategy.scaler is not None and self.args.should_save:
+            checkpoint_save.save_scaler(output_dir, self._strategy.scaler)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Hook: write the states of all random generators, one file per process."""
+        checkpoint_save.save_rng(output_dir, rank=self._strategy.process_index, world_size=self._strategy.num_processes)
+
+    def _rotate_checkpoints(self, use_mtime: bool = False, output_dir: str | None = None) -> None:
+        """Delete the oldest checkpoints above `save_total_limit`, never the best, the last, or what we did not write."""
+        layout.rotate_checkpoints(
+            output_dir if output_dir is not None else self.args.output_dir,
+            self.args.save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+            use_mtime=use_mtime,
+        )
+
+    def _sorted_checkpoints(
+        self, output_dir: str | None = None, checkpoint_prefix: str = "checkpoint", use_mtime: bool = False
+    ) -> list[str]:
+        """Checkpoint directories, oldest first, the best one moved behind those that may be deleted."""
+        return layout.sort_checkpoints(
+            output_dir if output_dir is not None else self.args.output_dir,
+            checkpoint_prefix=checkpoint_prefix,
+            use_mtime=use_mtime,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Hook: put a checkpoint's weights into the model."""
+        result = checkpoint_weights.load_weights(model if model is not None else self.model, resume_from_checkpoint)
+        self._issue_warnings_after_load(result)
+
+    def _load_best_model(self) -> None:
+        """Hook: put the best checkpoint's weights into the model."""
+        path = best.locate(self.state.best_model_checkpoint, self.args.output_dir)
+        if path is None:
+            logger.warning(
+                "The best checkpoint, %s, is gone; the model keeps its last weights.", self.state.best_model_checkpoint
+            )
+            return
+        logger.info("Loading the best model, from %s (score: %s).", path, self.state.best_metric)
+        self._issue_warnings_after_load(checkpoint_weights.load_weights(self.model, path))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Say which weights of the model a checkpoint did not hold, and which of its weights the model has no place for."""
+        checkpoint_weights.issue_warnings_after_load(load_result, self.model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Hook: restore `optimizer.pt` and `scheduler.pt`; a missing one is an error that says what it would cost."""
+        if checkpoint is not None:
+            checkpoint_load.load_optimizer(checkpoint, self.optimizer, self.args.device)
+            checkpoint_load.load_scheduler(checkpoint, self.lr_scheduler)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Hook: restore `scaler.pt`, where fp16 loss scaling is in use."""
+        if checkpoint is not None and self._strategy.scaler is not None:
+            checkpoint_load.load_scaler(checkpoint, self._strategy.scaler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Hook: restore all random generators of this process."""
+        if checkpoint is not None:
+            checkpoint_load.load_rng(checkpoint, self._strategy.process_index, self._strategy.num_processes)
+
+    # ---------------------------------------------------------------------------------------------------- the model hub ----
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository `hub_model_id`, where it does not exist."""
+        if self.is_world_process_zero():
+            self.hub_model_id = hub_push.create_repository(
+                self.args.hub_model_id,
+                token=token or self.args.hub_token,
+                private=private if private is not None else self.args.hub_private_repo,
+                output_dir=self.args.output_dir,
+            )
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write a draft of a model card to `output_dir`, from what this trainer knows. A card written by hand is kept."""
+        if not self.is_world_process_zero():
+            return
+        from trainwright.hub import card_values
+        from trainwright.hub.model_card import write_model_card
+
+        data = self.train_dataset if self.train_dataset is not None else self.eval_dataset
+        data_tag, data_args = card_values.dataset_names(data)
+        base = getattr(getattr(self.model, "config", None), "_name_or_path", None)
+        is_local = base is not None and os.path.isdir(base)
+        write_model_card(
+            self.args.output_dir,
+            language=language,
+            license=license,
+            tags=tags,
+            model_name=model_name
+            or (self.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))).split("/")[-1],
+            finetuned_from=finetuned_from or (base if base and not is_local else None),
+            tasks=tasks,
+            dataset_tags=dataset_tags or data_tag,
+            dataset=dataset,
+            dataset_args=dataset_args or data_args,
+            library_name="peft" if models.is_peft_model(self.model) else "transformers",
+            hyperparameters=card_values.hyperparameters_of(self.args, self._strategy.num_processes),
+            log_history=self.state.log_history,
+            framework_versions=card_values.versions(),
+        )
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the model and commit `output_dir` to `hub_model_id`. Returns the commit, or a future when not `blocking`.
+
+        `kwargs` go to `create_model_card`.
+        """
+        self.control = self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(model_name=kwargs.pop("model_name", None), **kwargs)
+        self._finish_current_push()
+        return hub_push.push_folder(
+            str(self.hub_model_id),
+            self.args.output_dir,
+            message=commit_message or "End of training",
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            blocking=blocking,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Hook: start a push in the background after a save, as `hub_strategy` asks."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        self.control = self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self._push_queue is None:
+            from trainwright.hub.queue import PushQueue
+
+            self._push_queue = PushQueue(self.args.hub_always_push)
+        self._push_queue.push_checkpoint(
+            str(self.hub_model_id),
+            self.args.output_dir,
+            checkpoint_folder,
+            strategy=self.args.hub_strategy,
+            message=f"Training in progress, step {self.state.global_step}",
+            token=self.args.hub_token,
+            revision=self.args.hub_revision,
+        )
+
+    def _finish_current_push(self) -> None:
+        """Wait for the pushes that run in the background."""
+        if self._push_queue is not None and not self._push_queue.is_done():
+            logger.info("Waiting for the push in progress to finish.")
+            self._push_queue.wait_until_done()
+
+    def _add_sm_patterns_to_gitignore(self) -> None:
+        """Keep SageMaker's own files out of pushes."""
+        if self.is_world_process_zero():
+            hub_push.add_patterns_to_gitignore(self.args.output_dir, ["*.sagemaker-uploading", "*.sagemaker-uploaded"])
+
+    # --------------------------------------------------------------------------------------------- hyper-parameter search ----
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[[Any], dict[str, Any]] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        n_trials: int = 20,
+        direction: str | list[str] = "minimize",
+        backend: str | HPSearchBackend | None = None,
+        hp_name: Callable[[Any], str] | None = None,
+        **kwargs: Any,
+    ) -> BestRun | list[BestRun]:
+        """Train `n_trials` models with hyper-parameters drawn from `hp_space` and return the best run.
+
+        Needs `model_init`. `compute_objective(metrics)` is what `direction` minimises or maximises: by default the
+        evaluation loss, or the sum of all other metrics where there are any. `backend`: "optuna", "ray", "wandb"; by
+        default the first one installed. `kwargs` go to the backend. Several directions return a list (the Pareto front).
+        """
+        if self.model_init is None:
+            raise RuntimeError(
+                "hyperparameter_search trains a new model in each trial: pass Trainer(model_init=...) instead of model=."
+            )
+        from trainwright.search import backends
+        from trainwright.search.spaces import default_compute_objective
+
+        self._search_engine = engine = backends.choose_backend(backend)
+        self.hp_search_backend = HPSearchBackend(engine.__name__.rpartition(".")[2])  # type: ignore[attr-defined]
+        self.hp_space = hp_space if hp_space is not None else engine.default_hp_space
+        self.hp_name = hp_name
+        self.compute_objective = compute_objective if compute_objective is not None else default_compute_objective
+        context = backends.SearchContext(
+            num_gpus=self.args.n_gpu,
+            ray_scope=self.args.ray_scope or "last",
+            evaluates_while_training=self.args.eval_strategy != "no",
+        )
+        try:
+            return engine.run(self._run_trial, n_trials, direction, hp_space=self.hp_space, context=context, **kwargs)
+        finally:
+            self.hp_search_backend = None
+
+    def _run_trial(self, trial: Any, checkpoint_dir: str | None = None) -> Any:
+        """Train one trial; returns its objective."""
+        self.objective: Any = None
+        self.train(resume_from_checkpoint=checkpoint_dir, trial=trial)
+        if self.objective is None:
+            self.objective = self.compute_objective(self.evaluate())
+        return self.objective
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Hook: put a trial's hyper-parameters into `self.args`, each as the type of its field."""
+        if trial is None:
+            return
+        from trainwright.search.assign import apply_trial
+
+        if self.hp_search_backend is not None:
+            apply_trial(self.args, self._search_engine.params_of(trial, self.hp_space))
+        elif isinstance(trial, dict):
+            apply_trial(self.args, trial)
+
+    def _report_to_hp_search(self, trial: Any, step: int, metrics: dict[str, float]) -> None:
+        """Hook: tell the search how a trial is doing; the search may end the trial here, with an exception of its own."""
+        if self.hp_search_backend is None or trial is None:
+            return
+        self.objective = self.compute_objective(dict(metrics))
+        try:
+            if self.hp_search_backend is HPSearchBackend.RAY and self.control.should_save:
+                with tempfile.TemporaryDirectory() as directory:
+                    self._tune_save_checkpoint(directory)
+                    self._search_engine.report(trial, self.objective, step, metrics, checkpoint_dir=directory)
+            else:
+                self._search_engine.report(trial, self.objective, step, metrics)
+        except BaseException:
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+            raise
+
+    def _tune_save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Hook: write a checkpoint for the search engine, which keeps it."""
+        output_dir = os.path.join(checkpoint_dir, layout.checkpoint_name(self.state.global_step))
+        self.save_model(output_dir, _internal_call=True)
+        if self.args.should_save:
+            self.state.save_to_json(os.path.join(output_dir, TRAINER_STATE_NAME))
+            self._save_optimizer_and_scheduler(output_dir)
+            self._save_rng_state(output_dir)
+
+    # ------------------------------------------------------------------------------------------- metrics, files, small ----
+
+    def log_metrics(self, split: str, metrics: dict[str, float]) -> None:
+        """Print metrics in aligned columns, in human units. `split`: "train", "eval", "test" ... Main process only."""
+        if self.is_world_process_zero():
+            print(metric_text.format_report(split, metrics))
+
+    @staticmethod
+    def metrics_format(metrics: dict[str, float]) -> dict[str, Any]:
+        """The metrics in human units, as `log_metrics` prints them."""
+        return metric_text.metrics_format(metrics)
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """Write `{split}_results.json`, and with `combined` update `all_results.json`. Main process only."""
+        if self.is_world_process_zero():
+            metric_text.write_metrics(self.args.output_dir, split, metrics, combined)
+
+    def save_state(self) -> None:
+        """Write `trainer_state.json` into `output_dir`: `save_model` writes the model alone. Main process only."""
+        if self.is_world_process_zero():
+            self.state.save_to_json(os.path.join(self.args.output_dir, TRAINER_STATE_NAME))
+
+    def is_local_process_zero(self) -> bool:
+        """Whether this is the first process of its machine."""
+        return self.args.local_process_index == 0
+
+    def is_world_process_zero(self) -> bool:
+        """Whether this is the first process of all."""
+        return self.args.process_index == 0
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Hook: move the model to its device; weights that were tied stay tied."""
+        model.to(device)
+        if hasattr(model, "tie_weights"):
+            model.tie_weights()
+
+    def torch_jit_model_eval(self, model: nn.Module, dataloader: DataLoader[Any], training: bool = False) -> nn.Module:
+        """`jit_mode_eval`: the model traced on the first batch of `dataloader`; the model itself when tracing fails."""
+        return models.traced(
+            model, self._prepare_inputs(next(iter(dataloader))), self.autocast_smart_context_manager(False)
+        )
+
+    def _nested_gather(self, tensors: Any, name: str | None = None) -> Any:
+        """The tensors of all processes, concatenated."""
+        return self._strategy.gather(tensors)
+
+    def _gather_and_numpify(self, tensors_: Any, name: str) -> Any:
+        """The tensors of all processes, concatenated, as NumPy arrays."""
+        return None if tensors_ is None else tensors.nested_numpify(self._strategy.gather(tensors_))
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+def _parameters_of(function: Callable[..., Any]) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name not in ("self", "older")]
+
+
+def _without(outputs: Any, keys: list[str], skip_first: bool) -> tuple[Any, ...]:
+    """The values of a model's outputs but those under `keys`; of a tuple, all but the first when that is the loss."""
+    if isinstance(outputs, Mapping):
+        return tuple(value for key, value in outputs.items() if key not in keys)
+    if isinstance(outputs, torch.Tensor):
+        return (outputs,)
+    return tuple(outputs[1:] if skip_first else outputs)

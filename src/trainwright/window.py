@@ -1,0 +1,101 @@
+"""The running loss between two log lines.
+
+Owns: micro-batch losses, kept on their device until a log line reads them all at once. Leaves to others: when to read,
+and averaging over processes. Cost per micro-batch: one list append, no tensor operation, no host sync.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+_FOLD_AT = (
+    1024  # losses kept as separate scalars before they are folded into one tensor: bounds memory between log lines
+)
+
+
+class LossWindow:
+    """Losses since the last log line, and what came before.
+
+    Each micro-batch adds its share of the update's loss (already divided by the accumulation count, or by the number of
+    items in the whole update), so the sum over an update is that update's loss and `mean = sum / updates`.
+
+    `filter_nonfinite`: the documented `logging_nan_inf_filter`. A NaN or infinite loss counts as the mean of the finite
+    ones before it in the window, so one bad micro-batch does not hide the others. Training itself is not changed by it.
+    """
+
+    def __init__(self, filter_nonfinite: bool = True) -> None:
+        self.filter_nonfinite = filter_nonfinite
+        self._pending: list[torch.Tensor] = []  # scalars on the device, oldest first
+        self._folded: list[torch.Tensor] = []  # each (_FOLD_AT,)
+        self._carried: tuple[float, int] = (0.0, 0)  # sum and count restored from a checkpoint
+        self._shared: torch.Tensor | None = None  # see as_tensor
+
+    def add(self, loss: torch.Tensor) -> None:
+        """Take the loss of one micro-batch, a scalar on any device; its graph is let go."""
+        self._pending.append(loss.detach() if loss.requires_grad else loss)
+        if len(self._pending) >= _FOLD_AT:
+            self._folded.append(torch.stack(self._pending))
+            self._pending = []
+
+    def __len__(self) -> int:
+        return self._carried[1] + len(self._pending) + _FOLD_AT * len(self._folded)
+
+    def take(self, *extra: torch.Tensor | float) -> tuple[float, list[float]]:
+        """Return the sum of the window's losses and the values of `extra`, and start a new window.
+
+        All of it crosses from the device in one read. Extra values that are plain numbers are passed through.
+        """
+        total, values = self._read(extra)
+        self._pending, self._folded, self._carried, self._shared = [], [], (0.0, 0), None
+        return total, values
+
+    def as_tensor(self, device: torch.device) -> torch.Tensor:
+        """The window's sum as a scalar tensor that the caller may reset in place (`tr_loss -= tr_loss`).
+
+        For overrides of `_maybe_log_save_evaluate` written for the documented interface; costs a few tensor operations.
+        """
+        if self._shared is None:
+            self._shared = torch.tensor(self._carried[0], device=device)
+            self._carried = (0.0, 0)
+        for chunk in (*self._folded, *self._pending):
+            self._shared += chunk.sum()
+        self._pending, self._folded = [], []
+        return self._shared
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs so that the first log line after a resume is the same. Reads from the device."""
+        return {"sum": self._read(())[0], "num_losses": len(self)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._pending, self._folded = [], []
+        self._carried = (float(state["sum"]), int(state["num_losses"]))
+
+    def _read(self, extra: tuple[torch.Tensor | float, ...]) -> tuple[float, list[float]]:
+        tensors = [value.detach().reshape(1) for value in extra if isinstance(value, torch.Tensor)]
+        losses = [*self._folded, *([torch.stack(self._pending)] if self._pending else [])]
+        if self._shared is not None:
+            losses.insert(0, self._shared.reshape(1))
+        chunks = losses + tensors
+        if chunks:
+            device = chunks[0].device
+            # Doubles hold every float32 loss and every token count below 2**53; MPS has no doubles.
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            numbers: list[float] = torch.cat([chunk.to(device, dtype) for chunk in chunks]).tolist()
+        else:
+            numbers = []
+        num_losses = len(numbers) - len(tensors)
+        read = iter(numbers[num_losses:])
+        values = [next(read) if isinstance(value, torch.Tensor) else float(value) for value in extra]
+        return self._sum(numbers[:num_losses]), values
+
+    def _sum(self, losses: list[float]) -> float:
+        total, count = self._carried
+        for loss in losses:
+            if self.filter_nonfinite and not math.isfinite(loss):
+                loss = total / count if count else 0.0
+            total += loss
+            count += 1
+        return total

@@ -1,0 +1,83 @@
+"""Small models and data that tests share. Everything is seeded and made here; nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+
+class LineData(torch.utils.data.Dataset):
+    """`length` samples of y = sum of x plus noise; counts how often samples are fetched."""
+
+    def __init__(self, length: int = 22, width: int = 3, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.x = torch.randn(length, width, generator=generator)
+        self.y = self.x.sum(1, keepdim=True) + 0.1 * torch.randn(length, 1, generator=generator)
+        self.fetched: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        self.fetched.append(int(index))
+        return {"x": self.x[index], "labels": self.y[index]}
+
+
+class LineModel(nn.Module):
+    """Linear regression that returns its mean squared error when it is given labels."""
+
+    def __init__(self, width: int = 3, dropout: float = 0.0, seed: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.linear = nn.Linear(width, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        prediction = self.linear(self.dropout(x))  # (batch, 1)
+        outputs = {"logits": prediction}
+        if labels is not None:
+            outputs = {"loss": ((prediction - labels) ** 2).mean(), **outputs}
+        return outputs
+
+
+@pytest.fixture
+def line_data() -> type[LineData]:
+    return LineData
+
+
+@pytest.fixture
+def line_model() -> type[LineModel]:
+    return LineModel
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Any) -> Any:
+    """Build a Trainer on the line data: `make_trainer(max_steps=3)`; `trainer={...}` goes to Trainer, the rest to the arguments."""
+    from trainwright import Trainer, TrainingArguments
+
+    def make(trainer: dict[str, Any] | None = None, cls: type = Trainer, **arguments: Any) -> Any:
+        values: dict[str, Any] = {
+            "output_dir": str(tmp_path / "out"),
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "per_device_train_batch_size": 4,
+            "learning_rate": 0.1,
+            "logging_steps": 1,
+        }
+        values.update(arguments)
+        given: dict[str, Any] = {"model": LineModel(), "train_dataset": LineData(), "eval_dataset": LineData(9, seed=5)}
+        given.update(trainer or {})
+        if "model_init" in given:
+            given.pop("model")
+        return cls(args=TrainingArguments(**values), **given)
+
+    return make

@@ -1,0 +1,156 @@
+"""Which checkpoints there are, and which may go."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from trainwright.checkpoint.layout import (
+    checkpoint_name,
+    checkpoints_to_delete,
+    clean_up_staging,
+    get_last_checkpoint,
+    rotate_checkpoints,
+    sort_checkpoints,
+    step_of,
+)
+from trainwright.checkpoint.manifest import problems, write_manifest
+
+
+def make(output_dir, *steps):
+    for step in steps:
+        folder = output_dir / checkpoint_name(step)
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        write_manifest(folder, step, 1, {})
+
+
+def steps(paths):
+    return [step_of(path) for path in paths]
+
+
+def present(output_dir):
+    return steps(sort_checkpoints(output_dir))
+
+
+def dead_pid():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_checkpoints_are_ordered_by_step_not_by_spelling(tmp_path):
+    make(tmp_path, 5, 10, 100, 15)
+    assert present(tmp_path) == [5, 10, 15, 100]
+    assert get_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
+
+
+def test_modification_time_can_order_instead(tmp_path):
+    make(tmp_path, 5, 10)
+    os.utime(tmp_path / "checkpoint-5", (2e9, 2e9))
+    assert steps(sort_checkpoints(tmp_path, use_mtime=True)) == [10, 5]
+
+
+def test_other_names_files_and_staged_ones_are_no_checkpoints(tmp_path):
+    make(tmp_path, 5)
+    for name in (
+        "checkpoint-abc",
+        "checkpoint-7-old",
+        "my-checkpoint-8",
+        ".checkpoint-9.staged-1",
+        "checkpoint-6.damaged",
+    ):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-11").write_text("a file")
+    (tmp_path / "checkpoint-12").mkdir()
+    (tmp_path / "checkpoint-12" / ".incomplete").write_text("")
+    assert present(tmp_path) == [5]
+
+
+def test_an_empty_folder_has_no_last_checkpoint_and_a_missing_one_is_an_error(tmp_path):
+    assert get_last_checkpoint(tmp_path) is None
+    with pytest.raises(FileNotFoundError):
+        get_last_checkpoint(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(("best", "expected"), [(5, [10, 15, 5, 100]), (15, [5, 10, 15, 100]), (100, [5, 10, 15, 100])])
+def test_the_best_checkpoint_moves_to_the_place_before_the_last(tmp_path, best, expected):
+    make(tmp_path, 5, 10, 15, 100)
+    assert steps(sort_checkpoints(tmp_path, best_model_checkpoint=str(tmp_path / f"checkpoint-{best}"))) == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "left"),
+    [
+        (None, None, [5, 10, 15, 100]),
+        (0, None, [5, 10, 15, 100]),
+        (1, None, [100]),
+        (1, 5, [5, 100]),
+        (1, 100, [100]),
+        (2, None, [15, 100]),
+        (2, 5, [5, 100]),
+        (3, 5, [5, 15, 100]),
+        (9, 5, [5, 10, 15, 100]),
+    ],
+)
+def test_rotation_keeps_the_newest_and_the_best(tmp_path, limit, best, left):
+    make(tmp_path, 5, 10, 15, 100)
+    rotate_checkpoints(tmp_path, limit, str(tmp_path / f"checkpoint-{best}") if best else None)
+    assert present(tmp_path) == left
+    assert sorted(os.listdir(tmp_path)) == sorted(checkpoint_name(step) for step in left)  # nothing hidden stays
+
+
+def test_rotation_neither_counts_nor_deletes_a_directory_that_is_not_ours(tmp_path):
+    make(tmp_path, 10, 20)
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "notes.txt").write_text("mine")
+    (tmp_path / "elsewhere").mkdir()
+    make(tmp_path / "elsewhere", 3)
+    os.symlink(tmp_path / "elsewhere" / "checkpoint-3", tmp_path / "checkpoint-3")
+    rotate_checkpoints(tmp_path, 2)
+    assert present(tmp_path) == [1, 3, 10, 20]
+    rotate_checkpoints(tmp_path, 1)
+    assert present(tmp_path) == [1, 3, 20]
+    assert problems(tmp_path / "elsewhere" / "checkpoint-3") == []
+
+
+def test_rotation_never_deletes_the_last_good_one(tmp_path, caplog):
+    make(tmp_path, 10, 20, 30)
+    (tmp_path / "checkpoint-30" / "model.safetensors").write_bytes(b"")
+    rotate_checkpoints(tmp_path, 1)
+    assert present(tmp_path) == [20, 30]
+    assert "checkpoint-20 is kept beyond save_total_limit" in caplog.text
+
+
+def test_what_must_be_kept_stays_on_top_of_the_limit(tmp_path):
+    make(tmp_path, 10, 20, 30)
+    assert steps(checkpoints_to_delete(tmp_path, 1, keep=[str(tmp_path / "checkpoint-10")])) == [20]
+
+
+def test_cleaning_up_deletes_what_dead_runs_staged_and_leaves_live_ones(tmp_path):
+    make(tmp_path, 10)
+    dead, alive = dead_pid(), os.getppid()
+    for name in (f".checkpoint-20.staged-{dead}", f".checkpoint-5.deleted-{dead}", f".checkpoint-20.staged-{alive}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "optimizer.pt").write_bytes(b"half")
+    clean_up_staging(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [f".checkpoint-20.staged-{alive}", "checkpoint-10"]
+
+
+def test_cleaning_up_names_a_checkpoint_that_was_complete_when_its_run_died(tmp_path):
+    make(tmp_path, 20)
+    os.rename(tmp_path / "checkpoint-20", tmp_path / f".checkpoint-20.staged-{dead_pid()}")
+    clean_up_staging(tmp_path)
+    assert os.listdir(tmp_path) == ["checkpoint-20"]
+    assert problems(tmp_path / "checkpoint-20") == []
+
+
+def test_cleaning_up_brings_back_what_was_moved_aside(tmp_path):
+    make(tmp_path, 20)
+    dead = dead_pid()
+    os.rename(tmp_path / "checkpoint-20", tmp_path / f".checkpoint-20.replaced-{dead}")
+    (tmp_path / f".checkpoint-20.staged-{dead}").mkdir()
+    clean_up_staging(tmp_path)
+    assert os.listdir(tmp_path) == ["checkpoint-20"]
+    assert problems(tmp_path / "checkpoint-20") == []

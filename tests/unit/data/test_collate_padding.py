@@ -1,0 +1,131 @@
+"""Padding collators: same batches as the installed transformers."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from trainwright.data import collate as ours
+
+reference = pytest.importorskip("transformers.data.data_collator")
+
+
+def make_tokenizer(side="right"):
+    from transformers import ByT5Tokenizer
+
+    return ByT5Tokenizer(padding_side=side, model_max_length=64)
+
+
+ROWS = [[5, 6, 7, 8, 1], [9, 10, 1]]
+WITH_LABELS = [{"input_ids": row, "labels": [token % 3 for token in row]} for row in ROWS]
+TARGETS = [{"input_ids": row, "labels": target} for row, target in zip(ROWS, [[1, 2, 3], [4, 5]], strict=True)]
+CHOICES = [{"input_ids": [[2, 3], [2, 5, 3]], "label": 1}, {"input_ids": [[2, 3], [2, 5, 6, 3]], "label": 0}]
+
+
+class Decoder:
+    def prepare_decoder_input_ids_from_labels(self, labels):
+        return labels + 1000
+
+
+CASES = {
+    "padding": ("DataCollatorWithPadding", {}, [{"input_ids": row} for row in ROWS]),
+    "label": ("DataCollatorWithPadding", {"pad_to_multiple_of": 4}, [{"input_ids": row, "label": 1} for row in ROWS]),
+    "label_ids": ("DataCollatorWithPadding", {}, [{"input_ids": row, "label_ids": [1]} for row in ROWS]),
+    "max": ("DataCollatorWithPadding", {"padding": "max_length", "max_length": 7}, [{"input_ids": r} for r in ROWS]),
+    "tokens": ("DataCollatorForTokenClassification", {}, WITH_LABELS),
+    "tokens mult": (
+        "DataCollatorForTokenClassification",
+        {"pad_to_multiple_of": 8, "label_pad_token_id": -1},
+        WITH_LABELS,
+    ),
+    "tokens bare": ("DataCollatorForTokenClassification", {}, [{"input_ids": row} for row in ROWS]),
+    "seq2seq": ("DataCollatorForSeq2Seq", {}, TARGETS),
+    "seq2seq model": ("DataCollatorForSeq2Seq", {"model": Decoder()}, TARGETS),
+    "seq2seq mult": ("DataCollatorForSeq2Seq", {"pad_to_multiple_of": 4}, TARGETS),
+    "seq2seq max": ("DataCollatorForSeq2Seq", {"padding": "max_length", "max_length": 6}, TARGETS),
+    "seq2seq bare": ("DataCollatorForSeq2Seq", {}, [{"input_ids": row} for row in ROWS]),
+    "seq2seq equal": ("DataCollatorForSeq2Seq", {"padding": False}, [TARGETS[0], TARGETS[0]]),
+    "choices": ("DataCollatorForMultipleChoice", {}, CHOICES),
+    "choices mult": ("DataCollatorForMultipleChoice", {"pad_to_multiple_of": 8}, CHOICES),
+}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("framework", ["pt", "np"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_a_batch_equals_that_of_the_installed_transformers(case, framework, side):
+    name, options, samples = case
+    batch = getattr(ours, name)(make_tokenizer(side), return_tensors=framework, **options)(copy.deepcopy(samples))
+    # The installed multiple choice collator has no NumPy form; ours must equal its torch form.
+    their_framework = "pt" if name == "DataCollatorForMultipleChoice" else framework
+    collator = getattr(reference, name)(make_tokenizer(side), return_tensors=their_framework, **options)
+    theirs = collator(copy.deepcopy(samples))
+    assert set(batch) == set(theirs)
+    for key, value in theirs.items():
+        if value is None:
+            assert batch[key] is None
+            continue
+        assert isinstance(batch[key], torch.Tensor if framework == "pt" else np.ndarray)
+        assert np.array_equal(np.asarray(batch[key]), np.asarray(value)), key
+
+
+def test_labels_may_be_arrays_or_tensors():
+    for convert in (np.array, torch.tensor):
+        samples = [{"input_ids": s["input_ids"], "labels": convert(s["labels"])} for s in TARGETS]
+        batch = ours.DataCollatorForSeq2Seq(make_tokenizer())(samples)
+        assert batch["labels"].tolist() == [[1, 2, 3], [4, 5, -100]]
+
+
+def test_labels_longer_than_max_length_still_make_a_batch():
+    collator = ours.DataCollatorForSeq2Seq(make_tokenizer(), padding="max_length", max_length=5)
+    samples = [{"input_ids": [5, 1], "labels": [1] * 7}, {"input_ids": [5, 1], "labels": [1]}]
+    assert collator(samples)["labels"].shape == (2, 7)
+
+
+def test_multiple_choice_without_labels_has_no_labels():
+    samples = [{"input_ids": choice["input_ids"]} for choice in CHOICES]
+    assert "labels" not in ours.DataCollatorForMultipleChoice(make_tokenizer())(samples)
+
+
+def test_samples_are_not_changed():
+    samples = copy.deepcopy(TARGETS)
+    ours.DataCollatorForSeq2Seq(make_tokenizer())(samples)
+    assert samples == TARGETS
+
+
+def test_ragged_token_ids_need_a_pad_token():
+    tokenizer = make_tokenizer()
+    assert ours._torch_collate_batch(ROWS, tokenizer, 4).shape == (2, 8)
+    assert ours._numpy_collate_batch([torch.tensor(r) for r in ROWS], tokenizer).tolist() == [ROWS[0], [*ROWS[1], 0, 0]]
+
+    class Bare:
+        pad_token_id = None
+
+    assert ours._torch_collate_batch([[1, 2], [3, 4]], Bare()).tolist() == [[1, 2], [3, 4]]
+    with pytest.raises(ValueError, match="Bare.*pad_token = "):
+        ours._torch_collate_batch(ROWS, Bare())
+
+
+def test_the_advice_about_fast_tokenizers_is_silenced_only_inside_the_call():
+    class Tokenizer:
+        deprecation_warnings: dict = {}
+
+        def pad(self, rows, **_):
+            if not self.deprecation_warnings.get("Asking-to-pad-a-fast-tokenizer"):
+                warnings.warn("use __call__", stacklevel=1)
+            return rows
+
+    tokenizer = Tokenizer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ours.pad_without_fast_tokenizer_warning(tokenizer, [1]) == [1]
+    assert tokenizer.deprecation_warnings == {"Asking-to-pad-a-fast-tokenizer": False}
+
+
+def test_tensorflow_is_refused():
+    with pytest.raises(NotImplementedError, match="TensorFlow"):
+        ours._tf_collate_batch([[1]], make_tokenizer())
+    with pytest.raises(NotImplementedError, match="TensorFlow"):
+        ours.DataCollatorForTokenClassification(make_tokenizer(), return_tensors="tf")(copy.deepcopy(WITH_LABELS))

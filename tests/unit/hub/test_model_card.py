@@ -1,0 +1,139 @@
+"""The model card of a run."""
+
+import pytest
+import yaml
+
+from trainwright.hub.model_card import MARK, TrainingSummary, results_table, write_model_card
+
+HISTORY = [
+    {"loss": 1.5, "learning_rate": 1e-5, "epoch": 0.5, "step": 1},
+    {"loss": 1.25, "learning_rate": 5e-6, "epoch": 1.0, "step": 2},
+    {"eval_loss": 1.0, "eval_f1": 0.5, "eval_runtime": 3.0, "eval_samples_per_second": 9.0, "epoch": 1.0, "step": 2},
+    {"eval_loss": 0.75, "eval_f1": 0.625, "eval_runtime": 3.0, "epoch": 2.0, "step": 4},
+    {"train_runtime": 9.0, "train_loss": 1.25, "total_flos": 1.0, "epoch": 2.0, "step": 4},
+]
+
+
+def header_of(card):
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_header_carries_what_was_said_about_the_run():
+    summary = TrainingSummary(
+        "my-model",
+        language="en",
+        license="apache-2.0",
+        tags=["demo", "generated_from_trainer"],
+        finetuned_from="org/base",
+        tasks="text-classification",
+        dataset="GLUE MRPC",
+        dataset_tags="glue",
+        dataset_args="mrpc",
+        log_history=HISTORY,
+    )
+    f1 = {"name": "F1", "type": "f1", "value": 0.625}
+    assert header_of(summary.to_model_card()) == {
+        "library_name": "transformers",
+        "language": ["en"],
+        "license": "apache-2.0",
+        "base_model": "org/base",
+        "tags": ["demo", "generated_from_trainer"],
+        "datasets": ["glue"],
+        "metrics": ["f1"],
+        "model-index": [
+            {
+                "name": "my-model",
+                "results": [
+                    {
+                        "task": {"name": "Text Classification", "type": "text-classification"},
+                        "dataset": {"name": "GLUE MRPC", "type": "glue", "args": "mrpc"},
+                        "metrics": [f1],
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def test_what_was_not_said_is_not_in_the_header():
+    header = header_of(TrainingSummary("m").to_model_card())
+    assert set(header) == {"library_name", "tags", "model-index"}
+
+
+def test_the_table_has_one_row_for_each_evaluation_with_the_training_loss_before_it():
+    head, rule, *rows = results_table(HISTORY).splitlines()
+    assert cells(head) == ["Training loss", "Epoch", "Step", "Validation loss", "F1"]
+    assert set(rule) == {"|", "-", ":"}
+    assert [cells(row) for row in rows] == [
+        ["1.2500", "1.0000", "2", "1.0000", "0.5000"],
+        ["1.2500", "2.0000", "4", "0.7500", "0.6250"],
+    ]
+
+
+def test_an_evaluation_before_the_first_log_line_says_that_no_loss_was_logged():
+    assert cells(results_table(HISTORY[2:3]).splitlines()[2])[0] == "not logged"
+
+
+def test_metrics_of_several_evaluation_sets_share_one_table():
+    history = [
+        {"eval_a_loss": 1.0, "epoch": 1.0, "step": 2},
+        {"eval_b_loss": 2.0, "epoch": 1.0, "step": 2},
+    ]
+    head, _, *rows = results_table(history).splitlines()
+    assert cells(head) == ["Training loss", "Epoch", "Step", "A Loss", "B Loss"]
+    assert [cells(row)[3:] for row in rows] == [["1.0000", ""], ["", "2.0000"]]
+
+
+def test_without_evaluations_there_is_no_table():
+    assert results_table(HISTORY[:2]) == ""
+    assert "Results during training" not in TrainingSummary("m", log_history=HISTORY[:2]).to_model_card()
+
+
+def test_the_text_names_base_data_results_hyper_parameters_and_versions():
+    card = TrainingSummary(
+        "m",
+        finetuned_from="org/base",
+        dataset="GLUE",
+        hyperparameters={"learning_rate": 1e-5, "seed": 42},
+        eval_metrics={"eval_loss": 0.5, "eval_accuracy": 0.75, "eval_runtime": 2.0},
+        framework_versions={"torch": "2.13.0"},
+    ).to_model_card()
+    for line in (
+        "Fine-tuned from [org/base](https://huggingface.co/org/base) on GLUE.",
+        "- Loss: 0.5000",
+        "- Accuracy: 0.7500",
+        "- learning_rate: 1e-05",
+        "- seed: 42",
+        "- torch 2.13.0",
+    ):
+        assert line in card.splitlines()
+    assert "runtime" not in card.lower()
+
+
+@pytest.mark.parametrize("as_directory", [True, False])
+def test_a_card_of_an_earlier_push_is_replaced(tmp_path, as_directory):
+    path = tmp_path if as_directory else tmp_path / "README.md"
+    assert write_model_card(path, model_name="first")
+    assert write_model_card(path, model_name="second")
+    text = (tmp_path / "README.md").read_text()
+    assert "# second" in text and "# first" not in text
+    assert [entry.name for entry in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_a_card_whose_mark_a_person_removed_stays_as_it_is(tmp_path):
+    readme = tmp_path / "README.md"
+    write_model_card(readme, model_name="m")
+    edited = "\n".join(line for line in readme.read_text().splitlines() if not line.startswith(MARK)) + "\nMine."
+    readme.write_text(edited)
+    assert not write_model_card(readme, model_name="m")
+    assert readme.read_text() == edited
+
+
+def test_the_template_that_peft_leaves_is_replaced(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlibrary_name: peft\n---\n\n# Model Card for Model ID\n")
+    assert write_model_card(tmp_path, model_name="m", library_name="peft")
+    assert header_of((tmp_path / "README.md").read_text())["library_name"] == "peft"

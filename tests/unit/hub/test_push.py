@@ -1,0 +1,374 @@
+"""Pushing with the real huggingface_hub to a small Hub on this machine, and reading back what was committed."""
+
+import base64
+import hashlib
+import json
+import logging
+import os
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
+http = pytest.importorskip("huggingface_hub.utils._http")
+constants = pytest.importorskip("huggingface_hub.constants")
+
+from trainwright.hub import push  # noqa: E402 - after the skip
+from trainwright.hub.queue import PushInProgress, PushQueue  # noqa: E402
+
+TOKEN = "hf_canaryMustNotLeak123456"
+
+
+class Hub:
+    """Repositories in memory: branch -> path -> content, and every request that was made."""
+
+    def __init__(self):
+        self.repositories = {}
+        self.commits = []  # (repository, branch, summary)
+        self.objects = {}
+        self.requests = []  # (method, path, authorization, body)
+        self.gate = threading.Event()  # commits wait for it
+        self.gate.set()
+        self.fail_commits = False
+
+    def files(self, repository="me/model", branch="main"):
+        return self.repositories[repository][branch]
+
+    def answer(self, method, path, body):
+        """(status, answer) to a request."""
+        if path == "/api/whoami-v2":
+            return 200, {"name": "me", "type": "user", "orgs": []}
+        if path == "/api/validate-yaml":
+            return 200, {"errors": [], "warnings": []}
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            status = 409 if name in self.repositories else 200
+            self.repositories.setdefault(name, {"main": {}})
+            self.private = asked.get("private", asked.get("visibility") == "private")
+            return status, {"url": f"{self.url}/{name}", "name": name, "id": name}
+        if path.startswith("/lfs/"):
+            self.objects[path.rpartition("/")[2]] = body
+            return 200, {}
+        if found := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
+            objects = [
+                {**item, "actions": {"upload": {"href": f"{self.url}/lfs/{item['oid']}"}}}
+                for item in json.loads(body)["objects"]
+            ]
+            return 200, {"transfer": "basic", "objects": objects}
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(\w+)/([^/]+))?(?:/.*)?", path):
+            repository, what, revision = found.groups()
+            return self.about(repository, what, revision and unquote(revision), body)
+        return 404, {"error": f"no {path}"}
+
+    def about(self, repository, what, revision, body):
+        branches = self.repositories[repository]
+        if what == "branch":
+            exists = revision in branches
+            branches.setdefault(revision, dict(branches["main"]))
+            return (409 if exists else 200), {}
+        if what is None:
+            return 200, {"id": repository, "tags": ["license:mit"], "siblings": []}
+        if revision not in branches:
+            return 404, {"error": "no such revision"}
+        files = branches[revision]
+        if what == "revision":
+            siblings = [{"rfilename": path} for path in files]
+            return 200, {"id": repository, "sha": "0" * 40, "tags": [], "siblings": siblings}
+        if what == "tree":
+            return 200, [{"type": "file", "path": p, "size": len(c), "oid": "0" * 40} for p, c in files.items()]
+        if what == "preupload":
+            modes = [
+                {
+                    "path": f["path"],
+                    "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                }
+                for f in json.loads(body)["files"]
+            ]
+            return 200, {"files": modes}
+        assert what == "commit"
+        self.gate.wait(60)
+        if self.fail_commits:
+            return 400, {"error": "the disk is full"}
+        for line in body.decode().splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "header":
+                self.commits.append((repository, revision, value["summary"]))
+            elif entry["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                files[value["path"]] = self.objects[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
+        oid = hashlib.sha1(body).hexdigest()
+        return 200, {"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{repository}/commit/{oid}"}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    state = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def respond(self):
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                body = b""
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+            else:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            state.requests.append((self.command, self.path, self.headers.get("Authorization"), body))
+            status, answer = state.answer(self.command, urlsplit(self.path).path, body)
+            data = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data)
+
+        do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = respond
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", state.url)  # what HF_ENDPOINT sets in a fresh process
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    fresh_session = getattr(http, "close_session", None) or http.reset_sessions
+    fresh_session()  # one made while offline refuses every request
+    push._api.cache_clear()
+    yield state
+    state.gate.set()
+    server.shutdown()
+    server.server_close()
+    fresh_session()
+    push._api.cache_clear()
+
+
+@pytest.fixture
+def output_dir(tmp_path):
+    """What a run has written by its second save."""
+    for step in (1, 2):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        for name in ("model.safetensors", "config.json", "vocab.txt", "training_args.bin"):
+            (checkpoint / name).write_bytes(f"{name} of step {step}".encode())
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "manifest.json"):
+            (checkpoint / name).write_bytes(f"{name} of step {step}".encode())
+    (tmp_path / "README.md").write_text("# model\n")
+    (tmp_path / "_scratch.txt").write_text("not for the Hub")
+    return tmp_path
+
+
+MODEL = {"model.safetensors", "config.json", "vocab.txt", "training_args.bin"}
+RESUME = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "manifest.json"}
+
+
+def start(hub, output_dir, step, strategy, queue=None, **kwargs):
+    repository = push.create_repository("model", TOKEN, None, str(output_dir))
+    queue = queue or PushQueue()
+    checkpoint = str(output_dir / f"checkpoint-{step}")
+    started = queue.push_checkpoint(
+        repository, str(output_dir), checkpoint, strategy=strategy, message=f"step {step}", token=TOKEN, **kwargs
+    )
+    return queue, started
+
+
+def test_a_name_without_owner_lands_in_the_namespace_of_the_token(hub, tmp_path):
+    assert push.create_repository("model", TOKEN, None, str(tmp_path)) == "me/model"
+
+
+def test_an_organisation_is_respected(hub, tmp_path):
+    assert push.create_repository("acme/model", TOKEN, None, str(tmp_path)) == "acme/model"
+
+
+def test_the_name_of_the_output_directory_is_the_default(hub, tmp_path):
+    assert push.create_repository(None, TOKEN, None, str(tmp_path / "my-bert") + "/") == "me/my-bert"
+
+
+def test_private_reaches_the_hub_and_an_existing_repository_is_no_error(hub, tmp_path):
+    assert push.create_repository("model", TOKEN, True, str(tmp_path)) == "me/model"
+    assert hub.private
+    assert push.create_repository("model", TOKEN, True, str(tmp_path)) == "me/model"
+
+
+def test_a_missing_token_is_an_error_that_names_the_three_ways_to_give_one(hub, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(RuntimeError, match=r"hf auth login.*HF_TOKEN.*hub_token="):
+        push.create_repository("model", None, None, str(tmp_path))
+    assert hub.requests == []
+
+
+def test_a_folder_is_committed_without_checkpoints_and_scratch_files(hub, output_dir):
+    repository = push.create_repository("model", TOKEN, None, str(output_dir))
+    (output_dir / "model.safetensors").write_bytes(b"weights")
+    commit = push.push_folder(repository, str(output_dir), message="End of training", token=TOKEN)
+    assert hub.files() == {"README.md": b"# model\n", "model.safetensors": b"weights"}
+    assert hub.commits == [("me/model", "main", "End of training")]
+    assert commit.commit_url.startswith(f"{hub.url}/me/model/commit/")
+
+
+def test_a_revision_is_a_branch_that_is_created_where_it_is_missing(hub, output_dir):
+    repository = push.create_repository("model", TOKEN, None, str(output_dir))
+    for _ in range(2):
+        push.push_folder(repository, str(output_dir), message="m", token=TOKEN, revision="try-2")
+    assert set(hub.files(branch="try-2")) == {"README.md"}
+    assert hub.files(branch="main") == {}
+
+
+def test_a_folder_can_go_to_a_place_inside_the_repository(hub, output_dir):
+    repository = push.create_repository("model", TOKEN, None, str(output_dir))
+    checkpoint = str(output_dir / "checkpoint-1")
+    push.push_folder(repository, checkpoint, message="m", token=TOKEN, path_in_repo="last", ignore_patterns=["opt*"])
+    assert set(hub.files()) == {f"last/{name}" for name in (MODEL | RESUME) - {"optimizer.pt"}}
+
+
+def test_a_push_in_the_background_brings_the_files_as_they_were_when_it_began(hub, output_dir):
+    repository = push.create_repository("model", TOKEN, None, str(output_dir))
+    weights = output_dir / "model.safetensors"
+    weights.write_bytes(b"first")
+    hub.gate.clear()
+    job = push.push_folder(repository, str(output_dir), message="m", token=TOKEN, blocking=False)
+    assert not job.done()
+    (output_dir / "new").write_bytes(b"second")
+    os.replace(output_dir / "new", weights)
+    (output_dir / "README.md").unlink()
+    hub.gate.set()
+    job.result(60)
+    assert hub.files() == {"README.md": b"# model\n", "model.safetensors": b"first"}
+    assert not [name for name in os.listdir(output_dir) if name.startswith(".hub-push")]
+
+
+def test_every_save_pushes_the_model_of_the_checkpoint_without_what_only_resuming_needs(hub, output_dir):
+    queue, started = start(hub, output_dir, 2, "every_save")
+    queue.wait_until_done()
+    assert started and queue.is_done()
+    assert set(hub.files()) == MODEL | {"README.md"}
+    assert hub.files()["model.safetensors"] == b"model.safetensors of step 2"
+    assert len(hub.commits) == 1
+
+
+def test_the_last_checkpoint_is_pushed_whole_and_replaces_the_one_before(hub, output_dir):
+    (output_dir / "checkpoint-1" / "rng_state_1.pth").write_bytes(b"of a second process")
+    queue, _ = start(hub, output_dir, 1, "checkpoint")
+    queue.wait_until_done()
+    assert "last-checkpoint/rng_state_1.pth" in hub.files()
+    start(hub, output_dir, 2, "checkpoint", queue)
+    queue.wait_until_done()
+    assert set(hub.files()) == MODEL | {"README.md"} | {f"last-checkpoint/{name}" for name in MODEL | RESUME}
+    assert hub.files()["last-checkpoint/optimizer.pt"] == b"optimizer.pt of step 2"
+
+
+def test_all_checkpoints_are_pushed_under_their_own_names_each_once(hub, output_dir):
+    queue, _ = start(hub, output_dir, 2, "all_checkpoints")
+    queue.wait_until_done()
+    both = {f"checkpoint-{step}/{name}" for step in (1, 2) for name in MODEL | RESUME}
+    assert set(hub.files()) == MODEL | {"README.md"} | both
+    before = len(hub.requests)
+    start(hub, output_dir, 2, "all_checkpoints", queue)
+    queue.wait_until_done()
+    assert not any(b"checkpoint-" in body for _, _, _, body in hub.requests[before:])
+
+
+def test_strategy_end_pushes_nothing_after_a_save(hub, output_dir):
+    _, started = start(hub, output_dir, 1, "end")
+    assert not started and hub.commits == []
+
+
+def test_a_push_is_skipped_while_the_last_one_runs_unless_it_is_asked_for(hub, output_dir):
+    hub.gate.clear()
+    queue, _ = start(hub, output_dir, 1, "every_save")
+    assert not queue.is_done()
+    assert not start(hub, output_dir, 2, "every_save", queue)[1]
+    queue.always_push = True
+    assert start(hub, output_dir, 2, "every_save", queue)[1]
+    hub.gate.set()
+    queue.wait_until_done()
+    assert [summary for _, _, summary in hub.commits] == ["step 1", "step 2"]
+    assert hub.files()["model.safetensors"] == b"model.safetensors of step 2"
+
+
+def test_a_checkpoint_that_is_rotated_away_during_its_push_arrives_whole(hub, output_dir):
+    hub.gate.clear()
+    queue, _ = start(hub, output_dir, 1, "checkpoint")
+    for path in (output_dir / "checkpoint-1").iterdir():
+        path.unlink()
+    (output_dir / "checkpoint-1").rmdir()
+    hub.gate.set()
+    queue.wait_until_done()
+    assert hub.files()["last-checkpoint/model.safetensors"] == b"model.safetensors of step 1"
+
+
+def test_a_failed_push_is_a_warning_and_its_checkpoints_come_with_the_next(hub, output_dir, caplog):
+    hub.fail_commits = True
+    with caplog.at_level(logging.WARNING, logger="trainwright.hub.queue"):
+        queue, _ = start(hub, output_dir, 1, "all_checkpoints")
+        queue.wait_until_done()
+    assert "the disk is full" in caplog.text
+    hub.fail_commits = False
+    start(hub, output_dir, 2, "all_checkpoints", queue)
+    queue.wait_until_done()
+    assert {"checkpoint-1/optimizer.pt", "checkpoint-2/optimizer.pt"} <= set(hub.files())
+
+
+def test_a_stage_left_by_a_killed_process_is_removed_and_never_pushed(hub, output_dir):
+    left = output_dir / ".hub-push-dead"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"old")
+    queue, _ = start(hub, output_dir, 1, "every_save")
+    queue.wait_until_done()
+    assert not left.exists()
+    assert set(hub.files()) == MODEL | {"README.md"}
+
+
+def test_the_token_is_in_the_authorization_header_and_nowhere_else(hub, output_dir, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with caplog.at_level(logging.DEBUG, logger="trainwright"):
+        queue, _ = start(hub, output_dir, 2, "checkpoint", revision="try-2")
+        queue.wait_until_done()
+        push.push_folder("me/model", str(output_dir), message="End of training", token=TOKEN)
+    secret = TOKEN.encode()
+    assert {authorization for _, path, authorization, _ in hub.requests if path.startswith("/api")} == {
+        f"Bearer {TOKEN}"
+    }
+    assert not any(secret in body or TOKEN in path for _, path, _, body in hub.requests)
+    written = [path for path in output_dir.rglob("*") if path.is_file()]
+    assert written and not any(secret in path.read_bytes() for path in written)
+    assert not any(secret in content for content in hub.objects.values())
+    assert TOKEN not in caplog.text
+
+
+def test_the_licence_of_a_model_is_what_its_tags_say(hub, tmp_path):
+    push.create_repository("model", TOKEN, None, str(tmp_path))
+    assert push.license_on_hub("me/model", TOKEN) == "mit"
+
+
+def test_the_licence_is_unknown_where_the_hub_cannot_be_asked(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    push._api.cache_clear()
+    assert push.license_on_hub("me/model") is None
+
+
+def test_patterns_are_added_to_gitignore_once_and_what_stands_there_stays(tmp_path):
+    (tmp_path / ".gitignore").write_text("*.log")
+    for _ in range(2):
+        push.add_patterns_to_gitignore(str(tmp_path), ["*.sagemaker-uploading", "*.log"])
+    assert (tmp_path / ".gitignore").read_text() == "*.log\n*.sagemaker-uploading\n"
+
+
+def test_nothing_in_progress_is_done():
+    assert PushInProgress().is_done()
+    PushInProgress().wait_until_done()

@@ -1,0 +1,416 @@
+"""HfArgumentParser: flags, files, files overridden by flags, errors."""
+
+import json
+import subprocess
+import sys
+import warnings
+from argparse import ArgumentParser
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import pytest
+import yaml
+
+from trainwright.argparser import HfArg, HfArgumentParser
+from trainwright.args.training import TrainingArguments
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Size(str, Enum):
+    SMALL = "small"
+    LARGE = "large"
+
+
+@dataclass
+class Everything:
+    """What a data script might take."""
+
+    number: int = 3
+    rate: float = 0.1
+    name: str = "a"
+    maybe: Optional[float] = None
+    title: Optional[str] = None
+    flag: bool = False
+    on: bool = True
+    unsure: Optional[bool] = None
+    colour: Colour = Colour.RED
+    size: Size = Size.SMALL
+    mode: Literal["fast", 2] = "fast"
+    names: list[str] = field(default_factory=lambda: ["x"])
+    counts: Optional[list[int]] = None
+    split: "int | str" = "all"
+    where: Path = Path("here")
+    settings: Optional[dict] = None
+    pair: tuple[int, float] = (1, 2.0)
+    anything: Any = None
+    hidden: int = field(default=5, init=False)
+
+
+@dataclass
+class Needed:
+    path: str = field(metadata={"help": "where"})
+    other: int = 1
+
+
+@dataclass
+class DataTrainingArguments:
+    lang: str = field(default=None, metadata={"help": "xxx"})
+    dataset_name: Optional[str] = field(default=None, metadata={"help": "yyy"})
+
+
+@dataclass
+class ModelArguments:
+    path: str = field(metadata={"help": "zzz"})
+
+
+def parse(*words, types=Everything, **kwargs):
+    return HfArgumentParser(types).parse_args_into_dataclasses(list(words), look_for_args_file=False, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "expected"),
+    [
+        (["--number", "7"], "number", 7),
+        (["--number", "1e3"], "number", 1000),
+        (["--number", "-1"], "number", -1),
+        (["--rate", "1e-4"], "rate", 1e-4),
+        (["--name", "None"], "name", "None"),
+        (["--maybe", "2"], "maybe", 2.0),
+        (["--maybe", "none"], "maybe", None),
+        (["--title", "null"], "title", "null"),
+        (["--title", "None"], "title", None),
+        (["--flag"], "flag", True),
+        (["--flag", "False"], "flag", False),
+        (["--flag", "yes"], "flag", True),
+        (["--on", "0"], "on", False),
+        (["--no_on"], "on", False),
+        (["--no-on"], "on", False),
+        ([], "on", True),
+        (["--unsure"], "unsure", True),
+        (["--unsure", "None"], "unsure", None),
+        (["--colour", "blue"], "colour", Colour.BLUE),
+        ([], "colour", Colour.RED),
+        (["--size", "large"], "size", Size.LARGE),
+        (["--mode", "2"], "mode", 2),
+        (["--names", "a", "b"], "names", ["a", "b"]),
+        (["--names", "['a', 'b']"], "names", ["a", "b"]),
+        ([], "names", ["x"]),
+        (["--counts", "1", "2"], "counts", [1, 2]),
+        (["--counts", "[1, 2]"], "counts", [1, 2]),
+        (["--split", "5"], "split", 5),
+        (["--split", "half"], "split", "half"),
+        (["--where", "a/b"], "where", Path("a/b")),
+        (["--settings", '{"a": 1}'], "settings", {"a": 1}),
+        (["--settings", "{'a': None}"], "settings", {"a": None}),
+        (["--settings.a.b", "1e-5", "--settings.a.c=text", "--settings.on"], "settings", {"a": {"b": 1e-5, "c": "text"}, "on": True}),
+        (["--settings", '{"a": 1}', "--settings.b", "true"], "settings", {"a": 1, "b": True}),
+        (["--pair", "3", "4"], "pair", (3, 4.0)),
+        (["--anything", "[1]"], "anything", [1]),
+        (["--anything", "word"], "anything", "word"),
+    ],
+)
+def test_a_flag_becomes_a_typed_value(words, name, expected):
+    (found,) = parse(*words)
+    value = getattr(found, name)
+    assert value == expected and type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--number", "half"], "'half' is not a whole number"),
+        (["--number", "1.5"], "'1.5' is not a whole number"),
+        (["--rate", "fast"], "'fast' is not a number"),
+        (["--flag", "perhaps"], "neither true nor false"),
+        (["--colour", "green"], "['red', 'blue']"),
+        (["--mode", "slow"], "['fast', 2]"),
+        (["--settings", "{broken"], "JSON"),
+        (["--counts", "1", "b"], "'b' is not a whole number"),
+        (["--name", "a", "--settings.a.b", "1", "--settings.a", "2", "--settings.a.b", "1"], "is no dict"),
+    ],
+)
+def test_a_wrong_value_ends_with_a_message(words, message, capsys):
+    with pytest.raises(SystemExit) as left:
+        parse(*words)
+    assert left.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_plain_enum_without_a_member_as_default_is_handed_over_by_value():
+    @dataclass
+    class Raw:
+        colour: Colour = "red"
+
+    globals()["Raw"] = Raw
+    assert parse("--colour", "blue", types=Raw)[0].colour == "blue"
+
+
+def test_underscores_and_dashes_are_the_same():
+    args = parse("--output-dir", "o", "--learning-rate", "1", "--report_to", "none", types=TrainingArguments)[0]
+    assert args.output_dir == "o" and args.learning_rate == 1.0
+
+
+def test_aliases_work_and_HfArg_writes_a_field():
+    @dataclass
+    class Short:
+        rate: float = HfArg(default=1.0, aliases=["--lr", "-r"], help="speed")
+        words: list = HfArg(default_factory=list, aliases="-w")
+
+    assert parse("--lr", "2", "-w", "a", "b", types=Short)[0] == Short(2.0, ["a", "b"])
+    assert parse("-r", "3", types=Short)[0] == Short(3.0, [])
+
+
+def test_metadata_choices_are_kept(capsys):
+    @dataclass
+    class Choice:
+        size: int = field(default=1, metadata={"choices": [1, 2]})
+
+    assert parse("--size", "2", types=Choice)[0].size == 2
+    with pytest.raises(SystemExit):
+        parse("--size", "3", types=Choice)
+
+
+def test_several_dataclasses_come_back_in_order_then_your_own_arguments():
+    parser = HfArgumentParser((Everything, Needed))
+    parser.add_argument("--mine", type=int, default=0)
+    first, second, rest = parser.parse_args_into_dataclasses(["--path", "p", "--number", "9", "--mine", "4"])
+    assert (first.number, second.path, rest.mine) == (9, "p", 4)
+
+
+def test_a_required_field_is_asked_for(capsys):
+    with pytest.raises(SystemExit):
+        parse(types=Needed)
+    assert "--path" in capsys.readouterr().err
+
+
+def test_an_unknown_flag_is_named_with_the_nearest():
+    with pytest.raises(ValueError, match=r"not used by the HfArgumentParser: \['--nmber', '3'\] Did you mean '--number'"):
+        parse("--nmber", "3")
+
+
+def test_unknown_words_are_returned_on_request():
+    assert parse("--else", "3", return_remaining_strings=True)[1] == ["--else", "3"]
+
+
+@pytest.mark.parametrize("wrong", [Needed("p"), "text", [3], int])
+def test_what_is_no_dataclass_is_refused(wrong):
+    with pytest.raises(TypeError, match="dataclass"):
+        HfArgumentParser(wrong)
+
+
+def test_without_dataclasses_it_is_an_argparse_parser():
+    parser = HfArgumentParser()
+    parser.add_argument("--a")
+    assert parser.parse_args(["--a", "1"]).a == "1"
+
+
+def test_parsing_plainly_gives_defaults_and_types():
+    namespace = HfArgumentParser(Everything).parse_args(["--rate", "2"])
+    assert (namespace.rate, namespace.number, namespace.names) == (2.0, 3, ["x"])
+
+
+def test_defaults_set_on_the_parser_are_used():
+    parser = HfArgumentParser(Everything)
+    parser.set_defaults(number=8)
+    assert parser.parse_args_into_dataclasses([])[0].number == 8
+
+
+# Dicts and files.
+
+
+def test_a_dict_is_typed_by_the_fields():
+    given = {"rate": "1e-4", "number": 3.0, "flag": "true", "colour": "blue", "counts": [1], "names": "one", "where": "w"}
+    (found,) = HfArgumentParser(Everything).parse_dict(given)
+    assert (found.rate, found.number, found.flag, found.colour) == (1e-4, 3, True, Colour.BLUE)
+    assert (found.counts, found.names, found.where) == ([1], ["one"], Path("w"))
+
+
+@pytest.mark.parametrize(("given", "message"), [({"rate": "fast"}, "rate: 'fast'"), ({"number": 2.5}, "number: 2.5"), ({"number": True}, "bool"), ({"mode": "x"}, "mode")])
+def test_a_wrong_value_in_a_dict_names_its_key(given, message):
+    with pytest.raises(ValueError) as caught:
+        HfArgumentParser(Everything).parse_dict(given)
+    assert message in str(caught.value)
+
+
+def test_extra_keys_are_refused_or_allowed():
+    parser = HfArgumentParser(Needed)
+    with pytest.raises(ValueError, match=r"Some keys are not used by the HfArgumentParser: \['pth'\] Did you mean 'path'"):
+        parser.parse_dict({"path": "p", "pth": 1})
+    assert parser.parse_dict({"path": "p", "more": 1}, allow_extra_keys=True) == (Needed("p"),)
+
+
+def test_json_and_yaml_files_are_read(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"path": "p", "other": 2}))
+    (tmp_path / "a.yaml").write_text("path: p\nother: 1e3\n")
+    parser = HfArgumentParser(Needed)
+    assert parser.parse_json_file(tmp_path / "a.json") == (Needed("p", 2),)
+    assert parser.parse_yaml_file(str(tmp_path / "a.yaml")) == (Needed("p", 1000),)
+    with pytest.raises(ValueError, match="pth"):
+        (tmp_path / "b.json").write_text('{"pth": 1}')
+        parser.parse_json_file(tmp_path / "b.json")
+
+
+def test_a_file_without_names_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("- 1\n")
+    with pytest.raises(ValueError, match="list"):
+        HfArgumentParser(Needed).parse_yaml_file(tmp_path / "a.yaml")
+
+
+def test_flags_override_a_file_in_one_call(tmp_path):
+    (tmp_path / "a.yaml").write_text("path: from_file\nother: 5\n")
+    parser = HfArgumentParser(Needed)
+    by_flag = parser.parse_with_file(["--yaml", str(tmp_path / "a.yaml"), "--other", "6"], file_flag="--yaml")
+    leading = parser.parse_args_into_dataclasses([str(tmp_path / "a.yaml"), "--other", "6"])
+    assert by_flag == leading == (Needed("from_file", 6),)
+    assert parser.parse_with_file(["--config", str(tmp_path / "a.yaml")]) == (Needed("from_file", 5),)
+    assert parser.parse_with_file(["--path", "p"]) == (Needed("p", 1),)
+
+
+def test_a_required_field_is_required_again_after_a_file_had_it(tmp_path, capsys):
+    (tmp_path / "a.json").write_text('{"path": "p"}')
+    parser = HfArgumentParser(Needed)
+    parser.parse_with_file(["--config", str(tmp_path / "a.json")])
+    with pytest.raises(SystemExit):
+        parser.parse_with_file([])
+
+
+def test_a_file_with_an_unknown_key_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"path": "p", "othr": 1}')
+    with pytest.raises(ValueError, match="Did you mean 'other'"):
+        HfArgumentParser(Needed).parse_with_file(["--config", str(tmp_path / "a.json")])
+
+
+def test_words_from_an_args_file_come_before_the_command_line(tmp_path):
+    (tmp_path / "more.args").write_text("--number 5 --rate 2")
+    parser = HfArgumentParser(Everything)
+    found = parser.parse_args_into_dataclasses(["--number", "6"], args_filename=str(tmp_path / "more.args"))[0]
+    flagged = parser.parse_args_into_dataclasses(["--file", str(tmp_path / "more.args")], args_file_flag="--file")[0]
+    assert (found.number, found.rate, flagged.number) == (6, 2.0, 5)
+
+
+def test_an_args_file_next_to_the_script_is_found(tmp_path, monkeypatch):
+    (tmp_path / "train.args").write_text("--number 5")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py"), "--rate", "3"])
+    found = HfArgumentParser(Everything).parse_args_into_dataclasses()[0]
+    assert (found.number, found.rate) == (5, 3.0)
+    assert HfArgumentParser(Everything).parse_args_into_dataclasses(look_for_args_file=False)[0].number == 3
+
+
+def test_the_sample_of_seed_003_runs(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "dataset_name: glue\noutput_dir: out\ndo_train: true\neval_steps: null\nlearning_rate: 1e-4\nreport_to: none\n"
+        "label_names: [a, b]\nlr_scheduler_kwargs: {num_cycles: 2}\neval_strategy: no\nlang: de\n"
+    )
+    given = ["--yaml", str(file), "--path", "a.txt", "--lang", "en"]
+    first = ArgumentParser()
+    first.add_argument("-y", "--yaml", type=str, required=False)
+    args, others = first.parse_known_args(given)
+    values = yaml.safe_load(Path(args.yaml).read_text())
+    others = [x for k, v in values.items() for x in ["--" + k, str(v)]] + others
+    parser = HfArgumentParser((DataTrainingArguments, ModelArguments, TrainingArguments))
+    data, model, train = parser.parse_args_into_dataclasses(others)
+    assert (data.lang, data.dataset_name, model.path) == ("en", "glue", "a.txt")
+    assert (train.do_train, train.eval_steps, train.learning_rate, train.report_to) == (True, None, 1e-4, [])
+    assert (train.label_names, train.lr_scheduler_kwargs, train.eval_strategy) == (["a", "b"], {"num_cycles": 2}, "no")
+    again = HfArgumentParser((DataTrainingArguments, ModelArguments, TrainingArguments)).parse_with_file(given, "--yaml")
+    assert again[0] == data and again[1] == model and again[2].to_dict() == {**train.to_dict(), "logging_dir": again[2].logging_dir}
+
+
+# TrainingArguments on a command line.
+
+
+def train_args(*words):
+    return parse("--output_dir", "o", "--report_to", "none", *words, types=TrainingArguments)[0]
+
+
+def test_a_run_of_flags_gives_the_same_arguments_as_the_constructor():
+    args = train_args("--do_train", "--learning_rate", "2e-5", "--num_train_epochs", "3", "--bf16", "--no_dataloader_pin_memory")
+    assert (args.do_train, args.learning_rate, args.num_train_epochs, args.bf16) == (True, 2e-5, 3.0, True)
+    assert args.dataloader_pin_memory is False
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "expected"),
+    [
+        (["--warmup_steps", "100"], "warmup_steps", 100),
+        (["--save_steps", "0.25"], "save_steps", 0.25),
+        (["--lr_scheduler_kwargs.min_lr", "1e-5"], "lr_scheduler_kwargs", {"min_lr": 1e-5}),
+        (["--lr-scheduler-kwargs.min_lr=1e-5"], "lr_scheduler_kwargs", {"min_lr": 1e-5}),
+        (["--gradient_checkpointing_kwargs", '{"use_reentrant": false}'], "gradient_checkpointing_kwargs", {"use_reentrant": False}),
+        (["--optim_target_modules", "q", "v"], "optim_target_modules", ["q", "v"]),
+        (["--optim_target_modules", "all-linear"], "optim_target_modules", "all-linear"),
+        (["--fsdp", "full_shard auto_wrap"], "fsdp", ["full_shard", "auto_wrap"]),
+        (["--fsdp", "true"], "fsdp", ["full_shard"]),
+        (["--fsdp", ""], "fsdp", []),
+        (["--include_num_input_tokens_seen", "non_padding"], "include_num_input_tokens_seen", "non_padding"),
+        (["--include_num_input_tokens_seen", "true"], "include_num_input_tokens_seen", "all"),
+        (["--trackio_static_space_id", "me/space"], "trackio_static_space_id", "me/space"),
+        (["--max_steps", "-1"], "max_steps", -1),
+        (["--tf32", "None"], "tf32", None),
+        (["--debug", "underflow_overflow"], "debug", ["underflow_overflow"]),
+        (["--lr_scheduler_type", "cosine"], "lr_scheduler_type", "cosine"),
+        (["--accelerator_config", '{"split_batches": true}', "--accelerator_config.even_batches", "false"], None, None),
+    ],
+)
+def test_flags_of_every_kind(words, name, expected):
+    args = train_args(*words)
+    if name is None:
+        assert (args.accelerator_config.split_batches, args.accelerator_config.even_batches) == (True, False)
+    else:
+        assert getattr(args, name) == expected
+
+
+def test_one_key_changes_a_settings_file(tmp_path):
+    (tmp_path / "fsdp.json").write_text('{"xla": false, "min_num_params": 3}')
+    config = train_args("--fsdp_config", str(tmp_path / "fsdp.json"), "--fsdp_config.xla", "true").fsdp_config
+    assert (config["xla"], config["min_num_params"]) == (True, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "expected"),
+    [
+        (["--evaluation_strategy", "epoch"], "eval_strategy", "epoch"),
+        (["--per_gpu_train_batch_size", "16"], "per_device_train_batch_size", 16),
+        (["--no_cuda"], "use_cpu", True),
+        (["--dispatch-batches", "true"], "accelerator_config", None),
+    ],
+)
+def test_older_flags_are_accepted_and_reported_at_the_callers_line(words, name, expected):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        args = train_args(*words)
+    assert [(w.category, w.filename) for w in caught] == [(FutureWarning, __file__)]
+    if expected is None:
+        assert args.accelerator_config.dispatch_batches is True
+    else:
+        assert getattr(args, name) == expected
+
+
+def test_older_keys_are_accepted_in_dicts():
+    with pytest.warns(FutureWarning):
+        (args,) = HfArgumentParser(TrainingArguments).parse_dict({"output_dir": "o", "evaluation_strategy": "epoch", "report_to": "none"})
+    assert args.eval_strategy == "epoch"
+
+
+def test_help_is_grouped_by_topic_and_explains_every_flag(capsys):
+    parser = HfArgumentParser((Needed, TrainingArguments))
+    text = parser.format_help()
+    groups = [line for line in text.splitlines() if line.startswith(("Needed", "Run", "Optim", "Batch", "Interval", "Eval", "Prec", "Para", "Report", "Hub"))]
+    assert [line.split(":")[0] for line in groups] == [
+        "Needed", "RunArguments", "OptimizationArguments", "BatchArguments", "IntervalArguments", "EvaluationArguments",
+        "PrecisionArguments", "ParallelArguments", "ReportingArguments", "HubArguments",
+    ]  # fmt: skip
+    assert "about 10% of speed" in " ".join(text.split()) and "evaluation_strategy" not in text
+    assert "Off: --no_dataloader_pin_memory" in " ".join(text.split())
+
+
+def test_the_parser_imports_nothing_heavy():
+    code = "import sys, trainwright.argparser; print([m for m in ('torch', 'yaml', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
