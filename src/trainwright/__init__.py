@@ -1,7 +1,7 @@
 """Trainwright: the Trainer API for PyTorch.
 
-Owns: the list of public names, each found in its module when first used. Leaves to others: everything else. Importing the
-package imports nothing, not even torch; `from trainwright import Trainer` imports torch and nothing optional.
+Owns: the list of public names, each found in its module when first used. Leaves to others: everything else. Importing
+the package imports nothing, not even torch; `from trainwright import Trainer` imports torch and nothing optional.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ __version__ = "0.1.0"
 
 # Module -> the public names it defines.
 _EXPORTS = {
-    "argparser": (
-        "HfArg",
-        "HfArgumentParser",
-    ),
+    "argparser": ("HfArg", "HfArgumentParser"),
     "args.accelerator_config": ("AcceleratorConfig",),
     "args.seq2seq": ("Seq2SeqTrainingArguments",),
     "args.training": ("TrainingArguments",),
@@ -25,10 +22,7 @@ _EXPORTS = {
     "callbacks.flow": ("DefaultFlowCallback",),
     "callbacks.handler": ("CallbackHandler",),
     "callbacks.notebook": ("NotebookProgressCallback",),
-    "callbacks.progress": (
-        "PrinterCallback",
-        "ProgressCallback",
-    ),
+    "callbacks.progress": ("PrinterCallback", "ProgressCallback"),
     "checkpoint.layout": ("get_last_checkpoint",),
     "data.collate": (
         "DataCollatorForLanguageModeling",
@@ -56,11 +50,7 @@ _EXPORTS = {
         "SaveStrategy",
         "SchedulerType",
     ),
-    "optim.adafactor": (
-        "Adafactor",
-        "AdafactorSchedule",
-        "get_adafactor_schedule",
-    ),
+    "optim.adafactor": ("Adafactor", "AdafactorSchedule", "get_adafactor_schedule"),
     "optim.registry": ("register_optimizer",),
     "optim.schedules": (
         "get_constant_schedule",
@@ -77,28 +67,17 @@ _EXPORTS = {
         "get_scheduler",
         "get_wsd_schedule",
     ),
-    "outputs": (
-        "BestRun",
-        "EvalLoopOutput",
-        "EvalPrediction",
-        "PredictionOutput",
-        "TrainOutput",
-    ),
+    "outputs": ("BestRun", "EvalLoopOutput", "EvalPrediction", "PredictionOutput", "TrainOutput"),
     "search.spaces": (
         "default_compute_objective",
         "default_hp_space_optuna",
         "default_hp_space_ray",
+        "default_hp_space_sigopt",
+        "default_hp_space_wandb",
     ),
-    "seeding": (
-        "enable_full_determinism",
-        "set_seed",
-    ),
+    "seeding": ("enable_full_determinism", "set_seed"),
     "seq2seq": ("Seq2SeqTrainer",),
-    "state": (
-        "ExportableState",
-        "TrainerControl",
-        "TrainerState",
-    ),
+    "state": ("ExportableState", "TrainerControl", "TrainerState"),
     "tracking.azure_ml": ("AzureMLCallback",),
     "tracking.clearml": ("ClearMLCallback",),
     "tracking.codecarbon": ("CodeCarbonCallback",),
@@ -117,7 +96,7 @@ _EXPORTS = {
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = ["__version__", *sorted(_MODULE_OF)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_MODULE_OF)]
 
 
 def __getattr__(name: str) -> Any:
@@ -152,8 +131,8 @@ if TYPE_CHECKING:  # the same list again, for type checkers; a test holds the tw
     from trainwright.data.collate import (
         DataCollatorForPermutationLanguageModeling as DataCollatorForPermutationLanguageModeling,
     )
-    from trainwright.data.collate import DataCollatorForSOP as DataCollatorForSOP
     from trainwright.data.collate import DataCollatorForSeq2Seq as DataCollatorForSeq2Seq
+    from trainwright.data.collate import DataCollatorForSOP as DataCollatorForSOP
     from trainwright.data.collate import DataCollatorForTokenClassification as DataCollatorForTokenClassification
     from trainwright.data.collate import DataCollatorForWholeWordMask as DataCollatorForWholeWordMask
     from trainwright.data.collate import DataCollatorWithFlattening as DataCollatorWithFlattening
@@ -204,6 +183,8 @@ if TYPE_CHECKING:  # the same list again, for type checkers; a test holds the tw
     from trainwright.search.spaces import default_compute_objective as default_compute_objective
     from trainwright.search.spaces import default_hp_space_optuna as default_hp_space_optuna
     from trainwright.search.spaces import default_hp_space_ray as default_hp_space_ray
+    from trainwright.search.spaces import default_hp_space_sigopt as default_hp_space_sigopt
+    from trainwright.search.spaces import default_hp_space_wandb as default_hp_space_wandb
     from trainwright.seeding import enable_full_determinism as enable_full_determinism
     from trainwright.seeding import set_seed as set_seed
     from trainwright.seq2seq import Seq2SeqTrainer as Seq2SeqTrainer

@@ -1,8 +1,8 @@
 """Dataclasses as command lines: `HfArgumentParser` makes a flag of every field, `HfArg` writes a field with its help.
 
 Owns: flags, groups of `--help`, JSON and YAML files, files overridden by flags. Leaves to others: what values mean
-(each dataclass checks itself), turning one text into one type (`argtypes.py`). Standard library only; YAML is imported when a
-YAML file is read. Source: seed 003.
+(each dataclass checks itself), turning one text into one type (`argtypes.py`). Standard library only; YAML is imported
+when a YAML file is read. Source: seed 003.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trainwright.argtypes import accepts_dict, convert, describe, element_type, is_boolean, parse_literal
+from trainwright.argtypes import accepts_dict, accepts_sequence, convert, describe, is_boolean, parse_literal
 
 FILE_SUFFIXES = (".json", ".yaml", ".yml")
 
@@ -108,10 +108,9 @@ class HfArgumentParser(argparse.ArgumentParser):
         options: dict[str, Any] = {"dest": field.name, "help": field.metadata.get("help"), "metavar": describe(hint)}
         # Members of plain enums are handed over by value, as scripts expect, unless the default is a member.
         members = isinstance(default, Enum)
-        element = element_type(hint)
-        options["type"] = _type_function(
-            hint if element is None else element, hint if element is not None else None, members
-        )
+        takes_words = accepts_sequence(hint)
+        if not takes_words:
+            options["type"] = _type_function(hint, members)
         options.update({key: field.metadata[key] for key in ("choices", "metavar", "nargs") if key in field.metadata})
         if options.get("choices") is not None and "metavar" not in field.metadata:
             options["metavar"] = "{" + ",".join(map(str, options["choices"])) + "}"
@@ -120,9 +119,9 @@ class HfArgumentParser(argparse.ArgumentParser):
             default = False if default is dataclasses.MISSING else default
             if default is True:
                 options["help"] = f"{options['help'] or ''} Off: --no_{field.name}.".strip()
-        elif element is not None:
+        elif takes_words:
             options.setdefault("nargs", "+")
-            options.update(action=_Gather, one_or_many=not _only_list(hint))
+            options.update(action=_Gather, hint=hint)
         if accepts_dict(hint):
             self._dict_names.add(field.name)
         if default is dataclasses.MISSING:
@@ -236,7 +235,7 @@ class HfArgumentParser(argparse.ArgumentParser):
         """One instance of each dataclass from a dict; texts become numbers, booleans and enums by the field's type.
 
         Raises:
-            ValueError: keys are left that no dataclass has (unless `allow_extra_keys`), or a value is of the wrong type.
+            ValueError: no dataclass has some of the keys (unless `allow_extra_keys`), or a value is of the wrong type.
         """
         if not allow_extra_keys:
             self._check_keys(args)
@@ -321,24 +320,29 @@ class HfArgumentParser(argparse.ArgumentParser):
 
 
 class _Gather(argparse.Action):
-    """Stores the values of a list; `['a', 'b']` in one word is a list as well (what `str(list)` writes)."""
+    """Stores a list; `['a', 'b']` in one word is one as well (what `str(list)` writes).
 
-    def __init__(self, *args: Any, one_or_many: bool = False, **kwargs: Any) -> None:
+    Where the annotation allows text, too, a single word stays text.
+    """
+
+    def __init__(self, *args: Any, hint: Any = list, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.one_or_many = one_or_many  # text and lists are both allowed: a single word stays text
+        self.hint = hint
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        words = values if isinstance(values, list) else [values]
-        if self.one_or_many and len(words) == 1:
-            setattr(namespace, self.dest, words[0])
-        else:
-            setattr(
-                namespace, self.dest, [item for word in words for item in (word if isinstance(word, list) else [word])]
-            )
+        single = isinstance(values, list) and len(values) == 1
+        try:
+            setattr(namespace, self.dest, convert(values[0] if single else values, self.hint))
+        except (TypeError, ValueError) as error:
+            raise argparse.ArgumentError(self, str(error)) from None
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """One spelling per flag, and the default where it says something."""
+    """One spelling per flag, the default where it says something, and a usage line with the required flags only."""
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
+        shown = [action for action in actions if action.required or (action.nargs == 0 and action.dest == "help")]
+        super().add_usage(usage, shown, [], prefix)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
@@ -374,20 +378,12 @@ def _first_line(owner: type) -> str:
     return owner.__name__ if generated else f"{owner.__name__}: {written[0]}"
 
 
-def _only_list(hint: Any) -> bool:
-    return typing.get_origin(hint) in (list, tuple, set) or not any(a is str for a in typing.get_args(hint))
-
-
-def _type_function(hint: Any, whole: Any, members: bool) -> Callable[[str], Any]:
-    """What argparse calls on one word; `whole` is the type of the list where `hint` is that of its elements."""
+def _type_function(hint: Any, enum_members: bool) -> Callable[[str], Any]:
+    """What argparse calls on a word."""
 
     def parse(text: str) -> Any:
         try:
-            if whole is not None and (
-                text.startswith("[") or text in ("None", "none", "null", "true", "false", "True", "False")
-            ):
-                return convert(text, whole, members)
-            return convert(text, hint, members)
+            return convert(text, hint, enum_members)
         except (TypeError, ValueError) as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -186,12 +186,9 @@ def accepts_dict(hint: Any) -> bool:
     return any((typing.get_origin(option) or option) is dict for option in _members(hint))
 
 
-def element_type(hint: Any) -> Any:
-    """The annotation of one element where several words are one value; None where one word is."""
-    for option in _members(hint):
-        if (typing.get_origin(option) or option) in (list, tuple):
-            return (*typing.get_args(option), str)[0]
-    return None
+def accepts_sequence(hint: Any) -> bool:
+    """Whether several words may be one value: a list or tuple is among what the annotation allows."""
+    return any((typing.get_origin(option) or option) in (list, tuple) for option in _members(hint))
 
 
 def describe(hint: Any) -> str:

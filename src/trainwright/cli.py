@@ -17,7 +17,9 @@ from trainwright.names import CHECKPOINT_PREFIX, TRAINER_STATE_NAME
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 when all is well, 1 when something is wrong, 2 for a bad command line."""
+    """Run one command; returns the exit code: 0 when all is well, 1 when something is wrong, 2 for a bad
+    command line.
+    """
     parser = build_parser()
     options = parser.parse_args(arguments)
     if not hasattr(options, "command"):
@@ -31,7 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trainwright",
         description="Look at what a training run left behind.",
-        epilog="To train: from trainwright import Trainer, TrainingArguments. Start with `make demo` in the repository.",
+        epilog="To train: from trainwright import Trainer, TrainingArguments. Start with `make demo` in the "
+        "repository.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add(commands, "list", list_checkpoints, "the checkpoints of a run: step, size, metric, best and last", "RUN")
@@ -82,7 +85,7 @@ def list_checkpoints(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     from trainwright.checkpoint.layout import sort_checkpoints, step_of
-    from trainwright.checkpoint.load import checkpoint_problems
+    from trainwright.checkpoint.manifest import problems
 
     directories = [options.path] if step_of(options.path) is not None else sort_checkpoints(options.path)
     if not directories:
@@ -90,10 +93,10 @@ def check(options: argparse.Namespace) -> int:
         return 1
     damaged = False
     for directory in directories:
-        problems = checkpoint_problems(directory)
-        damaged = damaged or bool(problems)
-        print(f"{directory}: {'good' if not problems else 'DAMAGED'}")
-        for problem in problems:
+        found = problems(directory)
+        damaged = damaged or bool(found)
+        print(f"{directory}: {'good' if not found else 'DAMAGED'}")
+        for problem in found:
             print(f"  {problem}")
     return int(damaged)
 

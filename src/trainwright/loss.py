@@ -33,16 +33,18 @@ def loss_of(outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
         return loss
     returned = f"the keys {list(outputs)}" if isinstance(outputs, Mapping) else f"a {type(outputs).__name__}"
     raise ValueError(
-        f"The model returned no loss, but {returned}. It was given {list(inputs)}. Training needs labels among the inputs and a "
-        'model that returns its loss first in a tuple or under the key "loss"; or pass compute_loss_func=, or override compute_loss.'
+        f"The model returned no loss, but {returned}. It was given {list(inputs)}. Training needs labels among "
+        "the inputs and a "
+        'model that returns its loss first in a tuple or under the key "loss"; or pass compute_loss_func=, or '
+        "override compute_loss."
     )
 
 
 def count_items(batches: Iterable[Any], labels_are_shifted: bool) -> torch.Tensor | None:
     """Number of labels that take part in the loss of these micro-batches, as a scalar on the labels' device.
 
-    A label of -100 does not count. `labels_are_shifted`: the model predicts token t+1 at position t, so the first label of
-    each sequence is never a target. None when a batch has no "labels" tensor: then nothing can be counted.
+    A label of -100 does not count. `labels_are_shifted`: the model predicts token t+1 at position t, so the first label
+    of each sequence is never a target. None when a batch has no "labels" tensor: then nothing can be counted.
     """
     total: torch.Tensor | None = None
     for batch in batches:
@@ -61,8 +63,8 @@ class LabelSmoother:
     """Cross-entropy against softened targets.
 
     Each target is `1 - epsilon + epsilon / num_classes` on the right class and `epsilon / num_classes` elsewhere, so
-    loss = (1 - epsilon) * nll + epsilon * mean over classes of -log p, averaged over the labels that are not `ignore_index`.
-    Source: seed 001 (`label_smoothing_factor`).
+    loss = (1 - epsilon) * nll + epsilon * mean over classes of -log p, averaged over the labels that are not
+    `ignore_index`. Source: seed 001 (`label_smoothing_factor`).
     """
 
     epsilon: float = 0.1
@@ -75,8 +77,9 @@ class LabelSmoother:
         shift_labels: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """`labels`: (batch, ...) class indices. `shift_labels`: logits at t predict the label at t+1. The sum is divided
-        by `num_items_in_batch` where given, so that accumulated micro-batches add up to the mean over the whole update.
+        """`labels`: (batch, ...) class indices. `shift_labels`: logits at t predict the label at t+1. The sum is
+        divided by `num_items_in_batch` where given, so that accumulated micro-batches add up to the mean over the whole
+        update.
         """
         logits = (
             model_output["logits"] if isinstance(model_output, Mapping) else model_output[0]

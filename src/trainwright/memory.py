@@ -33,7 +33,8 @@ def find_executable_batch_size(
 ) -> Any:
     """Call `function(batch_size, ...)`, halving the batch size after each out-of-memory error. Usable as a decorator.
 
-    With `auto_find_batch_size=False` it is called once. Raises RuntimeError when a batch of one sample does not fit either.
+    With `auto_find_batch_size=False` it is called once. Raises RuntimeError when a batch of one sample does not fit
+    either.
     """
     if function is None:
         return functools.partial(
@@ -60,7 +61,8 @@ def find_executable_batch_size(
             free_memory()
             batch_size //= 2
         raise RuntimeError(
-            "Out of memory even with one sample per micro-batch. Use a smaller model, shorter samples or a larger device."
+            "Out of memory even with one sample per micro-batch. Use a smaller model, shorter samples or a "
+            "larger device."
         )
 
     return attempt

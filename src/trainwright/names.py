@@ -10,7 +10,8 @@ import difflib
 from enum import Enum
 from typing import Any
 
-# Files of a checkpoint. The names are shared with other implementations so that each side reads the other's checkpoints.
+# Files of a checkpoint. The names are shared with other implementations so that each side reads the other's
+# checkpoints.
 CHECKPOINT_PREFIX = "checkpoint"
 SAFE_WEIGHTS_NAME = "model.safetensors"
 SAFE_WEIGHTS_INDEX_NAME = "model.safetensors.index.json"

@@ -1,8 +1,8 @@
 """How long a run is, worked out once before its first step.
 
-Owns: `TrainingPlan` and the arithmetic of epochs, updates and samples. Leaves to others: building the data loader, obeying
-the plan. Imports nothing heavy, so the arithmetic is tested without a model.
-Source: seed 001 (`num_train_epochs`, `max_steps`, `set_initial_training_values`).
+Owns: `TrainingPlan` and the arithmetic of epochs, updates and samples. Leaves to others: building the data loader,
+obeying the plan. Imports nothing heavy, so the arithmetic is tested without a model. Source: seed 001
+(`num_train_epochs`, `max_steps`, `set_initial_training_values`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What a run will do. An "update" is one optimizer step, made of up to `gradient_accumulation_steps` micro-batches."""
+    """What a run will do. An "update" is one optimizer step, made of up to `gradient_accumulation_steps`
+    micro-batches.
+    """
 
     num_train_epochs: int  # passes over the data that are started; the last may be cut short
     num_update_steps_per_epoch: int  # updates in a whole pass
@@ -45,13 +47,15 @@ def plan_training(
         if max_steps <= 0:
             raise ValueError(
                 "max_steps must be positive when the training data has no length (an IterableDataset without __len__): "
-                f"num_train_epochs={num_train_epochs} cannot be turned into steps. Pass TrainingArguments(max_steps=...)."
+                f"num_train_epochs={num_train_epochs} cannot be turned into steps. Pass "
+                "TrainingArguments(max_steps=...)."
             )
         num_samples = total_train_batch_size * max_steps
         return TrainingPlan(sys.maxsize, max_steps, num_samples, num_samples, False, None, max_steps)
     if len_dataloader == 0:
         raise ValueError(
-            "The training data holds no batch: train_dataset is empty, or dataloader_drop_last=True drops its only, incomplete batch."
+            "The training data holds no batch: train_dataset is empty, or dataloader_drop_last=True drops its "
+            "only, incomplete batch."
         )
     per_epoch = -(-len_dataloader // gradient_accumulation_steps)  # ceil: the last, shorter group is an update too
     samples_per_epoch = num_examples if num_examples is not None else per_epoch * total_train_batch_size

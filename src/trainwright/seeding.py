@@ -11,7 +11,9 @@ import random
 
 
 def set_seed(seed: int, deterministic: bool = False) -> None:
-    """Seed Python, NumPy and torch (all devices). `deterministic=True` also makes torch refuse non-deterministic kernels."""
+    """Seed Python, NumPy and torch (all devices). `deterministic=True` also makes torch refuse non-deterministic
+    kernels.
+    """
     import numpy as np
     import torch
 

@@ -1,8 +1,8 @@
 """`Seq2SeqTrainer`: generation inside evaluation.
 
 Owns: generating predictions in `prediction_step`, and where the generation settings come from: the call
-(`evaluate(num_beams=4)`), else the arguments, else the model's own generation config. Leaves to others: everything else.
-Source: seeds 001 and 003.
+(`evaluate(num_beams=4)`), else the arguments, else the model's own generation config. Leaves to others: everything
+else. Source: seeds 001 and 003.
 """
 
 from __future__ import annotations
@@ -27,21 +27,24 @@ if TYPE_CHECKING:
     from torch.optim.optimizer import Optimizer
     from torch.utils.data import Sampler
 
-    from trainwright.args.training import TrainingArguments
+    from trainwright.args.seq2seq import Seq2SeqTrainingArguments
     from trainwright.callbacks.base import TrainerCallback
 
 
 class Seq2SeqTrainer(Trainer):
-    """A `Trainer` for sequence-to-sequence models: with `predict_with_generate=True` the predictions are generated tokens.
+    """A `Trainer` for sequence-to-sequence models: with `predict_with_generate=True` the predictions are generated
+    tokens.
 
     Arguments are those of `Trainer`; `args` is a `Seq2SeqTrainingArguments`. A generation config that cannot work is an
     error here, not after the first epoch.
     """
 
+    args: Seq2SeqTrainingArguments
+
     def __init__(
         self,
         model: nn.Module | None = None,
-        args: TrainingArguments | None = None,
+        args: Seq2SeqTrainingArguments | None = None,
         data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -72,7 +75,8 @@ class Seq2SeqTrainer(Trainer):
         self._gen_kwargs: dict[str, Any] = {}
         if not hasattr(self.args, "predict_with_generate"):
             raise TypeError(
-                "Seq2SeqTrainer needs args=Seq2SeqTrainingArguments(...): TrainingArguments has no predict_with_generate."
+                "Seq2SeqTrainer needs args=Seq2SeqTrainingArguments(...): TrainingArguments has no "
+                "predict_with_generate."
             )
         if self.args.generation_config is not None:
             self.model.generation_config = self.load_generation_config(self.args.generation_config)
@@ -157,7 +161,8 @@ class Seq2SeqTrainer(Trainer):
         generator: Any = self._strategy.unwrap(model)
         with torch.no_grad(), self.compute_loss_context_manager():
             generated = generator.generate(**_generation_inputs(inputs), **settings)  # (batch, length)
-        # `generate` marks a config it derived from a model's; left so, a later save_pretrained would write it back changed.
+        # `generate` marks a config it derived from a model's; left so, a later save_pretrained would write it back
+        # changed.
         if getattr(generator.generation_config, "_from_model_config", False):
             generator.generation_config._from_model_config = False
         length = self._generated_length(generator.generation_config, settings)
@@ -208,7 +213,9 @@ class Seq2SeqTrainer(Trainer):
 
 
 def _generation_inputs(inputs: Inputs) -> dict[str, Any]:
-    """What `generate` may see: no labels, and no decoder inputs that are only the labels shifted (they hold the answer)."""
+    """What `generate` may see: no labels, and no decoder inputs that are only the labels shifted (they hold the
+    answer).
+    """
     chosen = {name: value for name, value in inputs.items() if name != "labels"}
     labels, decoder_inputs = inputs.get("labels"), inputs.get("decoder_input_ids")
     if labels is not None and decoder_inputs is not None and labels.shape == decoder_inputs.shape:

@@ -1,8 +1,8 @@
 """Where a run stands (`TrainerState`), what its callbacks ask for (`TrainerControl`), and objects that save themselves.
 
-Owns: the three data shapes and their JSON round trip. Leaves to others: who writes each field and when (DESIGN: the loop,
-`Trainer.log`, `checkpoint/best`). Imports nothing outside the standard library.
-Source: seed 000 (fields, defaults, meaning).
+Owns: the three data shapes and their JSON round trip. Leaves to others: who writes each field and when (DESIGN: the
+loop, `Trainer.log`, `checkpoint/best`). Imports nothing outside the standard library. Source: seed 000 (fields,
+defaults, meaning).
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class TrainerState:
 
     @classmethod
     def load_from_json(cls, json_path: str | os.PathLike[str]) -> TrainerState:
-        """Read what `save_to_json`, here or in another generation, wrote. Fields that this version lacks are left out."""
+        """Read what `save_to_json`, here or in another generation, wrote. Fields that this version lacks are
+        left out.
+        """
         with open(json_path, encoding="utf-8") as file:
             values = json.load(file)
         if not isinstance(values, dict):
@@ -111,7 +113,9 @@ class TrainerState:
                 setattr(self, name, interval_in_steps(interval, max_steps))
 
     def init_training_references(self, trainer: Any, max_steps: int, num_train_epochs: int, trial: Any = None) -> None:
-        """Set what a run knows at its start: its length, its intervals, the trial it belongs to, which process this is."""
+        """Set what a run knows at its start: its length, its intervals, the trial it belongs to, which process
+        this is.
+        """
         self.max_steps = max_steps
         self.num_train_epochs = num_train_epochs
         self.train_batch_size = trainer._train_batch_size
@@ -123,7 +127,9 @@ class TrainerState:
 
 
 def trial_params(trial: Any) -> dict[str, Any] | None:
-    """The hyper-parameters of a trial: of an Optuna trial (`trial.params`), or of a plain dict; None without a trial."""
+    """The hyper-parameters of a trial: of an Optuna trial (`trial.params`), or of a plain dict; None without a
+    trial.
+    """
     if trial is None:
         return None
     return dict(getattr(trial, "params", trial))
@@ -188,7 +194,4 @@ class TrainerControl(ExportableState):
         self.should_log = False
 
     def state(self) -> dict[str, Any]:
-        return {
-            "args": {f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
-            "attributes": {},
-        }
+        return {"args": {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, "attributes": {}}

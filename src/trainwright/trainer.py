@@ -1,17 +1,17 @@
 """`Trainer`: the training story, and every hook a user may override, in the order they run.
 
-Owns: the order of things. Leaves to others: how each thing is done; a method's default body is a few lines that call a plain
-function of a shelf (`data/`, `optim/`, `checkpoint/`, `evaluation/`, `parallel/` ...), so `super().method()` and calling that
-function both work. The order of events is written once, as pseudocode, in `callbacks/base.py`.
+Owns: the order of things. Leaves to others: how each thing is done; a method's default body is a few lines that call a
+plain function of a shelf (`data/`, `optim/`, `checkpoint/`, `evaluation/`, `parallel/` ...), so `super().method()` and
+calling that function both work. The order of events is written once, as pseudocode, in `callbacks/base.py`.
 
-Words: a *step* is one optimizer update; a *micro-batch* is what one forward and backward pass sees. An update is made of
-`gradient_accumulation_steps` micro-batches.
+Words: a *step* is one optimizer update; a *micro-batch* is what one forward and backward pass sees. An update is made
+of `gradient_accumulation_steps` micro-batches.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -35,15 +35,16 @@ from trainwright.checkpoint import best, layout
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
+from trainwright.checks import check_given, check_trainable
 from trainwright.data import columns, from_args, loaders, position
 from trainwright.evaluation import metrics as metric_text
-from trainwright.evaluation import rehearsal, tensors
+from trainwright.evaluation import predict, rehearsal, tensors
 from trainwright.evaluation.loop import LoopSettings, run_evaluation
 from trainwright.evaluation.memory import TrainerMemoryTracker
-from trainwright.hub import push as hub_push
 from trainwright.interop import models, signatures
 from trainwright.interop import older as older_names
 from trainwright.loss import LabelSmoother, count_items, loss_of
+from trainwright.memory import find_executable_batch_size
 from trainwright.names import (
     TRAINER_STATE_NAME,
     HPSearchBackend,
@@ -54,13 +55,25 @@ from trainwright.names import (
 )
 from trainwright.optim import build as optim_build
 from trainwright.optim import groups as optim_groups
+from trainwright.optim import lomo
 from trainwright.optim import registry as optim_registry
-from trainwright.outputs import BestRun, EvalLoopOutput, EvalPrediction, PredictionOutput, TrainOutput
+from trainwright.optim.layerwise import LayerWiseDummyOptimizer
+from trainwright.outputs import BestRun, EvalLoopOutput, PredictionOutput, TrainOutput
 from trainwright.parallel.accelerator import accelerator_arguments, build_accelerator
 from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan, plan_training
+from trainwright.resume import (
+    ResumePoint,
+    exported_callbacks,
+    find_checkpoint,
+    loop_state,
+    report_changes,
+    restore_callbacks,
+    restore_loop,
+)
 from trainwright.seeding import enable_full_determinism, set_seed
-from trainwright.state import ExportableState, TrainerControl, TrainerState, exported_states
+from trainwright.state import TrainerControl, TrainerState
+from trainwright.tokens import TokenCounter
 from trainwright.tracking.registry import get_reporting_integration_callbacks
 from trainwright.window import LossWindow
 
@@ -72,7 +85,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Inputs = Any  # a batch: a dict of tensors, as the collator made it
-NO_TOKENS = (False, None, "no")  # values of include_num_input_tokens_seen that switch counting off
+METRIC_SCHEDULES = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)  # they step on a metric, not on an update
 
 
 class Trainer:
@@ -82,21 +95,22 @@ class Trainer:
         trainer.train()
         trainer.evaluate()
 
-    The model returns its loss first in a tuple, or under "loss" in a dict, when labels are among its inputs. Everything may
-    be left out that a call does not need: `evaluate` needs no `train_dataset`, `predict` neither.
+    The model returns its loss first in a tuple, or under "loss" in a dict, when labels are among its inputs. Everything
+    may be left out that a call does not need: `evaluate` needs no `train_dataset`, `predict` neither.
 
     Arguments (seed 001): `model` or `model_init` (called anew at each `train()`, with the trial of a hyper-parameter
-    search); `args`, default `TrainingArguments("tmp_trainer")`; `data_collator`, default pads when `processing_class` can;
-    `train_dataset`, `eval_dataset` (or a dict of several); `processing_class` (tokenizer, image processor ...), saved beside
-    the model; `compute_loss_func(outputs, labels, num_items_in_batch=)`; `compute_metrics(EvalPrediction) -> dict`;
-    `callbacks`, classes or instances, added to the default ones; `optimizers=(optimizer, scheduler)`;
-    `optimizer_cls_and_kwargs=(class, kwargs)` in place of `args.optim`; `preprocess_logits_for_metrics(logits, labels)`.
+    search); `args`, default `TrainingArguments("tmp_trainer")`; `data_collator`, default pads when `processing_class`
+    can; `train_dataset`, `eval_dataset` (or a dict of several); `processing_class` (tokenizer, image processor ...),
+    saved beside the model; `compute_loss_func(outputs, labels, num_items_in_batch=)`; `compute_metrics(EvalPrediction)
+    -> dict`; `callbacks`, classes or instances, added to the default ones; `optimizers=(optimizer, scheduler)`;
+    `optimizer_cls_and_kwargs=(class, kwargs)` in place of `args.optim`; `preprocess_logits_for_metrics(logits,
+    labels)`.
 
-    Raises before any work is done: TypeError for an argument or an override that can never work, ValueError for settings
-    that contradict each other, each naming the cure.
+    Raises before any work is done: TypeError for an argument or an override that can never work, ValueError for
+    settings that contradict each other, each naming the cure.
     """
 
-    # ------------------------------------------------------------------------------------------------- construction ----
+    # -- construction --------------------------------------------------------------------------------------------------
 
     def __init__(
         self,
@@ -128,16 +142,17 @@ class Trainer:
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.processing_class = processing_class
         self.model_init = model_init
+        self.optimizer: Any
+        self.lr_scheduler: Any
         self.optimizer, self.lr_scheduler = optimizers if optimizers is not None else (None, None)
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
         self.model: Any = model
         self._validate_args()
-        signatures.check_overrides(self, Trainer)
 
         self._seed_everything()
         self.is_in_train = False
+        self._search: Any = None
         self.hp_name: Callable[[Any], str] | None = None
-        self.hp_search_backend: Any = None
         self._memory_tracker = TrainerMemoryTracker(self.args.skip_memory_metrics)
         self._memory_tracker.start()
         self._set_log_level()
@@ -167,12 +182,11 @@ class Trainer:
         self._created_lr_scheduler = False
         self._globalstep_last_logged = 0
         self._total_loss_scalar = 0.0  # sum of the losses of all updates that were logged
-        self._tokens_on_device: torch.Tensor | None = None  # non-padding tokens not yet added to the state
         self._past: Any = None
         self._signature_columns: list[str] | None = None
         self._epoch, self._micro_batches_in_epoch = 0, 0  # where in the data the run stands
         self._parameters: list[nn.Parameter] = []
-        self._push_queue: Any = None
+        self._hub: Any = None
         self.hub_model_id: str | None = None
 
         if self.args.should_save:
@@ -185,52 +199,9 @@ class Trainer:
         self._memory_tracker.stop_and_update_metrics()
 
     def _validate_args(self) -> None:
-        """Find, before anything is built, what can never work; each error names the argument and the cure."""
-        args = self.args
-        if not hasattr(args, "per_device_train_batch_size"):
-            raise TypeError(
-                f"args must be a TrainingArguments, not {type(args).__name__}: Trainer(model, TrainingArguments(...))."
-            )
-        if self.model is None and self.model_init is None:
-            raise RuntimeError("Trainer needs a model: pass model=, or model_init=, a function that returns one.")
-        if self.model is not None and self.model_init is not None:
-            raise ValueError(
-                "Trainer got both model= and model_init=. Pass one: model_init builds a new model at each train()."
-            )
-        if isinstance(self.model, type):
-            raise TypeError(
-                f"model= must be an instance; got the class {self.model.__name__}. Call it, or its from_pretrained."
-            )
-        if self.model is not None and not isinstance(self.model, nn.Module):
-            raise TypeError(f"model= must be a torch.nn.Module; got a {type(self.model).__name__}.")
-        if (self.optimizer is not None or self.lr_scheduler is not None) and self.model_init is not None:
-            raise ValueError(
-                "optimizers= holds parameters of one model, but model_init= builds a new one at each train(). "
-                "Pass optimizer_cls_and_kwargs=, or override create_optimizer_and_scheduler."
-            )
-        if self.optimizer is not None and self.optimizer_cls_and_kwargs is not None:
-            raise ValueError("Trainer got both optimizers= and optimizer_cls_and_kwargs=. Pass one of them.")
-        if (
-            args.eval_strategy != "no"
-            and self.eval_dataset is None
-            and type(self).get_eval_dataloader is Trainer.get_eval_dataloader
-        ):
-            raise ValueError(
-                f"eval_strategy={args.eval_strategy.value!r} evaluates while training, but eval_dataset is None. "
-                'Pass eval_dataset=, or set eval_strategy="no".'
-            )
-        if self.train_dataset is not None:
-            from_args.check_train_dataset(self.train_dataset, args)
-        if (
-            args.batch_eval_metrics
-            and self.compute_metrics is not None
-            and not signatures.accepts(self.compute_metrics, "compute_result")
-        ):
-            raise ValueError(
-                "batch_eval_metrics=True calls compute_metrics(prediction, compute_result=...) for each batch, but "
-                "compute_metrics takes no argument compute_result. Add it, or set batch_eval_metrics=False."
-            )
-        rehearsal.check_metric_name(args, self.eval_dataset, has_metrics=self.compute_metrics is not None)
+        """Hook: find, before anything is built, what can never work; each error names the argument and the cure."""
+        check_given(self, makes_eval_loader=self._is_overridden("get_eval_dataloader"))
+        signatures.check_overrides(self, Trainer)
         if self.compute_loss_func is not None:
             self.compute_loss_func = signatures.fitted(self.compute_loss_func, ("num_items_in_batch",))
 
@@ -276,16 +247,7 @@ class Trainer:
 
     def _adopt_model(self, model: nn.Module) -> None:
         """Make `model` the one this trainer works on: check it, move it, find out what it takes and returns."""
-        if models.lacks_a_head(model):
-            raise ValueError(
-                f"{type(model).__name__} returns hidden states and has no loss, so it cannot be trained as it is. "
-                "Pick a class with a head for the task, such as AutoModelForSequenceClassification."
-            )
-        if models.quantised_without_adapter(model):
-            raise ValueError(
-                f"{type(model).__name__} is quantised, and quantised weights cannot be trained. "
-                "Add a trainable adapter with peft (LoRA), or load the model without quantisation."
-            )
+        check_trainable(model)
         self.is_model_parallel = models.spans_devices(model)
         self.place_model_on_device = self.args.place_model_on_device and not self.is_model_parallel
         if self.args.use_liger_kernel:
@@ -325,7 +287,7 @@ class Trainer:
         return signatures.fitted(getattr(self, name), signatures.GAINED[name])
 
     def _make_output_dir(self) -> None:
-        path = self.args.output_dir
+        path = self._output_dir
         try:
             os.makedirs(path, exist_ok=True)
         except OSError as error:
@@ -347,6 +309,10 @@ class Trainer:
     @accelerator.setter
     def accelerator(self, value: Any) -> None:
         self._accelerator = value
+
+    @property
+    def _output_dir(self) -> str:
+        return str(self.args.output_dir)
 
     @property
     def tokenizer(self) -> Any:
@@ -378,7 +344,7 @@ class Trainer:
     def gather_function(self) -> Callable[[Any], Any]:
         return self._strategy.gather_for_metrics
 
-    # ------------------------------------------------------------------------------------------------------ callbacks ----
+    # -- callbacks -----------------------------------------------------------------------------------------------------
 
     def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
         """Add a callback: an instance, or a class, which is called without arguments."""
@@ -386,13 +352,14 @@ class Trainer:
 
     def pop_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> TrainerCallback | None:
         """Remove a callback and return it; None when there is none. A class takes the first instance of it."""
-        return self.callback_handler.pop_callback(callback)
+        popped: TrainerCallback | None = self.callback_handler.pop_callback(callback)
+        return popped
 
     def remove_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
         """Remove a callback, if it is there. A class takes the first instance of it."""
         self.callback_handler.remove_callback(callback)
 
-    # ----------------------------------------------------------------------------------------------- the training story ----
+    # -- the training story --------------------------------------------------------------------------------------------
 
     def train(
         self,
@@ -409,8 +376,6 @@ class Trainer:
         """
         renamed = older_names.translated(older, older_names.TRAIN, "train", _parameters_of(Trainer.train))
         resume_from_checkpoint = renamed.get("resume_from_checkpoint", resume_from_checkpoint)
-        if resume_from_checkpoint is False:
-            resume_from_checkpoint = None
         self._memory_tracker.start()
         self.is_in_train = True
         try:
@@ -421,10 +386,8 @@ class Trainer:
                 self._adopt_model(self.call_model_init(trial))
                 self.optimizer = self.lr_scheduler = None
                 self.callback_handler.model = self.model
-            checkpoint = None
-            if resume_from_checkpoint is not None:
-                wanted = self.args.output_dir if resume_from_checkpoint is True else os.fspath(resume_from_checkpoint)
-                checkpoint = checkpoint_load.find_resumable(wanted, is_explicit=resume_from_checkpoint is not True)
+            checkpoint = find_checkpoint(resume_from_checkpoint, self._output_dir, self.is_world_process_zero())
+            if checkpoint is not None:
                 self._fitted("_load_from_checkpoint")(checkpoint)
             run = functools.partial(
                 self._inner_training_loop,
@@ -440,10 +403,10 @@ class Trainer:
             self.is_in_train = False
 
     def _train_with_smaller_batches(self, run: Callable[..., TrainOutput]) -> TrainOutput:
-        """`auto_find_batch_size`: halve the micro-batch after each out-of-memory error and start over from these weights."""
-        from trainwright.memory import find_executable_batch_size
-
-        start = copy.deepcopy({name: tensor.cpu() for name, tensor in self.model.state_dict().items()})
+        """`auto_find_batch_size`: halve the micro-batch after each out-of-memory error and start over from these
+        weights.
+        """
+        start = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
 
         def attempt(batch_size: int) -> TrainOutput:
             if batch_size != self._train_batch_size:
@@ -453,7 +416,8 @@ class Trainer:
                 self._update_auto_batch_size(batch_size)
             return run(batch_size=batch_size)
 
-        return find_executable_batch_size(attempt, starting_batch_size=self._train_batch_size)()  # type: ignore[no-any-return]
+        result: TrainOutput = find_executable_batch_size(attempt, starting_batch_size=self._train_batch_size)()
+        return result
 
     def _update_auto_batch_size(self, batch_size: int) -> None:
         """Take a smaller micro-batch, in samples per process."""
@@ -492,6 +456,8 @@ class Trainer:
 
         steps_in_epoch = plan.len_dataloader or plan.max_steps * args.gradient_accumulation_steps
         for epoch in range(epochs_trained, plan.num_train_epochs):
+            if self.state.global_step >= plan.max_steps:  # resumed from the end of a run
+                break
             self._run_epoch(
                 model=model,
                 epoch=epoch,
@@ -512,8 +478,9 @@ class Trainer:
     def set_initial_training_values(
         self, args: TrainingArguments, dataloader: DataLoader[Any], total_train_batch_size: int | None = None
     ) -> tuple[int, int, int, int, bool, int | None, int]:
-        """How long the run is, as the fields of `plan.TrainingPlan`: epochs, updates per epoch, samples per epoch, samples
-        of the run, whether it was given in epochs, micro-batches per epoch (None: unknown), updates of the run."""
+        """How long the run is, as the fields of `plan.TrainingPlan`: epochs, updates per epoch, samples per epoch,
+        samples of the run, whether it was given in epochs, micro-batches per epoch (None: unknown), updates of the run.
+        """
         has_length = loaders.has_length(dataloader)
         plan = plan_training(
             len_dataloader=len(dataloader) if has_length else None,
@@ -561,32 +528,35 @@ class Trainer:
         resume_from_checkpoint: str | None,
         trial: Any,
     ) -> tuple[int, int]:
-        """Start a fresh `TrainerState`, or the checkpoint's. Returns (whole epochs done, micro-batches done in the next)."""
+        """Start a fresh `TrainerState`, or the checkpoint's. Returns (whole epochs done, micro-batches done in the
+        next).
+        """
         self.window = LossWindow(self.args.logging_nan_inf_filter)
-        self._total_loss_scalar, self._globalstep_last_logged = 0.0, 0
-        self._micro_batches_in_epoch, self._tokens_on_device, self.current_flos = 0, None, 0.0
-        self.state = TrainerState(stateful_callbacks=self._exported_callbacks())
-        epochs_trained = micro_batches = 0
+        self._micro_batches_in_epoch, self.current_flos = 0, 0.0
+        self._tokens = TokenCounter(
+            str(self.args.include_num_input_tokens_seen),
+            self._main_input_name,
+            getattr(self.processing_class, "pad_token_id", None),
+            self._strategy.num_processes,
+        )
+        self.state = TrainerState(stateful_callbacks=exported_callbacks(self.callback_handler, self.control))
+        start = ResumePoint()
         if resume_from_checkpoint is not None:
             self.state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME))
             self.compare_trainer_and_checkpoint_args(self.args, self.state)
             self._load_callback_state()
-            loop = checkpoint_load.load_loop_state(resume_from_checkpoint)
-            if loop:
-                self.window.load_state(loop["window"])
-                self._total_loss_scalar = loop["total_loss"]
-                self._globalstep_last_logged = loop["last_logged_step"]
-                epochs_trained = loop["position"]["epoch"]
-                micro_batches = loop["position"]["samples_in_epoch"] // self._samples_per_micro_batch()
-            else:  # written by another implementation, which counts in steps
-                self._globalstep_last_logged = self.state.global_step
-                epochs_trained, updates = divmod(self.state.global_step, num_update_steps_per_epoch)
-                micro_batches = updates * self.args.gradient_accumulation_steps
-            if self.args.ignore_data_skip:
-                micro_batches = 0
+            start = restore_loop(
+                resume_from_checkpoint,
+                self.state,
+                self.window,
+                updates_per_epoch=num_update_steps_per_epoch,
+                samples_per_update=self._samples_per_micro_batch() * self.args.gradient_accumulation_steps,
+            )
+        self._total_loss_scalar, self._globalstep_last_logged = start.total_loss, start.last_logged_step
         self.state.is_hyper_param_search = trial is not None
         self.state.init_training_references(self, max_steps, num_train_epochs, trial)
-        return epochs_trained, micro_batches
+        skipped = 0 if self.args.ignore_data_skip else start.samples_in_epoch // self._samples_per_micro_batch()
+        return start.epoch, skipped
 
     def _samples_per_micro_batch(self) -> int:
         return self._train_batch_size * self._strategy.num_processes
@@ -594,18 +564,8 @@ class Trainer:
     def compare_trainer_and_checkpoint_args(
         self, training_args: TrainingArguments, trainer_state: TrainerState
     ) -> None:
-        """Say which intervals differ from the checkpoint's. The new ones are used: changing them is what the user asked for."""
-        for name in ("logging_steps", "eval_steps", "save_steps"):
-            now, then = getattr(training_args, name), getattr(trainer_state, name)
-            if now is not None and now >= 1 and now != then:
-                logger.info("%s was %s in the checkpoint and is %s from here on.", name, then, now)
-        size = trainer_state.train_batch_size
-        if size is not None and size != self._train_batch_size:
-            logger.warning(
-                "The micro-batch was %s samples in the checkpoint and is %s from here on; no sample is skipped or repeated.",
-                size,
-                self._train_batch_size,
-            )
+        """Say which settings differ from the checkpoint's; the new ones are used."""
+        report_changes(training_args, trainer_state, self._train_batch_size)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
@@ -624,14 +584,16 @@ class Trainer:
         handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
         handler.train_dataloader = train_dataloader
         self._parameters = list(model.parameters())
-        self._fused_backward = getattr(self.optimizer, "fused_backward", None)  # LOMO updates weights inside backward
+        self._updates_in_backward = lomo.is_lomo(self.optimizer)
         self._set_training_mode(model, True)
         return model, train_dataloader
 
     def _wrap_model(
         self, model: nn.Module, training: bool = True, dataloader: DataLoader[Any] | None = None
     ) -> nn.Module:
-        """The model as the loop calls it: compiled, replicated or sharded as the arguments ask; itself on one device."""
+        """The model as the loop calls it: compiled, replicated or sharded as the arguments ask; itself on one
+        device.
+        """
         if not training:
             if self.args.jit_mode_eval and dataloader is not None and not self.is_in_train:
                 return self.torch_jit_model_eval(model, dataloader, training=False)
@@ -645,7 +607,9 @@ class Trainer:
         return self._strategy.prepare_model(model)
 
     def _set_training_mode(self, model: nn.Module, training: bool) -> None:
-        """Switch the model, and an optimizer that keeps two sets of weights (schedule-free), between training and evaluation."""
+        """Switch the model, and an optimizer that keeps two sets of weights (schedule-free), between training and
+        evaluation.
+        """
         model.train(training)
         switch = getattr(self.optimizer, "train" if training else "eval", None)
         if callable(switch):
@@ -653,7 +617,8 @@ class Trainer:
 
     def _log_plan(self, args: TrainingArguments, plan: TrainingPlan) -> None:
         logger.info(
-            "Training: %s samples per epoch, %s epochs, %s samples per update (%s per micro-batch x %s accumulated x %s processes), "
+            "Training: %s samples per epoch, %s epochs, %s samples per update (%s per micro-batch x %s "
+            "accumulated x %s processes), "
             "%s updates, %s trainable parameters.",
             f"{plan.num_examples:,}",
             args.num_train_epochs if plan.epoch_based else f"{plan.max_steps / plan.num_update_steps_per_epoch:.2f}",
@@ -680,34 +645,32 @@ class Trainer:
         steps_trained_in_current_epoch: int,
     ) -> None:
         """One pass over the data. `steps_in_epoch` and `steps_trained_in_current_epoch` count micro-batches."""
-        args, state, handler, strategy, window = (
-            self.args,
-            self.state,
-            self.callback_handler,
-            self._strategy,
-            self.window,
-        )
+        args, state, handler, strategy = self.args, self.state, self.callback_handler, self._strategy
         listeners = handler.listeners
         get_batch_samples, training_step = self._fitted("get_batch_samples"), self._fitted("training_step")
-        log_save_evaluate = self._fitted("_maybe_log_save_evaluate")
-        clips = args.max_grad_norm is not None and args.max_grad_norm > 0
-        counts_tokens = args.include_num_input_tokens_seen not in NO_TOKENS or args.include_tokens_per_second
+        log_save_evaluate = functools.partial(
+            self._fitted("_maybe_log_save_evaluate"),
+            model=model,
+            trial=trial,
+            epoch=epoch,
+            ignore_keys_for_eval=ignore_keys_for_eval,
+            start_time=start_time,
+        )
+        clips = bool(args.max_grad_norm) and not isinstance(self.optimizer, LayerWiseDummyOptimizer)
+        counts_tokens = bool(args.include_num_input_tokens_seen or args.include_tokens_per_second)
         counts_flops, empty_cache_steps = self._counts_flops, args.torch_empty_cache_steps
         distributed, accumulation = strategy.is_distributed, args.gradient_accumulation_steps
-        plateau = isinstance(self.lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-        waits_for_metric = plateau or getattr(self.lr_scheduler, "steps_on_metric", False)
+        waits_for_metric = args.lr_scheduler_type in METRIC_SCHEDULES
 
         loaders.set_epoch(train_dataloader, epoch)
         if args.past_index >= 0:
             self._past = None
         self._epoch, self._micro_batches_in_epoch = epoch, steps_trained_in_current_epoch
-        self._parameters = list(
-            model.parameters()
-        )  # once per epoch: walking the modules each step would cost milliseconds
+        self._parameters = list(model.parameters())  # once per epoch: the walk costs milliseconds in a deep model
         self.control = handler.on_epoch_begin(args, state, self.control)
 
-        # A generator state belongs to one moment: at an epoch's start that is before the loader draws its base seed, in the
-        # middle of an epoch it is after.
+        # A generator state belongs to one moment: at an epoch's start that is before the loader draws its base seed, in
+        # the middle of an epoch it is after.
         if resume_from_checkpoint is not None and steps_trained_in_current_epoch == 0:
             self._load_rng_state(resume_from_checkpoint)
         epoch_iterator = self._iterate_from(train_dataloader, steps_trained_in_current_epoch)
@@ -740,7 +703,7 @@ class Trainer:
                         loss = training_step(model, inputs, num_items_in_batch=num_items_in_batch)
                 else:
                     loss = training_step(model, inputs, num_items_in_batch=num_items_in_batch)
-                window.add(loss)
+                self.window.add(loss)
                 if index < num_batches and listeners["on_substep_end"]:
                     self.control = handler.on_substep_end(args, state, self.control)
 
@@ -762,58 +725,44 @@ class Trainer:
             state.epoch = epoch + self._micro_batches_in_epoch / steps_in_epoch
             if listeners["on_step_end"]:
                 self.control = handler.on_step_end(args, state, self.control)
-            log_save_evaluate(
-                self._running_loss(),
-                grad_norm=grad_norm,
-                model=model,
-                trial=trial,
-                epoch=epoch,
-                ignore_keys_for_eval=ignore_keys_for_eval,
-                start_time=start_time,
-                learning_rate=learning_rate,
-            )
+            log_save_evaluate(self._running_loss(), grad_norm=grad_norm, learning_rate=learning_rate)
             if empty_cache_steps and state.global_step % empty_cache_steps == 0:
                 self._empty_device_cache()
             if self.control.should_epoch_stop or self.control.should_training_stop:
                 break
 
         if self._micro_batches_in_epoch == 0:
+            reason = "a generator that can be read only once?"
             logger.warning(
-                "The training data gave no batch in epoch %s (a generator that can be read only once?); training stops at step %s of %s.",
-                epoch,
-                state.global_step,
-                state.max_steps,
+                "The data gave no batch in epoch %s (%s); training stops at step %s.", epoch, reason, state.global_step
             )
             self.control.should_training_stop = True
         self.control = handler.on_epoch_end(args, state, self.control)
-        log_save_evaluate(
-            self._running_loss(),
-            grad_norm=grad_norm,
-            model=model,
-            trial=trial,
-            epoch=epoch,
-            ignore_keys_for_eval=ignore_keys_for_eval,
-            start_time=start_time,
-            learning_rate=learning_rate,
-        )
+        log_save_evaluate(self._running_loss(), grad_norm=grad_norm, learning_rate=learning_rate)
 
     def _iterate_from(self, train_dataloader: DataLoader[Any], num_micro_batches: int) -> Iterator[Any]:
-        """An iterator over an epoch that starts after `num_micro_batches`, without fetching what it skips where it can."""
+        """An iterator over an epoch that starts after `num_micro_batches`, without fetching what it skips
+        where it can.
+        """
         size = self._samples_per_micro_batch()
         loader, num_left = position.seek(train_dataloader, num_micro_batches * size, size)
-        iterator = iter(loader)
+        iterator: Iterator[Any] = iter(loader)
         position.discard_batches(iterator, num_left)
         return iterator
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
-        """Hook: the next `num_batches` micro-batches, fewer at the end of the data, and how many items they hold together."""
+        """Hook: the next `num_batches` micro-batches, fewer at the end of the data, and how many items they hold
+        together.
+        """
         batch_samples = list(itertools.islice(epoch_iterator, num_batches))
         return batch_samples, self._get_num_items_in_batch(batch_samples, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
-        """Hook: labels that take part in the loss of one update, over all processes; None when the loss does not need it."""
+        """Hook: labels that take part in the loss of one update, over all processes; None when the loss does not need
+        it.
+        """
         if not (self.model_accepts_loss_kwargs or self.compute_loss_func is not None or self._user_counts_items()):
             return None
         count = count_items(batch_samples, self._labels_are_shifted)
@@ -845,7 +794,9 @@ class Trainer:
     def training_step(
         self, model: nn.Module, inputs: Inputs, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Hook: forward and backward of one micro-batch. Returns its share of the update's loss, detached, on the device."""
+        """Hook: forward and backward of one micro-batch. Returns its share of the update's loss, detached, on the
+        device.
+        """
         if not model.training:  # an evaluation or a callback left it so
             self._set_training_mode(model, True)
         inputs = self._prepare_inputs(inputs)
@@ -858,8 +809,8 @@ class Trainer:
             loss = loss.mean()
         if self.current_gradient_accumulation_steps > 1 and not self._loss_is_a_share(num_items_in_batch):
             loss = loss / self.current_gradient_accumulation_steps
-        if self._fused_backward is not None:
-            self._fused_backward(loss, self._get_learning_rate())
+        if self._updates_in_backward:
+            lomo.fused_backward(self.optimizer, loss)
         else:
             self._strategy.backward(loss)
         return loss.detach()  # type: ignore[no-any-return]
@@ -906,8 +857,8 @@ class Trainer:
     ) -> Any:
         """Hook: the loss of one micro-batch, or (loss, outputs) when `return_outputs`.
 
-        With `num_items_in_batch`, return the sum of the item losses divided by it; without, their mean. An override that
-        takes no `num_items_in_batch` returns a mean, and the loop divides it for accumulation.
+        With `num_items_in_batch`, return the sum of the item losses divided by it; without, their mean. An override
+        that takes no `num_items_in_batch` returns a mean, and the loop divides it for accumulation.
         """
         own_loss = self.compute_loss_func if self.compute_loss_func is not None else self.label_smoother
         labels = inputs.pop("labels") if own_loss is not None and "labels" in inputs else None
@@ -964,23 +915,13 @@ class Trainer:
         return rate if type(rate) is float else float(rate)
 
     def _track_num_input_tokens(self, inputs: Inputs) -> None:
-        """Hook: count the tokens of a micro-batch over all processes: all of them on the host, non-padding on the device."""
-        tokens = inputs.get(self._main_input_name)
-        if not isinstance(tokens, torch.Tensor):
-            return
-        processes = self._strategy.num_processes
-        if self.args.include_num_input_tokens_seen != "non_padding":
-            self.state.num_input_tokens_seen += tokens.numel() * processes
-            return
-        mask = inputs.get("attention_mask")
-        if mask is None:
-            pad = getattr(self.processing_class, "pad_token_id", None)
-            mask = tokens != pad if pad is not None else torch.ones_like(tokens)
-        count = mask.sum() * processes
-        self._tokens_on_device = count if self._tokens_on_device is None else self._tokens_on_device + count
+        """Hook: count the tokens of a micro-batch."""
+        self._tokens.add(inputs)
 
     def _running_loss(self) -> Any:
-        """The first argument of `_maybe_log_save_evaluate`: the window itself for our method, a tensor for an override."""
+        """The first argument of `_maybe_log_save_evaluate`: the window itself for our method, a tensor for an
+        override.
+        """
         return self.window if self._log_save_is_ours else self.window.as_tensor(self.args.device)
 
     def _maybe_log_save_evaluate(
@@ -994,7 +935,9 @@ class Trainer:
         start_time: float,
         learning_rate: float | None = None,
     ) -> None:
-        """Hook, called after each step and each epoch: do what `self.control` asks, in this order: log, evaluate, save."""
+        """Hook, called after each step and each epoch: do what `self.control` asks, in this order: log,
+        evaluate, save.
+        """
         if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
             self._log_training(grad_norm, model, start_time, learning_rate)
         metrics = None
@@ -1010,20 +953,28 @@ class Trainer:
     def _log_training(self, grad_norm: Any, model: nn.Module, start_time: float, learning_rate: float | None) -> None:
         """Write one log line of the training loss. The only place where the loop reads from the device."""
         norm = self._get_grad_norm(model, grad_norm)
-        extra = [norm] if norm is not None else []
-        tokens, self._tokens_on_device = self._tokens_on_device, None
-        total, values = self.window.take(*extra, *([tokens] if tokens is not None else []))
-        total, *values = self._strategy.mean_of_floats([total, *values])
-        if tokens is not None:
-            self.state.num_input_tokens_seen += round(values.pop())
+        total, norm = self._read_device(norm)
         self._total_loss_scalar += total
         logs = {"loss": total / (self.state.global_step - self._globalstep_last_logged)}
         if norm is not None:
-            logs["grad_norm"] = values[0]
+            logs["grad_norm"] = norm
         logs["learning_rate"] = learning_rate if learning_rate is not None else self._get_learning_rate()
         self._globalstep_last_logged = self.state.global_step
         self.store_flos()
         self._fitted("log")(self.training_logs(logs), start_time=start_time)
+
+    def _read_device(self, norm: Any) -> tuple[float, float | None]:
+        """(sum of the losses since the last call, `norm` as a number), in one read; also brings the token count up to
+        date.
+        """
+        counted, on_device = self._tokens.take()
+        extra = [value for value in (norm, on_device) if value is not None]
+        total, values = self.window.take(*extra)
+        total, *values = self._strategy.mean_of_floats([total, *values])
+        if on_device is not None:
+            counted += round(values.pop())
+        self.state.num_input_tokens_seen += counted
+        return total, values[0] if values else None
 
     def training_logs(self, logs: dict[str, float]) -> dict[str, float]:
         """Hook: add to, or change, what a training log line holds (loss, grad_norm, learning_rate)."""
@@ -1036,7 +987,7 @@ class Trainer:
         """
         if self.state.epoch is not None:
             logs["epoch"] = self.state.epoch
-        if self.args.include_num_input_tokens_seen not in NO_TOKENS:
+        if self.args.include_num_input_tokens_seen:
             logs["num_input_tokens_seen"] = self.state.num_input_tokens_seen
             if start_time is not None:
                 logs.update(metric_text.speed_metrics("train", start_time, num_tokens=self.state.num_input_tokens_seen))
@@ -1049,26 +1000,27 @@ class Trainer:
         self.current_flos = 0.0
 
     def floating_point_ops(self, inputs: Inputs) -> float:
-        """Hook: floating-point operations of a forward and backward pass over `inputs`; 0 for a model that cannot say."""
+        """Hook: floating-point operations of a forward and backward pass over `inputs`; 0 for a model that
+        cannot say.
+        """
         return self._flops(inputs)
 
     def _empty_device_cache(self) -> None:
-        backend = getattr(torch, self.args.device.type, None)
-        if hasattr(backend, "empty_cache"):
-            backend.empty_cache()
+        empty_cache = getattr(getattr(torch, self.args.device.type, None), "empty_cache", None)
+        if empty_cache is not None:
+            empty_cache()
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
         """The end of a run: mean loss, speed, the best weights back in the model, the last log line."""
         self._past = None
-        total, _ = self.window.take()
-        self._total_loss_scalar += self._strategy.mean_of_floats([total])[0]
+        self._total_loss_scalar += self._read_device(None)[0]
         train_loss = self._total_loss_scalar / max(self.state.global_step, 1)
         steps_done = self.state.global_step - self._first_step_of_run
         share_done = steps_done / max(self.state.max_steps, 1)  # a resumed or stopped run did less than the plan
         metrics = metric_text.speed_metrics(
             "train",
             start_time,
-            num_samples=num_train_samples * share_done,
+            num_samples=round(num_train_samples * share_done),
             num_steps=steps_done,
             num_tokens=self.state.num_input_tokens_seen if self.args.include_tokens_per_second else None,
         )
@@ -1105,12 +1057,14 @@ class Trainer:
 
         neftune.deactivate(model, self.neftune_hook_handle)
 
-    # -------------------------------------------------------------------------------------------- evaluate and predict ----
+    # -- evaluate and predict ------------------------------------------------------------------------------------------
 
     def _evaluate(
         self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
     ) -> dict[str, float]:
-        """An evaluation that is part of training: its metrics also go to the search and to a schedule that waits for them."""
+        """An evaluation that is part of training: its metrics also go to the search and to a schedule that waits for
+        them.
+        """
         metrics = self.evaluate(ignore_keys=ignore_keys_for_eval)
         self._report_to_hp_search(trial, self.state.global_step, metrics)
         if not skip_scheduler and self.args.lr_scheduler_type in (
@@ -1125,8 +1079,9 @@ class Trainer:
     ) -> dict[str, float]:
         """Evaluate and return the metrics, each key prefixed with `metric_key_prefix`.
 
-        `eval_dataset`: in place of `self.eval_dataset`; a dict evaluates each and puts its name into the prefix; a string
-        picks one of `self.eval_dataset`. `ignore_keys`: keys of the model's outputs to leave out of the predictions.
+        `eval_dataset`: in place of `self.eval_dataset`; a dict evaluates each and puts its name into the prefix; a
+        string picks one of `self.eval_dataset`. `ignore_keys`: keys of the model's outputs to leave out of the
+        predictions.
         """
         chosen = eval_dataset if eval_dataset is not None else self.eval_dataset
         if isinstance(chosen, dict):
@@ -1260,7 +1215,9 @@ class Trainer:
             self._past = None
 
     def _rehearse_best_metric(self, ignore_keys: list[str] | None) -> None:
-        """Evaluate one batch before training, where a missing `metric_for_best_model` would stop the run hours later."""
+        """Evaluate one batch before training, where a missing `metric_for_best_model` would stop the run hours
+        later.
+        """
         name = self.args.metric_for_best_model
         if (
             self.compute_metrics is None
@@ -1272,14 +1229,17 @@ class Trainer:
         several = isinstance(self.eval_dataset, dict)
         for dataset in self.eval_dataset if several else [None]:
             prefix = f"eval_{dataset}" if several else "eval"
-            if not several or name.removeprefix("eval_").startswith(f"{dataset}_"):
-                loader = self.get_eval_dataloader(dataset)
-                model = self._model_for_evaluation(loader)
-                rehearsal.rehearse(
-                    loader,
-                    lambda b, m=model, p=prefix: self._run_evaluation(b, m, False, ignore_keys, p).metrics or {},
-                    name,  # type: ignore[misc]
-                )
+            if several and not name.removeprefix("eval_").startswith(f"{dataset}_"):
+                continue
+            loader = self.get_eval_dataloader(dataset)
+            evaluate = functools.partial(
+                self._run_evaluation,
+                model=self._model_for_evaluation(loader),
+                loss_only=False,
+                ignore_keys=ignore_keys,
+                metric_key_prefix=prefix,
+            )
+            rehearsal.rehearse(loader, evaluate, name)
 
     def prediction_loop(
         self,
@@ -1289,7 +1249,9 @@ class Trainer:
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The older name of `evaluation_loop`, used with `use_legacy_prediction_loop=True`. Needs a loader with a length."""
+        """The older name of `evaluation_loop`, used with `use_legacy_prediction_loop=True`. Needs a loader with a
+        length.
+        """
         if not loaders.has_length(dataloader):
             raise ValueError("prediction_loop needs a data loader with a length. Set use_legacy_prediction_loop=False.")
         return self.evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
@@ -1313,45 +1275,29 @@ class Trainer:
         return model
 
     def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: Inputs,
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+        self, model: nn.Module, inputs: Inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, Any, Any]:
-        """Hook: one evaluation batch. Returns (loss, logits, labels), each None where there is none, all on the device."""
-        return_loss = inputs.get("return_loss")
-        has_labels = bool(self.label_names) and all(inputs.get(name) is not None for name in self.label_names)
-        loss_without_labels = not self.label_names and (
-            self.can_return_loss if return_loss is None else bool(return_loss)
-        )
+        """Hook: one evaluation batch. Returns (loss, logits, labels), each None where there is none, all on
+        the device.
+        """
+        ignored = predict.ignored_outputs(self.model) if ignore_keys is None else ignore_keys
+        has_loss = predict.gives_loss(inputs, self.label_names, self.can_return_loss)
         inputs = self._prepare_inputs(inputs)
-        if ignore_keys is None:
-            ignore_keys = list(getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", None) or [])
-        labels: Any = None
-        if has_labels or loss_without_labels:
-            labels = tensors.nested_detach(tuple(inputs.get(name) for name in self.label_names)) or None
-            if labels is not None and len(labels) == 1:
-                labels = labels[0]
-        with torch.no_grad():
-            if has_labels or loss_without_labels:
-                with self.compute_loss_context_manager():
-                    loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        labels = predict.labels_in(inputs, self.label_names) if has_loss else None
+        loss = None
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if has_loss:
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
                 loss = loss.detach().mean()
-                logits = _without(outputs, [*ignore_keys, "loss"], skip_first=True)
             else:
-                loss = None
-                with self.compute_loss_context_manager():
-                    outputs = model(**inputs)
-                logits = _without(outputs, ignore_keys, skip_first=False)
+                outputs = model(**inputs)
                 if self.args.past_index >= 0:
-                    self._past = outputs[self.args.past_index - 1]
+                    self._past = outputs[self.args.past_index - 1]  # without a loss the outputs begin one place earlier
         if prediction_loss_only:
             return loss, None, None
-        logits = tensors.nested_detach(logits)
-        return loss, logits[0] if len(logits) == 1 else logits, labels
+        return loss, predict.predictions_in(outputs, ignored, holds_loss=has_loss), labels
 
-    # -------------------------------------------------------------------------------------------------------------- data ----
+    # -- data ----------------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Hook: the training loader."""
@@ -1453,7 +1399,7 @@ class Trainer:
         """Tokens in a loader, counted by reading it once; `max_steps` batches of the average size when given."""
         return loaders.num_tokens(train_dl, max_steps)
 
-    # ------------------------------------------------------------------------------------------- optimizer and schedule ----
+    # -- optimizer and schedule ----------------------------------------------------------------------------------------
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """Hook: build `self.optimizer` and `self.lr_scheduler`, unless they were passed in."""
@@ -1469,7 +1415,7 @@ class Trainer:
             )
             groups = optim_groups.parameter_groups(model, self.args.weight_decay, self.get_decay_parameter_names(model))
             self.optimizer = optim_build.build_optimizer(model, optimizer_class, dict(kwargs), groups)
-        return self.optimizer
+        return self.optimizer  # type: ignore[no-any-return]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """Hook: build `self.lr_scheduler` for a run of `num_training_steps` updates."""
@@ -1477,7 +1423,7 @@ class Trainer:
             optimizer = optimizer if optimizer is not None else self.optimizer
             self.lr_scheduler = optim_build.build_scheduler(self.args, optimizer, num_training_steps)
             self._created_lr_scheduler = True
-        return self.lr_scheduler
+        return self.lr_scheduler  # type: ignore[no-any-return]
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(
@@ -1487,7 +1433,9 @@ class Trainer:
         return optim_registry.optimizer_class_and_kwargs(args, model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Hook: names of the parameters that weight decay applies to: all but biases and those of normalisation layers."""
+        """Hook: names of the parameters that weight decay applies to: all but biases and those of
+        normalisation layers.
+        """
         return optim_groups.decay_parameter_names(model)
 
     def get_num_trainable_parameters(self) -> int:
@@ -1505,20 +1453,15 @@ class Trainer:
     def _existing_optimizer(self) -> Optimizer:
         if self.optimizer is None:
             raise ValueError("There is no optimizer yet: call create_optimizer() or train() first.")
-        return self.optimizer
+        return self.optimizer  # type: ignore[no-any-return]
 
-    # ---------------------------------------------------------------------------------------------------- checkpoints ----
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where the checkpoints of this run go: `output_dir`, or a directory of the trial inside it."""
-        if trial is None or self.hp_search_backend is None:
-            return str(self.args.output_dir)
-        name = (
-            self.hp_name(trial)
-            if self.hp_name is not None
-            else f"run-{getattr(trial, 'number', getattr(trial, 'id', 0))}"
-        )
-        return os.path.join(self.args.output_dir, name)
+        if trial is None or self._search is None:
+            return self._output_dir
+        return os.path.join(self._output_dir, self._search.directory_of(trial))
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Hook: whether these metrics are the best so far; if so, remember them and the step."""
@@ -1534,35 +1477,29 @@ class Trainer:
         return True
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Hook: write `checkpoint-N`: staged beside it, hashed, then renamed, so that it is there whole or not at all."""
+        """Hook: write `checkpoint-N`: staged beside it, hashed, then renamed, so that it is there whole or not
+        at all.
+        """
         run_dir = self._get_output_dir(trial)
         output_dir = os.path.join(run_dir, layout.checkpoint_name(self.state.global_step))
-        if self.hp_search_backend is None and trial is None:
+        if trial is None:
             self.store_flos()
         self._set_optimizer_mode_for_saving()
-        where = self._data_position()
+        where = self._resume_point()
         state = self.state
         if state.best_global_step is not None:
             best_dir = os.path.join(run_dir, layout.checkpoint_name(state.best_global_step))
             if state.best_global_step == state.global_step or os.path.isdir(best_dir):
                 state.best_model_checkpoint = best_dir
-        with self._strategy.staged_checkpoint(output_dir, step=state.global_step, position=where) as directory:
+        with self._strategy.staged_checkpoint(output_dir, state.global_step, dataclasses.asdict(where)) as directory:
             self.save_model(directory, _internal_call=True)
             if not self.args.save_only_model:
                 self._save_optimizer_and_scheduler(directory)
                 self._save_scaler(directory)
                 self._save_rng_state(directory)
             if self.args.should_save:
-                loop_state = {
-                    "position": where,
-                    "window": self.window.state(),
-                    "total_loss": self._total_loss_scalar,
-                    "last_logged_step": self._globalstep_last_logged,
-                    "save_only_model": self.args.save_only_model,
-                    "arguments": self.args.to_dict(),
-                }
-                checkpoint_save.save_loop_state(directory, loop_state)
-                state.stateful_callbacks = self._exported_callbacks()
+                checkpoint_save.save_loop_state(directory, loop_state(where, self.window, self.args))
+                state.stateful_callbacks = exported_callbacks(self.callback_handler, self.control)
                 state.save_to_json(os.path.join(directory, TRAINER_STATE_NAME))
         if self.args.push_to_hub:
             self._push_from_checkpoint(output_dir)
@@ -1575,46 +1512,24 @@ class Trainer:
         if callable(switch):
             switch()
 
-    def _data_position(self) -> dict[str, int]:
-        """Where in the data the run stands, in samples over all processes; a finished pass counts as the next one's start."""
-        plan = self.plan
-        if plan is not None and plan.len_dataloader is not None and self._micro_batches_in_epoch >= plan.len_dataloader:
-            return {"epoch": self._epoch + 1, "samples_in_epoch": 0}
-        return {
-            "epoch": self._epoch,
-            "samples_in_epoch": self._micro_batches_in_epoch * self._samples_per_micro_batch(),
-        }
-
-    def _exported_callbacks(self) -> dict[str, Any]:
-        stateful = [
-            item for item in [*self.callback_handler.callbacks, self.control] if isinstance(item, ExportableState)
-        ]
-        return exported_states(stateful)
+    def _resume_point(self) -> ResumePoint:
+        """Where a run goes on that is resumed from here; a finished pass counts as the start of the next."""
+        epoch, samples = self._epoch, self._micro_batches_in_epoch * self._samples_per_micro_batch()
+        length = self.plan.len_dataloader if self.plan is not None else None
+        if length is not None and self._micro_batches_in_epoch >= length:
+            epoch, samples = epoch + 1, 0
+        return ResumePoint(epoch, samples, self._total_loss_scalar, self._globalstep_last_logged)
 
     def _load_callback_state(self) -> None:
-        """Give the callbacks the state they had in the checkpoint: what they counted always, what they were constructed
-        with only under `restore_callback_states_from_checkpoint`."""
-        saved = self.state.stateful_callbacks
-        seen: dict[str, int] = {}
-        for number, callback in enumerate(self.callback_handler.callbacks):
-            name = type(callback).__name__
-            if not isinstance(callback, ExportableState) or name not in saved:
-                continue
-            states = saved[name] if isinstance(saved[name], list) else [saved[name]]
-            index = seen.get(name, 0)
-            seen[name] = index + 1
-            if index >= len(states):
-                continue
-            if self.args.restore_callback_states_from_checkpoint:
-                self.callback_handler.callbacks[number] = type(callback).from_state(states[index])
-                self.callback_handler.refresh_listeners()
-            else:
-                for attribute, value in states[index].get("attributes", {}).items():
-                    setattr(callback, attribute, value)
+        """Hook: give the callbacks the state they had in the checkpoint."""
+        replace = self.args.restore_callback_states_from_checkpoint
+        restore_callbacks(self.callback_handler, self.state.stateful_callbacks, replace=replace)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model and `processing_class` so that `from_pretrained` loads them. Writes on the main process only."""
-        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        """Save the model and `processing_class` so that `from_pretrained` loads them. Writes on the main
+        process only.
+        """
+        output_dir = output_dir or self._output_dir
         if self.args.should_save:
             self._save(output_dir)
         if self.args.push_to_hub and not _internal_call:
@@ -1622,12 +1537,12 @@ class Trainer:
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Hook: write weights, `processing_class` and `training_args.bin` into `output_dir`."""
-        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        output_dir = output_dir or self._output_dir
         os.makedirs(output_dir, exist_ok=True)
         checkpoint_weights.save_weights(
             self._strategy.unwrap(self.model), output_dir, state_dict=state_dict, safe=bool(self.args.save_safetensors)
         )
-        processor = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        processor: Any = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         if hasattr(processor, "save_pretrained"):
             processor.save_pretrained(output_dir)
         checkpoint_save.save_training_args(output_dir, self.args)
@@ -1657,9 +1572,11 @@ class Trainer:
         checkpoint_save.save_rng(output_dir, rank=self._strategy.process_index, world_size=self._strategy.num_processes)
 
     def _rotate_checkpoints(self, use_mtime: bool = False, output_dir: str | None = None) -> None:
-        """Delete the oldest checkpoints above `save_total_limit`, never the best, the last, or what we did not write."""
+        """Delete the oldest checkpoints above `save_total_limit`, never the best, the last, or what we did not
+        write.
+        """
         layout.rotate_checkpoints(
-            output_dir if output_dir is not None else self.args.output_dir,
+            output_dir or self._output_dir,
             self.args.save_total_limit,
             best_model_checkpoint=self.state.best_model_checkpoint,
             use_mtime=use_mtime,
@@ -1670,7 +1587,7 @@ class Trainer:
     ) -> list[str]:
         """Checkpoint directories, oldest first, the best one moved behind those that may be deleted."""
         return layout.sort_checkpoints(
-            output_dir if output_dir is not None else self.args.output_dir,
+            output_dir or self._output_dir,
             checkpoint_prefix=checkpoint_prefix,
             use_mtime=use_mtime,
             best_model_checkpoint=self.state.best_model_checkpoint,
@@ -1678,12 +1595,13 @@ class Trainer:
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Hook: put a checkpoint's weights into the model."""
-        result = checkpoint_weights.load_weights(model if model is not None else self.model, resume_from_checkpoint)
+        model = self._strategy.unwrap(model if model is not None else self.model)
+        result = checkpoint_weights.load_weights(model, resume_from_checkpoint)
         self._issue_warnings_after_load(result)
 
     def _load_best_model(self) -> None:
         """Hook: put the best checkpoint's weights into the model."""
-        path = best.locate(self.state.best_model_checkpoint, self.args.output_dir)
+        path = best.locate(self.state.best_model_checkpoint, self._output_dir)
         if path is None:
             logger.warning(
                 "The best checkpoint, %s, is gone; the model keeps its last weights.", self.state.best_model_checkpoint
@@ -1693,7 +1611,9 @@ class Trainer:
         self._issue_warnings_after_load(checkpoint_weights.load_weights(self.model, path))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Say which weights of the model a checkpoint did not hold, and which of its weights the model has no place for."""
+        """Say which weights of the model a checkpoint did not hold, and which of its weights the model has no place
+        for.
+        """
         checkpoint_weights.issue_warnings_after_load(load_result, self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -1712,17 +1632,15 @@ class Trainer:
         if checkpoint is not None:
             checkpoint_load.load_rng(checkpoint, self._strategy.process_index, self._strategy.num_processes)
 
-    # ---------------------------------------------------------------------------------------------------- the model hub ----
+    # -- the model hub -------------------------------------------------------------------------------------------------
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository `hub_model_id`, where it does not exist."""
         if self.is_world_process_zero():
-            self.hub_model_id = hub_push.create_repository(
-                self.args.hub_model_id,
-                token=token or self.args.hub_token,
-                private=private if private is not None else self.args.hub_private_repo,
-                output_dir=self.args.output_dir,
-            )
+            from trainwright.hub.session import HubSession
+
+            self._hub = HubSession(self.args, token, private)
+            self.hub_model_id = self._hub.repo_id
 
     def create_model_card(
         self,
@@ -1736,33 +1654,29 @@ class Trainer:
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Write a draft of a model card to `output_dir`, from what this trainer knows. A card written by hand is kept."""
-        if not self.is_world_process_zero():
-            return
-        from trainwright.hub import card_values
-        from trainwright.hub.model_card import write_model_card
+        """Write a draft of a model card to `output_dir`, from what this trainer knows. A card written by hand
+        is kept.
+        """
+        if self.is_world_process_zero():
+            from trainwright.hub.session import write_card
 
-        data = self.train_dataset if self.train_dataset is not None else self.eval_dataset
-        data_tag, data_args = card_values.dataset_names(data)
-        base = getattr(getattr(self.model, "config", None), "_name_or_path", None)
-        is_local = base is not None and os.path.isdir(base)
-        write_model_card(
-            self.args.output_dir,
-            language=language,
-            license=license,
-            tags=tags,
-            model_name=model_name
-            or (self.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))).split("/")[-1],
-            finetuned_from=finetuned_from or (base if base and not is_local else None),
-            tasks=tasks,
-            dataset_tags=dataset_tags or data_tag,
-            dataset=dataset,
-            dataset_args=dataset_args or data_args,
-            library_name="peft" if models.is_peft_model(self.model) else "transformers",
-            hyperparameters=card_values.hyperparameters_of(self.args, self._strategy.num_processes),
-            log_history=self.state.log_history,
-            framework_versions=card_values.versions(),
-        )
+            write_card(
+                self.args,
+                self.model,
+                self.state.log_history,
+                self._strategy.num_processes,
+                self.hub_model_id,
+                data=self.train_dataset if self.train_dataset is not None else self.eval_dataset,
+                language=language,
+                license=license,
+                tags=tags,
+                model_name=model_name,
+                finetuned_from=finetuned_from,
+                tasks=tasks,
+                dataset_tags=dataset_tags,
+                dataset=dataset,
+                dataset_args=dataset_args,
+            )
 
     def push_to_hub(
         self,
@@ -1773,58 +1687,39 @@ class Trainer:
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Save the model and commit `output_dir` to `hub_model_id`. Returns the commit, or a future when not `blocking`.
+        """Save the model and commit `output_dir` to `hub_model_id`. Returns the commit, or a future when not
+        `blocking`.
 
         `kwargs` go to `create_model_card`.
         """
         self.control = self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
+        if self._hub is None:
             self.init_hf_repo(token=token, private=private)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        self.create_model_card(model_name=kwargs.pop("model_name", None), **kwargs)
-        self._finish_current_push()
-        return hub_push.push_folder(
-            str(self.hub_model_id),
-            self.args.output_dir,
-            message=commit_message or "End of training",
-            token=token or self.args.hub_token,
-            revision=revision or self.args.hub_revision,
-            blocking=blocking,
-        )
+        self.create_model_card(**kwargs)
+        return self._hub.push_output(commit_message or "End of training", token, revision, blocking)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Hook: start a push in the background after a save, as `hub_strategy` asks."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        self.control = self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self._push_queue is None:
-            from trainwright.hub.queue import PushQueue
-
-            self._push_queue = PushQueue(self.args.hub_always_push)
-        self._push_queue.push_checkpoint(
-            str(self.hub_model_id),
-            self.args.output_dir,
-            checkpoint_folder,
-            strategy=self.args.hub_strategy,
-            message=f"Training in progress, step {self.state.global_step}",
-            token=self.args.hub_token,
-            revision=self.args.hub_revision,
-        )
+        if self._hub is not None and self.args.hub_strategy != HubStrategy.END:
+            self.control = self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            self._hub.push_checkpoint(checkpoint_folder, self.state.global_step)
 
     def _finish_current_push(self) -> None:
         """Wait for the pushes that run in the background."""
-        if self._push_queue is not None and not self._push_queue.is_done():
-            logger.info("Waiting for the push in progress to finish.")
-            self._push_queue.wait_until_done()
+        if self._hub is not None:
+            self._hub.finish()
 
     def _add_sm_patterns_to_gitignore(self) -> None:
         """Keep SageMaker's own files out of pushes."""
         if self.is_world_process_zero():
-            hub_push.add_patterns_to_gitignore(self.args.output_dir, ["*.sagemaker-uploading", "*.sagemaker-uploaded"])
+            from trainwright.hub.push import add_patterns_to_gitignore
 
-    # --------------------------------------------------------------------------------------------- hyper-parameter search ----
+            add_patterns_to_gitignore(self._output_dir, ["*.sagemaker-uploading", "*.sagemaker-uploaded"])
+
+    # -- hyper-parameter search ----------------------------------------------------------------------------------------
 
     def hyperparameter_search(
         self,
@@ -1840,61 +1735,62 @@ class Trainer:
 
         Needs `model_init`. `compute_objective(metrics)` is what `direction` minimises or maximises: by default the
         evaluation loss, or the sum of all other metrics where there are any. `backend`: "optuna", "ray", "wandb"; by
-        default the first one installed. `kwargs` go to the backend. Several directions return a list (the Pareto front).
+        default the first one installed. `kwargs` go to the backend. Several directions return a list (the Pareto
+        front).
         """
         if self.model_init is None:
             raise RuntimeError(
-                "hyperparameter_search trains a new model in each trial: pass Trainer(model_init=...) instead of model=."
+                "hyperparameter_search trains a new model in each trial: pass Trainer(model_init=...) instead "
+                "of model=."
             )
-        from trainwright.search import backends
-        from trainwright.search.spaces import default_compute_objective
+        from trainwright.search.session import SearchSession
 
-        self._search_engine = engine = backends.choose_backend(backend)
-        self.hp_search_backend = HPSearchBackend(engine.__name__.rpartition(".")[2])  # type: ignore[attr-defined]
-        self.hp_space = hp_space if hp_space is not None else engine.default_hp_space
+        self._search = SearchSession(backend, hp_space, compute_objective, hp_name)
         self.hp_name = hp_name
-        self.compute_objective = compute_objective if compute_objective is not None else default_compute_objective
-        context = backends.SearchContext(
-            num_gpus=self.args.n_gpu,
-            ray_scope=self.args.ray_scope or "last",
-            evaluates_while_training=self.args.eval_strategy != "no",
-        )
         try:
-            return engine.run(self._run_trial, n_trials, direction, hp_space=self.hp_space, context=context, **kwargs)
+            best_run: BestRun | list[BestRun] = self._search.run(
+                self._run_trial, self.args, n_trials, direction, **kwargs
+            )
+            return best_run
         finally:
-            self.hp_search_backend = None
+            self._search = None
+
+    @property
+    def hp_search_backend(self) -> HPSearchBackend | None:
+        """The engine of the search that runs now; None outside `hyperparameter_search`."""
+        return self._search.backend if self._search is not None else None
 
     def _run_trial(self, trial: Any, checkpoint_dir: str | None = None) -> Any:
         """Train one trial; returns its objective."""
         self.objective: Any = None
         self.train(resume_from_checkpoint=checkpoint_dir, trial=trial)
         if self.objective is None:
-            self.objective = self.compute_objective(self.evaluate())
+            self.objective = self._search.compute_objective(self.evaluate())
         return self.objective
 
     def _hp_search_setup(self, trial: Any) -> None:
         """Hook: put a trial's hyper-parameters into `self.args`, each as the type of its field."""
-        if trial is None:
-            return
-        from trainwright.search.assign import apply_trial
-
-        if self.hp_search_backend is not None:
-            apply_trial(self.args, self._search_engine.params_of(trial, self.hp_space))
+        if self._search is not None and trial is not None:
+            self._search.apply(trial, self.args)
         elif isinstance(trial, dict):
+            from trainwright.search.assign import apply_trial
+
             apply_trial(self.args, trial)
 
     def _report_to_hp_search(self, trial: Any, step: int, metrics: dict[str, float]) -> None:
-        """Hook: tell the search how a trial is doing; the search may end the trial here, with an exception of its own."""
-        if self.hp_search_backend is None or trial is None:
+        """Hook: tell the search how a trial is doing; the search may end the trial here, with an exception of
+        its own.
+        """
+        if self._search is None or trial is None:
             return
-        self.objective = self.compute_objective(dict(metrics))
+        self.objective = self._search.compute_objective(dict(metrics))
         try:
             if self.hp_search_backend is HPSearchBackend.RAY and self.control.should_save:
                 with tempfile.TemporaryDirectory() as directory:
                     self._tune_save_checkpoint(directory)
-                    self._search_engine.report(trial, self.objective, step, metrics, checkpoint_dir=directory)
+                    self._search.engine.report(trial, self.objective, step, metrics, checkpoint_dir=directory)
             else:
-                self._search_engine.report(trial, self.objective, step, metrics)
+                self._search.engine.report(trial, self.objective, step, metrics)
         except BaseException:
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             raise
@@ -1908,7 +1804,7 @@ class Trainer:
             self._save_optimizer_and_scheduler(output_dir)
             self._save_rng_state(output_dir)
 
-    # ------------------------------------------------------------------------------------------- metrics, files, small ----
+    # -- metrics, files, small -----------------------------------------------------------------------------------------
 
     def log_metrics(self, split: str, metrics: dict[str, float]) -> None:
         """Print metrics in aligned columns, in human units. `split`: "train", "eval", "test" ... Main process only."""
@@ -1923,12 +1819,12 @@ class Trainer:
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
         """Write `{split}_results.json`, and with `combined` update `all_results.json`. Main process only."""
         if self.is_world_process_zero():
-            metric_text.write_metrics(self.args.output_dir, split, metrics, combined)
+            metric_text.write_metrics(self._output_dir, split, metrics, combined)
 
     def save_state(self) -> None:
         """Write `trainer_state.json` into `output_dir`: `save_model` writes the model alone. Main process only."""
         if self.is_world_process_zero():
-            self.state.save_to_json(os.path.join(self.args.output_dir, TRAINER_STATE_NAME))
+            self.state.save_to_json(os.path.join(self._output_dir, TRAINER_STATE_NAME))
 
     def is_local_process_zero(self) -> bool:
         """Whether this is the first process of its machine."""
@@ -1941,8 +1837,9 @@ class Trainer:
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         """Hook: move the model to its device; weights that were tied stay tied."""
         model.to(device)
-        if hasattr(model, "tie_weights"):
-            model.tie_weights()
+        tie_weights: Any = getattr(model, "tie_weights", None)
+        if tie_weights is not None:
+            tie_weights()
 
     def torch_jit_model_eval(self, model: nn.Module, dataloader: DataLoader[Any], training: bool = False) -> nn.Module:
         """`jit_mode_eval`: the model traced on the first batch of `dataloader`; the model itself when tracing fails."""
@@ -1964,12 +1861,3 @@ _NOTHING = contextlib.nullcontext()
 
 def _parameters_of(function: Callable[..., Any]) -> list[str]:
     return [name for name in inspect.signature(function).parameters if name not in ("self", "older")]
-
-
-def _without(outputs: Any, keys: list[str], skip_first: bool) -> tuple[Any, ...]:
-    """The values of a model's outputs but those under `keys`; of a tuple, all but the first when that is the loss."""
-    if isinstance(outputs, Mapping):
-        return tuple(value for key, value in outputs.items() if key not in keys)
-    if isinstance(outputs, torch.Tensor):
-        return (outputs,)
-    return tuple(outputs[1:] if skip_first else outputs)

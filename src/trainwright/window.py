@@ -92,10 +92,16 @@ class LossWindow:
         return self._sum(numbers[:num_losses]), values
 
     def _sum(self, losses: list[float]) -> float:
-        total, count = self._carried
-        for loss in losses:
-            if self.filter_nonfinite and not math.isfinite(loss):
-                loss = total / count if count else 0.0
+        carried, count = self._carried
+        total = carried
+        for (
+            loss
+        ) in losses:  # one by one, not sum(): from Python 3.12 on that rounds differently than adding in two parts
             total += loss
+        if math.isfinite(total) or not self.filter_nonfinite:
+            return total
+        total = carried
+        for loss in losses:
+            total += loss if math.isfinite(loss) else (total / count if count else 0.0)
             count += 1
         return total

@@ -8,7 +8,7 @@ from argparse import ArgumentParser
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -34,19 +34,19 @@ class Everything:
     number: int = 3
     rate: float = 0.1
     name: str = "a"
-    maybe: Optional[float] = None
-    title: Optional[str] = None
+    maybe: float | None = None
+    title: str | None = None
     flag: bool = False
     on: bool = True
-    unsure: Optional[bool] = None
+    unsure: bool | None = None
     colour: Colour = Colour.RED
     size: Size = Size.SMALL
     mode: Literal["fast", 2] = "fast"
     names: list[str] = field(default_factory=lambda: ["x"])
-    counts: Optional[list[int]] = None
+    counts: list[int] | None = None
     split: "int | str" = "all"
     where: Path = Path("here")
-    settings: Optional[dict] = None
+    settings: dict | None = None
     pair: tuple[int, float] = (1, 2.0)
     anything: Any = None
     hidden: int = field(default=5, init=False)
@@ -61,7 +61,7 @@ class Needed:
 @dataclass
 class DataTrainingArguments:
     lang: str = field(default=None, metadata={"help": "xxx"})
-    dataset_name: Optional[str] = field(default=None, metadata={"help": "yyy"})
+    dataset_name: str | None = field(default=None, metadata={"help": "yyy"})
 
 
 @dataclass
@@ -108,7 +108,11 @@ def parse(*words, types=Everything, **kwargs):
         (["--where", "a/b"], "where", Path("a/b")),
         (["--settings", '{"a": 1}'], "settings", {"a": 1}),
         (["--settings", "{'a': None}"], "settings", {"a": None}),
-        (["--settings.a.b", "1e-5", "--settings.a.c=text", "--settings.on"], "settings", {"a": {"b": 1e-5, "c": "text"}, "on": True}),
+        (
+            ["--settings.a.b", "1e-5", "--settings.a.c=text", "--settings.on"],
+            "settings",
+            {"a": {"b": 1e-5, "c": "text"}, "on": True},
+        ),
         (["--settings", '{"a": 1}', "--settings.b", "true"], "settings", {"a": 1, "b": True}),
         (["--pair", "3", "4"], "pair", (3, 4.0)),
         (["--anything", "[1]"], "anything", [1]),
@@ -159,7 +163,7 @@ def test_aliases_work_and_HfArg_writes_a_field():
     @dataclass
     class Short:
         rate: float = HfArg(default=1.0, aliases=["--lr", "-r"], help="speed")
-        words: list = HfArg(default_factory=list, aliases="-w")
+        words: list = HfArg(default_factory=list, aliases="-w")  # noqa: RUF009
 
     assert parse("--lr", "2", "-w", "a", "b", types=Short)[0] == Short(2.0, ["a", "b"])
     assert parse("-r", "3", types=Short)[0] == Short(3.0, [])
@@ -189,7 +193,9 @@ def test_a_required_field_is_asked_for(capsys):
 
 
 def test_an_unknown_flag_is_named_with_the_nearest():
-    with pytest.raises(ValueError, match=r"not used by the HfArgumentParser: \['--nmber', '3'\] Did you mean '--number'"):
+    with pytest.raises(
+        ValueError, match=r"not used by the HfArgumentParser: \['--nmber', '3'\] Did you mean '--number'"
+    ):
         parse("--nmber", "3")
 
 
@@ -224,13 +230,29 @@ def test_defaults_set_on_the_parser_are_used():
 
 
 def test_a_dict_is_typed_by_the_fields():
-    given = {"rate": "1e-4", "number": 3.0, "flag": "true", "colour": "blue", "counts": [1], "names": "one", "where": "w"}
+    given = {
+        "rate": "1e-4",
+        "number": 3.0,
+        "flag": "true",
+        "colour": "blue",
+        "counts": [1],
+        "names": "one",
+        "where": "w",
+    }
     (found,) = HfArgumentParser(Everything).parse_dict(given)
     assert (found.rate, found.number, found.flag, found.colour) == (1e-4, 3, True, Colour.BLUE)
     assert (found.counts, found.names, found.where) == ([1], ["one"], Path("w"))
 
 
-@pytest.mark.parametrize(("given", "message"), [({"rate": "fast"}, "rate: 'fast'"), ({"number": 2.5}, "number: 2.5"), ({"number": True}, "bool"), ({"mode": "x"}, "mode")])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rate": "fast"}, "rate: 'fast'"),
+        ({"number": 2.5}, "number: 2.5"),
+        ({"number": True}, "bool"),
+        ({"mode": "x"}, "mode"),
+    ],
+)
 def test_a_wrong_value_in_a_dict_names_its_key(given, message):
     with pytest.raises(ValueError) as caught:
         HfArgumentParser(Everything).parse_dict(given)
@@ -239,7 +261,9 @@ def test_a_wrong_value_in_a_dict_names_its_key(given, message):
 
 def test_extra_keys_are_refused_or_allowed():
     parser = HfArgumentParser(Needed)
-    with pytest.raises(ValueError, match=r"Some keys are not used by the HfArgumentParser: \['pth'\] Did you mean 'path'"):
+    with pytest.raises(
+        ValueError, match=r"Some keys are not used by the HfArgumentParser: \['pth'\] Did you mean 'path'"
+    ):
         parser.parse_dict({"path": "p", "pth": 1})
     assert parser.parse_dict({"path": "p", "more": 1}, allow_extra_keys=True) == (Needed("p"),)
 
@@ -318,8 +342,14 @@ def test_the_sample_of_seed_003_runs(tmp_path):
     assert (data.lang, data.dataset_name, model.path) == ("en", "glue", "a.txt")
     assert (train.do_train, train.eval_steps, train.learning_rate, train.report_to) == (True, None, 1e-4, [])
     assert (train.label_names, train.lr_scheduler_kwargs, train.eval_strategy) == (["a", "b"], {"num_cycles": 2}, "no")
-    again = HfArgumentParser((DataTrainingArguments, ModelArguments, TrainingArguments)).parse_with_file(given, "--yaml")
-    assert again[0] == data and again[1] == model and again[2].to_dict() == {**train.to_dict(), "logging_dir": again[2].logging_dir}
+    again = HfArgumentParser((DataTrainingArguments, ModelArguments, TrainingArguments)).parse_with_file(
+        given, "--yaml"
+    )
+    assert (
+        again[0] == data
+        and again[1] == model
+        and again[2].to_dict() == {**train.to_dict(), "logging_dir": again[2].logging_dir}
+    )
 
 
 # TrainingArguments on a command line.
@@ -330,7 +360,9 @@ def train_args(*words):
 
 
 def test_a_run_of_flags_gives_the_same_arguments_as_the_constructor():
-    args = train_args("--do_train", "--learning_rate", "2e-5", "--num_train_epochs", "3", "--bf16", "--no_dataloader_pin_memory")
+    args = train_args(
+        "--do_train", "--learning_rate", "2e-5", "--num_train_epochs", "3", "--bf16", "--no_dataloader_pin_memory"
+    )
     assert (args.do_train, args.learning_rate, args.num_train_epochs, args.bf16) == (True, 2e-5, 3.0, True)
     assert args.dataloader_pin_memory is False
 
@@ -342,7 +374,11 @@ def test_a_run_of_flags_gives_the_same_arguments_as_the_constructor():
         (["--save_steps", "0.25"], "save_steps", 0.25),
         (["--lr_scheduler_kwargs.min_lr", "1e-5"], "lr_scheduler_kwargs", {"min_lr": 1e-5}),
         (["--lr-scheduler-kwargs.min_lr=1e-5"], "lr_scheduler_kwargs", {"min_lr": 1e-5}),
-        (["--gradient_checkpointing_kwargs", '{"use_reentrant": false}'], "gradient_checkpointing_kwargs", {"use_reentrant": False}),
+        (
+            ["--gradient_checkpointing_kwargs", '{"use_reentrant": false}'],
+            "gradient_checkpointing_kwargs",
+            {"use_reentrant": False},
+        ),
         (["--optim_target_modules", "q", "v"], "optim_target_modules", ["q", "v"]),
         (["--optim_target_modules", "all-linear"], "optim_target_modules", "all-linear"),
         (["--fsdp", "full_shard auto_wrap"], "fsdp", ["full_shard", "auto_wrap"]),
@@ -394,14 +430,20 @@ def test_older_flags_are_accepted_and_reported_at_the_callers_line(words, name, 
 
 def test_older_keys_are_accepted_in_dicts():
     with pytest.warns(FutureWarning):
-        (args,) = HfArgumentParser(TrainingArguments).parse_dict({"output_dir": "o", "evaluation_strategy": "epoch", "report_to": "none"})
+        (args,) = HfArgumentParser(TrainingArguments).parse_dict(
+            {"output_dir": "o", "evaluation_strategy": "epoch", "report_to": "none"}
+        )
     assert args.eval_strategy == "epoch"
 
 
 def test_help_is_grouped_by_topic_and_explains_every_flag(capsys):
     parser = HfArgumentParser((Needed, TrainingArguments))
     text = parser.format_help()
-    groups = [line for line in text.splitlines() if line.startswith(("Needed", "Run", "Optim", "Batch", "Interval", "Eval", "Prec", "Para", "Report", "Hub"))]
+    groups = [
+        line
+        for line in text.splitlines()
+        if line.startswith(("Needed", "Run", "Optim", "Batch", "Interval", "Eval", "Prec", "Para", "Report", "Hub"))
+    ]
     assert [line.split(":")[0] for line in groups] == [
         "Needed", "RunArguments", "OptimizationArguments", "BatchArguments", "IntervalArguments", "EvaluationArguments",
         "PrecisionArguments", "ParallelArguments", "ReportingArguments", "HubArguments",
@@ -414,3 +456,8 @@ def test_the_parser_imports_nothing_heavy():
     code = "import sys, trainwright.argparser; print([m for m in ('torch', 'yaml', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_usage_line_names_what_is_required_only():
+    usage = HfArgumentParser((Needed, TrainingArguments), prog="train").format_usage()
+    assert usage == "usage: train [-h] --path TEXT\n"

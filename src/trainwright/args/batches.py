@@ -12,7 +12,7 @@ from trainwright.args.checks import check_choice, check_number
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
 
-SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
+SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance")
 
 
 @dataclass
@@ -36,9 +36,9 @@ class BatchArguments(RunArguments):
     )
     train_sampling_strategy: str = option(
         "random",
-        "Order of the training data: 'random', 'sequential', or 'group_by_length', which puts samples of similar "
-        "length "
-        "into one batch and so wastes little on padding.",
+        "Order of the training data: 'random', 'sequential', 'group_by_length', which puts samples of similar length "
+        "into one batch and so wastes little on padding, or 'batch_rebalance', which splits each update's samples into "
+        "micro-batches of unequal size and like cost.",
     )
     group_by_length: bool = option(
         False, "The same as train_sampling_strategy='group_by_length'; the two always agree."

@@ -79,30 +79,25 @@ def _apply(row: Renamed, given: dict[str, Any], defaults: dict[str, Any], order:
     if is_field and row.old not in _documented_fields(cls):
         return  # a subclass brought its own field of that name
     value = given[row.old] if is_field else given.pop(row.old)
-    if value is None or (is_field and value == defaults[row.old]):
-        if not (order and is_field):
-            return
-        # replace() switched the older name off: the newer one follows, where it still says what the older one said.
+    used = value is not None and not (is_field and value == defaults[row.old])
     newer = row.translate(value, given)
     differing = [name for name, wanted in newer.items() if name in given and given[name] != wanted]
-    if newer and order and is_field and differing:
-        new = differing[0]
-        if order.index(row.old) > order.index(new):
-            given[row.old] = defaults[row.old]  # the newer name was changed: the older one lets go
-        else:
-            given.update({name: defaults.get(name) if wanted is None else wanted for name, wanted in newer.items()})
-        return
-    if value is None or (is_field and value == defaults[row.old]):
-        return
-    if is_field and newer and all(name in given for name in newer) and not differing:
-        return  # both say the same: nothing to translate, nothing to warn about
-    for name in differing:
-        if not row.merges and given[name] != defaults.get(name):
-            raise ValueError(
-                f"{row.old}={value!r} and {name}={given[name]!r} contradict each other: drop {row.old}, the older name."
-            )
-    given.update(newer)
-    _warn(f"The argument {row.old!r} is outdated since {row.since}; use {row.instead.replace('...', repr(value))}.")
+    if is_field and order and differing:  # replace() changed one of the two
+        if order.index(row.old) > order.index(differing[0]):
+            given[row.old] = defaults[row.old]  # the newer one: the older lets go
+            return
+        given.update({name: defaults[name] if wanted is None else wanted for name, wanted in newer.items()})
+    elif not used or (is_field and newer and not differing and newer.keys() <= given.keys()):
+        return  # not asked for, or both names say the same
+    else:
+        for name in differing:
+            if not row.merges and given[name] != defaults.get(name):
+                older, other = (f"{key}={_shown(key, given.get(key, value))}" for key in (row.old, name))
+                raise ValueError(f"{older} and {other} contradict each other: drop {row.old}, the older name.")
+        given.update(newer)
+    if used:
+        instead = row.instead.replace("...", _shown(row.old, value))
+        _warn(f"The argument {row.old!r} is outdated since {row.since}; use {instead}.")
 
 
 def _agree(older: str, newer: str, given: dict[str, Any], defaults: dict[str, Any], order: list[str] | None) -> None:
@@ -152,6 +147,10 @@ def _documented_fields(cls: type) -> set[str]:
         base for base in cls.__mro__ if base.__module__.startswith("trainwright.") and dataclasses.is_dataclass(base)
     ]
     return {field.name for base in ours for field in dataclasses.fields(base)}
+
+
+def _shown(name: str, value: Any) -> str:
+    return "<hidden>" if name.endswith("_token") else repr(value)
 
 
 def _warn(message: str) -> None:

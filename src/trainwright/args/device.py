@@ -6,7 +6,6 @@ launchers announce them. Leaves to others: wrapping models (`parallel/`). Torch 
 
 from __future__ import annotations
 
-import datetime
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -131,8 +130,3 @@ def barrier(args: TrainingArguments) -> None:
     if args.device.type == "cuda" and distributed.get_backend() == "nccl":
         kwargs["device_ids"] = [args.device.index]
     distributed.barrier(**kwargs)
-
-
-def timeout(seconds: float) -> datetime.timedelta:
-    """Seconds as torch.distributed wants them."""
-    return datetime.timedelta(seconds=seconds)

@@ -15,6 +15,7 @@ from trainwright.args.checks import check_dict, check_enum, check_number
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
 from trainwright.names import OptimizerNames, SchedulerType
+from trainwright.optim.registry import is_registered
 
 
 @dataclass
@@ -50,7 +51,7 @@ class OptimizationArguments(RunArguments):
         "Further settings of the optimizer as 'key=value,key=value', for those that have any (GaLore, APOLLO, LOMO "
         "...).",
     )
-    optim_target_modules: str | list[str] | None = option(
+    optim_target_modules: list[str] | str | None = option(
         None, "Modules whose gradients GaLore or APOLLO project: names, a regular expression, or 'all-linear'."
     )
     adafactor: bool = option(False, "Older way to write optim='adafactor'.")
@@ -95,7 +96,8 @@ class OptimizationArguments(RunArguments):
             )
         if self.adafactor:
             self.optim = OptimizerNames.ADAFACTOR
-        check_enum(self, "optim", OptimizerNames)
+        if not is_registered(self.optim):  # a name that register_optimizer() added is taken as it is
+            check_enum(self, "optim", OptimizerNames)
         check_enum(self, "lr_scheduler_type", SchedulerType)
         check_dict(self, "lr_scheduler_kwargs")
         if self.lr_scheduler_kwargs is None:

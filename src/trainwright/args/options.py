@@ -1,6 +1,8 @@
 """`option()`: a dataclass field whose meaning is written down once, in its help.
 
 Owns: how a field carries its documentation. Leaves to others: printing it (`argparser.py`, the API page).
+Annotations of the fields keep text in second place, `list[str] | str | None`: older command-line parsers read unions
+so.
 """
 
 from __future__ import annotations
@@ -15,15 +17,12 @@ def option(
     help: str = "",
     *,
     factory: Callable[[], Any] | None = None,
-    aliases: tuple[str, ...] = (),
     init: bool = True,
     repr: bool = True,
     compare: bool = True,
 ) -> Any:
-    """A dataclass field with `help` (unit, consequence; %% for a percent sign) and further command-line `aliases`."""
-    metadata: dict[str, Any] = {"help": help}
-    if aliases:
-        metadata["aliases"] = list(aliases)
+    """A dataclass field with `help` (unit, consequence; %% for a percent sign)."""
+    metadata = {"help": help}
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata, init=init, repr=repr, compare=compare)
     return dataclasses.field(default=default, metadata=metadata, init=init, repr=repr, compare=compare)

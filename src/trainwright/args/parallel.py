@@ -53,7 +53,7 @@ class ParallelArguments(RunArguments):
         "Promise DDP that every step uses the same graph: allows recomputation and saves bookkeeping. None: no "
         "promise.",
     )
-    fsdp: bool | list[FSDPOption] | str | None = option(
+    fsdp: list[FSDPOption] | str | None = option(
         "",
         "Shard the model with FSDP: True, or words such as 'full_shard auto_wrap offload' separated by spaces. '': "
         "off.",
@@ -72,7 +72,7 @@ class ParallelArguments(RunArguments):
     deepspeed: dict[str, Any] | str | None = option(
         None, "Train with DeepSpeed: its configuration as a dict, JSON text, or path of a .json file."
     )
-    accelerator_config: AcceleratorConfig | dict[str, Any] | str | None = option(
+    accelerator_config: dict[str, Any] | str | AcceleratorConfig | None = option(
         None, "Settings of accelerate's data handling: an AcceleratorConfig, dict, JSON text, or path of a .json file."
     )
     parallelism_config: Any = option(

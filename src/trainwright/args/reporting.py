@@ -34,7 +34,7 @@ LOG_LEVELS = {
 class ReportingArguments(RunArguments):
     """Reporting: log level, progress, trackers, counters."""
 
-    report_to: str | list[str] | None = option(
+    report_to: list[str] | str | None = option(
         None, "Trackers that receive the logs: names, 'all' installed ones, or 'none'. Without it: 'all'."
     )
     run_name: str | None = option(None, "Name of the run in the trackers. Without it: output_dir.")
@@ -57,7 +57,7 @@ class ReportingArguments(RunArguments):
     )
     log_level_replica: str = option("warning", "Log level of the other processes.")
     log_on_each_node: bool = option(True, "On several machines log once per machine instead of once.")
-    include_num_input_tokens_seen: bool | str | None = option(
+    include_num_input_tokens_seen: str | bool = option(
         False,
         "Count input tokens: 'all', 'non_padding', or 'no'. True is 'all'. Costs one gather per log line on several "
         "devices.",

@@ -4,7 +4,6 @@ Owns: `RunArguments`, the root of every topic. `output_dir` lives here and nowhe
 redefines any field keeps it the first positional argument. Leaves to others: every other topic.
 """
 
-
 from __future__ import annotations
 
 import os

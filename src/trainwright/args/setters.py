@@ -7,8 +7,7 @@ Source: seed 001 (signatures and defaults).
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING
 
 from trainwright.args.batches import BatchArguments
 from trainwright.args.evaluation import EvaluationArguments
@@ -19,6 +18,9 @@ from trainwright.args.parallel import ParallelArguments
 from trainwright.args.precision import PrecisionArguments
 from trainwright.args.reporting import ReportingArguments
 from trainwright.names import HubStrategy, IntervalStrategy, OptimizerNames, SaveStrategy, SchedulerType
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 # Listed from last to first: a dataclass collects fields from its last base on, so --help starts with the optimization.

@@ -4,7 +4,6 @@ Owns: the order in which topics settle, ranks and device as properties, and seri
 (one file per topic), older names (`constructor.py`), finding the device (`device.py`).
 """
 
-
 from __future__ import annotations
 
 import contextlib

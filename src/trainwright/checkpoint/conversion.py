@@ -26,11 +26,7 @@ def load_converted(model: Any, tensors: dict[str, torch.Tensor]) -> tuple[list[s
         # The library initialises a model before it fills it, which must not move the run's random state.
         with torch.random.fork_rng(devices=[]):
             other, info = type(model).from_pretrained(
-                None,
-                config=copy.deepcopy(model.config),
-                state_dict=tensors,
-                torch_dtype=wide,
-                output_loading_info=True,
+                None, config=copy.deepcopy(model.config), state_dict=tensors, torch_dtype=wide, output_loading_info=True
             )
     except Exception as error:  # whatever a user's own class or release raises: the plain result stands
         logger.info("The weights could not be converted by %s: %s", type(model).__name__, error)

@@ -64,8 +64,9 @@ def _check_something_left(names: Iterable[str], accepted: Iterable[str], descrip
     hints = {hint for name in names if (hint := closest(name, accepted))}
     raise ValueError(
         f"No column of the {description or 'given'} set is a parameter of the model's forward, so nothing would be "
-        f"left of a sample. Columns: {names}. forward and the labels accept: {accepted}.{''.join(sorted(hints))} Rename "
-        "the columns, or pass remove_unused_columns=False if your data_collator builds the model's inputs from them."
+        f"left of a sample. Columns: {names}. forward and the labels accept: {accepted}.{''.join(sorted(hints))} "
+        "Rename the columns, or pass remove_unused_columns=False if your data_collator makes the model's inputs of "
+        "them."
     )
 
 

@@ -24,10 +24,7 @@ def _process(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
             "num_replicas and rank were not given and no process group is running to ask. Pass both, or start the "
             "script with torchrun or accelerate launch."
         )
-    return (
-        dist.get_world_size() if num_replicas is None else num_replicas,
-        dist.get_rank() if rank is None else rank,
-    )
+    return (dist.get_world_size() if num_replicas is None else num_replicas, dist.get_rank() if rank is None else rank)
 
 
 def _padded_length(length: int, multiple: int) -> int:

@@ -38,12 +38,14 @@ def check_train_dataset(dataset: Any, args: Any) -> None:
         return
     if args.max_steps <= 0:
         raise ValueError(
-            f"train_dataset ({type(dataset).__name__}) has no length, so num_train_epochs={args.num_train_epochs} cannot be "
+            f"train_dataset ({type(dataset).__name__}) has no length, so "
+            f"num_train_epochs={args.num_train_epochs} cannot be "
             "turned into steps. Pass TrainingArguments(max_steps=...), or give the data set a __len__."
         )
     if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
         raise ValueError(
-            f"train_sampling_strategy={args.train_sampling_strategy!r} needs the lengths of all samples in advance, and "
+            f"train_sampling_strategy={args.train_sampling_strategy!r} needs the lengths of all samples in "
+            "advance, and "
             f"train_dataset ({type(dataset).__name__}) has no length. Use a map-style data set, or leave it unset."
         )
 
@@ -65,14 +67,18 @@ def data_seed(args: Any) -> int:
 def train_sampler_for(
     dataset: Any, args: Any, *, batch_size: int, model_input_name: str, strategy: str | None = None
 ) -> Sampler[Any] | None:
-    """The order of the training samples; None where the data set brings its own. `batch_size`: samples per micro-batch."""
+    """The order of the training samples; None where the data set brings its own. `batch_size`: samples per
+    micro-batch.
+    """
     if dataset is None or is_iterable(dataset):
         return None
+    strategy = strategy or args.train_sampling_strategy
+    balances = strategy == "batch_rebalance"  # it plans the updates of all processes together
     return build_train_sampler(
         dataset,
-        strategy=strategy or args.train_sampling_strategy,
+        strategy=strategy,
         seed=data_seed(args),
-        batch_size_for_grouping=batch_size * args.gradient_accumulation_steps,
+        batch_size_for_grouping=batch_size * args.gradient_accumulation_steps * (args.world_size if balances else 1),
         length_column_name=args.length_column_name,
         model_input_name=model_input_name,
         world_size=args.world_size,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, DistributedSampler, Sampler
 
-from trainwright.data.order import iterate_from, seeded
+from trainwright.data.order import Resumable, iterate_from, seeded
 from trainwright.interop.loaded import is_hf_dataset
 from trainwright.names import closest
 
@@ -91,7 +91,7 @@ def _given_lengths(dataset: Any, lengths: Any, model_input_name: str | None) -> 
     return sample_lengths(dataset, model_input_name=model_input_name)
 
 
-class LengthGroupedSampler(Sampler[int]):
+class LengthGroupedSampler(Resumable, Sampler[int]):
     """Samples in a random order grouped by length.
 
     After `set_epoch(e)` the order depends on nothing but the seed and `e`: `seed`, or what `generator` (or torch) was
@@ -114,7 +114,6 @@ class LengthGroupedSampler(Sampler[int]):
         self.generator = generator
         self.seed = seed
         self.epoch: int | None = None if seed is None else 0
-        self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of `epoch`."""
@@ -124,7 +123,7 @@ class LengthGroupedSampler(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        generator, start, self.start = self.generator, self.start, 0
+        generator, start = self.generator, self.take_start()
         if self.epoch is not None:
             own = torch.initial_seed() if generator is None else generator.initial_seed()
             generator = seeded((own if self.seed is None else self.seed) + self.epoch)

@@ -14,9 +14,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
+
+from trainwright.data.order import Resumable
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +42,7 @@ class DataPosition:
 
 
 class SkippingBatchSampler:
-    """A batch sampler whose next iteration leaves out `num_batches` batches, then `num_samples` samples. Applies once.
-
-    The first batch is drawn when iteration starts, not when it is asked for: samplers that draw from torch's global
-    generator then do so at the same point as in a run that never stopped.
-    """
+    """A batch sampler whose next iteration (only that) leaves out `num_batches` batches and `num_samples` samples."""
 
     def __init__(self, batch_sampler: Any, num_batches: int, num_samples: int = 0) -> None:
         self.batch_sampler = batch_sampler
@@ -59,20 +58,37 @@ class SkippingBatchSampler:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        batches: Iterator[Any] = iter(self.batch_sampler)
-        num_batches, num_samples, self.num_batches, self.num_samples = self.num_batches, self.num_samples, 0, 0
+        return SkippingIterator(self)
+
+
+class SkippingIterator:
+    """An iteration of a `SkippingBatchSampler`. Skips when first used: a loader with workers makes two and uses one."""
+
+    def __init__(self, owner: SkippingBatchSampler) -> None:
+        self.owner = owner
+        self.batches: Iterator[Any] = iter(owner.batch_sampler)
+        self.has_begun = False
+
+    def begin(self) -> None:
+        """Pass over what is to be skipped, if that has not happened yet."""
+        if self.has_begun:
+            return
+        self.has_begun = True
+        owner = self.owner
+        num_batches, num_samples, owner.num_batches, owner.num_samples = owner.num_batches, owner.num_samples, 0, 0
         for _ in range(num_batches):
-            next(batches, None)
-        while num_samples > 0 and (batch := next(batches, None)) is not None:
+            next(self.batches, None)
+        while num_samples > 0 and (batch := next(self.batches, None)) is not None:
             if len(batch) > num_samples:
-                return _prepend(batch[num_samples:], batches)
+                self.batches = chain([batch[num_samples:]], self.batches)
             num_samples -= len(batch)
-        return batches
 
+    def __iter__(self) -> SkippingIterator:
+        return self
 
-def _prepend(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
+    def __next__(self) -> Any:
+        self.begin()
+        return next(self.batches)
 
 
 class SkippingStream(IterableDataset[Any]):
@@ -131,7 +147,14 @@ def _discard(iterator: Iterator[Any], number: int, unit: str) -> None:
 
 
 def discard_batches(iterator: Iterator[Any], num_batches: int) -> None:
-    """Fetch and drop `num_batches` batches, with a progress bar; stops early where the data end."""
+    """Fetch and drop `num_batches` batches of a loader's iterator, with a progress bar; stops early where the data end.
+
+    Call it with 0 too: what `seek` passes over is then passed over here and not when the first batch is asked for, so
+    that samplers that draw from torch's global generator do so before the generators get their saved state.
+    """
+    order = getattr(iterator, "_sampler_iter", None)  # of torch's loader iterators
+    if isinstance(order, SkippingIterator):
+        order.begin()
     _discard(iterator, num_batches, "batch")
 
 
@@ -170,7 +193,7 @@ def _seekable(dataloader: Any) -> Any:
     """The innermost sampler if it can be told where to start, else None."""
     part = getattr(dataloader, "batch_sampler", None) or getattr(dataloader, "sampler", None)
     while part is not None:
-        if isinstance(getattr(part, "start", None), int):
+        if isinstance(part, Resumable):
             return part
         part = getattr(part, "batch_sampler", None) or getattr(part, "sampler", None)
     return None

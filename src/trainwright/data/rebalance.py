@@ -12,18 +12,19 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-from trainwright.data.order import seeded
+from trainwright.data.order import Resumable, seeded
 
 NUM_HALVINGS = 16  # comes within 1/65536 of the best split
 
 
-class BatchRebalanceSampler(Sampler[list[int]]):
+class BatchRebalanceSampler(Resumable, Sampler[list[int]]):
     """Splits each update's `effective_batch_size` samples into `dp_size * grad_accum` micro-batches of like cost.
 
     A batch sampler: yields lists of indices, `grad_accum` per update and process. `n` samples padded to `m` tokens cost
     `n * m + QUADRATIC_COST_COEF * n * m**2` (linear layers, attention). An update's samples are sorted by length and
-    cut where the costliest micro-batch is as cheap as can be, then the next; the `dp_size` costliest run at the same
-    time, so processes wait little for each other. All processes compute the same split from `seed + epoch`.
+    cut where the costliest micro-batch is as cheap as can be; the `dp_size` longest run at the same time, cut to cost
+    alike so that processes wait little for each other, then the next. All processes compute the same split from
+    `seed + epoch`.
 
     `drop_last` drops an incomplete last update; else it is kept, and filled up from the first samples only where there
     are fewer than micro-batches. `start`: the next iteration begins with this sample of the epoch; it applies once.
@@ -57,7 +58,6 @@ class BatchRebalanceSampler(Sampler[list[int]]):
         self.rank = rank
         self.drop_last = drop_last
         self.epoch = 0
-        self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of `epoch`."""
@@ -68,7 +68,7 @@ class BatchRebalanceSampler(Sampler[list[int]]):
         return (full + (rest > 0 and not self.drop_last)) * self.grad_accum
 
     def __iter__(self) -> Iterator[list[int]]:
-        start, self.start = self.start, 0
+        start = self.take_start()
         num_samples, num_groups = len(self.lengths), self.dp_size * self.grad_accum
         generator = seeded(self.seed + self.epoch)
         order = torch.randperm(num_samples, generator=generator) if self.shuffle else torch.arange(num_samples)
@@ -80,23 +80,23 @@ class BatchRebalanceSampler(Sampler[list[int]]):
                 missing = num_groups - len(update)
                 filling = order.repeat(-(-missing // num_samples))[:missing]
                 update = torch.cat([update, filling])
-            groups = self._split(update, num_groups)
+            groups = self._split(update)
             for slot in range(self.grad_accum):
                 yield groups[slot * self.dp_size + self.rank]
 
-    def _split(self, update: torch.Tensor, num_groups: int) -> list[list[int]]:
-        """The samples of one update as `num_groups` lists of indices, costliest first."""
+    def _split(self, update: torch.Tensor) -> list[list[int]]:
+        """The samples of one update as lists of indices: `dp_size` that run first, `dp_size` that run next, ..."""
         lengths, places = self.lengths[update].sort(descending=True, stable=True)
         indices, costs = update[places].tolist(), [self._cost(1, length) for length in lengths.tolist()]
-        groups: list[tuple[float, list[int]]] = []
-        begin, limit = 0, costs[0] * len(costs)
-        for num_left in range(num_groups, 0, -1):
-            limit = self._lowest_limit(costs[begin:], num_left, limit)
-            size = self._group_size(costs[begin], limit, len(costs) - begin, num_left)
-            groups.append((costs[begin] * size, indices[begin : begin + size]))
+        groups: list[list[int]] = []
+        begin, limit, num_groups = 0, costs[0] * len(costs), self.dp_size * self.grad_accum
+        while len(groups) < num_groups:
+            if len(groups) % self.dp_size == 0:  # what runs at the same time may all cost what the costliest does
+                limit = self._lowest_limit(costs[begin:], num_groups - len(groups), limit)
+            size = self._group_size(costs[begin], limit, len(costs) - begin, num_groups - len(groups))
+            groups.append(indices[begin : begin + size])
             begin += size
-        groups.sort(key=lambda group: -group[0])
-        return [group for _, group in groups]
+        return groups
 
     def _lowest_limit(self, costs: list[float], num_groups: int, feasible: float) -> float:
         """About the lowest cost that `num_groups` groups can stay under; `feasible` is known to be enough."""

@@ -27,7 +27,7 @@ from trainwright.data.length_grouping import (
     get_length_grouped_indices,
     sample_lengths,
 )
-from trainwright.data.order import iterate_from, seeded
+from trainwright.data.order import Resumable, iterate_from, seeded
 from trainwright.data.rebalance import BatchRebalanceSampler
 from trainwright.names import closest
 
@@ -52,7 +52,7 @@ __all__ = [
 STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance")
 
 
-class SeededRandomSampler(Sampler[int]):
+class SeededRandomSampler(Resumable, Sampler[int]):
     """A random order that depends on nothing but `seed + epoch`: `torch.randperm` of a generator seeded with it.
 
     `data_source` is a data set or its length. `start`: the next iteration begins with this sample of the epoch, at no
@@ -63,7 +63,6 @@ class SeededRandomSampler(Sampler[int]):
         self.num_samples = data_source if isinstance(data_source, int) else len(data_source)
         self.seed = seed
         self.epoch = epoch
-        self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of `epoch`."""
@@ -73,20 +72,15 @@ class SeededRandomSampler(Sampler[int]):
         return self.num_samples
 
     def __iter__(self) -> Iterator[int]:
-        start, self.start = self.start, 0
+        start = self.take_start()
         return iterate_from(torch.randperm(self.num_samples, generator=seeded(self.seed + self.epoch)), start)
 
 
-class ResumableSequentialSampler(SequentialSampler):
-    """torch's `SequentialSampler` with a `start`: the next iteration begins with this sample; it applies once."""
-
-    def __init__(self, data_source: Any) -> None:
-        super().__init__(data_source)
-        self.start = 0
+class ResumableSequentialSampler(Resumable, SequentialSampler):
+    """torch's `SequentialSampler` that can begin anywhere."""
 
     def __iter__(self) -> Iterator[int]:
-        start, self.start = self.start, 0
-        return iter(range(start, len(self.data_source)))
+        return iter(range(self.take_start(), len(self.data_source)))
 
 
 def _check_strategy(argument: str, strategy: str, allowed: tuple[str, ...]) -> None:

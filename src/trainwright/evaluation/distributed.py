@@ -118,11 +118,7 @@ class DistributedTensorGatherer:
     """
 
     def __init__(
-        self,
-        world_size: int,
-        num_samples: int,
-        make_multiple_of: int | None = None,
-        padding_index: int = IGNORE_INDEX,
+        self, world_size: int, num_samples: int, make_multiple_of: int | None = None, padding_index: int = IGNORE_INDEX
     ) -> None:
         self.world_size = world_size
         self.num_samples = num_samples

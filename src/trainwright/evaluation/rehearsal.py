@@ -1,17 +1,18 @@
 """Finding out before the first step that the best model could never be chosen.
 
-Owns: the checks of `metric_for_best_model`: against what is known without running anything, then against the metrics of one
-batch. Leaves to others: when to rehearse (Trainer), the evaluation itself (`loop`).
+Owns: the checks of `metric_for_best_model`: against what is known without running anything, then against the metrics of
+one batch. Leaves to others: when to rehearse (Trainer), the evaluation itself (`loop`).
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from trainwright.names import SaveStrategy, SchedulerType, closest
+from trainwright.outputs import EvalLoopOutput
 
 logger = logging.getLogger(__name__)
 
@@ -40,29 +41,33 @@ def check_metric_name(args: Any, eval_dataset: Any, has_metrics: bool) -> None:
     if sets and not any(name.startswith(f"{dataset}_") for dataset in sets):
         choices = [f"eval_{dataset}_loss" for dataset in sets]
         raise ValueError(
-            f"metric_for_best_model={args.metric_for_best_model!r} must name one of the evaluation sets {sets}, because each "
+            f"metric_for_best_model={args.metric_for_best_model!r} must name one of the evaluation sets "
+            f"{sets}, because each "
             f"has its own metrics: for example {choices[0]!r}.{closest(f'eval_{name}', choices)}"
         )
     if not has_metrics:
         known = [f"{dataset}_{metric}" for dataset in sets for metric in _ALWAYS_THERE] or list(_ALWAYS_THERE)
         if name not in known:
             raise ValueError(
-                f"metric_for_best_model={args.metric_for_best_model!r}, but without compute_metrics an evaluation returns only "
-                f"{[f'eval_{metric}' for metric in known]}.{closest(name, known)} Pass compute_metrics=, or choose one of these."
+                f"metric_for_best_model={args.metric_for_best_model!r}, but without compute_metrics an "
+                "evaluation returns only "
+                f"{[f'eval_{metric}' for metric in known]}.{closest(name, known)} Pass compute_metrics=, or "
+                "choose one of these."
             )
 
 
-def rehearse(batches: Iterable[Any], evaluate: Callable[[Iterable[Any]], Mapping[str, Any]], metric_name: str) -> None:
+def rehearse(batches: Iterable[Any], evaluate: Callable[[Iterable[Any]], EvalLoopOutput], metric_name: str) -> None:
     """Evaluate one batch and look for `metric_name` among the metrics.
 
     Raises ValueError when it is missing. A `compute_metrics` that fails on one batch may still work on a whole set (a
     class may be missing), so that is only a warning.
     """
     try:
-        metrics = evaluate(itertools.islice(batches, 1))
+        metrics = evaluate(itertools.islice(batches, 1)).metrics or {}
     except Exception as error:
         logger.warning(
-            "compute_metrics failed on one batch, tried before training: %s: %s. If it cannot work on the whole set either, "
+            "compute_metrics failed on one batch, tried before training: %s: %s. If it cannot work on the "
+            "whole set either, "
             "the first evaluation will stop the run.",
             type(error).__name__,
             error,

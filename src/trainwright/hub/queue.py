@@ -12,13 +12,7 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 from trainwright.hub.push import push_staged
-from trainwright.hub.staging import (
-    LAST_CHECKPOINT,
-    checkpoint_files,
-    checkpoints_in,
-    remove_stale_stages,
-    stage,
-)
+from trainwright.hub.staging import LAST_CHECKPOINT, checkpoint_files, checkpoints_in, remove_stale_stages, stage
 from trainwright.names import HubStrategy
 
 logger = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 
+from trainwright.checkpoint.layout import step_of
 from trainwright.names import (
     CHECKPOINT_PREFIX,
     LOOP_STATE_NAME,
@@ -100,11 +101,7 @@ def checkpoint_files(
 
 def checkpoints_in(output_dir: str) -> list[str]:
     """Names of the `checkpoint-<step>` directories in `output_dir`."""
-    return sorted(
-        entry.name
-        for entry in os.scandir(output_dir)
-        if entry.is_dir() and entry.name.startswith(f"{CHECKPOINT_PREFIX}-") and entry.name.rpartition("-")[2].isdigit()
-    )
+    return sorted(entry.name for entry in os.scandir(output_dir) if entry.is_dir() and step_of(entry.name) is not None)
 
 
 def stage(files: Mapping[str, str], beside: str) -> str:

@@ -11,7 +11,9 @@ from typing import Any
 
 
 def is_instance_of(value: Any, module: str, *class_names: str) -> bool:
-    """Whether `value` is an instance of `module.<class_name>` for one of the names; False when the module is not loaded."""
+    """Whether `value` is an instance of `module.<class_name>` for one of the names; False when the module is not
+    loaded.
+    """
     loaded = sys.modules.get(module)
     if loaded is None:
         return False

@@ -1,7 +1,7 @@
 """What a model can do, found out from the object itself.
 
-Owns: questions about `transformers`- and peft-like models, answered without importing either. Leaves to others: acting on
-the answers.
+Owns: questions about `transformers`- and peft-like models, answered without importing either. Leaves to others: acting
+on the answers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ logger = logging.getLogger(__name__)
 def base_model_of(model: nn.Module) -> nn.Module:
     """The model inside a peft wrapper, whose `forward` has the real signature; the model itself otherwise."""
     if is_peft_model(model):
-        getter = getattr(model, "get_base_model", None)
-        if getter is not None:
-            return getter()  # type: ignore[no-any-return]
-        return model.base_model.model  # type: ignore[no-any-return, union-attr]
+        wrapper: Any = model
+        inner: nn.Module = wrapper.get_base_model() if hasattr(wrapper, "get_base_model") else wrapper.base_model.model
+        return inner
     return model
 
 
@@ -59,9 +58,9 @@ def states_loss_kwargs(model: nn.Module) -> bool:
 def honours_num_items(model: nn.Module, inputs: Mapping[str, Any], num_items: torch.Tensor | int) -> bool:
     """Whether the model divides its loss by `num_items_in_batch`: asked twice, with n and 2n, the second must be half.
 
-    Many models swallow the keyword and return the mean over the micro-batch; taken for a share of the whole update, their
-    loss and gradients would be too large by the accumulation count. Costs two forward passes of one micro-batch, once,
-    and changes nothing: no gradients, evaluation mode, random states and mode restored.
+    Many models swallow the keyword and return the mean over the micro-batch; taken for a share of the whole update,
+    their loss and gradients would be too large by the accumulation count. Costs two forward passes of one micro-batch,
+    once, and changes nothing: no gradients, evaluation mode, random states and mode restored.
     """
     was_training = model.training
     devices = [t.device for t in inputs.values() if isinstance(t, torch.Tensor) and t.device.type == "cuda"]
@@ -130,9 +129,9 @@ def quantised_without_adapter(model: nn.Module) -> bool:
 class FlopCounter:
     """Floating-point operations of a forward and backward pass over a batch.
 
-    A model with a `floating_point_ops(inputs)` of its own is asked. For other `transformers` models it is 6 per token and
-    parameter that is no embedding (Kaplan et al. 2020, section 2.1). The parameters do not change in number, so they are
-    counted once, at the first batch, not at each (4 ms at 32 layers).
+    A model with a `floating_point_ops(inputs)` of its own is asked. For other `transformers` models it is 6 per token
+    and parameter that is no embedding (Kaplan et al. 2020, section 2.1). The parameters do not change in number, so
+    they are counted once, at the first batch, not at each (4 ms at 32 layers).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -156,11 +155,12 @@ class FlopCounter:
             return 0.0
         if self._per_token is None:
             self._per_token = 6.0 * self._model.num_parameters(exclude_embeddings=True)
-        return self._per_token * tokens.numel()
+        return float(self._per_token * tokens.numel())
 
 
 def prepare_for_training(model: nn.Module, args: Any) -> Callable[[], None]:
-    """Gradient checkpointing and `use_cache` as the arguments ask. Returns a function that undoes what was only for training.
+    """Gradient checkpointing and `use_cache` as the arguments ask. Returns a function that undoes what was only for
+    training.
 
     Raises ValueError for a model that cannot checkpoint its activations.
     """
@@ -170,7 +170,8 @@ def prepare_for_training(model: nn.Module, args: Any) -> Callable[[], None]:
         enable = getattr(model, "gradient_checkpointing_enable", None)
         if enable is None:
             raise ValueError(
-                f"gradient_checkpointing=True needs a model with gradient_checkpointing_enable(); {type(model).__name__} has none. "
+                "gradient_checkpointing=True needs a model with gradient_checkpointing_enable(); "
+                f"{type(model).__name__} has none. "
                 "Leave it unset, or wrap the model's layers in torch.utils.checkpoint yourself."
             )
         enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs or args.activation_checkpointing_kwargs)
@@ -190,7 +191,9 @@ def traced(model: nn.Module, inputs: Mapping[str, Any], autocast: contextlib.Abs
     example = {name: inputs[name] for name in names if name in inputs}
     try:
         with autocast, torch.no_grad():
-            graph = torch.jit.trace(model.eval(), example_kwarg_inputs=example, strict=False)
+            graph = torch.jit.trace(  # type: ignore[no-untyped-call]
+                model.eval(), example_kwarg_inputs=example, strict=False
+            )
             frozen = torch.jit.freeze(graph)
             frozen(**example)
         return frozen  # type: ignore[no-any-return]

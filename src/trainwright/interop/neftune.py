@@ -1,7 +1,7 @@
 """NEFTune: noise on the embeddings while training.
 
-Owns: finding the input embedding, and the hook that adds noise. Leaves to others: switching it on for a run and off after.
-Source: Jain et al. 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning"; seed 004.
+Owns: finding the input embedding, and the hook that adds noise. Leaves to others: switching it on for a run and off
+after. Source: Jain et al. 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning"; seed 004.
 """
 
 from __future__ import annotations
@@ -53,5 +53,6 @@ def input_embedding(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Embedding):
             return module
     raise ValueError(
-        f"neftune_noise_alpha adds noise to token embeddings, but {type(base).__name__} has no nn.Embedding. Leave it unset."
+        f"neftune_noise_alpha adds noise to token embeddings, but {type(base).__name__} has no nn.Embedding. "
+        "Leave it unset."
     )

@@ -43,7 +43,9 @@ CALLED_WITH: dict[str, tuple[str, ...]] = {
 
 
 def accepts(function: Callable[..., Any], name: str) -> bool:
-    """Whether `function` can be called with the keyword `name`. True for what has no readable signature (C functions)."""
+    """Whether `function` can be called with the keyword `name`. True for what has no readable signature (C
+    functions).
+    """
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):

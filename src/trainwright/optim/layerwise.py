@@ -1,6 +1,6 @@
 """Several optimizers behind one: each parameter updated on its own as soon as its gradient is there.
 
-Owns: `CompositeOptimizer` (shared groups and state, one `state_dict`) and the layer-wise optimizer built on it. Leaves
+Owns: `CompositeOptimizer` (shared groups, one `state_dict`) and the layer-wise optimizer built on it. Leaves
 to others: which optimizer each parameter gets (`low_rank.py`, `muon.py`).
 """
 
@@ -19,23 +19,25 @@ from torch.optim.lr_scheduler import LRScheduler
 class CompositeOptimizer(Optimizer):
     """Optimizers that act as one.
 
-    Its `param_groups` are the very dicts of the optimizers inside, so a schedule reaches them, and all share one
-    `state`, so `state_dict()` has the ordinary shape.
+    Its `param_groups` are the very dicts of the optimizers inside, so a schedule reaches them; its `state_dict()` has
+    the ordinary shape, each optimizer inside writing and reading its own part.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], defaults: dict[str, Any]) -> None:
         self.optimizers = list(optimizers)
-        super().__init__([group for optimizer in self.optimizers for group in optimizer.param_groups], defaults)
-        self._share()
+        super().__init__(self._groups_inside(), defaults)
 
-    def _share(self) -> None:
-        state: defaultdict[Tensor, Any] = defaultdict(dict)
-        for optimizer in self.optimizers:
-            state.update(optimizer.state)
-        for optimizer in self.optimizers:
-            optimizer.state = state
-        self.state = state
-        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+    def _groups_inside(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """The state of every parameter, gathered."""
+        return defaultdict(dict, {key: value for inner in self.optimizers for key, value in inner.state.items()})
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        """The base class sets an empty state; the optimizers inside hold theirs."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Step every optimizer; returns what `closure` returned, None without one."""
@@ -46,6 +48,18 @@ class CompositeOptimizer(Optimizer):
         for optimizer in self.optimizers:
             optimizer.step()
         return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """State by the position of the parameter, and groups, as every optimizer of torch writes them."""
+        state: dict[int, Any] = {}
+        groups: list[dict[str, Any]] = []
+        first = 0
+        for optimizer in self.optimizers:
+            part = optimizer.state_dict()
+            state |= {first + number: value for number, value in part["state"].items()}
+            groups += [{**g, "params": [first + number for number in g["params"]]} for g in part["param_groups"]]
+            first += sum(len(group["params"]) for group in part["param_groups"])
+        return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Give every optimizer its part. Each loads it itself, because some keep state that must not be cast."""
@@ -61,7 +75,7 @@ class CompositeOptimizer(Optimizer):
             state = {number: value for number, value in state_dict["state"].items() if number in own}
             optimizer.load_state_dict({"state": state, "param_groups": groups[first:last]})
             first = last
-        self._share()
+        self.param_groups = self._groups_inside()  # loading replaced the dicts
 
 
 class LayerWiseDummyOptimizer(CompositeOptimizer):

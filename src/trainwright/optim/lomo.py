@@ -31,7 +31,16 @@ def _build(request: OptimizerRequest, class_name: str) -> OptimizerSpec:
     kwargs: dict[str, Any] = {"model": request.model} | request.lr
     if request.args.weight_decay:
         kwargs["weight_decay"] = request.args.weight_decay
-    return OptimizerSpec(getattr(module, class_name), kwargs)
+    return OptimizerSpec(_with_nothing_left_to_step(getattr(module, class_name)), kwargs)
+
+
+def _with_nothing_left_to_step(cls: type) -> type:
+    # The package leaves step() unimplemented; here a training loop may call it as it does with every optimizer.
+    return type(cls.__name__, (cls,), {"step": _nothing, "zero_grad": _nothing, "__module__": cls.__module__})
+
+
+def _nothing(self: Any, *args: Any, **kwargs: Any) -> None:
+    """Nothing: the parameters were updated during the backward pass."""
 
 
 def is_lomo(optimizer: Any) -> bool:

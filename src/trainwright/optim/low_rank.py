@@ -18,11 +18,7 @@ from trainwright.optim.options import with_options
 from trainwright.optim.registry import OptimizerRequest, OptimizerSpec
 
 _LAYERWISE = "_layerwise"
-GALORE = {
-    "galore_adamw": "GaLoreAdamW",
-    "galore_adamw_8bit": "GaLoreAdamW8bit",
-    "galore_adafactor": "GaLoreAdafactor",
-}
+GALORE = {"galore_adamw": "GaLoreAdamW", "galore_adamw_8bit": "GaLoreAdamW8bit", "galore_adafactor": "GaLoreAdafactor"}
 
 
 def galore(request: OptimizerRequest) -> OptimizerSpec:
@@ -62,6 +58,7 @@ def apollo(request: OptimizerRequest) -> OptimizerSpec:
 def _spec(
     request: OptimizerRequest, cls: Callable[..., Any], kwargs: dict[str, Any], marks: dict[str, Any]
 ) -> OptimizerSpec:
+    cls = _with_plain_projectors(cls)
     groups = _groups(request, marks)
     if not request.name.endswith(_LAYERWISE):
         return OptimizerSpec(cls, kwargs | {"params": groups})
@@ -74,6 +71,48 @@ def _spec(
         for parameter in group["params"]
     }
     return OptimizerSpec(LayerWiseDummyOptimizer, request.lr | {"optimizer_dict": optimizers})
+
+
+def _with_plain_projectors(base: Any) -> Any:
+    """`base` with projectors saved as plain values, so that a checkpoint holds data alone and no object to unpickle."""
+
+    class WithPlainProjectors(base):  # type: ignore[misc]
+        def state_dict(self) -> dict[str, Any]:
+            saved: dict[str, Any] = super().state_dict()
+            for number, state in saved["state"].items():
+                if "projector" in state:  # a new dict, because the saved one is the one in use
+                    saved["state"][number] = {**state, "projector": dict(vars(state["projector"]))}
+            return saved
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            states = dict(state_dict["state"])
+            for packed, group in zip(state_dict["param_groups"], self.param_groups):
+                for number, parameter in zip(packed["params"], group["params"]):
+                    values = states.get(number, {}).get("projector")
+                    if isinstance(values, dict):
+                        # Made before torch loads, which would take the letters of the strings in the dict apart.
+                        projector = object.__new__(_projector_class(group))
+                        vars(projector).update({name: _moved(value, parameter) for name, value in values.items()})
+                        states[number] = {**states[number], "projector": projector}
+            super().load_state_dict({**state_dict, "state": states})
+
+    WithPlainProjectors.__name__ = base.__name__
+    return WithPlainProjectors
+
+
+def _moved(value: Any, parameter: Tensor) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_moved(member, parameter) for member in value)
+    return value.to(parameter.device) if isinstance(value, Tensor) else value
+
+
+def _projector_class(group: dict[str, Any]) -> Any:
+    # Chosen by how this optimizer was built, never by what a file says.
+    if "proj" not in group:
+        return require("galore_torch.galore_projector", "GaLore", extra="galore").GaLoreProjector
+    if group["proj"] == "random":
+        return require("apollo_torch.random_projector", "APOLLO", extra="apollo").GradientProjector
+    return require("apollo_torch.svd_projector", "APOLLO", extra="apollo").GaLoreProjector
 
 
 def _groups(request: OptimizerRequest, marks: dict[str, Any]) -> list[dict[str, Any]]:

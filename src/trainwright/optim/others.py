@@ -5,6 +5,7 @@ Owns: which arguments of a run each takes. Leaves to others: options from `optim
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ SCHEDULE_FREE = {
 
 
 def apex(request: OptimizerRequest) -> OptimizerSpec:
-    module = require("apex.optimizers", f"optim={request.name!r}", package="apex (from github.com/NVIDIA/apex)")
+    module = require("apex.optimizers", f"optim={request.name!r}", package="git+https://github.com/NVIDIA/apex")
     return OptimizerSpec(module.FusedAdam, request.adam)
 
 
@@ -45,11 +46,38 @@ def _dtype(argument: str, name: str) -> torch.dtype:
 
 def grokadamw(request: OptimizerRequest) -> OptimizerSpec:
     module = require("grokadamw", f"optim={request.name!r}", extra="grokadamw")
-    return OptimizerSpec(module.GrokAdamW, request.adam)
+    return OptimizerSpec(_resumable(module.GrokAdamW), request.adam)
+
+
+def _resumable(base: Any) -> Any:
+    """GrokAdamW with a state that can be saved.
+
+    The package keeps its moments inside the groups, keyed by the parameter objects of this very run: after a resume
+    they would be there, and never be found.
+    """
+
+    class GrokAdamW(base):  # type: ignore[misc]
+        def state_dict(self) -> dict[str, Any]:
+            saved: dict[str, Any] = super().state_dict()
+            for packed, group in zip(saved["param_groups"], self.param_groups):
+                moments = packed.pop("state", {})
+                for number, parameter in zip(packed["params"], group["params"]):
+                    if parameter in moments:
+                        saved["state"][number] = moments[parameter]
+            return saved
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
+            moments = copy.deepcopy(state_dict["state"])
+            for packed, group in zip(state_dict["param_groups"], self.param_groups):
+                pairs = zip(packed["params"], group["params"])
+                group["state"] = {parameter: moments[number] for number, parameter in pairs if number in moments}
+
+    return GrokAdamW
 
 
 def schedule_free(request: OptimizerRequest) -> OptimizerSpec:
-    """Schedule-free optimizers warm up by themselves; `train()` and `eval()` switch between their two weights."""
+    """They warm up by themselves, and `train()` and `eval()` switch between their two sets of weights."""
     module = require("schedulefree", f"optim={request.name!r}", extra="schedulefree")
     kwargs: dict[str, Any] = {"weight_decay": request.args.weight_decay}
     kwargs |= request.lr if request.name == "schedule_free_sgd" else request.adam

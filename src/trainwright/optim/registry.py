@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeVar
 
-from trainwright.names import closest
+from trainwright.names import OptimizerNames, closest
 from trainwright.optim.options import parse_optim_args, typed, with_options
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -97,12 +97,12 @@ ROWS: dict[str, Row] = {
     "ademamix_8bit": Row(_BNB, "AdEMAMix with an 8-bit state", "bitsandbytes"),
     "lion_8bit": Row(_BNB, "Lion with an 8-bit state: one moment instead of two", "bitsandbytes"),
     "lion_32bit": Row(_BNB, "Lion: one moment instead of two", "bitsandbytes"),
-    "paged_adamw_32bit": Row(_BNB, "AdamW whose state moves to the host when the GPU is full", "bitsandbytes", "cuda"),
-    "paged_adamw_8bit": Row(_BNB, "the same with an 8-bit state", "bitsandbytes", "cuda"),
-    "paged_ademamix_32bit": Row(_BNB, "AdEMAMix with a paged state", "bitsandbytes", "cuda"),
-    "paged_ademamix_8bit": Row(_BNB, "AdEMAMix with a paged 8-bit state", "bitsandbytes", "cuda"),
-    "paged_lion_32bit": Row(_BNB, "Lion with a paged state", "bitsandbytes", "cuda"),
-    "paged_lion_8bit": Row(_BNB, "Lion with a paged 8-bit state", "bitsandbytes", "cuda"),
+    "paged_adamw_32bit": Row(_BNB, "AdamW whose state moves to the host when the GPU is full", "bitsandbytes"),
+    "paged_adamw_8bit": Row(_BNB, "the same with an 8-bit state", "bitsandbytes"),
+    "paged_ademamix_32bit": Row(_BNB, "AdEMAMix with a paged state", "bitsandbytes"),
+    "paged_ademamix_8bit": Row(_BNB, "AdEMAMix with a paged 8-bit state", "bitsandbytes"),
+    "paged_lion_32bit": Row(_BNB, "Lion with a paged state", "bitsandbytes"),
+    "paged_lion_8bit": Row(_BNB, "Lion with a paged 8-bit state", "bitsandbytes"),
     "rmsprop": Row(_TORCH + "rmsprop", "recurrent networks; the second moment without the first"),
     "rmsprop_bnb": Row(_BNB, "RMSprop of bitsandbytes", "bitsandbytes"),
     "rmsprop_bnb_8bit": Row(_BNB, "RMSprop with an 8-bit state", "bitsandbytes"),
@@ -126,6 +126,11 @@ ROWS: dict[str, Row] = {
     ),
     "muon": Row(_TORCH + "muon", "hidden matrices by Muon, the rest by AdamW: fewer steps in pre-training"),
 }
+
+
+def is_registered(name: object) -> bool:
+    """Whether `optim=name` is known beyond `OptimizerNames`: added by `register_optimizer`, or ours alone."""
+    return isinstance(name, str) and name in ROWS and name not in {member.value for member in OptimizerNames}
 
 
 def register_optimizer(name: str) -> Callable[[T], T]:

@@ -1,8 +1,8 @@
 """Learning-rate schedules under their documented names.
 
 Owns: the `get_*_schedule*` constructors and the look-up by name. Leaves to others: the formulas
-(`schedule_factors.py`), adapting to a metric (`greedy.py`), Adafactor's own rate (`adafactor.py`), what a run's arguments
-mean (`build.py`).
+(`schedule_factors.py`), adapting to a metric (`greedy.py`), Adafactor's own rate (`adafactor.py`), what a run's
+arguments mean (`build.py`).
 
 A factor is a `functools.partial` of a module-level function, so that a scheduler pickles and its `state_dict` has the
 shape that other implementations of these names write.
@@ -58,10 +58,7 @@ def get_cosine_schedule_with_warmup(
 ) -> LambdaLR:
     """Warmup, then `num_cycles` turns of a cosine; the default half turn falls from the base rate to 0."""
     factor = partial(
-        cosine_factor,
-        num_warmup_steps=num_warmup_steps,
-        num_training_steps=num_training_steps,
-        num_cycles=num_cycles,
+        cosine_factor, num_warmup_steps=num_warmup_steps, num_training_steps=num_training_steps, num_cycles=num_cycles
     )
     return LambdaLR(optimizer, factor, last_epoch=last_epoch)
 

@@ -10,7 +10,9 @@ from typing import Any
 
 
 def build_accelerator(**kwargs: Any) -> Any:
-    """An `accelerate.Accelerator`; keyword arguments that the installed release does not know are an error of accelerate's."""
+    """An `accelerate.Accelerator`; keyword arguments that the installed release does not know are an error of
+    accelerate's.
+    """
     import accelerate
 
     return accelerate.Accelerator(**kwargs)

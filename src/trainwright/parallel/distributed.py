@@ -7,15 +7,12 @@ launch), and building the Accelerator.
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from trainwright.checkpoint.layout import sibling
 from trainwright.parallel.strategy import Strategy
 
 
@@ -67,33 +64,19 @@ class DistributedStrategy(Strategy):
         self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
-    def staged_checkpoint(self, directory: str, *, step: int, position: dict[str, Any]) -> Iterator[str]:
-        """Process 0 stages; the others write their files (random states) beside, and process 0 takes them in."""
-        beside = sibling(directory, f"rank{self.process_index}")
-        shared = sibling_of_main(directory)
+    def staged_checkpoint(self, directory: str, step: int, position: dict[str, Any]) -> Iterator[str]:
+        """Process 0 stages and says where; all write there; it commits when the last one is done."""
         if self.process_index == 0:
-            with super().staged_checkpoint(directory, step=step, position=position) as staging:
+            with super().staged_checkpoint(directory, step, position) as staging:
+                torch.distributed.broadcast_object_list([staging], src=0)
                 yield staging
                 self.barrier()
-                if os.path.isdir(shared):
-                    for name in os.listdir(shared):
-                        os.replace(os.path.join(shared, name), os.path.join(staging, name))
-                    shutil.rmtree(shared)
         else:
-            os.makedirs(shared, exist_ok=True)
-            os.makedirs(beside, exist_ok=True)
-            yield beside
-            for name in os.listdir(beside):
-                os.replace(os.path.join(beside, name), os.path.join(shared, name))
-            shutil.rmtree(beside)
+            where: list[Any] = [None]
+            torch.distributed.broadcast_object_list(where, src=0)
+            yield where[0]
             self.barrier()
-        self.barrier()
-
-
-def sibling_of_main(directory: str) -> str:
-    """Where the other processes put their files for process 0: beside the checkpoint, hidden."""
-    parent, name = os.path.split(os.path.abspath(directory))
-    return os.path.join(parent, f".{name}.ranks")
+        self.barrier()  # no process goes on before the checkpoint has its name
 
 
 def _ddp_arguments(args: Any) -> dict[str, Any]:

@@ -51,9 +51,9 @@ class Strategy:
 
     def backward(self, loss: torch.Tensor) -> None:
         if self.scaler is None:
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         else:
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float, optimizer: Any) -> torch.Tensor:
         """Scale gradients down to `max_norm`; return the norm they had, as a tensor on their device."""
@@ -97,7 +97,7 @@ class Strategy:
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def staged_checkpoint(
-        self, directory: str, *, step: int, position: dict[str, Any]
+        self, directory: str, step: int, position: dict[str, Any]
     ) -> contextlib.AbstractContextManager[str]:
         """A directory to write a checkpoint into, that becomes `directory` when all of it is on disk."""
         return staged(directory, step=step, world_size=self.num_processes, position=position)

@@ -6,15 +6,12 @@ Each trial runs in a process of Ray's own, on a copy of everything that `objecti
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from trainwright.checkpoint.layout import get_last_checkpoint
 from trainwright.interop.optional import require
-from trainwright.names import CHECKPOINT_PREFIX, TRAINER_STATE_NAME
 from trainwright.outputs import BestRun
 from trainwright.search.backends import NamedTrial, Objective, SearchContext, check_directions, check_n_trials
 from trainwright.search.spaces import default_hp_space_ray as default_hp_space
@@ -47,7 +44,7 @@ def params_of(trial: dict[str, Any], hp_space: Callable[[Any], Any]) -> dict[str
 def report(
     trial: Any, value: Any, step: int, metrics: dict[str, float] | None = None, checkpoint_dir: str | None = None
 ) -> None:
-    """Report the objective and `metrics` at `step`, with the checkpoint in `checkpoint_dir` where one was just written.
+    """Report the objective and `metrics` at `step`, with the `checkpoint-N` in `checkpoint_dir` where there is one.
 
     Tune copies the checkpoint to its storage before this returns, and may end the trial's process here.
     """
@@ -84,8 +81,6 @@ def run(
     if "resources_per_trial" not in kwargs:
         kwargs["resources_per_trial"] = {"cpu": 1, "gpu": context.num_gpus}
         logger.info("Each Ray trial gets %s; resources_per_trial= changes that.", kwargs["resources_per_trial"])
-    if "progress_reporter" not in kwargs:
-        kwargs["progress_reporter"] = tune.CLIReporter(metric_columns=["objective"])
     if all(getattr(kwargs.get(part), "metric", None) is None for part in ("scheduler", "search_alg")):
         kwargs = {"metric": "objective", "mode": mode} | kwargs  # Ray refuses them where a scheduler has its own
 
@@ -108,22 +103,10 @@ def _train(config: dict[str, Any], objective: Objective) -> None:
     if stored is None:
         value = objective(trial)
     else:
-        with stored.as_directory() as directory, tempfile.TemporaryDirectory() as parent:
-            value = objective(trial, _named_like_a_checkpoint(directory, parent))
+        with stored.as_directory() as directory:
+            value = objective(trial, get_last_checkpoint(directory))
     if float(value) != trial.last_reported:
         tune.report({"objective": float(value)})
-
-
-def _named_like_a_checkpoint(directory: str, parent: str) -> str:
-    """A link to `directory` inside `parent`, called `checkpoint-N`: Ray keeps what is in a directory, not its name."""
-    try:
-        with open(os.path.join(directory, TRAINER_STATE_NAME), encoding="utf-8") as file:
-            step = json.load(file)["global_step"]
-    except (FileNotFoundError, KeyError, ValueError):
-        return directory
-    link = os.path.join(parent, f"{CHECKPOINT_PREFIX}-{step}")
-    os.symlink(os.path.abspath(directory), link, target_is_directory=True)
-    return link
 
 
 def _check_scheduler(scheduler: Any, context: SearchContext) -> None:

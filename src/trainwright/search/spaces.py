@@ -77,12 +77,7 @@ def default_hp_space_wandb(trial: Any = None) -> dict[str, Any]:
 def default_hp_space_sigopt(trial: Any = None) -> list[dict[str, Any]]:
     """The space in SigOpt's notation, for scripts that still build one; the service itself is gone."""
     return [
-        {
-            "name": "learning_rate",
-            "type": "double",
-            "bounds": {"min": 1e-6, "max": 1e-4},
-            "transformation": "log",
-        },
+        {"name": "learning_rate", "type": "double", "bounds": {"min": 1e-6, "max": 1e-4}, "transformation": "log"},
         {"name": "num_train_epochs", "type": "int", "bounds": {"min": 1, "max": 6}},
         {"name": "seed", "type": "int", "bounds": {"min": 1, "max": 40}},
         {

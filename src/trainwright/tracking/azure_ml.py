@@ -5,6 +5,7 @@ Owns: `AzureMLCallback`. Leaves to others: submitting the run. Source: seed 000.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from trainwright.state import TrainerState
@@ -25,16 +26,20 @@ class AzureMLCallback(TrackerCallback):
     def __init__(self, azureml_run: Any = None) -> None:
         super().__init__()
         self.azureml_run = azureml_run
+        self._takes_step = False
 
     def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
         if self.azureml_run is None:
             from azureml.core.run import Run
 
             self.azureml_run = Run.get_context()
+        # An offline run, which only prints, has no room for the step.
+        self._takes_step = "step" in inspect.signature(self.azureml_run.log).parameters
 
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
+        step = {"step": state.global_step} if self._takes_step else {}
         for name, value in metrics.items():
-            self.azureml_run.log(name, value, description=name, step=state.global_step)
+            self.azureml_run.log(name, value, description=name, **step)
 
     def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
         self.azureml_run.flush()

@@ -6,6 +6,7 @@ package reads itself. Source: seed 000.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from trainwright.state import TrainerState
 from trainwright.tracking import environment
 from trainwright.tracking.base import TOTALS, TrackerCallback, arguments_of, model_config_of, run_name_of
+
+logger = logging.getLogger(__name__)
 
 
 class ClearMLCallback(TrackerCallback):
@@ -23,7 +26,7 @@ class ClearMLCallback(TrackerCallback):
     Environment:
         CLEARML_PROJECT: project, "HuggingFace Transformers" by default.
         CLEARML_TASK: task, "Trainer" by default.
-        CLEARML_LOG_MODEL: true uploads every checkpoint as a model of the task.
+        CLEARML_LOG_MODEL: true uploads every checkpoint as a model of the task; needs a server.
     """
 
     tracker_name = "clearml"
@@ -39,6 +42,9 @@ class ClearMLCallback(TrackerCallback):
         import clearml
 
         self._clearml = clearml
+        if self._log_model and clearml.Task.is_offline():
+            logger.warning("CLEARML_LOG_MODEL has no effect offline: ClearML keeps models on its server only.")
+            self._log_model = False
         self._clearml_task = clearml.Task.current_task()
         if self._clearml_task is None:
             self._clearml_task = clearml.Task.init(

@@ -47,6 +47,8 @@ class CometCallback(TrackerCallback):
         online = {"online": True, "offline": False}.get(self._mode)
         mode = "get_or_create" if online is not None else self._mode
         running = comet_ml.get_running_experiment()
+        if running is not None and running.ended:  # the package keeps the last one, of an earlier training, at hand
+            running = None
         if state.is_hyper_param_search and running is None:
             mode = "create"  # one experiment per trial
         self._owns_experiment = running is None

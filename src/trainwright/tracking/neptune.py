@@ -93,7 +93,7 @@ class NeptuneCallback(TrackerCallback):
     def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
         if self._log_checkpoints == "best" and state.best_model_checkpoint:
             self._upload(Path(state.best_model_checkpoint), "checkpoints/best")
-        self._run.sync(wait=False)
+        self._run.wait(disk_only=True)
 
     def close(self) -> None:
         if self._owns_run and self._run is not None:

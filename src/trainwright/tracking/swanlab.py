@@ -30,6 +30,15 @@ class SwanLabCallback(TrackerCallback):
         self._owns_run = False
 
     def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+        # Taken out of the package's sight: since 0.10 it reads a variable of this name as JSON and fails over a word.
+        project = os.environ.pop("SWANLAB_PROJECT", None)
+        try:
+            self._open(project, args, state, model)
+        finally:
+            if project is not None:
+                os.environ["SWANLAB_PROJECT"] = project
+
+    def _open(self, project: str | None, args: Any, state: TrainerState, model: Any) -> None:
         import swanlab
 
         self._swanlab = swanlab
@@ -40,7 +49,7 @@ class SwanLabCallback(TrackerCallback):
         resume = os.environ.get("SWANLAB_RESUME")
         if resume is None and os.environ.get("SWANLAB_RUN_ID") and getattr(args, "resume_from_checkpoint", None):
             resume = "allow"
-        chosen = {"project": os.environ.get("SWANLAB_PROJECT"), "name": run_name_of(args, state), "resume": resume}
+        chosen = {"project": project, "name": run_name_of(args, state), "resume": resume}
         swanlab.init(config=config, **{name: value for name, value in chosen.items() if value is not None})
         self._owns_run = True
 

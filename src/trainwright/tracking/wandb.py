@@ -23,7 +23,7 @@ class WandbCallback(TrackerCallback):
 
     Environment:
         WANDB_LOG_MODEL: "end" uploads the trained model when training ends (the best one with
-            `load_best_model_at_end`), "checkpoint" every checkpoint, "false" (default) nothing.
+            `load_best_model_at_end`), "checkpoint" every checkpoint too, "false" (default) nothing.
         WANDB_WATCH: "gradients", "parameters" or "all" for histograms; "false" by default.
         WANDB_PROJECT: project, "huggingface" by default.
         WANDB_DISABLED: true sends nothing at all.

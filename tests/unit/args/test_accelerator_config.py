@@ -21,7 +21,9 @@ def test_the_defaults_are_the_documented_ones():
     assert AcceleratorConfig().to_dict() == DEFAULTS == AcceleratorConfig.parse(None).to_dict()
 
 
-@pytest.mark.parametrize("value", [{"split_batches": True}, '{"split_batches": "true"}', AcceleratorConfig(split_batches=True)])
+@pytest.mark.parametrize(
+    "value", [{"split_batches": True}, '{"split_batches": "true"}', AcceleratorConfig(split_batches=True)]
+)
 def test_every_source_gives_the_same_config(value):
     assert AcceleratorConfig.parse(value) == AcceleratorConfig(split_batches=True)
 
@@ -40,7 +42,10 @@ def test_the_dict_is_a_copy_and_pop_removes_a_setting():
     assert "gradient_accumulation_kwargs" not in config.to_dict() and config.pop("gone", 5) == 5
 
 
-@pytest.mark.parametrize(("value", "error"), [(3, TypeError), (AcceleratorConfig, TypeError), ({"evn_batches": 1}, ValueError), ("x.json", ValueError)])
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [(3, TypeError), (AcceleratorConfig, TypeError), ({"evn_batches": 1}, ValueError), ("x.json", ValueError)],
+)
 def test_what_it_cannot_be_is_an_error(value, error):
     with pytest.raises(error, match="accelerator_config"):
         AcceleratorConfig.parse(value)

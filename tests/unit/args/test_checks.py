@@ -5,8 +5,8 @@ import json
 import pytest
 
 from trainwright.args.checks import typed
-from trainwright.args.training import TrainingArguments
 from trainwright.args.seq2seq import Seq2SeqTrainingArguments
+from trainwright.args.training import TrainingArguments
 from trainwright.names import DebugOption, FSDPOption, SaveStrategy
 
 
@@ -50,7 +50,14 @@ def new(**kwargs):
         ({"fsdp": "full"}, "fsdp"),
         ({"fsdp": "offload"}, "full_shard offload"),
         ({"fsdp": "full_shard shard_grad_op"}, "exclude"),
-        ({"fsdp": "full_shard", "deepspeed": {}, "fsdp_config": {"min_num_params": 1, "transformer_layer_cls_to_wrap": "A"}}, "keep one"),
+        (
+            {
+                "fsdp": "full_shard",
+                "deepspeed": {},
+                "fsdp_config": {"min_num_params": 1, "transformer_layer_cls_to_wrap": "A"},
+            },
+            "keep one",
+        ),
         ({"fsdp": "full_shard", "deepspeed": {"a": 1}}, "keep one"),
         ({"deepspeed": "missing.json"}, "missing.json"),
         ({"fsdp_config": "missing.json"}, "missing.json"),
@@ -114,14 +121,29 @@ def test_one_label_name_as_text_is_refused():
         ({"eval_strategy": "steps", "logging_steps": 0.1}, {"eval_steps": 0.1}),
         ({"eval_strategy": False}, {"eval_strategy": "no", "do_eval": False}),
         ({"logging_strategy": "no", "logging_steps": 0}, {"logging_steps": 0}),
-        ({"save_strategy": "best", "eval_strategy": "epoch"}, {"metric_for_best_model": "loss", "greater_is_better": False}),
+        (
+            {"save_strategy": "best", "eval_strategy": "epoch"},
+            {"metric_for_best_model": "loss", "greater_is_better": False},
+        ),
         ({"metric_for_best_model": "accuracy"}, {"greater_is_better": True}),
         ({"metric_for_best_model": "eval_loss"}, {"greater_is_better": False}),
         ({"metric_for_best_model": "loss", "greater_is_better": True}, {"greater_is_better": True}),
-        ({"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}, {"metric_for_best_model": "loss"}),
-        ({"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 0.1, "save_steps": 0.3}, {"save_steps": 0.3}),
-        ({"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "best"}, {"save_strategy": SaveStrategy.BEST}),
-        ({"lr_scheduler_kwargs": '{"min_lr": "1e-5", "deep": {"on": "true"}}'}, {"lr_scheduler_kwargs": {"min_lr": 1e-5, "deep": {"on": True}}}),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"},
+            {"metric_for_best_model": "loss"},
+        ),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 0.1, "save_steps": 0.3},
+            {"save_steps": 0.3},
+        ),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "best"},
+            {"save_strategy": SaveStrategy.BEST},
+        ),
+        (
+            {"lr_scheduler_kwargs": '{"min_lr": "1e-5", "deep": {"on": "true"}}'},
+            {"lr_scheduler_kwargs": {"min_lr": 1e-5, "deep": {"on": True}}},
+        ),
         ({"lr_scheduler_kwargs": None}, {"lr_scheduler_kwargs": {}}),
         ({"torch_compile_mode": "max-autotune"}, {"torch_compile": True, "torch_compile_backend": "inductor"}),
         ({"fsdp": True}, {"fsdp": [FSDPOption.FULL_SHARD]}),
@@ -133,9 +155,15 @@ def test_one_label_name_as_text_is_refused():
         ({"include_for_metrics": "loss"}, {"include_for_metrics": ["loss"]}),
         ({"train_sampling_strategy": "group_by_length"}, {"group_by_length": True}),
         ({"group_by_length": True}, {"train_sampling_strategy": "group_by_length"}),
-        ({"group_by_length": False, "train_sampling_strategy": "sequential"}, {"train_sampling_strategy": "sequential"}),
+        (
+            {"group_by_length": False, "train_sampling_strategy": "sequential"},
+            {"train_sampling_strategy": "sequential"},
+        ),
         ({"activation_checkpointing": True}, {"gradient_checkpointing": True}),
-        ({"gradient_checkpointing_kwargs": {"use_reentrant": False}}, {"activation_checkpointing_kwargs": {"use_reentrant": False}}),
+        (
+            {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
+            {"activation_checkpointing_kwargs": {"use_reentrant": False}},
+        ),
     ],
 )
 def test_a_value_takes_its_one_form(given, expected):
@@ -163,7 +191,9 @@ def test_settings_are_read_from_json_files(tmp_path):
     assert new(accelerator_config=file).accelerator_config.even_batches is False
 
 
-@pytest.mark.parametrize(("given", "package"), [({"half_precision_backend": "apex"}, "apex"), ({"mp_parameters": "a=1"}, "smdistributed")])
+@pytest.mark.parametrize(
+    ("given", "package"), [({"half_precision_backend": "apex"}, "apex"), ({"mp_parameters": "a=1"}, "smdistributed")]
+)
 def test_an_option_that_needs_a_missing_package_names_it(given, package):
     with pytest.raises(ImportError, match=f"pip install {package}"):
         new(**given)

@@ -37,7 +37,7 @@ def test_the_device_is_found_once():
 
 def test_half_precision_that_needs_a_gpu_is_refused_on_the_cpu():
     args = new(fp16=True, use_cpu=True)
-    with pytest.raises(ValueError, match="fp16=True needs a GPU.*bf16"):
+    with pytest.raises(ValueError, match=r"fp16=True needs a GPU.*bf16"):
         _ = args.device
 
 
@@ -103,7 +103,13 @@ def test_two_processes_join_on_first_use_and_the_first_one_goes_first(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    common = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(tmp_path / "file")],

@@ -107,7 +107,10 @@ def test_older_and_newer_name_that_agree_are_silent():
 
 def test_inputs_are_added_to_what_metrics_already_get():
     with pytest.warns(FutureWarning):
-        assert new(include_inputs_for_metrics=True, include_for_metrics=["loss"]).include_for_metrics == ["loss", "inputs"]
+        assert new(include_inputs_for_metrics=True, include_for_metrics=["loss"]).include_for_metrics == [
+            "loss",
+            "inputs",
+        ]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -119,11 +122,17 @@ def test_a_copy_by_replace_is_equal_whatever_older_name_was_used(older):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_replace_changes_the_newer_name_although_the_older_was_used():
-    assert dataclasses.replace(new(per_gpu_train_batch_size=4), per_device_train_batch_size=8).per_device_train_batch_size == 8
+    assert (
+        dataclasses.replace(new(per_gpu_train_batch_size=4), per_device_train_batch_size=8).per_device_train_batch_size
+        == 8
+    )
     assert dataclasses.replace(new(no_cuda=True), use_cpu=False).use_cpu is False
     assert dataclasses.replace(new(group_by_length=True), group_by_length=False).train_sampling_strategy == "random"
     assert dataclasses.replace(new(group_by_length=True), train_sampling_strategy="random").group_by_length is False
-    assert dataclasses.replace(new(gradient_checkpointing=True), activation_checkpointing=False).gradient_checkpointing is False
+    assert (
+        dataclasses.replace(new(gradient_checkpointing=True), activation_checkpointing=False).gradient_checkpointing
+        is False
+    )
     assert dataclasses.replace(new(adafactor=True), optim="sgd").optim == "sgd"
 
 
@@ -131,7 +140,10 @@ def test_replace_changes_the_newer_name_although_the_older_was_used():
 def test_replace_changes_the_older_name_as_well():
     assert dataclasses.replace(new(no_cuda=True), no_cuda=False).use_cpu is False
     assert dataclasses.replace(new(), no_cuda=True).use_cpu is True
-    assert dataclasses.replace(new(per_gpu_train_batch_size=4), per_gpu_train_batch_size=6).per_device_train_batch_size == 6
+    assert (
+        dataclasses.replace(new(per_gpu_train_batch_size=4), per_gpu_train_batch_size=6).per_device_train_batch_size
+        == 6
+    )
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -160,3 +172,11 @@ def test_contradicting_twins_are_refused():
 def test_older_names_are_accepted_by_position():
     args = TrainingArguments("out", True)
     assert args.overwrite_output_dir is True
+
+
+def test_tokens_are_not_shown_in_messages():
+    with pytest.warns(FutureWarning) as caught:
+        new(push_to_hub_token="hf_secret")
+    with pytest.raises(ValueError, match="hub_token=<hidden>") as error:
+        new(push_to_hub_token="hf_secret", hub_token="hf_other")
+    assert "hf_" not in str(caught[0].message) + str(error.value)

@@ -71,7 +71,7 @@ def test_a_subclass_default_reaches_the_twin_name():
 
 def test_the_signature_shows_the_fields_of_class_and_subclass():
     parameters = inspect.signature(TrainingArguments).parameters
-    assert list(parameters)[0] == "output_dir"
+    assert next(iter(parameters)) == "output_dir"
     assert list(parameters) == [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
     assert inspect.signature(FinetuningConfig).parameters["learning_rate"].default == 1e-3
 
@@ -98,7 +98,12 @@ def test_a_subclass_with_its_own_constructor_may_take_what_it_likes():
 
 
 def test_replace_changes_one_field_and_keeps_the_rest():
-    args = new(eval_strategy="steps", fsdp="full_shard auto_wrap", include_num_input_tokens_seen=True, debug="underflow_overflow")
+    args = new(
+        eval_strategy="steps",
+        fsdp="full_shard auto_wrap",
+        include_num_input_tokens_seen=True,
+        debug="underflow_overflow",
+    )
     assert dataclasses.replace(args) == args
     changed = dataclasses.replace(args, learning_rate=1.0)
     assert changed.learning_rate == 1.0 and changed != args
@@ -147,7 +152,9 @@ def test_the_sanitized_dict_holds_numbers_and_text_only():
 def test_printing_shows_every_field_sorted_one_per_line():
     lines = str(new()).splitlines()
     names = [line.split("=")[0] for line in lines[1:-1]]
-    assert lines[0] == "TrainingArguments(" and names == sorted(f.name for f in dataclasses.fields(TrainingArguments) if f.init)
+    assert lines[0] == "TrainingArguments(" and names == sorted(
+        f.name for f in dataclasses.fields(TrainingArguments) if f.init
+    )
 
 
 def test_without_a_folder_trainer_output_is_used():

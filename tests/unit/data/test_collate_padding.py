@@ -104,13 +104,14 @@ def test_ragged_token_ids_need_a_pad_token():
         pad_token_id = None
 
     assert ours._torch_collate_batch([[1, 2], [3, 4]], Bare()).tolist() == [[1, 2], [3, 4]]
-    with pytest.raises(ValueError, match="Bare.*pad_token = "):
+    with pytest.raises(ValueError, match=r"Bare.*pad_token = "):
         ours._torch_collate_batch(ROWS, Bare())
 
 
 def test_the_advice_about_fast_tokenizers_is_silenced_only_inside_the_call():
     class Tokenizer:
-        deprecation_warnings: dict = {}
+        def __init__(self):
+            self.deprecation_warnings = {}
 
         def pad(self, rows, **_):
             if not self.deprecation_warnings.get("Asking-to-pad-a-fast-tokenizer"):

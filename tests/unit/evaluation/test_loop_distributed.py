@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ def on_each_rank(rank: int, folder: str) -> None:
     from accelerate import Accelerator
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
     dataloader = accelerator.prepare(DataLoader(samples(), batch_size=2, collate_fn=collate))  # type: ignore[arg-type]
     options = {"gather": accelerator.gather_for_metrics, "pad_across_processes": accelerator.pad_across_processes}
     results = [evaluate(dataloader, **options), evaluate(dataloader, num_samples_expected=NUM_SAMPLES, **options)]

@@ -39,8 +39,7 @@ def reference_format(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "counts",
-    [{}, {"num_samples": 10}, {"num_samples": 10, "num_steps": 7, "num_tokens": 12345}, {"num_steps": 0}],
+    "counts", [{}, {"num_samples": 10}, {"num_samples": 10, "num_steps": 7, "num_tokens": 12345}, {"num_steps": 0}]
 )
 @pytest.mark.parametrize("elapsed_s", [3.3333333, 0.0, 1e-3])
 def test_speeds_have_the_keys_and_rounding_of_the_installed_release(

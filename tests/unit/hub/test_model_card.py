@@ -79,10 +79,7 @@ def test_an_evaluation_before_the_first_log_line_says_that_no_loss_was_logged():
 
 
 def test_metrics_of_several_evaluation_sets_share_one_table():
-    history = [
-        {"eval_a_loss": 1.0, "epoch": 1.0, "step": 2},
-        {"eval_b_loss": 2.0, "epoch": 1.0, "step": 2},
-    ]
+    history = [{"eval_a_loss": 1.0, "epoch": 1.0, "step": 2}, {"eval_b_loss": 2.0, "epoch": 1.0, "step": 2}]
     head, _, *rows = results_table(history).splitlines()
     assert cells(head) == ["Training loss", "Epoch", "Step", "A Loss", "B Loss"]
     assert [cells(row)[3:] for row in rows] == [["1.0000", ""], ["", "2.0000"]]

@@ -318,6 +318,7 @@ def test_a_failed_push_is_a_warning_and_its_checkpoints_come_with_the_next(hub, 
         queue, _ = start(hub, output_dir, 1, "all_checkpoints")
         queue.wait_until_done()
     assert "the disk is full" in caplog.text
+    assert queue.jobs == []
     hub.fail_commits = False
     start(hub, output_dir, 2, "all_checkpoints", queue)
     queue.wait_until_done()

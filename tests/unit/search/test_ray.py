@@ -65,10 +65,10 @@ def test_a_failed_trial_continues_from_its_last_checkpoint_under_its_own_name(tm
             with open(os.path.join(checkpoint_dir, "trainer_state.json")) as file:
                 assert os.path.basename(checkpoint_dir) == f"checkpoint-{json.load(file)['global_step']}"
             return 1.0
-        written = tmp_path / "run" / "checkpoint-7"
+        written = tmp_path / "report" / "checkpoint-7"
         written.mkdir(parents=True)
         (written / "trainer_state.json").write_text(json.dumps({"global_step": 7}))
-        engine.report(trial, 5.0, 7, checkpoint_dir=str(written))
+        engine.report(trial, 5.0, 7, checkpoint_dir=str(written.parent))
         raise RuntimeError("lost its machine")
 
     best = engine.run(

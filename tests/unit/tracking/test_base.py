@@ -27,7 +27,7 @@ ARGS = SimpleNamespace(output_dir="out", run_name="out", to_dict=lambda: {"seed"
 class Recorder(TrackerCallback):
     """A tracker that keeps what it is told; it fails where `fails_in` says."""
 
-    tracker_name = "tensorboard"
+    tracker_name = "kubeflow"  # needs no package
     fails_in = ""
 
     def __init__(self) -> None:
@@ -80,7 +80,13 @@ def test_a_run_is_set_up_once_and_told_in_order():
 def test_a_process_that_is_not_the_first_says_nothing():
     callback = Recorder()
     for event in ("on_train_begin", "on_log", "on_save", "on_predict", "on_train_end"):
-        extra = {"logs": {"loss": 1.0}} if event == "on_log" else {"metrics": {"test_loss": 1.0}} if event == "on_predict" else {}
+        extra = (
+            {"logs": {"loss": 1.0}}
+            if event == "on_log"
+            else {"metrics": {"test_loss": 1.0}}
+            if event == "on_predict"
+            else {}
+        )
         tell(callback, event, TrainerState(is_world_process_zero=False), **extra)
     assert callback.told == []
 
@@ -100,7 +106,9 @@ def test_metrics_of_predict_are_logged():
 def test_a_tracker_that_cannot_start_is_an_error_with_name_cause_and_remedy():
     callback = Recorder()
     callback.fails_in = "setup"
-    with pytest.raises(RuntimeError, match="'tensorboard' could not start: ConnectionError: server unreachable.*report_to"):
+    with pytest.raises(
+        RuntimeError, match=r"'kubeflow' could not start: ConnectionError: server unreachable.*report_to"
+    ):
         tell(callback, "on_train_begin")
 
 
@@ -115,7 +123,7 @@ def test_a_tracker_that_fails_later_is_switched_off_with_one_warning(place, capl
             tell(callback, "on_save")
             tell(callback, "on_train_end")
     assert len(caplog.records) == 1
-    assert "'tensorboard' failed" in caplog.text and "server unreachable" in caplog.text
+    assert "'kubeflow' failed" in caplog.text and "server unreachable" in caplog.text
     assert words(callback)[-1] == place
 
 
@@ -200,5 +208,5 @@ def test_a_variable_that_is_neither_true_nor_false_is_named(monkeypatch):
 
 def test_a_variable_with_few_values_lists_them_and_the_nearest(monkeypatch):
     monkeypatch.setenv("HF_CHOICE", "chekpoint")
-    with pytest.raises(EnvironmentValueError, match="'end', 'checkpoint'.*Did you mean 'checkpoint'"):
+    with pytest.raises(EnvironmentValueError, match=r"'end', 'checkpoint'.*Did you mean 'checkpoint'"):
         choice("HF_CHOICE", ("end", "checkpoint"), "end")

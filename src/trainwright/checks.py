@@ -1,0 +1,85 @@
+"""What a Trainer was given, checked before anything is built.
+
+Owns: errors that can be known from the constructor's arguments alone. Leaves to others: ranges and combinations of the
+arguments (`args/`), what only a run can show.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from trainwright.data.from_args import check_train_dataset
+from trainwright.evaluation.rehearsal import check_metric_name
+from trainwright.interop import models
+from trainwright.interop.signatures import accepts
+
+
+def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
+    """Raise TypeError, ValueError or RuntimeError naming the argument and the cure, for what can never work.
+
+    `trainer`: anything with the constructor's arguments as attributes. `makes_eval_loader`: it has a
+    `get_eval_dataloader` of its own, which may need no `eval_dataset`.
+    """
+    args = trainer.args
+    if not hasattr(args, "per_device_train_batch_size"):
+        raise TypeError(
+            f"args must be a TrainingArguments, not {type(args).__name__}: Trainer(model, TrainingArguments(...))."
+        )
+    _check_model(trainer.model, trainer.model_init)
+    _check_optimizers(trainer)
+    if args.eval_strategy != "no" and trainer.eval_dataset is None and not makes_eval_loader:
+        raise ValueError(
+            f"eval_strategy={args.eval_strategy.value!r} evaluates while training, but eval_dataset is None. "
+            'Pass eval_dataset=, or set eval_strategy="no".'
+        )
+    if trainer.train_dataset is not None:
+        check_train_dataset(trainer.train_dataset, args)
+    metrics = trainer.compute_metrics
+    if args.batch_eval_metrics and metrics is None:
+        raise ValueError("batch_eval_metrics=True calls compute_metrics for each batch, but compute_metrics is None.")
+    if args.batch_eval_metrics and not accepts(metrics, "compute_result"):
+        raise ValueError(
+            "batch_eval_metrics=True calls compute_metrics(prediction, compute_result=...) for each batch, but "
+            "compute_metrics takes no argument compute_result. Add it, or set batch_eval_metrics=False."
+        )
+    check_metric_name(args, trainer.eval_dataset, has_metrics=metrics is not None)
+
+
+def _check_model(model: Any, model_init: Any) -> None:
+    if model is None and model_init is None:
+        raise RuntimeError("Trainer needs a model: pass model=, or model_init=, a function that returns one.")
+    if model is not None and model_init is not None:
+        raise ValueError(
+            "Trainer got both model= and model_init=. Pass one: model_init builds a new model at each train()."
+        )
+    if isinstance(model, type):
+        raise TypeError(f"model= must be an instance; got the class {model.__name__}. Call it, or its from_pretrained.")
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model= must be a torch.nn.Module; got a {type(model).__name__}.")
+
+
+def _check_optimizers(trainer: Any) -> None:
+    if (trainer.optimizer is not None or trainer.lr_scheduler is not None) and trainer.model_init is not None:
+        raise ValueError(
+            "optimizers= holds parameters of one model, but model_init= builds a new one at each train(). "
+            "Pass optimizer_cls_and_kwargs=, or override create_optimizer_and_scheduler."
+        )
+    if trainer.optimizer is not None and trainer.optimizer_cls_and_kwargs is not None:
+        raise ValueError("Trainer got both optimizers= and optimizer_cls_and_kwargs=. Pass one of them.")
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Raise ValueError for a model that has no loss, or whose weights cannot change."""
+    name = type(model).__name__
+    if models.lacks_a_head(model):
+        raise ValueError(
+            f"{name} returns hidden states and has no loss, so it cannot be trained as it is. "
+            "Pick a class with a head for the task, such as AutoModelForSequenceClassification."
+        )
+    if models.quantised_without_adapter(model):
+        raise ValueError(
+            f"{name} is quantised, and quantised weights cannot be trained. "
+            "Add a trainable adapter with peft (LoRA), or load the model without quantisation."
+        )

@@ -1,0 +1,110 @@
+"""Where a resumed run goes on, and what a checkpoint remembers of it beside weights and optimizer.
+
+Owns: `loop_state.json`: position in the data, the running loss, the arguments. Leaves to others: `trainer_state.json`
+(state), files and verification (checkpoint). Other implementations write no such file; their position is counted in
+steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from trainwright.callbacks.handler import CallbackHandler
+from trainwright.checkpoint.layout import clean_up_staging
+from trainwright.checkpoint.load import find_resumable, load_loop_state
+from trainwright.state import ExportableState, TrainerControl, TrainerState, exported_states
+from trainwright.window import LossWindow
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ResumePoint:
+    """Where in the data a run stands, and the losses it has not logged yet."""
+
+    epoch: int = 0  # whole passes over the data that are done
+    samples_in_epoch: int = 0  # of the next one, over all processes
+    total_loss: float = 0.0  # sum of the losses of all updates that were logged
+    last_logged_step: int = 0
+
+
+def find_checkpoint(wanted: str | bool | os.PathLike[str] | None, output_dir: str, is_main_process: bool) -> str | None:
+    """The verified checkpoint to resume from: `wanted` itself, or for True the newest good one in `output_dir`."""
+    if wanted is None or wanted is False:
+        return None
+    if wanted is True:
+        if is_main_process and os.path.isdir(output_dir):
+            clean_up_staging(output_dir)  # what a killed run left half-written
+        return find_resumable(output_dir, is_explicit=False)
+    return find_resumable(wanted, is_explicit=True)
+
+
+def loop_state(point: ResumePoint, window: LossWindow, args: Any) -> dict[str, Any]:
+    """What `loop_state.json` holds; JSON. Reads the running loss from the device."""
+    return {
+        "position": {"epoch": point.epoch, "samples_in_epoch": point.samples_in_epoch},
+        "window": window.state(),
+        "total_loss": point.total_loss,
+        "last_logged_step": point.last_logged_step,
+        "save_only_model": args.save_only_model,
+        "arguments": args.to_dict(),
+    }
+
+
+def restore_loop(
+    checkpoint: str, state: TrainerState, window: LossWindow, *, updates_per_epoch: int, samples_per_update: int
+) -> ResumePoint:
+    """Put the running loss back into `window`; return where to go on."""
+    saved = load_loop_state(checkpoint)
+    if not saved:  # written by another implementation
+        epoch, updates = divmod(state.global_step, updates_per_epoch)
+        return ResumePoint(epoch, updates * samples_per_update, 0.0, state.global_step)
+    window.load_state(saved["window"])
+    position = saved["position"]
+    return ResumePoint(position["epoch"], position["samples_in_epoch"], saved["total_loss"], saved["last_logged_step"])
+
+
+def report_changes(args: Any, state: TrainerState, train_batch_size: int) -> None:
+    """Say which settings differ from the checkpoint's. The new ones are used: changing them is what the user
+    asked for.
+    """
+    for name in ("logging_steps", "eval_steps", "save_steps"):
+        now, then = getattr(args, name), getattr(state, name)
+        if now is not None and now >= 1 and now != then:
+            logger.info("%s was %s in the checkpoint and is %s from here on.", name, then, now)
+    if state.train_batch_size is not None and state.train_batch_size != train_batch_size:
+        logger.warning(
+            "The micro-batch was %s samples in the checkpoint and is %s from here on; no sample is skipped or "
+            "repeated.",
+            state.train_batch_size,
+            train_batch_size,
+        )
+
+
+def exported_callbacks(handler: CallbackHandler, control: TrainerControl) -> dict[str, Any]:
+    """The states of the callbacks that have one, and of `control`, for `TrainerState.stateful_callbacks`."""
+    return exported_states(item for item in [*handler.callbacks, control] if isinstance(item, ExportableState))
+
+
+def restore_callbacks(handler: CallbackHandler, saved: dict[str, Any], *, replace: bool) -> None:
+    """Give the callbacks the state they had: what they counted (attributes) always; with `replace`
+    (`restore_callback_states_from_checkpoint`) also what they were constructed with."""
+    seen: dict[str, int] = {}
+    for number, callback in enumerate(handler.callbacks):
+        name = type(callback).__name__
+        if not isinstance(callback, ExportableState) or name not in saved:
+            continue
+        states = saved[name] if isinstance(saved[name], list) else [saved[name]]
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > len(states):
+            continue
+        own = states[seen[name] - 1]
+        if replace:
+            handler.callbacks[number] = type(callback).from_state(own)
+        else:
+            for attribute, value in own.get("attributes", {}).items():
+                setattr(callback, attribute, value)
+    handler.refresh_listeners()

@@ -1,0 +1,50 @@
+"""One hyper-parameter search, as the Trainer sees it.
+
+Owns: `SearchSession`: the engine, the space and the objective of a search that runs. Leaves to others: the engines (one
+file each), training a trial (Trainer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from trainwright.names import HPSearchBackend
+from trainwright.outputs import BestRun
+from trainwright.search.assign import apply_trial
+from trainwright.search.backends import SearchBackend, SearchContext, choose_backend, trial_id
+from trainwright.search.spaces import default_compute_objective
+
+
+class SearchSession:
+    """The engine called `backend` (default: the first installed), and what it searches and optimises."""
+
+    def __init__(
+        self,
+        backend: str | HPSearchBackend | None,
+        hp_space: Callable[[Any], dict[str, Any]] | None,
+        compute_objective: Callable[[dict[str, float]], float] | None,
+        hp_name: Callable[[Any], str] | None,
+    ) -> None:
+        self.engine: SearchBackend = choose_backend(backend)
+        self.backend = HPSearchBackend(self.engine.__name__.rpartition(".")[2])  # type: ignore[attr-defined]
+        self.hp_space = hp_space if hp_space is not None else self.engine.default_hp_space
+        self.compute_objective = compute_objective if compute_objective is not None else default_compute_objective
+        self.hp_name = hp_name
+
+    def run(
+        self, train: Callable[..., Any], args: Any, n_trials: int, direction: Any, **kwargs: Any
+    ) -> BestRun | list[BestRun]:
+        """Train `n_trials` with `train(trial, checkpoint_dir)`; return the best."""
+        context = SearchContext(
+            num_gpus=args.n_gpu, ray_scope=args.ray_scope or "last", evaluates_while_training=args.eval_strategy != "no"
+        )
+        return self.engine.run(train, n_trials, direction, hp_space=self.hp_space, context=context, **kwargs)
+
+    def apply(self, trial: Any, args: Any) -> None:
+        """Put the trial's hyper-parameters into `args`, each as the type of its field."""
+        apply_trial(args, self.engine.params_of(trial, self.hp_space))
+
+    def directory_of(self, trial: Any) -> str:
+        """The name of the directory that a trial's checkpoints go into."""
+        return self.hp_name(trial) if self.hp_name is not None else f"run-{trial_id(trial)}"

@@ -1,0 +1,717 @@
+"""Every installed tracker, its real package, offline: what was logged is read back from what it wrote.
+
+The main environment has tensorboard only. For the others: `pip install 'trainwright[wandb]'` and so on, in an
+environment of their own; azureml-core pins packages that break clearml, so keep azureml, dagshub and flyte apart.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+import struct
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_model
+
+from trainwright.args import TrainingArguments
+from trainwright.state import TrainerControl, TrainerState
+from trainwright.tracking.environment import EnvironmentValueError
+from trainwright.tracking.registry import TRACKERS, tracker_class
+
+LOSSES = {1: 2.5, 2: 1.5}
+EVAL_LOSS = 1.25
+TEST_LOSS = 3.25
+Point = tuple[str, int, float]  # name, step, value
+
+
+class Run:
+    """A training of two steps as the loop tells it to a callback."""
+
+    def __init__(self, callback, directory: Path) -> None:
+        self.callback = callback
+        self.args = TrainingArguments(str(directory / "out"), report_to=[], run_name="battery", use_cpu=True)
+        self.state = TrainerState(max_steps=2)
+        self.model = torch.nn.Linear(2, 2)
+
+    def event(self, name: str, **kwargs) -> None:
+        getattr(self.callback, name)(self.args, self.state, TrainerControl(), model=self.model, **kwargs)
+
+    def log(self, logs: dict) -> None:
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self.event("on_log", logs=logs)
+
+    def begin(self) -> None:
+        self.event("on_init_end")
+        self.event("on_train_begin")
+
+    def steps(self) -> None:
+        for step, loss in LOSSES.items():
+            self.state.global_step, self.state.epoch = step, step / 2
+            self.event("on_step_end")
+            self.log({"loss": loss, "learning_rate": 0.1 / step, "epoch": step / 2})
+        self.log({"eval_loss": EVAL_LOSS, "epoch": 1.0})
+
+    def end(self) -> None:
+        self.log({"train_runtime": 9.0, "train_loss": 2.0, "total_flos": 7.0, "epoch": 1.0})
+        self.event("on_train_end")
+
+    def save(self) -> Path:
+        """Write a checkpoint of the current step and tell the callback."""
+        directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        directory.mkdir(parents=True)
+        save_model(self.model, str(directory / "model.safetensors"))
+        torch.save({}, directory / "optimizer.pt")
+        self.event("on_save")
+        return directory
+
+    def whole(self) -> None:
+        self.begin()
+        self.steps()
+        self.end()
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch) -> Iterator[Path]:
+    """A working directory of its own, and every tracker told to stay on this machine."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith(("WANDB_", "COMET_", "MLFLOW_", "CLEARML_", "NEPTUNE_", "SWANLAB_", "TRACKIO_", "DVC")):
+            monkeypatch.delenv(name)
+    settings = {
+        "WANDB_MODE": "offline",
+        "WANDB_SILENT": "true",
+        "COMET_START_ONLINE": "0",
+        "COMET_OFFLINE_DIRECTORY": str(tmp_path),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        "CLEARML_OFFLINE_MODE": "1",
+        "CLEARML_CACHE_DIR": str(tmp_path / "clearml"),
+        # Its reporter is forked otherwise, and a fork of a process with the threads of the other trackers may hang.
+        "CLEARML__DEVELOPMENT__REPORT_USE_SUBPROCESS": "false",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+        "DVC_NO_ANALYTICS": "true",
+        "SWANLAB_MODE": "local",
+        "CODECARBON_COUNTRY_ISO_CODE": "FRA",
+        "CODECARBON_ALLOW_MULTIPLE_RUNS": "True",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    yield tmp_path
+    forget_directories()
+
+
+def forget_directories() -> None:
+    """Packages keep the first directory or experiment they saw until the process ends; the next test has its own."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].tracking.fluent._active_experiment_id = None
+
+
+def tracker(name: str, **kwargs):
+    """The callback, or a skip that says how to install what it needs."""
+    row = TRACKERS[name]
+    if row.missing:
+        pytest.skip(f"needs {row.missing}: pip install 'trainwright[{row.extra}]' in an environment of its own")
+    return tracker_class(name)(**kwargs)
+
+
+BATTERY = ["comet_ml", "wandb", "mlflow", "neptune", "clearml", "dvclive", "swanlab", "trackio", "tensorboard"]
+CONSTRUCTOR = {
+    "neptune": {"mode": "offline", "project": "team/project"},
+    "dvclive": {"save_dvc_exp": False, "dvcyaml": False},
+}
+# MLflow keeps the names of the log line, DVCLive has its own; the others group them.
+NAMES = {"mlflow": ("loss", "eval_loss", "test_loss"), "dvclive": ("loss", "eval/loss", "test_loss")}
+
+
+def expected(name: str) -> set[Point]:
+    """What must be found: the loss at both steps, the evaluation at the second, the test that followed training."""
+    train, evaluation, test = NAMES.get(name, ("train/loss", "eval/loss", "test/loss"))
+    last = max(LOSSES)
+    return {(train, step, loss) for step, loss in LOSSES.items()} | {
+        (evaluation, last, EVAL_LOSS),
+        (test, last, TEST_LOSS),
+    }
+
+
+@pytest.mark.parametrize("name", BATTERY)
+def test_losses_evaluation_and_a_later_test_are_read_back_with_name_step_and_value(name, offline):
+    callback = tracker(name, **CONSTRUCTOR.get(name, {}))
+    run = Run(callback, offline)
+    run.whole()
+    run.event("on_predict", metrics={"test_loss": TEST_LOSS})
+    callback.close()
+    found = READERS[name](offline)
+    assert not callback._switched_off
+    assert expected(name) <= found, sorted(found, key=str)
+
+
+def read_tensorboard(directory: Path) -> set[Point]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    points = set()
+    for file in glob.glob(f"{directory}/**/events.*", recursive=True):
+        events = EventAccumulator(file)
+        events.Reload()
+        points |= {(tag, e.step, e.value) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)}
+    return points
+
+
+def wandb_records(directory: Path):
+    """The protobuf records of an offline run: a LevelDB log of 32 KiB blocks, 7 bytes of header before each piece."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
+    data, position, piece = file.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        piece += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(piece)
+            piece = b""
+            yield record
+
+
+def read_wandb(directory: Path) -> set[Point]:
+    points = set()
+    for record in wandb_records(directory):
+        if record.WhichOneof("record_type") == "history":
+            items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+            points |= {(name, items["train/global_step"], value) for name, value in items.items()}
+    return points
+
+
+def read_mlflow(directory: Path) -> set[Point]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{directory}/mlflow.db")
+    runs = [run for e in client.search_experiments() for run in client.search_runs([e.experiment_id])]
+    return {
+        (name, m.step, m.value)
+        for run in runs
+        for name in run.data.metrics
+        for m in client.get_metric_history(run.info.run_id, name)
+    }
+
+
+def comet_messages(directory: Path) -> list[dict]:
+    (file,) = directory.glob("*.zip")
+    with zipfile.ZipFile(file) as archive:
+        return [json.loads(line) for line in archive.read("messages.json").splitlines()]
+
+
+def read_comet(directory: Path) -> set[Point]:
+    metrics = [m["payload"]["metric"] for m in comet_messages(directory) if m["type"] == "metric_msg"]
+    return {(m["metricName"], m["step"], m["metricValue"]) for m in metrics}
+
+
+def read_neptune(directory: Path) -> set[Point]:
+    points = set()
+    for file in directory.glob(".neptune/offline/**/data-*.log"):
+        for line in file.read_text().splitlines():
+            operation = json.loads(line)["obj"]
+            if operation["type"] == "LogFloats":
+                name = "/".join(operation["path"]).removeprefix("finetuning/")
+                points |= {(name, v["step"], v["value"]) for v in operation["values"]}
+    return points
+
+
+def clearml_archive(directory: Path) -> zipfile.ZipFile:
+    (file,) = directory.glob("clearml/**/*.zip")
+    return zipfile.ZipFile(file)
+
+
+def read_clearml(directory: Path) -> set[Point]:
+    with clearml_archive(directory) as archive:
+        events = [event for line in archive.read("metrics.jsonl").splitlines() for event in json.loads(line)]
+    return {(f"{e['metric']}/{e['variant']}", e["iter"], e["value"]) for e in events if "variant" in e}
+
+
+def read_dvclive(directory: Path) -> set[Point]:
+    points = set()
+    root = directory / "dvclive" / "plots" / "metrics"
+    for file in root.rglob("*.tsv"):
+        name = str(file.relative_to(root).with_suffix(""))
+        with open(file) as lines:
+            points |= {(name, int(r["step"]), float(r[file.stem])) for r in csv.DictReader(lines, delimiter="\t")}
+    return points
+
+
+def read_trackio(directory: Path) -> set[Point]:
+    from trackio.sqlite_storage import SQLiteStorage
+
+    logs = SQLiteStorage.get_logs("huggingface", "battery")
+    return {(name, line["step"], value) for line in logs for name, value in line.items() if isinstance(value, float)}
+
+
+def read_swanlab(directory: Path) -> set[Point]:
+    from swanlab.proto.swanlab.record.v1.record_pb2 import Record
+    from swanlab.sdk.internal.core_python.store import DataStoreReader
+
+    (file,) = directory.glob("swanlog/run-*/*.swanlab")
+    reader = DataStoreReader()
+    reader.open(str(file))
+    records = [Record.FromString(data) for data in reader]
+    scalars = [record.scalar for record in records if record.WhichOneof("record_type") == "scalar"]
+    return {(scalar.key, scalar.step, scalar.value.number) for scalar in scalars}
+
+
+READERS = {
+    "comet_ml": read_comet,
+    "wandb": read_wandb,
+    "mlflow": read_mlflow,
+    "neptune": read_neptune,
+    "clearml": read_clearml,
+    "dvclive": read_dvclive,
+    "swanlab": read_swanlab,
+    "trackio": read_trackio,
+    "tensorboard": read_tensorboard,
+}
+
+
+# TensorBoard
+
+
+def test_tensorboard_shows_the_arguments_without_tokens_and_one_directory_per_trial(offline):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = Run(tracker("tensorboard"), offline)
+    run.args.hub_token = "hf_topsecret"
+    run.state.is_hyper_param_search, run.state.trial_name = True, "trial-7"
+    run.whole()
+    (file,) = glob.glob(f"{run.args.logging_dir}/trial-7/events.*")
+    events = EventAccumulator(file)
+    events.Reload()
+    (text,) = events.Tensors("args/text_summary")[0].tensor_proto.string_val
+    assert json.loads(text)["seed"] == run.args.seed
+    assert b"hf_topsecret" not in Path(file).read_bytes()
+
+
+def test_tensorboard_uses_the_writer_and_the_directory_it_is_given(offline, monkeypatch):
+    from torch.utils.tensorboard import SummaryWriter
+
+    Run(tracker("tensorboard", tb_writer=SummaryWriter("given")), offline).whole()
+    assert expected("tensorboard") - read_tensorboard(offline / "given") == {("test/loss", 2, TEST_LOSS)}
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(offline / "elsewhere"))
+    Run(tracker("tensorboard"), offline).whole()
+    assert ("eval/loss", 2, EVAL_LOSS) in read_tensorboard(offline / "elsewhere")
+
+
+# Weights & Biases
+
+
+def wandb_parts(directory: Path) -> dict[str, list]:
+    parts: dict[str, list] = {}
+    for record in wandb_records(directory):
+        kind = record.WhichOneof("record_type")
+        request = record.request.WhichOneof("request_type") if kind == "request" else None
+        parts.setdefault(request or kind, []).append(record)
+    return parts
+
+
+def test_wandb_keeps_project_name_settings_and_totals(offline, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    run = Run(tracker("wandb"), offline)
+    run.args.hub_token = "hf_topsecret"
+    run.whole()
+    run.callback.close()
+    parts = wandb_parts(offline)
+    assert (parts["run"][0].run.project, parts["run"][0].run.display_name) == ("mine", "battery")
+    config = {
+        item.key or item.nested_key[0]: json.loads(item.value_json) for r in parts["config"] for item in r.config.update
+    }
+    assert config["seed"] == run.args.seed and config["model/num_parameters"] == 2 * 2 + 2
+    assert "hf_topsecret" not in str(config)
+    summary = {i.key or i.nested_key[0]: json.loads(i.value_json) for r in parts["summary"] for i in r.summary.update}
+    assert summary["train_loss"] == 2.0 and summary["total_flos"] == 7.0
+
+
+@pytest.mark.parametrize("mode, names", [("end", ["model"]), ("checkpoint", ["checkpoint", "model"]), ("false", [])])
+def test_wandb_uploads_what_log_model_asks_for(mode, names, offline, monkeypatch):
+    monkeypatch.setenv("WANDB_LOG_MODEL", mode)
+    run = Run(tracker("wandb"), offline)
+    run.begin()
+    run.steps()
+    run.save()
+    run.end()
+    assert not run.callback._switched_off
+    run.callback.close()
+    parts = wandb_parts(offline)
+    artifacts = [record.artifact for record in parts.get("artifact", [])]
+    artifacts += [record.request.log_artifact.artifact for record in parts.get("log_artifact", [])]
+    files = {a.name: {entry.path for entry in a.manifest.contents} for a in artifacts if a.type == "model"}
+    content = {"model": {"model.safetensors"}, "checkpoint": {"model.safetensors", "optimizer.pt"}}
+    assert files == {f"{name}-battery": content[name] for name in names}
+
+
+def test_wandb_says_which_values_log_model_may_have(offline, monkeypatch):
+    monkeypatch.setenv("WANDB_LOG_MODEL", "chekpoint")
+    with pytest.raises(EnvironmentValueError, match=r"WANDB_LOG_MODEL='chekpoint'.*Did you mean 'checkpoint'"):
+        tracker("wandb")
+
+
+def test_wandb_disabled_sends_nothing_and_is_not_part_of_all(offline, monkeypatch):
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    Run(tracker("wandb"), offline).whole()
+    assert list(offline.glob("wandb/*")) == []
+    assert not TRACKERS["wandb"].belongs_to_all
+
+
+def test_wandb_leaves_a_run_of_the_user_open(offline):
+    callback = tracker("wandb")
+    import wandb
+
+    wandb.init(project="theirs")
+    run = Run(callback, offline)
+    run.whole()
+    callback.close()
+    assert wandb.run is not None
+    wandb.finish()
+    assert expected("wandb") - read_wandb(offline) == {("test/loss", 2, TEST_LOSS)}
+
+
+# MLflow
+
+
+def mlflow_runs(directory: Path) -> list:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{directory}/mlflow.db")
+    return [run for e in client.search_experiments() for run in client.search_runs([e.experiment_id])]
+
+
+def test_mlflow_keeps_experiment_tags_and_nested_settings(offline, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "Mine")
+    monkeypatch.setenv("MLFLOW_TAGS", '{"release": "RC1"}')
+    monkeypatch.setenv("MLFLOW_FLATTEN_PARAMS", "1")
+    run = Run(tracker("mlflow"), offline)
+    run.model.config = {"outer": {"inner": 5}, "long": "x" * 7000}
+    run.whole()
+    (found,) = mlflow_runs(offline)
+    assert (found.info.status, found.info.run_name, found.data.tags["release"]) == ("FINISHED", "battery", "RC1")
+    assert found.data.params["outer.inner"] == "5" and found.data.params["seed"] == str(run.args.seed)
+    assert "long" not in found.data.params
+
+
+def test_mlflow_continues_the_run_it_is_told_and_copies_checkpoints(offline, monkeypatch):
+    first = Run(tracker("mlflow"), offline)
+    first.whole()
+    run_id = first.callback._run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    monkeypatch.setenv("HF_MLFLOW_LOG_ARTIFACTS", "TRUE")
+    second = Run(tracker("mlflow"), offline)
+    second.args.learning_rate = 0.25  # MLflow refuses to change a setting of a run; that must not end the training
+    second.begin()
+    second.state.global_step = 3
+    second.log({"loss": 0.5})
+    second.save()
+    second.event("on_train_end")
+    assert ("loss", 3, 0.5) in read_mlflow(offline)
+    (found,) = mlflow_runs(offline)
+    assert found.info.run_id == run_id and not second.callback._switched_off
+    assert {path.name for path in offline.rglob("artifacts/checkpoint-3/*")} == {"model.safetensors", "optimizer.pt"}
+
+
+def test_mlflow_logs_into_the_run_of_the_user_or_nested_in_it(offline, monkeypatch):
+    callback = tracker("mlflow")
+    import mlflow
+
+    with mlflow.start_run() as theirs:
+        Run(callback, offline).whole()
+        assert mlflow.active_run().info.run_id == theirs.info.run_id == callback._run_id
+        monkeypatch.setenv("MLFLOW_NESTED_RUN", "True")
+        nested = tracker("mlflow")
+        Run(nested, offline).whole()
+        assert mlflow.active_run().info.run_id == theirs.info.run_id
+    parents = {run.info.run_id: run.data.tags.get("mlflow.parentRunId") for run in mlflow_runs(offline)}
+    assert parents == {theirs.info.run_id: None, nested._run_id: theirs.info.run_id}
+
+
+def test_mlflow_disabled_sends_nothing_and_bad_tags_are_explained(offline, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TAGS", "release=RC1")
+    run = Run(tracker("mlflow"), offline)
+    with pytest.raises(EnvironmentValueError, match="MLFLOW_TAGS='release=RC1' must be a JSON object"):
+        run.begin()
+    run.callback.close()
+    monkeypatch.setenv("DISABLE_MLFLOW_INTEGRATION", "TRUE")
+    silent = tracker("mlflow")
+    Run(silent, offline).whole()
+    assert silent._run_id is None
+
+
+# Comet
+
+
+@pytest.mark.parametrize("assets", ["TRUE", "FALSE"])
+def test_comet_sends_settings_and_the_files_of_output_dir_unless_told_not_to(assets, offline, monkeypatch):
+    monkeypatch.setenv("COMET_LOG_ASSETS", assets)
+    run = Run(tracker("comet_ml"), offline)
+    run.model.config = {"hidden_size": 8}
+    run.begin()
+    run.steps()
+    run.save()
+    run.end()
+    run.callback.close()
+    messages = comet_messages(offline)
+    params = [m["payload"].get("param", {}) for m in messages if m["type"] == "parameter_msg"]
+    settings = {p.get("paramName"): p.get("paramValue") for p in params}
+    assert settings["args/seed"] == run.args.seed and settings["config/hidden_size"] == 8
+    uploads = json.dumps([m["payload"] for m in messages if m["type"] == "file_upload"])
+    assert ("optimizer.pt" in uploads) == (assets == "TRUE")
+
+
+def test_comet_disabled_by_its_older_variable_sends_nothing(offline, monkeypatch):
+    monkeypatch.setenv("COMET_MODE", "DISABLED")
+    Run(tracker("comet_ml"), offline).whole()
+    assert list(offline.glob("*.zip")) == []
+
+
+# Neptune
+
+
+@pytest.mark.parametrize("mode, place", [("same", "checkpoint-2"), ("last", "last"), ("best", "best"), (None, None)])
+def test_neptune_uploads_the_checkpoints_that_log_checkpoints_names(mode, place, offline):
+    run = Run(tracker("neptune", log_checkpoints=mode, base_namespace="mine", **CONSTRUCTOR["neptune"]), offline)
+    run.begin()
+    run.steps()
+    run.state.best_model_checkpoint = str(run.save())
+    run.end()
+    assert not run.callback._switched_off
+    run.callback.close()
+    text = "".join(file.read_text() for file in offline.glob(".neptune/offline/**/data-*.log"))
+    paths = {tuple(json.loads(line)["obj"].get("path", ())) for line in text.splitlines()}
+    assert ("mine", "trainer_parameters", "seed") in paths
+    uploaded = {path[2:] for path in paths if path[:2] == ("mine", "checkpoints")}
+    assert uploaded == ({(place, "model.safetensors"), (place, "optimizer.pt")} if place else set())
+
+
+def test_neptune_refuses_an_unknown_upload_mode():
+    tracker("neptune")
+    with pytest.raises(ValueError, match=r"log_checkpoints='lst' must be one of.*Did you mean 'last'"):
+        tracker("neptune", log_checkpoints="lst")
+
+
+# ClearML
+
+
+def test_clearml_keeps_task_settings_and_totals(offline, monkeypatch):
+    monkeypatch.setenv("CLEARML_TASK", "Mine")
+    run = Run(tracker("clearml"), offline)
+    run.model.config = {"hidden_size": 8}
+    run.whole()
+    run.callback.close()
+    with clearml_archive(offline) as archive:
+        task = json.loads(archive.read("task.json"))
+    assert task["name"] == "Mine"
+    assert task["hyperparams"]["Transformers"]["seed"]["value"] == str(run.args.seed)
+    assert "hidden_size" in task["configuration"]["Model Configuration"]["value"]
+    assert ("Summary/train_loss", 2.0) in {(name, value) for name, _, value in read_clearml(offline)}
+
+
+def test_clearml_says_that_models_need_a_server_and_keeps_the_metrics(offline, monkeypatch, caplog):
+    monkeypatch.setenv("CLEARML_LOG_MODEL", "True")
+    run = Run(tracker("clearml"), offline)
+    run.begin()
+    run.steps()
+    run.save()
+    run.end()
+    run.callback.close()
+    assert "CLEARML_LOG_MODEL has no effect offline" in caplog.text
+    assert ("eval/loss", 2, EVAL_LOSS) in read_clearml(offline)
+
+
+# DVCLive
+
+
+@pytest.mark.parametrize("log_model", [True, "all", False])
+def test_dvclive_tracks_the_model_or_all_of_output_dir(log_model, offline, monkeypatch):
+    from_environment = {True: "true", "all": "all", False: "0"}[log_model]
+    monkeypatch.setenv("HF_DVCLIVE_LOG_MODEL", from_environment)
+    callback = tracker("dvclive", **CONSTRUCTOR["dvclive"])
+    assert callback._log_model == log_model
+    run = Run(callback, offline)
+    run.begin()
+    tracked: list[str] = []
+    monkeypatch.setattr(callback.live, "log_artifact", lambda path, **_: tracked.append(str(path)))
+    run.steps()
+    run.save()
+    run.end()
+    assert tracked == {True: [f"{run.args.output_dir}/last"], "all": [run.args.output_dir], False: []}[log_model]
+    assert (Path(run.args.output_dir) / "last" / "model.safetensors").exists() == (log_model is True)
+    assert f"seed: {run.args.seed}" in (offline / "dvclive" / "params.yaml").read_text()
+
+
+# CodeCarbon
+
+
+def test_codecarbon_writes_the_energy_of_each_training(offline):
+    run = Run(tracker("codecarbon"), offline)
+    run.log({"eval_loss": 1.0})  # before training: nothing to measure yet
+    assert run.callback.tracker is None
+    run.whole()
+    run.state.log_history.clear()
+    run.whole()
+    with open(Path(run.args.output_dir) / "emissions.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    assert all(row["country_iso_code"] == "FRA" and float(row["duration"]) > 0 for row in rows)
+
+
+# SwanLab, Trackio
+
+
+def test_swanlab_keeps_project_and_settings(offline, monkeypatch):
+    monkeypatch.setenv("SWANLAB_PROJECT", "mine")
+    run = Run(tracker("swanlab"), offline)
+    run.whole()
+    project = run.callback._swanlab.get_run()
+    run.callback.close()
+    (config,) = offline.glob("swanlog/run-*/files/config.yaml")
+    assert "seed:" in config.read_text()
+    assert project is not None and b"mine" in next(offline.glob("swanlog/run-*/*.swanlab")).read_bytes()
+
+
+def test_trackio_uses_the_project_of_the_arguments(offline):
+    run = Run(tracker("trackio"), offline)
+    run.args.project = "of-the-arguments"
+    run.whole()
+    run.callback.close()
+    from trackio.sqlite_storage import SQLiteStorage
+
+    logs = SQLiteStorage.get_logs("of-the-arguments", "battery")
+    assert [line["train/loss"] for line in logs if "train/loss" in line] == list(LOSSES.values())
+
+
+# Kubeflow: no package, a server
+
+
+@pytest.fixture
+def controller(tmp_path, monkeypatch):
+    """A controller that keeps what it receives, and the variables it sets in a pod."""
+    received: list[tuple[str | None, dict]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.append((self.headers["Authorization"], json.loads(body)["trainerStatus"]))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "token").write_text("pod-token\n")
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", f"http://127.0.0.1:{server.server_port}/status")
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_TOKEN", str(tmp_path / "token"))
+    yield received
+    server.shutdown()
+    server.server_close()
+
+
+def test_kubeflow_learns_the_start_the_end_and_the_metrics(controller, tmp_path):
+    run = Run(tracker("kubeflow"), tmp_path)
+    run.whole()
+    (token, first), (_, last) = controller  # the steps lie less than the interval apart
+    assert token == "Bearer pod-token"
+    assert first["progressPercentage"] == 0 and "metrics" not in first
+    assert last["progressPercentage"] == 100 and last["estimatedRemainingSeconds"] == 0
+    assert {"name": "eval_loss", "value": str(EVAL_LOSS)} in last["metrics"]
+
+
+def test_kubeflow_status_counts_the_remaining_time_from_the_step_it_resumed_at():
+    from trainwright.tracking.kubeflow import status
+
+    state = TrainerState(global_step=60, max_steps=100)
+    values = status(state, {"loss": 0.5}, elapsed_s=30.0, first_step=50)["trainerStatus"]
+    assert values["progressPercentage"] == 60
+    assert values["estimatedRemainingSeconds"] == 30 / (60 - 50) * (100 - 60)
+    assert values["metrics"] == [{"name": "loss", "value": "0.5"}]
+    state.global_step = 100
+    assert status(state, {}, 30.0, 50)["trainerStatus"]["progressPercentage"] == 99  # 100 is for the end alone
+
+
+def test_kubeflow_that_cannot_be_reached_costs_one_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", "http://127.0.0.1:9/status")
+    monkeypatch.delenv("KUBEFLOW_TRAINER_SERVER_TOKEN", raising=False)
+    Run(tracker("kubeflow"), tmp_path).whole()
+    assert len([r for r in caplog.records if r.name.startswith("trainwright")]) == 1
+
+
+def test_kubeflow_outside_of_a_train_job_is_explained(tmp_path, monkeypatch):
+    monkeypatch.delenv("KUBEFLOW_TRAINER_SERVER_URL", raising=False)
+    with pytest.raises(RuntimeError, match="KUBEFLOW_TRAINER_SERVER_URL is not set"):
+        Run(tracker("kubeflow"), tmp_path).begin()
+
+
+# Azure ML, DagsHub, Flyte: apart from the others
+
+
+def test_azure_ml_receives_the_names_of_the_log_line(offline, capsys):
+    run = Run(tracker("azure_ml"), offline)
+    run.whole()
+    assert not run.callback._switched_off
+    assert f"scalar metric eval_loss:\n{EVAL_LOSS}\n" in capsys.readouterr().out
+
+
+def test_dagshub_logs_to_mlflow_and_explains_a_missing_repository(offline, monkeypatch):
+    run = Run(tracker("dagshub"), offline)
+    run.whole()
+    assert expected("mlflow") - read_mlflow(offline) == {("test_loss", 2, TEST_LOSS)}
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(EnvironmentValueError, match="names no DagsHub repository"):
+        Run(tracker("dagshub"), offline).begin()
+
+
+def test_dagshub_writes_data_and_model_for_the_upload(tmp_path):
+    callback = tracker("dagshub")
+    loader = torch.utils.data.DataLoader([1, 2, 3])
+    callback._write_artifacts(tmp_path, torch.nn.Linear(2, 2), {"train_dataloader": loader})
+    assert torch.load(tmp_path / "dataset.pt") == [1, 2, 3]
+    assert (tmp_path / "main" / "model.safetensors").exists()
+
+
+def test_flyte_syncs_checkpoints_and_shows_the_history_in_a_task(offline):
+    from trainwright.tracking.flyte import log_history_table
+
+    callback = tracker("flyte")
+    from flytekit import current_context, task
+
+    seen: dict = {}
+
+    @task(enable_deck=True)
+    def train() -> int:
+        run = Run(callback, offline)
+        run.begin()
+        run.steps()
+        run.save()
+        run.end()
+        seen["saved"] = {path.name for path in Path(current_context().checkpoint._checkpoint_dest).rglob("*.*")}
+        seen["decks"] = {deck.name: deck.html for deck in current_context().decks}
+        seen["table"] = log_history_table(run.state.log_history)
+        return run.state.global_step
+
+    assert train() == max(LOSSES)
+    assert not callback._switched_off
+    assert {"model.safetensors", "optimizer.pt"} <= seen["saved"]
+    assert seen["table"] in seen["decks"]["Log History"] and f"<td>{EVAL_LOSS}</td>" in seen["table"]
+
+
+def test_flyte_outside_of_a_task_is_explained(offline):
+    with pytest.raises(RuntimeError, match="within a Flyte task only"):
+        Run(tracker("flyte"), offline).begin()

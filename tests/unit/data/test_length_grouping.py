@@ -1,0 +1,103 @@
+"""Length grouping: orders of the installed transformers, lengths without reading rows, resumable epochs."""
+
+import datasets
+import pytest
+import torch
+
+from trainwright.data import length_grouping
+from trainwright.data.length_grouping import (
+    DistributedLengthGroupedSampler,
+    LengthGroupedSampler,
+    get_length_grouped_indices,
+    sample_lengths,
+)
+
+LENGTHS = [(place * 37) % 23 + 1 for place in range(150)]
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return pytest.importorskip("transformers.trainer_pt_utils")
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("num_samples", [1, 7, 50, 150])
+@pytest.mark.parametrize("mult", [None, 2])
+def test_the_order_equals_that_of_the_installed_transformers(reference, num_samples, mult):
+    arguments = (LENGTHS[:num_samples], 4, mult)
+    theirs = reference.get_length_grouped_indices(*arguments, generator=generator(1))
+    assert get_length_grouped_indices(*arguments, generator=generator(1)) == theirs
+
+
+def test_the_longest_sample_comes_first_and_nothing_is_lost():
+    lengths = torch.randperm(500, generator=generator(0))
+    order = get_length_grouped_indices(lengths, 8, generator=generator(2))
+    assert lengths[order[0]] == lengths.max()
+    assert sorted(order) == list(range(500))
+
+
+@pytest.mark.parametrize(("num_samples", "drop_last"), [(50, False), (50, True), (7, False), (2, False)])
+def test_shares_equal_those_of_the_installed_transformers(reference, num_samples, drop_last):
+    for rank in range(3):
+        options = {"lengths": LENGTHS[:num_samples], "num_replicas": 3, "rank": rank, "seed": 5, "drop_last": drop_last}
+        ours, theirs = (
+            DistributedLengthGroupedSampler(4, **options),
+            reference.DistributedLengthGroupedSampler(4, **options),
+        )
+        for epoch in (0, 2):
+            ours.set_epoch(epoch)
+            theirs.set_epoch(epoch)
+            assert list(ours) == list(theirs)
+        assert len(ours) == len(theirs)
+
+
+def test_without_an_epoch_the_generator_goes_on_as_in_the_installed_transformers(reference):
+    ours = LengthGroupedSampler(4, lengths=LENGTHS, generator=generator(3))
+    theirs = reference.LengthGroupedSampler(4, lengths=LENGTHS, generator=generator(3))
+    first, second = list(ours), list(ours)
+    assert [first, second] == [list(theirs), list(theirs)]
+    assert first != second
+
+
+@pytest.mark.parametrize("options", [{"seed": 3}, {"generator": generator(3)}], ids=["seed", "generator"])
+def test_an_epoch_has_one_order_whatever_was_read_before(options):
+    read, fresh = (
+        LengthGroupedSampler(4, lengths=LENGTHS, **options),
+        LengthGroupedSampler(4, lengths=LENGTHS, **options),
+    )
+    list(read)
+    for sampler in (read, fresh):
+        sampler.set_epoch(2)
+    assert list(read) == list(fresh) == get_length_grouped_indices(LENGTHS, 4, generator=generator(3 + 2))
+
+
+def test_lengths_come_from_their_column_without_reading_others():
+    class Untouchable(datasets.Dataset):
+        def __getitem__(self, key):
+            assert self.column_names == ["size"]
+            return super().__getitem__(key)
+
+    data = Untouchable.from_dict({"input_ids": [[1, 2]] * 3, "size": [7, 8, 9]}).select([2, 0])
+    data.__class__ = Untouchable
+    assert sample_lengths(data, length_column_name="size").tolist() == [9, 7]
+
+
+def test_lengths_are_counted_where_there_is_no_column(capfd, monkeypatch):
+    rows = {"input_ids": [[1], [1, 2], []], "text": ["abc", "", "x"]}
+    data = datasets.Dataset.from_dict(rows).with_format("torch")
+    assert sample_lengths(data, length_column_name="length").tolist() == [1, 2, 0]
+    assert sample_lengths(data.to_list(), model_input_name="text").tolist() == [3, 0, 1]
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(length_grouping, "NUM_SAMPLES_WORTH_A_BAR", 3)
+    sample_lengths(data)
+    assert "Counting lengths" in capfd.readouterr().err
+
+
+def test_samples_without_the_field_are_refused():
+    with pytest.raises(ValueError, match=r"no 'input_ids' \(they have \['input_id'\]\).*Did you mean 'input_id'"):
+        LengthGroupedSampler(4, dataset=[{"input_id": [1]}])
+    with pytest.raises(ValueError, match="either dataset or lengths"):
+        LengthGroupedSampler(4)

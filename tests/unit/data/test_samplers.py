@@ -1,0 +1,86 @@
+"""The seeded order, and the choice of a sampler by strategy."""
+
+import pytest
+import torch
+from torch.utils.data import IterableDataset, SequentialSampler
+
+from trainwright.data.samplers import (
+    STRATEGIES,
+    BatchRebalanceSampler,
+    LengthGroupedSampler,
+    SeededRandomSampler,
+    build_eval_sampler,
+    build_train_sampler,
+    has_length,
+)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(range(4))
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 10, 10_000])
+def test_the_order_of_an_epoch_is_the_permutation_of_seed_plus_epoch(num_samples):
+    sampler = SeededRandomSampler(range(num_samples), seed=5)
+    for epoch in (0, 3):
+        sampler.set_epoch(epoch)
+        expected = torch.randperm(num_samples, generator=torch.Generator().manual_seed(5 + epoch)).tolist()
+        assert list(sampler) == expected
+    assert len(sampler) == num_samples
+
+
+def test_the_order_equals_that_of_the_seedable_sampler_of_accelerate():
+    from accelerate.data_loader import SeedableRandomSampler
+
+    theirs = SeedableRandomSampler(list(range(50)), data_seed=42)
+    ours = SeededRandomSampler(50, seed=42)
+    for epoch in range(3):
+        theirs.set_epoch(epoch)
+        ours.set_epoch(epoch)
+        assert list(ours) == list(theirs)
+
+
+def test_the_global_generator_is_not_drawn_from():
+    before = torch.get_rng_state()
+    list(SeededRandomSampler(100, seed=1))
+    list(LengthGroupedSampler(4, lengths=[1, 2, 3] * 9, seed=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])
+@pytest.mark.parametrize("start", [0, 7, 4096, 9000])
+def test_start_begins_one_iteration_later_and_applies_once(strategy, start):
+    dataset = [{"input_ids": [0] * (place % 13)} for place in range(9000)]
+    sampler = build_train_sampler(dataset, strategy=strategy, seed=3, batch_size_for_grouping=4)
+    whole = list(sampler)
+    sampler.start = start
+    assert list(sampler) == whole[start:]
+    assert list(sampler) == whole
+
+
+def test_each_strategy_has_its_sampler():
+    dataset = [{"input_ids": [0] * (place % 5 + 1)} for place in range(20)]
+    options = {"seed": 0, "batch_size_for_grouping": 4, "world_size": 2, "rank": 1, "gradient_accumulation_steps": 2}
+    kinds = [type(build_train_sampler(dataset, strategy=strategy, **options)) for strategy in STRATEGIES]
+    assert kinds[0] is SeededRandomSampler
+    assert issubclass(kinds[1], SequentialSampler)
+    assert kinds[2:] == [LengthGroupedSampler, BatchRebalanceSampler]
+    assert type(build_eval_sampler(dataset)) is SequentialSampler
+    assert list(build_eval_sampler(dataset)) == list(range(20))
+    assert type(build_eval_sampler(dataset, strategy="group_by_length", batch_size=2)) is LengthGroupedSampler
+
+
+def test_a_misspelt_strategy_is_refused_with_a_suggestion():
+    with pytest.raises(ValueError, match=r"train_sampling_strategy='sequental'.*Did you mean 'sequential'"):
+        build_train_sampler([1], strategy="sequental", seed=0)
+    with pytest.raises(ValueError, match="strategy='shuffled'"):
+        build_eval_sampler([1], strategy="shuffled")
+
+
+def test_a_stream_brings_its_own_order():
+    assert not has_length(Stream())
+    assert has_length([])
+    assert build_train_sampler(Stream(), seed=0) is None
+    assert build_eval_sampler(Stream()) is None
+    assert build_train_sampler(None, seed=0) is None

@@ -1,0 +1,138 @@
+"""Optimizers by name: every documented name is known, and what a run's arguments turn into."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from trainwright.interop.optional import MissingExtra, is_installed
+from trainwright.names import OptimizerNames
+from trainwright.optim import registry
+from trainwright.optim.registry import ROWS, OptimizerRequest, OptimizerSpec, optimizer_class_and_kwargs
+
+ADAM = {"lr": 1e-3, "betas": (0.8, 0.95), "eps": 1e-7}
+
+
+def make_args(**changes: Any) -> SimpleNamespace:
+    values = {
+        "optim_args": None,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.0,
+        "adam_beta1": 0.8,
+        "adam_beta2": 0.95,
+        "adam_epsilon": 1e-7,
+        "optim_target_modules": None,
+    }
+    return SimpleNamespace(**(values | changes))
+
+
+def test_every_documented_name_has_a_row() -> None:
+    assert {name.value for name in OptimizerNames} <= ROWS.keys()
+    assert all(row.use for row in ROWS.values())
+
+
+def test_every_name_builds_or_names_what_is_missing() -> None:
+    for name in OptimizerNames:
+        args = make_args(optim=name, optim_target_modules=["0"])
+        try:
+            _, kwargs = optimizer_class_and_kwargs(args, nn.Sequential(nn.Linear(4, 4)))
+            assert kwargs["lr"] == 1e-3, name
+        except MissingExtra as error:
+            assert f"optim='{name.value}'" in str(error) and "pip install" in str(error)
+        except RuntimeError as error:
+            assert ROWS[name.value].device in ("cuda",) and "CUDA devices only" in str(error), name
+
+
+@pytest.mark.parametrize(
+    ("optim", "cls", "kwargs"),
+    [
+        ("adamw_torch", torch.optim.AdamW, ADAM),
+        ("adamw_torch_fused", torch.optim.AdamW, {**ADAM, "fused": True}),
+        ("sgd", torch.optim.SGD, {"lr": 1e-3}),
+        ("adagrad", torch.optim.Adagrad, {"lr": 1e-3}),
+        ("rmsprop", torch.optim.RMSprop, {"lr": 1e-3}),
+    ],
+)
+def test_the_torch_family_gets_the_documented_arguments(optim: str, cls: type, kwargs: dict[str, Any]) -> None:
+    assert optimizer_class_and_kwargs(make_args(optim=optim)) == (cls, kwargs)
+
+
+def test_adafactor_uses_the_learning_rate_of_the_run() -> None:
+    cls, kwargs = optimizer_class_and_kwargs(make_args(optim="adafactor"))
+    assert (cls.__name__, kwargs) == ("Adafactor", {"lr": 1e-3, "scale_parameter": False, "relative_step": False})
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop", "adafactor"])
+def test_arguments_are_those_of_the_installed_transformers(optim: str, tmp_path: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    args = transformers.TrainingArguments(str(tmp_path), optim=optim, report_to=[], use_cpu=True)
+    cls, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(args)
+    ours, mine = optimizer_class_and_kwargs(args)
+    assert (ours.__name__, mine) == (cls.__name__, kwargs)
+
+
+def test_optim_args_reach_every_optimizer() -> None:
+    _, kwargs = optimizer_class_and_kwargs(make_args(optim="adamw_torch", optim_args="amsgrad=True,betas=(0.5,0.6)"))
+    assert kwargs == {**ADAM, "amsgrad": True, "betas": (0.5, 0.6)}
+
+
+def test_an_unknown_option_is_an_error_that_suggests_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"'adamw_torch' has no argument 'amsgrd'.*Did you mean 'amsgrad'\?"):
+        optimizer_class_and_kwargs(make_args(optim="adamw_torch", optim_args="amsgrd=True"))
+
+
+def test_an_unknown_optimizer_suggests_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"optim='adamw_troch' is not a known optimizer.*Did you mean 'adamw_torch'\?"):
+        optimizer_class_and_kwargs(make_args(optim="adamw_troch"))
+
+
+@pytest.mark.skipif(is_installed("torch_xla"), reason="torch_xla is installed")
+def test_an_absent_package_is_named_with_the_remedy() -> None:
+    with pytest.raises(
+        MissingExtra, match=r"optim='adamw_torch_xla' needs the package 'torch_xla'.*pip install torch_xla"
+    ):
+        optimizer_class_and_kwargs(make_args(optim="adamw_torch_xla"))
+
+
+def test_an_optimizer_of_the_user_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "ROWS", dict(ROWS))
+
+    @registry.register_optimizer("my_sgd")
+    class MySGD(torch.optim.SGD):
+        """SGD of my own."""
+
+    @registry.register_optimizer("my_adam")
+    def build(request: OptimizerRequest) -> OptimizerSpec:
+        return OptimizerSpec(torch.optim.Adam, request.adam | {"amsgrad": request.take("strict", False)})
+
+    args = make_args(optim="my_sgd", optim_args="momentum=0.5")
+    assert optimizer_class_and_kwargs(args) == (MySGD, {"lr": 1e-3, "momentum": 0.5})
+    args = make_args(optim="my_adam", optim_args="strict=yes")
+    assert optimizer_class_and_kwargs(args) == (torch.optim.Adam, {**ADAM, "amsgrad": True})
+    with pytest.raises(ValueError, match="'my_sgd' exists already"):
+        registry.register_optimizer("my_sgd")
+
+
+def test_optimizers_that_choose_parameters_ask_for_the_model() -> None:
+    with pytest.raises(ValueError, match="optim='muon' chooses parameters by their module"):
+        optimizer_class_and_kwargs(make_args(optim="muon"))
+
+
+def test_importing_the_registry_imports_no_family() -> None:
+    code = "import sys, trainwright.optim.registry; print([m for m in sys.modules if 'family' in m or m == 'torch'])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "optim_args", ["momentum_dtype=float23", "variance_dtype=float23", "compensation_buffer_dtype=float23"]
+)
+def test_an_unknown_precision_suggests_the_nearest(optim_args: str) -> None:
+    with pytest.raises(ValueError, match=r"'float23' is no precision.*Did you mean 'float32'\?"):
+        optimizer_class_and_kwargs(make_args(optim="adamw_anyprecision", optim_args=optim_args))
