@@ -34,6 +34,7 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
             f"eval_strategy={args.eval_strategy.value!r} evaluates while training, but eval_dataset is None. "
             'Pass eval_dataset=, or set eval_strategy="no".'
         )
+    _check_engine(args)
     if trainer.train_dataset is not None:
         check_train_dataset(trainer.train_dataset, args)
     metrics = trainer.compute_metrics
@@ -45,6 +46,21 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
             "compute_metrics takes no argument compute_result. Add it, or set batch_eval_metrics=False."
         )
     check_metric_name(args, trainer.eval_dataset, has_metrics=metrics is not None)
+
+
+def _check_engine(args: Any) -> None:
+    for name in ("fsdp", "deepspeed", "parallelism_config"):
+        if getattr(args, name, None):
+            raise sharding_error(name)
+
+
+def sharding_error(name: str) -> ValueError:
+    """Sharded engines are not in this release; what asks for one must not be accepted and ignored."""
+    return ValueError(
+        f"{name} is about a model that is sharded over processes, which this release does not do. Leave {name} unset: "
+        "started with torchrun or accelerate launch, each process trains a whole copy of the model "
+        "(DistributedDataParallel)."
+    )
 
 
 def _check_model(model: Any, model_init: Any) -> None:

@@ -35,7 +35,7 @@ from trainwright.checkpoint import best, layout
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
-from trainwright.checks import check_given, check_trainable
+from trainwright.checks import check_given, check_trainable, sharding_error
 from trainwright.data import columns, from_args, loaders, position
 from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import predict, rehearsal, tensors
@@ -59,6 +59,7 @@ from trainwright.optim import lomo
 from trainwright.optim import registry as optim_registry
 from trainwright.optim.layerwise import LayerWiseDummyOptimizer
 from trainwright.outputs import BestRun, EvalLoopOutput, PredictionOutput, TrainOutput
+from trainwright.parallel import mesh
 from trainwright.parallel.accelerator import accelerator_arguments, build_accelerator
 from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan, plan_training
@@ -276,6 +277,7 @@ class Trainer:
         self._compute_loss_takes_items = signatures.accepts(self.compute_loss, "num_items_in_batch")
         self._compute_loss_is_ours = not overridden("compute_loss")
         self._prepare_input_is_ours = not overridden("_prepare_input")
+        self._splits_sequences = overridden("_prepare_context_parallel_inputs")
         self._log_save_is_ours = not overridden("_maybe_log_save_evaluate")
         self._counts_flops = overridden("floating_point_ops") or self._flops.can_count
 
@@ -575,6 +577,8 @@ class Trainer:
         if self.args.neftune_noise_alpha is not None:
             self._activate_neftune(self.model)
         self.create_optimizer_and_scheduler(num_training_steps=max_steps)
+        if self._strategy.is_distributed:
+            self._sync_replicated_trainable_parameters(self.model)
         model = self._wrap_model(self.model_wrapped)
         self.model_wrapped = model
         if resume_from_checkpoint is not None:
@@ -587,6 +591,10 @@ class Trainer:
         self._updates_in_backward = lomo.is_lomo(self.optimizer)
         self._set_training_mode(model, True)
         return model, train_dataloader
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Give every process the trainable parameters of process 0, of those that are replicated."""
+        mesh.broadcast_replicated(model)
 
     def _wrap_model(
         self, model: nn.Module, training: bool = True, dataloader: DataLoader[Any] | None = None
@@ -699,7 +707,7 @@ class Trainer:
                 if counts_flops:
                     self.current_flos += self.floating_point_ops(inputs)
                 if distributed:
-                    with strategy.grad_sync(model, index == num_batches):
+                    with _NOTHING if index == num_batches else self._defer_fsdp_gradient_reduction():
                         loss = training_step(model, inputs, num_items_in_batch=num_items_in_batch)
                 else:
                     loss = training_step(model, inputs, num_items_in_batch=num_items_in_batch)
@@ -800,7 +808,10 @@ class Trainer:
         if not model.training:  # an evaluation or a callback left it so
             self._set_training_mode(model, True)
         inputs = self._prepare_inputs(inputs)
-        with self.compute_loss_context_manager():
+        split: Callable[[], contextlib.AbstractContextManager[Any]] = self.compute_loss_context_manager
+        if self._splits_sequences:
+            split, inputs = self._prepare_context_parallel_inputs(model, inputs)
+        with split():
             if self._compute_loss_takes_items:
                 loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
             else:
@@ -814,6 +825,12 @@ class Trainer:
         else:
             self._strategy.backward(loss)
         return loss.detach()  # type: ignore[no-any-return]
+
+    def _prepare_context_parallel_inputs(
+        self, model: nn.Module, inputs: Inputs
+    ) -> tuple[Callable[[], contextlib.AbstractContextManager[Any]], Inputs]:
+        """Hook: what the forward pass runs in, and this process's part of each sequence: here, all of it."""
+        return self.compute_loss_context_manager, inputs
 
     def _loss_is_a_share(self, num_items_in_batch: Any) -> bool:
         """Whether the loss was divided by the items of the whole update, so that micro-batches add up to its mean."""
@@ -901,7 +918,29 @@ class Trainer:
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         """Hook: scale the gradients down to `max_grad_norm`; return the norm they had, on the device."""
         assert self.args.max_grad_norm is not None
+        if self._strategy.is_distributed and self._has_mixed_mesh_grads(model):
+            return self._mixed_mesh_grad_norm(model, self.args.max_grad_norm)
         return self._strategy.clip_grad_norm(self._parameters, self.args.max_grad_norm, self.optimizer)
+
+    def _has_mixed_mesh_grads(self, model: nn.Module) -> bool:
+        """Whether gradients lie on several device meshes, which torch's own clipping cannot combine."""
+        return mesh.has_mixed_meshes(self._parameters)
+
+    def _mixed_mesh_grad_norm(self, model: nn.Module, max_norm: float) -> torch.Tensor:
+        """Clip gradients that lie on several device meshes; return the norm they had."""
+        return mesh.clip_mixed_meshes(self._parameters, max_norm)
+
+    def _defer_fsdp_gradient_reduction(self) -> contextlib.AbstractContextManager[Any]:
+        """Hook: around every micro-batch but the last of an update: processes do not exchange gradients yet."""
+        return self._strategy.without_grad_sync(self.model_wrapped)
+
+    def propagate_args_to_deepspeed(self, auto_find_batch_size: bool = False) -> None:
+        """Raises: there is no DeepSpeed engine in this release."""
+        raise sharding_error("deepspeed")
+
+    def _fsdp_qlora_plugin_updates(self) -> None:
+        """Raises: there is no FSDP engine in this release."""
+        raise sharding_error("fsdp")
 
     def _get_grad_norm(
         self, model: nn.Module, grad_norm: torch.Tensor | float | None = None

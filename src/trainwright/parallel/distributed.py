@@ -36,10 +36,8 @@ class DistributedStrategy(Strategy):
     def prepare_dataloader(self, dataloader: Any) -> Any:
         return self.accelerator.prepare_data_loader(dataloader, device_placement=False)
 
-    def grad_sync(self, model: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
-        if is_last or not isinstance(model, nn.parallel.DistributedDataParallel):
-            return contextlib.nullcontext()
-        return model.no_sync()
+    def without_grad_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
 
     def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float, optimizer: Any) -> torch.Tensor:
         return super().clip_grad_norm(parameters, max_norm, optimizer)  # DDP leaves the same gradients in every process
@@ -50,8 +48,8 @@ class DistributedStrategy(Strategy):
     def gather_for_metrics(self, value: Any) -> Any:
         return self.accelerator.gather_for_metrics(value)
 
-    def pad_across_processes(self, value: Any, pad_index: int = -100) -> Any:
-        return self.accelerator.pad_across_processes(value, dim=1, pad_index=pad_index)
+    def pad_across_processes(self, value: Any, dim: int = 1, pad_index: int = -100) -> Any:
+        return self.accelerator.pad_across_processes(value, dim=dim, pad_index=pad_index)
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(value, reduction="sum")  # type: ignore[no-any-return]

@@ -45,8 +45,8 @@ class Strategy:
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
-    def grad_sync(self, model: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around each micro-batch; several processes exchange gradients only in the last one of an update."""
+    def without_grad_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Around each micro-batch but the last of an update: several processes exchange gradients only there."""
         return contextlib.nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -81,8 +81,8 @@ class Strategy:
         """Like `gather`, without the samples that were repeated to fill the last batch."""
         return value
 
-    def pad_across_processes(self, value: Any, pad_index: int = -100) -> Any:
-        """Pad dimension 1 to the longest of all processes, so that `gather` can concatenate."""
+    def pad_across_processes(self, value: Any, dim: int = 1, pad_index: int = -100) -> Any:
+        """Pad dimension `dim` to the longest of all processes, so that `gather` can concatenate."""
         return value
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,51 @@
+"""Gradients and parameters that lie on device meshes (DTensor), or are replicated beside such.
+
+Owns: one gradient norm over several meshes, keeping replicated parameters equal. Leaves to others: making the meshes. On
+one device nothing here is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def _mesh_of(tensor: torch.Tensor) -> Any:
+    return getattr(tensor, "device_mesh", None)
+
+
+def has_mixed_meshes(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether the gradients lie on more than one mesh, or some on a mesh and some on none: torch cannot stack those."""
+    meshes: list[Any] = []
+    for parameter in parameters:
+        if parameter.grad is not None and not any(_mesh_of(parameter.grad) is mesh for mesh in meshes):
+            meshes.append(_mesh_of(parameter.grad))
+    return len(meshes) > 1
+
+
+def clip_mixed_meshes(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
+    """`clip_grad_norm_` where gradients lie on several meshes: one norm for each mesh, then one over those."""
+    by_mesh: dict[int, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            by_mesh.setdefault(id(_mesh_of(parameter.grad)), []).append(parameter)
+    norms: list[Any] = [
+        nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in by_mesh.values()
+    ]
+    whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
+    total: torch.Tensor = torch.linalg.vector_norm(torch.stack(whole))
+    for group in by_mesh.values():
+        nn.utils.clip_grads_with_norm_(group, max_norm, total)
+    return total
+
+
+def broadcast_replicated(model: nn.Module) -> None:
+    """Give every process the trainable parameters of process 0, of those that are no part of a mesh."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad and _mesh_of(parameter) is None:
+            torch.distributed.broadcast(parameter.data, src=0)
