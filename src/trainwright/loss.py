@@ -23,7 +23,7 @@ def loss_of(outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
     Raises ValueError when there is none, naming what the model returned and what it received.
     """
     loss = outputs
-    if isinstance(outputs, Mapping):
+    if isinstance(outputs, (dict, Mapping)):  # dict first: the check of an abstract class costs calls
         loss = outputs.get("loss")
     elif isinstance(outputs, (tuple, list)):
         loss = outputs[0] if outputs else None

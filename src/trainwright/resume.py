@@ -15,6 +15,7 @@ from typing import Any
 from trainwright.callbacks.handler import CallbackHandler
 from trainwright.checkpoint.layout import clean_up_staging
 from trainwright.checkpoint.load import find_resumable, load_loop_state
+from trainwright.plan import TrainingPlan
 from trainwright.state import ExportableState, TrainerControl, TrainerState, exported_states
 from trainwright.window import LossWindow
 
@@ -65,6 +66,14 @@ def restore_loop(
     window.load_state(saved["window"])
     position = saved["position"]
     return ResumePoint(position["epoch"], position["samples_in_epoch"], saved["total_loss"], saved["last_logged_step"])
+
+
+def micro_batches_done(samples_in_epoch: int, samples_per_micro_batch: int, plan: TrainingPlan) -> int:
+    """How many of an epoch's micro-batches lie before `samples_in_epoch`, so that those after it reach its end."""
+    if plan.len_dataloader is None or samples_in_epoch == 0:
+        return samples_in_epoch // samples_per_micro_batch
+    num_left = -(-max(0, plan.num_examples - samples_in_epoch) // samples_per_micro_batch)
+    return max(0, plan.len_dataloader - num_left)
 
 
 def report_changes(args: Any, state: TrainerState, train_batch_size: int) -> None:

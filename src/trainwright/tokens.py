@@ -37,6 +37,11 @@ class TokenCounter:
             count = mask.sum() * self._num_processes
             self._on_device = count if self._on_device is None else self._on_device + count
 
+    def take_all(self) -> int:
+        """All tokens since the last call; reads from the device."""
+        on_host, on_device = self.take()
+        return on_host if on_device is None else on_host + int(on_device)
+
     def take(self) -> tuple[int, torch.Tensor | None]:
         """(tokens counted on the host, tokens counted on the device) since the last call."""
         counted = self._on_host, self._on_device

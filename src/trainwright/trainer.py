@@ -68,6 +68,7 @@ from trainwright.resume import (
     exported_callbacks,
     find_checkpoint,
     loop_state,
+    micro_batches_done,
     report_changes,
     restore_callbacks,
     restore_loop,
@@ -185,7 +186,9 @@ class Trainer:
         self._total_loss_scalar = 0.0  # sum of the losses of all updates that were logged
         self._past: Any = None
         self._signature_columns: list[str] | None = None
-        self._epoch, self._micro_batches_in_epoch = 0, 0  # where in the data the run stands
+        # Where in the data the run stands: micro-batches of this epoch, and samples beyond them (after a resume with
+        # another batch size).
+        self._epoch, self._micro_batches_in_epoch, self._samples_ahead = 0, 0, 0
         self._parameters: list[nn.Parameter] = []
         self._hub: Any = None
         self.hub_model_id: str | None = None
@@ -274,8 +277,10 @@ class Trainer:
     def _bind_hooks(self) -> None:
         """Find out once which hooks are overridden and which newer arguments they have room for."""
         overridden = self._is_overridden
+        self._num_replicas = 1 if self.is_model_parallel else max(1, self.args.n_gpu)
         self._compute_loss_takes_items = signatures.accepts(self.compute_loss, "num_items_in_batch")
         self._compute_loss_is_ours = not overridden("compute_loss")
+        self._user_counts_items = self._compute_loss_takes_items and not self._compute_loss_is_ours
         self._prepare_input_is_ours = not overridden("_prepare_input")
         self._splits_sequences = overridden("_prepare_context_parallel_inputs")
         self._log_save_is_ours = not overridden("_maybe_log_save_evaluate")
@@ -445,6 +450,7 @@ class Trainer:
         epochs_trained, steps_trained = self._init_training_state(
             plan.max_steps, plan.num_update_steps_per_epoch, plan.num_train_epochs, resume_from_checkpoint, trial
         )
+        plan = self.plan
         model, train_dataloader = self._prepare_for_training(plan.max_steps, train_dataloader, resume_from_checkpoint)
         self._log_plan(args, plan)
 
@@ -555,10 +561,20 @@ class Trainer:
                 samples_per_update=self._samples_per_micro_batch() * self.args.gradient_accumulation_steps,
             )
         self._total_loss_scalar, self._globalstep_last_logged = start.total_loss, start.last_logged_step
+        if self.args.ignore_data_skip:
+            start.samples_in_epoch = 0
+        assert self.plan is not None
+        size = self._samples_per_micro_batch()
+        micro_batches = micro_batches_done(start.samples_in_epoch, size, self.plan)
+        # With another batch size the batches of an epoch do not begin where the checkpoint's ended.
+        self._samples_ahead = start.samples_in_epoch - micro_batches * size
+        if self.plan.epoch_based:  # the updates that are left are counted from here, whatever the size of those before
+            done = start.epoch * num_update_steps_per_epoch + -(-micro_batches // self.args.gradient_accumulation_steps)
+            max_steps += self.state.global_step - done
+            self.plan = dataclasses.replace(self.plan, max_steps=max_steps)
         self.state.is_hyper_param_search = trial is not None
         self.state.init_training_references(self, max_steps, num_train_epochs, trial)
-        skipped = 0 if self.args.ignore_data_skip else start.samples_in_epoch // self._samples_per_micro_batch()
-        return start.epoch, skipped
+        return start.epoch, micro_batches
 
     def _samples_per_micro_batch(self) -> int:
         return self._train_batch_size * self._strategy.num_processes
@@ -610,7 +626,7 @@ class Trainer:
             return model  # wrapped by an earlier train()
         if self.args.torch_compile:
             model.compile(backend=self.args.torch_compile_backend or "inductor", mode=self.args.torch_compile_mode)
-        if self.args.n_gpu > 1 and not self.is_model_parallel:
+        if self._num_replicas > 1:
             return nn.DataParallel(model)
         return self._strategy.prepare_model(model)
 
@@ -674,6 +690,8 @@ class Trainer:
         if args.past_index >= 0:
             self._past = None
         self._epoch, self._micro_batches_in_epoch = epoch, steps_trained_in_current_epoch
+        if steps_trained_in_current_epoch == 0:
+            self._samples_ahead = 0
         self._parameters = list(model.parameters())  # once per epoch: the walk costs milliseconds in a deep model
         self.control = handler.on_epoch_begin(args, state, self.control)
 
@@ -688,7 +706,7 @@ class Trainer:
         learning_rate, grad_norm = None, None
         while self._micro_batches_in_epoch < steps_in_epoch:
             num_batches = min(accumulation, steps_in_epoch - self._micro_batches_in_epoch)
-            batch_samples, num_items_in_batch = get_batch_samples(epoch_iterator, num_batches, device=args.device)
+            batch_samples, num_items_in_batch = get_batch_samples(epoch_iterator, num_batches, device=strategy.device)
             if not batch_samples:
                 break
             if self._probe_loss_kwargs and accumulation > 1:
@@ -753,7 +771,7 @@ class Trainer:
         where it can.
         """
         size = self._samples_per_micro_batch()
-        loader, num_left = position.seek(train_dataloader, num_micro_batches * size, size)
+        loader, num_left = position.seek(train_dataloader, num_micro_batches * size + self._samples_ahead, size)
         iterator: Iterator[Any] = iter(loader)
         position.discard_batches(iterator, num_left)
         return iterator
@@ -771,7 +789,7 @@ class Trainer:
         """Hook: labels that take part in the loss of one update, over all processes; None when the loss does not need
         it.
         """
-        if not (self.model_accepts_loss_kwargs or self.compute_loss_func is not None or self._user_counts_items()):
+        if not (self.model_accepts_loss_kwargs or self.compute_loss_func is not None or self._user_counts_items):
             return None
         count = count_items(batch_samples, self._labels_are_shifted)
         if count is None:
@@ -779,12 +797,9 @@ class Trainer:
         count = count.to(device)
         if self.args.average_tokens_across_devices:
             count = self._strategy.sum(count)
-        if self.args.n_gpu > 1:  # DataParallel hands each replica one element, and averages their losses
-            count = count.expand(self.args.n_gpu) / self.args.n_gpu
+        if self._num_replicas > 1:  # DataParallel hands each replica one element, and averages their losses
+            count = count.expand(self._num_replicas) / self._num_replicas
         return count
-
-    def _user_counts_items(self) -> bool:
-        return self._compute_loss_takes_items and not self._compute_loss_is_ours
 
     def _find_out_loss_kwargs(self, model: nn.Module, inputs: Inputs, num_items: Any) -> None:
         """Settle, once, whether a model that takes any keyword really divides its loss by `num_items_in_batch`."""
@@ -816,7 +831,7 @@ class Trainer:
                 loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
             else:
                 loss = self.compute_loss(model, inputs)
-        if self.args.n_gpu > 1:
+        if self._num_replicas > 1:
             loss = loss.mean()
         if self.current_gradient_accumulation_steps > 1 and not self._loss_is_a_share(num_items_in_batch):
             loss = loss / self.current_gradient_accumulation_steps
@@ -847,8 +862,7 @@ class Trainer:
                 "The batch is empty: the collator returned no column that the model takes. "
                 f"The model's forward takes {columns.signature_columns(self.model)}. See remove_unused_columns."
             )
-        device = self.args.device
-        if device.type != "cpu" or not self._prepare_input_is_ours or not self.place_model_on_device:
+        if self._strategy.device.type != "cpu" or not self._prepare_input_is_ours or not self.place_model_on_device:
             inputs = self._prepare_input(inputs)
         if self._past is not None:
             inputs["mems"] = self._past
@@ -857,7 +871,7 @@ class Trainer:
     def _prepare_input(self, data: Any) -> Any:
         """Hook: a tensor, or a list, tuple or dict of them, on this process's device."""
         if isinstance(data, torch.Tensor):
-            return data.to(self.args.device, non_blocking=True)
+            return data.to(self._strategy.device, non_blocking=True)
         if isinstance(data, Mapping) or hasattr(data, "keys"):
             return type(data)({key: self._prepare_input(value) for key, value in data.items()})
         if isinstance(data, (list, tuple)):
@@ -913,7 +927,7 @@ class Trainer:
         if not (self.args.bf16 or self.args.fp16):
             return _NOTHING
         dtype = torch.bfloat16 if self.args.bf16 else torch.float16
-        return torch.autocast(self.args.device.type, dtype=dtype, cache_enabled=cache_enabled)
+        return torch.autocast(self._strategy.device.type, dtype=dtype, cache_enabled=cache_enabled)
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         """Hook: scale the gradients down to `max_grad_norm`; return the norm they had, on the device."""
@@ -961,7 +975,7 @@ class Trainer:
         """The first argument of `_maybe_log_save_evaluate`: the window itself for our method, a tensor for an
         override.
         """
-        return self.window if self._log_save_is_ours else self.window.as_tensor(self.args.device)
+        return self.window if self._log_save_is_ours else self.window.as_tensor(self._strategy.device)
 
     def _maybe_log_save_evaluate(
         self,
@@ -987,7 +1001,8 @@ class Trainer:
                 self.control.should_save = is_new_best
         if self.control.should_save:
             self._save_checkpoint(model, trial)
-            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+            directory = os.path.join(self._get_output_dir(trial), layout.checkpoint_name(self.state.global_step))
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control, checkpoint_dir=directory)
 
     def _log_training(self, grad_norm: Any, model: nn.Module, start_time: float, learning_rate: float | None) -> None:
         """Write one log line of the training loss. The only place where the loop reads from the device."""
@@ -1521,8 +1536,8 @@ class Trainer:
         """
         run_dir = self._get_output_dir(trial)
         output_dir = os.path.join(run_dir, layout.checkpoint_name(self.state.global_step))
-        if trial is None:
-            self.store_flos()
+        self.store_flos()
+        self.state.num_input_tokens_seen += self._tokens.take_all()
         self._set_optimizer_mode_for_saving()
         where = self._resume_point()
         state = self.state
@@ -1553,7 +1568,8 @@ class Trainer:
 
     def _resume_point(self) -> ResumePoint:
         """Where a run goes on that is resumed from here; a finished pass counts as the start of the next."""
-        epoch, samples = self._epoch, self._micro_batches_in_epoch * self._samples_per_micro_batch()
+        epoch = self._epoch
+        samples = self._micro_batches_in_epoch * self._samples_per_micro_batch() + self._samples_ahead
         length = self.plan.len_dataloader if self.plan is not None else None
         if length is not None and self._micro_batches_in_epoch >= length:
             epoch, samples = epoch + 1, 0

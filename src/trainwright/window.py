@@ -94,9 +94,8 @@ class LossWindow:
     def _sum(self, losses: list[float]) -> float:
         carried, count = self._carried
         total = carried
-        for (
-            loss
-        ) in losses:  # one by one, not sum(): from Python 3.12 on that rounds differently than adding in two parts
+        # One by one, not sum(): from Python 3.12 on that rounds differently than adding in two parts does.
+        for loss in losses:
             total += loss
         if math.isfinite(total) or not self.filter_nonfinite:
             return total

@@ -80,6 +80,7 @@ def load_optimizer(directory: Path, optimizer: Any, device: torch.device | str =
     path = _required(directory, OPTIMIZER_NAME, costs)
     # On a CPU the state would stay in the mapped file, and every later step would pay for its pages.
     state = load_tensors(path, mmap=torch.device(device).type != "cpu")
+    _check_kind(path, optimizer, state)
     _restore(
         path, optimizer, state, "It was written for other parameters: check the model, its frozen parts and `optim`."
     )
@@ -151,6 +152,22 @@ def _required(directory: Path, name: str, costs: str) -> str:
             f"({OPTIMIZER_NAME} and {SCHEDULER_NAME} are missing)."
         )
     raise FileNotFoundError(f"{path} is missing. {costs}. Resume from an older checkpoint, or start from its weights.")
+
+
+def _check_kind(path: str, optimizer: Any, state: Any) -> None:
+    """Raise ValueError where another optimizer wrote `state`: torch would accept it, and the first step would fail.
+
+    A release may add options to an optimizer, so only both lacking some of the other's is proof.
+    """
+    now, then = getattr(optimizer, "param_groups", None), state.get("param_groups") if isinstance(state, dict) else None
+    if not now or not then:
+        return
+    ours, theirs = set(now[0]), set(then[0]) | {"initial_lr"}
+    if ours - theirs and theirs - ours - {"initial_lr", "param_names"}:
+        raise ValueError(
+            f"{path} was written by another optimizer than {type(optimizer).__name__}: it has the options "
+            f"{sorted(theirs - ours - {'initial_lr'})} and not {sorted(ours - theirs)}. Check `optim`."
+        )
 
 
 def _restore(path: str, target: Any, state: Any, hint: str) -> None:

@@ -83,7 +83,7 @@ def load_weights(model: nn.Module, directory: Path, strict: bool = False, prefer
 
     Shards are read one at a time. A name that shares its tensor with a loaded one is not missing. With `strict`, names
     that do not match raise RuntimeError. Raises FileNotFoundError without weights, ValueError for a damaged file or an
-    index that leads outside, RuntimeError for another shape.
+    index that leads outside, RuntimeError for another shape or where no name matches.
     """
     # A `transformers` model may also carry an adapter itself (`model.add_adapter`), and then saves only that.
     if is_peft_model(model) or getattr(model, "_hf_peft_config_loaded", False):
@@ -97,12 +97,21 @@ def load_weights(model: nn.Module, directory: Path, strict: bool = False, prefer
             converted = load_converted(model, tensors)
             if converted is not None:
                 result = LoadResult(_without_tied(model, converted[0]), converted[1])
+    if result.unexpected_keys and set(model.state_dict()) <= set(result.missing_keys):
+        raise RuntimeError(
+            f"The weights in {os.fspath(directory)} belong to another model than {type(model).__name__}: no name is "
+            f"the same. They are called {_some(result.unexpected_keys)}, the model's {_some(result.missing_keys)}."
+        )
     if strict and (result.missing_keys or result.unexpected_keys):
         raise RuntimeError(
             f"The weights in {os.fspath(directory)} do not match {type(model).__name__}. "
             f"Missing: {result.missing_keys}. Unexpected: {result.unexpected_keys}."
         )
     return result
+
+
+def _some(names_: list[str], limit: int = 3) -> str:
+    return ", ".join(names_[:limit]) + (f" and {len(names_) - limit} more" if len(names_) > limit else "")
 
 
 def load_sharded_checkpoint(

@@ -167,22 +167,37 @@ def prepare_for_training(model: nn.Module, args: Any) -> Callable[[], None]:
     config = getattr(model, "config", None)
     cache_before = getattr(config, "use_cache", None)
     if args.gradient_checkpointing or args.activation_checkpointing:
-        enable = getattr(model, "gradient_checkpointing_enable", None)
-        if enable is None:
-            raise ValueError(
-                "gradient_checkpointing=True needs a model with gradient_checkpointing_enable(); "
-                f"{type(model).__name__} has none. "
-                "Leave it unset, or wrap the model's layers in torch.utils.checkpoint yourself."
-            )
-        enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs or args.activation_checkpointing_kwargs)
+        _checkpoint_activations(model, dict(args.gradient_checkpointing_kwargs or {}))
     if cache_before and not args.use_cache:
-        config.use_cache = False  # type: ignore[union-attr]  # keys and values of past tokens are memory that training never reads
+        # Keys and values of past tokens are memory that training never reads.
+        config.use_cache = False  # type: ignore[union-attr]
 
     def restore() -> None:
         if cache_before is not None:
             config.use_cache = cache_before  # type: ignore[union-attr]
 
     return restore
+
+
+def _checkpoint_activations(model: nn.Module, kwargs: dict[str, Any]) -> None:
+    """Switch on activation checkpointing. `kwargs` go to torch's `checkpoint`, but for "every_n_layers" and
+    "offload".
+    """
+    of_layers = {name: kwargs.pop(name) for name in ("every_n_layers", "offload") if name in kwargs}
+    newer: Any = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5
+    older: Any = getattr(model, "gradient_checkpointing_enable", None)
+    if newer is not None:
+        newer(activation_checkpointing_kwargs=kwargs or None, **of_layers)
+    elif older is None:
+        raise ValueError(
+            "gradient_checkpointing=True needs a model with gradient_checkpointing_enable(); "
+            f"{type(model).__name__} has "
+            "none. Leave it unset, or wrap the model's layers in torch.utils.checkpoint yourself."
+        )
+    elif of_layers:
+        raise ValueError(f"{list(of_layers)} in gradient_checkpointing_kwargs needs transformers 5 or newer.")
+    else:
+        older(gradient_checkpointing_kwargs=kwargs or None)
 
 
 def traced(model: nn.Module, inputs: Mapping[str, Any], autocast: contextlib.AbstractContextManager[Any]) -> nn.Module:

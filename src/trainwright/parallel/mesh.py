@@ -1,7 +1,7 @@
 """Gradients and parameters that lie on device meshes (DTensor), or are replicated beside such.
 
-Owns: one gradient norm over several meshes, keeping replicated parameters equal. Leaves to others: making the meshes. On
-one device nothing here is called.
+Owns: one gradient norm over several meshes, keeping replicated parameters equal. Leaves to others: making the meshes.
+On one device nothing here is called.
 """
 
 from __future__ import annotations

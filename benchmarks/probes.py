@@ -1,0 +1,140 @@
+"""What is measured between two batches: calls, tensor operations, reads from the device, time.
+
+Owns: one class per measurement, each with `start`, `stop` and `result`. Leaves to others: when to start and stop
+(`toy.MeasuringCollator`).
+Counts are exact and the same on every machine with the same Python and torch. Times are neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Operations whose result the host needs before it can go on, so that an accelerator's queue runs empty.
+SYNCING_OPS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "is_nonzero"})
+# Methods that copy to the host. On a CPU tensor they are no operation of torch's, so they are counted by name.
+SYNCING_METHODS = frozenset({"tolist", "cpu", "numpy"})
+
+
+class CallCounter:
+    """Calls of Python functions and of C functions. `by_function`: also the calls of each "file:line name"."""
+
+    def __init__(self, by_function: bool = False) -> None:
+        self.num_python = self.num_c = 0
+        self.python_calls: Counter[str] = Counter()
+        self.c_calls: Counter[str] = Counter()
+        self._hook: Callable[[FrameType, str, Any], None] = self._list if by_function else self._count
+
+    def start(self) -> None:
+        sys.setprofile(self._hook)
+
+    def stop(self) -> None:
+        sys.setprofile(None)
+
+    def result(self) -> dict[str, float]:
+        return {"python_calls": self.num_python, "c_calls": self.num_c}
+
+    def _count(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            self.num_python += 1
+        elif event == "c_call":
+            self.num_c += 1
+
+    def _list(self, frame: FrameType, event: str, argument: Any) -> None:
+        self._count(frame, event, argument)
+        code = frame.f_code
+        if event == "call":
+            self.python_calls[f"{code.co_filename}:{code.co_firstlineno} {code.co_name}"] += 1
+        elif event == "c_call":
+            name = getattr(argument, "__qualname__", argument)
+            self.c_calls[f"{name} in {code.co_filename}:{frame.f_lineno} {code.co_name}"] += 1
+
+
+class OpCounter(TorchDispatchMode):
+    """Operations that reach torch's dispatcher (`ops`), and those that make the host wait for the device (`syncs`).
+
+    torch's optimizers keep their step counts on the host and read them there: what happens inside an optimizer's step
+    is an operation, but no sync. `excused` is True then; set it around anything else that is not the loop's doing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops: Counter[str] = Counter()
+        self.syncs: Counter[str] = Counter()
+        self.excused = False
+        self._hooks: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.ops[name] += 1
+        reads = name in SYNCING_OPS or (name == "_to_copy" and _leaves_device(args[0], (kwargs or {}).get("device")))
+        if reads and not self.excused:
+            self.syncs[name] += 1
+        return func(*args, **(kwargs or {}))
+
+    def start(self) -> None:
+        self._hooks = [
+            register_optimizer_step_pre_hook(lambda *_: setattr(self, "excused", True)),
+            register_optimizer_step_post_hook(lambda *_: setattr(self, "excused", False)),
+        ]
+        self.__enter__()  # type: ignore[no-untyped-call]
+        sys.setprofile(self._see_methods)
+
+    def stop(self) -> None:
+        sys.setprofile(None)
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        for hook in self._hooks:
+            hook.remove()
+
+    def result(self) -> dict[str, float]:
+        return {"aten_ops": sum(self.ops.values()), "host_syncs": sum(self.syncs.values())}
+
+    def _see_methods(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event != "c_call" or self.excused or getattr(argument, "__name__", "") not in SYNCING_METHODS:
+            return
+        tensor = getattr(argument, "__self__", None)
+        if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
+            self.syncs[argument.__name__] += 1
+
+
+class Stopwatch:
+    """Wall time and CPU time of this process, in seconds."""
+
+    def start(self) -> None:
+        gc.collect()  # no loop pays for the garbage of the one before
+        _wait_for_device()
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def stop(self) -> None:
+        _wait_for_device()
+        self.wall_s, self.cpu_s = time.perf_counter() - self._wall, time.process_time() - self._cpu
+
+    def result(self) -> dict[str, float]:
+        return {"wall_s": self.wall_s, "cpu_s": self.cpu_s}
+
+
+@contextlib.contextmanager
+def still_progress_bars() -> Iterator[None]:
+    """Bars made in here count steps but redraw for no passage of time, so that counts do not depend on the machine."""
+    with mock.patch("tqdm.std.time", sys.getswitchinterval):  # any C function that always returns the same number
+        yield
+
+
+def _wait_for_device() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def _leaves_device(tensor: torch.Tensor, device: torch.device | None) -> bool:
+    return device is not None and tensor.device.type != "cpu" and torch.device(device).type == "cpu"
