@@ -14,6 +14,7 @@ from trainwright.data.from_args import check_train_dataset
 from trainwright.evaluation.rehearsal import check_metric_name
 from trainwright.interop import models
 from trainwright.interop.signatures import accepts
+from trainwright.names import closest
 
 
 def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
@@ -99,3 +100,21 @@ def check_trainable(model: nn.Module) -> None:
             f"{name} is quantised, and quantised weights cannot be trained. "
             "Add a trainable adapter with peft (LoRA), or load the model without quantisation."
         )
+
+
+def check_something_to_train(model: nn.Module) -> None:
+    """Raise ValueError for a model all of whose parameters are frozen: its loss has no gradient."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"{type(model).__name__} has nothing to train: no parameter has requires_grad=True. Unfreeze some, "
+            "for example "
+            "with model.requires_grad_(True)."
+        )
+
+
+def named_eval_set(eval_dataset: Any, name: str) -> Any:
+    """The evaluation set `name` out of a dict of several. Raises ValueError listing those there are."""
+    if not isinstance(eval_dataset, dict) or name not in eval_dataset:
+        names = list(eval_dataset) if isinstance(eval_dataset, dict) else []
+        raise ValueError(f"There is no evaluation set {name!r}; eval_dataset holds {names}.{closest(name, names)}")
+    return eval_dataset[name]

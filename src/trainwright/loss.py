@@ -29,14 +29,16 @@ def loss_of(outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
         loss = outputs[0] if outputs else None
     elif hasattr(outputs, "loss"):
         loss = outputs.loss
-    if isinstance(loss, torch.Tensor) and (loss.dim() == 0 or isinstance(outputs, (Mapping, tuple, list))):
+    # One loss, or one of each replica in DataParallel; anything larger is the model's predictions.
+    if isinstance(loss, torch.Tensor) and (loss.dim() == 0 or (loss.dim() == 1 and loss is not outputs)):
         return loss
     returned = f"the keys {list(outputs)}" if isinstance(outputs, Mapping) else f"a {type(outputs).__name__}"
+    if isinstance(loss, torch.Tensor):
+        returned += f" whose loss has the shape {tuple(loss.shape)}, which is no scalar"
     raise ValueError(
-        f"The model returned no loss, but {returned}. It was given {list(inputs)}. Training needs labels among "
-        "the inputs and a "
-        'model that returns its loss first in a tuple or under the key "loss"; or pass compute_loss_func=, or '
-        "override compute_loss."
+        f"The model returned no loss, but {returned}. It was given {list(inputs)}. Training needs labels among the "
+        'inputs and a model that returns its loss, a scalar, first in a tuple or under the key "loss"; or pass '
+        "compute_loss_func=, or override compute_loss."
     )
 
 

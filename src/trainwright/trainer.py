@@ -30,12 +30,12 @@ from trainwright.args.training import TrainingArguments
 from trainwright.callbacks.base import TrainerCallback
 from trainwright.callbacks.flow import DefaultFlowCallback
 from trainwright.callbacks.handler import CallbackHandler
-from trainwright.callbacks.progress import PrinterCallback, ProgressCallback
+from trainwright.callbacks.progress import default_progress
 from trainwright.checkpoint import best, layout
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
-from trainwright.checks import check_given, check_trainable, sharding_error
+from trainwright.checks import check_given, check_something_to_train, check_trainable, named_eval_set, sharding_error
 from trainwright.data import columns, from_args, loaders, position
 from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import predict, rehearsal, tensors
@@ -173,7 +173,7 @@ class Trainer:
         self.callback_handler = CallbackHandler(
             default_callbacks + list(callbacks or []), self.model, processing_class, self.optimizer, self.lr_scheduler
         )
-        self.add_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
+        self.add_callback(default_progress(bool(self.args.disable_tqdm)))
 
         self._bind_hooks()
         self.window = LossWindow(self.args.logging_nan_inf_filter)
@@ -240,7 +240,8 @@ class Trainer:
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build a model with `model_init`, which takes no argument, or the trial of a hyper-parameter search."""
-        assert self.model_init is not None
+        if not callable(self.model_init):
+            raise TypeError(f"model_init={self.model_init!r} must be a function that returns a model.")
         takes = len(inspect.signature(self.model_init).parameters)
         if takes > 1:
             raise RuntimeError(f"model_init must take no argument, or one (the trial); it takes {takes}.")
@@ -589,6 +590,7 @@ class Trainer:
         self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
     ) -> tuple[nn.Module, DataLoader[Any]]:
         """Build optimizer and schedule, wrap the model, and put a checkpoint's state into them."""
+        check_something_to_train(self.model)
         self._restore_after_training = models.prepare_for_training(self.model, self.args)
         if self.args.neftune_noise_alpha is not None:
             self._activate_neftune(self.model)
@@ -1209,6 +1211,8 @@ class Trainer:
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         model = self._model_for_evaluation(dataloader)
         num_samples = from_args.num_samples(dataloader)
+        if num_samples == 0:
+            raise ValueError(f"{description} of an empty data set: eval_dataset or test_dataset has no sample.")
         logger.info(
             "%s: %s samples, batches of %s.",
             description,
@@ -1372,7 +1376,7 @@ class Trainer:
         if dataset is None:
             raise ValueError("Evaluation needs an eval_dataset: pass it to Trainer, or to evaluate().")
         if isinstance(dataset, str):
-            dataset = self.eval_dataset[dataset]
+            dataset = named_eval_set(self.eval_dataset, dataset)
         return self._get_dataloader(
             dataset, description="evaluation", batch_size=self.args.eval_batch_size, sampler_fn=self._get_eval_sampler
         )

@@ -121,6 +121,11 @@ def tracker(name: str, **kwargs):
     row = TRACKERS[name]
     if row.missing:
         pytest.skip(f"needs {row.missing}: pip install 'trainwright[{row.extra}]' in an environment of its own")
+    if name == "clearml":
+        # Else it forks git from a thread, which may hang among the threads that other trackers left in this process.
+        import clearml
+
+        clearml.Task.force_store_standalone_script()
     return tracker_class(name)(**kwargs)
 
 

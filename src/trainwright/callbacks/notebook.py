@@ -9,6 +9,7 @@ Source: seed 001 (`disable_tqdm` names the table), seed 003 (which events it use
 from __future__ import annotations
 
 import html
+import sys
 import time
 from typing import Any
 
@@ -21,6 +22,13 @@ from trainwright.state import TrainerControl, TrainerState
 # What an evaluation reports about itself; a table of results is easier to read without them.
 UNSHOWN_SUFFIXES = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
 UNSHOWN_NAMES = ("epoch", "total_flos")
+
+
+def in_notebook() -> bool:
+    """Whether this runs in a Jupyter kernel, which shows HTML. False in a terminal, IPython's included."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return type(shell).__name__ == "ZMQInteractiveShell"
 
 
 def format_time(duration_s: float) -> str:

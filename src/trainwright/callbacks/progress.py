@@ -109,6 +109,15 @@ class PrinterCallback(TrainerCallback):
             print(readable_logs(logs), flush=True)  # flushed, because output to a file or a scheduler's log is buffered
 
 
+def default_progress(disable_tqdm: bool) -> type[TrainerCallback]:
+    """What shows progress where nothing else was chosen: printed lines, a table in a notebook, else bars."""
+    if disable_tqdm:
+        return PrinterCallback
+    from trainwright.callbacks.notebook import NotebookProgressCallback, in_notebook
+
+    return NotebookProgressCallback if in_notebook() else ProgressCallback
+
+
 def readable_logs(logs: dict[str, Any], max_str_len: int | None = None) -> dict[str, Any]:
     """A copy of `logs` for people: six digits, long texts cut, and without the count of operations.
 

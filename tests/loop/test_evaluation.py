@@ -1,0 +1,350 @@
+"""Evaluations, predictions, and the checkpoints that depend on them."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from trainwright import Trainer
+
+BEST = {
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "load_best_model_at_end": True,
+    "max_steps": 4,
+}
+
+
+def eval_steps(trainer, key="eval_loss"):
+    return [line["step"] for line in trainer.state.log_history if key in line]
+
+
+def checkpoints(trainer):
+    from pathlib import Path
+
+    return sorted(int(path.name.split("-")[1]) for path in Path(trainer.args.output_dir).glob("checkpoint-*"))
+
+
+def weights_in(path):
+    from safetensors.torch import load_file
+
+    return load_file(path / "model.safetensors")
+
+
+# ----------------------------------------------------------------------------------------------------------- when ----
+
+
+def test_no_strategy_evaluates_nothing_and_saves_nothing(make_trainer):
+    trainer = make_trainer(max_steps=3, eval_strategy="no", save_strategy="no")
+    trainer.train()
+    assert eval_steps(trainer) == [] and checkpoints(trainer) == []
+
+
+def test_epoch_strategies_act_after_each_epoch(make_trainer):
+    trainer = make_trainer(num_train_epochs=2, eval_strategy="epoch", save_strategy="epoch")
+    trainer.train()
+    assert eval_steps(trainer) == checkpoints(trainer) == [6, 12]
+
+
+def test_eval_delay_counts_steps_or_epochs(make_trainer):
+    by_steps = make_trainer(max_steps=6, eval_strategy="steps", eval_steps=1, eval_delay=4)
+    by_steps.train()
+    assert eval_steps(by_steps) == [4, 5, 6]
+    by_epochs = make_trainer(num_train_epochs=3, eval_strategy="epoch", eval_delay=2)
+    by_epochs.train()
+    assert eval_steps(by_epochs) == [12, 18]
+
+
+def test_eval_on_start_measures_the_untrained_model(make_trainer, line_model):
+    trainer = make_trainer(max_steps=2, eval_on_start=True)
+    before = make_trainer().evaluate()["eval_loss"]
+    trainer.train()
+    assert eval_steps(trainer) == [0]
+    assert trainer.state.log_history[0]["eval_loss"] == before
+
+
+def test_an_evaluation_in_between_does_not_change_training(make_trainer, line_model):
+    def run(**arguments):
+        trainer = make_trainer(trainer={"model": line_model(dropout=0.5)}, max_steps=8, **arguments)
+        trainer.train()
+        return trainer.model.linear.weight
+
+    assert torch.equal(run(), run(eval_strategy="steps", eval_steps=1))
+
+
+def test_dropout_is_off_in_evaluation_and_on_again_in_training(make_trainer, line_model):
+    modes = []
+
+    class Watching(type(line_model())):
+        def forward(self, x, labels=None):
+            modes.append(self.training)
+            return super().forward(x, labels)
+
+    make_trainer(
+        trainer={"model": Watching()}, max_steps=2, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=9
+    ).train()
+    assert modes == [True, False, True, False]
+
+
+# -------------------------------------------------------------------------------------------------------- numbers ----
+
+
+def test_the_evaluation_loss_weighs_every_sample_the_same(make_trainer):
+    trainer = make_trainer(per_device_eval_batch_size=4)  # 9 samples: batches of 4, 4 and 1
+    data = trainer.eval_dataset
+    expected = ((trainer.model.linear(data.x) - data.y) ** 2).mean().item()
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-6)
+    assert set(metrics) == {"eval_loss", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+
+
+def test_compute_metrics_sees_every_sample_in_order(make_trainer):
+    seen = []
+
+    def compute_metrics(prediction):
+        seen.append(prediction)
+        return {"mean": float(prediction.predictions.mean()), "eval_count": len(prediction.label_ids)}
+
+    trainer = make_trainer(trainer={"compute_metrics": compute_metrics}, per_device_eval_batch_size=2)
+    metrics = trainer.evaluate()
+    data = trainer.eval_dataset
+    np.testing.assert_allclose(seen[0].predictions, trainer.model.linear(data.x).detach().numpy(), rtol=1e-6)
+    np.testing.assert_array_equal(seen[0].label_ids, data.y.numpy())
+    assert metrics["eval_count"] == 9 and "eval_mean" in metrics
+
+
+def test_preprocess_logits_for_metrics_changes_what_metrics_see(make_trainer):
+    seen = []
+    trainer = make_trainer(
+        trainer={
+            "compute_metrics": lambda prediction: seen.append(prediction.predictions) or {},
+            "preprocess_logits_for_metrics": lambda logits, labels: (logits > labels).long(),
+        }
+    )
+    trainer.evaluate()
+    assert set(np.unique(seen[0])) <= {0, 1} and seen[0].shape == (9, 1)
+
+
+def test_metrics_may_be_computed_batch_by_batch(make_trainer):
+    calls, errors = [], []
+
+    def compute_metrics(prediction, compute_result):
+        errors.extend(np.abs(np.asarray(prediction.predictions) - np.asarray(prediction.label_ids)).ravel())
+        calls.append(compute_result)
+        return {"mae": float(np.mean(errors))} if compute_result else None
+
+    trainer = make_trainer(
+        trainer={"compute_metrics": compute_metrics}, batch_eval_metrics=True, per_device_eval_batch_size=4
+    )
+    metrics = trainer.evaluate()
+    data = trainer.eval_dataset
+    assert metrics["eval_mae"] == pytest.approx((trainer.model.linear(data.x) - data.y).abs().mean().item(), rel=1e-5)
+    assert calls == [False, False, True]
+
+
+def test_inputs_and_losses_reach_compute_metrics_when_asked_for(make_trainer, line_model):
+    class Named(type(line_model())):
+        main_input_name = "x"
+
+    seen = []
+    trainer = make_trainer(
+        trainer={"model": Named(), "compute_metrics": lambda prediction: seen.append(prediction) or {}},
+        include_for_metrics=["inputs", "loss"],
+    )
+    trainer.evaluate()
+    np.testing.assert_array_equal(seen[0].inputs, trainer.eval_dataset.x.numpy())
+    assert len(seen[0].losses) == 9
+
+
+def test_prediction_loss_only_leaves_compute_metrics_out(make_trainer):
+    def never(prediction):
+        raise AssertionError("there are no predictions")
+
+    trainer = make_trainer(trainer={"compute_metrics": never}, prediction_loss_only=True)
+    assert "eval_loss" in trainer.evaluate()
+
+
+@pytest.mark.parametrize("accumulation", [None, 1, 2])
+def test_predictions_do_not_depend_on_when_they_leave_the_device(make_trainer, line_data, accumulation):
+    trainer = make_trainer(per_device_eval_batch_size=2, eval_accumulation_steps=accumulation)
+    data = line_data(7, seed=2)
+    output = trainer.predict(data)
+    np.testing.assert_allclose(output.predictions, trainer.model.linear(data.x).detach().numpy(), rtol=1e-6)
+
+
+def test_predictions_may_be_left_as_a_list_of_batches(make_trainer, line_data):
+    trainer = make_trainer(per_device_eval_batch_size=2, eval_do_concat_batches=False)
+    output = trainer.predict(line_data(5))
+    assert [len(batch) for batch in output.predictions] == [2, 2, 1]
+
+
+def test_evaluation_works_before_any_training_and_with_its_own_prefix(make_trainer, line_data):
+    metrics = make_trainer(trainer={"train_dataset": None}).evaluate(line_data(4), metric_key_prefix="valid")
+    assert "valid_loss" in metrics and "eval_loss" not in metrics
+
+
+def test_a_prediction_without_labels_has_no_loss(make_trainer, line_data):
+    rows = [{"x": row} for row in line_data(5).x]
+    output = make_trainer().predict(rows)
+    assert output.predictions.shape == (5, 1) and output.label_ids is None
+    assert "test_loss" not in output.metrics and "test_runtime" in output.metrics
+
+
+def test_a_prediction_with_labels_has_a_loss_and_metrics(make_trainer, line_data):
+    trainer = make_trainer(trainer={"compute_metrics": lambda prediction: {"n": len(prediction.predictions)}})
+    output = trainer.predict(line_data(5), metric_key_prefix="predict")
+    assert output.metrics["predict_n"] == 5 and "predict_loss" in output.metrics
+    assert output.label_ids.shape == (5, 1)
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+
+    def forward(self, x, first=None, second=None):
+        a = self.linear(x)
+        outputs = {"a": a, "b": 2 * a, "hidden": x}
+        if first is not None:
+            outputs = {"loss": (a - first).pow(2).mean() + (2 * a - second).pow(2).mean(), **outputs}
+        return outputs
+
+
+def test_several_outputs_and_several_labels_come_back_as_tuples_and_keys_may_be_ignored(make_trainer, line_data):
+    data = line_data(6)
+    rows = [{"x": x, "first": y, "second": -y} for x, y in zip(data.x, data.y)]
+    trainer = make_trainer(trainer={"model": TwoOutputs(), "train_dataset": rows}, label_names=["first", "second"])
+    output = trainer.predict(rows, ignore_keys=["hidden"])
+    assert [part.shape for part in output.predictions] == [(6, 1), (6, 1)]
+    np.testing.assert_array_equal(output.label_ids[1], -output.label_ids[0])
+    assert "test_loss" in output.metrics
+
+
+class Contrastive(nn.Module):
+    """Computes its loss without labels, as contrastive models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+
+    def forward(self, x, return_loss=True):
+        out = self.linear(x)
+        return {"loss": out.pow(2).mean(), "logits": out}
+
+
+def test_a_model_that_returns_a_loss_without_labels_is_evaluated_by_it(make_trainer, line_data):
+    rows = [{"x": row} for row in line_data(6).x]
+    trainer = make_trainer(trainer={"model": Contrastive(), "train_dataset": rows, "eval_dataset": rows}, max_steps=1)
+    trainer.train()
+    assert trainer.can_return_loss and "eval_loss" in trainer.evaluate()
+
+
+class Recurrent(nn.Module):
+    """Returns (loss, logits, memory) and takes the memory of the batch before as `mems`."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+        self.received = []
+
+    def forward(self, x, labels=None, mems=None):
+        self.received.append(None if mems is None else mems.item())
+        out = self.linear(x)
+        memory = torch.tensor(float(len(self.received)))
+        outputs = (out, memory)
+        return outputs if labels is None else ((out - labels).pow(2).mean(), *outputs)
+
+
+def test_past_index_hands_the_memory_of_a_batch_to_the_next_one_of_the_epoch(make_trainer):
+    model = Recurrent()
+    make_trainer(trainer={"model": model}, past_index=2, num_train_epochs=2, per_device_train_batch_size=11).train()
+    assert model.received == [None, 1.0, None, 3.0]
+
+
+# ---------------------------------------------------------------------------------------------- several data sets ----
+
+
+def test_a_dict_of_evaluation_sets_puts_the_names_into_the_metrics(make_trainer, line_data):
+    sets = {"a": line_data(4), "b": line_data(5, seed=7)}
+    trainer = make_trainer(trainer={"eval_dataset": sets}, max_steps=2, eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    assert eval_steps(trainer, "eval_a_loss") == eval_steps(trainer, "eval_b_loss") == [2]
+    metrics = trainer.evaluate()
+    assert metrics["eval_b_loss"] == pytest.approx(trainer.evaluate(sets["b"])["eval_loss"])
+    assert trainer.evaluate("a")["eval_loss"] == pytest.approx(metrics["eval_a_loss"])
+
+
+def test_the_best_model_may_be_chosen_by_one_of_several_sets(make_trainer, line_data):
+    trainer = make_trainer(
+        trainer={"eval_dataset": {"a": line_data(4), "b": line_data(5)}}, metric_for_best_model="eval_b_loss", **BEST
+    )
+    trainer.train()
+    values = [line["eval_b_loss"] for line in trainer.state.log_history if "eval_b_loss" in line]
+    assert trainer.state.best_metric == min(values)
+
+
+# ----------------------------------------------------------------------------------------------- ways to evaluate ----
+
+
+def test_the_legacy_prediction_loop_is_called_when_chosen(make_trainer, line_data):
+    calls = []
+
+    class Legacy(Trainer):
+        def prediction_loop(self, dataloader, description, *args, **kwargs):
+            calls.append(description)
+            return super().prediction_loop(dataloader, description, *args, **kwargs)
+
+    trainer = make_trainer(cls=Legacy, use_legacy_prediction_loop=True)
+    metrics = trainer.evaluate()
+    trainer.predict(line_data(3))
+    assert calls == ["Evaluation", "Prediction"]
+    assert metrics["eval_loss"] == make_trainer().evaluate()["eval_loss"]
+
+
+def test_jit_mode_eval_gives_the_same_numbers_from_a_traced_model(make_trainer, line_data):
+    plain, traced = make_trainer(), make_trainer(jit_mode_eval=True)
+    models = []
+    original = traced.prediction_step
+
+    def watching(model, *args, **kwargs):
+        models.append(model)
+        return original(model, *args, **kwargs)
+
+    traced.prediction_step = watching
+    assert traced.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], rel=1e-6)
+    assert all(isinstance(model, torch.jit.ScriptModule) for model in models)
+    np.testing.assert_allclose(traced.predict(line_data(3)).predictions, plain.predict(line_data(3)).predictions)
+
+
+@pytest.mark.parametrize("name, dtype", [("bf16_full_eval", torch.bfloat16), ("fp16_full_eval", torch.float16)])
+def test_full_evaluation_in_half_precision_converts_the_model(make_trainer, name, dtype):
+    class Cast(Trainer):
+        def _prepare_inputs(self, inputs):
+            inputs = super()._prepare_inputs(inputs)
+            return {key: value.to(self.model.linear.weight.dtype) for key, value in inputs.items()}
+
+    trainer = make_trainer(cls=Cast, **{name: True})
+    loss = trainer.evaluate()["eval_loss"]
+    assert trainer.model.linear.weight.dtype is dtype
+    assert loss == pytest.approx(make_trainer().evaluate()["eval_loss"], rel=0.05)
+
+
+def test_the_evaluation_loss_is_averaged_over_labels_or_over_batches(make_trainer):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    rows = [{"input_ids": torch.arange(6), "labels": torch.arange(6)} for _ in range(2)]
+    rows[1]["labels"] = torch.tensor([-100, -100, -100, -100, 3, 4])
+    with torch.no_grad():
+        means = [model(**{k: v[None] for k, v in row.items()}).loss.item() for row in rows]
+    by_token = (5 * means[0] + 2 * means[1]) / 7  # targets: all but the first of six, and two
+    for average, expected in [("items", by_token), ("batches", sum(means) / 2)]:
+        trainer = make_trainer(
+            trainer={"model": model, "train_dataset": rows, "eval_dataset": rows},
+            per_device_eval_batch_size=1,
+            eval_loss_average=average,
+        )
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)

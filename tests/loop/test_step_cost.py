@@ -1,0 +1,173 @@
+"""What a training step costs above a bare loop: calls, reads from the device, live tensors, bytes in a checkpoint.
+
+Counts only, so the result does not depend on the machine or its load; `benchmarks/` has the same loops with times.
+"""
+
+import contextlib
+import gc
+import importlib
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+NUM_STEPS = 100  # one log line
+MOST_PYTHON_CALLS, MOST_C_CALLS = 5, 2  # per step above the bare loop, with all default callbacks
+MOST_PYTHON_CALLS_PER_MICRO_BATCH, MOST_C_CALLS_PER_MICRO_BATCH = 6, 6
+
+
+def benchmark_module(name):
+    sys.path.insert(0, BENCHMARKS)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(BENCHMARKS)
+
+
+toy, probes, contenders = (benchmark_module(name) for name in ("toy", "probes", "contenders"))
+
+
+def calls_per_step(run, micro_batches=1):
+    """(Python calls, C calls) of one step, from `NUM_STEPS` steps in the middle of a run."""
+    counter = probes.CallCounter()
+    first = 20 * micro_batches
+    collator = toy.MeasuringCollator(first, first + NUM_STEPS * micro_batches, counter.start, counter.stop)
+    silence = io.StringIO()
+    with probes.still_progress_bars(), contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+        run(collator, 20 + NUM_STEPS + 1, True)
+    return counter.num_python / NUM_STEPS, counter.num_c / NUM_STEPS
+
+
+def test_a_step_makes_few_calls_above_a_bare_loop():
+    ours, bare = calls_per_step(contenders.with_trainer("trainwright")), calls_per_step(contenders.bare())
+    assert ours[0] - bare[0] <= MOST_PYTHON_CALLS
+    assert ours[1] - bare[1] <= MOST_C_CALLS
+
+
+def test_a_micro_batch_of_an_accumulation_makes_few_calls_above_a_bare_loop():
+    ours, bare = calls_per_step(contenders.with_trainer("trainwright", 4), 4), calls_per_step(contenders.bare(4), 4)
+    assert (ours[0] - bare[0]) / 4 <= MOST_PYTHON_CALLS_PER_MICRO_BATCH
+    assert (ours[1] - bare[1]) / 4 <= MOST_C_CALLS_PER_MICRO_BATCH
+
+
+def language_data(length=400):
+    """Sequences of 8 tokens whose last two are padding (token 0)."""
+    tokens = torch.randint(1, 32, (length, 8), generator=torch.Generator().manual_seed(0))
+    tokens[:, 6:] = 0
+    labels = tokens.masked_fill(tokens == 0, -100)
+    return [{"input_ids": row, "labels": label} for row, label in zip(tokens, labels)]
+
+
+class Tokens:
+    """As much of a tokenizer as counting needs."""
+
+    pad_token_id = 0
+
+    def save_pretrained(self, directory):
+        """Nothing to save."""
+
+
+def tiny_gpt2():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    shape = {"vocab_size": 32, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 1}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape, bos_token_id=0, eos_token_id=0))
+
+
+def syncs_of(make_trainer, num_batches, *, language=False, **arguments):
+    """Reads from the device during `num_batches` micro-batches in the middle of a run; also returns the trainer."""
+    counter = probes.OpCounter()
+    collator = toy.MeasuringCollator(8, 8 + num_batches, counter.start, counter.stop)
+    model = tiny_gpt2() if language else toy.ToyModel()
+    data = language_data() if language else toy.ToyData(400)
+    # What a model reads inside its own forward (GPT-2 looks for packed sequences) is not the loop's doing.
+    model.register_forward_pre_hook(lambda *_: setattr(counter, "excused", True))
+    model.register_forward_hook(lambda *_: setattr(counter, "excused", False))
+    parts = {"model": model, "train_dataset": data, "data_collator": collator}
+    if language:
+        parts["processing_class"] = Tokens()
+    trainer = make_trainer(trainer=parts, **arguments)
+    trainer.train()
+    assert sum(counter.ops.values()) > 0
+    return counter.syncs, trainer
+
+
+RUNS = {
+    "plain": {},
+    "accumulation and clipping": {"gradient_accumulation_steps": 4, "max_grad_norm": 0.5},
+    "no clipping": {"max_grad_norm": 0.0},
+    "bf16": {"bf16": True},
+    "counted labels": {"language": True, "gradient_accumulation_steps": 4},
+    "counted tokens": {"language": True, "include_num_input_tokens_seen": "all"},
+    "counted tokens without padding": {"language": True, "include_num_input_tokens_seen": "non_padding"},
+}
+
+
+@pytest.mark.parametrize("arguments", RUNS.values(), ids=RUNS.keys())
+def test_nothing_is_read_from_the_device_between_two_log_lines(make_trainer, arguments):
+    syncs, _ = syncs_of(
+        make_trainer,
+        32,
+        max_steps=80 // arguments.get("gradient_accumulation_steps", 1),
+        logging_steps=1000,
+        **arguments,
+    )
+    assert not syncs
+
+
+def test_the_probe_sees_a_read_that_an_override_adds(make_trainer):
+    from trainwright import Trainer
+
+    class Curious(Trainer):
+        def training_step(self, *args, **kwargs):
+            loss = super().training_step(*args, **kwargs)
+            self.last_loss = loss.item()
+            return loss
+
+    counter = probes.OpCounter()
+    collator = toy.MeasuringCollator(4, 9, counter.start, counter.stop)
+    parts = {"model": toy.ToyModel(), "train_dataset": toy.ToyData(200), "data_collator": collator}
+    make_trainer(trainer=parts, cls=Curious, max_steps=10, logging_steps=1000).train()
+    assert counter.syncs == {"_local_scalar_dense": 9 - 4}
+
+
+def test_a_log_line_reads_loss_norm_and_tokens_at_once(make_trainer):
+    syncs, trainer = syncs_of(
+        make_trainer, 30, language=True, max_steps=60, logging_steps=10, include_num_input_tokens_seen="non_padding"
+    )
+    assert {"loss", "grad_norm", "learning_rate"} <= trainer.state.log_history[0].keys()
+    assert syncs == {"tolist": 30 // 10}
+    assert trainer.state.num_input_tokens_seen == 60 * 4 * 6  # steps x samples x tokens that are no padding
+
+
+def test_the_number_of_live_tensors_does_not_grow(make_trainer):
+    counts = []
+
+    def count():
+        gc.collect()
+        counts.append(sum(issubclass(type(item), torch.Tensor) for item in gc.get_objects()))
+
+    collator = toy.MeasuringCollator(25, 325, count, count)  # both five steps after a log line
+    parts = {"model": toy.ToyModel(), "train_dataset": toy.ToyData(4 * 400), "data_collator": collator}
+    make_trainer(trainer=parts, max_steps=340, logging_steps=10).train()
+    assert counts[0] == counts[1]
+
+
+def checkpoint_with_history(make_trainer, directory, num_lines):
+    """The files, with their sizes in bytes, of a checkpoint written after `num_lines` log lines."""
+    trainer = make_trainer(output_dir=str(directory), max_steps=1, logging_strategy="no", save_strategy="no")
+    trainer.train()
+    trainer.state.log_history = [{"loss": 0.5, "learning_rate": 0.25, "step": 1} for _ in range(num_lines)]
+    trainer._save_checkpoint(trainer.model, trial=None)
+    return {path.name: path.stat().st_size for path in (directory / "checkpoint-1").iterdir()}
+
+
+def test_a_long_log_history_makes_only_its_own_file_longer(make_trainer, tmp_path):
+    few = checkpoint_with_history(make_trainer, tmp_path / "few", num_lines=1)
+    many = checkpoint_with_history(make_trainer, tmp_path / "all", num_lines=1000)  # a name as long, as files hold it
+    assert many.pop("trainer_state.json") > few.pop("trainer_state.json")
+    assert abs(many.pop("manifest.json") - few.pop("manifest.json")) < 10  # the digits of that size
+    assert many == few

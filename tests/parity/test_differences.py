@@ -1,0 +1,333 @@
+"""Where ours differs from the installed reference by choice: one test per row of `docs/parity.md`.
+
+Each test shows what ours does, and that the reference still does otherwise: when a release changes, its row goes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import trainwright
+
+COLUMNS = ("ours", "reference")
+
+
+def losses(run: Any) -> list[float]:
+    return [line["loss"] for line in run.logs]
+
+
+def total_nll(columns: Any, model: Any, samples: list[Any]) -> tuple[float, int]:
+    """The summed negative log likelihood of every predicted token, and how many there are."""
+    total, count = 0.0, 0
+    model.eval()
+    for sample in samples:
+        batch = columns.collate([sample])
+        with torch.no_grad():
+            targets = int((batch["labels"][:, 1:] != -100).sum())
+            total, count = total + model(**batch)["loss"].item() * targets, count + targets
+    return total, count
+
+
+# -------------------------------------------------------------------------------------------------- what a loss is ----
+
+
+def test_a_first_label_is_no_target_of_a_causal_language_model(columns: Any, is_older: bool) -> None:
+    labelled = {"first_label": True}
+    ours, theirs = (columns.run(column, "gpt2", data=labelled) for column in COLUMNS)
+    columns.assert_same(ours, columns.plain("gpt2", columns.settings(), data=labelled))
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(42))[:4]
+    labels = columns.collate([columns.build_data("gpt2", **labelled)[i] for i in order])["labels"]
+    share = (labels[:, 1:] != -100).sum() / (labels != -100).sum()
+    assert theirs.logs[0]["loss"] == pytest.approx(ours.logs[0]["loss"] * share.item(), abs=columns.loss_tolerance)
+    assert theirs.logs[0]["grad_norm"] == pytest.approx(ours.logs[0]["grad_norm"] * share.item(), rel=1e-5)
+
+
+def test_a_model_that_ignores_the_item_count_is_divided_for_accumulation(columns: Any, is_older: bool) -> None:
+    settings = columns.settings(gradient_accumulation_steps=3)
+    ours, theirs = (columns.run(column, "bert", settings) for column in COLUMNS)
+    columns.assert_same(ours, columns.plain("bert", settings))
+    factor = 1 if is_older else 3
+    assert theirs.logs[0]["loss"] == pytest.approx(factor * ours.logs[0]["loss"], abs=columns.loss_tolerance)
+    assert theirs.logs[0]["grad_norm"] == pytest.approx(factor * ours.logs[0]["grad_norm"], rel=1e-5)
+
+
+def test_smoothed_losses_of_a_language_model_are_divided_for_accumulation(columns: Any, is_older: bool) -> None:
+    settings = columns.settings(gradient_accumulation_steps=3, label_smoothing_factor=0.2)
+    ours, theirs = (columns.run(column, "gpt2", settings) for column in COLUMNS)
+    columns.assert_same(ours, columns.plain("gpt2", settings))
+    factor = 3 if is_older else 1  # about three: micro-batches with more tokens weigh the same there
+    assert theirs.logs[0]["loss"] == pytest.approx(factor * ours.logs[0]["loss"], rel=0.02)
+
+
+def test_label_smoothing_works_for_a_module_without_a_config(columns: Any, is_older: bool) -> None:
+    settings = columns.settings(label_smoothing_factor=0.2)
+    columns.assert_same(columns.run("ours", "classifier", settings), columns.plain("classifier", settings))
+    if not is_older:
+        with pytest.raises(AttributeError, match="config"):
+            columns.run("reference", "classifier", settings)
+
+
+def test_losses_are_logged_unrounded(columns: Any, is_older: bool) -> None:
+    ours, theirs = (columns.run(column, "regression") for column in COLUMNS)
+    assert any(loss != round(loss, 4) for loss in losses(ours))
+    assert all(loss == round(loss, 4) for loss in losses(theirs)) == is_older
+
+
+def test_a_nan_loss_counts_as_the_mean_of_the_finite_ones_before_it(columns: Any) -> None:
+    def run(library: Any, column: str) -> list[float]:
+        calls = []
+
+        def compute_loss(self: Any, model: Any, inputs: Any, **kwargs: Any) -> Any:
+            loss = model(**inputs)["loss"]
+            calls.append(loss.item())
+            return loss * 0 + float("nan") if len(calls) == 3 else loss  # no gradient either
+
+        override = type("Override", (library.Trainer,), {"compute_loss": compute_loss})
+        seen = columns.run(column, "regression", cls=override, max_steps=4, logging_steps=4)
+        return [seen.logs[0]["loss"], *calls]
+
+    logged, first, second, _, fourth = run(trainwright, "ours")
+    assert logged == pytest.approx((first + second + (first + second) / 2 + fourth) / 4, rel=1e-6)
+    import transformers
+
+    logged, first, second, _, fourth = run(transformers, "reference")
+    assert logged != pytest.approx((first + second + (first + second) / 2 + fourth) / 4, rel=1e-3)
+
+
+def test_no_gradient_norm_is_measured_where_nothing_is_clipped(columns: Any, is_older: bool) -> None:
+    lines = []
+    for column in COLUMNS:
+        trainer = columns.trainer(column, "regression", max_grad_norm=0.0)
+        trainer.train()
+        lines.append(trainer.state.log_history[0])
+    assert "grad_norm" not in lines[0]
+    assert ("grad_norm" in lines[1]) == (not is_older)
+
+
+# ------------------------------------------------------------------------------------------------------ evaluation ----
+
+
+def test_eval_loss_does_not_depend_on_the_batch_size(columns: Any) -> None:
+    def by_batch_size(column: str) -> list[float]:
+        return [
+            columns.trainer(column, "gpt2", per_device_eval_batch_size=size).evaluate()["eval_loss"]
+            for size in (1, 4, 11)
+        ]
+
+    total, count = total_nll(columns, columns.build_model("gpt2"), columns.build_data("gpt2", 11, seed=5))
+    assert by_batch_size("ours") == pytest.approx([total / count] * 3, rel=1e-6)
+    theirs = by_batch_size("reference")
+    assert max(theirs) - min(theirs) > 1e-4
+
+
+def test_eval_loss_of_a_language_model_is_that_of_its_targets(columns: Any, is_older: bool) -> None:
+    samples = columns.build_data("gpt2", 8, first_label=True)
+    ours = columns.trainer("ours", "gpt2", eval_loss_average="batches", given={"eval_dataset": samples}).evaluate()
+    theirs = columns.trainer("reference", "gpt2", given={"eval_dataset": samples}).evaluate()
+    model = columns.build_model("gpt2").eval()
+    with torch.no_grad():
+        means = [model(**columns.collate(samples[start : start + 4]))["loss"].item() for start in (0, 4)]
+    assert ours["eval_loss"] == pytest.approx(np.mean(means), rel=1e-6)
+    assert (theirs["eval_loss"] == pytest.approx(np.mean(means), rel=1e-6)) == is_older
+
+
+def test_a_sequence_to_sequence_loss_weighs_every_sample_the_same(columns: Any) -> None:
+    samples = columns.build_data("t5", 9)  # the third batch has one sample
+    model = columns.build_model("t5").eval()
+    with torch.no_grad():
+        means = [model(**columns.collate(samples[start : start + 4]))["loss"].item() for start in (0, 4, 8)]
+    ours = columns.trainer("ours", "t5", seq2seq=True, eval_loss_average="batches").predict(samples)
+    theirs = columns.trainer("reference", "t5", seq2seq=True).predict(samples)
+    assert ours.metrics["test_loss"] == pytest.approx(np.average(means, weights=[4, 4, 1]), rel=1e-6)
+    assert theirs.metrics["test_loss"] == pytest.approx(np.mean(means), rel=1e-6)
+
+
+def test_evaluating_changes_nothing_in_training(columns: Any) -> None:
+    for column in COLUMNS:
+        with_evaluation = columns.run(column, "gpt2", eval_strategy="steps", eval_steps=2)
+        without = columns.run(column, "gpt2")
+        assert (losses(with_evaluation) == losses(without)) == (column == "ours")
+
+
+def test_the_last_step_is_evaluated(columns: Any, is_older: bool) -> None:
+    evaluated = []
+    for column in COLUMNS:
+        trainer = columns.trainer(column, "regression", dropout=0.0, eval_strategy="steps", eval_steps=5)
+        trainer.train()
+        evaluated.append([line["step"] for line in trainer.state.log_history if "eval_loss" in line])
+    assert evaluated[0] == [5, 10, 12]
+    assert evaluated[1] == ([5, 10] if is_older else [5, 10, 12])
+
+
+def test_metrics_before_training_hold_no_preparation_time_and_no_epoch(columns: Any, is_older: bool) -> None:
+    ours, theirs = (columns.trainer(column, "bert").evaluate() for column in COLUMNS)
+    assert theirs.keys() - ours.keys() == {"eval_model_preparation_time"} | (set() if is_older else {"epoch"})
+    assert ours.keys() <= theirs.keys()
+
+
+def test_a_metric_per_batch_keeps_no_predictions(columns: Any) -> None:
+    def metric(prediction: Any, compute_result: bool) -> dict[str, float]:
+        return {"rows": float(len(prediction.predictions))}
+
+    outputs = [
+        columns.trainer(column, "bert", batch_eval_metrics=True, given={"compute_metrics": metric}).predict(
+            columns.build_data("bert", 7)
+        )
+        for column in COLUMNS
+    ]
+    assert outputs[0].predictions is None and outputs[0].label_ids is None
+    assert len(outputs[1].predictions) == 7
+    assert outputs[0].metrics["test_rows"] == outputs[1].metrics["test_rows"]
+
+
+def test_a_metric_per_batch_without_a_metric_is_an_error(columns: Any) -> None:
+    with pytest.raises(ValueError, match="compute_metrics is None"):
+        columns.trainer("ours", "bert", batch_eval_metrics=True)
+    columns.trainer("reference", "bert", batch_eval_metrics=True)
+
+
+def test_generated_rows_are_as_wide_as_was_asked_for(columns: Any) -> None:
+    samples = columns.build_data("t5", 8)
+    ours, theirs = (
+        columns.trainer(column, "t5", seq2seq=True, predict_with_generate=True).predict(samples, max_length=9)
+        for column in COLUMNS
+    )
+    assert ours.predictions.shape == (8, 9)
+    assert theirs.predictions.shape == (8, 20)  # the default length of a generation config
+
+
+def test_every_batch_generates_as_the_model_does_by_itself(columns: Any, is_older: bool) -> None:
+    samples = columns.build_data("t5", 8)
+    batch = columns.collate(samples[4:])
+    batch.pop("labels")
+    expected = columns.build_model("t5").eval().generate(**batch)  # (4, length)
+    for column in COLUMNS:
+        trainer = columns.trainer(column, "t5", seq2seq=True, predict_with_generate=True)
+        second = trainer.predict(samples).predictions[4:]
+        assert np.array_equal(second, expected.numpy()) == (column == "ours" or is_older)
+
+
+# -------------------------------------------------------------------------------------------- the run and its logs ----
+
+
+def test_floating_point_operations_stay_in_the_metrics(columns: Any) -> None:
+    ours, theirs = (columns.run(column, "bert").output.metrics for column in COLUMNS)
+    assert ours["total_flos"] > 0
+    assert "total_flos" not in theirs  # its printer takes them out
+
+
+def test_a_wrong_metric_name_is_found_before_the_first_step(columns: Any) -> None:
+    options = {
+        "eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 4,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "acuracy", "given": {"compute_metrics": lambda prediction: {"accuracy": 1.0}},
+    }  # fmt: skip
+    ours, theirs = (columns.trainer(column, "regression", **options) for column in COLUMNS)
+    with pytest.raises(ValueError, match=r"acuracy.*Did you mean 'eval_accuracy'"):
+        ours.train()
+    with pytest.raises(KeyError, match="acuracy"):
+        theirs.train()
+    assert (ours.state.global_step, theirs.state.global_step) == (0, 4)
+
+
+def test_early_stopping_without_a_metric_is_a_value_error(columns: Any, reference: Any) -> None:
+    for column, library, error in (("ours", trainwright, ValueError), ("reference", reference, AssertionError)):
+        trainer = columns.trainer(column, "regression", given={"callbacks": [library.EarlyStoppingCallback(1)]})
+        with pytest.raises(error, match="metric_for_best_model"):
+            trainer.train()
+
+
+def test_lengths_are_grouped_in_an_order_that_the_seed_alone_decides(columns: Any, is_older: bool) -> None:
+    option = {"group_by_length": True} if is_older else {"train_sampling_strategy": "group_by_length"}
+
+    def order(column: str, noise: int) -> list[list[int]]:
+        trainer = columns.trainer(column, "gpt2", **option)
+        torch.manual_seed(noise)
+        return [batch["input_ids"].flatten().tolist() for batch in trainer.get_train_dataloader()]
+
+    assert order("ours", 1) == order("ours", 2)
+    assert order("reference", 1) != order("reference", 2)
+
+
+def test_precision_is_not_left_behind_in_the_process(columns: Any, is_older: bool, monkeypatch: Any) -> None:
+    import os
+
+    for column in COLUMNS:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+        columns.run(column, "regression", bf16=True, max_steps=1)
+        left = os.environ["ACCELERATE_MIXED_PRECISION"]
+        assert left == ("bf16" if column == "reference" and is_older else "no")
+
+
+def test_counting_tokens_per_second_does_not_read_the_data_first(columns: Any, is_older: bool) -> None:
+    def num_fetched(column: str) -> int:
+        class Counting(list):  # type: ignore[type-arg]
+            def __getitem__(self, index: Any) -> Any:
+                fetched.append(index)
+                return super().__getitem__(index)
+
+        fetched: list[Any] = []
+        data = Counting(columns.build_data("gpt2"))
+        columns.run(column, "gpt2", include_tokens_per_second=True, max_steps=2, given={"train_dataset": data})
+        return len(fetched)
+
+    assert num_fetched("ours") == 2 * 4
+    if is_older:  # 5.x has no such option
+        assert num_fetched("reference") > 2 * 4
+
+
+# ----------------------------------------------------------------------------------------------------- checkpoints ----
+
+
+def test_the_best_and_the_last_checkpoint_are_kept_under_a_limit_of_one(columns: Any) -> None:
+    kept = []
+    for column in COLUMNS:
+        columns.run(
+            column, "regression", dropout=0.0, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2,
+            save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="constant", greater_is_better=False,
+            given={"compute_metrics": lambda prediction: {"constant": 0.0}},
+        )  # fmt: skip
+        kept.append(sorted(path.name for path in (columns.directory / column).glob("checkpoint-*")))
+    assert kept[0] == ["checkpoint-12", "checkpoint-2"]
+    assert kept[1] == ["checkpoint-2"]
+
+
+def test_a_checkpoint_holds_two_more_files(columns: Any) -> None:
+    names = []
+    for column in COLUMNS:
+        columns.run(column, "regression", save_strategy="steps", save_steps=4)
+        names.append({path.name for path in (columns.directory / column / "checkpoint-4").iterdir()})
+    assert names[0] - names[1] == {"manifest.json", "loop_state.json"}
+    assert names[1] <= names[0]
+
+
+def test_the_training_loss_of_a_resumed_run_is_that_of_all_its_updates(columns: Any) -> None:
+    for column in COLUMNS:
+        whole = columns.run(column, "regression", save_strategy="steps", save_steps=8)
+        resumed = columns.run(column, "regression", resume=str(columns.directory / column / "checkpoint-8"))
+        same = resumed.output.training_loss == pytest.approx(whole.output.training_loss, rel=1e-6)
+        assert same == (column == "ours")
+
+
+def test_the_speed_of_a_resumed_run_counts_what_it_did(columns: Any, is_older: bool) -> None:
+    done = []
+    for column in COLUMNS:
+        columns.run(column, "regression", save_strategy="steps", save_steps=8)
+        resumed = columns.run(column, "regression", resume=str(columns.directory / column / "checkpoint-8"))
+        metrics = resumed.output.metrics
+        done.append(metrics["train_steps_per_second"] * metrics["train_runtime"])  # both rounded
+    assert done[0] == pytest.approx(4, rel=0.1)
+    assert done[1] == pytest.approx(12 if is_older else 4, rel=0.1)
+
+
+def test_an_accumulating_run_resumes_mid_epoch_without_losing_an_update(columns: Any, is_older: bool) -> None:
+    settings = columns.settings(gradient_accumulation_steps=3, num_train_epochs=2.0)
+    for column in COLUMNS:
+        whole = columns.run(column, "gpt2", settings, save_strategy="steps", save_steps=2)
+        resumed = columns.run(column, "gpt2", settings, resume=str(columns.directory / column / "checkpoint-2"))
+        same = all(torch.allclose(whole.weights[k], resumed.weights[k], atol=1e-6) for k in whole.weights)
+        assert same == (column == "ours" or not is_older)
