@@ -112,6 +112,19 @@ def check_something_to_train(model: nn.Module) -> None:
         )
 
 
+def check_optimizer(optimizer: Any, model: nn.Module) -> None:
+    """Raise ValueError for an optimizer that holds no parameter of `model`: its steps would change nothing."""
+    held = [parameter for group in getattr(optimizer, "param_groups", []) for parameter in group["params"]]
+    own = set(map(id, model.parameters()))
+    if held and not any(id(parameter) in own for parameter in held):
+        raise ValueError(
+            f"The optimizer ({type(optimizer).__name__}) holds no parameter of the model, so training would "
+            "change nothing. "
+            "Build it from model.parameters() of the model that Trainer gets, after moving it, or pass "
+            "optimizer_cls_and_kwargs=(class, kwargs)."
+        )
+
+
 def named_eval_set(eval_dataset: Any, name: str) -> Any:
     """The evaluation set `name` out of a dict of several. Raises ValueError listing those there are."""
     if not isinstance(eval_dataset, dict) or name not in eval_dataset:

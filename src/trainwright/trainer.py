@@ -35,12 +35,20 @@ from trainwright.checkpoint import best, layout
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
-from trainwright.checks import check_given, check_something_to_train, check_trainable, named_eval_set, sharding_error
+from trainwright.checks import (
+    check_given,
+    check_optimizer,
+    check_something_to_train,
+    check_trainable,
+    named_eval_set,
+    sharding_error,
+)
 from trainwright.data import columns, from_args, loaders, position
 from trainwright.evaluation import metrics as metric_text
-from trainwright.evaluation import predict, rehearsal, tensors
+from trainwright.evaluation import predict, rehearsal
 from trainwright.evaluation.loop import LoopSettings, run_evaluation
 from trainwright.evaluation.memory import TrainerMemoryTracker
+from trainwright.evaluation.tensors import nested_numpify
 from trainwright.interop import models, signatures
 from trainwright.interop import older as older_names
 from trainwright.loss import LabelSmoother, count_items, loss_of
@@ -276,7 +284,8 @@ class Trainer:
         self._flops = models.FlopCounter(model)
 
     def _bind_hooks(self) -> None:
-        """Find out once which hooks are overridden and which newer arguments they have room for."""
+        """Find out once, before the first step, what each step would otherwise ask again: which hooks are overridden,
+        which newer arguments they have room for, what the arguments switch on."""
         overridden = self._is_overridden
         self._num_replicas = 1 if self.is_model_parallel else max(1, self.args.n_gpu)
         self._compute_loss_takes_items = signatures.accepts(self.compute_loss, "num_items_in_batch")
@@ -284,6 +293,11 @@ class Trainer:
         self._user_counts_items = self._compute_loss_takes_items and not self._compute_loss_is_ours
         self._prepare_input_is_ours = not overridden("_prepare_input")
         self._splits_sequences = overridden("_prepare_context_parallel_inputs")
+        self._training_step = self._fitted("training_step")
+        self._accumulation = self.args.gradient_accumulation_steps
+        self._clips = bool(self.args.max_grad_norm) and not isinstance(self.optimizer, LayerWiseDummyOptimizer)
+        self._counts_tokens = bool(self.args.include_num_input_tokens_seen or self.args.include_tokens_per_second)
+        self._schedule_waits_for_metric = self.args.lr_scheduler_type in METRIC_SCHEDULES
         self._log_save_is_ours = not overridden("_maybe_log_save_evaluate")
         self._counts_flops = overridden("floating_point_ops") or self._flops.can_count
 
@@ -442,7 +456,6 @@ class Trainer:
         """One run from its first update to its last: plan, prepare, epochs, finish."""
         args = args if args is not None else self.args
         self._train_batch_size = batch_size if batch_size is not None else self._train_batch_size
-        self._bind_hooks()
         if self._created_lr_scheduler:
             self.lr_scheduler, self._created_lr_scheduler = None, False
 
@@ -597,6 +610,7 @@ class Trainer:
         self.create_optimizer_and_scheduler(num_training_steps=max_steps)
         if self._strategy.is_distributed:
             self._sync_replicated_trainable_parameters(self.model)
+        check_optimizer(self.optimizer, self.model)
         model = self._wrap_model(self.model_wrapped)
         self.model_wrapped = model
         if resume_from_checkpoint is not None:
@@ -607,6 +621,7 @@ class Trainer:
         handler.train_dataloader = train_dataloader
         self._parameters = list(model.parameters())
         self._updates_in_backward = lomo.is_lomo(self.optimizer)
+        self._bind_hooks()
         self._set_training_mode(model, True)
         return model, train_dataloader
 
@@ -671,9 +686,8 @@ class Trainer:
         steps_trained_in_current_epoch: int,
     ) -> None:
         """One pass over the data. `steps_in_epoch` and `steps_trained_in_current_epoch` count micro-batches."""
-        args, state, handler, strategy = self.args, self.state, self.callback_handler, self._strategy
-        listeners = handler.listeners
-        get_batch_samples, training_step = self._fitted("get_batch_samples"), self._fitted("training_step")
+        args, state, handler, accumulation = self.args, self.state, self.callback_handler, self._accumulation
+        get_batch_samples, empty_cache_steps = self._fitted("get_batch_samples"), args.torch_empty_cache_steps
         log_save_evaluate = functools.partial(
             self._fitted("_maybe_log_save_evaluate"),
             model=model,
@@ -682,12 +696,6 @@ class Trainer:
             ignore_keys_for_eval=ignore_keys_for_eval,
             start_time=start_time,
         )
-        clips = bool(args.max_grad_norm) and not isinstance(self.optimizer, LayerWiseDummyOptimizer)
-        counts_tokens = bool(args.include_num_input_tokens_seen or args.include_tokens_per_second)
-        counts_flops, empty_cache_steps = self._counts_flops, args.torch_empty_cache_steps
-        distributed, accumulation = strategy.is_distributed, args.gradient_accumulation_steps
-        waits_for_metric = args.lr_scheduler_type in METRIC_SCHEDULES
-
         loaders.set_epoch(train_dataloader, epoch)
         if args.past_index >= 0:
             self._past = None
@@ -708,50 +716,14 @@ class Trainer:
         learning_rate, grad_norm = None, None
         while self._micro_batches_in_epoch < steps_in_epoch:
             num_batches = min(accumulation, steps_in_epoch - self._micro_batches_in_epoch)
-            batch_samples, num_items_in_batch = get_batch_samples(epoch_iterator, num_batches, device=strategy.device)
+            batch_samples, num_items = get_batch_samples(epoch_iterator, num_batches, device=self._strategy.device)
             if not batch_samples:
                 break
-            if self._probe_loss_kwargs and accumulation > 1:
-                self._find_out_loss_kwargs(model, batch_samples[0], num_items_in_batch)
-            self.current_gradient_accumulation_steps = num_batches = len(batch_samples)
-
-            if listeners["on_step_begin"]:
-                self.control = handler.on_step_begin(args, state, self.control)
-            else:
-                control = self.control
-                control.should_log = control.should_evaluate = control.should_save = False
-
-            for index, inputs in enumerate(batch_samples, start=1):
-                if counts_tokens:
-                    self._track_num_input_tokens(inputs)
-                if counts_flops:
-                    self.current_flos += self.floating_point_ops(inputs)
-                if distributed:
-                    with _NOTHING if index == num_batches else self._defer_fsdp_gradient_reduction():
-                        loss = training_step(model, inputs, num_items_in_batch=num_items_in_batch)
-                else:
-                    loss = training_step(model, inputs, num_items_in_batch=num_items_in_batch)
-                self.window.add(loss)
-                if index < num_batches and listeners["on_substep_end"]:
-                    self.control = handler.on_substep_end(args, state, self.control)
-
-            if clips:
-                grad_norm = self._clip_grad_norm(model)
-            if listeners["on_pre_optimizer_step"]:
-                self.control = handler.on_pre_optimizer_step(args, state, self.control)
-            updated = strategy.optimizer_step(self.optimizer)
-            if listeners["on_optimizer_step"]:
-                self.control = handler.on_optimizer_step(args, state, self.control)
-            learning_rate = self._get_learning_rate()
-            if updated and not waits_for_metric:
-                self.lr_scheduler.step()
-            for parameter in self._parameters:
-                parameter.grad = None
-
+            learning_rate, grad_norm = self._update(model, batch_samples, num_items)
             state.global_step += 1
-            self._micro_batches_in_epoch += num_batches
+            self._micro_batches_in_epoch += len(batch_samples)
             state.epoch = epoch + self._micro_batches_in_epoch / steps_in_epoch
-            if listeners["on_step_end"]:
+            if handler.listeners["on_step_end"]:
                 self.control = handler.on_step_end(args, state, self.control)
             log_save_evaluate(self._running_loss(), grad_norm=grad_norm, learning_rate=learning_rate)
             if empty_cache_steps and state.global_step % empty_cache_steps == 0:
@@ -767,6 +739,47 @@ class Trainer:
             self.control.should_training_stop = True
         self.control = handler.on_epoch_end(args, state, self.control)
         log_save_evaluate(self._running_loss(), grad_norm=grad_norm, learning_rate=learning_rate)
+
+    def _update(self, model: nn.Module, batch_samples: list[Inputs], num_items: Any) -> tuple[float, Any]:
+        """One optimizer update, from its micro-batches. Returns (learning rate used, gradient norm on the device)."""
+        args, state, handler, strategy = self.args, self.state, self.callback_handler, self._strategy
+        listeners, grad_norm = handler.listeners, None
+        self.current_gradient_accumulation_steps = num_batches = len(batch_samples)
+        if self._probe_loss_kwargs and self._accumulation > 1:
+            self._find_out_loss_kwargs(model, batch_samples[0], num_items)
+        if listeners["on_step_begin"]:
+            self.control = handler.on_step_begin(args, state, self.control)
+        else:
+            control = self.control
+            control.should_log = control.should_evaluate = control.should_save = False
+
+        for index, inputs in enumerate(batch_samples, start=1):
+            if self._counts_tokens:
+                self._track_num_input_tokens(inputs)
+            if self._counts_flops:
+                self.current_flos += self.floating_point_ops(inputs)
+            if strategy.is_distributed:
+                with _NOTHING if index == num_batches else self._defer_fsdp_gradient_reduction():
+                    loss = self._training_step(model, inputs, num_items_in_batch=num_items)
+            else:
+                loss = self._training_step(model, inputs, num_items_in_batch=num_items)
+            self.window.add(loss)
+            if index < num_batches and listeners["on_substep_end"]:
+                self.control = handler.on_substep_end(args, state, self.control)
+
+        if self._clips:
+            grad_norm = self._clip_grad_norm(model)
+        if listeners["on_pre_optimizer_step"]:
+            self.control = handler.on_pre_optimizer_step(args, state, self.control)
+        updated = strategy.optimizer_step(self.optimizer)
+        if listeners["on_optimizer_step"]:
+            self.control = handler.on_optimizer_step(args, state, self.control)
+        learning_rate = self._get_learning_rate()
+        if updated and not self._schedule_waits_for_metric:
+            self.lr_scheduler.step()
+        for parameter in self._parameters:
+            parameter.grad = None
+        return learning_rate, grad_norm
 
     def _iterate_from(self, train_dataloader: DataLoader[Any], num_micro_batches: int) -> Iterator[Any]:
         """An iterator over an epoch that starts after `num_micro_batches`, without fetching what it skips
@@ -839,8 +852,10 @@ class Trainer:
             loss = loss / self.current_gradient_accumulation_steps
         if self._updates_in_backward:
             lomo.fused_backward(self.optimizer, loss)
-        else:
+        elif loss.dim() == 0:
             self._strategy.backward(loss)
+        else:
+            raise ValueError(f"The loss must be one number, but compute_loss gave {tuple(loss.shape)}: take its mean.")
         return loss.detach()  # type: ignore[no-any-return]
 
     def _prepare_context_parallel_inputs(
@@ -1910,9 +1925,9 @@ class Trainer:
         """The tensors of all processes, concatenated."""
         return self._strategy.gather(tensors)
 
-    def _gather_and_numpify(self, tensors_: Any, name: str) -> Any:
+    def _gather_and_numpify(self, tensors: Any, name: str) -> Any:
         """The tensors of all processes, concatenated, as NumPy arrays."""
-        return None if tensors_ is None else tensors.nested_numpify(self._strategy.gather(tensors_))
+        return None if tensors is None else nested_numpify(self._strategy.gather(tensors))
 
 
 _NOTHING = contextlib.nullcontext()

@@ -73,6 +73,20 @@ def test_a_stream_cannot_be_grouped_by_length(make_trainer):
         make_trainer(trainer={"train_dataset": Stream()}, max_steps=2, train_sampling_strategy="group_by_length")
 
 
+@pytest.mark.parametrize(
+    "wrapped, says",
+    [
+        (lambda data: {"train": data}, r"keys \['train'\].*dataset\['train'\]"),
+        (lambda data: torch.utils.data.DataLoader(data), r"DataLoader.*get_train_dataloader"),
+        (lambda data: (data[index] for index in range(4)), r"generator.*IterableDataset"),
+    ],
+    ids=["sets by name", "a loader", "a generator"],
+)
+def test_something_that_only_looks_like_a_data_set_says_what_to_pass(make_trainer, line_data, wrapped, says):
+    with pytest.raises(TypeError, match=says):
+        make_trainer(trainer={"model": Never(), "train_dataset": wrapped(line_data())}, max_steps=1).train()
+
+
 def test_nothing_left_of_a_plain_dict_lists_the_columns_and_the_nearest(make_trainer):
     rows = [{"X": torch.ones(3), "Labels": torch.ones(1)}] * 4
     with pytest.raises(ValueError, match=r"'X', 'Labels'.*'x', 'labels'.*remove_unused_columns=False"):
@@ -165,6 +179,20 @@ def test_two_ways_to_choose_an_optimizer_are_one_too_many(make_trainer, line_mod
                 "optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.1}),
             }
         )
+
+
+def test_an_optimizer_of_another_model_is_not_stepped_in_vain(make_trainer, line_model):
+    optimizer = torch.optim.SGD(line_model().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"optimizer"):
+        make_trainer(trainer={"optimizers": (optimizer, None)}, max_steps=1).train()
+
+
+def test_a_loss_function_that_returns_no_scalar_shows_the_shape(make_trainer):
+    def per_sample(outputs, labels):
+        return (outputs["logits"] - labels).pow(2)
+
+    with pytest.raises(ValueError, match=r"loss.*\(4, 1\)"):
+        make_trainer(trainer={"compute_loss_func": per_sample}, max_steps=1).train()
 
 
 def test_a_frozen_model_has_nothing_to_train(make_trainer, line_model):

@@ -108,3 +108,17 @@ def test_a_checkpoint_holds_the_documented_files(make_trainer, tmp_path):
     assert names >= documented | {"training_args.bin", "manifest.json"}
     state = json.loads((tmp_path / "out" / "checkpoint-1" / "trainer_state.json").read_text())
     assert state["global_step"] == state["max_steps"] == 1 and state["log_history"][0]["step"] == 1
+
+
+def test_the_strategy_best_and_loading_the_best_go_together(make_trainer, tmp_path):
+    trainer = scored(make_trainer, save_strategy="best", metric_for_best_model="score", greater_is_better=False)
+    trainer.train()
+    assert checkpoints(trainer) == [1, 2]
+    saved = weights_in(tmp_path / "out" / "checkpoint-2")
+    assert all(torch.equal(saved[name], tensor) for name, tensor in trainer.model.state_dict().items())
+
+
+def test_the_best_checkpoint_is_named_in_the_state_even_where_evaluations_are_more_frequent(make_trainer, tmp_path):
+    trainer = scored(make_trainer, save_steps=2, metric_for_best_model="score", greater_is_better=False)
+    trainer.train()  # the best score is at step 2, a multiple of both
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "out" / "checkpoint-2")

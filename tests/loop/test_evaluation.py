@@ -348,3 +348,39 @@ def test_the_evaluation_loss_is_averaged_over_labels_or_over_batches(make_traine
             eval_loss_average=average,
         )
         assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_keys_may_be_left_out_of_the_evaluations_during_training(make_trainer, line_data):
+    data = line_data(6)
+    rows = [{"x": x, "first": y, "second": -y} for x, y in zip(data.x, data.y)]
+    shapes = []
+    trainer = make_trainer(
+        trainer={
+            "model": TwoOutputs(),
+            "train_dataset": rows,
+            "eval_dataset": rows,
+            "compute_metrics": lambda prediction: shapes.append(np.shape(prediction.predictions)) or {},
+        },
+        label_names=["first", "second"],
+        eval_strategy="steps",
+        eval_steps=1,
+        max_steps=1,
+    )
+    trainer.train(ignore_keys_for_eval=["hidden", "b"])
+    assert shapes == [(6, 1)]
+
+
+def test_a_callback_may_evaluate_in_the_middle_of_training(make_trainer, line_model):
+    from trainwright import TrainerCallback
+
+    class Evaluate(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            trainer.evaluate()
+            assert trainer.is_in_train
+
+    plain = make_trainer(trainer={"model": line_model(dropout=0.5)}, max_steps=4)
+    plain.train()  # before the other is made, which sets the seed again
+    trainer = make_trainer(trainer={"model": line_model(dropout=0.5), "callbacks": [Evaluate()]}, max_steps=4)
+    trainer.train()
+    assert torch.equal(plain.model.linear.weight, trainer.model.linear.weight)
+    assert eval_steps(trainer) == [1, 2, 3, 4]

@@ -158,5 +158,5 @@ class NoSteps(Trainer):
 )
 def test_an_override_that_can_never_be_called_is_reported_at_construction_with_its_place(make_trainer, cls, name):
     line = inspect.getsourcelines(getattr(cls, name))[1]
-    with pytest.raises(TypeError, match=rf"{cls.__name__}\.{name}.*test_overrides\.py:{line}\b"):
+    with pytest.raises(TypeError, match=rf"{cls.__name__}\.{name}.*test_older_overrides\.py:{line}\b"):
         make_trainer(cls=cls)

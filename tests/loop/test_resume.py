@@ -131,6 +131,55 @@ def test_workers_do_not_change_where_a_resume_continues(make_trainer, line_model
     assert_same(whole, interrupted(make_trainer, tmp_path, 4, line_model, **options))
 
 
+@pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length", "batch_rebalance"])
+@pytest.mark.parametrize("at", [2, 5])
+def test_every_order_of_the_data_is_continued_exactly(make_trainer, tmp_path, strategy, at):
+    rows = [{"input_ids": torch.arange(1 + (7 * index) % 11), "labels": torch.tensor(1.0)} for index in range(30)]
+
+    class Lengths(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.embedding = torch.nn.Embedding(12, 2)
+
+        def forward(self, input_ids, labels=None):
+            out = self.embedding(input_ids).mean((1, 2))
+            return {"loss": (out - labels).pow(2).mean(), "logits": out}
+
+    def pad(features):
+        ids = torch.nn.utils.rnn.pad_sequence([feature["input_ids"] for feature in features], batch_first=True)
+        return {"input_ids": ids, "labels": torch.stack([feature["labels"] for feature in features])}
+
+    data = {"train_dataset": rows, "eval_dataset": rows, "data_collator": pad}
+    options = {
+        "train_sampling_strategy": strategy,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 2,  # 4 updates each
+        "save_strategy": "steps",
+        "save_steps": 100,
+    }
+    whole = make_trainer(trainer={"model": Lengths(), **data}, **options)
+    whole.train()
+    assert whole.state.global_step == 8
+    assert_same(whole, interrupted(make_trainer, tmp_path, at, Lengths, trainer=data, **options))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "reduce_lr_on_plateau", "greedy"])
+def test_a_schedule_is_continued_also_one_that_waits_for_a_metric(make_trainer, line_model, tmp_path, schedule):
+    options = {
+        "lr_scheduler_type": schedule,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "metric_for_best_model": "loss",
+        "max_steps": 8,
+        "save_strategy": "steps",
+        "save_steps": 100,
+    }
+    whole = make_trainer(**options)
+    whole.train()
+    assert_same(whole, interrupted(make_trainer, tmp_path, 3, line_model, **options))
+
+
 def test_skipped_samples_are_not_fetched(make_trainer, line_model, line_data, tmp_path):
     data = line_data(22)
     interrupted(

@@ -1,7 +1,7 @@
 """Three columns from one seed: a plain torch loop, ours, and the installed `transformers`.
 
-Owns: the models and data of the comparison, the plain loop, and running one column. Leaves to others: what must be equal
-(the tests), what differs by choice (`test_differences.py`, `docs/parity.md`). Everything is made here, nothing downloaded.
+Owns: the models and data of the comparison, the plain loop, and running one column. Leaves to others: what must be
+equal (the tests), what differs by choice (`test_differences.py`, `docs/parity.md`). Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def learning_rate_factor(name: str, step: int, warmup: int, total: int, options:
         return 1.0
     if name == "warmup_stable_decay":
         decay = options["num_decay_steps"]
-        floor = options.get("min_lr_ratio", 0.0)
+        floor = float(options.get("min_lr_ratio", 0.0))
         share = step / max(warmup, 1) if step < warmup else 1.0
         if step >= total - decay:
             share = 0.5 * (1 + math.cos(math.pi * (step - total + decay) / decay))
@@ -148,9 +148,8 @@ def learning_rate_factor(name: str, step: int, warmup: int, total: int, options:
     if name == "cosine_with_restarts":
         return 0.5 * (1 + math.cos(math.pi * (progress * options["num_cycles"] % 1.0)))
     if name == "polynomial":
-        return float((1 - options["lr_end"] / options["lr"]) * (1 - progress) ** options["power"]) + (
-            options["lr_end"] / options["lr"]
-        )
+        floor = options["lr_end"] / options["lr"]
+        return float(floor + (1 - floor) * (1 - progress) ** options["power"])
     if name == "inverse_sqrt":
         timescale = warmup or 10_000
         return 1 / math.sqrt((step + timescale - warmup) / timescale)
@@ -210,8 +209,8 @@ def run_plain(
     by_items: bool | None = None,
     data: dict[str, Any] | None = None,
 ) -> Run:
-    """Train with nothing but torch. `by_items`: each label of an update weighs the same, the default for GPT-2; else each
-    micro-batch does."""
+    """Train with nothing but torch. `by_items`: every label of an update weighs the same (as for GPT-2), else every
+    micro-batch."""
     samples, model = build_data(kind, **(data or {})), build_model(kind, dropout)
     by_items = kind == "gpt2" if by_items is None else by_items
     torch.manual_seed(SEED)

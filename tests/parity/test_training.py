@@ -51,7 +51,7 @@ NEWER_OPTIONS: list[tuple[str, dict[str, Any]]] = [
 
 
 def counts_micro_batches(trainer: Any) -> None:
-    """Tell the reference that the model's loss is a mean: newer releases get it wrong for BERT (see test_differences)."""
+    """Tell the reference that the model's loss is a mean: newer releases get BERT wrong (see test_differences)."""
     trainer.model_accepts_loss_kwargs = False
 
 

@@ -13,8 +13,8 @@ PACKAGE = Path(trainwright.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 OPTIONAL = set(
     """
-    transformers datasets accelerate peft optuna ray sigopt matplotlib IPython deepspeed tensorboard wandb mlflow comet_ml
-    neptune clearml dvclive codecarbon swanlab trackio flytekit azureml dagshub huggingface_hub sklearn pandas torchvision
+    transformers datasets accelerate peft optuna ray sigopt matplotlib IPython deepspeed huggingface_hub sklearn pandas
+    tensorboard wandb mlflow comet_ml neptune clearml dvclive codecarbon swanlab trackio flytekit azureml dagshub
     """.split()  # noqa: SIM905
 )
 

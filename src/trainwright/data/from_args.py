@@ -6,7 +6,7 @@ Owns: reading `args`. Leaves to others: building (loaders, samplers, collate), w
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -59,6 +59,29 @@ def default_collator_for(processing_class: Any) -> Callable[[list[Any]], Any]:
     return default_data_collator
 
 
+def _check_indexable(dataset: Any) -> None:
+    """Raise TypeError for what is no data set though it looks like one: several by name, a loader, a generator."""
+    if isinstance(dataset, Mapping) and 0 not in dataset:
+        names = list(dataset)
+        raise TypeError(
+            f"The data set is a {type(dataset).__name__} with the keys {names}, not samples. Pass one of its values, "
+            f"such as dataset[{names[0]!r}]."
+            if names
+            else "The data set is an empty dict."
+        )
+    if isinstance(dataset, DataLoader):
+        raise TypeError(
+            "The data set is a DataLoader. Pass the data set inside it and set per_device_train_batch_size, "
+            "or override "
+            "get_train_dataloader (get_eval_dataloader) to use a loader of your own."
+        )
+    if not hasattr(dataset, "__getitem__"):
+        raise TypeError(
+            f"The data set is a {type(dataset).__name__}, whose samples cannot be had by index. Pass a list, an object "
+            "with __getitem__ and __len__, or a torch.utils.data.IterableDataset."
+        )
+
+
 def data_seed(args: Any) -> int:
     """Seed of the order of the data: its own where the user set one, so that it can be held while `seed` varies."""
     return int(args.seed if args.data_seed is None else args.data_seed)
@@ -72,6 +95,7 @@ def train_sampler_for(
     """
     if dataset is None or is_iterable(dataset):
         return None
+    _check_indexable(dataset)
     strategy = strategy or args.train_sampling_strategy
     balances = strategy == "batch_rebalance"  # it plans the updates of all processes together
     return build_train_sampler(
@@ -92,6 +116,7 @@ def eval_sampler_for(dataset: Any, args: Any, *, model_input_name: str) -> Sampl
     """The order of the evaluation samples: as they lie, or of similar length together where training asks for that."""
     if dataset is None or is_iterable(dataset):
         return None
+    _check_indexable(dataset)
     return build_eval_sampler(
         dataset,
         strategy=args.train_sampling_strategy,

@@ -92,8 +92,10 @@ def build_dataloader(
 
 
 def set_epoch(dataloader: Any, epoch: int) -> None:
-    """Tell everything in a loader that orders data which epoch comes next: batch samplers, samplers, the data set."""
-    waiting = [getattr(dataloader, name, None) for name in ("batch_sampler", "sampler", "dataset")]
+    """Tell everything in a loader that orders data which epoch comes next: the loader itself (accelerate's begins each
+    pass by telling its samplers the epoch that it counts), batch samplers, samplers, the data set.
+    """
+    waiting = [dataloader, *(getattr(dataloader, name, None) for name in ("batch_sampler", "sampler", "dataset"))]
     seen: set[int] = set()
     while waiting:
         part = waiting.pop()

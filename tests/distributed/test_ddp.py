@@ -1,0 +1,245 @@
+"""Two processes under torchrun train to what one process does with the same global batch.
+
+The file is both sides: pytest runs each scenario in one process, and starts itself once under torchrun for two.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+GLOBAL_BATCH = 8  # samples per micro-batch, over all processes
+
+
+class LineData(torch.utils.data.Dataset):
+    """`length` samples of y = sum of x plus noise, each with its number."""
+
+    def __init__(self, length: int, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.x = torch.randn(length, 3, generator=generator)
+        self.y = self.x.sum(1, keepdim=True) + 0.1 * torch.randn(length, 1, generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"x": self.x[index], "labels": self.y[index], "number": torch.tensor(index)}
+
+
+class LineModel(nn.Module):
+    """Linear regression that notes the numbers of the samples it was trained on."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.linear = nn.Linear(3, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.seen: list[list[int]] = []
+
+    def forward(self, x: torch.Tensor, number: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, Any]:
+        if self.training:
+            self.seen.append(number.tolist())
+        prediction = self.linear(self.dropout(x))  # (batch, 1)
+        loss = {} if labels is None else {"loss": ((prediction - labels) ** 2).mean()}
+        return {**loss, "logits": prediction}
+
+
+def num_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def make_trainer(output_dir: Path, model: nn.Module, data: Any, collate: Any = None, **arguments: Any) -> Any:
+    from trainwright import Trainer, TrainingArguments
+
+    values: dict[str, Any] = {
+        "per_device_train_batch_size": GLOBAL_BATCH // num_processes(),
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 3,
+        "learning_rate": 0.05,
+        "logging_steps": 1,
+        "save_strategy": "no",
+    }
+    values.update(arguments)
+    args = TrainingArguments(str(output_dir), report_to="none", use_cpu=True, disable_tqdm=True, **values)
+    return Trainer(model, args, train_dataset=data, data_collator=collate)
+
+
+def result_of(trainer: Any) -> dict[str, Any]:
+    return {
+        "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
+        "norms": [line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line],
+        "weights": {name: value.clone() for name, value in trainer.model.state_dict().items()},
+        "seen": getattr(trainer.model, "seen", None),
+        "steps": trainer.state.global_step,
+        "train_loss": next(line["train_loss"] for line in trainer.state.log_history if "train_loss" in line),
+    }
+
+
+def several_epochs(folder: Path) -> dict[str, Any]:
+    trainer = make_trainer(folder / "several", LineModel(), LineData(40), save_strategy="steps", save_steps=4)
+    trainer.train()
+    return result_of(trainer)
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """A run with dropout over data that fill no whole round, once whole and once from the middle of an epoch."""
+    runs = {}
+    for name, resume in (("whole", None), ("resumed", str(folder / "whole" / "checkpoint-4"))):
+        data = LineData(45)  # 5 whole rounds and 5 samples, so 3 updates: checkpoint-4 lies in the second epoch
+        trainer = make_trainer(folder / name, LineModel(dropout=0.3), data, save_strategy="steps", save_steps=4)
+        trainer.train(resume_from_checkpoint=resume)
+        runs[name] = result_of(trainer)
+    return runs
+
+
+def predictions(folder: Path) -> dict[str, Any]:
+    trainer = make_trainer(folder / "predict", LineModel(), None, per_device_eval_batch_size=2)
+    data = LineData(11, seed=5)
+    output = trainer.predict(data)
+    counts = []
+    trainer.compute_metrics = lambda prediction: counts.append(len(prediction.label_ids)) or {
+        "error": float(((prediction.predictions - prediction.label_ids) ** 2).mean())
+    }
+    metrics = trainer.evaluate(data)
+    return {"rows": output.predictions, "labels": output.label_ids, "counts": counts, "error": metrics["eval_error"]}
+
+
+def ragged_tokens(folder: Path) -> dict[str, Any]:
+    """A language model on sequences of 2 to 15 tokens, so that processes hold different numbers of labels."""
+    import transformers
+
+    generator = torch.Generator().manual_seed(3)
+    rows = [torch.randint(1, 20, (2 + 13 * (i % 8) // 7,), generator=generator) for i in range(32)]
+
+    def collate(samples: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        ids, labels = (nn.utils.rnn.pad_sequence(samples, True, value) for value in (0, -100))
+        return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels}
+
+    runs = {}
+    for together in (True, False):
+        torch.manual_seed(0)
+        model = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(
+                vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+            )
+        )
+        arguments = {"remove_unused_columns": False, "average_tokens_across_devices": together, "max_steps": 3}
+        trainer = make_trainer(folder / f"tokens-{together}", model, rows, collate, **arguments)
+        trainer.train()
+        runs[together] = result_of(trainer)
+    return runs
+
+
+SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    function.__name__: function for function in (several_epochs, resumed, predictions, ragged_tokens)
+}
+
+
+def run_scenarios(folder: Path) -> dict[str, Any]:
+    return {name: scenario(folder) for name, scenario in SCENARIOS.items()}
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    torch.save(run_scenarios(target), target / f"results-{os.environ['RANK']}.pt")
+    torch.distributed.destroy_process_group()
+    raise SystemExit(0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left behind."""
+    path = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, str(path)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return path
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> list[dict[str, Any]]:
+    """The results of each of two processes."""
+    return [torch.load(folder / f"results-{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The results of one process."""
+    return run_scenarios(tmp_path_factory.mktemp("one"))
+
+
+def assert_same_run(run: dict[str, Any], other: dict[str, Any]) -> None:
+    assert run["steps"] == other["steps"] > 0
+    assert run["losses"] == pytest.approx(other["losses"], rel=1e-5)
+    assert run["norms"] == pytest.approx(other["norms"], rel=1e-4)
+    torch.testing.assert_close(run["weights"], other["weights"], rtol=1e-5, atol=1e-6)
+
+
+def merged(shares: list[list[list[int]]]) -> list[list[int]]:
+    """The micro-batches of all processes, put together."""
+    return [[number for share in batch for number in share] for batch in zip(*shares)]
+
+
+def test_every_epoch_has_the_order_of_one_process(two: Any, one: Any) -> None:
+    assert merged([rank["several_epochs"]["seen"] for rank in two]) == one["several_epochs"]["seen"]
+    epochs = [sum(one["several_epochs"]["seen"][begin : begin + 5], []) for begin in (0, 5, 10)]
+    assert all(sorted(epoch) == list(range(40)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
+
+
+def test_losses_norms_and_weights_over_several_epochs_are_those_of_one_process(two: Any, one: Any) -> None:
+    for rank in two:
+        assert_same_run(rank["several_epochs"], one["several_epochs"])
+        assert rank["several_epochs"]["train_loss"] == pytest.approx(one["several_epochs"]["train_loss"], rel=1e-5)
+    assert len(set(one["several_epochs"]["losses"])) == one["several_epochs"]["steps"] == 9
+
+
+def test_a_checkpoint_is_good_and_holds_the_random_states_of_each_process(folder: Path) -> None:
+    from trainwright.checkpoint.manifest import problems
+
+    checkpoint = folder / "several" / "checkpoint-4"
+    assert problems(str(checkpoint)) == []
+    assert {path.name for path in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    assert not [path for path in (folder / "several").iterdir() if not path.name.startswith("checkpoint-")]
+
+
+def test_a_resume_in_the_middle_of_an_epoch_is_bit_exact(two: Any) -> None:
+    for rank in two:
+        whole, resumed = rank["resumed"]["whole"], rank["resumed"]["resumed"]
+        assert resumed["losses"] == whole["losses"]
+        assert all(torch.equal(resumed["weights"][name], value) for name, value in whole["weights"].items())
+        assert resumed["seen"] == whole["seen"][-len(resumed["seen"]) :]
+    assert two[0]["resumed"]["whole"]["seen"] != two[1]["resumed"]["whole"]["seen"]
+
+
+def test_one_process_goes_on_where_two_stopped(folder: Path, one: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, LineModel(), LineData(40))
+    trainer.train(resume_from_checkpoint=str(folder / "several" / "checkpoint-4"))
+    assert trainer.model.seen == one["several_epochs"]["seen"][-len(trainer.model.seen) :]
+    assert_same_run(result_of(trainer), one["several_epochs"])
+
+
+def test_predictions_are_complete_and_in_order(two: Any, one: Any) -> None:
+    assert one["predictions"]["rows"].shape == (11, 1)
+    for rank in two:
+        for part in ("rows", "labels"):
+            assert rank["predictions"][part] == pytest.approx(one["predictions"][part], rel=1e-6)
+        assert rank["predictions"]["counts"] == [11]
+        assert rank["predictions"]["error"] == pytest.approx(one["predictions"]["error"], rel=1e-6)
+
+
+def test_each_label_weighs_the_same_whichever_process_holds_it(two: Any, one: Any) -> None:
+    for rank in two:
+        assert_same_run(rank["ragged_tokens"][True], one["ragged_tokens"][True])
+
+
+def test_without_averaging_over_devices_each_process_weighs_the_same(two: Any, one: Any) -> None:
+    for rank in two:
+        assert rank["ragged_tokens"][False]["losses"] != pytest.approx(one["ragged_tokens"][False]["losses"], rel=1e-4)
