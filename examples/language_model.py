@@ -3,14 +3,16 @@
 Real text that every machine has, nothing downloaded; about two minutes on two cores. Shows: arguments from the command line
 or a file, a progress bar, evaluation while training, checkpoints, resuming, a loss curve and generated text.
 
-    python examples/language_model.py                                   # the demo
-    python examples/language_model.py --resume_from_checkpoint true     # go on from the newest checkpoint
-    python examples/language_model.py --max_steps 2000 --learning_rate 1e-3 --output_dir longer
+    python examples/language_model.py                                        # the demo
+    python examples/language_model.py --resume_from_checkpoint true          # go on after a stop, however it came
+    python examples/language_model.py --learning_rate 1e-3 --output_dir other
 """
 
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,19 +74,12 @@ class Blocks(Dataset):
         return {"input_ids": self.blocks[index], "labels": self.blocks[index]}
 
 
-def standard_library(num_bytes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def standard_library(num_train_bytes: int, num_valid_bytes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(training, validation) tokens: every tenth file is held out whole, so that validation text is new to the model."""
-    files = sorted(path for path in Path(sysconfig.get_paths()["stdlib"]).glob("*.py") if path.stat().st_size > 500)
-    files += sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*/*.py"))
-    parts: tuple[list[int], list[int]] = ([], [])
-    for number, path in enumerate(file for file in files if "site-packages" not in file.parts):
-        held_out = number % 10 == 9
-        parts[held_out].extend([*path.read_bytes(), END])
-        if len(parts[0]) >= num_bytes:
-            break
-    return torch.tensor(parts[0][:num_bytes]), torch.tensor(parts[1][: num_bytes // 20])
-
-
+    library = Path(sysconfig.get_paths()["stdlib"])
+    files = sorted(library.glob("*.py")) + sorted(library.glob("[!s]*/*.py"))  # without site-packages
+    train, valid = bytearray(), bytearray()
+    ...
 def unigram_entropy(tokens: torch.Tensor) -> float:
     """Nats per token of a model that knows how frequent each byte is, and nothing else."""
     share = torch.bincount(tokens, minlength=NUM_BYTES + 1).double() / len(tokens)

@@ -28,9 +28,9 @@ from torch import nn
 
 from trainwright.args.training import TrainingArguments
 from trainwright.callbacks.base import TrainerCallback
+from trainwright.callbacks.defaults import default_progress
 from trainwright.callbacks.flow import DefaultFlowCallback
 from trainwright.callbacks.handler import CallbackHandler
-from trainwright.callbacks.progress import default_progress
 from trainwright.checkpoint import best, layout
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
@@ -804,7 +804,8 @@ class Trainer:
         """Hook: labels that take part in the loss of one update, over all processes; None when the loss does not need
         it.
         """
-        if not (self.model_accepts_loss_kwargs or self.compute_loss_func is not None or self._user_counts_items):
+        own_loss = self.compute_loss_func is not None or self.label_smoother is not None
+        if not (own_loss or self.model_accepts_loss_kwargs or self._user_counts_items):
             return None
         count = count_items(batch_samples, self._labels_are_shifted)
         if count is None:

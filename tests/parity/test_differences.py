@@ -63,6 +63,16 @@ def test_smoothed_losses_of_a_language_model_are_divided_for_accumulation(column
     assert theirs.logs[0]["loss"] == pytest.approx(factor * ours.logs[0]["loss"], rel=0.02)
 
 
+def test_smoothed_losses_of_a_classifier_weigh_every_label_the_same(columns: Any, is_older: bool) -> None:
+    settings = columns.settings(label_smoothing_factor=0.2, gradient_accumulation_steps=3)
+    ours, theirs = (columns.run(column, "bert", settings) for column in COLUMNS)
+    by_items, by_batches = (columns.plain("bert", settings, by_items=choice) for choice in (True, False))
+    assert losses(ours) == pytest.approx(losses(by_items), rel=1e-5)
+    expected = losses(by_batches) if is_older else losses(by_items)
+    assert losses(theirs) == pytest.approx(expected, abs=5.1e-5)
+    assert losses(by_items) != pytest.approx(losses(by_batches), abs=1e-4)
+
+
 def test_label_smoothing_works_for_a_module_without_a_config(columns: Any, is_older: bool) -> None:
     settings = columns.settings(label_smoothing_factor=0.2)
     columns.assert_same(columns.run("ours", "classifier", settings), columns.plain("classifier", settings))

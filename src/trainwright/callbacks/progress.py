@@ -1,7 +1,8 @@
 """Progress in a terminal: a bar for training and for prediction, or log lines alone.
 
 Owns: how steps, epoch, loss, speed and remaining time look in a terminal. Leaves to others: notebooks (`notebook`).
-A step costs one call into tqdm, which draws at most ten times a second.
+A step costs one call into tqdm, which draws at most ten times a second; where the output is no terminal it writes a line
+now and then.
 Source: seed 000 (the classes, `max_str_len`), seed 003 (which events they use).
 """
 
@@ -14,6 +15,8 @@ from tqdm import tqdm
 
 from trainwright.callbacks.base import TrainerCallback
 from trainwright.state import TrainerControl, TrainerState
+
+LINE_INTERVAL_S = 30  # between two lines of a bar that is written to a file or a pipe
 
 
 class ProgressCallback(TrainerCallback):
@@ -39,8 +42,8 @@ class ProgressCallback(TrainerCallback):
                 total=state.max_steps,
                 initial=state.global_step,
                 unit="step",
-                dynamic_ncols=True,
                 desc=_epoch_text(state),
+                **_drawing(),
             )
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -55,11 +58,13 @@ class ProgressCallback(TrainerCallback):
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         if self.training_bar is None or not logs:
             return
+        self._close_prediction_bar()  # what it measured is being logged
         for name in ("loss", "eval_loss"):
             if isinstance(logs.get(name), (int, float)):
                 self._last_losses[name] = f"{logs[name]:.4g}"
         self.training_bar.set_postfix(self._last_losses, refresh=False)
         self.training_bar.write(str(readable_logs(logs, self.max_str_len)))
+        sys.stdout.flush()  # output to a file is buffered
 
     def on_prediction_step(
         self, args: Any, state: TrainerState, control: TrainerControl, eval_dataloader: Any = None, **kwargs: Any
@@ -70,9 +75,9 @@ class ProgressCallback(TrainerCallback):
             self.prediction_bar = tqdm(
                 total=length_of(eval_dataloader),
                 unit="batch",
-                dynamic_ncols=True,
                 desc="Evaluating",
                 leave=self.training_bar is None,
+                **_drawing(first_line_after_s=LINE_INTERVAL_S),
             )
         self.prediction_bar.update(1)
 
@@ -101,21 +106,34 @@ class ProgressCallback(TrainerCallback):
             self.training_bar = None
 
 
+class _Lines:
+    """Gives each state of a bar a line of its own, for a file or a pipe, where nothing can be drawn over."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        if text := text.strip():
+            self.stream.write(text + "\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def _drawing(first_line_after_s: float = 0) -> dict[str, Any]:
+    """Options of a bar: redrawn in place in a terminal, elsewhere a line of its own now and then."""
+    if sys.stderr.isatty():
+        return {"dynamic_ncols": True}
+    rarely = {"mininterval": LINE_INTERVAL_S, "maxinterval": LINE_INTERVAL_S, "delay": first_line_after_s}
+    return {"file": _Lines(sys.stderr), "position": 0, **rarely}
+
+
 class PrinterCallback(TrainerCallback):
     """Prints log lines and nothing else; what a run shows with `disable_tqdm=True`."""
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         if logs and state.is_local_process_zero:
             print(readable_logs(logs), flush=True)  # flushed, because output to a file or a scheduler's log is buffered
-
-
-def default_progress(disable_tqdm: bool) -> type[TrainerCallback]:
-    """What shows progress where nothing else was chosen: printed lines, a table in a notebook, else bars."""
-    if disable_tqdm:
-        return PrinterCallback
-    from trainwright.callbacks.notebook import NotebookProgressCallback, in_notebook
-
-    return NotebookProgressCallback if in_notebook() else ProgressCallback
 
 
 def readable_logs(logs: dict[str, Any], max_str_len: int | None = None) -> dict[str, Any]:

@@ -10,6 +10,9 @@ import inspect
 import json
 import logging
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -168,8 +171,23 @@ def _save_pretrained(
         if model.can_generate():
             model.generation_config.save_pretrained(directory)
         return False
-    model.save_pretrained(directory, **options)
+    with _no_progress_bars():
+        model.save_pretrained(directory, **options)
     return True
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep `transformers`, where it is loaded, from drawing a bar over files, which would break the bar of the run."""
+    library: Any = sys.modules.get("transformers.utils.logging")
+    if library is None or not library.is_progress_bar_enabled():
+        yield
+        return
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.enable_progress_bar()
 
 
 def _without_duplicates(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:

@@ -206,8 +206,8 @@ def seek(dataloader: Any, num_samples: int, batch_size: int) -> tuple[Any, int]:
     short: from then on the loader returned gives whole epochs.
 
     - Our samplers, however wrapped: `start` is set, nothing is fetched, exact for any batch size.
-    - Other samplers over indexed data: batches are passed over as indices, nothing is fetched; a batch that was half
-      seen is cut.
+    - Other samplers over indexed data, and ours at a whole batch of several processes: batches are passed over as
+      indices, nothing is fetched; a batch that was half seen is cut.
     - Streams without workers: samples are read and dropped, not collated.
     - Streams with workers, other iterables: whole batches are left for `discard_batches`, because each worker reads its
       own share. Where `num_samples` is no multiple of `batch_size` the rest is seen again, and a warning says so.
@@ -219,12 +219,14 @@ def seek(dataloader: Any, num_samples: int, batch_size: int) -> tuple[Any, int]:
     num_batches, rest = divmod(num_samples, batch_size)
     if _is_torch_loader(dataloader) and not is_stream:
         sampler = _seekable(dataloader)
-        if sampler is not None:
+        num_shares = _num_shares(dataloader, batch_size)
+        # accelerate fills up the last round from the first batches that it is given, which must be those of the epoch.
+        if sampler is not None and (rest or num_shares == 1):
             sampler.start = num_samples
             return dataloader, 0
         batch_sampler = dataloader.batch_sampler
         if batch_sampler is not None:
-            rest //= _num_shares(dataloader, batch_size)
+            rest //= num_shares
             return _with(dataloader, batch_sampler=SkippingBatchSampler(batch_sampler, num_batches, rest)), 0
     # accelerate's dispatcher reads for all processes in one of them, so a share cannot be counted here.
     is_dispatched = type(dataloader).__name__ == "DataLoaderDispatcher"

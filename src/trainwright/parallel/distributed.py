@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainwright.data.rebalance import BatchRebalanceSampler
 from trainwright.parallel.strategy import Strategy
 
 
@@ -34,6 +35,8 @@ class DistributedStrategy(Strategy):
         return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **self._ddp_kwargs)
 
     def prepare_dataloader(self, dataloader: Any) -> Any:
+        if isinstance(dataloader.batch_sampler, BatchRebalanceSampler):  # it plans for all and gives each its own
+            return dataloader
         return self.accelerator.prepare_data_loader(dataloader, device_placement=False)
 
     def without_grad_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:

@@ -94,10 +94,7 @@ def test_flags_that_others_set_are_left_alone() -> None:
     control = TrainerControl(should_log=True, should_epoch_stop=True)
     assert asked(
         DefaultFlowCallback(), "on_step_end", arguments(), TrainerState(global_step=1, max_steps=9), control
-    ) == {
-        "should_log",
-        "should_epoch_stop",
-    }
+    ) == {"should_log", "should_epoch_stop"}
 
 
 def test_the_flags_equal_those_of_the_reference_over_a_grid_of_settings() -> None:

@@ -2,7 +2,6 @@
 
 import ast
 import sys
-import types
 from typing import Any
 
 import pytest
@@ -129,13 +128,3 @@ def test_the_length_of_a_dataloader_is_unknown_where_its_dataset_has_none() -> N
 
     assert length_of(data.DataLoader(Stream())) is None
     assert length_of(data.DataLoader(range(5), batch_size=2)) == 3
-
-
-def test_lines_bars_or_a_table_are_chosen_by_where_the_run_is(monkeypatch):
-    from trainwright.callbacks import notebook, progress
-
-    assert progress.default_progress(disable_tqdm=True) is progress.PrinterCallback
-    assert progress.default_progress(disable_tqdm=False) is progress.ProgressCallback
-    kernel = type("ZMQInteractiveShell", (), {})()  # what a Jupyter kernel's get_ipython() returns
-    monkeypatch.setitem(notebook.sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: kernel))
-    assert progress.default_progress(disable_tqdm=False) is notebook.NotebookProgressCallback
