@@ -6,7 +6,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 OLDER := .transformers-4.55
 
-.PHONY: help demo digits test test-newest test-older lint format bench clean
+.PHONY: help demo digits test test-newest test-older lint format docs bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,9 @@ lint: .venv/installed ## ruff and mypy
 format: .venv/installed ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/installed ## write the page of all arguments from their help texts
+	$(BIN)/python docs/generate_arguments.py
 
 bench: .venv/installed ## cost of a training step, side by side with other trainers
 	$(OFFLINE) $(BIN)/python benchmarks/step_overhead.py $(ARGS)

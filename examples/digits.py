@@ -1,7 +1,7 @@
 """Train a plain `torch.nn.Module` on scikit-learn's handwritten digits. Needs neither `transformers` nor a download.
 
-    python examples/digits.py
-    python examples/digits.py --num_train_epochs 40 --learning_rate 1e-3
+python examples/digits.py
+python examples/digits.py --num_train_epochs 40 --learning_rate 1e-3
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ arguments (`args/`), what only a run can show.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -29,6 +31,10 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
             f"args must be a TrainingArguments, not {type(args).__name__}: Trainer(model, TrainingArguments(...))."
         )
     _check_model(trainer.model, trainer.model_init)
+    for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
+        function = getattr(trainer, name)
+        if function is not None and not callable(function):
+            raise TypeError(f"{name}= must be a function; got a {type(function).__name__}: {function!r}.")
     _check_optimizers(trainer)
     if args.eval_strategy != "no" and trainer.eval_dataset is None and not makes_eval_loader:
         raise ValueError(
@@ -83,6 +89,12 @@ def _check_optimizers(trainer: Any) -> None:
             "optimizers= holds parameters of one model, but model_init= builds a new one at each train(). "
             "Pass optimizer_cls_and_kwargs=, or override create_optimizer_and_scheduler."
         )
+    if isinstance(trainer.optimizer, type):
+        raise TypeError(
+            f"optimizers= takes an optimizer built on the model's parameters; got the class "
+            f"{trainer.optimizer.__name__}. "
+            "Pass optimizer_cls_and_kwargs=(class, kwargs), and it is built for you."
+        )
     if trainer.optimizer is not None and trainer.optimizer_cls_and_kwargs is not None:
         raise ValueError("Trainer got both optimizers= and optimizer_cls_and_kwargs=. Pass one of them.")
 
@@ -110,6 +122,19 @@ def check_something_to_train(model: nn.Module) -> None:
             "for example "
             "with model.requires_grad_(True)."
         )
+
+
+def check_label_names(model: nn.Module, label_names: Sequence[str]) -> None:
+    """Raise ValueError for a given label that `forward` does not take: an evaluation would have no loss."""
+    parameters = inspect.signature(models.base_model_of(model).forward).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in label_names:
+        if name not in parameters:
+            raise ValueError(
+                f"label_names={list(label_names)}: {type(model).__name__}.forward takes no argument {name!r}; it takes "
+                f"{list(parameters)}.{closest(name, parameters)}"
+            )
 
 
 def check_optimizer(optimizer: Any, model: nn.Module) -> None:

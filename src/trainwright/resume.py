@@ -40,6 +40,8 @@ def find_checkpoint(wanted: str | bool | os.PathLike[str] | None, output_dir: st
         if is_main_process and os.path.isdir(output_dir):
             clean_up_staging(output_dir)  # what a killed run left half-written
         return find_resumable(output_dir, is_explicit=False)
+    if not isinstance(wanted, (str, os.PathLike)):
+        raise TypeError(f"resume_from_checkpoint={wanted!r} must be a directory, or True for the newest checkpoint.")
     return find_resumable(wanted, is_explicit=True)
 
 

@@ -37,6 +37,7 @@ from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
 from trainwright.checks import (
     check_given,
+    check_label_names,
     check_optimizer,
     check_something_to_train,
     check_trainable,
@@ -144,6 +145,8 @@ class Trainer:
         )
         processing_class = renamed.get("processing_class", processing_class)
         callbacks = renamed.get("callbacks", callbacks)
+        if callbacks is not None and not isinstance(callbacks, (list, tuple)):
+            raise TypeError(f"callbacks= takes a list; got a {type(callbacks).__name__}. Write callbacks=[...].")
 
         self.args = args if args is not None else TrainingArguments(output_dir="tmp_trainer")
         self.compute_loss_func = compute_loss_func
@@ -250,9 +253,11 @@ class Trainer:
         """Build a model with `model_init`, which takes no argument, or the trial of a hyper-parameter search."""
         if not callable(self.model_init):
             raise TypeError(f"model_init={self.model_init!r} must be a function that returns a model.")
-        takes = len(inspect.signature(self.model_init).parameters)
-        if takes > 1:
-            raise RuntimeError(f"model_init must take no argument, or one (the trial); it takes {takes}.")
+        parameters = inspect.signature(self.model_init).parameters.values()
+        required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if len(required) > 1:
+            raise RuntimeError(f"model_init must take no argument, or one (the trial); it needs {len(required)}.")
+        takes = bool(required) or len(parameters) == 1
         model = self.model_init(trial) if takes else self.model_init()
         if not isinstance(model, nn.Module):
             raise RuntimeError(f"model_init must return a torch.nn.Module; it returned {model!r}.")
@@ -274,6 +279,8 @@ class Trainer:
         self._labels_are_shifted = models.shifts_labels(model)
         self._main_input_name = models.main_input_name(model)
         self._probe_loss_kwargs = self.model_accepts_loss_kwargs and not models.states_loss_kwargs(model)
+        if self.args.label_names is not None:
+            check_label_names(model, self.args.label_names)
         self.label_names = (
             self.args.label_names if self.args.label_names is not None else columns.find_label_names(model)
         )

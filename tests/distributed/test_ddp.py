@@ -89,15 +89,21 @@ def several_epochs(folder: Path) -> dict[str, Any]:
     return result_of(trainer)
 
 
-def resumed(folder: Path) -> dict[str, Any]:
+def resumed(folder: Path, num_samples: int = 45, **arguments: Any) -> dict[str, Any]:
     """A run with dropout over data that fill no whole round, once whole and once from the middle of an epoch."""
     runs = {}
     for name, resume in (("whole", None), ("resumed", str(folder / "whole" / "checkpoint-4"))):
-        data = LineData(45)  # 5 whole rounds and 5 samples, so 3 updates: checkpoint-4 lies in the second epoch
-        trainer = make_trainer(folder / name, LineModel(dropout=0.3), data, save_strategy="steps", save_steps=4)
+        data = LineData(num_samples)  # 6 rounds an epoch, so 3 updates: checkpoint-4 lies in the second epoch
+        model = LineModel(dropout=0.3)
+        trainer = make_trainer(folder / name, model, data, save_strategy="steps", save_steps=4, **arguments)
         trainer.train(resume_from_checkpoint=resume)
         runs[name] = result_of(trainer)
     return runs
+
+
+def dispatched(folder: Path) -> dict[str, Any]:
+    """The same where process 0 reads the batches of all."""
+    return resumed(folder / "dispatched", num_samples=48, accelerator_config={"dispatch_batches": True})
 
 
 def predictions(folder: Path) -> dict[str, Any]:
@@ -105,9 +111,10 @@ def predictions(folder: Path) -> dict[str, Any]:
     data = LineData(11, seed=5)
     output = trainer.predict(data)
     counts = []
-    trainer.compute_metrics = lambda prediction: counts.append(len(prediction.label_ids)) or {
-        "error": float(((prediction.predictions - prediction.label_ids) ** 2).mean())
-    }
+    trainer.compute_metrics = lambda prediction: (
+        counts.append(len(prediction.label_ids))
+        or {"error": float(((prediction.predictions - prediction.label_ids) ** 2).mean())}
+    )
     metrics = trainer.evaluate(data)
     return {"rows": output.predictions, "labels": output.label_ids, "counts": counts, "error": metrics["eval_error"]}
 
@@ -161,7 +168,8 @@ def rebalanced(folder: Path) -> dict[str, Any]:
 
 
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    function.__name__: function for function in (several_epochs, resumed, rebalanced, predictions, ragged_tokens)
+    function.__name__: function
+    for function in (several_epochs, resumed, dispatched, rebalanced, predictions, ragged_tokens)
 }
 
 
@@ -210,9 +218,13 @@ def merged(shares: list[list[list[int]]]) -> list[list[int]]:
     return [[number for share in batch for number in share] for batch in zip(*shares)]
 
 
+def flat(batches: list[list[int]]) -> list[int]:
+    return [number for batch in batches for number in batch]
+
+
 def test_every_epoch_has_the_order_of_one_process(two: Any, one: Any) -> None:
     assert merged([rank["several_epochs"]["seen"] for rank in two]) == one["several_epochs"]["seen"]
-    epochs = [sum(one["several_epochs"]["seen"][begin : begin + 5], []) for begin in (0, 5, 10)]
+    epochs = [flat(one["several_epochs"]["seen"][begin : begin + 5]) for begin in (0, 5, 10)]
     assert all(sorted(epoch) == list(range(40)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
 
 
@@ -232,19 +244,21 @@ def test_a_checkpoint_is_good_and_holds_the_random_states_of_each_process(folder
     assert not [path for path in (folder / "several").iterdir() if not path.name.startswith("checkpoint-")]
 
 
-def test_a_resume_in_the_middle_of_an_epoch_is_bit_exact(two: Any) -> None:
+@pytest.mark.parametrize("scenario", ["resumed", "dispatched"])
+def test_a_resume_in_the_middle_of_an_epoch_is_bit_exact(two: Any, scenario: str) -> None:
     for rank in two:
-        whole, resumed = rank["resumed"]["whole"], rank["resumed"]["resumed"]
+        whole, resumed = rank[scenario]["whole"], rank[scenario]["resumed"]
         assert resumed["losses"] == whole["losses"]
         assert all(torch.equal(resumed["weights"][name], value) for name, value in whole["weights"].items())
         assert resumed["seen"] == whole["seen"][-len(resumed["seen"]) :]
-    assert two[0]["resumed"]["whole"]["seen"] != two[1]["resumed"]["whole"]["seen"]
+        assert len(whole["seen"]) == 18 and len(resumed["seen"]) == 10
+    assert two[0][scenario]["whole"]["seen"] != two[1][scenario]["whole"]["seen"]
 
 
 def test_rebalanced_batches_hold_each_sample_of_an_epoch_once(two: Any) -> None:
     steps = two[0]["rebalanced"]["steps"]
     batches = merged([rank["rebalanced"]["seen"] for rank in two])
-    epochs = [sum(batches[: len(batches) // 2], []), sum(batches[len(batches) // 2 :], [])]
+    epochs = [flat(batches[:4]), flat(batches[4:])]
     assert steps == 4 and len(batches) == 2 * steps
     assert all(sorted(epoch) == list(range(32)) for epoch in epochs) and epochs[0] != epochs[1]
 

@@ -428,3 +428,30 @@ def test_a_best_checkpoint_that_is_gone_leaves_the_last_weights_and_warns(make_t
     options = {**BEST, "num_train_epochs": 1}
     make_trainer(cls=Losing, **options).train()
     assert "best checkpoint" in caplog.text and "gone" in caplog.text
+
+
+# -------------------------------------------------------------------------------------- values of the wrong kind ----
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ({"optimizers": (torch.optim.SGD, None)}, r"optimizers=.*class SGD.*optimizer_cls_and_kwargs"),
+        ({"callbacks": object()}, r"callbacks=.*list.*object"),
+        ({"compute_metrics": 5}, r"compute_metrics=.*function.*int.*5"),
+        ({"compute_loss_func": "mse"}, r"compute_loss_func=.*function.*'mse'"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named_with_what_is_wanted(make_trainer, given, says):
+    with pytest.raises(TypeError, match=says):
+        make_trainer(trainer=given)
+
+
+def test_a_checkpoint_that_is_no_path_is_named(make_trainer):
+    with pytest.raises(TypeError, match=r"resume_from_checkpoint=5.*directory"):
+        make_trainer().train(resume_from_checkpoint=5)
+
+
+def test_a_misspelt_label_name_suggests_the_argument_of_forward(make_trainer):
+    with pytest.raises(ValueError, match=r"lables.*Did you mean 'labels'"):
+        make_trainer(label_names=["lables"])

@@ -1,8 +1,8 @@
 """Progress in a terminal: a bar for training and for prediction, or log lines alone.
 
 Owns: how steps, epoch, loss, speed and remaining time look in a terminal. Leaves to others: notebooks (`notebook`).
-A step costs one call into tqdm, which draws at most ten times a second; where the output is no terminal it writes a line
-now and then.
+A step costs one call into tqdm, which draws at most ten times a second, or writes a line now and then where the output
+is no terminal.
 Source: seed 000 (the classes, `max_str_len`), seed 003 (which events they use).
 """
 
@@ -39,11 +39,7 @@ class ProgressCallback(TrainerCallback):
             self._last_losses = {}
             # Started at the resumed step, so that speed and remaining time count this run's steps only.
             self.training_bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                unit="step",
-                desc=_epoch_text(state),
-                **_drawing(),
+                total=state.max_steps, initial=state.global_step, unit="step", desc=_epoch_text(state), **_drawing()
             )
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

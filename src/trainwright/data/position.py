@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -135,6 +135,30 @@ class SkippingLoader:
         return batches
 
 
+class BegunLoader:
+    """An accelerate loader, whose iterator has drawn from torch's generator when it is made, as torch's own has.
+
+    accelerate's is a Python generator: nothing happens before its first batch is asked for, which would be after the
+    random states of a checkpoint were restored.
+    """
+
+    def __init__(self, dataloader: Any) -> None:
+        self.dataloader = dataloader
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataloader":  # not there yet while this object is copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.dataloader, name)
+
+    def __len__(self) -> int:
+        return len(self.dataloader)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.dataloader)
+        first = list(islice(batches, 1))
+        return chain(first, batches)
+
+
 def _discard(iterator: Iterator[Any], number: int, unit: str) -> None:
     if number <= 0:
         return
@@ -216,23 +240,24 @@ def seek(dataloader: Any, num_samples: int, batch_size: int) -> tuple[Any, int]:
         return dataloader, 0
     dataset = getattr(dataloader, "dataset", None)
     is_stream = isinstance(dataset, IterableDataset)
+    # accelerate's dispatcher reads for all processes in one of them, so a share cannot be counted here.
+    is_dispatched = type(dataloader).__name__ == "DataLoaderDispatcher"
     num_batches, rest = divmod(num_samples, batch_size)
     if _is_torch_loader(dataloader) and not is_stream:
         sampler = _seekable(dataloader)
-        num_shares = _num_shares(dataloader, batch_size)
+        num_shares = 1 if is_dispatched else _num_shares(dataloader, batch_size)
         # accelerate fills up the last round from the first batches that it is given, which must be those of the epoch.
         if sampler is not None and (rest or num_shares == 1):
             sampler.start = num_samples
-            return dataloader, 0
+            return _begun(dataloader), 0
         batch_sampler = dataloader.batch_sampler
         if batch_sampler is not None:
             rest //= num_shares
-            return _with(dataloader, batch_sampler=SkippingBatchSampler(batch_sampler, num_batches, rest)), 0
-    # accelerate's dispatcher reads for all processes in one of them, so a share cannot be counted here.
-    is_dispatched = type(dataloader).__name__ == "DataLoaderDispatcher"
+            skipping = _with(dataloader, batch_sampler=SkippingBatchSampler(batch_sampler, num_batches, rest))
+            return _begun(skipping), 0
     if is_stream and isinstance(dataloader, DataLoader) and dataloader.num_workers == 0 and not is_dispatched:
         own_samples = num_samples // _num_shares(dataloader, batch_size)
-        return _with(dataloader, dataset=SkippingStream(dataset, own_samples)), 0
+        return _begun(_with(dataloader, dataset=SkippingStream(dataset, own_samples))), 0
     if rest:
         logger.warning(
             "Training stopped %d samples into a batch of %d, and this data set can only be continued at whole batches: "
@@ -241,6 +266,10 @@ def seek(dataloader: Any, num_samples: int, batch_size: int) -> tuple[Any, int]:
             batch_size,
         )
     return dataloader, num_batches
+
+
+def _begun(dataloader: Any) -> Any:
+    return BegunLoader(dataloader) if hasattr(dataloader, "base_dataloader") else dataloader
 
 
 def _num_shares(dataloader: Any, batch_size: int) -> int:

@@ -37,7 +37,10 @@ class DistributedStrategy(Strategy):
     def prepare_dataloader(self, dataloader: Any) -> Any:
         if isinstance(dataloader.batch_sampler, BatchRebalanceSampler):  # it plans for all and gives each its own
             return dataloader
-        return self.accelerator.prepare_data_loader(dataloader, device_placement=False)
+        # Batches that one process reads for all have to travel over devices; others are moved when they are needed.
+        return self.accelerator.prepare_data_loader(
+            dataloader, device_placement=bool(self.accelerator.dispatch_batches)
+        )
 
     def without_grad_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
         return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
