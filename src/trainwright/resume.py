@@ -7,10 +7,13 @@ steps.
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from trainwright.callbacks.handler import CallbackHandler
 from trainwright.checkpoint.layout import clean_up_staging
@@ -24,12 +27,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ResumePoint:
-    """Where in the data a run stands, and the losses it has not logged yet."""
+    """Where in the data a run stands, what order and randomness it goes on with, and the losses it has logged."""
 
     epoch: int = 0  # whole passes over the data that are done
     samples_in_epoch: int = 0  # of the next one, over all processes
+    generators: dict[str, Any] | None = None  # as `seeding.generator_states` gives them, from the start of this epoch
+    collator: str | None = None  # state of the collator's own generator, where it has one
     total_loss: float = 0.0  # sum of the losses of all updates that were logged
     last_logged_step: int = 0
+
+    def position(self) -> dict[str, int]:
+        """What the manifest holds: where in the data the checkpoint was made."""
+        return {"epoch": self.epoch, "samples_in_epoch": self.samples_in_epoch}
 
 
 def find_checkpoint(wanted: str | bool | os.PathLike[str] | None, output_dir: str, is_main_process: bool) -> str | None:
@@ -48,7 +57,9 @@ def find_checkpoint(wanted: str | bool | os.PathLike[str] | None, output_dir: st
 def loop_state(point: ResumePoint, window: LossWindow, args: Any) -> dict[str, Any]:
     """What `loop_state.json` holds; JSON. Reads the running loss from the device."""
     return {
-        "position": {"epoch": point.epoch, "samples_in_epoch": point.samples_in_epoch},
+        "position": point.position(),
+        "epoch_start_generators": point.generators,
+        "collator_generator": point.collator,
         "window": window.state(),
         "total_loss": point.total_loss,
         "last_logged_step": point.last_logged_step,
@@ -64,10 +75,35 @@ def restore_loop(
     saved = load_loop_state(checkpoint)
     if not saved:  # written by another implementation
         epoch, updates = divmod(state.global_step, updates_per_epoch)
-        return ResumePoint(epoch, updates * samples_per_update, 0.0, state.global_step)
+        return ResumePoint(epoch, updates * samples_per_update, last_logged_step=state.global_step)
     window.load_state(saved["window"])
     position = saved["position"]
-    return ResumePoint(position["epoch"], position["samples_in_epoch"], saved["total_loss"], saved["last_logged_step"])
+    return ResumePoint(
+        position["epoch"],
+        position["samples_in_epoch"],
+        saved.get("epoch_start_generators"),
+        saved.get("collator_generator"),
+        saved["total_loss"],
+        saved["last_logged_step"],
+    )
+
+
+def collator_state(collator: Any) -> str | None:
+    """The state of a collator's own generator (random masking with a seed) as text; None where it has none."""
+    generator = getattr(collator, "generator", None)
+    if not isinstance(generator, torch.Generator):
+        return None
+    return base64.b64encode(generator.get_state().numpy().tobytes()).decode("ascii")
+
+
+def restore_collator(collator: Any, state: str | None) -> None:
+    """Put back what `collator_state` returned. A collator makes its generator at its first batch; here that is now."""
+    if state is None:
+        return
+    generator = getattr(collator, "generator", None)
+    if not isinstance(generator, torch.Generator):
+        generator = collator.generator = torch.Generator()
+    generator.set_state(torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8))
 
 
 def micro_batches_done(samples_in_epoch: int, samples_per_micro_batch: int, plan: TrainingPlan) -> int:

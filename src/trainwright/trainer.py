@@ -74,15 +74,17 @@ from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan, plan_training
 from trainwright.resume import (
     ResumePoint,
+    collator_state,
     exported_callbacks,
     find_checkpoint,
     loop_state,
     micro_batches_done,
     report_changes,
     restore_callbacks,
+    restore_collator,
     restore_loop,
 )
-from trainwright.seeding import enable_full_determinism, set_seed
+from trainwright.seeding import enable_full_determinism, generator_states, restore_generators, set_seed
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.tokens import TokenCounter
 from trainwright.tracking.registry import get_reporting_integration_callbacks
@@ -582,6 +584,8 @@ class Trainer:
                 samples_per_update=self._samples_per_micro_batch() * self.args.gradient_accumulation_steps,
             )
         self._total_loss_scalar, self._globalstep_last_logged = start.total_loss, start.last_logged_step
+        self._epoch_start_generators = start.generators
+        restore_collator(self.data_collator, start.collator)
         if self.args.ignore_data_skip:
             start.samples_in_epoch = 0
         assert self.plan is not None
@@ -714,8 +718,12 @@ class Trainer:
 
         # A generator state belongs to one moment: at an epoch's start that is before the loader draws its base seed, in
         # the middle of an epoch it is after.
-        if resume_from_checkpoint is not None and steps_trained_in_current_epoch == 0:
-            self._load_rng_state(resume_from_checkpoint)
+        if resume_from_checkpoint is not None:
+            if steps_trained_in_current_epoch == 0:
+                self._load_rng_state(resume_from_checkpoint)
+            elif self._epoch_start_generators is not None:
+                restore_generators(self._epoch_start_generators)
+        self._epoch_start_generators = generator_states()
         epoch_iterator = self._iterate_from(train_dataloader, steps_trained_in_current_epoch)
         if resume_from_checkpoint is not None and steps_trained_in_current_epoch > 0:
             self._load_rng_state(resume_from_checkpoint)
@@ -1572,7 +1580,7 @@ class Trainer:
             best_dir = os.path.join(run_dir, layout.checkpoint_name(state.best_global_step))
             if state.best_global_step == state.global_step or os.path.isdir(best_dir):
                 state.best_model_checkpoint = best_dir
-        with self._strategy.staged_checkpoint(output_dir, state.global_step, dataclasses.asdict(where)) as directory:
+        with self._strategy.staged_checkpoint(output_dir, state.global_step, where.position()) as directory:
             self.save_model(directory, _internal_call=True)
             if not self.args.save_only_model:
                 self._save_optimizer_and_scheduler(directory)
@@ -1600,7 +1608,14 @@ class Trainer:
         length = self.plan.len_dataloader if self.plan is not None else None
         if length is not None and self._micro_batches_in_epoch >= length:
             epoch, samples = epoch + 1, 0
-        return ResumePoint(epoch, samples, self._total_loss_scalar, self._globalstep_last_logged)
+        return ResumePoint(
+            epoch,
+            samples,
+            self._epoch_start_generators,
+            collator_state(self.data_collator),
+            self._total_loss_scalar,
+            self._globalstep_last_logged,
+        )
 
     def _load_callback_state(self) -> None:
         """Hook: give the callbacks the state they had in the checkpoint."""

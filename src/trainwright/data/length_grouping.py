@@ -34,7 +34,8 @@ def sample_lengths(
     if length_column_name in columns:
         column = dataset.select_columns([length_column_name]).with_format("numpy")[:][length_column_name]
         return torch.as_tensor(column, dtype=torch.int64)
-    samples: Iterable[Any] = dataset
+    # By index, as a sampler reads it: `for sample in dataset` would never end where __getitem__ takes any integer.
+    samples: Iterable[Any] = (dataset[index] for index in range(len(dataset)))
     if name in columns:
         batches = dataset.select_columns([name]).with_format(None).iter(batch_size=1000)
         samples = ({name: value} for batch in batches for value in batch[name])

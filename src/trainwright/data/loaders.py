@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
+from trainwright.data.batch_seeds import SeededBatchSampler, SeededPerBatch
 from trainwright.data.rebalance import BatchRebalanceSampler
 from trainwright.data.samplers import SeededRandomSampler, has_length
 
@@ -62,7 +63,8 @@ def build_dataloader(
 
     `batch_size` in samples. A `sampler` that yields lists (a batch sampler) decides the batches itself. Streams take no
     sampler and are never cut by `drop_last`. `pin_memory` acts only where an accelerator is present. `seed`: a
-    `RandomSampler` without a generator gets an order that depends on it. Raises ValueError for worker options without
+    `RandomSampler` without a generator gets an order that depends on it, and workers are seeded anew for each batch, so
+    that random transforms are the same after a resume. Raises ValueError for worker options without
     workers.
     """
     _check_workers(
@@ -86,9 +88,17 @@ def build_dataloader(
     }
     if isinstance(dataset, IterableDataset):
         return DataLoader(dataset, batch_size=batch_size, **options)
+    seeds_batches = seed is not None and num_workers > 0 and sampler is not None
+    made_from = SeededPerBatch(dataset) if seeds_batches else dataset
     if isinstance(sampler, (BatchSampler, BatchRebalanceSampler)):
-        return DataLoader(dataset, batch_sampler=sampler, **options)
-    return DataLoader(dataset, batch_size=batch_size, sampler=_resumable(sampler, seed), drop_last=drop_last, **options)
+        loader = DataLoader(made_from, batch_sampler=sampler, **options)
+    else:
+        sampler = _resumable(sampler, seed)
+        loader = DataLoader(made_from, batch_size=batch_size, sampler=sampler, drop_last=drop_last, **options)
+    if seeds_batches:
+        # Past DataLoader.__setattr__, so that the loader goes on naming its batch size and drop_last.
+        vars(loader)["batch_sampler"] = SeededBatchSampler(loader.batch_sampler, int(seed or 0))
+    return loader
 
 
 def set_epoch(dataloader: Any, epoch: int) -> None:

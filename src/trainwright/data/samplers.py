@@ -28,6 +28,7 @@ from trainwright.data.length_grouping import (
     sample_lengths,
 )
 from trainwright.data.order import Resumable, iterate_from, seeded
+from trainwright.data.permutation import LargeOrder
 from trainwright.data.rebalance import BatchRebalanceSampler
 from trainwright.names import closest
 
@@ -52,11 +53,14 @@ __all__ = [
 STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance")
 
 
+LARGE = 2**24  # samples; torch.randperm of as many takes 128 MiB and about a second
+
+
 class SeededRandomSampler(Resumable, Sampler[int]):
     """A random order that depends on nothing but `seed + epoch`: `torch.randperm` of a generator seeded with it.
 
     `data_source` is a data set or its length. `start`: the next iteration begins with this sample of the epoch, at no
-    cost; it applies once. Memory: 8 bytes per sample.
+    cost; it applies once. Memory: 8 bytes per sample, up to `LARGE` samples; beyond, a few kilobytes for any number.
     """
 
     def __init__(self, data_source: Any, seed: int, epoch: int = 0) -> None:
@@ -73,6 +77,8 @@ class SeededRandomSampler(Resumable, Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         start = self.take_start()
+        if self.num_samples > LARGE:
+            return LargeOrder(self.num_samples, self.seed + self.epoch).iterate(start)
         return iterate_from(torch.randperm(self.num_samples, generator=seeded(self.seed + self.epoch)), start)
 
 

@@ -101,3 +101,15 @@ def test_samples_without_the_field_are_refused():
         LengthGroupedSampler(4, dataset=[{"input_id": [1]}])
     with pytest.raises(ValueError, match="either dataset or lengths"):
         LengthGroupedSampler(4)
+
+
+def test_a_data_set_that_answers_to_any_index_is_read_once():
+    class Endless(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            assert index < 3
+            return {"input_ids": [0] * (index + 1)}
+
+    assert sample_lengths(Endless()).tolist() == [1, 2, 3]

@@ -1,0 +1,82 @@
+"""Random transforms in loader workers that are the same again after a resume, whatever the number of workers.
+
+Owns: seeding a worker anew for each batch, from the seed, the epoch and the samples in it. Leaves to others: the order
+of the samples (samplers), seeding workers once (workers). Without workers nothing here is used: samples are then made
+in the training process, whose generators a checkpoint restores.
+
+Why: torch seeds a worker once per epoch, and its randomness then depends on every batch it made before; after a resume
+in the middle of an epoch those would all have to be made again.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from trainwright.seeding import set_seed
+
+
+class SeededBatch(list[Any]):
+    """The indices of one batch, and the seed for making it."""
+
+    seed: int = 0
+
+
+class SeededBatchSampler:
+    """A batch sampler whose batches carry a seed. All else is asked of the one inside."""
+
+    def __init__(self, batch_sampler: Any, seed: int) -> None:
+        self.batch_sampler = batch_sampler
+        self.seed = seed
+        self.epoch = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "batch_sampler":  # not there yet while this object is copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.batch_sampler, name)
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        inner = getattr(self.batch_sampler, "set_epoch", None)
+        if inner is not None:
+            inner(epoch)
+
+    def __iter__(self) -> Iterator[SeededBatch]:
+        return map(self._seeded, iter(self.batch_sampler))
+
+    def _seeded(self, indices: list[Any]) -> SeededBatch:
+        batch = SeededBatch(indices)
+        batch.seed = zlib.crc32(np.asarray([self.seed, self.epoch, *map(hash, indices)], dtype=np.int64).tobytes())
+        return batch
+
+
+class SeededPerBatch(Dataset[Any]):
+    """A data set that seeds all generators of its process before it makes a batch. For workers only."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset":  # not there yet while this object is copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.dataset[index]
+
+    def __getitems__(self, indices: Any) -> list[Any]:
+        """The samples of a batch; the collator that runs next goes on with the same generators."""
+        if isinstance(indices, SeededBatch):
+            set_seed(indices.seed)
+        fetch = getattr(self.dataset, "__getitems__", None)
+        return list(fetch(list(indices))) if fetch is not None else [self.dataset[index] for index in indices]
