@@ -25,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(options, "command"):
         parser.print_help()
         return 0
+    if not os.path.isdir(getattr(options, "path", ".")):
+        print(f"{options.path} is no directory.", file=sys.stderr)
+        return 1
     code: int = options.command(options)
     return code
 
@@ -39,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add(commands, "list", list_checkpoints, "the checkpoints of a run: step, size, metric, best and last", "RUN")
     _add(commands, "check", check, "verify a checkpoint, or every checkpoint of a run, against its hashes", "DIR")
-    _add(commands, "report", report, "write report.html with the loss curve and the numbers of a run", "RUN")
+    _add(commands, "report", report, "write training_report.html with the loss curve and the numbers of a run", "RUN")
     _add(commands, "env", environment, "versions and devices, for a bug report")
     return parser
 

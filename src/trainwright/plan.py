@@ -76,6 +76,6 @@ def plan_training(
         num_train_samples=int(samples_per_epoch * num_train_epochs),
         epoch_based=True,
         len_dataloader=len_dataloader,
-        # Rounded first: 1.1 epochs of 10 updates are 11.000000000000002 in binary, and must not become 12.
+        # Rounded first: 1.1 epochs of 100 updates are 110.00000000000001 in binary, and must not become 111.
         max_steps=math.ceil(round(num_train_epochs * per_epoch, 6)),
     )

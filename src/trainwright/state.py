@@ -142,7 +142,7 @@ def interval_in_steps(interval: float, max_steps: int) -> int:
     (3, 25)
     """
     if 0 < interval < 1:
-        # Rounded first, because 0.1 * 30 is 3.0000000000000004 in binary and must not become 4.
+        # Rounded first, because 0.07 * 100 is 7.000000000000001 in binary and must not become 8.
         return max(1, -int(-round(max_steps * interval, 6) // 1))
     return int(interval)
 

@@ -532,9 +532,9 @@ class Trainer:
         )
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
-        """Samples per update: micro-batch x accumulation x data-parallel processes."""
-        processes = args.world_size // (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
-        return self._train_batch_size * args.gradient_accumulation_steps * max(1, processes)
+        """Samples per update: micro-batch x accumulation x data-parallel processes that take a batch each."""
+        batches = self._strategy.num_batches_at_once // (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+        return self._train_batch_size * args.gradient_accumulation_steps * max(1, batches)
 
     def get_tp_size(self) -> int:
         """Processes that share one copy of the model (tensor parallel); the model says so, or 1."""
@@ -602,7 +602,7 @@ class Trainer:
         return start.epoch, micro_batches
 
     def _samples_per_micro_batch(self) -> int:
-        return self._train_batch_size * self._strategy.num_processes
+        return self._train_batch_size * self._strategy.num_batches_at_once
 
     def compare_trainer_and_checkpoint_args(
         self, training_args: TrainingArguments, trainer_state: TrainerState

@@ -48,14 +48,14 @@ def test_a_window_in_two_parts_has_the_same_sum_to_the_last_bit():
 def test_a_long_window_keeps_few_tensors():
     window = filled([1.0] * 3000)
     assert len(window) == 3000
-    assert len(window._pending) + len(window._folded) < 1100
+    assert len(window.pending) + len(window._folded) < 1100
     assert window.take() == (3000.0, [])
 
 
 def test_the_graph_of_a_loss_is_let_go():
     window = LossWindow()
     window.add(torch.ones(1, requires_grad=True).sum())
-    assert not window._pending[0].requires_grad
+    assert not window.pending[0].requires_grad
 
 
 def test_the_shared_tensor_can_be_reset_in_place():
@@ -65,3 +65,13 @@ def test_the_shared_tensor_can_be_reset_in_place():
     shared -= shared
     window.add(torch.tensor(4.0))
     assert window.take() == (4.0, [])
+
+
+def test_the_newest_losses_are_kept_one_by_one_however_many_there_are():
+    window = LossWindow(num_kept=3)
+    for number in range(2500):
+        window.add(torch.tensor(float(number)))
+        assert [loss.item() for loss in window.pending[-3:]] == [
+            float(n) for n in range(max(0, number - 2), number + 1)
+        ]
+    assert window.take()[0] == sum(range(2500))

@@ -16,7 +16,7 @@ TRAIN = {"model_path": "resume_from_checkpoint"}
 
 
 def translated(
-    older: dict[str, Any], rows: dict[str, str], function: str, known: list[str], stacklevel: int = 4
+    older: dict[str, Any], rows: dict[str, str], function: str, known: list[str], stacklevel: int = 3
 ) -> dict[str, Any]:
     """`older` under today's names. An unknown name is a TypeError that suggests the nearest of `known`."""
     values: dict[str, Any] = {}

@@ -20,6 +20,7 @@ class Strategy:
     """One process, one device. The training loop calls these; a backend with several processes overrides some."""
 
     num_processes = 1
+    num_batches_at_once = 1  # loader batches that all processes take together: one each, or one that is split
     process_index = 0
     is_distributed = False
 

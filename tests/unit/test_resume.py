@@ -1,0 +1,150 @@
+"""Where a resumed run goes on, and what a checkpoint says about it."""
+
+import json
+import logging
+import types
+
+import pytest
+import torch
+
+from trainwright import TrainerCallback, TrainerState
+from trainwright.callbacks.handler import CallbackHandler
+from trainwright.plan import plan_training
+from trainwright.resume import (
+    ResumePoint,
+    exported_callbacks,
+    find_checkpoint,
+    loop_state,
+    micro_batches_done,
+    report_changes,
+    restore_callbacks,
+    restore_loop,
+)
+from trainwright.state import ExportableState, TrainerControl
+from trainwright.window import LossWindow
+
+
+def window_with(*losses):
+    window = LossWindow(True)
+    for loss in losses:
+        window.add(torch.tensor(loss))
+    return window
+
+
+ARGS = types.SimpleNamespace(save_only_model=False, to_dict=lambda: {"learning_rate": 0.1})
+
+
+def test_what_a_checkpoint_says_of_the_loop_brings_it_back(tmp_path):
+    point = ResumePoint(epoch=2, samples_in_epoch=24, total_loss=7.5, last_logged_step=6)
+    saved = loop_state(point, window_with(0.5, 0.25), ARGS)
+    (tmp_path / "loop_state.json").write_text(json.dumps(saved))
+    window = LossWindow(True)
+    found = restore_loop(str(tmp_path), TrainerState(global_step=8), window, updates_per_epoch=3, samples_per_update=8)
+    assert found == point
+    assert window.take()[0] == 0.75
+    assert saved["arguments"] == {"learning_rate": 0.1} and saved["save_only_model"] is False
+
+
+@pytest.mark.parametrize(("step", "epoch", "samples"), [(0, 0, 0), (2, 0, 16), (3, 1, 0), (8, 2, 16)])
+def test_without_such_a_file_the_position_is_counted_in_steps(tmp_path, step, epoch, samples):
+    state = TrainerState(global_step=step)
+    found = restore_loop(str(tmp_path), state, LossWindow(True), updates_per_epoch=3, samples_per_update=8)
+    assert found == ResumePoint(epoch=epoch, samples_in_epoch=samples, last_logged_step=step)
+
+
+def plan(num_batches, num_examples):
+    return plan_training(
+        len_dataloader=num_batches,
+        num_examples=num_examples,
+        total_train_batch_size=4,
+        gradient_accumulation_steps=1,
+        num_train_epochs=1,
+        max_steps=-1 if num_batches else 9,
+    )
+
+
+@pytest.mark.parametrize(("samples", "done"), [(0, 0), (4, 1), (8, 2), (20, 5), (22, 6)])
+def test_whole_micro_batches_are_counted(samples, done):
+    assert micro_batches_done(samples, 4, plan(6, 22)) == done
+
+
+def test_after_a_change_of_the_batch_size_what_is_left_reaches_the_end_of_the_epoch():
+    for samples in range(1, 22):
+        num_left = 6 - micro_batches_done(samples, 4, plan(6, 22))
+        assert 0 <= num_left * 4 - (22 - samples) < 4
+
+
+def test_a_loader_without_length_counts_from_the_front():
+    assert micro_batches_done(11, 4, plan(None, None)) == 2
+
+
+def test_nothing_is_looked_for_unless_asked(tmp_path):
+    for wanted in (None, False):
+        assert find_checkpoint(wanted, str(tmp_path / "absent"), True) is None
+
+
+def test_only_the_main_process_clears_away_what_a_killed_run_left(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1)
+    trainer.train()
+    out = tmp_path / "out"
+    left = list(out.iterdir())
+    assert find_checkpoint(True, str(out), False) == find_checkpoint(True, str(out), True) == str(out / "checkpoint-1")
+    assert find_checkpoint(str(out / "checkpoint-1"), "elsewhere", True) == str(out / "checkpoint-1")
+    assert sorted(out.iterdir()) == sorted(left)
+
+
+def test_changed_settings_are_said(caplog):
+    caplog.set_level(logging.INFO, logger="trainwright.resume")
+    args = types.SimpleNamespace(logging_steps=5, eval_steps=None, save_steps=0.1)
+    report_changes(args, TrainerState(logging_steps=10, save_steps=20, train_batch_size=4), train_batch_size=8)
+    assert [record.getMessage() for record in caplog.records] == [
+        "logging_steps was 10 in the checkpoint and is 5 from here on.",
+        "The micro-batch was 4 samples in the checkpoint and is 8 from here on; no sample is skipped or repeated.",
+    ]
+
+
+def test_unchanged_settings_are_not_mentioned(caplog):
+    caplog.set_level(logging.INFO, logger="trainwright.resume")
+    args = types.SimpleNamespace(logging_steps=10, eval_steps=20, save_steps=30)
+    report_changes(args, TrainerState(logging_steps=10, eval_steps=20, save_steps=30, train_batch_size=4), 4)
+    assert caplog.records == []
+
+
+class Patience(TrainerCallback, ExportableState):
+    def __init__(self, limit=3):
+        self.limit, self.waited = limit, 0
+
+    def state(self):
+        return {"args": {"limit": self.limit}, "attributes": {"waited": self.waited}}
+
+
+class Other(TrainerCallback):
+    pass
+
+
+def handler_of(*callbacks):
+    return CallbackHandler(list(callbacks), None, None, None, None)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_callbacks_get_back_what_they_counted_and_their_arguments_only_when_asked(replace):
+    before = handler_of(Patience(5), Other(), Patience(6))
+    before.callbacks[0].waited, before.callbacks[2].waited = 1, 2
+    saved = json.loads(json.dumps(exported_callbacks(before, TrainerControl(should_save=True))))
+    assert saved.keys() == {"Patience", "TrainerControl"} and saved["TrainerControl"]["args"]["should_save"]
+    after = handler_of(Patience(), Other(), Patience(), Patience())
+    restore_callbacks(after, saved, replace=replace)
+    found = [(c.limit, c.waited) for c in after.callbacks if isinstance(c, Patience)]
+    assert found == ([(5, 1), (6, 2), (3, 0)] if replace else [(3, 1), (3, 2), (3, 0)])
+
+
+def test_a_replaced_callback_hears_the_events():
+    class Hearing(Patience):
+        def on_step_end(self, args, state, control, **kwargs):
+            heard.append(self.limit)
+
+    heard = []
+    handler = handler_of(Hearing(1))
+    restore_callbacks(handler, {"Hearing": Hearing(7).state()}, replace=True)
+    handler.on_step_end(None, TrainerState(), TrainerControl())
+    assert heard == [7]
