@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Quiet libraries, no network at run time, one thread per test process (two run side by side).
-OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Waiting threads sleep: spinning ones slow each other down tenfold where cores are shared.
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 OLDER := .transformers-4.55
 
@@ -12,17 +13,17 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: .venv/installed ## train a small language model on Python's own source text (about two minutes)
-	$(OFFLINE) $(BIN)/python examples/language_model.py $(ARGS)
+	@$(OFFLINE) $(BIN)/python examples/language_model.py $(ARGS)
 
 digits: .venv/installed ## train a plain torch module on handwritten digits, without transformers
-	$(OFFLINE) $(BIN)/python examples/digits.py $(ARGS)
+	@$(OFFLINE) $(BIN)/python examples/digits.py $(ARGS)
 
 test: test-older test-newest ## the whole suite: with transformers 4.55, then with the newest
 
-test-newest: .venv/installed $(OLDER)/installed
+test-newest: .venv/installed $(OLDER)/installed ## the whole suite with the newest transformers
 	$(PYTEST) -n 2 $(ARGS)
 
-test-older: .venv/installed $(OLDER)/installed
+test-older: .venv/installed $(OLDER)/installed ## what touches transformers, with 4.55
 	PYTHONPATH=$(OLDER) $(PYTEST) -n 2 tests/parity tests/loop tests/surface tests/unit/checkpoint tests/unit/data $(ARGS)
 
 lint: .venv/installed ## ruff and mypy
@@ -45,7 +46,8 @@ clean: ## remove what make made
 
 # torch first: later packages then find it and pull no other build.
 .venv/installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv (about 2 GB, a few minutes)..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,dev]'
 	touch $@

@@ -65,11 +65,9 @@ def _topic(topic: type, fields: list[dataclasses.Field[Any]]) -> str:
 
 
 def _mark(name: str) -> str:
-    if name in SURFACE["ours_only"]:
-        return " *ours*"
-    if name not in OLDER:
-        return " *since 5*"
-    return "" if name in NEWER else " *until 4*"
+    if name in OLDER:
+        return "" if name in NEWER else " *until 4*"
+    return " *since 5*" if name in NEWER else " *ours*"
 
 
 def _type(field: dataclasses.Field[Any]) -> str:

@@ -59,7 +59,10 @@ def line_model() -> type[LineModel]:
 
 @pytest.fixture
 def make_trainer(tmp_path: Any) -> Any:
-    """Build a Trainer on the line data: `make_trainer(max_steps=3)`; `trainer={...}` goes to Trainer, the rest to the arguments."""
+    """Build a Trainer on the line data: `make_trainer(max_steps=3)`.
+
+    `trainer={...}` goes to Trainer, the rest to the arguments.
+    """
     from trainwright import Trainer, TrainingArguments
 
     def make(trainer: dict[str, Any] | None = None, cls: type = Trainer, **arguments: Any) -> Any:

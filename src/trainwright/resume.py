@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from trainwright.callbacks.handler import CallbackHandler
-from trainwright.checkpoint.layout import clean_up_staging
+from trainwright.checkpoint.layout import clean_up_staging, get_last_checkpoint
 from trainwright.checkpoint.load import find_resumable, load_loop_state
 from trainwright.plan import TrainingPlan
 from trainwright.state import ExportableState, TrainerControl, TrainerState, exported_states
@@ -52,6 +52,21 @@ def find_checkpoint(wanted: str | bool | os.PathLike[str] | None, output_dir: st
     if not isinstance(wanted, (str, os.PathLike)):
         raise TypeError(f"resume_from_checkpoint={wanted!r} must be a directory, or True for the newest checkpoint.")
     return find_resumable(wanted, is_explicit=True)
+
+
+def warn_of_another_run(output_dir: str) -> None:
+    """Say that a run which starts anew finds the checkpoints of another one in its place."""
+    last = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+    if last is not None:
+        logger.warning(
+            "This run starts anew, but %s holds checkpoints of another one (up to %s). Resuming later would "
+            "take the newest "
+            "by number, and save_total_limit would delete the lowest. Pass resume_from_checkpoint=True to go "
+            "on from it, "
+            "or another output_dir.",
+            output_dir,
+            os.path.basename(last),
+        )
 
 
 def loop_state(point: ResumePoint, window: LossWindow, args: Any) -> dict[str, Any]:

@@ -83,6 +83,7 @@ from trainwright.resume import (
     restore_callbacks,
     restore_collator,
     restore_loop,
+    warn_of_another_run,
 )
 from trainwright.seeding import enable_full_determinism, generator_states, restore_generators, set_seed
 from trainwright.state import TrainerControl, TrainerState
@@ -420,6 +421,8 @@ class Trainer:
             checkpoint = find_checkpoint(resume_from_checkpoint, self._output_dir, self.is_world_process_zero())
             if checkpoint is not None:
                 self._fitted("_load_from_checkpoint")(checkpoint)
+            elif self.args.save_strategy != SaveStrategy.NO and self.is_world_process_zero():
+                warn_of_another_run(self._get_output_dir(trial))
             run = functools.partial(
                 self._inner_training_loop,
                 args=self.args,

@@ -24,24 +24,26 @@ class LossWindow:
 
     `filter_nonfinite`: the documented `logging_nan_inf_filter`. A NaN or infinite loss counts as the mean of the finite
     ones before it in the window, so one bad micro-batch does not hide the others. Training itself is not changed by it.
+    `num_kept`: the newest losses that `pending` always holds one by one, those of the update under way.
     """
 
-    def __init__(self, filter_nonfinite: bool = True) -> None:
+    def __init__(self, filter_nonfinite: bool = True, num_kept: int = 1) -> None:
         self.filter_nonfinite = filter_nonfinite
-        self._pending: list[torch.Tensor] = []  # scalars on the device, oldest first
+        self._fold_from = _FOLD_AT + num_kept
+        self.pending: list[torch.Tensor] = []  # scalars on the device, oldest first
         self._folded: list[torch.Tensor] = []  # each (_FOLD_AT,)
         self._carried: tuple[float, int] = (0.0, 0)  # sum and count restored from a checkpoint
         self._shared: torch.Tensor | None = None  # see as_tensor
 
     def add(self, loss: torch.Tensor) -> None:
         """Take the loss of one micro-batch, a scalar on any device; its graph is let go."""
-        self._pending.append(loss.detach() if loss.requires_grad else loss)
-        if len(self._pending) >= _FOLD_AT:
-            self._folded.append(torch.stack(self._pending))
-            self._pending = []
+        self.pending.append(loss.detach() if loss.requires_grad else loss)
+        if len(self.pending) >= self._fold_from:
+            self._folded.append(torch.stack(self.pending[:_FOLD_AT]))
+            self.pending = self.pending[_FOLD_AT:]
 
     def __len__(self) -> int:
-        return self._carried[1] + len(self._pending) + _FOLD_AT * len(self._folded)
+        return self._carried[1] + len(self.pending) + _FOLD_AT * len(self._folded)
 
     def take(self, *extra: torch.Tensor | float) -> tuple[float, list[float]]:
         """Return the sum of the window's losses and the values of `extra`, and start a new window.
@@ -49,7 +51,7 @@ class LossWindow:
         All of it crosses from the device in one read. Extra values that are plain numbers are passed through.
         """
         total, values = self._read(extra)
-        self._pending, self._folded, self._carried, self._shared = [], [], (0.0, 0), None
+        self.pending, self._folded, self._carried, self._shared = [], [], (0.0, 0), None
         return total, values
 
     def as_tensor(self, device: torch.device) -> torch.Tensor:
@@ -60,9 +62,9 @@ class LossWindow:
         if self._shared is None:
             self._shared = torch.tensor(self._carried[0], device=device)
             self._carried = (0.0, 0)
-        for chunk in (*self._folded, *self._pending):
+        for chunk in (*self._folded, *self.pending):
             self._shared += chunk.sum()
-        self._pending, self._folded = [], []
+        self.pending, self._folded = [], []
         return self._shared
 
     def state(self) -> dict[str, Any]:
@@ -70,12 +72,12 @@ class LossWindow:
         return {"sum": self._read(())[0], "num_losses": len(self)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._pending, self._folded = [], []
+        self.pending, self._folded = [], []
         self._carried = (float(state["sum"]), int(state["num_losses"]))
 
     def _read(self, extra: tuple[torch.Tensor | float, ...]) -> tuple[float, list[float]]:
         tensors = [value.detach().reshape(1) for value in extra if isinstance(value, torch.Tensor)]
-        losses = [*self._folded, *([torch.stack(self._pending)] if self._pending else [])]
+        losses = [*self._folded, *([torch.stack(self.pending)] if self.pending else [])]
         if self._shared is not None:
             losses.insert(0, self._shared.reshape(1))
         chunks = losses + tensors

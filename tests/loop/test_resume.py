@@ -463,3 +463,10 @@ def test_the_log_of_a_documented_release_is_continued(make_trainer, tmp_path, re
     ours = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert len(ours) == len(theirs) == 4
     assert all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(ours, theirs))  # older releases round to 4 decimals
+
+
+def test_starting_anew_where_another_run_left_checkpoints_is_said(make_trainer, caplog):
+    make_trainer(save_strategy="steps", save_steps=2, max_steps=2).train()
+    assert "another one" not in caplog.text
+    make_trainer(save_strategy="steps", save_steps=2, max_steps=2).train()
+    assert "checkpoint-2" in caplog.text and "resume_from_checkpoint=True" in caplog.text

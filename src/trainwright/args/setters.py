@@ -17,6 +17,7 @@ from trainwright.args.optimization import OptimizationArguments
 from trainwright.args.parallel import ParallelArguments
 from trainwright.args.precision import PrecisionArguments
 from trainwright.args.reporting import ReportingArguments
+from trainwright.args.safety import SafetyArguments
 from trainwright.names import HubStrategy, IntervalStrategy, OptimizerNames, SaveStrategy, SchedulerType
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # Listed from last to first: a dataclass collects fields from its last base on, so --help starts with the optimization.
 @dataclass
 class GroupedArguments(
+    SafetyArguments,
     HubArguments,
     ReportingArguments,
     ParallelArguments,

@@ -82,6 +82,7 @@ class TrainingArguments(GroupedArguments):
         self._settle_parallel()
         self._settle_reporting()
         self._settle_hub()
+        self._settle_safety()
         self._validate_args()
         self.__dict__["_settled"] = True
 

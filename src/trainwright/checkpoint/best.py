@@ -1,7 +1,8 @@
 """Which checkpoint is the best so far: pure decisions about numbers and paths.
 
-Owns: finding the metric, comparing two values, finding the best checkpoint again after its directory moved.
-Leaves to others: when metrics are computed, and remembering the result (`TrainerState`). Imports no torch.
+Owns: finding the metric, comparing two values, finding the best checkpoint again after its directory moved, and which
+of a run's checkpoints are best and last. Leaves to others: when metrics are computed, and remembering the result
+(`TrainerState`). Imports no torch.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
-from trainwright.names import closest
+from trainwright.checkpoint.layout import same_place, sort_checkpoints
+from trainwright.checkpoint.manifest import problems
+from trainwright.checkpoint.paths import is_ours, read_json, relative_files
+from trainwright.names import TRAINER_STATE_NAME, closest
 
 PREFIX = "eval_"
 
@@ -21,6 +26,37 @@ class MetricNotFound(KeyError, ValueError):
 
     def __str__(self) -> str:  # KeyError would print the message in quotes
         return str(self.args[0])
+
+
+class Listed(NamedTuple):
+    """One checkpoint of a run."""
+
+    name: str
+    num_bytes: int
+    marks: list[str]  # "best", "last", "DAMAGED"
+
+
+def list_run(output_dir: str | os.PathLike[str]) -> list[Listed]:
+    """The checkpoints of a run, oldest first; not what others put beside them.
+
+    The last is the newest that is whole by its sizes; it also knows which is the best. `problems(path)` reads every
+    byte.
+    """
+    paths = [path for path in sort_checkpoints(output_dir) if is_ours(path)]
+    damaged = {path for path in paths if problems(path, deep=False)}
+    last = next((path for path in reversed(paths) if path not in damaged), None)
+    best = None
+    if last is not None:
+        with suppress(ValueError, AttributeError):  # damaged where only a hash can see it
+            best = locate(read_json(os.path.join(last, TRAINER_STATE_NAME)).get("best_model_checkpoint"), output_dir)
+    return [
+        Listed(
+            os.path.basename(path),
+            sum(os.path.getsize(os.path.join(path, name)) for name in relative_files(path)),
+            ["last"] * (path == last) + ["best"] * same_place(path, best) + ["DAMAGED"] * (path in damaged),
+        )
+        for path in paths
+    ]
 
 
 def metric_value(metrics: Mapping[str, Any], name: str) -> float:
@@ -54,7 +90,7 @@ def locate(best_path: str | None, output_dir: str | os.PathLike[str]) -> str | N
 
     `output_dir` comes first, because a run that was moved or copied remembers the old place.
     """
-    if not best_path:
+    if not best_path or not isinstance(best_path, str):
         return None
     name = best_path.replace("\\", "/").rstrip("/").rpartition("/")[2]
     here = os.path.join(os.fspath(output_dir), name)

@@ -6,13 +6,11 @@ parses or not. Leaves to others: bits that flipped inside a safetensors file, wh
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
-from typing import Any
 
 from trainwright import names
-from trainwright.checkpoint.paths import WEIGHT_NAMES, inside, relative_files
+from trainwright.checkpoint.paths import WEIGHT_NAMES, inside, is_state_file, read_json, relative_files, wrong_step
 
 # Directories that sharded backends write instead of one weights or optimizer file.
 _SHARDED_PREFIXES = ("global_step", "pytorch_model_fsdp", "optimizer_")
@@ -40,6 +38,19 @@ def structural_problems(directory: str | os.PathLike[str], *, deep: bool = True)
         if sentence:
             result.append(sentence)
     return result
+
+
+def check_archive(path: str) -> None:
+    """Raise ValueError for a torch file that would take more memory than disk: torch stores, it never compresses."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception as error:  # zipfile takes damaged bytes for a password, a method, a size, and says so each way
+        raise ValueError(f"{path} is damaged or truncated: {error}. Use an older checkpoint.") from error
+    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or (
+        sum(e.file_size for e in entries) > os.path.getsize(path)
+    ):
+        raise ValueError(f"{path} is compressed or overlaps itself, which torch never writes, and was not read.")
 
 
 def _problem_of(directory: str | os.PathLike[str], name: str, deep: bool) -> str | None:
@@ -73,17 +84,23 @@ def _archive_problem(path: str, name: str, deep: bool) -> str | None:
     if magic != b"PK\x03\x04":
         return _not_an_archive(path, name)
     try:
+        check_archive(path)
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip() if deep else None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except Exception as error:  # as above
         return f"{name} is damaged or truncated: {error}"
-    return f"{name} is damaged: the checksum of {broken} in it does not match" if broken else None
+    if broken:
+        return f"{name} is damaged: the checksum of {broken} in it does not match"
+    return _unreadable(path) if deep and is_state_file(name) else None
 
 
 def _not_an_archive(path: str, name: str) -> str | None:
-    """A file from before torch 1.6 is a bare pickle: it is whole if it can be read, which never runs code from it."""
-    if name == names.TRAINING_ARGS_NAME:  # never read, so it cannot do harm either
-        return None
+    """A file from before torch 1.6 is a bare pickle: it is whole if it can be read."""
+    return None if name == names.TRAINING_ARGS_NAME else _unreadable(path)  # that one is never read
+
+
+def _unreadable(path: str) -> str | None:
+    """Why torch cannot read a file, which never runs code from it; tensors of an archive are mapped, not loaded."""
     from trainwright.checkpoint.tensors import load_tensors
 
     try:
@@ -95,12 +112,13 @@ def _not_an_archive(path: str, name: str) -> str | None:
 
 def _json_problem(directory: str | os.PathLike[str], path: str, name: str) -> str | None:
     try:
-        with open(path, encoding="utf-8") as file:
-            content: Any = json.load(file)
+        content = read_json(path)
     except ValueError as error:
         return f"{name} is damaged: {error}"
     if name == names.TRAINER_STATE_NAME and not (isinstance(content, dict) and "global_step" in content):
         return f"{name} is damaged: it says no global_step"
+    if name == names.TRAINER_STATE_NAME:
+        return wrong_step(directory, name, content["global_step"])
     if name.endswith(".index.json"):
         shards = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(shards, dict) or not shards:

@@ -1,7 +1,7 @@
 """Where checkpoints lie: their names, which is the last, and which may go.
 
-Owns: `checkpoint-N` directories of one output directory. Leaves to others: what stands in them (manifest.py), how a new
-one appears (save.py). A directory is ours if it holds a manifest or a trainer state; no other is ever deleted.
+Owns: `checkpoint-N` directories of one output directory. Leaves to others: what stands in them (manifest.py), how one
+appears and goes (commit.py). A directory is ours if it holds a manifest or a trainer state; no other is ever deleted.
 Source: seed 001 (`save_total_limit`, `load_best_model_at_end`).
 """
 
@@ -13,9 +13,11 @@ import re
 import shutil
 from collections.abc import Iterable
 
+from trainwright.checkpoint.commit import flush_tree, publish, remove
 from trainwright.checkpoint.manifest import problems
-from trainwright.checkpoint.paths import INCOMPLETE_NAME
-from trainwright.names import CHECKPOINT_PREFIX, MANIFEST_NAME, TRAINER_STATE_NAME
+from trainwright.checkpoint.paths import INCOMPLETE_NAME, is_ours
+from trainwright.checkpoint.paths import step_of as step_of  # where others look for it
+from trainwright.names import CHECKPOINT_PREFIX, MANIFEST_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +30,6 @@ Path = str | os.PathLike[str]
 def checkpoint_name(step: int) -> str:
     """Directory of the checkpoint after `step` updates, for example `checkpoint-500`."""
     return f"{CHECKPOINT_PREFIX}-{step}"
-
-
-def step_of(path: Path, checkpoint_prefix: str = CHECKPOINT_PREFIX) -> int | None:
-    """The step in the name of a checkpoint directory; None for any other name.
-
-    >>> step_of("out/checkpoint-500"), step_of("out/checkpoint-500-old"), step_of("out/.checkpoint-500.staged-7")
-    (500, None, None)
-    """
-    match = re.fullmatch(rf"{re.escape(checkpoint_prefix)}-(\d+)", os.path.basename(os.path.normpath(os.fspath(path))))
-    return int(match[1]) if match else None
 
 
 def get_last_checkpoint(folder: Path) -> str | None:
@@ -104,7 +96,9 @@ def rotate_checkpoints(
     Where none of those that stay is whole, the newest whole one among the others stays too.
     """
     select = {"use_mtime": use_mtime, "checkpoint_prefix": checkpoint_prefix}
-    going = checkpoints_to_delete(output_dir, save_total_limit, best_model_checkpoint, **select)  # type: ignore[arg-type]
+    # After a resume from an older checkpoint the one just written need not have the highest number.
+    written = sort_checkpoints(output_dir, checkpoint_prefix, use_mtime=True)[-1:]
+    going = checkpoints_to_delete(output_dir, save_total_limit, best_model_checkpoint, written, **select)  # type: ignore[arg-type]
     if not going:
         return
     staying = [p for p in sort_checkpoints(output_dir, checkpoint_prefix, use_mtime) if p not in going and is_ours(p)]
@@ -127,43 +121,23 @@ def clean_up_staging(output_dir: Path) -> None:
     siblings = []
     for entry in os.scandir(output_dir):
         match = _SIBLING.fullmatch(entry.name)
-        if match and entry.is_dir(follow_symlinks=False) and not _is_running(int(match["pid"])):
+        if match and entry.is_dir(follow_symlinks=False) and not _is_running(int(match["pid"]), entry.path):
             siblings.append((match["purpose"], entry.path, os.path.join(output_dir, match["name"])))
+        elif step_of(entry.name) is not None and os.path.isfile(os.path.join(entry.path, INCOMPLETE_NAME)):
+            siblings.append(("deleted", entry.path, entry.path))  # where rename is missing: copied or deleted halfway
     order = {"staged": 0, "replaced": 1, "deleted": 2}  # the new one first, then the one it was to replace
     for purpose, path, final in sorted(siblings, key=lambda sibling: order[sibling[0]]):
-        wanted = purpose != "deleted" and not os.path.lexists(final)
-        if wanted and os.path.lexists(os.path.join(path, MANIFEST_NAME)) and not problems(path):
+        if purpose == "deleted" and path == final and not os.path.lexists(os.path.join(path, INCOMPLETE_NAME)):
+            continue  # what was staged for it has just taken its place
+        if purpose == "staged" and _is_whole(path) and not _is_whole(final):
             logger.warning("%s is complete, its run died before naming it. It is now %s.", path, final)
-            os.rename(path, final)
-        elif wanted and purpose == "replaced":
-            os.rename(path, final)
+            flush_tree(path)
+            publish(path, final)
+        elif purpose == "replaced" and not os.path.lexists(final):
+            publish(path, final)
         else:
             logger.info("Deleting %s, left by a run that died while saving.", path)
             shutil.rmtree(path, ignore_errors=True)
-
-
-def is_ours(path: Path) -> bool:
-    """Whether `path` is a checkpoint that a Trainer wrote: a real directory with a manifest or a trainer state."""
-    markers = (MANIFEST_NAME, TRAINER_STATE_NAME)
-    return not os.path.islink(path) and any(os.path.isfile(os.path.join(path, name)) for name in markers)
-
-
-def sibling(path: Path, purpose: str) -> str:
-    """A hidden name next to `path` that belongs to this process; `purpose` is staged, replaced or deleted."""
-    parent, name = os.path.split(os.path.abspath(path))
-    return os.path.join(parent, f".{name}.{purpose}-{os.getpid()}")
-
-
-def remove(path: Path) -> None:
-    """Delete a directory. It loses its name first, so that a run killed halfway leaves no half checkpoint."""
-    doomed = sibling(path, "deleted")
-    try:
-        os.rename(path, doomed)
-    except OSError:  # no rename here, or a left-over in the way
-        doomed = os.fspath(path)
-    shutil.rmtree(doomed, ignore_errors=True)
-    if os.path.lexists(doomed):
-        logger.warning("%s could not be deleted completely; it still takes space on the disk.", doomed)
 
 
 def same_place(path: str, other: str | None) -> bool:
@@ -171,8 +145,14 @@ def same_place(path: str, other: str | None) -> bool:
     return other is not None and os.path.realpath(path) == os.path.realpath(other)
 
 
-def _is_running(pid: int) -> bool:
-    """Whether another process with this id runs here. Our own is a left-over: nothing is staged before training."""
+def _is_whole(path: str) -> bool:
+    return os.path.lexists(os.path.join(path, MANIFEST_NAME)) and not problems(path)
+
+
+def _is_running(pid: int, path: str) -> bool:
+    """Whether another process that can have made `path` runs here as `pid`. Our own is a left-over: nothing is staged
+    before training.
+    """
     if pid == os.getpid():
         return False
     if os.name == "nt":  # signal 0 is Ctrl-C there
@@ -182,5 +162,19 @@ def _is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:  # it runs for someone else
-        return True
-    return True
+        pass
+    # Numbers are given again, in containers soon: a process that is younger than the directory did not make it.
+    started = _start_time_s(pid)
+    return started is None or started <= os.stat(path).st_mtime + 2
+
+
+def _start_time_s(pid: int) -> float | None:
+    """When a process began, in seconds since 1970; None where the system does not say (only Linux does, in /proc)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])
+        with open("/proc/stat", "rb") as file:
+            booted = next(int(line.split()[1]) for line in file if line.startswith(b"btime"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+    return booted + ticks / os.sysconf("SC_CLK_TCK")

@@ -6,7 +6,6 @@ Leaves to others: weights (weights.py), the trainer state (state.py), the order 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -15,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainwright.checkpoint.layout import is_ours, sort_checkpoints
+from trainwright.checkpoint.layout import sort_checkpoints
 from trainwright.checkpoint.manifest import problems
-from trainwright.checkpoint.paths import rng_name
+from trainwright.checkpoint.paths import is_ours, read_json, rng_name
 from trainwright.checkpoint.save import ACCELERATORS, accelerator
 from trainwright.checkpoint.tensors import load_tensors
 from trainwright.names import LOOP_STATE_NAME, OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
@@ -129,8 +128,7 @@ def load_loop_state(directory: Path) -> dict[str, Any]:
     """What `save_loop_state` wrote; empty for a checkpoint of another implementation. Raises ValueError if damaged."""
     path = os.path.join(directory, LOOP_STATE_NAME)
     try:
-        with open(path, encoding="utf-8") as file:
-            state = json.load(file)
+        state = read_json(path)
     except FileNotFoundError:
         return {}
     except ValueError as error:

@@ -17,7 +17,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainwright.checkpoint.foreign import structural_problems
-from trainwright.checkpoint.paths import INCOMPLETE_NAME, inside, is_state_file, relative_files
+from trainwright.checkpoint.paths import (
+    INCOMPLETE_NAME,
+    MAX_JSON_BYTES,
+    inside,
+    is_state_file,
+    read_json,
+    relative_files,
+    wrong_step,
+)
 from trainwright.names import LOOP_STATE_NAME, MANIFEST_NAME
 
 FORMAT_VERSION = 1
@@ -60,8 +68,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest | None:
     """The manifest of `directory`, or None where there is none. Raises ValueError when it is damaged or too new."""
     path = os.path.join(directory, MANIFEST_NAME)
     try:
-        with open(path, encoding="utf-8") as file:
-            body = json.load(file)
+        body = read_json(path)
         checksum = body.pop("checksum")
         if body["format_version"] > FORMAT_VERSION:
             raise ValueError(
@@ -99,6 +106,9 @@ def problems(directory: str | os.PathLike[str], *, deep: bool = True) -> list[st
                 f"{MANIFEST_NAME} is missing, though {LOOP_STATE_NAME} shows that trainwright wrote this checkpoint"
             ]
         return structural_problems(directory, deep=deep)
+    other_step = wrong_step(directory, MANIFEST_NAME, manifest.step)
+    if other_step:
+        return [other_step]
     with ThreadPoolExecutor(NUM_HASH_THREADS) as pool:
         found = pool.map(lambda item: _problem_of(directory, *item, deep=deep), manifest.files.items())
         result = [sentence for sentence in found if sentence]
@@ -133,6 +143,8 @@ def _problem_of(directory: str | os.PathLike[str], name: str, expected: Any, *, 
             return f"{name} is truncated: {status.st_size} of {size} bytes"
         if status.st_size > size:
             return f"{name} has grown: {status.st_size} instead of {size} bytes"
+        if name.endswith(".json") and size > MAX_JSON_BYTES:
+            return f"{name} has {size} bytes, more than {MAX_JSON_BYTES}, and is not read"
         if deep and sha256_of(path) != expected["sha256"]:
             return f"{name} has changed: its SHA-256 differs from the one in the manifest"
     except FileNotFoundError:

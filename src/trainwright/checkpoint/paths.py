@@ -6,22 +6,22 @@ Imports nothing outside the standard library.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
+from typing import Any
 
 from trainwright import names
 
 INCOMPLETE_NAME = ".incomplete"  # present while a checkpoint is copied into place where rename is missing
+MAX_JSON_BYTES = 1 << 29  # a log of a million lines has about 1/4 of this
 
-WEIGHT_NAMES = (
-    names.SAFE_WEIGHTS_NAME,
-    names.SAFE_WEIGHTS_INDEX_NAME,
-    names.WEIGHTS_NAME,
-    names.WEIGHTS_INDEX_NAME,
-    names.ADAPTER_SAFE_WEIGHTS_NAME,
-    names.ADAPTER_WEIGHTS_NAME,
+# A loader takes the first of these that it finds, so two of them in one directory must belong together.
+MODEL_NAMES = frozenset(
+    (names.SAFE_WEIGHTS_NAME, names.SAFE_WEIGHTS_INDEX_NAME, names.WEIGHTS_NAME, names.WEIGHTS_INDEX_NAME)
 )
+WEIGHT_NAMES = (*sorted(MODEL_NAMES), names.ADAPTER_SAFE_WEIGHTS_NAME, names.ADAPTER_WEIGHTS_NAME)
 _STATE_NAMES = frozenset(
     (
         *WEIGHT_NAMES,
@@ -35,14 +35,51 @@ _STATE_NAMES = frozenset(
 _RNG_NAME = re.compile(r"rng_state(_\d+)?\.pth")
 
 
+def wrong_step(directory: str | os.PathLike[str], name: str, step: Any) -> str | None:
+    """A sentence where file `name` says another step than the name of its `checkpoint-N`; other names promise none."""
+    expected = step_of(directory)
+    return None if expected in (None, step) else f"{name} belongs to step {step}, not to step {expected}"
+
+
 def rng_name(rank: int, world_size: int) -> str:
     """File of one process's random state: `rng_state.pth` alone, `rng_state_<rank>.pth` among several."""
     return "rng_state.pth" if world_size <= 1 else f"rng_state_{rank}.pth"
 
 
+def step_of(path: str | os.PathLike[str], checkpoint_prefix: str = names.CHECKPOINT_PREFIX) -> int | None:
+    """The step in the name of a checkpoint directory; None for any other name.
+
+    >>> step_of("out/checkpoint-500"), step_of("out/checkpoint-500-old"), step_of("out/.checkpoint-500.staged-7")
+    (500, None, None)
+    """
+    match = re.fullmatch(rf"{re.escape(checkpoint_prefix)}-(\d+)", os.path.basename(os.path.abspath(path)))
+    return int(match[1]) if match else None
+
+
 def is_state_file(name: str) -> bool:
     """Whether a loader would read a file of this name at the top of a checkpoint."""
     return name in _STATE_NAMES or _RNG_NAME.fullmatch(name) is not None
+
+
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Whether a Trainer wrote the checkpoint `path`: a real directory with a manifest, a trainer state or our mark."""
+    markers = (names.MANIFEST_NAME, names.TRAINER_STATE_NAME, INCOMPLETE_NAME)
+    return not os.path.islink(path) and any(os.path.isfile(os.path.join(path, name)) for name in markers)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file that is not trusted. Raises FileNotFoundError, or ValueError for a file that is no
+    plain file, larger than any Trainer writes, or no JSON.
+    """
+    path = os.fspath(path)
+    inside(os.path.dirname(path) or ".", os.path.basename(path))
+    if os.path.getsize(path) > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {os.path.getsize(path)} bytes, more than {MAX_JSON_BYTES}, and was not read.")
+    with open(path, encoding="utf-8") as file:
+        try:
+            return json.load(file)
+        except RecursionError as error:
+            raise ValueError(f"{path} is nested too deeply.") from error
 
 
 def relative_files(directory: str | os.PathLike[str]) -> list[str]:

@@ -1,14 +1,13 @@
 """Write a checkpoint so that it is there completely or not at all.
 
-Owns: staging, the moment a checkpoint gets its name, and the files that hold more than weights (those: weights.py).
-Leaves to others: when to save, and which process does.
+Owns: staging, and the files that hold more than weights (those: weights.py). Leaves to others: the moment a checkpoint
+gets its name (commit.py), when to save, and which process does.
 Order: write into a hidden sibling, flush each file, manifest last, flush the directory, rename, flush the parent.
 """
 
 from __future__ import annotations
 
 import copy
-import errno
 import json
 import logging
 import os
@@ -16,15 +15,15 @@ import pickle
 import random
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import torch
 
-from trainwright.checkpoint.layout import remove, sibling
+from trainwright.checkpoint.commit import NO_RENAME, flush, flush_directory, flush_parents, flush_tree, publish, sibling
 from trainwright.checkpoint.manifest import write_manifest
-from trainwright.checkpoint.paths import INCOMPLETE_NAME, relative_files, rng_name
+from trainwright.checkpoint.paths import MODEL_NAMES, relative_files, rng_name
 from trainwright.checkpoint.tensors import foreign_objects
 from trainwright.names import (
     LOOP_STATE_NAME,
@@ -41,8 +40,6 @@ Path = str | os.PathLike[str]
 
 # Backends whose generators are part of a run's state, each under its own key. One that was never used is left out.
 ACCELERATORS = ("cuda", "xpu", "npu", "mlu", "musa", "hpu", "mps")
-# What file systems without rename answer (bind mounts, overlays, object stores).
-_NO_RENAME = frozenset((errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
 
 
 @contextmanager
@@ -61,52 +58,52 @@ def staged(final_directory: Path, *, step: int, world_size: int, position: dict[
     try:
         yield staging
         for name in relative_files(staging):
-            _flush(os.path.join(staging, name))
+            flush(os.path.join(staging, name))
         write_manifest(staging, step, world_size, position)
-        _flush(os.path.join(staging, MANIFEST_NAME))
+        flush(os.path.join(staging, MANIFEST_NAME))
         for folder, _, _ in os.walk(staging, topdown=False):
-            _flush_directory(folder)
-        _publish(staging, final)
+            flush_directory(folder)
+        publish(staging, final)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
-def _publish(staging: str, final: str) -> None:
-    """Give `staging` its name. Where directories cannot be renamed, copy it under a mark that goes last."""
-    replaced = sibling(final, "replaced")
-    existed = os.path.lexists(final)
-    try:
-        if existed:
-            shutil.rmtree(replaced, ignore_errors=True)
-            os.rename(final, replaced)  # clean_up_staging settles a run that dies between these two lines
-        os.rename(staging, final)
-    except OSError as error:
-        if existed and not os.path.lexists(final):
-            os.rename(replaced, final)
-        if error.errno not in _NO_RENAME:
-            raise
-        _copy_into_place(staging, final)
-    _flush_directory(os.path.dirname(final))
-    if os.path.lexists(replaced):
-        remove(replaced)
+@contextmanager
+def replacing(directory: Path) -> Iterator[str]:
+    """Yield a hidden directory to write into; when the block ends, each of its files replaces the one of its name.
 
-
-def _copy_into_place(staging: str, final: str) -> None:
-    if os.path.lexists(final):
-        shutil.rmtree(final)
-    os.makedirs(final)
-    mark = os.path.join(final, INCOMPLETE_NAME)
-    with open(mark, "w") as file:
-        file.write("The copy of this checkpoint is not complete.\n")
-    _flush(mark)
-    _flush_directory(final)
-    shutil.copytree(staging, final, dirs_exist_ok=True)
-    for name in relative_files(final):
-        _flush(os.path.join(final, name))
-    os.remove(mark)
-    _flush_directory(final)
+    For a model saved beside checkpoints: whoever dies leaves each file as it was or as it shall be. After an exception
+    `directory` is as it was. Weights of another name, which a loader would take for the new ones, go last.
+    """
+    directory = os.path.abspath(directory)
+    staging = sibling(os.path.join(directory, "model"), "staged")
+    os.makedirs(directory, exist_ok=True)
     shutil.rmtree(staging, ignore_errors=True)
+    os.mkdir(staging)
+    try:
+        yield staging
+        flush_tree(staging)
+        written = sorted(relative_files(staging), key=lambda name: name.endswith(".index.json"))  # after its shards
+        for name in written:
+            target = os.path.join(directory, name)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            try:
+                os.replace(os.path.join(staging, name), target)
+            except OSError as error:
+                if error.errno not in NO_RENAME:
+                    raise
+                shutil.copyfile(os.path.join(staging, name), target)
+                flush(target)
+        if MODEL_NAMES.intersection(written):
+            for name in MODEL_NAMES.difference(written):
+                with suppress(FileNotFoundError):
+                    os.remove(os.path.join(directory, name))
+        for folder in {os.path.dirname(os.path.join(directory, name)) for name in written}:
+            flush_directory(folder)
+        flush_parents(directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def save_optimizer(directory: Path, optimizer: Any) -> None:
@@ -183,21 +180,3 @@ def _save_state(path: str, state: Any) -> None:
             path,
             ", ".join(objects),
         )
-
-
-def _flush(path: str) -> None:
-    """Have the disk confirm a file. Windows flushes only what is open for writing."""
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _flush_directory(path: str) -> None:
-    """Have the disk confirm the names in a directory, where the system can (Windows and some network mounts cannot)."""
-    try:
-        _flush(path)
-    except OSError as error:
-        if os.name != "nt" and error.errno not in (errno.EINVAL, *_NO_RENAME):
-            raise

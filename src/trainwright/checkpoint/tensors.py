@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainwright.checkpoint.foreign import check_archive
+
 
 def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu", *, mmap: bool = True) -> Any:
     """The content of a `torch.save` file: tensors, NumPy arrays of numbers and plain Python values, nothing else.
@@ -23,10 +25,13 @@ def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu", *, mma
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is missing.")
+    is_archive = zipfile.is_zipfile(path)
+    if is_archive:
+        check_archive(path)
     try:
         with torch.serialization.safe_globals(_NUMPY_GLOBALS):
             # Files from before torch 1.6 are no archives and cannot be mapped.
-            return torch.load(path, map_location, weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+            return torch.load(path, map_location, weights_only=True, mmap=mmap and is_archive)
     except pickle.UnpicklingError as error:
         reason = (
             str(error).partition("WeightsUnpickler error:")[2].strip().partition("\n")[0]

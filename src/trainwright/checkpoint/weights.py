@@ -22,7 +22,7 @@ from torch import nn
 
 from trainwright import names
 from trainwright.checkpoint.conversion import load_converted
-from trainwright.checkpoint.paths import inside
+from trainwright.checkpoint.paths import inside, read_json
 from trainwright.checkpoint.tensors import load_tensors
 from trainwright.interop.loaded import is_peft_model, is_pretrained_model
 
@@ -149,10 +149,9 @@ def weight_files(directory: Path, prefer_safe: bool = True) -> list[str]:
     if not found.endswith(".index.json"):
         return [path]
     try:
-        with open(path, encoding="utf-8") as file:
-            weight_map = json.load(file)["weight_map"]
+        weight_map = read_json(path)["weight_map"]
         shards = sorted(set(weight_map.values()))
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: it has no weight_map. Use an older checkpoint.") from error
     return [inside(directory, shard) for shard in shards]
 

@@ -16,7 +16,7 @@ from trainwright.data.collate_base import default_data_collator
 from trainwright.data.collate_padding import DataCollatorWithPadding
 from trainwright.data.loaders import build_dataloader
 from trainwright.data.samplers import build_eval_sampler, build_train_sampler, has_length
-from trainwright.data.workers import seed_worker
+from trainwright.data.workers import seed_worker, shield
 from trainwright.interop.loaded import is_hf_dataset, is_hf_iterable_dataset
 
 
@@ -138,8 +138,8 @@ def loader_for(
     process_index: int,
 ) -> DataLoader[Any]:
     """A `DataLoader` with the run's workers. An evaluation draws nothing from the global generator, so that evaluating
-    in between does not change what training sees."""
-    return build_dataloader(
+    in between does not change what training sees. Workers outlive signals where the run answers those itself."""
+    loader = build_dataloader(
         dataset,
         batch_size=batch_size,
         collate_fn=collate_fn,
@@ -157,6 +157,7 @@ def loader_for(
         generator=None if is_training else torch.Generator().manual_seed(args.seed),
         seed=data_seed(args) if is_training else None,
     )
+    return shield(loader) if args.save_on_signal or args.enable_jit_checkpoint else loader
 
 
 def num_samples(dataloader: Any) -> int | None:

@@ -39,10 +39,10 @@ def plot_history(
     num_rows = -(-len(panels) // num_columns)
     figure = figures.Figure(figsize=(6.4 * num_columns, 3.6 * num_rows), dpi=120, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
-    grid = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True).flat
+    grid = list(figure.subplots(num_rows, num_columns, squeeze=False, sharex=True).flat)
     for axes, panel in zip(grid, panels):
         _draw(axes, panel)
-    for axes in list(grid)[len(panels) :]:
+    for axes in grid[len(panels) :]:
         axes.set_visible(False)
     if title:
         figure.suptitle(title, fontsize=14, fontweight="bold", color=INK)

@@ -1,6 +1,7 @@
 """What a terminal shows of a run."""
 
 import ast
+import io
 import sys
 from typing import Any
 
@@ -90,6 +91,44 @@ def test_other_processes_show_nothing(capsys: pytest.CaptureFixture[str]) -> Non
     PrinterCallback().on_log(None, state, CONTROL, logs={"loss": 1.0})
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_where_nothing_can_be_redrawn_each_state_of_a_bar_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    callback = ProgressCallback()
+    state = begun(callback)
+    for step in (1, 2, 3, 4):
+        state.global_step = step
+        callback.on_step_end(None, state, CONTROL)
+        callback.on_prediction_step(None, state, CONTROL, eval_dataloader=[1])
+        callback.on_log(None, state, CONTROL, logs={"loss": 0.5})
+    callback.on_train_end(None, state, CONTROL)
+    captured = capsys.readouterr()
+    assert captured.out == "{'loss': 0.5}\n" * 4
+    assert not set("\r\x1b") & set(captured.err)
+    first, last = captured.err.splitlines()  # an evaluation shorter than the interval has no line
+    assert "0/4" in first and "4/4" in last and "loss=0.5" in last
+
+
+class Terminal(io.StringIO):
+    """What was written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_redrawn_and_the_evaluation_bar_is_gone_before_its_log_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    callback = ProgressCallback()
+    state = begun(callback)
+    callback.on_prediction_step(None, state, CONTROL, eval_dataloader=[1, 2])
+    assert "Evaluating" in terminal.getvalue() and "\r" in terminal.getvalue()
+    callback.on_log(None, state, CONTROL, logs={"eval_loss": 0.5})
+    assert callback.prediction_bar is None
+    assert terminal.getvalue().rsplit("\r", 1)[1].startswith("Epoch 1/2")
+    callback.on_train_end(None, state, CONTROL)
 
 
 def test_a_bar_that_an_exception_left_open_is_closed_by_the_next_run() -> None:

@@ -237,6 +237,21 @@ def test_a_sharded_transformers_model_comes_back(tmp_path):
     assert_same(model, fresh)
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_transformers_model_is_written_without_a_bar_and_bars_are_as_before(tmp_path, capsys, shown):
+    from transformers.utils import logging
+
+    was_shown = logging.is_progress_bar_enabled()
+    switch = {True: logging.enable_progress_bar, False: logging.disable_progress_bar}
+    try:
+        switch[shown]()
+        save_weights(tiny("GPT2LMHeadModel"), tmp_path)
+        assert logging.is_progress_bar_enabled() is shown
+    finally:
+        switch[was_shown]()
+    assert capsys.readouterr().err == ""
+
+
 def test_a_missing_weight_of_a_transformers_model_is_reported_and_keeps_its_value(tmp_path):
     model, fresh = build(lambda: tiny("GPT2LMHeadModel"), 0), build(lambda: tiny("GPT2LMHeadModel"), 1)
     state = {n: t for n, t in model.state_dict().items() if n not in ("lm_head.weight", "transformer.ln_f.weight")}

@@ -1,0 +1,57 @@
+"""What a run does when something goes wrong around it: full disks, too little memory, signals, NaN.
+
+Owns: the fields and their ranges. Leaves to others: noticing and acting (`checkpoint/trouble.py`, `memory.py`,
+`interrupt.py`, `finite.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainwright.args.checks import check_choice, check_number
+from trainwright.args.options import option
+from trainwright.args.run import RunArguments
+
+
+@dataclass
+class SafetyArguments(RunArguments):
+    """Faults: disks and memory that run full."""
+
+    max_save_failures: int = option(
+        3,
+        "How many checkpoints in a row may be lost to a full, read-only or failing disk before the run stops. Until "
+        "then training goes on with a warning, and older checkpoints stay.",
+    )
+    auto_find_batch_size_mode: str = option(
+        "split",
+        "What auto_find_batch_size does when memory runs out. 'split': run the same micro-batch again in smaller "
+        "parts, whose gradients add up to the same update, and keep to that size. 'restart': start the run again with "
+        "per_device_train_batch_size halved, which makes every update smaller.",
+    )
+    save_on_signal: bool = option(
+        True,
+        "On SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 finish the step, write a checkpoint, and end the process; Ctrl-C twice "
+        "ends it at once. False: signals do what they do without the Trainer, and steps since the last checkpoint are "
+        "lost.",
+    )
+    exit_code_on_signal: int | None = option(
+        None, "Exit code of a process that a signal ended. None: 128 plus the signal's number, so 143 for SIGTERM."
+    )
+    save_on_exception: bool = option(
+        False,
+        "Write a checkpoint when an exception ends the run between two steps (in a callback, a metric, a tracker). "
+        "Needs a run with one process.",
+    )
+
+    nonfinite: str = option(
+        "raise",
+        "What to do about a loss or gradient that is NaN or infinite, before the optimizer uses it: 'raise' an error "
+        "that names step and samples; 'skip' the update; 'rollback' to the last checkpoint and pass over the data; "
+        "'ignore' it. See finite.py for what holds for which optimizer.",
+    )
+
+    def _settle_safety(self) -> None:
+        check_choice(self, "nonfinite", ("raise", "skip", "rollback", "ignore"))
+        check_number(self, "max_save_failures", 1, whole=True)
+        check_choice(self, "auto_find_batch_size_mode", ("split", "restart"))
+        check_number(self, "exit_code_on_signal", 0, 255, whole=True, optional=True)

@@ -1,0 +1,187 @@
+"""Signals that end a run: noticed at once, obeyed after the step, with a checkpoint.
+
+Owns: `Interrupt` (the handlers, what the processes agreed on, the exit code), evaluations that were abandoned, and
+`rescue` (a checkpoint after an exception). Leaves to others: looking after each step and writing the checkpoint (the
+training story), how processes talk (`parallel/agreement`), keeping loader workers alive meanwhile (`data/workers`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # Windows has no SIGUSR1
+
+
+class EvaluationAbandoned(BaseException):
+    """Leaves an evaluation that a signal cut short. No `Exception`: what tolerates failing metrics lets it by."""
+
+
+class InterruptedByUser(SystemExit, KeyboardInterrupt):
+    """Ctrl-C, once the checkpoint is written: exits with a code when nobody catches it, and is still what a script
+    with `except KeyboardInterrupt` expects."""
+
+
+class Interrupt:
+    """Catches signals while it is entered; `asked` turns True when the run is to stop after the step it is in.
+
+    On one process the handler sets `asked`. Several processes receive a signal at different moments, so there `asked`
+    turns True in `end_agreement`, after the same step in each. A handler writes one line to stderr and nothing else. A
+    second SIGINT raises KeyboardInterrupt at once.
+
+    Signals are caught in the main thread only, elsewhere Python allows no handlers; a signal that the program ignores
+    (as under nohup) stays ignored. Leaving puts the earlier handlers back and, when a signal came, ends the process:
+    first a handler of the program's own is called, late but with the checkpoint on disk, then SystemExit is raised with
+    `exit_code`, or 128 plus the signal's number.
+    """
+
+    def __init__(self, names: tuple[str, ...] = (), exit_code: int | None = None, agreement: Any = None) -> None:
+        self.asked = False
+        self.in_evaluation = False  # whether `leave_evaluation` may be called
+        self.exit_code = exit_code
+        self._names, self._agreement = names, agreement
+        self._signal = 0  # the signal that this process received, or that all agreed on
+        self._had_sigint = False
+        self._previous: dict[int, Any] = {}
+        self._pid = os.getpid()
+
+    @classmethod
+    def for_run(cls, args: Any, is_distributed: bool) -> Interrupt:
+        """What `args` (TrainingArguments) ask for. All processes call it together.
+
+        Raises ValueError for `save_on_exception` with several processes.
+        """
+        if is_distributed and args.save_on_exception:
+            raise ValueError(
+                "save_on_exception=True needs a run with one process: when one of several fails, the others wait "
+                "for it inside an exchange and cannot take part in a checkpoint. Leave it out: save_steps bounds what "
+                "is lost."
+            )
+        names = SIGNALS if args.save_on_signal else ("SIGTERM",) if args.enable_jit_checkpoint else ()
+        agreement = None
+        if names and is_distributed:
+            from trainwright.parallel.agreement import Agreement
+
+            agreement = Agreement(args.ddp_timeout_delta)
+        return cls(names, args.exit_code_on_signal, agreement)
+
+    # -- while training ------------------------------------------------------------------------------------------------
+
+    def start_agreement(self) -> None:
+        """Tell the other processes what this one received; does not wait. Called after the last backward pass."""
+        if self._agreement is not None:
+            self._agreement.start(self._signal)
+
+    def end_agreement(self) -> None:
+        """Learn what the others received. Afterwards `asked` and the signal are the same in all processes."""
+        if self._agreement is None:
+            return
+        agreed = self._agreement.result()
+        if agreed and not self.asked:
+            self._signal, self.asked = agreed, True
+
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Around an evaluation that may be abandoned, which is one that the loop makes between two steps."""
+        if self.asked:
+            raise EvaluationAbandoned
+        self.in_evaluation = True
+        try:
+            yield
+        finally:
+            self.in_evaluation = False
+
+    def leave_evaluation(self) -> None:
+        """Raise EvaluationAbandoned when a signal came. Called after each batch, by all processes."""
+        self.start_agreement()
+        self.end_agreement()
+        if self.asked:
+            raise EvaluationAbandoned
+
+    # -- handlers ------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            for name in self._names:
+                number = getattr(signal, name, None)
+                # None: a handler that Python does not know and could not put back.
+                if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a fork of this process inherited the handler
+            return
+        if number == signal.SIGINT:
+            if self._had_sigint:
+                raise KeyboardInterrupt
+            self._had_sigint = True
+        if not self.asked:
+            self._signal = int(number)
+            self.asked = self._agreement is None
+        again = " Again: stops at once." if number == signal.SIGINT else ""
+        name = signal.Signals(number).name
+        text = f"\ntrainwright: {name} received; the run stops after this step and saves a checkpoint.{again}\n"
+        with contextlib.suppress(OSError):  # nobody may be reading
+            os.write(2, text.encode())
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        if self._agreement is not None:
+            self._agreement.close()
+        if error is None and self._signal:
+            self._leave_process(self._previous.get(self._signal))
+
+    def _leave_process(self, previous: Any) -> None:
+        if callable(previous) and previous is not signal.default_int_handler:
+            previous(self._signal, None)
+        code = 128 + self._signal if self.exit_code is None else self.exit_code
+        if self._signal != signal.SIGINT:
+            raise SystemExit(code)
+        if hasattr(sys, "ps1"):  # a session at a prompt, which goes on
+            raise KeyboardInterrupt
+        raise InterruptedByUser(code)
+
+
+def owed_evaluation(stateful_callbacks: dict[str, Any]) -> bool:
+    """Whether the run that wrote these states (`TrainerState.stateful_callbacks`) had to abandon an evaluation.
+
+    The run that goes on makes it first, so that best model, early stopping and log history are those of a run without
+    a signal.
+    """
+    control = stateful_callbacks.get("TrainerControl") or {}
+    return bool(control.get("args", {}).get("should_evaluate"))
+
+
+def rescue(error: Exception, save: Callable[[], None], *, step: int, is_saved: bool, is_between_steps: bool) -> None:
+    """Save after an exception, where that is possible, and say how far a resume will go back.
+
+    `is_saved`: there is a checkpoint of `step` or there was no new step. `is_between_steps`: weights, optimizer, random
+    state and position in the data all belong to the end of `step`.
+    """
+    what = f"The run failed after step {step} with {type(error).__name__}"
+    if is_saved:
+        logger.error("%s; nothing was done since the last checkpoint, so nothing is lost.", what)
+    elif not is_between_steps:
+        logger.error(
+            "%s, in the middle of the next step: random state and position in the data belong to no step, so that no "
+            "checkpoint can be written (save_on_exception). The last one is as it was.",
+            what,
+        )
+    else:
+        try:
+            save()
+        except Exception as second:
+            logger.error("%s, and its state could not be saved either: %s: %s", what, type(second).__name__, second)
+        else:
+            logger.error("%s; a checkpoint of step %s was written (save_on_exception).", what, step)

@@ -1,0 +1,218 @@
+"""Tiny real runs, the file-system calls they make, and whether two of them ended alike.
+
+Shared by the tests of this directory, and importable without pytest's help (soak.py is also a command). Every call that
+changes what a dead process leaves behind goes through `watch_files`: those of Python by name, those of torch and
+safetensors, which write from C++ and Rust, by the Python function that starts them.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainwright import PrinterCallback, Trainer, TrainingArguments
+from trainwright.checkpoint import weights
+from trainwright.checkpoint.manifest import problems
+
+_spec = importlib.util.spec_from_file_location("line_conftest", Path(__file__).parents[1] / "conftest.py")
+_shared = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_shared)
+LineData, LineModel = _shared.LineData, _shared.LineModel
+
+DIED = 100  # exit code of a child that died on purpose, plus the step it was at
+NAMED = ("fsync", "rename", "replace", "mkdir", "unlink", "remove", "rmdir", "truncate", "link", "symlink", "sendfile")
+
+
+def make_run(out: str | os.PathLike[str], trainer: dict[str, Any] | None = None, **options: Any) -> Trainer:
+    """A Trainer of the line model with dropout (so that every random number counts), saving in `out`."""
+    values: dict[str, Any] = {
+        "output_dir": str(out),
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.1,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "logging_dir": "logs",  # the default holds the time of day, and training_args.bin would differ each second
+    }
+    given: dict[str, Any] = {"train_dataset": LineData(), "eval_dataset": LineData(9, seed=5)}
+    run = Trainer(
+        model=LineModel(dropout=0.5), args=TrainingArguments(**(values | options)), **(given | (trainer or {}))
+    )
+    run.remove_callback(PrinterCallback)
+    return run
+
+
+def train(out: str | os.PathLike[str], **options: Any) -> Trainer:
+    trainer = make_run(out, **options)
+    trainer.train()
+    return trainer
+
+
+def resume_or_start(trainer: Trainer) -> bool:
+    """Train from the newest good checkpoint, or from the start where there is none; whether it was resumed."""
+    try:
+        trainer.train(resume_from_checkpoint=True)
+        return True
+    except ValueError as error:
+        if "There is no checkpoint" not in str(error):
+            raise
+    trainer.train()
+    return False
+
+
+def tensors_of(value: Any, path: str = "") -> dict[str, torch.Tensor]:
+    """Flat name -> tensor of a nested state."""
+    if isinstance(value, torch.Tensor):
+        return {path: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    return {name: tensor for key, item in items for name, tensor in tensors_of(item, f"{path}.{key}").items()}
+
+
+def end_of(trainer: Trainer) -> dict[str, Any]:
+    """Everything in which two runs that ended alike agree; times and speeds are left out of the log."""
+    everything = (trainer.model.state_dict(), trainer.optimizer.state_dict(), trainer.lr_scheduler.state_dict())
+    lines = [line for line in trainer.state.log_history if "train_runtime" not in line]
+    log = [{k: v for k, v in line.items() if "runtime" not in k and "per_second" not in k} for line in lines]
+    state = trainer.state
+    tensors = {name: tensor.clone() for name, tensor in tensors_of(everything).items()}
+    return {
+        "tensors": tensors,
+        "groups": [{k: v for k, v in g.items() if k != "params"} for g in trainer.optimizer.param_groups],
+        "log": log,
+        "step": (state.global_step, state.epoch, state.best_global_step, state.best_metric),
+        "last_epoch": trainer.lr_scheduler.last_epoch,
+        "random": (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()),
+    }
+
+
+def difference(expected: dict[str, Any], found: dict[str, Any], but: tuple[str, ...] = ()) -> str:
+    """The first thing in which two ends differ, or "" when they are the same bit for bit."""
+    for name, value in expected.items():
+        if name == "tensors":
+            for key, tensor in value.items():
+                if key not in found[name] or not torch.equal(tensor, found[name][key]):
+                    return f"tensor {key}"
+        elif name not in but and value != found[name]:
+            return f"{name}: {value} against {found[name]}"
+    return ""
+
+
+def complete_steps(out: str | os.PathLike[str]) -> list[int]:
+    """Steps of all checkpoints that are complete, whatever they are called; looked up without layout.py."""
+    found = []
+    for entry in os.scandir(out):
+        if entry.is_dir() and "checkpoint-" in entry.name and not problems(entry.path):
+            found.append(int(entry.name.lstrip(".").removeprefix("checkpoint-").partition(".")[0]))
+    return sorted(found)
+
+
+def watch_files(
+    on_call: Callable[[str, str, Callable[[], Any] | None], Any], patch: Callable[[Any, str, Any], Any] = setattr
+) -> None:
+    """From now on call `on_call(kind, path, tear)` before each call of this process that changes the file system.
+
+    A write is announced twice: before it begins, and when it is done with `tear`, which leaves half of it behind.
+    """
+
+    def named(name: str) -> None:
+        function = getattr(os, name)
+
+        def wrapper(first: Any, *rest: Any, **keywords: Any) -> Any:
+            if name == "mkdir" and os.path.isdir(first):  # it will only say so
+                return function(first, *rest, **keywords)
+            on_call(name, os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else os.fspath(first), None)
+            return function(first, *rest, **keywords)
+
+        patch(os, name, wrapper)
+
+    def halved(path: str) -> Callable[[], None]:
+        return lambda: real_truncate(path, os.path.getsize(path) // 2)
+
+    def native(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def wrapper(content: Any, path: Any, *rest: Any, **keywords: Any) -> Any:
+            on_call(name, os.fspath(path), None)
+            result = function(content, path, *rest, **keywords)
+            on_call(name, os.fspath(path), halved(os.fspath(path)))
+            return result
+
+        patch(module, name, wrapper)
+
+    real_truncate, real_open = os.truncate, builtins.open
+
+    class Watched:
+        """A file open for writing."""
+
+        def __init__(self, file: Any, path: str) -> None:
+            self.file, self.path = file, path
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def __enter__(self) -> Watched:
+            return self
+
+        def __exit__(self, *error: Any) -> None:
+            self.file.close()
+
+        def write(self, content: Any) -> Any:
+            on_call("write", self.path, None)
+            result = self.file.write(content)
+            self.file.flush()
+            on_call("write", self.path, halved(self.path))
+            return result
+
+    def opened(path: Any, mode: str = "r", *rest: Any, **keywords: Any) -> Any:
+        if not set(mode) & set("wax+") or isinstance(path, int):
+            return real_open(path, mode, *rest, **keywords)
+        on_call("open", os.fspath(path), None)
+        return Watched(real_open(path, mode, *rest, **keywords), os.fspath(path))
+
+    for name in NAMED:
+        named(name)
+    native(torch, "save")
+    native(weights, "save_file")
+    patch(builtins, "open", opened)
+
+
+def run_and_die(action: Callable[[list[Trainer]], Any], point: int) -> int | None:
+    """Run `action` in a forked child that dies at its `point`-th file-system call: the step it was at, or None if it
+    lived to the end. `action` puts its trainer into the list it is given.
+    """
+    pid = os.fork()
+    if pid == 0:
+        trainers: list[Trainer] = []
+        left = point
+
+        def die(kind: str, path: str, tear: Callable[[], Any] | None) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                if tear is not None:
+                    tear()
+                os._exit(DIED + (trainers[0].state.global_step if trainers else 0))
+
+        try:
+            torch.set_num_threads(1)
+            watch_files(die)
+            action(trainers)
+            os._exit(0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code == 0 or code >= DIED, f"the child failed with {code}"
+    return None if code == 0 else code - DIED

@@ -1,0 +1,154 @@
+"""`best` and `last` are always found, wherever the run was moved; rotation deletes neither, nor what is not ours."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, os.path.dirname(__file__))
+
+from runs import difference, end_of, make_run
+
+from trainwright.checkpoint.layout import get_last_checkpoint
+from trainwright.checkpoint.manifest import problems
+from trainwright.checkpoint.weights import load_weights
+from trainwright.cli import main
+
+# The first evaluation has the highest loss, so the best checkpoint is the oldest one: rotation has to go round it.
+BEST = {
+    "max_steps": 5,
+    "save_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+    "greater_is_better": True,
+}
+
+
+def listed(out, capsys):
+    """What `trainwright list` prints: name -> marks."""
+    capsys.readouterr()
+    assert main(["list", str(out)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "checkpoint-" in line]
+    return {next(word for word in row if word.startswith("checkpoint-")): {"best", "last"} & set(row) for row in rows}
+
+
+def best_step(run):
+    losses = {line["step"]: line["eval_loss"] for line in run.state.log_history if "eval_loss" in line}
+    return max(losses, key=losses.get)
+
+
+@pytest.mark.parametrize("limit", [None, 1, 2, 3])
+def test_best_and_last_are_marked_whatever_was_rotated(tmp_path, capsys, limit):
+    run = make_run(tmp_path, **BEST, save_total_limit=limit)
+    run.train()
+    best = best_step(run)
+    assert best < 4  # neither the last nor the one before
+    marks = listed(tmp_path, capsys)
+    assert marks[f"checkpoint-{best}"] == {"best"} and marks["checkpoint-5"] == {"last"}
+    assert len(marks) == {None: 5, 1: 2}.get(limit, limit)
+    assert all(problems(tmp_path / name) == [] for name in marks)
+
+
+def test_a_moved_run_still_has_its_best_and_resumes_with_it(tmp_path, capsys):
+    whole = make_run(tmp_path / "whole", **BEST, save_total_limit=1)
+    whole.train()
+    best = best_step(whole)
+    old, new = tmp_path / "old", tmp_path / "disk" / "new"
+    make_run(old, **{**BEST, "load_best_model_at_end": False}).train()
+    shutil.rmtree(old / "checkpoint-5")
+    new.parent.mkdir()
+    os.rename(old, new)
+    assert listed(new, capsys)[f"checkpoint-{best}"] == {"best"}
+    moved = make_run(new, **BEST, save_total_limit=1)
+    moved.train(resume_from_checkpoint=True)
+    assert moved._first_step_of_run == 4
+    assert difference(end_of(whole), end_of(moved)) == ""  # the weights are those of the best checkpoint
+    assert moved.state.best_model_checkpoint == str(new / f"checkpoint-{best}")
+    assert listed(new, capsys) == {f"checkpoint-{best}": {"best"}, "checkpoint-5": {"last"}}
+
+
+def test_the_best_model_is_loaded_after_a_move_and_no_further_step(tmp_path):
+    options = {**BEST, "load_best_model_at_end": False}
+    make_run(tmp_path / "old", **options).train()
+    os.rename(tmp_path / "old", tmp_path / "new")
+    run = make_run(tmp_path / "new", **BEST)
+    run.train(resume_from_checkpoint=True)
+    expected = make_run(tmp_path / "other").model
+    load_weights(expected, tmp_path / "new" / f"checkpoint-{best_step(run)}")
+    found = run.model.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.state_dict().items())
+
+
+def test_a_damaged_best_checkpoint_is_never_loaded(tmp_path, caplog):
+    make_run(tmp_path, **{**BEST, "load_best_model_at_end": False}).train()
+    run = make_run(tmp_path, **BEST)
+    last = make_run(tmp_path / "other").model
+    load_weights(last, tmp_path / "checkpoint-5")
+    state = last.state_dict()
+    again = make_run(tmp_path, **{**BEST, "load_best_model_at_end": False})
+    again.train(resume_from_checkpoint=True)
+    weights = tmp_path / f"checkpoint-{best_step(again)}" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # a number, which loads as well as any other
+    weights.write_bytes(content)
+    run.train(resume_from_checkpoint=True)
+    assert "THE BEST CHECKPOINT" in caplog.text and "model.safetensors has changed" in caplog.text
+    assert all(torch.equal(tensor, run.model.state_dict()[name]) for name, tensor in state.items())
+
+
+def others(out):
+    """Directories and files of the user, some of them in the way; and what they hold."""
+    for name in ("checkpoint-1", "checkpoint-99", "checkpoint-2-keep", "notes"):
+        (out / name).mkdir(parents=True)
+        (out / name / "thesis.txt").write_text(name)
+    (out / "checkpoint-98").symlink_to(out / "notes")
+    (out / "checkpoint-97").write_text("a file")
+
+
+def test_nothing_that_we_did_not_write_is_ever_deleted(tmp_path, capsys, caplog):
+    others(tmp_path)
+    run = make_run(tmp_path, max_steps=4, save_steps=1, save_total_limit=1)
+    run.train()
+    run.save_model()
+    texts = {path.read_text() for path in Path(tmp_path).glob("*/thesis.txt")}
+    assert texts == {"checkpoint-1", "checkpoint-99", "checkpoint-2-keep", "notes"}
+    assert (tmp_path / "checkpoint-98").is_symlink() and (tmp_path / "checkpoint-97").read_text() == "a file"
+    # The one in the way of a checkpoint was moved aside, and that was said.
+    assert (tmp_path / "checkpoint-1.not-ours-1" / "thesis.txt").exists()
+    assert "checkpoint-1 was in the way of a checkpoint" in caplog.text
+    assert not (tmp_path / "checkpoint-1").exists() and problems(tmp_path / "checkpoint-4") == []
+    again = make_run(tmp_path, max_steps=6, save_steps=1, save_total_limit=1)
+    again.train(resume_from_checkpoint=True)
+    assert again._first_step_of_run == 4
+    assert {path.read_text() for path in Path(tmp_path).glob("*/thesis.txt")} == texts
+
+
+def test_the_list_names_the_last_of_ours_beside_directories_of_the_user(tmp_path, capsys):
+    others(tmp_path)
+    make_run(tmp_path, max_steps=2, save_steps=1).train()
+    marks = listed(tmp_path, capsys)
+    assert marks["checkpoint-2"] == {"last"} and "checkpoint-99" not in marks
+
+
+def test_the_list_says_which_checkpoint_is_damaged_and_does_not_call_it_last(tmp_path, capsys):
+    run = make_run(tmp_path, **BEST)
+    run.train()
+    (tmp_path / "checkpoint-5" / "trainer_state.json").unlink()
+    marks = listed(tmp_path, capsys)
+    assert marks["checkpoint-5"] == set() and marks["checkpoint-4"] == {"last"}
+    assert marks[f"checkpoint-{best_step(run)}"] == {"best"}
+    assert main(["list", str(tmp_path)]) == 0
+    assert "DAMAGED" in capsys.readouterr().out
+
+
+def test_the_checkpoint_just_written_stays_though_older_runs_left_higher_numbers(tmp_path):
+    make_run(tmp_path, max_steps=4, save_steps=2).train()
+    run = make_run(tmp_path, max_steps=3, save_steps=1, save_total_limit=1)
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert problems(tmp_path / "checkpoint-3") == []
+    assert get_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")

@@ -1,0 +1,106 @@
+"""An adapter (LoRA) on a tiny GPT-2: only it is trained, saved and loaded."""
+
+import pytest
+import torch
+
+from trainwright import Trainer, TrainingArguments
+
+transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+safetensors = pytest.importorskip("safetensors.torch")
+
+ROWS = [{"input_ids": row, "labels": row} for row in torch.arange(96).reshape(16, 6) % 11]
+
+
+def lora(seed=0):
+    torch.manual_seed(seed)
+    config = transformers.GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    model = transformers.GPT2LMHeadModel(config)
+    options = {"r": 2, "target_modules": ["c_attn"], "fan_in_fan_out": True, "lora_dropout": 0.1}
+    return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options))
+
+
+@pytest.fixture
+def adapter_trainer(tmp_path):
+    def make(model=None, name="out", **arguments):
+        values = {"max_steps": 6, "learning_rate": 0.05, "per_device_train_batch_size": 4, "logging_steps": 1}
+        values.update({"save_strategy": "steps", "save_steps": 2, **arguments})
+        args = TrainingArguments(str(tmp_path / name), report_to="none", use_cpu=True, disable_tqdm=True, **values)
+        return Trainer(model or lora(), args, train_dataset=ROWS, eval_dataset=ROWS[:6])
+
+    return make
+
+
+def weights(model):
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def test_only_the_adapter_is_trained(adapter_trainer):
+    trainer = adapter_trainer(save_strategy="no")
+    before = weights(trainer.model)
+    trainer.train()
+    changed = {name for name, value in weights(trainer.model).items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if "lora_" in name} != set()
+    assert trainer.get_num_trainable_parameters() == sum(before[name].numel() for name in changed)
+    assert trainer.state.log_history[-2]["loss"] < trainer.state.log_history[0]["loss"]
+
+
+def test_only_the_adapter_is_saved_and_loads_onto_the_same_base(adapter_trainer, tmp_path):
+    trainer = adapter_trainer()
+    trainer.train()
+    checkpoint = tmp_path / "out" / "checkpoint-6"
+    saved = safetensors.load_file(checkpoint / "adapter_model.safetensors")
+    assert saved and all("lora_" in name for name in saved)
+    assert not (checkpoint / "model.safetensors").exists() and (checkpoint / "adapter_config.json").exists()
+    again = peft.PeftModel.from_pretrained(lora().unload(), checkpoint)
+    assert_equal(weights(again), weights(trainer.model))
+    trainer.save_model(str(tmp_path / "model"))
+    assert_equal(safetensors.load_file(tmp_path / "model" / "adapter_model.safetensors"), saved)
+
+
+def test_a_resumed_adapter_ends_where_an_uninterrupted_one_does(adapter_trainer, tmp_path):
+    whole = adapter_trainer()
+    whole.train()
+    resumed = adapter_trainer(lora(), name="resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert_equal(weights(resumed.model), weights(whole.model))
+    losses = [[line["loss"] for line in t.state.log_history if "loss" in line] for t in (whole, resumed)]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+
+
+def test_the_best_adapter_is_in_the_model_at_the_end(adapter_trainer, tmp_path):
+    trainer = adapter_trainer(
+        greater_is_better=True,  # the worst is taken for the best, so that it is not the last
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    losses = {line["step"]: line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line}
+    best = max(losses, key=losses.get)
+    assert best < 6 and trainer.state.best_global_step == best
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[best], rel=1e-6)
+    saved = safetensors.load_file(tmp_path / "out" / f"checkpoint-{best}" / "adapter_model.safetensors")
+    assert_equal(peft.get_peft_model_state_dict(trainer.model), saved)
+
+
+def test_neftune_finds_the_embedding_inside_and_leaves_it_as_it_was(adapter_trainer):
+    plain = adapter_trainer(save_strategy="no", max_steps=1)
+    noisy = adapter_trainer(save_strategy="no", max_steps=1, neftune_noise_alpha=5.0)
+    embedding = noisy.model.get_base_model().get_input_embeddings()
+    losses = []
+    for trainer in (plain, noisy):
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[0] != losses[1]
+    assert not embedding._forward_hooks and not hasattr(embedding, "neftune_noise_alpha")
+
+
+def test_labels_are_found_behind_the_wrapper(adapter_trainer):
+    trainer = adapter_trainer()
+    assert trainer.label_names == ["labels"] and trainer.evaluate()["eval_loss"] > 0
+    assert trainer.predict(ROWS[:3]).predictions.shape == (3, 6, 11)
