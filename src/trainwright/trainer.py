@@ -31,7 +31,7 @@ from trainwright.callbacks.base import TrainerCallback
 from trainwright.callbacks.defaults import default_progress
 from trainwright.callbacks.flow import DefaultFlowCallback
 from trainwright.callbacks.handler import CallbackHandler
-from trainwright.checkpoint import best, layout
+from trainwright.checkpoint import best, layout, trouble
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
@@ -50,10 +50,12 @@ from trainwright.evaluation import predict, rehearsal
 from trainwright.evaluation.loop import LoopSettings, run_evaluation
 from trainwright.evaluation.memory import TrainerMemoryTracker
 from trainwright.evaluation.tensors import nested_numpify
+from trainwright.finite import NonFiniteError, NonFiniteGuard, Place, check_rollback, may_be_saved
 from trainwright.interop import models, signatures
 from trainwright.interop import older as older_names
+from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
 from trainwright.loss import LabelSmoother, count_items, loss_of
-from trainwright.memory import find_executable_batch_size
+from trainwright.memory import CannotRetry, EvaluationBatches, MicroBatches, find_executable_batch_size
 from trainwright.names import (
     TRAINER_STATE_NAME,
     HPSearchBackend,
@@ -192,7 +194,8 @@ class Trainer:
         self._bind_hooks()
         self.window = LossWindow(self.args.logging_nan_inf_filter)
         self.plan: TrainingPlan | None = None
-        self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
+        self.current_gradient_accumulation_steps: float = self.args.gradient_accumulation_steps
+        self._micro_batches: MicroBatches | None = None
         self.current_flos = 0.0  # floating-point operations since they were last added to the state
         self._train_batch_size = self.args.train_batch_size
         self._created_lr_scheduler = False
@@ -204,6 +207,12 @@ class Trainer:
         # another batch size).
         self._epoch, self._micro_batches_in_epoch, self._samples_ahead = 0, 0, 0
         self._parameters: list[nn.Parameter] = []
+        self._interrupt = Interrupt()
+        self._saved_step = 0  # the last step with nothing to lose: it has a checkpoint, or the run began there
+        self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
+        self._guard: NonFiniteGuard | None = None
+        self._last_checkpoint: str | None = None  # of this run; what a rollback goes back to
+        self._data_to_pass_over: list[tuple[int, range]] = []
         self._hub: Any = None
         self.hub_model_id: str | None = None
 
@@ -310,6 +319,22 @@ class Trainer:
         self._schedule_waits_for_metric = self.args.lr_scheduler_type in METRIC_SCHEDULES
         self._log_save_is_ours = not overridden("_maybe_log_save_evaluate")
         self._counts_flops = overridden("floating_point_ops") or self._flops.can_count
+        self._evaluation_batches: EvaluationBatches | None = None
+        if self.args.auto_find_batch_size:
+            self._evaluation_batches = EvaluationBatches(
+                labels_are_shifted=self._labels_are_shifted, batch_size=self.args.eval_batch_size
+            )
+
+    def _why_no_update_can_be_repeated(self) -> str | None:
+        if self._strategy.is_distributed:
+            return "the other processes do not know that this one ran out of memory"
+        if self._num_replicas > 1:
+            return f"each is shared out over {self._num_replicas} replicas"
+        if self.args.past_index >= 0:
+            return "past_index carries a state from one micro-batch to the next"
+        if self._updates_in_backward or isinstance(self.optimizer, LayerWiseDummyOptimizer):
+            return "this optimizer changes weights during the backward pass"
+        return None
 
     def _is_overridden(self, name: str) -> bool:
         return name in self.__dict__ or getattr(type(self), name) is not getattr(Trainer, name)
@@ -430,15 +455,78 @@ class Trainer:
                 trial=trial,
                 ignore_keys_for_eval=ignore_keys_for_eval,
             )
-            if self.args.auto_find_batch_size:
-                return self._train_with_smaller_batches(run)
-            return run(batch_size=self._train_batch_size)
+            self._last_checkpoint, self._data_to_pass_over = checkpoint, []
+            return self._run_interruptible(run, trial)
         finally:
             self.is_in_train = False
+            if self._guard is not None:
+                self._guard.close()
+                self._guard = None
 
-    def _train_with_smaller_batches(self, run: Callable[..., TrainOutput]) -> TrainOutput:
-        """`auto_find_batch_size`: halve the micro-batch after each out-of-memory error and start over from these
-        weights.
+    def _run_interruptible(self, run: functools.partial[TrainOutput], trial: Any) -> TrainOutput:
+        """Run; a signal ends it with a checkpoint and SystemExit, an exception too where `save_on_exception` asks."""
+        self._interrupt = Interrupt.for_run(self.args, self._strategy.is_distributed)
+        with self._interrupt:
+            try:
+                return self._run_with_rollback(run)
+            except Exception as error:
+                if self.args.save_on_exception:
+                    rescue(
+                        error,
+                        functools.partial(self._save_and_tell, self.model_wrapped, trial),
+                        step=self.state.global_step,
+                        is_saved=self._saved_step == self.state.global_step,
+                        is_between_steps=not self._is_mid_step,
+                    )
+                raise
+
+    def _run_with_rollback(self, run: functools.partial[TrainOutput]) -> TrainOutput:
+        """Run; with `nonfinite="rollback"` go on from the last checkpoint after a NaN, without the data that
+        gave it.
+        """
+        while True:
+            try:
+                return self._run_in_memory(run)
+            except NonFiniteError as error:
+                run.keywords["resume_from_checkpoint"] = self._roll_back(error)
+
+    def _roll_back(self, error: NonFiniteError) -> str:
+        """Load the last checkpoint of this run, to go on from it without the data of `error`. Returns its path; raises
+        `error` where `nonfinite` asks for no rollback, or there is nothing to go back to.
+        """
+        data = check_rollback(error, self.args.nonfinite, self._last_checkpoint, self._data_to_pass_over)
+        checkpoint = find_checkpoint(self._last_checkpoint, self._output_dir, self.is_world_process_zero())
+        assert checkpoint is not None
+        self._data_to_pass_over = data
+        if self.args.neftune_noise_alpha is not None:
+            self._deactivate_neftune(self.model)
+        self._restore_after_training()
+        self._fitted("_load_from_checkpoint")(checkpoint)
+        return checkpoint
+
+    def _run_in_memory(self, run: Callable[..., TrainOutput]) -> TrainOutput:
+        """The run, with what `auto_find_batch_size` does when memory runs out."""
+        if not self.args.auto_find_batch_size:
+            return run(batch_size=self._train_batch_size)
+        if self.args.auto_find_batch_size_mode == "restart":
+            return self._train_with_smaller_batches(run, self._train_batch_size)
+        try:
+            return run(batch_size=self._train_batch_size)
+        except CannotRetry as error:
+            if not self._nothing_is_done():
+                raise
+            logger.warning("%s The run starts again with half the batch size.", error)
+        return self._train_with_smaller_batches(run, self._train_batch_size // 2)
+
+    def _nothing_is_done(self) -> bool:
+        """Whether this run has made no update yet, nor a part of one, so that starting over loses nothing."""
+        in_backward = self._updates_in_backward or isinstance(self.optimizer, LayerWiseDummyOptimizer)
+        alone = not (in_backward or self._strategy.is_distributed)
+        return alone and self.state.global_step == self._first_step_of_run
+
+    def _train_with_smaller_batches(self, run: Callable[..., TrainOutput], batch_size: int) -> TrainOutput:
+        """`auto_find_batch_size_mode="restart"`: from `batch_size` on, halve the micro-batch after each out-of-memory
+        error and start over from these weights.
         """
         start = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
 
@@ -450,7 +538,7 @@ class Trainer:
                 self._update_auto_batch_size(batch_size)
             return run(batch_size=batch_size)
 
-        result: TrainOutput = find_executable_batch_size(attempt, starting_batch_size=self._train_batch_size)()
+        result: TrainOutput = find_executable_batch_size(attempt, starting_batch_size=batch_size)()
         return result
 
     def _update_auto_batch_size(self, batch_size: int) -> None:
@@ -479,18 +567,32 @@ class Trainer:
         plan = self.plan
         model, train_dataloader = self._prepare_for_training(plan.max_steps, train_dataloader, resume_from_checkpoint)
         self._log_plan(args, plan)
+        self._save_trouble = trouble.SaveTrouble(args.max_save_failures)
+        if args.should_save:
+            self._check_free_space(plan.num_train_epochs - epochs_trained)
 
         if rehearsal.needs_metric(args) and not resume_from_checkpoint:
             self._rehearse_best_metric(ignore_keys_for_eval)
         start_time = time.time()
-        self._first_step_of_run = self.state.global_step
+        self._first_step_of_run = self._saved_step = self.state.global_step
+        owes_evaluation = resume_from_checkpoint is not None and owed_evaluation(self.state.stateful_callbacks)
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
-        if args.eval_on_start and not resume_from_checkpoint:
-            self._fitted("_evaluate")(trial, ignore_keys_for_eval, skip_scheduler=True)
+        with contextlib.suppress(EvaluationAbandoned):
+            if args.eval_on_start and not resume_from_checkpoint:
+                self._fitted("_evaluate")(trial, ignore_keys_for_eval, skip_scheduler=True)
+            if owes_evaluation:
+                self._epoch, self._micro_batches_in_epoch = epochs_trained, steps_trained
+                self._load_rng_state(resume_from_checkpoint)  # a new best is saved, as if the run had not stopped
+                self.control.should_evaluate = True
+                self._fitted("_maybe_log_save_evaluate")(
+                    self._running_loss(), None, model, trial, epochs_trained, ignore_keys_for_eval, start_time
+                )
 
         steps_in_epoch = plan.len_dataloader or plan.max_steps * args.gradient_accumulation_steps
         for epoch in range(epochs_trained, plan.num_train_epochs):
-            if self.state.global_step >= plan.max_steps:  # resumed from the end of a run
+            if self.state.global_step >= plan.max_steps or self._interrupt.asked:  # nothing (more) to do
+                break
+            if owes_evaluation and self.control.should_training_stop:  # which is what it led to
                 break
             self._run_epoch(
                 model=model,
@@ -507,6 +609,8 @@ class Trainer:
             )
             if self.control.should_training_stop:
                 break
+        if self._interrupt.asked and self.state.global_step != self._saved_step:
+            self._save_and_tell(model, trial)
         return self._finalize_training(trial, plan.num_train_samples, start_time)
 
     def set_initial_training_values(
@@ -565,7 +669,7 @@ class Trainer:
         """Start a fresh `TrainerState`, or the checkpoint's. Returns (whole epochs done, micro-batches done in the
         next).
         """
-        self.window = LossWindow(self.args.logging_nan_inf_filter)
+        self.window = LossWindow(self.args.logging_nan_inf_filter, self.args.gradient_accumulation_steps)
         self._micro_batches_in_epoch, self.current_flos = 0, 0.0
         self._tokens = TokenCounter(
             str(self.args.include_num_input_tokens_seen),
@@ -635,9 +739,43 @@ class Trainer:
         handler.train_dataloader = train_dataloader
         self._parameters = list(model.parameters())
         self._updates_in_backward = lomo.is_lomo(self.optimizer)
+        for parameter in self._parameters:  # what an update that was broken off left behind
+            parameter.grad = None
         self._bind_hooks()
+        self._guard = self._build_guard()
+        self._micro_batches = None
+        if self.args.auto_find_batch_size and self.args.auto_find_batch_size_mode == "split":
+            self._micro_batches = MicroBatches(
+                labels_are_shifted=self._labels_are_shifted,
+                batch_size=self._train_batch_size,
+                obstacle=self._why_no_update_can_be_repeated(),
+            )
+            self._training_step = functools.partial(self._training_step_that_fits, self._training_step)
         self._set_training_mode(model, True)
         return model, train_dataloader
+
+    def _build_guard(self) -> NonFiniteGuard | None:
+        """What looks for NaN and infinity before the optimizer. None with "ignore", and in fp16, whose scaler does."""
+        if self._guard is not None:
+            self._guard.close()
+        if self.args.nonfinite == "ignore" or self._strategy.scaler is not None:
+            return None
+        return NonFiniteGuard(
+            self.args.nonfinite,
+            self.window,
+            self.optimizer,
+            self._strategy.device,
+            self._place_of_update,
+            scheduler=None if self._schedule_waits_for_metric else self.lr_scheduler,
+            is_distributed=self._strategy.is_distributed,
+            updates_in_backward=self._updates_in_backward or isinstance(self.optimizer, LayerWiseDummyOptimizer),
+            excluded=self._data_to_pass_over,
+        )
+
+    def _place_of_update(self) -> Place:
+        size = self._samples_per_micro_batch()
+        first_sample = self._micro_batches_in_epoch * size + self._samples_ahead
+        return Place(self.state.global_step + 1, self._epoch, first_sample, size)
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """Give every process the trainable parameters of process 0, of those that are replicated."""
@@ -670,6 +808,17 @@ class Trainer:
         if callable(switch):
             switch()
 
+    def _check_free_space(self, epochs_left: int) -> None:
+        """Warn where the checkpoints to come will not fit on the disk; an error where not even one does."""
+        args, state = self.args, self.state
+        strategy, steps_left = SaveStrategy(args.save_strategy).value, state.max_steps - state.global_step
+        trouble.check_free_space(
+            self._output_dir,
+            trouble.predicted_bytes(self.model, None if args.save_only_model else self.optimizer),
+            trouble.num_saves_left(strategy, state.save_steps, steps_left, epochs_left),
+            args.save_total_limit,
+        )
+
     def _log_plan(self, args: TrainingArguments, plan: TrainingPlan) -> None:
         logger.info(
             "Training: %s samples per epoch, %s epochs, %s samples per update (%s per micro-batch x %s "
@@ -701,6 +850,7 @@ class Trainer:
     ) -> None:
         """One pass over the data. `steps_in_epoch` and `steps_trained_in_current_epoch` count micro-batches."""
         args, state, handler, accumulation = self.args, self.state, self.callback_handler, self._accumulation
+        interrupt = self._interrupt
         get_batch_samples, empty_cache_steps = self._fitted("get_batch_samples"), args.torch_empty_cache_steps
         log_save_evaluate = functools.partial(
             self._fitted("_maybe_log_save_evaluate"),
@@ -727,17 +877,23 @@ class Trainer:
             elif self._epoch_start_generators is not None:
                 restore_generators(self._epoch_start_generators)
         self._epoch_start_generators = generator_states()
+        self._is_mid_step = True
         epoch_iterator = self._iterate_from(train_dataloader, steps_trained_in_current_epoch)
         if resume_from_checkpoint is not None and steps_trained_in_current_epoch > 0:
             self._load_rng_state(resume_from_checkpoint)
+        self._is_mid_step = False
 
         learning_rate, grad_norm = None, None
         while self._micro_batches_in_epoch < steps_in_epoch:
             num_batches = min(accumulation, steps_in_epoch - self._micro_batches_in_epoch)
-            batch_samples, num_items = get_batch_samples(epoch_iterator, num_batches, device=self._strategy.device)
-            if not batch_samples:
-                break
-            learning_rate, grad_norm = self._update(model, batch_samples, num_items)
+            try:
+                batch_samples, num_items = get_batch_samples(epoch_iterator, num_batches, device=self._strategy.device)
+                if not batch_samples:
+                    break
+                learning_rate, grad_norm = self._update(model, batch_samples, num_items)
+            except BaseException:
+                self._is_mid_step = True
+                raise
             state.global_step += 1
             self._micro_batches_in_epoch += len(batch_samples)
             state.epoch = epoch + self._micro_batches_in_epoch / steps_in_epoch
@@ -746,9 +902,11 @@ class Trainer:
             log_save_evaluate(self._running_loss(), grad_norm=grad_norm, learning_rate=learning_rate)
             if empty_cache_steps and state.global_step % empty_cache_steps == 0:
                 self._empty_device_cache()
-            if self.control.should_epoch_stop or self.control.should_training_stop:
+            if interrupt.asked or self.control.should_epoch_stop or self.control.should_training_stop:
                 break
 
+        if interrupt.asked and self._micro_batches_in_epoch < steps_in_epoch:
+            return  # the epoch ends in the run that goes on from here
         if self._micro_batches_in_epoch == 0:
             reason = "a generator that can be read only once?"
             logger.warning(
@@ -761,9 +919,11 @@ class Trainer:
     def _update(self, model: nn.Module, batch_samples: list[Inputs], num_items: Any) -> tuple[float, Any]:
         """One optimizer update, from its micro-batches. Returns (learning rate used, gradient norm on the device)."""
         args, state, handler, strategy = self.args, self.state, self.callback_handler, self._strategy
-        listeners, grad_norm = handler.listeners, None
+        listeners, grad_norm, guard = handler.listeners, None, self._guard
         self.current_gradient_accumulation_steps = num_batches = len(batch_samples)
-        if self._probe_loss_kwargs and self._accumulation > 1:
+        if self._micro_batches is not None:
+            self._micro_batches.begin(model, self._parameters)
+        elif self._probe_loss_kwargs and self._accumulation > 1:
             self._find_out_loss_kwargs(model, batch_samples[0], num_items)
         if listeners["on_step_begin"]:
             self.control = handler.on_step_begin(args, state, self.control)
@@ -771,6 +931,8 @@ class Trainer:
             control = self.control
             control.should_log = control.should_evaluate = control.should_save = False
 
+        if guard is not None and guard.excluded and guard.passes_over(num_batches):
+            batch_samples, num_batches = [], 0  # the step is counted, and changes nothing
         for index, inputs in enumerate(batch_samples, start=1):
             if self._counts_tokens:
                 self._track_num_input_tokens(inputs)
@@ -785,11 +947,15 @@ class Trainer:
             if index < num_batches and listeners["on_substep_end"]:
                 self.control = handler.on_substep_end(args, state, self.control)
 
+        if strategy.is_distributed:
+            self._interrupt.start_agreement()
         if self._clips:
             grad_norm = self._clip_grad_norm(model)
         if listeners["on_pre_optimizer_step"]:
             self.control = handler.on_pre_optimizer_step(args, state, self.control)
-        updated = strategy.optimizer_step(self.optimizer)
+        updated = guard is None or guard.allows(num_batches, grad_norm, self._parameters)
+        if updated:
+            updated = strategy.optimizer_step(self.optimizer)
         if listeners["on_optimizer_step"]:
             self.control = handler.on_optimizer_step(args, state, self.control)
         learning_rate = self._get_learning_rate()
@@ -797,6 +963,8 @@ class Trainer:
             self.lr_scheduler.step()
         for parameter in self._parameters:
             parameter.grad = None
+        if strategy.is_distributed:
+            self._interrupt.end_agreement()
         return learning_rate, grad_norm
 
     def _iterate_from(self, train_dataloader: DataLoader[Any], num_micro_batches: int) -> Iterator[Any]:
@@ -837,16 +1005,40 @@ class Trainer:
 
     def _find_out_loss_kwargs(self, model: nn.Module, inputs: Inputs, num_items: Any) -> None:
         """Settle, once, whether a model that takes any keyword really divides its loss by `num_items_in_batch`."""
-        self._probe_loss_kwargs = False
         if num_items is None or self.label_smoother is not None or self.compute_loss_func is not None:
-            return
-        with self.compute_loss_context_manager():
-            honours = models.honours_num_items(model, self._prepare_inputs(inputs), num_items)
+            honours = True
+        else:
+            with self.compute_loss_context_manager():
+                honours = models.honours_num_items(model, self._prepare_inputs(inputs), num_items)
+        self._probe_loss_kwargs = False
         if not honours:
             self.model_accepts_loss_kwargs = False
             logger.info(
                 "%s ignores num_items_in_batch: its loss is averaged over micro-batches.", type(self.model).__name__
             )
+
+    def _training_step_that_fits(
+        self,
+        training_step: Callable[..., torch.Tensor],
+        model: nn.Module,
+        inputs: Inputs,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """`auto_find_batch_size`: one micro-batch, in parts where the device has no room for it."""
+        assert self._micro_batches is not None
+        accumulation = self.current_gradient_accumulation_steps
+
+        def run_part(part: Inputs, weight: float) -> torch.Tensor:
+            if self._probe_loss_kwargs and (accumulation > 1 or weight < 1):
+                self._find_out_loss_kwargs(model, part, num_items_in_batch)
+            # A mean is divided by this; a share of the update's loss is not, and parts of it add up by themselves.
+            self.current_gradient_accumulation_steps = accumulation if weight == 1 else accumulation / weight
+            try:
+                return training_step(model, part, num_items_in_batch=num_items_in_batch)
+            finally:
+                self.current_gradient_accumulation_steps = accumulation
+
+        return self._micro_batches.run(inputs, run_part)
 
     def training_step(
         self, model: nn.Module, inputs: Inputs, num_items_in_batch: torch.Tensor | int | None = None
@@ -1029,16 +1221,48 @@ class Trainer:
         """
         if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
             self._log_training(grad_norm, model, start_time, learning_rate)
-        metrics = None
+        best_before = None
         if self.control.should_evaluate:
-            metrics = self._fitted("_evaluate")(trial, ignore_keys_for_eval)
+            best_before = self.state.best_metric, self.state.best_global_step
+            try:
+                metrics = self._fitted("_evaluate")(trial, ignore_keys_for_eval)
+            except EvaluationAbandoned:
+                return  # should_evaluate stays: the checkpoint says that the evaluation is owed
+            self.control.should_evaluate = False
             is_new_best = self._determine_best_metric(metrics=metrics, trial=trial)
             if self.args.save_strategy == SaveStrategy.BEST:
                 self.control.should_save = is_new_best
         if self.control.should_save:
+            self._save_and_tell(model, trial, best_before)
+
+    def _save_and_tell(self, model: nn.Module, trial: Any, best_before: tuple[Any, Any] | None = None) -> None:
+        """Write a checkpoint, unless the weights are not finite or the disk fails, and tell the callbacks.
+
+        `best_before`: best metric and its step before this step's evaluation, for when the new best cannot be saved.
+        """
+        state, directory_before = self.state, self.state.best_model_checkpoint
+        directory = os.path.join(self._get_output_dir(trial), layout.checkpoint_name(state.global_step))
+        self.control.should_save = self._is_worth_saving()
+        if not self.control.should_save:
+            return
+        with self._save_trouble.borne(directory, state.global_step):
             self._save_checkpoint(model, trial)
-            directory = os.path.join(self._get_output_dir(trial), layout.checkpoint_name(self.state.global_step))
-            self.control = self.callback_handler.on_save(self.args, self.state, self.control, checkpoint_dir=directory)
+        if self._save_trouble.num_failures == 0:
+            self._last_checkpoint, self._saved_step = directory, state.global_step
+            self.control = self.callback_handler.on_save(self.args, state, self.control, checkpoint_dir=directory)
+            return
+        self.control.should_save = False  # as on_save does: the end of an epoch must not try again
+        if best_before and state.best_global_step == state.global_step and not os.path.isdir(directory):
+            # The best weights that can still be loaded are those of before.
+            state.best_metric, state.best_global_step = best_before
+            state.best_model_checkpoint = directory_before
+
+    def _is_worth_saving(self) -> bool:
+        """Whether the weights are finite. Reads from the device; NonFiniteError unless `nonfinite` is "ignore"."""
+        if self._guard is not None:
+            (bad,) = self._strategy.mean_of_floats([float(self._guard.flag())])
+            self._guard.settle(bad)
+        return may_be_saved(self._strategy.unwrap(self.model), self.state.global_step, self.args.nonfinite)
 
     def _log_training(self, grad_norm: Any, model: nn.Module, start_time: float, learning_rate: float | None) -> None:
         """Write one log line of the training loss. The only place where the loop reads from the device."""
@@ -1058,9 +1282,12 @@ class Trainer:
         date.
         """
         counted, on_device = self._tokens.take()
-        extra = [value for value in (norm, on_device) if value is not None]
+        bad = self._guard.flag() if self._guard is not None else 0.0
+        extra = [value for value in (bad, norm, on_device) if value is not None]
         total, values = self.window.take(*extra)
-        total, *values = self._strategy.mean_of_floats([total, *values])
+        total, bad, *values = self._strategy.mean_of_floats([total, *values])
+        if self._guard is not None:
+            self._guard.settle(bad)
         if on_device is not None:
             counted += round(values.pop())
         self.state.num_input_tokens_seen += counted
@@ -1119,7 +1346,8 @@ class Trainer:
         metrics["train_loss"] = train_loss
         self.is_in_train = False
         self._memory_tracker.stop_and_update_metrics(metrics)
-        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+        wants_best = self.args.load_best_model_at_end and not self._interrupt.asked
+        if wants_best and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         self._fitted("log")(metrics)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
@@ -1155,7 +1383,8 @@ class Trainer:
         """An evaluation that is part of training: its metrics also go to the search and to a schedule that waits for
         them.
         """
-        metrics = self.evaluate(ignore_keys=ignore_keys_for_eval)
+        with self._interrupt.evaluation():
+            metrics = self.evaluate(ignore_keys=ignore_keys_for_eval)
         self._report_to_hp_search(trial, self.state.global_step, metrics)
         if not skip_scheduler and self.args.lr_scheduler_type in (
             SchedulerType.REDUCE_ON_PLATEAU,
@@ -1259,6 +1488,8 @@ class Trainer:
         def after_batch() -> None:
             if handler.listeners["on_prediction_step"]:
                 self.control = handler.on_prediction_step(self.args, self.state, self.control)
+            if self._interrupt.in_evaluation:
+                self._interrupt.leave_evaluation()
 
         return self._run_evaluation(
             dataloader, model, loss_only, ignore_keys, metric_key_prefix, num_samples, after_batch
@@ -1288,11 +1519,18 @@ class Trainer:
             metric_key_prefix=metric_key_prefix,
         )
         self._past = None
+
+        def predict_batch(inputs: Inputs) -> tuple[Any, Any, Any]:
+            return self.prediction_step(model, inputs, loss_only, ignore_keys=ignore_keys)
+
+        in_parts = self._evaluation_batches
         try:
             return run_evaluation(
                 batches,
                 settings,
-                predict_batch=lambda inputs: self.prediction_step(model, inputs, loss_only, ignore_keys=ignore_keys),
+                predict_batch=predict_batch
+                if in_parts is None
+                else lambda batch: in_parts.predict(batch, predict_batch),
                 compute_metrics=self.compute_metrics,
                 preprocess_logits=self.preprocess_logits_for_metrics,
                 gather=self._strategy.gather_for_metrics if together else None,
@@ -1583,21 +1821,23 @@ class Trainer:
             best_dir = os.path.join(run_dir, layout.checkpoint_name(state.best_global_step))
             if state.best_global_step == state.global_step or os.path.isdir(best_dir):
                 state.best_model_checkpoint = best_dir
-        with self._strategy.staged_checkpoint(output_dir, state.global_step, where.position()) as directory:
-            self.save_model(directory, _internal_call=True)
-            if not self.args.save_only_model:
-                self._save_optimizer_and_scheduler(directory)
-                self._save_scaler(directory)
-                self._save_rng_state(directory)
+        try:
+            with self._strategy.staged_checkpoint(output_dir, state.global_step, where.position()) as directory:
+                self.save_model(directory, _internal_call=True)
+                if not self.args.save_only_model:
+                    self._save_optimizer_and_scheduler(directory)
+                    self._save_scaler(directory)
+                    self._save_rng_state(directory)
+                if self.args.should_save:
+                    checkpoint_save.save_loop_state(directory, loop_state(where, self.window, self.args))
+                    state.stateful_callbacks = exported_callbacks(self.callback_handler, self.control)
+                    state.save_to_json(os.path.join(directory, TRAINER_STATE_NAME))
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(output_dir)
             if self.args.should_save:
-                checkpoint_save.save_loop_state(directory, loop_state(where, self.window, self.args))
-                state.stateful_callbacks = exported_callbacks(self.callback_handler, self.control)
-                state.save_to_json(os.path.join(directory, TRAINER_STATE_NAME))
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(output_dir)
-        if self.args.should_save:
-            self._rotate_checkpoints(output_dir=run_dir)
-        self._set_training_mode(model, True)
+                self._rotate_checkpoints(output_dir=run_dir)
+        finally:
+            self._set_training_mode(model, True)
 
     def _set_optimizer_mode_for_saving(self) -> None:
         switch = getattr(self.optimizer, "eval", None)  # schedule-free optimizers keep the weights to save under "eval"

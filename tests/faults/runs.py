@@ -130,7 +130,12 @@ def watch_files(
         def wrapper(first: Any, *rest: Any, **keywords: Any) -> Any:
             if name == "mkdir" and os.path.isdir(first):  # it will only say so
                 return function(first, *rest, **keywords)
-            on_call(name, os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else os.fspath(first), None)
+            path = rest[0] if name in ("rename", "replace") else first  # the name that changes its meaning
+            if isinstance(path, int):
+                path = os.readlink(f"/proc/self/fd/{path}")
+            elif keywords.get("dir_fd") is not None:
+                path = os.path.join(os.readlink(f"/proc/self/fd/{keywords['dir_fd']}"), path)
+            on_call(name, os.fspath(path), None)
             return function(first, *rest, **keywords)
 
         patch(os, name, wrapper)

@@ -58,8 +58,8 @@ class Disk:
                 node.names = {entry.name: self.node(entry.path) for entry in os.scandir(path)}
             else:
                 node.content = Path(path).read_bytes()
-        elif kind in ("unlink", "remove", "rmdir") and os.path.lexists(path):
-            self.nodes.pop(os.lstat(path).st_ino)  # the number may be given to another file
+        elif kind in ("unlink", "remove", "rmdir", "rename", "replace") and os.path.lexists(path):
+            self.nodes.pop(os.lstat(path).st_ino, None)  # what had this name goes; its number is given to another file
 
     def live(self, path):
         """The names as they are now: `(node, {name: live(...)})`, and None for a file."""

@@ -1,8 +1,8 @@
 """Opening a checkpoint runs nothing, follows nothing out of its directory and stays small; tokens are written nowhere.
 
-Each file of the corpus is opened in a process of its own, under an audit hook that Python calls before anything outside
-happens: processes, sockets, files, pickle's look-ups of classes. Whoever made the corpus also made its manifests: a hash
-is no proof of good will.
+The corpus is opened in a process of its own, under an audit hook that Python calls before anything outside happens:
+processes, sockets, files, pickle's look-ups of classes. Whoever made the corpus also made its manifests: a hash is no
+proof of good will.
 """
 
 import json
@@ -39,7 +39,7 @@ from trainwright.cli import main
 import trainwright.checkpoint.weights, trainwright.report.html
 
 events, watching = [], False
-FORBIDDEN = ("os.system", "subprocess.", "os.exec", "os.posix_spawn", "os.fork", "socket.", "pickle.find_class", "shutil.",
+FORBIDDEN = ("os.system", "subprocess.", "os.exec", "os.posix_spawn", "os.fork", "socket.", "pickle.find_class",
              "ctypes.dlopen", "urllib.")
 
 def hook(event, args):
@@ -49,7 +49,7 @@ def hook(event, args):
         path = os.fsdecode(args[0])
         if path.startswith("/dev/") or "outside" in os.path.basename(os.path.realpath(path)):
             events.append(["open", path])
-    elif event.startswith(FORBIDDEN) and not event.startswith("shutil."):
+    elif event.startswith(FORBIDDEN):
         events.append([event, repr(args)[:200]])
 
 def too_long(*_):
@@ -337,8 +337,7 @@ def test_a_token_stands_in_no_byte_that_is_written_or_printed(tmp_path, way):
     if way == "environment":
         environment["HF_TOKEN"] = CANARY
     done = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-c", SECRETIVE]
-        + [os.path.dirname(__file__), CANARY, str(tmp_path / "out"), way],
+        [sys.executable, "-c", SECRETIVE, os.path.dirname(__file__), CANARY, str(tmp_path / "out"), way],
         capture_output=True,
         env=environment,
         cwd=home,

@@ -149,7 +149,11 @@ def test_the_batch_size_is_halved_until_it_fits_and_the_run_equals_one_that_fitt
     model, small = TooLarge(limit=5), TooLarge(limit=5)
     options = {"num_train_epochs": 1, "save_strategy": "steps"}
     halved = make_trainer(
-        trainer={"model": model}, auto_find_batch_size=True, per_device_train_batch_size=16, **options
+        trainer={"model": model},
+        auto_find_batch_size=True,
+        auto_find_batch_size_mode="restart",
+        per_device_train_batch_size=16,
+        **options,
     )
     direct = make_trainer(trainer={"model": small}, per_device_train_batch_size=4, **options)
     halved.train(), direct.train()

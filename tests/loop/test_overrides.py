@@ -94,7 +94,8 @@ def too_large(make, line_model, **_):
                 raise torch.OutOfMemoryError("out of memory")
             return super().forward(x, labels)
 
-    make(trainer={"model": TooLarge()}, auto_find_batch_size=True, max_steps=1).train()
+    restart = {"auto_find_batch_size": True, "auto_find_batch_size_mode": "restart"}
+    make(trainer={"model": TooLarge()}, max_steps=1, **restart).train()
 
 
 def fp16(make, **_):

@@ -113,7 +113,8 @@ class NanAt(Trainer):
 
 @pytest.mark.parametrize("filtered", [True, False])
 def test_the_nan_filter_keeps_log_lines_finite(make_trainer, filtered):
-    trainer = make_trainer(cls=NanAt, max_steps=4, logging_steps=4, learning_rate=0.0, logging_nan_inf_filter=filtered)
+    options = {"max_steps": 4, "logging_steps": 4, "learning_rate": 0.0, "nonfinite": "ignore"}
+    trainer = make_trainer(cls=NanAt, logging_nan_inf_filter=filtered, **options)
     trainer.train()
     assert math.isfinite(losses(trainer)[0]) is filtered
 

@@ -45,7 +45,8 @@ class RunArguments(metaclass=ArgumentsMeta):
     )
     enable_jit_checkpoint: bool = option(
         False,
-        "Save a checkpoint when the machine announces its end (SIGTERM), so that preemption costs no finished step.",
+        "Save a checkpoint when the machine announces its end (SIGTERM). Part of save_on_signal; with "
+        "save_on_signal=False it catches SIGTERM alone.",
     )
     seed: int = option(
         42,

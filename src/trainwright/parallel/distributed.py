@@ -28,7 +28,6 @@ class DistributedStrategy(Strategy):
         self.scaler = accelerator.scaler
         self.num_processes = accelerator.num_processes
         self.process_index = accelerator.process_index
-        self.num_batches_at_once = 1 if args.accelerator_config.split_batches else self.num_processes
         self._ddp_kwargs = _ddp_arguments(args)
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
@@ -70,18 +69,45 @@ class DistributedStrategy(Strategy):
 
     @contextlib.contextmanager
     def staged_checkpoint(self, directory: str, step: int, position: dict[str, Any]) -> Iterator[str]:
-        """Process 0 stages and says where; all write there; it commits when the last one is done."""
-        if self.process_index == 0:
-            with super().staged_checkpoint(directory, step, position) as staging:
-                torch.distributed.broadcast_object_list([staging], src=0)
-                yield staging
-                self.barrier()
-        else:
-            where: list[Any] = [None]
-            torch.distributed.broadcast_object_list(where, src=0)
-            yield where[0]
-            self.barrier()
-        self.barrier()  # no process goes on before the checkpoint has its name
+        """Process 0 stages and says where; all write there; it commits when the last one is done. What fails in one
+        process fails in all, so that none waits for another that is gone.
+        """
+        stack, staging, error = contextlib.ExitStack(), None, None
+        try:
+            if self.process_index == 0:
+                staging = stack.enter_context(super().staged_checkpoint(directory, step, position))
+        except Exception as caught:
+            error = caught
+        where: list[Any] = [staging]
+        torch.distributed.broadcast_object_list(where, src=0)
+        if where[0] is not None:
+            try:
+                yield where[0]
+            except Exception as caught:
+                error = caught
+        failed = self._first_error(error)
+        try:
+            if failed is not None:
+                stack.__exit__(type(failed), failed, failed.__traceback__)  # process 0 removes what it staged
+            else:
+                stack.close()
+        except Exception as caught:
+            error = caught
+        failed = failed or self._first_error(error)
+        if failed is not None:
+            raise failed
+
+    def _first_error(self, error: Exception | None) -> Exception | None:
+        """The error of this process, else that of another; None where none failed. Waits for all."""
+        where = f"(in process {self.process_index})"
+        found: Exception | None = None
+        if isinstance(error, OSError):
+            found = OSError(error.errno, f"{error} {where}")
+        elif error is not None:
+            found = RuntimeError(f"{type(error).__name__}: {error} {where}")
+        of_all: list[Any] = [None] * self.num_processes
+        torch.distributed.all_gather_object(of_all, found)
+        return error or next((other for other in of_all if other is not None), None)
 
 
 def _ddp_arguments(args: Any) -> dict[str, Any]:
