@@ -136,15 +136,15 @@ def test_after_a_power_cut_at_any_moment_a_complete_checkpoint_is_found(tmp_path
 
     seen, resumed_from = set(), set()
     for number, (where, *trees) in enumerate(disk.cuts):
+        promised = max((step for before, step in finished if before <= number), default=0)
         for tree in trees:
-            key = key_of(tree)
+            key = promised, key_of(tree)
             if key in seen:
                 continue
             seen.add(key)
             shutil.rmtree(tmp_path / "after", ignore_errors=True)
             rebuild(tree, tmp_path / "after")
             after = tmp_path / "after" / "project" / "out"
-            promised = max((step for before, step in finished if before <= number), default=0)
             assert max(complete_steps(after) if after.exists() else [], default=0) >= promised, where
             if promised:
                 found = find_resumable(after, is_explicit=False)

@@ -28,6 +28,7 @@ class DistributedStrategy(Strategy):
         self.scaler = accelerator.scaler
         self.num_processes = accelerator.num_processes
         self.process_index = accelerator.process_index
+        self.num_batches_at_once = 1 if args.accelerator_config.split_batches else self.num_processes
         self._ddp_kwargs = _ddp_arguments(args)
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
