@@ -45,6 +45,7 @@ from trainwright.checks import (
     sharding_error,
 )
 from trainwright.data import columns, from_args, loaders, position
+from trainwright.data.restart import RestartingIterator
 from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import predict, rehearsal
 from trainwright.evaluation.loop import LoopSettings, run_evaluation
@@ -968,14 +969,27 @@ class Trainer:
         return learning_rate, grad_norm
 
     def _iterate_from(self, train_dataloader: DataLoader[Any], num_micro_batches: int) -> Iterator[Any]:
-        """An iterator over an epoch that starts after `num_micro_batches`, without fetching what it skips
-        where it can.
+        """An iterator over an epoch that starts after `num_micro_batches`, without fetching what it skips where it can;
+        with workers, one that replaces those that are lost.
         """
-        size = self._samples_per_micro_batch()
-        loader, num_left = position.seek(train_dataloader, num_micro_batches * size + self._samples_ahead, size)
-        iterator: Iterator[Any] = iter(loader)
-        position.discard_batches(iterator, num_left)
-        return iterator
+        size, seen = self._samples_per_micro_batch(), self._samples_ahead
+
+        def begin(num_given: int = 0, alone: bool = False) -> Iterator[Any]:
+            num_samples = (num_micro_batches + num_given) * size + seen
+            source = position.with_one_worker(train_dataloader) if alone else train_dataloader
+            loader, num_left = position.seek(source, num_samples, size)
+            iterator: Iterator[Any] = iter(loader)
+            position.discard_batches(iterator, num_left)
+            return iterator
+
+        if not getattr(train_dataloader, "num_workers", 0):
+            return begin()
+
+        def describe(num_given: int) -> str:
+            first = (num_micro_batches + num_given) * size + seen
+            return position.describe(train_dataloader, first, size, self._epoch)
+
+        return RestartingIterator(begin, describe, self._epoch_start_generators)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -80,7 +80,10 @@ def run(model, directory, dataset, collator, resume=None, **arguments):
         "save_steps": 1,
         **arguments,
     }
-    trainer = Trainer(model, TrainingArguments(**values), train_dataset=dataset, data_collator=collator)
+    held_out = Noisy(6) if "eval_strategy" in values else None
+    trainer = Trainer(
+        model, TrainingArguments(**values), train_dataset=dataset, eval_dataset=held_out, data_collator=collator
+    )
     trainer.train(resume_from_checkpoint=resume)
     lines = [
         {k: v for k, v in line.items() if k in ("loss", "grad_norm", "step")} for line in trainer.state.log_history
@@ -103,26 +106,44 @@ LOADERS = {
 }
 
 
-@pytest.mark.parametrize("at", (0, 1, 2))
-@pytest.mark.parametrize("accumulation", ACCUMULATION)
-@pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("order", ["random", "sequential", "group_by_length"])
-def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(line_model, tmp_path, at, accumulation, loader, order):
+def assert_resume_is_exact(line_model, tmp_path, at, accumulation, loader, order, **more):
     *workers, collator = LOADERS[loader]
-    settings = {"gradient_accumulation_steps": accumulation, "train_sampling_strategy": order}
+    settings = {"gradient_accumulation_steps": accumulation, "train_sampling_strategy": order, **more}
     whole = run(line_model(dropout=0.2), tmp_path, Noisy(), collator(), dataloader_num_workers=workers[0], **settings)
-    checkpoint = tmp_path / f"checkpoint-{PLACES[accumulation][at]}"
     resumed = run(
         line_model(dropout=0.2, seed=9),
         tmp_path / "resumed",
         Noisy(),
         collator(),
-        resume=str(checkpoint),
+        resume=str(tmp_path / f"checkpoint-{PLACES[accumulation][at]}"),
         dataloader_num_workers=workers[1],
         **settings,
     )
     assert all(map(torch.equal, whole[0], resumed[0]))
     assert whole[1] == resumed[1]
+
+
+@pytest.mark.parametrize("at", (0, 1, 2))
+@pytest.mark.parametrize("accumulation", ACCUMULATION)
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("order", ["random", "sequential", "group_by_length"])
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(line_model, tmp_path, at, accumulation, loader, order):
+    assert_resume_is_exact(line_model, tmp_path, at, accumulation, loader, order)
+
+
+@pytest.mark.parametrize("at", (0, 1, 2))
+@pytest.mark.parametrize("accumulation", ACCUMULATION)
+@pytest.mark.parametrize("loader", ["no workers", "own generator"])
+@pytest.mark.parametrize("order", ["random", "group_by_length"])
+@pytest.mark.parametrize("logging_steps", [1, 2])
+@pytest.mark.parametrize(
+    "more",
+    [{"bf16": True}, {"eval_strategy": "steps", "eval_steps": 2}, {"lr_scheduler_type": "cosine", "warmup_steps": 2}],
+    ids=["bf16", "evaluated in between", "cosine"],
+)
+def test_so_it_is_with_other_settings(line_model, tmp_path, at, accumulation, loader, order, logging_steps, more):
+    more = {**more, "logging_steps": logging_steps}
+    assert_resume_is_exact(line_model, tmp_path, at, accumulation, loader, order, **more)
 
 
 @pytest.mark.parametrize("at", [2, 7, 9])

@@ -28,6 +28,11 @@ class SafetyArguments(RunArguments):
         "parts, whose gradients add up to the same update, and keep to that size. 'restart': start the run again with "
         "per_device_train_batch_size halved, which makes every update smaller.",
     )
+    dataloader_timeout: float = option(
+        0.0,
+        "Seconds that a loader worker may take for a batch before it counts as hung and is replaced. 0: it may take as "
+        "long as it likes.",
+    )
     save_on_signal: bool = option(
         True,
         "On SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 finish the step, write a checkpoint, and end the process; Ctrl-C twice "
@@ -53,5 +58,6 @@ class SafetyArguments(RunArguments):
     def _settle_safety(self) -> None:
         check_choice(self, "nonfinite", ("raise", "skip", "rollback", "ignore"))
         check_number(self, "max_save_failures", 1, whole=True)
+        check_number(self, "dataloader_timeout", 0)
         check_choice(self, "auto_find_batch_size_mode", ("split", "restart"))
         check_number(self, "exit_code_on_signal", 0, 255, whole=True, optional=True)

@@ -154,6 +154,7 @@ def loader_for(
         else None,
         multiprocessing_context=args.dataloader_multiprocessing_context,
         in_order=args.dataloader_in_order,
+        timeout_s=args.dataloader_timeout if is_training else 0,
         generator=None if is_training else torch.Generator().manual_seed(args.seed),
         seed=data_seed(args) if is_training else None,
     )

@@ -56,6 +56,7 @@ def build_dataloader(
     worker_init_fn: Callable[[int], None] | None = None,
     multiprocessing_context: Any = None,
     in_order: bool = True,
+    timeout_s: float = 0,
     generator: torch.Generator | None = None,
     seed: int | None = None,
 ) -> DataLoader[Any]:
@@ -84,6 +85,7 @@ def build_dataloader(
         "worker_init_fn": worker_init_fn if num_workers else None,
         "multiprocessing_context": multiprocessing_context,
         "in_order": in_order,
+        "timeout": timeout_s if num_workers else 0,
         "generator": generator,
     }
     if isinstance(dataset, IterableDataset):

@@ -276,3 +276,25 @@ def _num_shares(dataloader: Any, batch_size: int) -> int:
     """How many processes share a batch of `batch_size`, by the batch size of this process's loader."""
     own = getattr(dataloader, "batch_size", None) or getattr(dataloader.batch_sampler, "batch_size", None) or batch_size
     return max(1, batch_size // int(own))
+
+
+def with_one_worker(dataloader: Any) -> Any:
+    """The same loader with one worker that makes one batch at a time. The parts of both are shared."""
+    inner = getattr(dataloader, "dataset", None)
+    if isinstance(inner, IterableDataset):
+        return dataloader  # workers share a stream out among them, so their number decides its order
+    return _with(dataloader, num_workers=1, prefetch_factor=1, persistent_workers=False)
+
+
+def describe(dataloader: Any, first: int, num_samples: int, epoch: int) -> str:
+    """Words for the batch that begins at place `first` of an epoch: its places, and the samples where an order names
+    them. Reads the order, not the data.
+    """
+    place = f"samples {first} to {first + num_samples - 1} of epoch {epoch}"
+    sampler = None if isinstance(getattr(dataloader, "dataset", None), IterableDataset) else _seekable(dataloader)
+    if sampler is None:
+        return place
+    start_before, sampler.start = sampler.start, first
+    indices = [index for index, _ in zip(iter(sampler), range(num_samples))]
+    sampler.start = start_before
+    return f"{place}, which have the indices {indices}"

@@ -1,6 +1,7 @@
 """Which checkpoints there are, and which may go."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -151,6 +152,27 @@ def test_cleaning_up_brings_back_what_was_moved_aside(tmp_path):
     dead = dead_pid()
     os.rename(tmp_path / "checkpoint-20", tmp_path / f".checkpoint-20.replaced-{dead}")
     (tmp_path / f".checkpoint-20.staged-{dead}").mkdir()
+    clean_up_staging(tmp_path)
+    assert os.listdir(tmp_path) == ["checkpoint-20"]
+    assert problems(tmp_path / "checkpoint-20") == []
+
+
+def test_a_process_that_began_after_a_left_over_only_has_its_number(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    left = tmp_path / f".checkpoint-20.staged-{process.pid}"
+    left.mkdir()
+    clean_up_staging(tmp_path)
+    assert left.is_dir()  # it runs, and can have made it
+    os.utime(left, (1e9, 1e9))  # in 2001
+    clean_up_staging(tmp_path)
+    assert not left.exists()
+    process.communicate(b"\n")
+
+
+def test_cleaning_up_replaces_a_broken_checkpoint_by_the_complete_one_that_was_staged_for_it(tmp_path):
+    make(tmp_path, 20)
+    shutil.copytree(tmp_path / "checkpoint-20", tmp_path / f".checkpoint-20.staged-{dead_pid()}")
+    (tmp_path / "checkpoint-20" / "model.safetensors").unlink()
     clean_up_staging(tmp_path)
     assert os.listdir(tmp_path) == ["checkpoint-20"]
     assert problems(tmp_path / "checkpoint-20") == []

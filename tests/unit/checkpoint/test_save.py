@@ -15,7 +15,7 @@ from trainwright.checkpoint import save
 from trainwright.checkpoint.layout import clean_up_staging, get_last_checkpoint
 from trainwright.checkpoint.load import load_loop_state, load_rng
 from trainwright.checkpoint.manifest import problems, read_manifest
-from trainwright.checkpoint.save import save_loop_state, save_rng, save_scheduler, save_training_args, staged
+from trainwright.checkpoint.save import replacing, save_loop_state, save_rng, save_scheduler, save_training_args, staged
 
 # Every call of the operating system that changes what a crash leaves behind.
 CALLS = [(os, "fsync"), (os, "rename"), (os, "mkdir"), (os, "remove"), (os, "rmdir"), (os, "unlink")]
@@ -148,6 +148,41 @@ def test_a_copy_that_breaks_off_is_no_checkpoint(tmp_path, monkeypatch):
         write(tmp_path, 2, b"new")
     assert get_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
     assert problems(tmp_path / "checkpoint-2") == ["copying it into place was never finished"]
+
+
+def write_model(directory, name, content):
+    with replacing(directory) as folder:
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(content)
+        assert content_of_directory(directory).get(name) != content  # not before the block ends
+
+
+def content_of_directory(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def test_a_model_replaces_the_older_one_and_leaves_other_files_alone(tmp_path):
+    (tmp_path / "notes.txt").write_bytes(b"mine")
+    write_model(tmp_path, "model.safetensors", b"old")
+    write_model(tmp_path, "model.safetensors", b"new")
+    assert content_of_directory(tmp_path) == {"model.safetensors": b"new", "notes.txt": b"mine"}
+    assert sorted(os.listdir(tmp_path)) == ["model.safetensors", "notes.txt"]
+
+
+def test_weights_of_another_name_do_not_stay_to_be_taken_for_the_new_ones(tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"adapter")
+    write_model(tmp_path, "model.safetensors", b"old")
+    write_model(tmp_path, "pytorch_model.bin", b"new")
+    assert content_of_directory(tmp_path) == {"pytorch_model.bin": b"new", "adapter_model.safetensors": b"adapter"}
+
+
+def test_a_model_that_cannot_be_written_leaves_the_older_one(tmp_path):
+    write_model(tmp_path, "model.safetensors", b"old")
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path) as folder:
+        (tmp_path / folder / "model.safetensors").write_bytes(b"half")
+        _ = 1 / 0
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+    assert content_of_directory(tmp_path) == {"model.safetensors": b"old"}
 
 
 def test_random_numbers_go_on_where_they_were_saved(tmp_path):
