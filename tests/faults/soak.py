@@ -1,6 +1,6 @@
 """Kill one run with SIGKILL at random moments, again and again; it must end bit for bit where the undisturbed run ends.
 
-    python tests/faults/soak.py --kills 1000        # about ten minutes; --seed for other moments
+    python tests/faults/soak.py --kills 1000        # a few minutes; --seed for other moments
 
 Unlike the sweeps, a signal arrives anywhere: inside a write of C++ code, between two steps, while resuming. Each life
 of the run is a forked child that resumes from the newest good checkpoint, or starts where there is none. A run that
