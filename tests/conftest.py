@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -45,6 +47,15 @@ class LineModel(nn.Module):
         if labels is not None:
             outputs = {"loss": ((prediction - labels) ** 2).mean(), **outputs}
         return outputs
+
+
+@pytest.fixture(autouse=True)
+def own_log_level() -> Iterator[None]:
+    """A Trainer sets the level of the package's logger, which must not reach the next test."""
+    package = logging.getLogger("trainwright")
+    level = package.level
+    yield
+    package.setLevel(level)
 
 
 @pytest.fixture

@@ -63,26 +63,14 @@ def _add(
 
 
 def list_checkpoints(options: argparse.Namespace) -> int:
-    from trainwright.checkpoint.layout import sort_checkpoints
+    from trainwright.checkpoint.best import list_run
     from trainwright.report.plan_table import plan_table
-    from trainwright.state import TrainerState
 
-    directories = sort_checkpoints(options.path)
-    if not directories:
-        print(f"{options.path} holds no {CHECKPOINT_PREFIX}-N directory.", file=sys.stderr)
+    found = list_run(options.path) if os.path.isdir(options.path) else []
+    if not found:
+        print(f"{options.path} holds no {CHECKPOINT_PREFIX}-N directory of a Trainer.", file=sys.stderr)
         return 1
-    best = TrainerState.load_from_json(os.path.join(directories[-1], TRAINER_STATE_NAME)).best_global_step
-    rows = []
-    for directory in directories:
-        name = os.path.basename(directory)
-        size = sum(os.path.getsize(os.path.join(root, file)) for root, _, files in os.walk(directory) for file in files)
-        marks = [
-            mark
-            for mark, holds in (("last", directory == directories[-1]), ("best", name.endswith(f"-{best}")))
-            if holds
-        ]
-        rows.append((name, f"{size / 2**20:.1f} MiB  {' '.join(marks)}".rstrip()))
-    print(plan_table(rows))
+    print(plan_table([(one.name, f"{one.num_bytes / 2**20:.1f} MiB  {' '.join(one.marks)}".rstrip()) for one in found]))
     return 0
 
 

@@ -167,6 +167,9 @@ def restore_callbacks(handler: CallbackHandler, saved: dict[str, Any], *, replac
         if replace:
             handler.callbacks[number] = type(callback).from_state(own)
         else:
+            # Only what the callback itself calls its state: a file must not choose which attributes are set.
+            known = callback.state().get("attributes", {})
             for attribute, value in own.get("attributes", {}).items():
-                setattr(callback, attribute, value)
+                if attribute in known:
+                    setattr(callback, attribute, value)
     handler.refresh_listeners()

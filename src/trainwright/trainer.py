@@ -35,6 +35,7 @@ from trainwright.checkpoint import best, layout, trouble
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
+from trainwright.checkpoint.manifest import problems
 from trainwright.checks import (
     check_given,
     check_label_names,
@@ -1885,7 +1886,11 @@ class Trainer:
         """
         output_dir = output_dir or self._output_dir
         if self.args.should_save:
-            self._save(output_dir)
+            if _internal_call:  # into a checkpoint, which is staged already
+                self._save(output_dir)
+            else:
+                with checkpoint_save.replacing(output_dir) as staging:
+                    self._save(staging)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -1959,6 +1964,12 @@ class Trainer:
         if path is None:
             logger.warning(
                 "The best checkpoint, %s, is gone; the model keeps its last weights.", self.state.best_model_checkpoint
+            )
+            return
+        damage = problems(path)
+        if damage:
+            logger.warning(
+                "THE BEST CHECKPOINT %s IS DAMAGED; the model keeps its last weights: %s.", path, "; ".join(damage)
             )
             return
         logger.info("Loading the best model, from %s (score: %s).", path, self.state.best_metric)
