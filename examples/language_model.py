@@ -52,7 +52,7 @@ class DemoTrainingArguments(TrainingArguments):
     """The library's arguments, with defaults for two minutes on two cores."""
 
     output_dir: str | None = "demo-output"
-    max_steps: int = 1500
+    max_steps: int = 1200
     per_device_train_batch_size: int = 4  # small batches learn more per byte, and a CPU is no slower with them
     per_device_eval_batch_size: int = 16
     learning_rate: float = 4e-3
