@@ -16,7 +16,7 @@ from trainwright.data.from_args import check_train_dataset
 from trainwright.evaluation.rehearsal import check_metric_name
 from trainwright.interop import models
 from trainwright.interop.signatures import accepts
-from trainwright.names import closest
+from trainwright.names import DebugOption, closest
 
 
 def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
@@ -59,6 +59,16 @@ def _check_engine(args: Any) -> None:
     for name in ("fsdp", "deepspeed", "parallelism_config"):
         if getattr(args, name, None):
             raise sharding_error(name)
+    asked = {
+        "half_precision_backend": "apex" if args.half_precision_backend == "apex" else None,
+        "use_ipex": args.use_ipex,
+        "tpu_num_cores": args.tpu_num_cores,
+        "mp_parameters": args.mp_parameters,
+        "debug": "tpu_metrics_debug" if DebugOption.TPU_METRICS_DEBUG in args.debug else None,
+    }
+    for name, value in asked.items():
+        if value:
+            raise ValueError(f"{name}={value!r} needs an engine that is not in this release. Leave it out.")
 
 
 def sharding_error(name: str) -> ValueError:

@@ -60,6 +60,7 @@ from trainwright.loss import LabelSmoother, count_items, loss_of
 from trainwright.memory import CannotRetry, EvaluationBatches, MicroBatches, find_executable_batch_size
 from trainwright.names import (
     TRAINER_STATE_NAME,
+    DebugOption,
     HPSearchBackend,
     HubStrategy,
     ParallelMode,
@@ -72,6 +73,7 @@ from trainwright.optim import lomo
 from trainwright.optim import registry as optim_registry
 from trainwright.optim.layerwise import LayerWiseDummyOptimizer
 from trainwright.outputs import BestRun, EvalLoopOutput, PredictionOutput, TrainOutput
+from trainwright.overflow import OverflowWatch
 from trainwright.parallel import mesh
 from trainwright.parallel.accelerator import accelerator_arguments, build_accelerator
 from trainwright.parallel.strategy import Strategy
@@ -209,6 +211,7 @@ class Trainer:
         # another batch size).
         self._epoch, self._micro_batches_in_epoch, self._samples_ahead = 0, 0, 0
         self._parameters: list[nn.Parameter] = []
+        self._overflow_watch: OverflowWatch | None = None
         self._interrupt = Interrupt()
         self._saved_step = 0  # the last step with nothing to lose: it has a checkpoint, or the run began there
         self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
@@ -461,6 +464,7 @@ class Trainer:
             return self._run_interruptible(run, trial)
         finally:
             self.is_in_train = False
+            self._watch_for_overflow(False)
             if self._guard is not None:
                 self._guard.close()
                 self._guard = None
@@ -724,6 +728,7 @@ class Trainer:
     ) -> tuple[nn.Module, DataLoader[Any]]:
         """Build optimizer and schedule, wrap the model, and put a checkpoint's state into them."""
         check_something_to_train(self.model)
+        self._watch_for_overflow(DebugOption.UNDERFLOW_OVERFLOW in self.args.debug)
         self._restore_after_training = models.prepare_for_training(self.model, self.args)
         if self.args.neftune_noise_alpha is not None:
             self._activate_neftune(self.model)
@@ -755,6 +760,12 @@ class Trainer:
             self._training_step = functools.partial(self._training_step_that_fits, self._training_step)
         self._set_training_mode(model, True)
         return model, train_dataloader
+
+    def _watch_for_overflow(self, wanted: bool) -> None:
+        """Start, or end, the watch of `debug="underflow_overflow"`."""
+        if self._overflow_watch is not None:
+            self._overflow_watch.close()
+        self._overflow_watch = OverflowWatch(self.model) if wanted else None
 
     def _build_guard(self) -> NonFiniteGuard | None:
         """What looks for NaN and infinity before the optimizer. None with "ignore", and in fp16, whose scaler does."""

@@ -32,7 +32,9 @@ class EvaluationArguments(RunArguments):
         True, "Join predictions and labels into one array. False: a list with one entry per batch."
     )
     eval_use_gather_object: bool | None = option(
-        False, "Collect any Python object from the other processes, not just tensors. Slow: everything is pickled."
+        False,
+        "Collect any Python object from the other processes, not just tensors. Objects are recognised, so they are "
+        "collected without it too. Slow: everything is pickled.",
     )
     batch_eval_metrics: bool = option(
         False, "Call compute_metrics on each batch instead of keeping all predictions; it must accept `compute_result`."
