@@ -1,0 +1,77 @@
+"""Owns: what a task script is told about its model and its data, and how long values become samples.
+
+Leaves to others: reading the data (`sources.py`), loading the model (`models.py`), training (`TrainingArguments`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from trainwright.argparser import HfArgumentParser
+from trainwright.args.checks import check_number
+from trainwright.args.options import option
+
+
+@dataclass
+class ModelArguments:
+    """The model."""
+
+    model_name_or_path: str = option(help="Directory of a saved model, or a name on the model hub.")
+    config_name: str | None = option(None, "Directory or hub name of another configuration. None: the model's.")
+    tokenizer_name: str | None = option(
+        None, "Directory or hub name of another tokenizer, image processor or feature extractor. None: the model's."
+    )
+    cache_dir: str | None = option(None, "Where what comes from the hub is kept. None: the hub's own cache.")
+    model_revision: str = option("main", "Branch, tag or commit on the hub.")
+    trust_remote_code: bool = option(
+        False, "Run Python code that comes with a hub model. It runs with your rights: read it first."
+    )
+    from_scratch: bool = option(False, "Start from random weights of the same configuration instead of the saved ones.")
+    ignore_mismatched_sizes: bool = option(
+        False, "Replace a head that was trained for another number of labels by a new one, instead of an error."
+    )
+
+
+@dataclass
+class DataArguments:
+    """The data."""
+
+    dataset_name: str | None = option(None, "Name on the hub, or directory, of a data set. Or give files.")
+    dataset_config_name: str | None = option(None, "Configuration of the data set, such as a language.")
+    train_file: str | None = option(None, "Training data: a csv, tsv, json, jsonl, txt or parquet file.")
+    validation_file: str | None = option(None, "Validation data, of the same kind.")
+    test_file: str | None = option(None, "Data to predict, of the same kind.")
+    validation_split_percentage: int = option(
+        0, "Share of the training data, in percent, held out as validation data where there is none. 0: none."
+    )
+    max_train_samples: int | None = option(None, "Use the first so many training samples only: for a trial run.")
+    max_eval_samples: int | None = option(None, "The same for validation samples.")
+    max_predict_samples: int | None = option(None, "The same for samples to predict.")
+    preprocessing_num_workers: int | None = option(None, "Processes that prepare the data. None: this one alone.")
+    overwrite_cache: bool = option(False, "Prepare the data anew even where an earlier run has done so.")
+    plan: bool = option(False, "Show what would be done with which data and model, and end without training.")
+
+    def __post_init__(self) -> None:
+        check_number(self, "validation_split_percentage", 0, 99, whole=True)
+        for name in ("max_train_samples", "max_eval_samples", "max_predict_samples", "preprocessing_num_workers"):
+            check_number(self, name, 1, whole=True, optional=True)
+        for name in ("train_file", "validation_file", "test_file"):
+            path = getattr(self, name)
+            if path is not None and not os.path.exists(path):
+                raise FileNotFoundError(f"{name}={path!r} does not exist (seen from {os.getcwd()}).")
+
+
+def parse(dataclass_types: Any, description: str | None, arguments: list[str] | None = None) -> tuple[Any, ...]:
+    """The dataclasses from the command line, where a .json or .yaml file may come first and flags override it.
+
+    A wrong value ends the program with one line and exit code 2, without a traceback: nothing has been done yet.
+    """
+    parser = HfArgumentParser(dataclass_types, description=(description or "").split("\n")[0])
+    try:
+        return parser.parse_args_into_dataclasses(args=arguments)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

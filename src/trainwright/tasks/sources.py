@@ -1,0 +1,144 @@
+"""Training, validation and test data, from local files, folders or the hub, and the place where each row came from.
+
+Owns: `Split` and `load_splits`. Leaves to others: whether the rows are right (`checks.py`), what becomes of them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from trainwright.interop.optional import require
+from trainwright.names import closest
+from trainwright.tasks.arguments import DataArguments
+from trainwright.tasks.errors import DataError
+
+# Suffix of a file -> builder of `datasets`, and its arguments.
+FILE_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".txt": ("text", {}),
+    ".parquet": ("parquet", {}),
+}
+SPLITS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
+_HUB_NAMES = {"validation": ("validation", "valid", "val", "dev", "validation_matched"), "test": ("test",)}
+
+
+@dataclass
+class Split:
+    """One part of the data. `rows` is a `datasets.Dataset`; `origin` is the file or data set it came from."""
+
+    name: str
+    rows: Any
+    origin: str
+
+    def place(self, index: int) -> str:
+        """Words for row `index` (from 0), as a person finds it: `train.csv, row 3 (line 4)`."""
+        suffix = os.path.splitext(self.origin)[1].lower()
+        row = f"{self.origin}, row {index + 1}"
+        if suffix in (".csv", ".tsv"):
+            return f"{row} (line {index + 2}, unless texts hold line breaks)"  # the header is line 1
+        return f"{row} (line {index + 1})" if suffix in (".jsonl", ".txt") else row
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def with_rows(self, rows: Any) -> Split:
+        """The same part with other rows, in the same order."""
+        return Split(self.name, rows, self.origin)
+
+
+def load_splits(data: DataArguments, *, needs: tuple[str, ...] = (), folder: str | None = None) -> dict[str, Split]:
+    """The parts of the data that are there, by name: "train", "validation", "test".
+
+    `needs`: parts that the run cannot do without. `folder`: kind of directory that `dataset_name` may be, "imagefolder"
+    or "audiofolder"; a directory saved by `datasets.save_to_disk` is recognised by itself.
+    Where `validation_split_percentage` is set and there is no validation part, it is cut from the training part.
+    Raises DataError that names the argument to give.
+    """
+    datasets = require("datasets", "Reading training data", extra="datasets")
+    files = {name: getattr(data, argument) for name, argument in SPLITS.items() if getattr(data, argument)}
+    if files and data.dataset_name:
+        raise DataError(f"dataset_name={data.dataset_name!r} and files ({', '.join(files.values())}): keep one.")
+    if files:
+        splits = {name: _from_file(datasets, name, path) for name, path in files.items()}
+    elif data.dataset_name:
+        splits = _from_name(datasets, data, folder)
+    else:
+        raise DataError("There is no data: give --train_file, --validation_file or --test_file, or --dataset_name.")
+    if "validation" not in splits and data.validation_split_percentage and "train" in splits:
+        _hold_out(splits, data.validation_split_percentage)
+    limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_predict_samples}
+    for name, split in splits.items():
+        if len(split) == 0:
+            raise DataError(f"{split.origin} ({name}) has no row.")
+        limit = limits[name]
+        if limit is not None and limit < len(split):
+            splits[name] = split.with_rows(split.rows.select(range(limit)))
+    for name in needs:
+        if name not in splits:
+            hint = " or --validation_split_percentage" if name == "validation" else ""
+            raise DataError(f"This run needs {name} data: give --{SPLITS[name]}{hint}. There is: {', '.join(splits)}.")
+    return splits
+
+
+def _from_file(datasets: Any, name: str, path: str) -> Split:
+    if os.path.isdir(path):
+        raise DataError(f"{SPLITS[name]}={path!r} is a directory. Give a file, or the directory as --dataset_name.")
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in FILE_KINDS:
+        known = sorted(FILE_KINDS)
+        raise DataError(f"{SPLITS[name]}={path!r} is none of {known}.{closest(suffix, known)}")
+    kind, options = FILE_KINDS[suffix]
+    try:
+        rows = datasets.load_dataset(kind, data_files={name: path}, split=name, **options)
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as {kind}: {_root(error)}") from error
+    return Split(name, rows, path)
+
+
+def _from_name(datasets: Any, data: DataArguments, folder: str | None) -> dict[str, Split]:
+    name = str(data.dataset_name)
+    if os.path.isdir(name) and any(os.path.exists(os.path.join(name, one)) for one in _SAVED):
+        found = datasets.load_from_disk(name)
+    elif os.path.isdir(name) and folder is not None:
+        found = datasets.load_dataset(folder, data_dir=name)
+    else:
+        found = datasets.load_dataset(name, data.dataset_config_name)
+    if not hasattr(found, "column_names") or not isinstance(found.column_names, dict):
+        found = {"train": found}
+    splits = {"train": Split("train", found["train"], f"{name} (train)")} if "train" in found else {}
+    for part, spellings in _HUB_NAMES.items():
+        spelling = next((one for one in spellings if one in found), None)
+        if spelling is not None:
+            splits[part] = Split(part, found[spelling], f"{name} ({spelling})")
+    if not splits:
+        raise DataError(
+            f"dataset_name={name!r} has the parts {list(found)}, but none called train, validation or test."
+        )
+    return splits
+
+
+_SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
+
+
+def _hold_out(splits: dict[str, Split], percentage: int) -> None:
+    train = splits["train"]
+    number = len(train) * percentage // 100
+    if number == 0:
+        raise DataError(
+            f"validation_split_percentage={percentage} of the {len(train)} rows of {train.origin} is no row: give more."
+        )
+    # From the end, unshuffled: rows keep their places in the file, and neighbours (of one document) stay together.
+    cut = len(train) - number
+    splits["validation"] = Split("validation", train.rows.select(range(cut, len(train))), f"end of {train.origin}")
+    splits["train"] = train.with_rows(train.rows.select(range(cut)))
+
+
+def _root(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
