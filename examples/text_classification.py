@@ -6,8 +6,8 @@
         --validation_file valid.csv --do_train --do_eval --output_dir out
     python examples/text_classification.py settings.yaml --plan
 
-Own data: columns "sentence" or "text" (a second text in "sentence2"), and "label": a word or number; a list or
-"a|b" (see --label_separator) for several labels; a real number for regression. For XNLI: --task_name xnli --language de.
+Own data: columns "sentence" or "text" (a second text in "sentence2"), and "label": a word or number; a list or "a|b"
+(see --label_separator) for several labels; a real number for regression. XNLI: --task_name xnli --language de.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from trainwright.tasks.arguments import DataArguments, ModelArguments, parse
 from trainwright.tasks.classification import HUB_NAMES, metric_for, task_columns
 from trainwright.tasks.errors import as_script
 
+USUAL_TEXTS = ("sentence", "text", "sentence1", "premise", "question")
 PROBLEM_TYPES = {
     "single": "single_label_classification",
     "several": "multi_label_classification",
@@ -66,10 +67,9 @@ def read(data: TextDataArguments, args: TrainingArguments) -> dict[str, sources.
 
 
 def text_columns(data: TextDataArguments, split: sources.Split) -> list[str]:
-    usual = task_columns(data.task_name) if data.task_name else ("sentence", "text", "sentence1", "premise", "question")
-    first = checks.pick_column(
-        split, "text_column", data.text_column, usual[:1] if data.task_name else usual, "the text"
-    )
+    usual = task_columns(data.task_name) if data.task_name else USUAL_TEXTS
+    names = usual[:1] if data.task_name else usual
+    first = checks.pick_column(split, "text_column", data.text_column, names, "the text")
     second = data.second_text_column
     if second is None:
         candidates = usual[1:] if data.task_name else ("sentence2", "hypothesis")

@@ -1,4 +1,4 @@
-"""Tiny models and tokenizers, saved to a directory as a user would have them: built from configs, nothing downloaded."""
+"""Tiny models and tokenizers, saved to a directory as a user would have them: built from configs, not downloaded."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ def words_tokenizer(texts: list[str], directory: Path, **special: str) -> object
 
 def tiny_bert(directory: Path, texts: list[str]) -> Path:
     """A BERT with random weights and its tokenizer, in `directory`."""
+    import torch
     from transformers import BertConfig, BertModel
 
     tokenizer = words_tokenizer(texts, directory)
@@ -63,5 +64,6 @@ def tiny_bert(directory: Path, texts: list[str]) -> Path:
         max_position_embeddings=64,
         pad_token_id=tokenizer.pad_token_id,
     )
+    torch.manual_seed(0)
     BertModel(config).save_pretrained(directory)
     return directory

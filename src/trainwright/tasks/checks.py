@@ -24,15 +24,16 @@ def pick_column(split: Split, argument: str, given: str | None, usual: Sequence[
     if given is not None:
         if given not in names:
             raise DataError(
-                f"{split.origin} has no column {given!r} ({argument}, {purpose}); it has {names}.{closest(given, names)}"
+                f"{split.origin} has no column {given!r} ({argument}, {purpose}); it has {names}."
+                f"{closest(given, names)}"
             )
         return given
     for name in usual:
         if name in names:
             return name
     raise DataError(
-        f"{split.origin} has no column for {purpose}: it has {names}, and none is called {' or '.join(map(repr, usual))}. "
-        f"Name it with --{argument}."
+        f"{split.origin} has no column for {purpose}: it has {names}, and none is called "
+        f"{' or '.join(map(repr, usual))}. Name it with --{argument}."
     )
 
 
