@@ -20,7 +20,7 @@ def example(name: str) -> ModuleType:
     return sys.modules[name]
 
 
-def words_tokenizer(texts: list[str], directory: Path, **special: str) -> object:
+def words_tokenizer(texts: list[str], directory: Path, post_process: bool = True, **special: str) -> object:
     """A tokenizer of whole words that occur in `texts`, saved to `directory`; unknown words become [UNK]."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -39,11 +39,12 @@ def words_tokenizer(texts: list[str], directory: Path, **special: str) -> object
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.normalizer = normalizers.Lowercase()
     cls, sep = names["cls_token"], names["sep_token"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}",
-        pair=f"{cls} $A {sep} $B:1 {sep}:1",
-        special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])],
-    )
+    if post_process:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B:1 {sep}:1",
+            special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])],
+        )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names)
     fast.save_pretrained(directory)
     return fast

@@ -6,6 +6,7 @@ Owns: `Split` and `load_splits`. Leaves to others: whether the rows are right (`
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ FILE_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ".txt": ("text", {}),
     ".parquet": ("parquet", {}),
 }
+Reader = Callable[[str], dict[str, list[Any]]]
 SPLITS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
 _HUB_NAMES = {"validation": ("validation", "valid", "val", "dev", "validation_matched"), "test": ("test",)}
 
@@ -51,11 +53,18 @@ class Split:
         return Split(self.name, rows, self.origin)
 
 
-def load_splits(data: DataArguments, *, needs: tuple[str, ...] = (), folder: str | None = None) -> dict[str, Split]:
+def load_splits(
+    data: DataArguments,
+    *,
+    needs: tuple[str, ...] = (),
+    folder: str | None = None,
+    readers: dict[str, Reader] | None = None,
+) -> dict[str, Split]:
     """The parts of the data that are there, by name: "train", "validation", "test".
 
     `needs`: parts that the run cannot do without. `folder`: kind of directory that `dataset_name` may be, "imagefolder"
-    or "audiofolder"; a directory saved by `datasets.save_to_disk` is recognised by itself.
+    or "audiofolder"; a directory saved by `datasets.save_to_disk` is recognised by itself. `readers`: functions from a
+    path to columns, by suffix, for files that `datasets` cannot read.
     Where `validation_split_percentage` is set and there is no validation part, it is cut from the training part.
     Raises DataError that names the argument to give.
     """
@@ -64,7 +73,7 @@ def load_splits(data: DataArguments, *, needs: tuple[str, ...] = (), folder: str
     if files and data.dataset_name:
         raise DataError(f"dataset_name={data.dataset_name!r} and files ({', '.join(files.values())}): keep one.")
     if files:
-        splits = {name: _from_file(datasets, name, path) for name, path in files.items()}
+        splits = {name: _from_file(datasets, name, path, readers or {}) for name, path in files.items()}
     elif data.dataset_name:
         splits = _from_name(datasets, data, folder)
     else:
@@ -85,12 +94,14 @@ def load_splits(data: DataArguments, *, needs: tuple[str, ...] = (), folder: str
     return splits
 
 
-def _from_file(datasets: Any, name: str, path: str) -> Split:
+def _from_file(datasets: Any, name: str, path: str, readers: dict[str, Reader]) -> Split:
     if os.path.isdir(path):
         raise DataError(f"{SPLITS[name]}={path!r} is a directory. Give a file, or the directory as --dataset_name.")
     suffix = os.path.splitext(path)[1].lower()
+    if suffix in readers:
+        return Split(name, datasets.Dataset.from_dict(readers[suffix](path)), path)
     if suffix not in FILE_KINDS:
-        known = sorted(FILE_KINDS)
+        known = sorted([*FILE_KINDS, *readers])
         raise DataError(f"{SPLITS[name]}={path!r} is none of {known}.{closest(suffix, known)}")
     kind, options = FILE_KINDS[suffix]
     try:
