@@ -48,8 +48,8 @@ def answers_of(split: sources.Split) -> list[list[str]]:
         if len(row) != len(rows[0]) or len(row) < 2 or not all(row):
             num_empty = sum(not one for one in row)
             raise DataError(
-                f"{split.place(index)}: {len(row)} answers, of which {num_empty} empty; the first row has {len(rows[0])}. "
-                "Every question needs the same number of answers, two or more."
+                f"{split.place(index)}: {len(row)} answers, of which {num_empty} empty; the first row has "
+                f"{len(rows[0])}. Every question needs the same number of answers, two or more."
             )
     return list(rows)
 

@@ -45,7 +45,8 @@ def test_it_writes_on_from_prompts_of_different_length(script, model, tmp_path):
     (tmp_path / "prompts.txt").write_text("two three\nfive\none two three four\n")
     out = tmp_path / "texts.jsonl"
     prompts = ["--prompt_file", str(tmp_path / "prompts.txt"), "--output_file", str(out)]
-    script.main(["--model_name_or_path", model, *prompts, "--max_new_tokens", "2", "--device", "cpu", "--batch_size", "2"])  # fmt: skip
+    more = ["--max_new_tokens", "2", "--device", "cpu", "--batch_size", "2"]
+    script.main(["--model_name_or_path", model, *prompts, *more])
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["texts"] for line in lines] == [["four five"], ["six seven"], ["five six"]]
 

@@ -45,9 +45,14 @@ def load_processor(model: ModelArguments, auto_class: str = "AutoTokenizer", **o
 
 
 def load_model(model: ModelArguments, auto_class: str, config: Any, **options: Any) -> Any:
-    """The model with its saved weights, or with random ones where `from_scratch` asks for them."""
+    """The model with its saved weights, or with random ones where `from_scratch` asks for them.
+
+    `auto_class`: the name of an auto class, or of a model class, in `transformers`.
+    """
     if model.from_scratch:
-        return _auto(auto_class).from_config(config, trust_remote_code=model.trust_remote_code)
+        cls = _auto(auto_class)
+        build = getattr(cls, "from_config", None)  # auto classes have it; a model class takes its configuration
+        return cls(config) if build is None else build(config, trust_remote_code=model.trust_remote_code)
     name = model.model_name_or_path
     return _found(
         lambda: _auto(auto_class).from_pretrained(

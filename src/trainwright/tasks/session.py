@@ -45,6 +45,7 @@ def run(
     write_predictions: Callable[[Any, str], None] | None = None,
     after_metrics: Callable[[dict[str, float]], dict[str, float]] | None = None,
     evaluate_options: dict[str, Any] | None = None,
+    predict_options: dict[str, Any] | None = None,
     plan_rows: list[tuple[str, str]] | None = None,
 ) -> dict[str, float]:
     """Train, evaluate, predict; returns all metrics. With `data.plan`, print what would be done and return {}.
@@ -52,7 +53,7 @@ def run(
     task: what the model card says, such as "text-classification".
     write_predictions: called with a `PredictionOutput` and the output directory.
     after_metrics: adds to the metrics of an evaluation, such as the perplexity.
-    evaluate_options: more arguments of `evaluate` and `predict`, such as `num_beams`.
+    evaluate_options, predict_options: more arguments of `evaluate` and `predict`, such as `num_beams`.
     plan_rows: more rows of the plan: columns, labels.
     Files in `output_dir`: the model, `*_results.json`, `trainer_state.json`, what `write_predictions` writes.
     """
@@ -78,7 +79,7 @@ def run(
             metrics = after_metrics(metrics)
         keep("eval", {**metrics, "eval_samples": len(trainer.eval_dataset)})
     if args.do_predict:
-        output = trainer.predict(predict_dataset, metric_key_prefix="predict", **(evaluate_options or {}))
+        output = trainer.predict(predict_dataset, metric_key_prefix="predict", **(predict_options or {}))
         keep("predict", {**(output.metrics or {}), "predict_samples": len(predict_dataset)})
         if write_predictions is not None and trainer.is_world_process_zero():
             write_predictions(output, args.output_dir)
