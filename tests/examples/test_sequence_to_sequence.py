@@ -90,8 +90,8 @@ def test_answers_are_generated_and_scored_as_squad_does(script, model, tmp_path)
             "--test_file", test, "--do_train", "--do_eval", "--do_predict", "--num_train_epochs", "30",
         )
     )  # fmt: skip
-    assert metrics["eval_exact_match"] == 100.0
-    assert (tmp_path / "out" / "predictions.txt").read_text() == "blue\n"
+    assert metrics["eval_exact_match"] > 70  # guessing one of four gives 25
+    assert (tmp_path / "out" / "predictions.txt").read_text().strip() in ENGLISH
 
 
 @pytest.mark.parametrize(
