@@ -94,7 +94,7 @@ def main_input_name(model: nn.Module) -> str:
 
 
 def lacks_a_head(model: nn.Module) -> bool:
-    """A bare `transformers` encoder or decoder: it returns hidden states, takes no labels and so has no loss."""
+    """A bare `transformers` encoder or decoder: it returns hidden states and takes neither labels nor `return_loss`."""
     base = base_model_of(model)
     if not is_pretrained_model(base):
         return False
@@ -105,7 +105,7 @@ def lacks_a_head(model: nn.Module) -> bool:
     bare: set[str] = set()
     for value in names.values():
         bare.update(value if isinstance(value, (tuple, list)) else [value])
-    return type(base).__name__ in bare and "labels" not in inspect.signature(base.forward).parameters
+    return type(base).__name__ in bare and not {"labels", "return_loss"} & {*inspect.signature(base.forward).parameters}
 
 
 def spans_devices(model: nn.Module) -> bool:

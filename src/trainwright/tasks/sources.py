@@ -6,6 +6,7 @@ Owns: `Split` and `load_splits`. Leaves to others: whether the rows are right (`
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,10 +37,12 @@ class Split:
     name: str
     rows: Any
     origin: str
+    numbers: list[int] | None = None  # of the rows in `origin`, from 0; None: 0, 1, 2 ...
 
     def place(self, index: int) -> str:
         """Words for row `index` (from 0), as a person finds it: `train.csv, row 3 (line 4)`."""
-        suffix = os.path.splitext(self.origin)[1].lower()
+        suffix = os.path.splitext(self.origin.removesuffix(" (held out)"))[1].lower()
+        index = index if self.numbers is None else self.numbers[index]
         row = f"{self.origin}, row {index + 1}"
         if suffix in (".csv", ".tsv"):
             return f"{row} (line {index + 2}, unless texts hold line breaks)"  # the header is line 1
@@ -50,22 +53,24 @@ class Split:
 
     def with_rows(self, rows: Any) -> Split:
         """The same part with other rows, in the same order."""
-        return Split(self.name, rows, self.origin)
+        return Split(self.name, rows, self.origin, self.numbers)
 
 
 def load_splits(
     data: DataArguments,
     *,
     needs: tuple[str, ...] = (),
-    folder: str | None = None,
+    folder: tuple[str, tuple[str, ...]] | None = None,
     readers: dict[str, Reader] | None = None,
+    shuffled: bool = False,
 ) -> dict[str, Split]:
     """The parts of the data that are there, by name: "train", "validation", "test".
 
-    `needs`: parts that the run cannot do without. `folder`: kind of directory that `dataset_name` may be, "imagefolder"
-    or "audiofolder"; a directory saved by `datasets.save_to_disk` is recognised by itself. `readers`: functions from a
-    path to columns, by suffix, for files that `datasets` cannot read.
-    Where `validation_split_percentage` is set and there is no validation part, it is cut from the training part.
+    `needs`: parts that the run cannot do without. `folder`: for images and sounds, the column and the suffixes of the
+    files in a directory that `dataset_name` names, see `_from_folder`; a directory saved by `datasets.save_to_disk` is
+    recognised by itself. `readers`: functions from a path to columns, by suffix, for files that `datasets` cannot read.
+    Where `validation_split_percentage` is set and there is no validation part, it is cut from the training part: its
+    end, or, `shuffled`, random rows (the same in every run), for data that come ordered by their class.
     Raises DataError that names the argument to give.
     """
     datasets = require("datasets", "Reading training data", extra="datasets")
@@ -79,7 +84,7 @@ def load_splits(
     else:
         raise DataError("There is no data: give --train_file, --validation_file or --test_file, or --dataset_name.")
     if "validation" not in splits and data.validation_split_percentage and "train" in splits:
-        _hold_out(splits, data.validation_split_percentage)
+        _hold_out(splits, data.validation_split_percentage, shuffled)
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_predict_samples}
     for name, split in splits.items():
         if len(split) == 0:
@@ -111,12 +116,12 @@ def _from_file(datasets: Any, name: str, path: str, readers: dict[str, Reader]) 
     return Split(name, rows, path)
 
 
-def _from_name(datasets: Any, data: DataArguments, folder: str | None) -> dict[str, Split]:
+def _from_name(datasets: Any, data: DataArguments, folder: tuple[str, tuple[str, ...]] | None) -> dict[str, Split]:
     name = str(data.dataset_name)
     if os.path.isdir(name) and any(os.path.exists(os.path.join(name, one)) for one in _SAVED):
         found = datasets.load_from_disk(name)
     elif os.path.isdir(name) and folder is not None:
-        found = datasets.load_dataset(folder, data_dir=name)
+        return _from_folder(datasets, name, *folder)
     else:
         found = datasets.load_dataset(name, data.dataset_config_name)
     if not hasattr(found, "column_names") or not isinstance(found.column_names, dict):
@@ -136,17 +141,49 @@ def _from_name(datasets: Any, data: DataArguments, folder: str | None) -> dict[s
 _SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
 
 
-def _hold_out(splits: dict[str, Split], percentage: int) -> None:
+def _from_folder(datasets: Any, root: str, column: str, suffixes: tuple[str, ...]) -> dict[str, Split]:
+    """Files below `root` in `column`, and the name of each one's folder in "label" where they lie in folders.
+
+    Folders called train, validation (valid, val, dev) and test are parts; without them everything is training data.
+    """
+    spellings = {"train": ("train",), **_HUB_NAMES}
+    parts = {
+        part: next((path for one in names if os.path.isdir(path := os.path.join(root, one))), None)
+        for part, names in spellings.items()
+    }
+    places = {part: path for part, path in parts.items() if path is not None} or {"train": root}
+    splits = {}
+    for part, place in places.items():
+        files = sorted(
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(place)
+            for name in names
+            if name.lower().endswith(suffixes)
+        )
+        if not files:
+            raise DataError(f"{place} holds no file that ends in one of {list(suffixes)}.")
+        columns: dict[str, list[str]] = {column: files}
+        classes = [os.path.relpath(os.path.dirname(path), place) for path in files]
+        if "." not in classes:
+            columns["label"] = [name.split(os.sep)[0] for name in classes]
+        splits[part] = Split(part, datasets.Dataset.from_dict(columns), place)
+    return splits
+
+
+def _hold_out(splits: dict[str, Split], percentage: int, shuffled: bool) -> None:
     train = splits["train"]
     number = len(train) * percentage // 100
     if number == 0:
         raise DataError(
             f"validation_split_percentage={percentage} of the {len(train)} rows of {train.origin} is no row: give more."
         )
-    # From the end, unshuffled: rows keep their places in the file, and neighbours (of one document) stay together.
-    cut = len(train) - number
-    splits["validation"] = Split("validation", train.rows.select(range(cut, len(train))), f"end of {train.origin}")
-    splits["train"] = train.with_rows(train.rows.select(range(cut)))
+    places = list(range(len(train)))
+    if shuffled:
+        random.Random(0).shuffle(places)
+    held_out, kept = sorted(places[-number:]), sorted(places[:-number])
+    name = f"{train.origin} (held out)"
+    splits["validation"] = Split("validation", train.rows.select(held_out), name, held_out)
+    splits["train"] = Split("train", train.rows.select(kept), train.origin, kept)
 
 
 def _root(error: BaseException) -> str:

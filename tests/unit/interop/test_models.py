@@ -32,6 +32,7 @@ def t5():
     return transformers.T5ForConditionalGeneration(config)
 
 
+CLIP_PART = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 BERT = {
     "vocab_size": 11,
     "hidden_size": 8,
@@ -162,6 +163,8 @@ def test_bare_encoders_lack_a_head():
     assert models.lacks_a_head(transformers.BertModel(transformers.BertConfig(**BERT)))
     assert models.lacks_a_head(gpt2().transformer)
     assert not any(models.lacks_a_head(make()) for make in MODELS.values())
+    clip = transformers.CLIPConfig(text_config=CLIP_PART, vision_config={**CLIP_PART, "image_size": 8, "patch_size": 4})
+    assert not models.lacks_a_head(transformers.CLIPModel(clip))  # a loss without labels
     assert not models.lacks_a_head(nn.Linear(1, 1))
 
 
