@@ -144,11 +144,19 @@ def test_a_whole_run_on_a_plain_module_imports_nothing_optional():
 # -------------------------------------------------------------------------------------------------- import arrows ----
 
 
-def test_nothing_but_the_seq2seq_trainer_imports_the_trainer():
+def test_nothing_but_the_seq2seq_trainer_and_the_tasks_import_the_trainer():
     allowed = {"trainwright.seq2seq", "trainwright", "trainwright.cli", "trainwright.interop.dropin"}
     importing = {dotted(path) for path in FILES if "trainwright.trainer" in all_imports(path)}
+    importing = {name for name in importing if not name.startswith("trainwright.tasks.")}  # a client, as users are
     assert "trainwright.seq2seq" in importing
     assert importing <= allowed
+
+
+def test_nothing_imports_the_tasks_but_the_tasks():
+    importing = {
+        dotted(path) for path in FILES if any(name.startswith("trainwright.tasks") for name in all_imports(path))
+    }
+    assert importing and all(name.startswith("trainwright.tasks.") for name in importing)
 
 
 def test_no_file_imports_the_trainer_stack_of_transformers():
