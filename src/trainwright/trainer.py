@@ -45,7 +45,7 @@ from trainwright.checks import (
     named_eval_set,
     sharding_error,
 )
-from trainwright.data import columns, from_args, loaders, position
+from trainwright.data import columns, from_args, loaders, packing_from_args, position
 from trainwright.data.restart import RestartingIterator
 from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import predict, rehearsal
@@ -206,6 +206,7 @@ class Trainer:
         self._globalstep_last_logged = 0
         self._total_loss_scalar = 0.0  # sum of the losses of all updates that were logged
         self._past: Any = None
+        self._attend: Callable[[Inputs], Inputs] | None = None  # what a packed batch needs on the device
         self._signature_columns: list[str] | None = None
         # Where in the data the run stands: micro-batches of this epoch, and samples beyond them (after a resume with
         # another batch size).
@@ -566,6 +567,7 @@ class Trainer:
             self.lr_scheduler, self._created_lr_scheduler = None, False
 
         train_dataloader = self.get_train_dataloader()
+        packing_from_args.check_packed(args, train_dataloader)
         self.plan = plan = TrainingPlan(*self.set_initial_training_values(args, train_dataloader))
         epochs_trained, steps_trained = self._init_training_state(
             plan.max_steps, plan.num_update_steps_per_epoch, plan.num_train_epochs, resume_from_checkpoint, trial
@@ -696,6 +698,7 @@ class Trainer:
                 updates_per_epoch=num_update_steps_per_epoch,
                 samples_per_update=self._samples_per_micro_batch() * self.args.gradient_accumulation_steps,
             )
+            packing_from_args.check_resumed(self.args, start)
         self._total_loss_scalar, self._globalstep_last_logged = start.total_loss, start.last_logged_step
         self._epoch_start_generators = start.generators
         restore_collator(self.data_collator, start.collator)
@@ -1120,6 +1123,8 @@ class Trainer:
             inputs = self._prepare_input(inputs)
         if self._past is not None:
             inputs["mems"] = self._past
+        if self._attend is not None:
+            inputs = self._attend(inputs)
         return inputs
 
     def _prepare_input(self, data: Any) -> Any:
@@ -1696,7 +1701,11 @@ class Trainer:
     ) -> DataLoader[Any]:
         """A loader with this run's collator, workers and column filter, shared out over the processes."""
         collator: Any = self.data_collator
-        if self.args.remove_unused_columns:
+        if is_training and self.args.packing:
+            dataset, collator, self._attend = packing_from_args.packed(
+                dataset, self.args, model=self.model, data_collator=collator, processing_class=self.processing_class
+            )
+        elif self.args.remove_unused_columns:
             if from_args.has_columns(dataset):
                 dataset = self._remove_unused_columns(dataset, description=description)
             else:

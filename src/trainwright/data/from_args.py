@@ -59,7 +59,7 @@ def default_collator_for(processing_class: Any) -> Callable[[list[Any]], Any]:
     return default_data_collator
 
 
-def _check_indexable(dataset: Any) -> None:
+def check_indexable(dataset: Any) -> None:
     """Raise TypeError for what is no data set though it looks like one: several by name, a loader, a generator."""
     if isinstance(dataset, Mapping) and 0 not in dataset:
         names = list(dataset)
@@ -95,7 +95,7 @@ def train_sampler_for(
     """
     if dataset is None or is_iterable(dataset):
         return None
-    _check_indexable(dataset)
+    check_indexable(dataset)
     strategy = strategy or args.train_sampling_strategy
     balances = strategy == "batch_rebalance"  # it plans the updates of all processes together
     return build_train_sampler(
@@ -109,6 +109,7 @@ def train_sampler_for(
         rank=args.process_index,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         drop_last=args.dataloader_drop_last,
+        num_workers=args.dataloader_num_workers,
     )
 
 
@@ -116,7 +117,7 @@ def eval_sampler_for(dataset: Any, args: Any, *, model_input_name: str) -> Sampl
     """The order of the evaluation samples: as they lie, or of similar length together where training asks for that."""
     if dataset is None or is_iterable(dataset):
         return None
-    _check_indexable(dataset)
+    check_indexable(dataset)
     return build_eval_sampler(
         dataset,
         strategy=args.train_sampling_strategy,
@@ -124,6 +125,7 @@ def eval_sampler_for(dataset: Any, args: Any, *, model_input_name: str) -> Sampl
         length_column_name=args.length_column_name,
         model_input_name=model_input_name,
         seed=data_seed(args),
+        num_workers=args.dataloader_num_workers,
     )
 
 

@@ -1,57 +1,21 @@
 """Orders that put samples of similar length into one batch, so that little of it is padding.
 
-Owns: lengths of samples, length-grouped samplers. Leaves to others: when to use them (samplers).
+Owns: length-grouped samplers. Leaves to others: lengths of samples (lengths), when to use the orders (samplers).
 Source: seed 001 (`group_by_length`, `length_column_name`); orders equal those of both installed releases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, DistributedSampler, Sampler
 
+from trainwright.data.lengths import sample_lengths
 from trainwright.data.order import Resumable, iterate_from, seeded
-from trainwright.interop.loaded import is_hf_dataset
-from trainwright.names import closest
 
-NUM_SAMPLES_WORTH_A_BAR = 100_000  # reading fewer takes seconds; more took users hours in silence
 MAX_BATCHES_PER_GROUP = 50
-
-
-def sample_lengths(
-    dataset: Any, *, length_column_name: str | None = None, model_input_name: str | None = None
-) -> torch.Tensor:
-    """The length of every sample, int64 `(num_samples,)`.
-
-    Read from the column `length_column_name` of a `datasets.Dataset` without touching other columns; else counted once
-    from each sample's `model_input_name` (default "input_ids"), with a progress bar from 100,000 samples on.
-    Raises ValueError where samples have no such field.
-    """
-    columns = dataset.column_names if is_hf_dataset(dataset) else []
-    name = model_input_name or "input_ids"
-    if length_column_name in columns:
-        column = dataset.select_columns([length_column_name]).with_format("numpy")[:][length_column_name]
-        return torch.as_tensor(column, dtype=torch.int64)
-    # By index, as a sampler reads it: `for sample in dataset` would never end where __getitem__ takes any integer.
-    samples: Iterable[Any] = (dataset[index] for index in range(len(dataset)))
-    if name in columns:
-        batches = dataset.select_columns([name]).with_format(None).iter(batch_size=1000)
-        samples = ({name: value} for batch in batches for value in batch[name])
-    if len(dataset) >= NUM_SAMPLES_WORTH_A_BAR:
-        from tqdm.auto import tqdm
-
-        samples = tqdm(samples, total=len(dataset), desc="Counting lengths", unit="sample")
-    try:
-        return torch.tensor([len(sample[name]) for sample in samples], dtype=torch.int64)
-    except (KeyError, TypeError, IndexError) as error:
-        fields = columns or (list(dataset[0]) if isinstance(dataset[0], dict) else [])
-        raise ValueError(
-            f"Grouping by length needs the length of each sample, and samples have no {name!r}"
-            f"{f' (they have {fields})' if fields else ''}.{closest(name, fields)} Add a column of lengths and name it "
-            "in length_column_name, or pass lengths."
-        ) from error
 
 
 def get_length_grouped_indices(

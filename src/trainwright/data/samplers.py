@@ -25,8 +25,8 @@ from trainwright.data.length_grouping import (
     DistributedLengthGroupedSampler,
     LengthGroupedSampler,
     get_length_grouped_indices,
-    sample_lengths,
 )
+from trainwright.data.lengths import sample_lengths
 from trainwright.data.order import Resumable, iterate_from, seeded
 from trainwright.data.permutation import LargeOrder
 from trainwright.data.rebalance import BatchRebalanceSampler
@@ -118,11 +118,13 @@ def build_train_sampler(
     rank: int = 0,
     gradient_accumulation_steps: int = 1,
     drop_last: bool = False,
+    num_workers: int = 0,
 ) -> Sampler[Any] | None:
     """The order in which a run sees its training data; None for data without a length, which brings its own.
 
     `strategy`: "random", "sequential", "group_by_length", or "batch_rebalance" (a batch sampler: it yields lists).
-    `batch_size_for_grouping` is the number of samples of one update over all processes. All orders have `set_epoch` and
+    `batch_size_for_grouping` is the number of samples of one update over all processes. `num_workers` processes count
+    lengths, where no column holds them. All orders have `set_epoch` and
     `start` where the order can depend on them, and are the same on every process (batch_rebalance: this `rank`'s part).
     """
     _check_strategy("train_sampling_strategy", strategy, STRATEGIES)
@@ -132,7 +134,9 @@ def build_train_sampler(
         return SeededRandomSampler(dataset, seed)
     if strategy == "sequential":
         return ResumableSequentialSampler(dataset)
-    lengths = sample_lengths(dataset, length_column_name=length_column_name, model_input_name=model_input_name)
+    lengths = sample_lengths(
+        dataset, length_column_name=length_column_name, model_input_name=model_input_name, num_workers=num_workers
+    )
     if strategy == "group_by_length":
         return LengthGroupedSampler(batch_size_for_grouping, lengths=lengths, seed=seed)
     return BatchRebalanceSampler(
@@ -154,6 +158,7 @@ def build_eval_sampler(
     length_column_name: str | None = None,
     model_input_name: str | None = None,
     seed: int = 0,
+    num_workers: int = 0,
 ) -> Sampler[int] | None:
     """The order in which evaluation sees its data; None for data without a length.
 
@@ -163,6 +168,8 @@ def build_eval_sampler(
     if dataset is None or not has_length(dataset):
         return None
     if strategy == "group_by_length":
-        lengths = sample_lengths(dataset, length_column_name=length_column_name, model_input_name=model_input_name)
+        lengths = sample_lengths(
+            dataset, length_column_name=length_column_name, model_input_name=model_input_name, num_workers=num_workers
+        )
         return LengthGroupedSampler(batch_size, lengths=lengths, seed=seed)
     return SequentialSampler(dataset)
