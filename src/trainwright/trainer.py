@@ -46,6 +46,7 @@ from trainwright.checks import (
     sharding_error,
 )
 from trainwright.data import columns, from_args, loaders, packing_from_args, position
+from trainwright.data.prefetch import DevicePrefetcher
 from trainwright.data.restart import RestartingIterator
 from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import predict, rehearsal
@@ -200,6 +201,7 @@ class Trainer:
         self.plan: TrainingPlan | None = None
         self.current_gradient_accumulation_steps: float = self.args.gradient_accumulation_steps
         self._micro_batches: MicroBatches | None = None
+        self._prefetch: DevicePrefetcher | None = None
         self.current_flos = 0.0  # floating-point operations since they were last added to the state
         self._train_batch_size = self.args.train_batch_size
         self._created_lr_scheduler = False
@@ -753,6 +755,10 @@ class Trainer:
             parameter.grad = None
         self._bind_hooks()
         self._guard = self._build_guard()
+        self._prefetch = None
+        # Not where memory may run out on purpose: there a copy made ahead would fail outside of what is tried again.
+        if self._strategy.device.type == "cuda" and self._prepare_input_is_ours and not self.args.auto_find_batch_size:
+            self._prefetch = DevicePrefetcher(self._strategy.device)
         self._micro_batches = None
         if self.args.auto_find_batch_size and self.args.auto_find_batch_size_mode == "split":
             self._micro_batches = MicroBatches(
@@ -949,7 +955,8 @@ class Trainer:
 
         if guard is not None and guard.excluded and guard.passes_over(num_batches):
             batch_samples, num_batches = [], 0  # the step is counted, and changes nothing
-        for index, inputs in enumerate(batch_samples, start=1):
+        arriving = batch_samples if self._prefetch is None else self._prefetch(batch_samples)
+        for index, inputs in enumerate(arriving, start=1):
             if self._counts_tokens:
                 self._track_num_input_tokens(inputs)
             if self._counts_flops:

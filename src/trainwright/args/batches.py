@@ -73,7 +73,10 @@ class BatchArguments(RunArguments):
     dataloader_num_workers: int = option(
         0, "Processes that load data, per training process. 0: loaded between the steps, in the training process."
     )
-    dataloader_prefetch_factor: int | None = option(None, "Batches each worker prepares ahead. Needs workers; None: 2.")
+    dataloader_prefetch_factor: int | None = option(
+        None,
+        "Batches each worker prepares ahead. Needs workers. None: 2, or its share of one update where that is more.",
+    )
     dataloader_persistent_workers: bool = option(
         False,
         "Keep the workers from one epoch to the next: no start-up time, but their memory stays in use. Needs workers.",

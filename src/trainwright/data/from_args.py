@@ -19,6 +19,8 @@ from trainwright.data.samplers import build_eval_sampler, build_train_sampler, h
 from trainwright.data.workers import seed_worker, shield
 from trainwright.interop.loaded import is_hf_dataset, is_hf_iterable_dataset
 
+TORCH_PREFETCH_FACTOR = 2
+
 
 def is_iterable(dataset: Any) -> bool:
     """Whether samples come one after the other, without indices."""
@@ -150,7 +152,7 @@ def loader_for(
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory and args.device.type != "cpu",
         persistent_workers=args.dataloader_persistent_workers,
-        prefetch_factor=args.dataloader_prefetch_factor,
+        prefetch_factor=_prefetch_factor(args, is_training),
         worker_init_fn=functools.partial(seed_worker, num_workers=args.dataloader_num_workers, rank=process_index)
         if is_training
         else None,
@@ -161,6 +163,16 @@ def loader_for(
         seed=data_seed(args) if is_training else None,
     )
     return shield(loader) if args.save_on_signal or args.enable_jit_checkpoint else loader
+
+
+def _prefetch_factor(args: Any, is_training: bool) -> int | None:
+    """Batches each worker makes ahead: together at least those of one update, because the loop takes all of these at
+    once, and workers that stop after two each would leave it waiting for the others."""
+    wanted: int | None = args.dataloader_prefetch_factor
+    if wanted is None and is_training and args.dataloader_num_workers > 0:
+        own_share = -(-args.gradient_accumulation_steps // args.dataloader_num_workers)
+        wanted = own_share if own_share > TORCH_PREFETCH_FACTOR else None
+    return wanted
 
 
 def num_samples(dataloader: Any) -> int | None:

@@ -1,5 +1,7 @@
 """Length grouping: orders of the installed transformers, resumable epochs."""
 
+import math
+
 import pytest
 import torch
 
@@ -76,3 +78,13 @@ def test_samples_without_the_field_are_refused():
         LengthGroupedSampler(4, dataset=[{"input_id": [1]}])
     with pytest.raises(ValueError, match="either dataset or lengths"):
         LengthGroupedSampler(4)
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, 32])
+def test_at_most_five_percent_is_padding_on_lognormal_lengths(batch_size):
+    variance = math.log(1 + (500 / 400) ** 2)  # of a lognormal distribution with mean 400 and standard deviation 500
+    drawn = torch.empty(20_000).log_normal_(math.log(400) - variance / 2, variance**0.5, generator=generator(0))
+    lengths = drawn.long().clamp(1, 2048)
+    order = lengths[get_length_grouped_indices(lengths, batch_size, generator=generator(1))]
+    padded = sum(int(batch.max()) * len(batch) for batch in order.split(batch_size))
+    assert 1 - int(lengths.sum()) / padded <= 0.05
