@@ -6,9 +6,9 @@ Owns: lengths, a small decoder, the order of measurements, the tables. Leaves to
     python benchmarks/data.py --counts         padding only, exact on any machine, in seconds
     python benchmarks/data.py --rounds 5       more rounds, where the machine is busy
 
-Padding is counted over a whole epoch. Tokens per second are those of text, without padding, and come from rounds in
-which all layouts take turns. Waiting is the share of the time that a loop spends asking its DataLoader for batches,
-taken from torch's own loader, so that it means the same in every loop.
+Padding is counted over a whole epoch. Tokens per second are those of text, without padding, on one thread, and come
+from rounds in which all layouts take turns. Waiting is the share of the time that a loop spends asking its DataLoader
+for batches, taken from torch's own loader, so that it means the same in every loop.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ Attention = Callable[..., torch.Tensor]  # of queries, keys, values (batch, head
 
 
 class Decoder(nn.Module):
-    """A small transformer that counts the places and the tokens it is given, and notes when it is called."""
+    """A small transformer that notes when it is called, and how many tokens it is given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,11 +80,11 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList(nn.Linear(WIDTH, 4 * WIDTH) for _ in range(NUM_LAYERS))
         self.down = nn.ModuleList(nn.Linear(4 * WIDTH, WIDTH) for _ in range(NUM_LAYERS))
         self.head = nn.Linear(WIDTH, VOCABULARY)
-        self.calls: list[tuple[float, int, int]] = []  # (when, places, tokens) of each forward pass
+        self.calls: list[tuple[float, int]] = []  # (seconds of the processor, tokens) of each forward pass
 
     def run(self, attend: Attention, positions: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         ids, labels, num_tokens = inputs["input_ids"], inputs["labels"], int(inputs["attention_mask"].sum())
-        self.calls.append((time.perf_counter(), ids.numel(), num_tokens))
+        self.calls.append((time.process_time(), num_tokens))
         x = self.embed(ids) + self.places(positions)  # (batch, length, width)
         for mix, up, down in zip(self.mix, self.up, self.down):
             query, key, value = mix(x).unflatten(-1, (3 * NUM_HEADS, -1)).transpose(1, 2).chunk(3, dim=1)
@@ -185,12 +185,13 @@ def count_places(batch_size: int, lengths: list[int]) -> dict[str, tuple[int, in
 
 
 def tokens_per_s(layout: str, batch_size: int, lengths: list[int], num_steps: int) -> float:
-    """Tokens of text per second of training, set-up left out."""
+    """Tokens of text per second of training, set-up left out. Seconds are those of the processor, on one thread, so
+    that what else runs on the machine does not count."""
     with tempfile.TemporaryDirectory() as directory, quiet():
         trainer = trainer_for(layout, batch_size, lengths, directory, num_steps + 1)
         trainer.train()
     calls = trainer.model.calls
-    return sum(tokens for _, _, tokens in calls[:-1]) / (calls[-1][0] - calls[0][0])
+    return sum(tokens for _, tokens in calls[:-1]) / (calls[-1][0] - calls[0][0])
 
 
 class Slow(Dataset[dict[str, torch.Tensor]]):
@@ -285,6 +286,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="times that each measurement is taken, in turns")
     parser.add_argument("--batches", type=int, default=64, help="micro-batches over which waiting is measured")
     options = parser.parse_args()
+    torch.set_num_threads(1)
 
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads; lengths lognormal(400, 500), at most {PACK}\n"
