@@ -569,7 +569,7 @@ class Trainer:
             self.lr_scheduler, self._created_lr_scheduler = None, False
 
         train_dataloader = self.get_train_dataloader()
-        packing_from_args.check_packed(args, train_dataloader)
+        packing_from_args.check_packed(args, train_dataloader, self.model, self._prepare_inputs)
         self.plan = plan = TrainingPlan(*self.set_initial_training_values(args, train_dataloader))
         epochs_trained, steps_trained = self._init_training_state(
             plan.max_steps, plan.num_update_steps_per_epoch, plan.num_train_epochs, resume_from_checkpoint, trial

@@ -183,7 +183,7 @@ class SentenceModel(torch.nn.Module):
     def forward(self, input_ids, labels, seq_idx):
         seen = (seq_idx[:, :, None] == seq_idx[:, None, :]).tril().float()  # (packs, length, length)
         hidden = seen @ self.embed(input_ids) / seen.sum(-1, keepdim=True)
-        logits = self.head(torch.nn.functional.dropout(hidden, 0.2))
+        logits = self.head(torch.nn.functional.dropout(hidden, 0.2, self.training))
         return {"loss": torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())}
 
 

@@ -209,6 +209,33 @@ def test_a_module_that_cannot_tell_samples_apart_is_refused(tmp_path):
         trainer_for(WithNothing(), tmp_path).train()
 
 
+class Heedless(PlainModel):
+    def forward(self, input_ids, labels, seq_idx):
+        return self.run(input_ids, labels, torch.ones(*input_ids.shape, input_ids.shape[1]))
+
+
+def test_a_module_that_does_not_heed_what_it_is_given_is_found_before_the_first_step(tmp_path):
+    model = Heedless().train()
+    before = [value.clone() for value in model.state_dict().values()]
+    with pytest.raises(ValueError, match="Heedless lets the samples of a pack see each other"):
+        trainer_for(model, tmp_path).train()
+    assert all(map(torch.equal, before, model.state_dict().values())) and model.training
+
+
+def test_a_transformers_model_whose_attention_ignores_its_mask_is_found(tmp_path):
+    modeling = pytest.importorskip("transformers.modeling_utils")
+
+    def causal_only(module, query, key, value, attention_mask, scaling=None, **kwargs):
+        attend = nn.functional.scaled_dot_product_attention
+        return attend(query, key, value, is_causal=True, scale=scaling).transpose(1, 2), None
+
+    modeling.ALL_ATTENTION_FUNCTIONS.register("flash_without_borders", causal_only)
+    model = tiny("llama")
+    model.config._attn_implementation = "flash_without_borders"
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM lets.*'cu_seq_lens_q'"):
+        trainer_for(model, tmp_path).train()
+
+
 def test_a_pack_counts_as_one_sample_and_epochs_have_as_many_as_were_planned(tmp_path):
     trainer = trainer_for(tiny("gpt2"), tmp_path, num_train_epochs=2, gradient_accumulation_steps=2)
     trainer.train()
@@ -222,7 +249,8 @@ def seen_by(trainer):
     seen = []
 
     def watch(model, args, inputs):
-        seen.append(inputs["input_ids"].flatten().tolist())
+        if model.training:  # not what is tried before the first step
+            seen.append(inputs["input_ids"].flatten().tolist())
 
     trainer.model.register_forward_pre_hook(watch, with_kwargs=True)
     trainer.train()

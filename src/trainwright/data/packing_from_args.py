@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from trainwright.data.collate_packing import DataCollatorForPacking
 from trainwright.data.from_args import check_indexable, data_seed, is_iterable
 from trainwright.data.lengths import remembered, sample_lengths
@@ -18,7 +20,7 @@ from trainwright.data.packed_dataset import PackedDataset, PackedStream
 from trainwright.data.packing import PackingPlan, plan_packs
 from trainwright.interop.loaded import is_hf_dataset
 from trainwright.interop.models import base_model_of
-from trainwright.interop.packed_attention import packed_inputs
+from trainwright.interop.packed_attention import SHORTEST_PACK, packed_inputs, sees_other_samples
 
 logger = logging.getLogger(__name__)
 
@@ -136,15 +138,35 @@ def _plan(dataset: Any, args: Any, length: int, options: dict[str, Any]) -> Pack
     return remembered(dataset, ("packs", length, args.length_column_name, *options.values()), make)
 
 
-def check_packed(args: Any, dataloader: Any) -> None:
-    """Raise ValueError where `packing=True` met a loader of the user's own, which would be trained on unpacked."""
+def check_packed(args: Any, dataloader: Any, model: Any, prepare: Callable[[Any], Any]) -> None:
+    """Find, before the first step, what `packing=True` cannot be trained with. Raises ValueError.
+
+    A loader of the user's own, whose data are not packed; and a model that is told which samples belong together and
+    does not heed it. `prepare`: puts a batch on the device, as a step does.
+    """
+    if not args.packing:
+        return
     part = getattr(dataloader, "dataset", None)
     while part is not None and not isinstance(part, (PackedDataset, PackedStream)):
         part = getattr(part, "__dict__", {}).get("dataset")
-    if args.packing and part is None:
+    if part is None:
         raise ValueError(
             "packing=True packs what get_train_dataloader loads, but that is overridden and returns a loader of its "
             "own. Call super().get_train_dataloader() there, or set packing=False and pack in your loader."
+        )
+    collator = dataloader.collate_fn
+    if not isinstance(collator, DataCollatorForPacking) or collator.packing_length < SHORTEST_PACK:
+        return
+
+    def make_batch(samples: list[list[int]]) -> Any:
+        return prepare(collator([[{"input_ids": np.array(tokens)} for tokens in samples]]))
+
+    if sees_other_samples(model, make_batch):
+        name = type(base_model_of(model)).__name__
+        raise ValueError(
+            f"packing=True: {name} lets the samples of a pack see each other. What it says of a sample changed with "
+            f"the tokens of the one before it, although it was given {list(collator.names)}. Have forward keep them "
+            "apart, or set packing=False."
         )
 
 

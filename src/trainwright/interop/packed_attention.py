@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,21 @@ from torch import nn
 
 from trainwright.interop.loaded import is_pretrained_model
 from trainwright.interop.models import base_model_of, shifts_labels
+from trainwright.loss import loss_of
+from trainwright.names import IGNORE_INDEX
+
+logger = logging.getLogger(__name__)
 
 PER_ROW = ("position_ids", "attention_mask", "seq_idx")
 FLASH = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 OWN_OFFSETS = ("cu_seqlens", "max_seqlen")
 SEPARATORS = ("position_ids", "seq_idx", "cu_seqlens", "cu_seq_lens_q")  # from any of these samples can be told apart
+
+# Tokens that every vocabulary has. The two others differ in what they hold, not only in its order, of which a mean
+# would not tell.
+OTHERS, SAMPLE = ([1, 2, 3, 3, 2], [3, 1, 1, 1, 1]), [2, 3, 1, 3, 2, 1]
+SHORTEST_PACK = len(OTHERS[0]) + len(SAMPLE)
+LARGEST_CHANGE = 1e-3  # of the largest prediction; of samples that are kept apart, nothing changes but rounding
 
 
 @dataclass(frozen=True)
@@ -110,3 +121,42 @@ def attend_within_samples(inputs: Any, dtype: torch.dtype | None) -> Any:
         may_look.logical_not_(), lowest
     )
     return {**rest, "attention_mask": mask}
+
+
+@torch.no_grad()
+def sees_other_samples(model: nn.Module, make_batch: Callable[[list[list[int]]], Any]) -> bool | None:
+    """Whether what a model says of one sample changes with the tokens of the sample before it; None: it cannot be told.
+
+    A `forward` may take `seq_idx` and not honour it, and its samples would silently train on each other. `make_batch`:
+    the inputs of a pack of samples, on the model's device. Costs two forward passes of one pack, once, and changes
+    nothing: no gradients, evaluation mode, random states and mode restored.
+    """
+    parameters = inspect.signature(base_model_of(model).forward).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    was_training, own = model.training, slice(len(OTHERS[0]), SHORTEST_PACK)
+    found: list[torch.Tensor] = []
+    devices = [value.device for value in model.parameters() if value.device.type == "cuda"][:1]
+    with torch.random.fork_rng(devices=devices):
+        model.eval()
+        try:
+            for other in OTHERS:
+                torch.manual_seed(0)  # for a model that draws in evaluation mode too
+                inputs = make_batch([other, SAMPLE])
+                inputs["labels"][:, : len(other)] = IGNORE_INDEX
+                outputs = model(**{name: value for name, value in inputs.items() if takes_any or name in parameters})
+                found.append(_said_of(outputs, inputs["input_ids"].shape, own))
+        except Exception as error:  # a model that needs other inputs, or another precision: training will tell
+            logger.info("Whether packed samples see each other cannot be checked: %s", error)
+            return None
+        finally:
+            model.train(was_training)
+    return bool((found[0] - found[1]).abs().max() > LARGEST_CHANGE * found[0].abs().max())
+
+
+def _said_of(outputs: Any, shape: torch.Size, places: slice) -> torch.Tensor:
+    """The predictions at `places` of the first row; the loss where a model returns no predictions."""
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple) else [outputs]
+    for value in values:
+        if isinstance(value, torch.Tensor) and value.shape[:2] == shape:
+            return value[0, places].float()
+    return loss_of(outputs, {}).float()
