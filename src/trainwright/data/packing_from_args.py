@@ -154,7 +154,7 @@ def check_packed(args: Any, dataloader: Any, model: Any, prepare: Callable[[Any]
             "packing=True packs what get_train_dataloader loads, but that is overridden and returns a loader of its "
             "own. Call super().get_train_dataloader() there, or set packing=False and pack in your loader."
         )
-    collator = dataloader.collate_fn
+    collator = getattr(dataloader, "collate_fn", None)
     if not isinstance(collator, DataCollatorForPacking) or collator.packing_length < SHORTEST_PACK:
         return
 
