@@ -14,6 +14,7 @@ from torch import nn
 
 from trainwright.data.from_args import check_train_dataset
 from trainwright.evaluation.rehearsal import check_metric_name
+from trainwright.evaluation.streaming import is_streaming, is_streaming_class, named_metrics
 from trainwright.interop import models
 from trainwright.interop.signatures import accepts
 from trainwright.names import DebugOption, closest
@@ -31,8 +32,19 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
             f"args must be a TrainingArguments, not {type(args).__name__}: Trainer(model, TrainingArguments(...))."
         )
     _check_model(trainer.model, trainer.model_init)
+    streams = is_streaming(trainer.compute_metrics)
+    if isinstance(trainer.compute_metrics, type) and is_streaming_class(trainer.compute_metrics):
+        name = trainer.compute_metrics.__name__
+        raise TypeError(f"compute_metrics is the class {name}; pass an instance: compute_metrics={name}().")
+    if streams:
+        named_metrics(trainer.compute_metrics)
+        if args.include_for_metrics:
+            raise ValueError(
+                f"include_for_metrics={args.include_for_metrics!r} is for a compute_metrics that is called with all "
+                "predictions; a streaming metric is given predictions and labels only. Leave it out."
+            )
     for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
-        function = getattr(trainer, name)
+        function = None if streams and name == "compute_metrics" else getattr(trainer, name)
         if function is not None and not callable(function):
             raise TypeError(f"{name}= must be a function; got a {type(function).__name__}: {function!r}.")
     _check_optimizers(trainer)
@@ -47,7 +59,7 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
     metrics = trainer.compute_metrics
     if args.batch_eval_metrics and metrics is None:
         raise ValueError("batch_eval_metrics=True calls compute_metrics for each batch, but compute_metrics is None.")
-    if args.batch_eval_metrics and not accepts(metrics, "compute_result"):
+    if args.batch_eval_metrics and not streams and not accepts(metrics, "compute_result"):
         raise ValueError(
             "batch_eval_metrics=True calls compute_metrics(prediction, compute_result=...) for each batch, but "
             "compute_metrics takes no argument compute_result. Add it, or set batch_eval_metrics=False."

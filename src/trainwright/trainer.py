@@ -52,6 +52,8 @@ from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import predict, rehearsal
 from trainwright.evaluation.loop import LoopSettings, run_evaluation
 from trainwright.evaluation.memory import TrainerMemoryTracker
+from trainwright.evaluation.spill import MemoryBudget
+from trainwright.evaluation.streaming import StreamingMetrics, is_streaming
 from trainwright.evaluation.tensors import nested_numpify
 from trainwright.finite import NonFiniteError, NonFiniteGuard, Place, check_rollback, may_be_saved
 from trainwright.interop import models, signatures
@@ -209,6 +211,7 @@ class Trainer:
         self._total_loss_scalar = 0.0  # sum of the losses of all updates that were logged
         self._past: Any = None
         self._attend: Callable[[Inputs], Inputs] | None = None  # what a packed batch needs on the device
+        self._keeps_predictions = False  # also where the metrics need none, which `predict` asks for
         self._signature_columns: list[str] | None = None
         # Where in the data the run stands: micro-batches of this epoch, and samples beyond them (after a resume with
         # another batch size).
@@ -1481,9 +1484,13 @@ class Trainer:
         dataloader = self.get_test_dataloader(test_dataset)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         start_time = time.time()
-        output = loop(
-            dataloader, description="Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
-        )
+        self._keeps_predictions = not self.args.batch_eval_metrics  # they are what the caller asked for
+        try:
+            output = loop(
+                dataloader, description="Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
+            )
+        finally:
+            self._keeps_predictions = False
         metrics = self._with_speed(output, dataloader, metric_key_prefix, start_time)
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
         self._memory_tracker.stop_and_update_metrics(metrics)
@@ -1550,12 +1557,22 @@ class Trainer:
             concat_batches=args.eval_do_concat_batches,
             include_inputs="inputs" in args.include_for_metrics,
             include_losses="loss" in args.include_for_metrics,
-            batch_metrics=args.batch_eval_metrics,
+            keep_predictions=self._keeps_predictions or not is_streaming(self.compute_metrics),
+            batch_metrics=args.batch_eval_metrics and not is_streaming(self.compute_metrics),
             loss_average=args.eval_loss_average,
             labels_are_shifted=self._labels_are_shifted,
             label_names=tuple(self.label_names),
             metric_key_prefix=metric_key_prefix,
         )
+        streaming = None
+        if is_streaming(self.compute_metrics):
+            streaming = StreamingMetrics(
+                self.compute_metrics,
+                device=self._strategy.device,
+                labels_are_shifted=self._labels_are_shifted,
+                sum_over_processes=self._strategy.sum if together else None,
+                without_repeats=self._strategy.without_repeats if together else None,
+            )
         self._past = None
 
         def predict_batch(inputs: Inputs) -> tuple[Any, Any, Any]:
@@ -1569,7 +1586,8 @@ class Trainer:
                 predict_batch=predict_batch
                 if in_parts is None
                 else lambda batch: in_parts.predict(batch, predict_batch),
-                compute_metrics=self.compute_metrics,
+                compute_metrics=self.compute_metrics if streaming is None else None,
+                streaming=streaming,
                 preprocess_logits=self.preprocess_logits_for_metrics,
                 gather=self._strategy.gather_for_metrics if together else None,
                 pad_across_processes=self._strategy.pad_across_processes if together else None,
@@ -1578,6 +1596,10 @@ class Trainer:
                 num_samples_expected=num_samples,
                 main_input_name=self._main_input_name,
                 prepare_inputs=self._prepare_input,
+                order=functools.partial(from_args.sampled_order, batches),
+                budget=MemoryBudget.of_run(
+                    args.eval_memory_budget_gib, self._output_dir, self._strategy.num_processes_here
+                ),
             )
         finally:
             self._past = None
@@ -1656,7 +1678,8 @@ class Trainer:
         with torch.no_grad(), self.compute_loss_context_manager():
             if has_loss:
                 loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-                loss = loss.detach().mean()
+                if loss.ndim or loss.requires_grad:  # one per device, or of a model that turns gradients on
+                    loss = loss.detach().mean()
             else:
                 outputs = model(**inputs)
                 if self.args.past_index >= 0:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from trainwright.data.collate_base import default_data_collator
 from trainwright.data.collate_padding import DataCollatorWithPadding
+from trainwright.data.distributed_samplers import get_dataloader_sampler
 from trainwright.data.loaders import build_dataloader
 from trainwright.data.samplers import build_eval_sampler, build_train_sampler, has_length
 from trainwright.data.workers import seed_worker, shield
@@ -116,19 +117,24 @@ def train_sampler_for(
 
 
 def eval_sampler_for(dataset: Any, args: Any, *, model_input_name: str) -> Sampler[Any] | None:
-    """The order of the evaluation samples: as they lie, or of similar length together where training asks for that."""
+    """The order of the evaluation samples: as they lie, or by length where the arguments ask for that."""
     if dataset is None or is_iterable(dataset):
         return None
     check_indexable(dataset)
     return build_eval_sampler(
         dataset,
-        strategy=args.train_sampling_strategy,
+        strategy=args.eval_sampling_strategy or args.train_sampling_strategy,
         batch_size=args.eval_batch_size,
         length_column_name=args.length_column_name,
         model_input_name=model_input_name,
         seed=data_seed(args),
         num_workers=args.dataloader_num_workers,
     )
+
+
+def sampled_order(dataloader: Any) -> Any:
+    """The sample that each row of one pass over a loader is, where its sampler changed the order; else None."""
+    return getattr(get_dataloader_sampler(dataloader), "order", None)
 
 
 def loader_for(
@@ -143,6 +149,13 @@ def loader_for(
 ) -> DataLoader[Any]:
     """A `DataLoader` with the run's workers. An evaluation draws nothing from the global generator, so that evaluating
     in between does not change what training sees. Workers outlive signals where the run answers those itself."""
+    if not is_training and args.eval_sampling_strategy not in (None, "sequential"):
+        if is_iterable(dataset) or not has_length(dataset):
+            raise ValueError(
+                f"eval_sampling_strategy={args.eval_sampling_strategy!r} needs the lengths of all samples in advance, "
+                f"and the evaluation data ({type(dataset).__name__}) has no length. Use a map-style data set, or leave "
+                "it unset."
+            )
     loader = build_dataloader(
         dataset,
         batch_size=batch_size,
@@ -157,7 +170,7 @@ def loader_for(
         if is_training
         else None,
         multiprocessing_context=args.dataloader_multiprocessing_context,
-        in_order=args.dataloader_in_order,
+        in_order=args.dataloader_in_order or not is_training,  # a prediction must belong to its sample
         timeout_s=args.dataloader_timeout if is_training else 0,
         generator=None if is_training else torch.Generator().manual_seed(args.seed),
         seed=data_seed(args) if is_training else None,

@@ -79,6 +79,7 @@ class LengthGroupedSampler(Resumable, Sampler[int]):
         self.generator = generator
         self.seed = seed
         self.epoch: int | None = None if seed is None else 0
+        self._order: torch.Tensor | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of `epoch`."""
@@ -92,7 +93,32 @@ class LengthGroupedSampler(Resumable, Sampler[int]):
         if self.epoch is not None:
             own = torch.initial_seed() if generator is None else generator.initial_seed()
             generator = seeded((own if self.seed is None else self.seed) + self.epoch)
-        return iterate_from(_grouped_order(self.lengths, self.batch_size, None, generator), start)
+        self._order = _grouped_order(self.lengths, self.batch_size, None, generator)
+        return iterate_from(self._order, start)
+
+    @property
+    def order(self) -> torch.Tensor:
+        """The sample at each place of the current iteration, int64 (num_samples,)."""
+        if self._order is None:  # this process leaves the reading to another
+            iter(self)
+        assert self._order is not None
+        return self._order
+
+
+class LengthSortedSampler(Sampler[int]):
+    """Samples by falling length, equal ones in the order of the data set: the least padding there can be.
+
+    The longest come first, so that a batch too large for the device fails at once. `lengths`: (num_samples,).
+    """
+
+    def __init__(self, lengths: Sequence[int] | torch.Tensor) -> None:
+        self.order = torch.as_tensor(lengths).argsort(descending=True, stable=True)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iterate_from(self.order, 0)
 
 
 class DistributedLengthGroupedSampler(DistributedSampler[Any]):

@@ -24,6 +24,7 @@ from trainwright.data.distributed_samplers import (
 from trainwright.data.length_grouping import (
     DistributedLengthGroupedSampler,
     LengthGroupedSampler,
+    LengthSortedSampler,
     get_length_grouped_indices,
 )
 from trainwright.data.lengths import sample_lengths
@@ -38,6 +39,7 @@ __all__ = [
     "DistributedSamplerWithLoop",
     "IterableDatasetShard",
     "LengthGroupedSampler",
+    "LengthSortedSampler",
     "SeededRandomSampler",
     "SequentialDistributedSampler",
     "ShardSampler",
@@ -162,14 +164,17 @@ def build_eval_sampler(
 ) -> Sampler[int] | None:
     """The order in which evaluation sees its data; None for data without a length.
 
-    Grouped by length where training is ("group_by_length"), else as the data lie, whatever the training strategy.
+    Grouped or sorted by length ("group_by_length", "length_sorted"), else as the data lie. Samplers that change the
+    order have an `order`, the sample at each place.
     """
-    _check_strategy("strategy", strategy, STRATEGIES)
+    _check_strategy("strategy", strategy, (*STRATEGIES, "length_sorted"))
     if dataset is None or not has_length(dataset):
         return None
-    if strategy == "group_by_length":
+    if strategy in ("group_by_length", "length_sorted"):
         lengths = sample_lengths(
             dataset, length_column_name=length_column_name, model_input_name=model_input_name, num_workers=num_workers
         )
+        if strategy == "length_sorted":
+            return LengthSortedSampler(lengths)
         return LengthGroupedSampler(batch_size, lengths=lengths, seed=seed)
     return SequentialSampler(dataset)
