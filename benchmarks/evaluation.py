@@ -2,7 +2,7 @@
 
 Owns: the loops, their order, the tables. Leaves to others: what is measured (`probes`).
 
-    python benchmarks/evaluation.py                      both tables, in about two minutes
+    python benchmarks/evaluation.py                      both tables, in several minutes
     python benchmarks/evaluation.py --rounds 0           counts only
     python benchmarks/evaluation.py --model 256          a forward pass of more work (two layers of that width)
 """

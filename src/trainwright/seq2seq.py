@@ -51,7 +51,7 @@ class Seq2SeqTrainer(Trainer):
         processing_class: Any = None,
         model_init: Callable[..., nn.Module] | None = None,
         compute_loss_func: Callable[..., torch.Tensor] | None = None,
-        compute_metrics: Callable[..., dict[str, Any]] | None = None,
+        compute_metrics: Callable[..., dict[str, Any]] | Any = None,
         callbacks: list[TrainerCallback | type[TrainerCallback]] | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
         preprocess_logits_for_metrics: Callable[..., torch.Tensor] | None = None,

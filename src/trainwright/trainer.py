@@ -125,9 +125,9 @@ class Trainer:
     search); `args`, default `TrainingArguments("tmp_trainer")`; `data_collator`, default pads when `processing_class`
     can; `train_dataset`, `eval_dataset` (or a dict of several); `processing_class` (tokenizer, image processor ...),
     saved beside the model; `compute_loss_func(outputs, labels, num_items_in_batch=)`; `compute_metrics(EvalPrediction)
-    -> dict`; `callbacks`, classes or instances, added to the default ones; `optimizers=(optimizer, scheduler)`;
-    `optimizer_cls_and_kwargs=(class, kwargs)` in place of `args.optim`; `preprocess_logits_for_metrics(logits,
-    labels)`.
+    -> dict`, or metrics that are counted batch by batch (`trainwright.metrics`, torchmetrics); `callbacks`, classes or
+    instances, added to the default ones; `optimizers=(optimizer, scheduler)`; `optimizer_cls_and_kwargs=(class,
+    kwargs)` in place of `args.optim`; `preprocess_logits_for_metrics(logits, labels)`.
 
     Raises before any work is done: TypeError for an argument or an override that can never work, ValueError for
     settings that contradict each other, each naming the cure.
@@ -145,7 +145,7 @@ class Trainer:
         processing_class: Any = None,
         model_init: Callable[..., nn.Module] | None = None,
         compute_loss_func: Callable[..., torch.Tensor] | None = None,
-        compute_metrics: Callable[..., dict[str, Any]] | None = None,
+        compute_metrics: Callable[..., dict[str, Any]] | Any = None,
         callbacks: list[TrainerCallback | type[TrainerCallback]] | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
         optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,

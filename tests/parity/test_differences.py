@@ -180,6 +180,16 @@ def test_metrics_before_training_hold_no_preparation_time_and_no_epoch(columns: 
     assert ours.keys() <= theirs.keys()
 
 
+def test_predictions_of_samples_grouped_by_length_are_in_the_order_of_the_data(columns: Any, is_older: bool) -> None:
+    grouped = {"group_by_length": True} if is_older else {"train_sampling_strategy": "group_by_length"}
+    data = columns.build_data("gpt2", 11, first_label=True)
+    ours, theirs = (columns.trainer(column, "gpt2", **grouped).predict(data).label_ids for column in COLUMNS)
+    samples = [sample["labels"].tolist() for sample in data]
+    assert [row[row != -100].tolist() for row in ours] == samples
+    found = [row[row != -100].tolist() for row in theirs]
+    assert found != samples and sorted(found) == sorted(samples)
+
+
 def test_a_metric_per_batch_keeps_no_predictions(columns: Any) -> None:
     def metric(prediction: Any, compute_result: bool) -> dict[str, float]:
         return {"rows": float(len(prediction.predictions))}
