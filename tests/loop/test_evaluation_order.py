@@ -159,12 +159,29 @@ def test_rows_that_are_no_samples_stay_as_they_came(tmp_path: Any) -> None:
         ({"eval_sampling_strategy": "random"}, "eval_sampling_strategy='random'"),
         ({"eval_sampling_strategy": "length_sorted", "eval_do_concat_batches": False}, "as they ran"),
         ({"eval_memory_budget_gib": 0}, "greater than 0"),
+        ({"eval_memory_budget_gib": 1, "eval_do_concat_batches": False}, "in main memory"),
         ({"eval_memory_budget_gib": float("nan")}, "eval_memory_budget_gib"),
     ],
 )
 def test_settings_that_cannot_work_are_errors(tmp_path: Any, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         TrainingArguments(str(tmp_path), **arguments)
+
+
+def test_a_sampler_of_the_user_is_left_alone(tmp_path: Any) -> None:
+    class Backwards(torch.utils.data.Sampler[int]):
+        order = "backwards"
+
+        def __iter__(self) -> Any:
+            return iter(range(26, -1, -1))
+
+        def __len__(self) -> int:
+            return 27
+
+    trainer = tagger(tmp_path)
+    trainer._get_eval_sampler = lambda dataset: Backwards()
+    lengths = [len(row["labels"]) for row in samples()]
+    assert (trainer.predict(samples()).label_ids != IGNORED).sum(1).tolist() == lengths[::-1]
 
 
 class Stream(torch.utils.data.IterableDataset[Any]):

@@ -6,6 +6,7 @@ Owns: the fields and their ranges. Leaves to others: the evaluation loop (`evalu
 # ruff: noqa: RUF009  (`option()` is `dataclasses.field` with a help text)
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from trainwright.args.checks import check_choice, check_number
@@ -79,6 +80,11 @@ class EvaluationArguments(RunArguments):
             infinite=True,
             hint="None takes half of the free memory, inf sets no limit; a streaming metric keeps nothing at all.",
         )
+        if self.eval_memory_budget_gib not in (None, math.inf) and not self.eval_do_concat_batches:
+            raise ValueError(
+                f"eval_memory_budget_gib={self.eval_memory_budget_gib!r} puts joined rows into files, and "
+                "eval_do_concat_batches=False keeps every batch as it was, in main memory. Set one of the two."
+            )
         if self.eval_sampling_strategy is not None:
             check_choice(self, "eval_sampling_strategy", EVAL_SAMPLING_STRATEGIES)
         if self.eval_sampling_strategy in ("group_by_length", "length_sorted") and not self.eval_do_concat_batches:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from trainwright.data.collate_base import default_data_collator
 from trainwright.data.collate_padding import DataCollatorWithPadding
 from trainwright.data.distributed_samplers import get_dataloader_sampler
+from trainwright.data.length_grouping import LengthGroupedSampler, LengthSortedSampler
 from trainwright.data.loaders import build_dataloader
 from trainwright.data.samplers import build_eval_sampler, build_train_sampler, has_length
 from trainwright.data.workers import seed_worker, shield
@@ -134,7 +135,8 @@ def eval_sampler_for(dataset: Any, args: Any, *, model_input_name: str) -> Sampl
 
 def sampled_order(dataloader: Any) -> Any:
     """The sample that each row of one pass over a loader is, where its sampler changed the order; else None."""
-    return getattr(get_dataloader_sampler(dataloader), "order", None)
+    sampler = get_dataloader_sampler(dataloader)
+    return sampler.order if isinstance(sampler, (LengthGroupedSampler, LengthSortedSampler)) else None
 
 
 def loader_for(

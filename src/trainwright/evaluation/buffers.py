@@ -66,7 +66,7 @@ class ArrayBuffer:
             if leaf is None:
                 return
         if self._is_tensor:
-            if leaf.untyped_storage().nbytes() > leaf.nbytes:
+            if type(leaf) is torch.Tensor and leaf.untyped_storage().nbytes() > leaf.nbytes:
                 leaf = leaf.clone()  # a slice of the logits would keep all of them alive
             if not leaf.is_cpu:
                 self._on_device.append(leaf)
