@@ -60,8 +60,6 @@ def _check_engine(args: Any) -> None:
         if getattr(args, name, None):
             raise sharding_error(name)
     asked = {
-        "half_precision_backend": "apex" if args.half_precision_backend == "apex" else None,
-        "use_ipex": args.use_ipex,
         "tpu_num_cores": args.tpu_num_cores,
         "mp_parameters": args.mp_parameters,
         "debug": "tpu_metrics_debug" if DebugOption.TPU_METRICS_DEBUG in args.debug else None,

@@ -89,6 +89,7 @@ class TrainingArguments(GroupedArguments):
     def _validate_args(self) -> None:
         """Refuse combinations across topics."""
         self._settle_best_model(self.lr_scheduler_type)
+        self._check_optimizer_in_backward()
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

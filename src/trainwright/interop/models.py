@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from trainwright.interop.loaded import is_peft_model, is_pretrained_model
+from trainwright.techniques.checkpointing import checkpoint_activations
 
 logger = logging.getLogger(__name__)
 
@@ -162,42 +163,24 @@ def prepare_for_training(model: nn.Module, args: Any) -> Callable[[], None]:
     """Gradient checkpointing and `use_cache` as the arguments ask. Returns a function that undoes what was only for
     training.
 
-    Raises ValueError for a model that cannot checkpoint its activations.
+    Raises ValueError for a model whose activations cannot be checkpointed.
     """
     config = getattr(model, "config", None)
     cache_before = getattr(config, "use_cache", None)
+    stop_checkpointing: Callable[[], None] | None = None
     if args.gradient_checkpointing or args.activation_checkpointing:
-        _checkpoint_activations(model, dict(args.gradient_checkpointing_kwargs or {}))
+        stop_checkpointing = checkpoint_activations(model, dict(args.gradient_checkpointing_kwargs or {}))
     if cache_before and not args.use_cache:
         # Keys and values of past tokens are memory that training never reads.
         config.use_cache = False  # type: ignore[union-attr]
 
     def restore() -> None:
+        if stop_checkpointing is not None:
+            stop_checkpointing()
         if cache_before is not None:
             config.use_cache = cache_before  # type: ignore[union-attr]
 
     return restore
-
-
-def _checkpoint_activations(model: nn.Module, kwargs: dict[str, Any]) -> None:
-    """Switch on activation checkpointing. `kwargs` go to torch's `checkpoint`, but for "every_n_layers" and
-    "offload".
-    """
-    of_layers = {name: kwargs.pop(name) for name in ("every_n_layers", "offload") if name in kwargs}
-    newer: Any = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5
-    older: Any = getattr(model, "gradient_checkpointing_enable", None)
-    if newer is not None:
-        newer(activation_checkpointing_kwargs=kwargs or None, **of_layers)
-    elif older is None:
-        raise ValueError(
-            "gradient_checkpointing=True needs a model with gradient_checkpointing_enable(); "
-            f"{type(model).__name__} has "
-            "none. Leave it unset, or wrap the model's layers in torch.utils.checkpoint yourself."
-        )
-    elif of_layers:
-        raise ValueError(f"{list(of_layers)} in gradient_checkpointing_kwargs needs transformers 5 or newer.")
-    else:
-        older(gradient_checkpointing_kwargs=kwargs or None)
 
 
 def traced(model: nn.Module, inputs: Mapping[str, Any], autocast: contextlib.AbstractContextManager[Any]) -> nn.Module:

@@ -257,27 +257,6 @@ def test_checkpointing_gives_the_same_gradients():
     torch.testing.assert_close(*gradients)
 
 
-def test_checkpointing_a_model_that_cannot_names_it():
-    with pytest.raises(ValueError, match=r"gradient_checkpointing_enable\(\); Linear has none"):
-        models.prepare_for_training(nn.Linear(1, 1), training_args(gradient_checkpointing=True))
-
-
-def test_options_of_the_newer_releases_are_refused_where_the_model_has_only_the_older_method():
-    class Older(nn.Linear):
-        def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None):
-            self.got = gradient_checkpointing_kwargs
-
-    model = Older(1, 1)
-    models.prepare_for_training(
-        model, training_args(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
-    )
-    assert model.got == {"use_reentrant": True}
-    with pytest.raises(ValueError, match=r"\['every_n_layers'\].*transformers 5"):
-        models.prepare_for_training(
-            model, training_args(gradient_checkpointing=True, gradient_checkpointing_kwargs={"every_n_layers": 2})
-        )
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_a_model_that_can_be_traced_gives_the_same_numbers():
     model, inputs = Regression().eval(), {"x": torch.ones(3, 2), "unused": 1}
