@@ -94,7 +94,8 @@ from trainwright.resume import (
 )
 from trainwright.seeding import enable_full_determinism, generator_states, restore_generators, set_seed
 from trainwright.state import TrainerControl, TrainerState
-from trainwright.techniques import precision
+from trainwright.techniques import averaging, precision
+from trainwright.techniques.averaging import AveragedWeights
 from trainwright.techniques.compiling import compile_model
 from trainwright.tokens import TokenCounter
 from trainwright.tracking.registry import get_reporting_integration_callbacks
@@ -216,6 +217,7 @@ class Trainer:
         # another batch size).
         self._epoch, self._micro_batches_in_epoch, self._samples_ahead = 0, 0, 0
         self._parameters: list[nn.Parameter] = []
+        self._average: AveragedWeights | None = None
         self._only_for_training = contextlib.ExitStack()  # what is undone when a run ends, however it ends
         self._interrupt = Interrupt()
         self._saved_step = 0  # the last step with nothing to lose: it has a checkpoint, or the run began there
@@ -753,6 +755,7 @@ class Trainer:
         if resume_from_checkpoint is not None:
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
             self._load_scaler(resume_from_checkpoint)
+        self._average = self._begin_average(resume_from_checkpoint)
         handler = self.callback_handler
         handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
         handler.train_dataloader = train_dataloader
@@ -780,6 +783,30 @@ class Trainer:
             self._training_step = functools.partial(self._training_step_that_fits, self._training_step)
         self._set_training_mode(model, True)
         return model, train_dataloader
+
+    def _begin_average(self, checkpoint: str | None) -> AveragedWeights | None:
+        """The average that `ema_decay` asks for, from `checkpoint` on where a run is resumed."""
+        if self.args.ema_decay is None:
+            return None
+        averaging.check_optimizer(self.optimizer)
+        start, every = self.args.ema_start_step, self.args.ema_update_steps
+        average = AveragedWeights(self.model, self.args.ema_decay, start, every)
+        if checkpoint is not None:
+            average.load(checkpoint, self.state.global_step)
+        return average
+
+    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block, `self.model` has the average of `ema_decay` for weights; after it, its own again.
+
+        Raises ValueError where there is none.
+        """
+        if self._average is None:
+            raise ValueError("There is no average of the weights: set ema_decay, and call train() first.")
+        return self._average.in_model()
+
+    def _weights_to_judge(self) -> contextlib.AbstractContextManager[None]:
+        """The weights that are evaluated and handed out: the average where `ema_eval` says so, else the trained."""
+        return self.averaged_weights() if self._average is not None and self.args.ema_eval else _NOTHING
 
     def _build_guard(self) -> NonFiniteGuard | None:
         """What looks for NaN and infinity before the optimizer. None with "ignore", and in fp16, whose scaler does."""
@@ -840,9 +867,11 @@ class Trainer:
         """Warn where the checkpoints to come will not fit on the disk; an error where not even one does."""
         args, state = self.args, self.state
         strategy, steps_left = SaveStrategy(args.save_strategy).value, state.max_steps - state.global_step
+        surely, probably = trouble.predicted_bytes(self.model, None if args.save_only_model else self.optimizer)
+        average = self._average.nbytes if self._average is not None else 0
         trouble.check_free_space(
             self._output_dir,
-            trouble.predicted_bytes(self.model, None if args.save_only_model else self.optimizer),
+            (surely + average, probably + average),
             trouble.num_saves_left(strategy, state.save_steps, steps_left, epochs_left),
             args.save_total_limit,
         )
@@ -923,6 +952,8 @@ class Trainer:
                 self._is_mid_step = True
                 raise
             state.global_step += 1
+            if self._average is not None:
+                self._average.update(state.global_step)
             self._micro_batches_in_epoch += len(batch_samples)
             state.epoch = epoch + self._micro_batches_in_epoch / steps_in_epoch
             if handler.listeners["on_step_end"]:
@@ -1532,7 +1563,10 @@ class Trainer:
             if self._interrupt.in_evaluation:
                 self._interrupt.leave_evaluation()
 
-        with precision.float32_products(self.args.tf32), precision.half_weights(self.model, self._eval_dtype):
+        with contextlib.ExitStack() as during:
+            during.enter_context(self._weights_to_judge())
+            during.enter_context(precision.float32_products(self.args.tf32))
+            during.enter_context(precision.half_weights(self.model, self._eval_dtype))
             model = self._model_for_evaluation(dataloader)
             return self._run_evaluation(
                 dataloader, model, loss_only, ignore_keys, metric_key_prefix, num_samples, after_batch
@@ -1879,6 +1913,8 @@ class Trainer:
         try:
             with self._strategy.staged_checkpoint(output_dir, state.global_step, where.position()) as directory:
                 self.save_model(directory, _internal_call=True)
+                if self._average is not None and self.args.should_save:
+                    self._average.save(directory)
                 if not self.args.save_only_model:
                     self._save_optimizer_and_scheduler(directory)
                     self._save_scaler(directory)
@@ -1929,7 +1965,7 @@ class Trainer:
             if _internal_call:  # into a checkpoint, which is staged already
                 self._save(output_dir)
             else:
-                with checkpoint_save.replacing(output_dir) as staging:
+                with checkpoint_save.replacing(output_dir) as staging, self._weights_to_judge():
                     self._save(staging)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -2014,6 +2050,8 @@ class Trainer:
             return
         logger.info("Loading the best model, from %s (score: %s).", path, self.state.best_metric)
         self._issue_warnings_after_load(checkpoint_weights.load_weights(self.model, path))
+        if self._average is not None:
+            self._average.load(path, self.state.best_global_step or 0)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Say which weights of the model a checkpoint did not hold, and which of its weights the model has no place
@@ -2100,7 +2138,8 @@ class Trainer:
         self.control = self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self._hub is None:
             self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
+        with self._weights_to_judge():
+            self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)

@@ -79,6 +79,7 @@ class TrainingArguments(GroupedArguments):
         self._settle_intervals()
         self._settle_evaluation()
         self._settle_precision()
+        self._settle_averaging()
         self._settle_parallel()
         self._settle_reporting()
         self._settle_hub()
