@@ -1977,10 +1977,27 @@ class Trainer:
         checkpoint_weights.save_weights(
             self._strategy.unwrap(self.model), output_dir, state_dict=state_dict, safe=bool(self.args.save_safetensors)
         )
+        self._save_beside_the_weights(output_dir)
+
+    def _save_beside_the_weights(self, output_dir: str) -> None:
         processor: Any = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         if hasattr(processor, "save_pretrained"):
             processor.save_pretrained(output_dir)
         checkpoint_save.save_training_args(output_dir, self.args)
+
+    def save_merged_model(self, output_dir: str | None = None) -> None:
+        """Save a peft model as one model without adapters, by default in `merged` inside `args.output_dir`.
+
+        The model in training stays as it is; a copy of it is merged, in memory. ValueError where nothing can be merged.
+        """
+        from trainwright.interop.adapters import merged_copy
+
+        if self.args.should_save:
+            with self._weights_to_judge():
+                merged = merged_copy(self._strategy.unwrap(self.model))
+            with checkpoint_save.replacing(output_dir or os.path.join(self._output_dir, "merged")) as staging:
+                checkpoint_weights.save_weights(merged, staging, safe=bool(self.args.save_safetensors))
+                self._save_beside_the_weights(staging)
 
     def _save_tpu(self, output_dir: str | None = None) -> None:
         """Save from a TPU: XLA tensors are moved to the host first."""

@@ -117,14 +117,35 @@ def spans_devices(model: nn.Module) -> bool:
     return bool(getattr(model, "is_parallelizable", False) and getattr(model, "model_parallel", False))
 
 
+def is_quantised(model: nn.Module) -> bool:
+    """Whether the model says that its weights are quantised; asked of itself or through a peft wrapper."""
+    return bool(getattr(model, "is_quantized", False)) or getattr(model, "quantization_method", None) is not None
+
+
+def quantisation_of(model: nn.Module) -> str:
+    """The name of the method, for messages: "bitsandbytes", "gptq" ..."""
+    method = getattr(model, "quantization_method", None)
+    return str(getattr(method, "value", method)) if method is not None else "an unnamed method"
+
+
 def quantised_without_adapter(model: nn.Module) -> bool:
     """A quantised model whose weights cannot be trained, and that carries no trainable adapter."""
-    if not getattr(model, "is_quantized", False):
+    if not is_quantised(model):
         return False
     quantizer = getattr(model, "hf_quantizer", None)
     if getattr(quantizer, "is_qat_trainable", False):
         return False
     return not (is_peft_model(model) or getattr(model, "_hf_peft_config_loaded", False))
+
+
+def refuses_adapters(model: nn.Module) -> bool:
+    """A quantised model whose method has no backward pass, so that no adapter on it can be trained either."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    return (
+        is_quantised(model)
+        and getattr(quantizer, "is_trainable", True) is False
+        and not getattr(quantizer, "is_qat_trainable", False)
+    )
 
 
 class FlopCounter:
