@@ -118,8 +118,8 @@ def check_trainable(model: nn.Module) -> None:
     if models.quantised_without_adapter(model):
         raise ValueError(
             f"{name} is quantised (by {models.quantisation_of(model)}), and quantised weights cannot be trained: their "
-            "steps are too coarse. Add a trainable adapter with peft (LoRA), use a method for quantisation-aware training "
-            "(QAT), or load the model without quantisation."
+            "steps are too coarse. Add a trainable adapter with peft (LoRA), use a method for quantisation-aware "
+            "training (QAT), or load the model without quantisation."
         )
     if models.refuses_adapters(model):
         raise ValueError(
