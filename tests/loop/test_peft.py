@@ -88,9 +88,13 @@ def test_the_best_adapter_is_in_the_model_at_the_end(adapter_trainer, tmp_path):
     assert_equal(peft.get_peft_model_state_dict(trainer.model), saved)
 
 
-def test_neftune_finds_the_embedding_inside_and_leaves_it_as_it_was(adapter_trainer):
-    plain = adapter_trainer(save_strategy="no", max_steps=1)
-    noisy = adapter_trainer(save_strategy="no", max_steps=1, neftune_noise_alpha=5.0)
+@pytest.mark.parametrize("adapts", [["c_attn"], ["wte"]])
+def test_neftune_finds_the_embedding_inside_and_leaves_it_as_it_was(adapter_trainer, adapts):
+    def adapted():
+        return peft.get_peft_model(gpt2(), peft.LoraConfig(target_modules=adapts, **LORA))
+
+    plain = adapter_trainer(adapted(), save_strategy="no", max_steps=1)
+    noisy = adapter_trainer(adapted(), save_strategy="no", max_steps=1, neftune_noise_alpha=5.0)
     embedding = noisy.model.get_base_model().get_input_embeddings()
     losses = []
     for trainer in (plain, noisy):
