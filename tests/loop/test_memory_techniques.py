@@ -266,6 +266,37 @@ def test_an_update_in_the_backward_pass_is_the_same_update(make_trainer, optim):
     assert plain.most == sum(sizes) and saving.most == max(sizes)
 
 
+def test_an_8_bit_optimizer_of_another_package_updates_in_the_backward_pass_too(make_trainer):
+    pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes: 8-bit optimizers, also on a CPU")
+
+    def run(**arguments):
+        model = Deep(num_blocks=2, width=64)  # matrices of 16384 numbers, above the 4096 that are kept in 8 bits
+        torch.manual_seed(4)
+        trainer = make_trainer(
+            trainer={"model": Wide(model)}, cls=MostGradients, max_steps=3, max_grad_norm=0.0, optim="adamw_bnb_8bit",
+            learning_rate=1e-3, **arguments,
+        )  # fmt: skip
+        trainer.train()
+        return trainer
+
+    plain, saving = run(), run(optimizer_in_backward=True)
+    assert_same_run(saving, plain)
+    state = saving.optimizer.state[saving.model.deep.blocks[0].inner.weight]
+    assert state["state1"].dtype is torch.uint8
+    assert saving.most < plain.most / 4
+
+
+class Wide(nn.Module):
+    """`Deep` behind a layer that widens its three inputs."""
+
+    def __init__(self, deep):
+        super().__init__()
+        self.first, self.deep = nn.Linear(3, 64), deep
+
+    def forward(self, x, labels=None):
+        return self.deep(self.first(x), labels)
+
+
 def test_it_goes_together_with_checkpointing_and_shared_weights(make_trainer):
     def run(**arguments):
         trainer = make_trainer(

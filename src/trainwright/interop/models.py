@@ -186,22 +186,28 @@ def prepare_for_training(model: nn.Module, args: Any) -> Callable[[], None]:
 
     Raises ValueError for a model whose activations cannot be checkpointed.
     """
-    config = getattr(model, "config", None)
-    cache_before = getattr(config, "use_cache", None)
+    cache_before = [(config, config.use_cache) for config in _configs(model) if hasattr(config, "use_cache")]
     stop_checkpointing: Callable[[], None] | None = None
     if args.gradient_checkpointing or args.activation_checkpointing:
         stop_checkpointing = checkpoint_activations(model, dict(args.gradient_checkpointing_kwargs or {}))
-    if cache_before and not args.use_cache:
-        # Keys and values of past tokens are memory that training never reads.
-        config.use_cache = False  # type: ignore[union-attr]
+    for config, caches in cache_before:
+        if caches and not args.use_cache:
+            config.use_cache = False  # keys and values of past tokens are memory that training never reads
 
     def restore() -> None:
         if stop_checkpointing is not None:
             stop_checkpointing()
-        if cache_before is not None:
-            config.use_cache = cache_before  # type: ignore[union-attr]
+        for config, caches in cache_before:
+            config.use_cache = caches
 
     return restore
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The config of a model and, of one for several kinds of data, that of its language model."""
+    config: Any = getattr(model, "config", None)
+    text = getattr(config, "get_text_config", lambda: config)()
+    return [config] if text is config else [config, text]
 
 
 def traced(model: nn.Module, inputs: Mapping[str, Any], autocast: contextlib.AbstractContextManager[Any]) -> nn.Module:

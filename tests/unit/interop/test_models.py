@@ -244,6 +244,16 @@ def test_the_cache_is_off_for_training_only():
     models.prepare_for_training(nn.Linear(1, 1), training_args())()
 
 
+def test_the_cache_of_a_language_model_inside_another_is_off_too():
+    text = types.SimpleNamespace(use_cache=True)
+    model = nn.Linear(1, 1)
+    model.config = types.SimpleNamespace(get_text_config=lambda: text)
+    restore = models.prepare_for_training(model, training_args())
+    assert text.use_cache is False
+    restore()
+    assert text.use_cache is True
+
+
 def test_checkpointing_gives_the_same_gradients():
     gradients = []
     for switched in (False, True):
