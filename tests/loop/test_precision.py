@@ -1,13 +1,26 @@
 """Half precision, TF32 and compilation in a whole run, beside plain loops that say what must come out."""
 
+import importlib
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from trainwright import Trainer, TrainerCallback
 
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 FLAT = {"optim": "adamw_torch", "lr_scheduler_type": "constant", "train_sampling_strategy": "sequential"}
 ON_CPU = {"fp16": True, "half_precision_backend": "cpu_amp"}
+
+
+def benchmark_module(name):
+    sys.path.insert(0, BENCHMARKS)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(BENCHMARKS)
 
 
 def losses(trainer):
@@ -132,6 +145,15 @@ def test_the_loss_scale_is_saved_and_a_resumed_run_is_the_same_to_the_bit(make_t
     assert_same_weights(resumed.model, whole.model)
     assert losses(resumed) == pytest.approx(losses(whole), nan_ok=True)
     assert resumed._strategy.scaler.state_dict() == whole._strategy.scaler.state_dict()
+
+
+def test_an_update_in_fp16_reads_the_device_once(make_trainer):
+    toy, probes = benchmark_module("toy"), benchmark_module("probes")
+    counter = probes.OpCounter()
+    collator = toy.MeasuringCollator(8, 40, counter.start, counter.stop)
+    parts = {"model": toy.ToyModel(), "train_dataset": toy.ToyData(400), "data_collator": collator}
+    make_trainer(trainer=parts, max_steps=60, logging_steps=1000, **ON_CPU).train()
+    assert counter.syncs == {"_local_scalar_dense": 40 - 8}
 
 
 # ----------------------------------------------------------------------------------------------------- bf16, tf32 ----
