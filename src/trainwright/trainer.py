@@ -745,7 +745,8 @@ class Trainer:
             undo.callback(OverflowWatch(self.model).close)
         undo.callback(models.prepare_for_training(self.model, self.args))
         if self.args.neftune_noise_alpha is not None:
-            undo.callback(self._deactivate_neftune, self._activate_neftune(self.model))
+            self._activate_neftune(self.model)
+            undo.callback(self._deactivate_neftune, self.model)
         self.create_optimizer_and_scheduler(num_training_steps=max_steps)
         if self._strategy.is_distributed:
             self._sync_replicated_trainable_parameters(self.model)
@@ -806,7 +807,9 @@ class Trainer:
 
     def _weights_to_judge(self) -> contextlib.AbstractContextManager[None]:
         """The weights that are evaluated and handed out: the average where `ema_eval` says so, else the trained."""
-        return self.averaged_weights() if self._average is not None and self.args.ema_eval else _NOTHING
+        if self._average is None or not self.args.ema_eval or not self._average.belongs_to_the_weights():
+            return _NOTHING
+        return self.averaged_weights()
 
     def _build_guard(self) -> NonFiniteGuard | None:
         """What looks for NaN and infinity before the optimizer. None with "ignore", and in fp16, whose scaler does."""
@@ -1424,6 +1427,8 @@ class Trainer:
         wants_best = self.args.load_best_model_at_end and not self._interrupt.asked
         if wants_best and self.state.best_model_checkpoint is not None:
             self._load_best_model()
+        if self._average is not None:
+            self._average.settle()
         self._fitted("log")(metrics)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self._finish_current_push()

@@ -121,6 +121,19 @@ def test_the_average_can_be_put_into_the_model_for_anything(make_trainer, tmp_pa
     assert_equal(snapshot(trainer.model), watch.steps[-1])
 
 
+def test_weights_that_were_loaded_after_training_are_not_passed_over(make_trainer, tmp_path, caplog, line_model):
+    trainer, watch = ema_trainer(make_trainer, tmp_path, bf16_full_eval=True)
+    trainer.train()
+    trainer.evaluate(), trainer.evaluate()
+    assert "changed after train" not in caplog.text
+    trainer.model.load_state_dict(line_model(seed=9).state_dict())
+    watch.evaluated.clear()
+    trainer.args.bf16_full_eval = False
+    trainer.evaluate()
+    assert "changed after train" in caplog.text
+    assert_equal(watch.evaluated[0], snapshot(line_model(seed=9)))
+
+
 def test_a_resumed_average_is_the_uninterrupted_one_to_the_bit(make_trainer, tmp_path):
     whole, _ = ema_trainer(make_trainer, tmp_path, ema_update_steps=3, ema_start_step=1)
     whole.train()

@@ -350,6 +350,17 @@ def test_asking_for_regions_switches_compilation_on(make_trainer):
     assert not make_trainer(use_regional_compilation=False).args.torch_compile
 
 
+@pytest.mark.parametrize("regions, num_compiled", [(None, 1), (True, 3)])
+def test_backend_and_mode_reach_the_compiler(make_trainer, monkeypatch, regions, num_compiled):
+    asked = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: asked.append((type(module), options)))
+    make_trainer(
+        trainer={"model": Deep()}, max_steps=1, torch_compile_mode="reduce-overhead", use_regional_compilation=regions
+    ).train()
+    options = {"backend": "inductor", "mode": "reduce-overhead"}
+    assert asked == [(Block if regions else Deep, options)] * num_compiled
+
+
 def test_regions_that_are_not_there_are_named(make_trainer):
     with pytest.raises(ValueError, match=r"use_regional_compilation=True.*LineModel has no nn.ModuleList.*'Linear'"):
         make_trainer(use_regional_compilation=True).train()

@@ -46,6 +46,7 @@ class AveragedWeights:
         self._wide_average: list[torch.Tensor] = []
         self._narrow_average: list[torch.Tensor] = []
         self.has_begun = False
+        self._versions: list[int] | None = None  # of the weights when training ended
         if start_step == 0:
             self._begin()
 
@@ -79,6 +80,20 @@ class AveragedWeights:
     def nbytes(self) -> int:
         """Size of the average, in memory and on disk."""
         return sum(p.numel() * max(p.element_size(), 4) for p in self._parameters.values())
+
+    def settle(self) -> None:
+        """Training is over: remember which weights this is the average of."""
+        self._versions = [parameter._version for parameter in self._parameters.values()]
+
+    def belongs_to_the_weights(self) -> bool:
+        """False, with a warning, where somebody has changed the weights since training ended."""
+        if self._versions in (None, [parameter._version for parameter in self._parameters.values()]):
+            return True
+        logger.warning(
+            "The weights were changed after train(), so they are used as they are, and not the average of ema_decay, "
+            "which is that of the weights before."
+        )
+        return False
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
