@@ -72,8 +72,6 @@ def _check_engine(args: Any) -> None:
         if getattr(args, name, None):
             raise sharding_error(name)
     asked = {
-        "half_precision_backend": "apex" if args.half_precision_backend == "apex" else None,
-        "use_ipex": args.use_ipex,
         "tpu_num_cores": args.tpu_num_cores,
         "mp_parameters": args.mp_parameters,
         "debug": "tpu_metrics_debug" if DebugOption.TPU_METRICS_DEBUG in args.debug else None,
@@ -131,8 +129,14 @@ def check_trainable(model: nn.Module) -> None:
         )
     if models.quantised_without_adapter(model):
         raise ValueError(
-            f"{name} is quantised, and quantised weights cannot be trained. "
-            "Add a trainable adapter with peft (LoRA), or load the model without quantisation."
+            f"{name} is quantised (by {models.quantisation_of(model)}), and quantised weights cannot be trained: their "
+            "steps are too coarse. Add a trainable adapter with peft (LoRA), use a method for quantisation-aware "
+            "training (QAT), or load the model without quantisation."
+        )
+    if models.refuses_adapters(model):
+        raise ValueError(
+            f"{name} is quantised by {models.quantisation_of(model)}, which passes no gradient on, so that not even an "
+            "adapter can be trained. Load the model with another quantisation (bitsandbytes), or without."
         )
 
 

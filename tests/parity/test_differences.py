@@ -284,6 +284,38 @@ def test_precision_is_not_left_behind_in_the_process(columns: Any, is_older: boo
         assert left == ("bf16" if column == "reference" and is_older else "no")
 
 
+def test_an_evaluation_in_half_precision_leaves_the_weights_as_they_were(columns: Any, is_older: bool) -> None:
+    for column, left in zip(COLUMNS, (torch.float32, torch.bfloat16), strict=True):
+        trainer = columns.trainer(column, "gpt2", bf16_full_eval=True)
+        before = columns.weights_of(trainer.model)
+        trainer.evaluate()
+        assert {parameter.dtype for parameter in trainer.model.parameters()} == {left}
+        if column == "ours":
+            assert all(torch.equal(value, before[name]) for name, value in columns.weights_of(trainer.model).items())
+
+
+def test_the_activations_of_any_module_can_be_checkpointed(columns: Any, is_older: bool) -> None:
+    class Blocks(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.blocks = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(3, 3)) for _ in range(2)])
+            self.head = torch.nn.Linear(3, 1)
+
+        def forward(self, x: Any, labels: Any = None) -> dict[str, Any]:
+            for block in self.blocks:
+                x = block(x)
+            return {"loss": (self.head(x) - labels).pow(2).mean()}
+
+    rows = [{"x": torch.ones(3) * index, "labels": torch.ones(1)} for index in range(8)]
+    options = {"gradient_checkpointing": True, "max_steps": 1}
+    given = {"train_dataset": rows, "data_collator": None, "eval_dataset": None}
+    trainwright_run = columns.run("ours", "regression", given={**given, "model": Blocks()}, **options)
+    assert trainwright_run.trainer.state.global_step == 1
+    with pytest.raises(AttributeError, match="checkpointing_enable"):
+        columns.run("reference", "regression", given={**given, "model": Blocks()}, **options)
+
+
 def test_counting_tokens_per_second_does_not_read_the_data_first(columns: Any, is_older: bool) -> None:
     def num_fetched(column: str) -> int:
         class Counting(list):  # type: ignore[type-arg]

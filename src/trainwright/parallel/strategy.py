@@ -68,10 +68,11 @@ class Strategy:
         if self.scaler is None:
             optimizer.step()
             return True
-        before = self.scaler.get_scale()
+        one = torch.ones((), device=self.device)
+        before = self.scaler.scale(one)  # on the device, so that both scales cost one read and not two
         self.scaler.step(optimizer)
         self.scaler.update()
-        return self.scaler.get_scale() >= before
+        return not bool(self.scaler.scale(one) < before)
 
     # -- talking to the other processes --------------------------------------------------------------------------------
 
