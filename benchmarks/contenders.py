@@ -103,8 +103,8 @@ def with_accelerate(collator: Any, num_steps: int, cpu: bool) -> None:
             break
 
 
-def with_trainer(package: str, accumulation: int = 1) -> Run:
-    """`Trainer` of `package`, ours or the reference, with its default callbacks and progress bar."""
+def with_trainer(package: str, accumulation: int = 1, **more: Any) -> Run:
+    """`Trainer` of `package`, ours or the reference, with its default callbacks, progress bar and `more` arguments."""
 
     def run(collator: Any, num_steps: int, cpu: bool) -> None:
         library = importlib.import_module(package)
@@ -123,6 +123,7 @@ def with_trainer(package: str, accumulation: int = 1) -> Run:
                 report_to="none",
                 disable_tqdm=False,
                 use_cpu=cpu,
+                **more,
             )
             trainer = library.Trainer(
                 model=toy.ToyModel(),

@@ -102,6 +102,7 @@ RUNS = {
     "bf16": {"bf16": True},
     "counted labels": {"language": True, "gradient_accumulation_steps": 4},
     "counted tokens": {"language": True, "include_num_input_tokens_seen": "all"},
+    "breakdown and speed": {"time_breakdown": "logs", "log_speed": True, "peak_tflops_per_s": 1.0},
     "counted tokens without padding": {"language": True, "include_num_input_tokens_seen": "non_padding"},
 }
 
@@ -171,3 +172,14 @@ def test_a_long_log_history_makes_only_its_own_file_longer(make_trainer, tmp_pat
     assert many.pop("trainer_state.json") > few.pop("trainer_state.json")
     assert abs(many.pop("manifest.json") - few.pop("manifest.json")) < 10  # the digits of that size
     assert many == few
+
+
+SEEN = {"time_breakdown": "logs", "log_speed": True}
+MOST_SEEN_PYTHON_CALLS, MOST_SEEN_C_CALLS = 26, 26  # per step above the same run without
+
+
+def test_what_is_seen_of_a_run_costs_a_counted_number_of_calls():
+    plain = calls_per_step(contenders.with_trainer("trainwright"))
+    seen = calls_per_step(contenders.with_trainer("trainwright", **SEEN))
+    assert 0 < seen[0] - plain[0] <= MOST_SEEN_PYTHON_CALLS
+    assert 0 < seen[1] - plain[1] <= MOST_SEEN_C_CALLS
