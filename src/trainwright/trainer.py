@@ -1434,8 +1434,8 @@ class Trainer:
         counted, on_device = self._tokens.take()
         bad = self._guard.flag() if self._guard is not None else 0.0
         extra = [value for value in (bad, norm, on_device) if value is not None]
-        total, values = self.window.take(*extra)
-        total, bad, *values = self._strategy.mean_of_floats([total, *values])
+        mean = self._strategy.mean if self._strategy.is_distributed else None
+        total, (bad, *values) = self.window.take(*extra, mean=mean)
         if self._guard is not None:
             self._guard.settle(bad)
         if on_device is not None:
