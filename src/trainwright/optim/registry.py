@@ -8,6 +8,7 @@ imported before one of its optimizers is chosen.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -54,6 +55,12 @@ class OptimizerRequest:
     @property
     def eps(self) -> dict[str, Any]:
         return {"eps": self.args.adam_epsilon}
+
+    @property
+    def own_rates(self) -> dict[str, float] | None:
+        """`learning_rate_per_module`: a builder that makes "params" of its own splits them with `with_own_rates`."""
+        rates: dict[str, float] | None = getattr(self.args, "learning_rate_per_module", None)
+        return rates
 
     @property
     def adam(self) -> dict[str, Any]:
@@ -137,20 +144,42 @@ def register_optimizer(name: str) -> Callable[[T], T]:
     """Make `optim=name` mean a class of yours, or what a function of yours returns.
 
     @register_optimizer("my_adam")
-    class MyAdam(torch.optim.Optimizer): ...            # built with lr and optim_args
+    class MyAdam(torch.optim.Optimizer): ...  # called with the parameter groups, lr, and what optim_args says
 
     @register_optimizer("my_other_adam")
     def build(request: OptimizerRequest) -> OptimizerSpec: ...
+
+    Registering the same class or function again (a notebook cell that runs twice) replaces it. Raises ValueError for a
+    name that is taken or could not be written on a command line, TypeError for what is neither a class nor a function.
     """
-    if name in ROWS:
-        raise ValueError(f"An optimizer called {name!r} exists already; choose another name.")
+    if not isinstance(name, str):
+        raise TypeError(f"register_optimizer takes a name first, not {name!r}: write @register_optimizer('my_adam').")
+    if not re.fullmatch(r"[A-Za-z_][\w.-]*", name):
+        raise ValueError(f"register_optimizer({name!r}): a name must be letters, digits, '_', '-' and '.'.")
 
     def keep(target: T) -> T:
+        if not callable(target):
+            raise TypeError(f"register_optimizer({name!r}) needs a class or a function; got {target!r}.")
+        identity = (target.__module__, getattr(target, "__qualname__", repr(target)))
+        if name in ROWS and _REGISTERED.get(name) != identity:
+            raise ValueError(f"An optimizer called {name!r} exists already; choose another name.")
         builder = _class_builder(target) if isinstance(target, type) else target
         ROWS[name] = Row(builder, (target.__doc__ or "").partition("\n")[0])
+        _REGISTERED[name] = identity
         return target
 
+    if name in ROWS and name not in _REGISTERED:
+        raise ValueError(f"An optimizer called {name!r} exists already; choose another name.")
     return keep
+
+
+_REGISTERED: dict[str, tuple[str, str]] = {}  # module and qualified name of each target of register_optimizer
+
+
+def unknown_optimizer(name: object) -> ValueError:
+    """The error about an `optim` that nothing is called."""
+    hint = closest(str(name), ROWS) or " Your own are known once the module that calls register_optimizer is imported."
+    return ValueError(f"optim={name!r} is not a known optimizer; choose one of {sorted(ROWS)}.{hint}")
 
 
 def _class_builder(cls: Any) -> Callable[[OptimizerRequest], OptimizerSpec]:
@@ -168,7 +197,7 @@ def optimizer_class_and_kwargs(args: Any, model: Any = None) -> tuple[Callable[.
     """
     name = args.optim.value if isinstance(args.optim, Enum) else str(args.optim)
     if name not in ROWS:
-        raise ValueError(f"optim={name!r} is not a known optimizer; choose one of {sorted(ROWS)}.{closest(name, ROWS)}")
+        raise unknown_optimizer(name)
     row = ROWS[name]
     builder = row.builder
     if isinstance(builder, str):
@@ -176,6 +205,8 @@ def optimizer_class_and_kwargs(args: Any, model: Any = None) -> tuple[Callable[.
         builder = getattr(importlib.import_module(module), function)
     request = OptimizerRequest(name, args, model, parse_optim_args(getattr(args, "optim_args", None)))
     spec = builder(request)
+    if not isinstance(spec, OptimizerSpec):
+        raise TypeError(f"The builder of optim={name!r} must return an OptimizerSpec(cls, kwargs); it gave {spec!r}.")
     _check_device(name, row.device)
     return spec.cls, with_options(spec.cls, spec.kwargs, request.options, name)
 

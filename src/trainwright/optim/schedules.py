@@ -249,6 +249,11 @@ _KEYWORDS_OF: dict[SchedulerType, type] = {
 }
 
 
+def waits_for_metric(scheduler: Any) -> bool:
+    """Whether `scheduler` steps on a metric after an evaluation, not after an update."""
+    return isinstance(scheduler, (ReduceLROnPlateau, GreedyLR))
+
+
 def get_scheduler(
     name: str | SchedulerType,
     optimizer: Optimizer,

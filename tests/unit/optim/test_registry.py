@@ -102,6 +102,7 @@ def test_an_absent_package_is_named_with_the_remedy() -> None:
 
 def test_an_optimizer_of_the_user_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "ROWS", dict(ROWS))
+    monkeypatch.setattr(registry, "_REGISTERED", {})
 
     @registry.register_optimizer("my_sgd")
     class MySGD(torch.optim.SGD):
@@ -116,7 +117,31 @@ def test_an_optimizer_of_the_user_is_found_by_its_name(monkeypatch: pytest.Monke
     args = make_args(optim="my_adam", optim_args="strict=yes")
     assert optimizer_class_and_kwargs(args) == (torch.optim.Adam, {**ADAM, "amsgrad": True})
     with pytest.raises(ValueError, match="'my_sgd' exists already"):
-        registry.register_optimizer("my_sgd")
+        registry.register_optimizer("my_sgd")(build)
+    with pytest.raises(ValueError, match="'adamw_torch' exists already"):
+        registry.register_optimizer("adamw_torch")
+    assert registry.register_optimizer("my_sgd")(MySGD) is MySGD  # a notebook cell that runs twice
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "error", "message"),
+    [
+        (torch.optim.SGD, None, TypeError, "takes a name first"),
+        ("my adam", torch.optim.SGD, ValueError, r"register_optimizer\('my adam'\): a name must be letters"),
+        ("", torch.optim.SGD, ValueError, "a name must be letters"),
+        ("my_optimizer", 3, TypeError, r"register_optimizer\('my_optimizer'\) needs a class or a function; got 3"),
+    ],
+)
+def test_what_cannot_be_registered_is_named(name: Any, target: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        registry.register_optimizer(name)(target)
+
+
+def test_a_builder_that_returns_something_else_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "ROWS", dict(ROWS))
+    registry.register_optimizer("my_wrong")(lambda request: torch.optim.SGD)
+    with pytest.raises(TypeError, match=r"builder of optim='my_wrong' must return an OptimizerSpec\(cls, kwargs\)"):
+        optimizer_class_and_kwargs(make_args(optim="my_wrong"))
 
 
 def test_optimizers_that_choose_parameters_ask_for_the_model() -> None:
