@@ -166,6 +166,8 @@ class GreedyLR:
             _set_rate(group, lr)
 
     def _rescale(self, rising: bool) -> None:
+        # rising:  lr <- min(lr / factor, max_lr)                          after more than `patience` better evaluations
+        # falling: lr <- max(lr * factor, min_lr)                          after more than `patience` others
         for group, lowest, highest in zip(self.optimizer.param_groups, self.min_lrs, self.max_lrs):
             old = float(group["lr"])
             new = min(old / self.factor, highest) if rising else max(old * self.factor, lowest)

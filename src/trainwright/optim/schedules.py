@@ -118,6 +118,7 @@ def get_inverse_sqrt_schedule(
 
 def get_reduce_on_plateau_schedule(optimizer: Optimizer, **kwargs: Any) -> ReduceLROnPlateau:
     """torch's `ReduceLROnPlateau`: it is stepped with a metric after an evaluation, not after an update."""
+    # lr <- max(lr * factor, min_lr)            after more than `patience` evaluations in a row without a new best
     return ReduceLROnPlateau(optimizer, **kwargs)
 
 

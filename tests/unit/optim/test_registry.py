@@ -161,3 +161,71 @@ def test_importing_the_registry_imports_no_family() -> None:
 def test_an_unknown_precision_suggests_the_nearest(optim_args: str) -> None:
     with pytest.raises(ValueError, match=r"'float23' is no precision.*Did you mean 'float32'\?"):
         optimizer_class_and_kwargs(make_args(optim="adamw_anyprecision", optim_args=optim_args))
+
+
+SCRIPT = '''
+import sys
+import torch
+from trainwright import HfArgumentParser, OptimizerSpec, Trainer, TrainingArguments, register_optimizer
+
+
+@register_optimizer("my_adam")
+class MyAdam(torch.optim.AdamW):
+    """AdamW of my own."""
+
+
+@register_optimizer("my_pair")
+def build(request):
+    from trainwright import CombinedOptimizer
+
+    def pair(model, lr, momentum=0.5):
+        return CombinedOptimizer(
+            [torch.optim.SGD([model.linear.weight], lr=lr, momentum=momentum), MyAdam([model.linear.bias], lr=lr)]
+        )
+
+    return OptimizerSpec(pair, {"model": request.model, **request.lr})
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 1)
+
+    def forward(self, x, labels):
+        return {"loss": (self.linear(x) - labels).square().mean()}
+
+
+(args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()
+rows = [{"x": torch.ones(2), "labels": torch.zeros(1)}] * 8
+trainer = Trainer(Model(), args, train_dataset=rows)
+trainer.train()
+inside = getattr(trainer.optimizer, "optimizers", [trainer.optimizer])
+print("TRAINED", [(type(one).__name__, one.defaults.get("momentum"), one.defaults.get("betas")) for one in inside])
+'''
+
+
+def run_script(tmp_path: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    common = ["--output_dir", str(tmp_path / "out"), "--use_cpu", "True", "--max_steps", "2", "--report_to", "none"]
+    command = [sys.executable, str(tmp_path / "script.py"), *common, "--save_strategy", "no", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("optim", "optim_args", "expected"),
+    [
+        ("my_adam", "betas=(0.5,0.75)", "[('MyAdam', None, (0.5, 0.75))]"),
+        ("my_pair", "momentum=0.25", "[('SGD', 0.25, None), ('MyAdam', None, (0.9, 0.999))]"),
+    ],
+)
+def test_an_optimizer_of_the_user_is_chosen_on_the_command_line(
+    optim: str, optim_args: str, expected: str, tmp_path: Any
+) -> None:
+    result = run_script(tmp_path, "--optim", optim, "--optim_args", optim_args)
+    assert f"TRAINED {expected}" in result.stdout, result.stderr
+
+
+def test_a_misspelt_name_of_the_users_own_is_suggested(tmp_path: Any) -> None:
+    result = run_script(tmp_path, "--optim", "my_adan")
+    assert result.returncode != 0
+    assert "optim='my_adan' is not a known optimizer" in result.stderr and "Did you mean 'my_adam'?" in result.stderr
