@@ -87,11 +87,11 @@ _LOMO = _FAMILY + "lomo:"
 _OTHERS = _FAMILY + "others:"
 
 ROWS: dict[str, Row] = {
-    "adamw_torch": Row(_TORCH + "adamw", "the default: AdamW of torch"),
-    "adamw_torch_fused": Row(_TORCH + "adamw_fused", "the same in one kernel: less time per step, no more memory"),
+    "adamw_torch": Row(_TORCH + "adamw", "AdamW of torch, step by step: where no fused kernel exists"),
+    "adamw_torch_fused": Row(_TORCH + "adamw_fused", "the default: the same in one kernel"),
     "adamw_torch_xla": Row(_TORCH + "adamw_xla", "TPUs: AdamW that does not wait for the device", "torch_xla", "xla"),
     "adamw_torch_npu_fused": Row(_TORCH + "adamw_npu", "Ascend NPUs: AdamW in one kernel", "torch_npu", "npu"),
-    "adamw_apex_fused": Row(_OTHERS + "apex", "scripts that name it; adamw_torch_fused is as fast", "apex", "cuda"),
+    "adamw_apex_fused": Row(_OTHERS + "apex", "scripts that name it", "apex", "cuda"),
     "adafactor": Row(_TORCH + "adafactor", "large models in little memory: one row and column per matrix"),
     "adamw_anyprecision": Row(_OTHERS + "any_precision", "pure bfloat16 training with compensated rounding"),
     "adamw_torch_4bit": Row(_AO, "AdamW with a 4-bit state", "torchao"),
@@ -126,12 +126,12 @@ ROWS: dict[str, Row] = {
     "schedule_free_radam": Row(_OTHERS + "schedule_free", "no schedule and no warmup to choose", "schedulefree"),
     "schedule_free_adamw": Row(_OTHERS + "schedule_free", "no schedule to choose", "schedulefree"),
     "schedule_free_sgd": Row(_OTHERS + "schedule_free", "no schedule to choose, SGD", "schedulefree"),
-    "apollo_adamw": Row(_LOW_RANK + "apollo", "AdamW's quality near SGD's memory", "apollo-torch"),
+    "apollo_adamw": Row(_LOW_RANK + "apollo", "AdamW scaled by a low-rank state", "apollo-torch"),
     "apollo_adamw_layerwise": Row(_LOW_RANK + "apollo", "the same, one layer's gradient at a time", "apollo-torch"),
     "stable_adamw": Row(
         _OTHERS + "stable_adamw", "AdamW with clipped updates instead of clipped gradients", "torch-optimi"
     ),
-    "muon": Row(_TORCH + "muon", "hidden matrices by Muon, the rest by AdamW: fewer steps in pre-training"),
+    "muon": Row(_TORCH + "muon", "pre-training: hidden matrices by Muon, the rest by AdamW"),
 }
 
 

@@ -232,3 +232,17 @@ def test_embeddings_keep_a_32_bit_state_with_bitsandbytes() -> None:
     optimizer.step()
     dtypes = [optimizer.state[parameter]["state1"].dtype for parameter in (model[0].weight, model[1].weight)]
     assert dtypes == [torch.float32, torch.uint8]
+
+
+@pytest.mark.parametrize(
+    "optim", ["paged_ademamix_32bit", "paged_ademamix_8bit", "paged_adamw_8bit", "paged_lion_32bit"]
+)
+def test_paged_optimizers_train_large_tensors_on_a_cpu(optim: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = nn.Linear(320, 320)  # above the 100,000 numbers from which the package pages
+    cls, kwargs = optimizer_class_and_kwargs(make_args(optim=optim), model)
+    optimizer = build_optimizer(model, cls, kwargs, parameter_groups(model, 0.0, decay_parameter_names(model)))
+    before = model.weight.detach().clone()
+    model(torch.ones(1, 320)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(model.weight, before)
