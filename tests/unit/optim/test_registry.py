@@ -68,9 +68,19 @@ def test_adafactor_uses_the_learning_rate_of_the_run() -> None:
     assert (cls.__name__, kwargs) == ("Adafactor", {"lr": 1e-3, "scale_parameter": False, "relative_step": False})
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop", "adafactor"])
+SAME = ["adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop", "adafactor"]
+SAME_BNB = [
+    *("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "ademamix", "ademamix_8bit"),
+    *("lion_8bit", "lion_32bit", "paged_lion_32bit", "paged_lion_8bit"),
+    *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
+]
+
+
+@pytest.mark.parametrize("optim", SAME + SAME_BNB)
 def test_arguments_are_those_of_the_installed_transformers(optim: str, tmp_path: Any) -> None:
     transformers = pytest.importorskip("transformers")
+    if optim in SAME_BNB:
+        pytest.importorskip("bitsandbytes")
     args = transformers.TrainingArguments(str(tmp_path), optim=optim, report_to=[], use_cpu=True)
     cls, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(args)
     ours, mine = optimizer_class_and_kwargs(args)
