@@ -85,6 +85,7 @@ A class that is built from parameter groups and `lr`:
 ```python
 from trainwright import register_optimizer
 
+
 @register_optimizer("my_adam")
 class MyAdam(torch.optim.Optimizer):
     def __init__(self, params, lr, beta=0.9): ...
@@ -95,6 +96,7 @@ more to decide with, and says what to build:
 
 ```python
 from trainwright import OptimizerSpec, register_optimizer
+
 
 @register_optimizer("my_other_adam")
 def build(request):  # OptimizerRequest: name, args, model, and the options of optim_args
