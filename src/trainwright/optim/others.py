@@ -6,13 +6,16 @@ Owns: which arguments of a run each takes. Leaves to others: options from `optim
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import torch
 
 from trainwright.interop.optional import require
-from trainwright.names import closest
+from trainwright.names import SchedulerType, closest
 from trainwright.optim.registry import OptimizerRequest, OptimizerSpec
+
+logger = logging.getLogger(__name__)
 
 SCHEDULE_FREE = {
     "schedule_free_radam": "RAdamScheduleFree",
@@ -79,6 +82,13 @@ def _resumable(base: Any) -> Any:
 def schedule_free(request: OptimizerRequest) -> OptimizerSpec:
     """They warm up by themselves, and `train()` and `eval()` switch between their two sets of weights."""
     module = require("schedulefree", f"optim={request.name!r}", extra="schedulefree")
+    schedule = SchedulerType(getattr(request.args, "lr_scheduler_type", "constant")).value
+    if not schedule.startswith("constant"):
+        logger.warning(
+            "optim=%r needs no decay of the learning rate, and lr_scheduler_type=%r is one: set it to 'constant'.",
+            request.name,
+            schedule,
+        )
     kwargs: dict[str, Any] = {"weight_decay": request.args.weight_decay}
     kwargs |= request.lr if request.name == "schedule_free_sgd" else request.adam
     if request.name != "schedule_free_radam":  # RAdam needs no warmup

@@ -183,6 +183,21 @@ def test_adalomo_resumes_with_its_moments(tmp_path: Path, monkeypatch: pytest.Mo
     assert resumed.optimizer.step_num == 8
 
 
+@pytest.mark.parametrize("schedule", ["greedy", "reduce_lr_on_plateau", "cosine"])
+def test_every_kind_of_schedule_moves_a_rate_that_is_a_tensor(schedule: str, tmp_path: Path) -> None:
+    settings = {  # the loss falls, which one of them is told to take for the better and one for the worse
+        "greedy": {"patience": 0, "factor": 0.5, "min_lr": 0.0, "max_lr": 1.0},
+        "reduce_lr_on_plateau": {"patience": 0, "factor": 0.5, "mode": "max"},
+    }.get(schedule, {})
+    options = {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": settings, "warmup_steps": 0, **SAVING}
+    trainer = make(tmp_path, "adamw_torch_8bit", **options)
+    trainer.create_optimizer()
+    tensor = trainer.optimizer.param_groups[0]["lr"]  # torchao compiles the update around it
+    trainer.train()
+    assert trainer.optimizer.param_groups[0]["lr"] is tensor
+    assert tensor.item() != pytest.approx(LR, rel=1e-3)
+
+
 # -- schedule-free -----------------------------------------------------------------------------------------------------
 
 SCHEDULE_FREE = ["schedule_free_adamw", "schedule_free_sgd", "schedule_free_radam"]
@@ -244,6 +259,15 @@ def test_a_warmup_that_schedule_free_cannot_know_is_refused(tmp_path: Path) -> N
     make(tmp_path, "schedule_free_adamw")
     with pytest.raises(ValueError, match=r"A warmup of 0.1 of the run cannot be given to optim='schedule_free_adamw'"):
         make(tmp_path, "schedule_free_adamw", **changes)
+
+
+def test_schedule_free_says_that_it_needs_no_decay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, "schedule_free_adamw", lr_scheduler_type="constant_with_warmup")
+    assert "needs no decay" not in caplog.text
+    make(tmp_path, "schedule_free_adamw")
+    assert (
+        "optim='schedule_free_adamw' needs no decay of the learning rate, and lr_scheduler_type='linear'" in caplog.text
+    )
 
 
 # -- several optimizers in one object ----------------------------------------------------------------------------------
@@ -351,3 +375,10 @@ def test_an_optimizer_that_was_passed_in_must_have_the_rates_itself(tmp_path: Pa
         ValueError, match=r"gives 'attn' the learning rate 0.5, but the optimizer \(SGD\) trains it at 0.1"
     ):
         trainer.train()
+
+
+def test_a_class_that_was_passed_in_gets_the_rates(tmp_path: Path) -> None:
+    chosen = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.1})}
+    trainer = make(tmp_path, trainer=chosen, learning_rate_per_module={"attn": 0.5}, max_steps=1)
+    trainer.train()
+    assert [group["initial_lr"] for group in trainer.optimizer.param_groups] == [0.1, 0.1, 0.5, 0.5]
