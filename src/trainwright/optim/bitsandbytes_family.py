@@ -61,6 +61,8 @@ def keep_embeddings_in_32_bits(model: nn.Module) -> None:
     manager = require(
         "bitsandbytes.optim", "an 8-bit optimizer", extra="bitsandbytes"
     ).GlobalOptimManager.get_instance()
+    # Kept by group and position, whatever the optimizer: those of an earlier one would fall on this one's parameters.
+    manager.index2config.clear()
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             manager.register_module_override(module, "weight", {"optim_bits": 32})
