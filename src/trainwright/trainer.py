@@ -1805,7 +1805,7 @@ class Trainer:
         """
         ignored = predict.ignored_outputs(self.model) if ignore_keys is None else ignore_keys
         has_loss = predict.gives_loss(inputs, self.label_names, self.can_return_loss)
-        inputs = self._inputs_of_evaluation(inputs)
+        inputs = self._prepare_inputs(inputs) if self._half_inputs is None else self._inputs_of_evaluation(inputs)
         labels = predict.labels_in(inputs, self.label_names) if has_loss else None
         loss = None
         with torch.no_grad(), self.compute_loss_context_manager():
