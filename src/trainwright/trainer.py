@@ -458,7 +458,8 @@ class Trainer:
     ) -> TrainOutput:
         """Train. Returns (updates done, mean loss over all of them, metrics).
 
-        `resume_from_checkpoint`: a checkpoint directory, or True for the newest good one in `args.output_dir`.
+        `resume_from_checkpoint`: a checkpoint directory, True for the newest good one in `args.output_dir`, or "auto"
+        for that one or, where there is none yet, a fresh start.
         `trial`: an Optuna trial or a dict of hyper-parameters. `ignore_keys_for_eval`: keys of the model's outputs that
         evaluations during training leave out of the predictions.
         """
