@@ -39,6 +39,9 @@ class ResumePoint:
     total_loss: float = 0.0  # sum of the losses of all updates that were logged
     last_logged_step: int = 0
     arguments: dict[str, Any] = field(default_factory=dict, compare=False)  # of the run that was saved
+    batch_size: dict[str, Any] | None = (
+        None  # what `auto_find_batch_size` found, as `memory.FoundSize.to_save` gives it
+    )
 
     def position(self) -> dict[str, int]:
         """What the manifest holds: where in the data the checkpoint was made."""
@@ -115,6 +118,7 @@ def loop_state(point: ResumePoint, window: LossWindow, args: Any) -> dict[str, A
         "window": window.state(),
         "total_loss": point.total_loss,
         "last_logged_step": point.last_logged_step,
+        "batch_size": point.batch_size,
         "save_only_model": args.save_only_model,
         "arguments": args.to_dict(),
     }
@@ -138,6 +142,7 @@ def restore_loop(
         saved["total_loss"],
         saved["last_logged_step"],
         saved.get("arguments") or {},
+        saved.get("batch_size"),
     )
 
 

@@ -52,15 +52,24 @@ from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import predict, rehearsal
 from trainwright.evaluation.loop import LoopSettings, run_evaluation
 from trainwright.evaluation.memory import TrainerMemoryTracker
+from trainwright.evaluation.repeated import predict_own_rows
 from trainwright.evaluation.spill import MemoryBudget
 from trainwright.evaluation.streaming import StreamingMetrics, is_streaming
 from trainwright.evaluation.tensors import nested_numpify
-from trainwright.finite import NonFiniteError, NonFiniteGuard, Place, check_rollback, may_be_saved
+from trainwright.finite import (
+    NonFiniteError,
+    NonFiniteGuard,
+    Place,
+    check_rollback,
+    infinite_by_design,
+    may_be_saved,
+    nonfinite_tensors,
+)
 from trainwright.interop import models, signatures
 from trainwright.interop import older as older_names
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
 from trainwright.loss import LabelSmoother, count_items, loss_of
-from trainwright.memory import CannotRetry, EvaluationBatches, MicroBatches, find_executable_batch_size
+from trainwright.memory import CannotRetry, EvaluationBatches, FoundSize, MicroBatches, find_executable_batch_size
 from trainwright.names import (
     TRAINER_STATE_NAME,
     DebugOption,
@@ -211,6 +220,7 @@ class Trainer:
         self.current_gradient_accumulation_steps: float = self.args.gradient_accumulation_steps
         self._micro_batches: MicroBatches | None = None
         self._prefetch: DevicePrefetcher | None = None
+        self._found_size = FoundSize(self.args.train_batch_size, self.args.train_batch_size)
         self.current_flos = 0.0  # floating-point operations since they were last added to the state
         self._train_batch_size = self.args.train_batch_size
         self._created_lr_scheduler = False
@@ -352,7 +362,7 @@ class Trainer:
             )
 
     def _why_no_update_can_be_repeated(self) -> str | None:
-        if self._strategy.is_distributed:
+        if not self._strategy.repeats_alone:
             return "the other processes do not know that this one ran out of memory"
         if self._num_replicas > 1:
             return f"each is shared out over {self._num_replicas} replicas"
@@ -487,6 +497,8 @@ class Trainer:
                 trial=trial,
                 ignore_keys_for_eval=ignore_keys_for_eval,
             )
+            self._found_size = FoundSize.of_checkpoint(self.args, checkpoint)
+            self._train_batch_size = self._found_size.micro_batch
             self._last_checkpoint, self._data_to_pass_over = checkpoint, []
             return self._run_interruptible(run, trial)
         finally:
@@ -840,12 +852,14 @@ class Trainer:
         # Not where memory may run out on purpose: there a copy made ahead would fail outside of what is tried again.
         if self._strategy.device.type == "cuda" and self._prepare_input_is_ours and not self.args.auto_find_batch_size:
             self._prefetch = DevicePrefetcher(self._strategy.device)
+        self._infinite_by_design = infinite_by_design(self.model)
         self._micro_batches = None
         if self.args.auto_find_batch_size and self.args.auto_find_batch_size_mode == "split":
             self._micro_batches = MicroBatches(
                 labels_are_shifted=self._labels_are_shifted,
                 batch_size=self._train_batch_size,
                 obstacle=self._why_no_update_can_be_repeated(),
+                limit=self._found_size.limit(self._strategy.process_index, self._strategy.num_processes),
             )
             self._training_step = functools.partial(self._training_step_that_fits, self._training_step)
         self._set_training_mode(model, True)
@@ -1052,8 +1066,9 @@ class Trainer:
         listeners, grad_norm, guard = handler.listeners, None, self._guard
         self.current_gradient_accumulation_steps = num_batches = len(batch_samples)
         if self._micro_batches is not None:
+            strategy.begin_update(model)
             self._micro_batches.begin(model, self._parameters)
-        elif self._probe_loss_kwargs and self._accumulation > 1:
+        elif self._probe_loss_kwargs and (self._accumulation > 1 or strategy.is_distributed):
             self._find_out_loss_kwargs(model, batch_samples[0], num_items)
         if listeners["on_step_begin"]:
             self.control = handler.on_step_begin(args, state, self.control)
@@ -1081,6 +1096,8 @@ class Trainer:
                 self.control = handler.on_substep_end(args, state, self.control)
 
         if strategy.is_distributed:
+            if self._micro_batches is not None:
+                strategy.average_gradients(self._parameters)
             self._interrupt.start_agreement()
         if self._clips:
             grad_norm = self._clip_grad_norm(model)
@@ -1175,7 +1192,7 @@ class Trainer:
         accumulation = self.current_gradient_accumulation_steps
 
         def run_part(part: Inputs, weight: float) -> torch.Tensor:
-            if self._probe_loss_kwargs and (accumulation > 1 or weight < 1):
+            if self._probe_loss_kwargs and (accumulation > 1 or weight < 1 or self._strategy.is_distributed):
                 self._find_out_loss_kwargs(model, part, num_items_in_batch)
             # A mean is divided by this; a share of the update's loss is not, and parts of it add up by themselves.
             self.current_gradient_accumulation_steps = accumulation if weight == 1 else accumulation / weight
@@ -1407,10 +1424,13 @@ class Trainer:
 
     def _is_worth_saving(self) -> bool:
         """Whether the weights are finite. Reads from the device; NonFiniteError unless `nonfinite` is "ignore"."""
+        bad_here = nonfinite_tensors(self._strategy.unwrap(self.model))
+        names = [name for name in bad_here if name not in self._infinite_by_design]
+        flag = float(self._guard.flag()) if self._guard is not None else 0.0
+        bad, bad_tensors = self._strategy.mean_of_floats([flag, float(len(names))])
         if self._guard is not None:
-            (bad,) = self._strategy.mean_of_floats([float(self._guard.flag())])
             self._guard.settle(bad)
-        return may_be_saved(self._strategy.unwrap(self.model), self.state.global_step, self.args.nonfinite)
+        return may_be_saved(names, bool(bad_tensors), self.state.global_step, self.args.nonfinite)
 
     def _log_training(self, grad_norm: Any, model: nn.Module, start_time: float, learning_rate: float | None) -> None:
         """Write one log line of the training loss. The only place where the loop reads from the device."""
@@ -1703,14 +1723,17 @@ class Trainer:
         def predict_batch(inputs: Inputs) -> tuple[Any, Any, Any]:
             return self.prediction_step(model, inputs, loss_only, ignore_keys=ignore_keys)
 
-        in_parts = self._evaluation_batches
+        predict: Callable[[Inputs], tuple[Any, Any, Any]] = predict_batch
+        if self._evaluation_batches is not None:
+            predict = functools.partial(self._evaluation_batches.predict, predict_part=predict_batch)
+        if together:
+            num_own = functools.partial(self._strategy.num_own_rows, dataloader=batches)
+            predict = functools.partial(predict_own_rows, predict_batch=predict, num_own=num_own)
         try:
             return run_evaluation(
                 batches,
                 settings,
-                predict_batch=predict_batch
-                if in_parts is None
-                else lambda batch: in_parts.predict(batch, predict_batch),
+                predict_batch=predict,
                 compute_metrics=self.compute_metrics if streaming is None else None,
                 streaming=streaming,
                 preprocess_logits=self.preprocess_logits_for_metrics,
@@ -2061,6 +2084,9 @@ class Trainer:
             collator_state(self.data_collator),
             self._total_loss_scalar,
             self._globalstep_last_logged,
+            batch_size=self._found_size.to_save(
+                self._train_batch_size, self._micro_batches, self._strategy.gather_objects
+            ),
         )
 
     def _load_callback_state(self) -> None:

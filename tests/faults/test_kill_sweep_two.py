@@ -8,21 +8,16 @@ with TRAINWRIGHT_FULL_SWEEP=1.
 
 from __future__ import annotations
 
-import itertools
-import mmap
 import os
-import pickle
 import shutil
-import signal
 import sys
-import time
-import traceback
 
 import pytest
 import torch
 
 sys.path.insert(0, os.path.dirname(__file__))
 
+from pairs import Pair
 from runs import complete_steps, difference, end_of, make_run, resume_or_start, watch_files
 
 from trainwright.checkpoint.manifest import problems
@@ -35,7 +30,6 @@ BEST = {
     "greater_is_better": True,  # the first evaluation is the best, so rotation has to go round it
 }
 EVERY = os.environ.get("TRAINWRIGHT_FULL_SWEEP") == "1"
-PATIENCE_S = 60  # after which a process that lost its partner counts as hanging
 NEEDS = {"per_device_train_batch_size": 2, "ddp_timeout": 30}
 
 # Options, the step from whose save on calls are points, and of how many calls of process 0 one is a point.
@@ -52,89 +46,9 @@ pytestmark = [
 ]
 
 
-class Pair:
-    """Two processes that train together, forked from this one, which has imported all they need."""
-
-    def __init__(self, folder):
-        self.folder, self.numbers = folder, itertools.count()
-
-    def run(self, action, die_rank=None, point=0, leave_other=False):
-        """`action(rank, trainers)` in both; process `die_rank` kills itself at its `point`-th file-system call.
-
-        What each returned (None: it raised or was killed), and the step of the one that died (None: it lived).
-        """
-        base = self.folder / f"pair-{next(self.numbers)}"
-        base.mkdir()
-        shared = mmap.mmap(-1, 8)  # the step at which it died, plus one
-        children = {rank: self._fork(action, rank, base, shared, die_rank, point) for rank in (0, 1)}
-        codes, deadline = {}, time.monotonic() + PATIENCE_S
-        while children:
-            for rank, pid in list(children.items()):
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                if ended:
-                    codes[rank] = os.waitstatus_to_exitcode(status)
-                    del children[rank]
-            is_late = time.monotonic() > deadline
-            if is_late or (codes.get(die_rank) == -signal.SIGKILL and not leave_other):
-                for rank, pid in children.items():
-                    os.kill(pid, signal.SIGKILL)
-            if is_late:
-                raise AssertionError(f"after {PATIENCE_S} s process {list(children)} still waits; the others: {codes}")
-            time.sleep(0.001)
-        errors = [path.read_text() for path in self.folder.glob("error-*")]
-        assert not errors, "\n".join(errors)
-        results = []
-        for rank in (0, 1):
-            path = base / f"result-{rank}"
-            results.append(pickle.loads(path.read_bytes()) if codes[rank] == 0 else None)
-        shutil.rmtree(base)
-        died_at = int.from_bytes(shared[:8], "little")
-        return results, (died_at - 1 if died_at else None)
-
-    def _fork(self, action, rank, base, shared, die_rank, point):
-        pid = os.fork()
-        if pid:
-            return pid
-        code = 1
-        try:
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", GLOO_SOCKET_IFNAME="lo")
-            os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="1")  # nobody listens: the store is a file
-            torch.set_num_threads(1)
-            torch.distributed.init_process_group("gloo", init_method=f"file://{base}/store", rank=rank, world_size=2)
-            trainers, left = [], point
-
-            def die(kind, path, tear):
-                nonlocal left
-                left -= 1
-                if left == 0:
-                    if tear is not None:
-                        tear()
-                    shared[:8] = ((trainers[0].state.global_step if trainers else 0) + 1).to_bytes(8, "little")
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            if rank == die_rank:
-                watch_files(die)
-            result = action(rank, trainers)
-            if rank != die_rank:
-                (base / f"result-{rank}").write_bytes(pickle.dumps(result))
-            code = 0
-        except BaseException:
-            if die_rank is None:  # nobody died, so nothing may fail
-                (self.folder / f"error-{rank}").write_text(traceback.format_exc())
-        os._exit(code)
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    import accelerate.data_loader  # noqa: F401
-    import datasets  # noqa: F401  what accelerate imports when it prepares a loader
-
-    import trainwright.parallel.agreement
-    import trainwright.parallel.distributed  # noqa: F401
-
-    folder = tmp_path_factory.mktemp("pair")
-    make_run(folder / "warm", max_steps=1, save_steps=1).train()
-    return Pair(folder)
+    return Pair(tmp_path_factory.mktemp("pair"))
 
 
 def empty(out):
