@@ -7,13 +7,10 @@ steps.
 
 from __future__ import annotations
 
-import base64
 import logging
 import os
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from trainwright.callbacks.handler import CallbackHandler
 from trainwright.checkpoint.layout import clean_up_staging, get_last_checkpoint, sort_checkpoints
@@ -35,7 +32,7 @@ class ResumePoint:
     epoch: int = 0  # whole passes over the data that are done
     samples_in_epoch: int = 0  # of the next one, over all processes
     generators: dict[str, Any] | None = None  # as `seeding.generator_states` gives them, from the start of this epoch
-    collator: str | None = None  # state of the collator's own generator, where it has one
+    collator: Any = None  # states of the collator's own generators, as `own_generators.states` gives them
     total_loss: float = 0.0  # sum of the losses of all updates that were logged
     last_logged_step: int = 0
     arguments: dict[str, Any] = field(default_factory=dict, compare=False)  # of the run that was saved
@@ -144,24 +141,6 @@ def restore_loop(
         saved.get("arguments") or {},
         saved.get("batch_size"),
     )
-
-
-def collator_state(collator: Any) -> str | None:
-    """The state of a collator's own generator (random masking with a seed) as text; None where it has none."""
-    generator = getattr(collator, "generator", None)
-    if not isinstance(generator, torch.Generator):
-        return None
-    return base64.b64encode(generator.get_state().numpy().tobytes()).decode("ascii")
-
-
-def restore_collator(collator: Any, state: str | None) -> None:
-    """Put back what `collator_state` returned. A collator makes its generator at its first batch; here that is now."""
-    if state is None:
-        return
-    generator = getattr(collator, "generator", None)
-    if not isinstance(generator, torch.Generator):
-        generator = collator.generator = torch.Generator()
-    generator.set_state(torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8))
 
 
 def micro_batches_done(samples_in_epoch: int, samples_per_micro_batch: int, plan: TrainingPlan) -> int:

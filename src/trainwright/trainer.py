@@ -45,7 +45,7 @@ from trainwright.checks import (
     named_eval_set,
     sharding_error,
 )
-from trainwright.data import columns, from_args, loaders, packing_from_args, position
+from trainwright.data import columns, from_args, loaders, own_generators, packing_from_args, position
 from trainwright.data.prefetch import DevicePrefetcher
 from trainwright.data.restart import RestartingIterator
 from trainwright.evaluation import metrics as metric_text
@@ -92,14 +92,12 @@ from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan, plan_training
 from trainwright.resume import (
     ResumePoint,
-    collator_state,
     exported_callbacks,
     find_checkpoint,
     loop_state,
     micro_batches_done,
     report_changes,
     restore_callbacks,
-    restore_collator,
     restore_loop,
     warn_of_another_run,
 )
@@ -786,7 +784,7 @@ class Trainer:
             packing_from_args.check_resumed(self.args, start)
         self._total_loss_scalar, self._globalstep_last_logged = start.total_loss, start.last_logged_step
         self._epoch_start_generators = start.generators
-        restore_collator(self.data_collator, start.collator)
+        own_generators.restore(self.data_collator, start.collator)
         if self.args.ignore_data_skip:
             start.samples_in_epoch = 0
         assert self.plan is not None
@@ -2081,7 +2079,7 @@ class Trainer:
             epoch,
             samples,
             self._epoch_start_generators,
-            collator_state(self.data_collator),
+            own_generators.states(self.data_collator),
             self._total_loss_scalar,
             self._globalstep_last_logged,
             batch_size=self._found_size.to_save(
