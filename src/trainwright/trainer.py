@@ -2359,8 +2359,15 @@ class Trainer:
 
     def _run_trial(self, trial: Any, checkpoint_dir: str | None = None) -> Any:
         """Train one trial; returns its objective."""
+        from trainwright.search.failures import is_fault_of_trial
+
         self.objective: Any = None
-        self.train(resume_from_checkpoint=checkpoint_dir, trial=trial)
+        try:
+            self.train(resume_from_checkpoint=checkpoint_dir, trial=trial)
+        except Exception as error:
+            if is_fault_of_trial(error):  # the search goes on, so trackers close the run of this trial
+                self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+            raise
         if self.objective is None:
             self.objective = self._search.compute_objective(self.evaluate())
         return self.objective
