@@ -36,6 +36,7 @@ from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
 from trainwright.checkpoint.manifest import problems
+from trainwright.checkpoint.occupied import occupied
 from trainwright.checks import (
     check_given,
     check_label_names,
@@ -510,7 +511,8 @@ class Trainer:
     def _run_interruptible(self, run: functools.partial[TrainOutput], trial: Any) -> TrainOutput:
         """Run; a signal ends it with a checkpoint and SystemExit, an exception too where `save_on_exception` asks."""
         self._interrupt = Interrupt.for_run(self.args, self._strategy.is_distributed)
-        with self._interrupt:
+        saves = self.args.should_save and self.args.save_strategy != SaveStrategy.NO
+        with self._interrupt, occupied(self._output_dir) if saves else contextlib.nullcontext():
             try:
                 return self._run_with_rollback(run)
             except Exception as error:
