@@ -260,8 +260,10 @@ def seek(dataloader: Any, num_samples: int, batch_size: int) -> tuple[Any, int]:
         return _begun(_with(dataloader, dataset=SkippingStream(dataset, own_samples))), 0
     if rest:
         logger.warning(
-            "Training stopped %d samples into a batch of %d, and this data set can only be continued at whole batches: "
-            "these samples will be seen again. A data set with a length, or dataloader_num_workers=0, avoids that.",
+            "Training stopped %d samples into a batch of %d, and this data set can only be continued at whole batches, "
+            "because each worker gives batches of a share of its own and it is not known how much of which share was "
+            "seen: these samples will be seen again. A data set with a length, or dataloader_num_workers=0, avoids "
+            "that.",
             rest,
             batch_size,
         )

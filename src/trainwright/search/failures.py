@@ -12,6 +12,7 @@ from typing import Any
 from trainwright.finite import NonFiniteError
 from trainwright.memory import free_memory, is_out_of_memory
 from trainwright.search.backends import Objective, trial_id
+from trainwright.search.together import world
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +22,11 @@ class TrialFailed(RuntimeError):
 
 
 def is_fault_of_trial(error: BaseException) -> bool:
-    """Whether other hyper-parameters may do better: NaN or infinity, or memory that ran out."""
-    return isinstance(error, NonFiniteError) or is_out_of_memory(error)
+    """Whether other hyper-parameters may do better: NaN or infinity, or memory that ran out.
+
+    Several processes find NaN together. Memory runs out in one, which cannot go on to the next trial without the others.
+    """
+    return isinstance(error, NonFiniteError) or (is_out_of_memory(error) and world()[1] == 1)
 
 
 def or_failed(objective: Objective) -> Objective:
