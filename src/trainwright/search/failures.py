@@ -24,7 +24,7 @@ class TrialFailed(RuntimeError):
 def is_fault_of_trial(error: BaseException) -> bool:
     """Whether other hyper-parameters may do better: NaN or infinity, or memory that ran out.
 
-    Several processes find NaN together. Memory runs out in one, which cannot go on to the next trial without the others.
+    Several processes find NaN together. Memory runs out in one, which cannot go to the next trial without the others.
     """
     return isinstance(error, NonFiniteError) or (is_out_of_memory(error) and world()[1] == 1)
 
