@@ -35,10 +35,9 @@ class ResumePoint:
     collator: Any = None  # states of the collator's own generators, as `own_generators.states` gives them
     total_loss: float = 0.0  # sum of the losses of all updates that were logged
     last_logged_step: int = 0
+    worker_shares: dict[str, Any] | None = None  # of a stream, as `position.WorkerShares.to_dict` gives them
+    batch_size: dict[str, Any] | None = None  # found by `auto_find_batch_size`, as `memory.FoundSize.to_save` gives it
     arguments: dict[str, Any] = field(default_factory=dict, compare=False)  # of the run that was saved
-    batch_size: dict[str, Any] | None = (
-        None  # what `auto_find_batch_size` found, as `memory.FoundSize.to_save` gives it
-    )
 
     def position(self) -> dict[str, int]:
         """What the manifest holds: where in the data the checkpoint was made."""
@@ -115,6 +114,7 @@ def loop_state(point: ResumePoint, window: LossWindow, args: Any) -> dict[str, A
         "window": window.state(),
         "total_loss": point.total_loss,
         "last_logged_step": point.last_logged_step,
+        "worker_shares": point.worker_shares,
         "batch_size": point.batch_size,
         "save_only_model": args.save_only_model,
         "arguments": args.to_dict(),
@@ -138,8 +138,9 @@ def restore_loop(
         saved.get("collator_generator"),
         saved["total_loss"],
         saved["last_logged_step"],
-        saved.get("arguments") or {},
+        saved.get("worker_shares"),
         saved.get("batch_size"),
+        saved.get("arguments") or {},
     )
 
 

@@ -245,6 +245,8 @@ class Trainer:
         self._guard: NonFiniteGuard | None = None
         self._last_checkpoint: str | None = None  # of this run; what a rollback goes back to
         self._data_to_pass_over: list[tuple[int, range]] = []
+        self._saved_shares: Any = None
+        self._shares: position.WorkerShares | None = None  # of a stream, before the micro-batches of this epoch
         self._hub: Any = None
         self.hub_model_id: str | None = None
 
@@ -787,6 +789,7 @@ class Trainer:
         self._total_loss_scalar, self._globalstep_last_logged = start.total_loss, start.last_logged_step
         self._epoch_start_generators = start.generators
         own_generators.restore(self.data_collator, start.collator)
+        self._saved_shares, self._shares = start.worker_shares, None
         if self.args.ignore_data_skip:
             start.samples_in_epoch = 0
         assert self.plan is not None
@@ -1122,11 +1125,17 @@ class Trainer:
         with workers, one that replaces those that are lost.
         """
         size, seen = self._samples_per_micro_batch(), self._samples_ahead
+        is_start = num_micro_batches == seen == 0
+        shares = position.WorkerShares.going_on(
+            self._saved_shares, train_dataloader, self._strategy.num_processes, is_start=is_start
+        )
+        self._shares = None if shares is None else shares.after(-num_micro_batches)
 
         def begin(num_given: int = 0, alone: bool = False) -> Iterator[Any]:
             num_samples = (num_micro_batches + num_given) * size + seen
             source = position.with_one_worker(train_dataloader) if alone else train_dataloader
-            loader, num_left = position.seek(source, num_samples, size)
+            now = None if shares is None else shares.after(num_given)
+            loader, num_left = position.seek(source, num_samples, size, now)
             iterator: Iterator[Any] = iter(loader)
             position.discard_batches(iterator, num_left)
             return iterator
@@ -2075,8 +2084,9 @@ class Trainer:
         epoch = self._epoch
         samples = self._micro_batches_in_epoch * self._samples_per_micro_batch() + self._samples_ahead
         length = self.plan.len_dataloader if self.plan is not None else None
+        shares = self._shares.after(self._micro_batches_in_epoch) if self._shares is not None else None
         if length is not None and self._micro_batches_in_epoch >= length:
-            epoch, samples = epoch + 1, 0
+            epoch, samples, shares = epoch + 1, 0, None
         return ResumePoint(
             epoch,
             samples,
@@ -2084,9 +2094,8 @@ class Trainer:
             own_generators.states(self.data_collator),
             self._total_loss_scalar,
             self._globalstep_last_logged,
-            batch_size=self._found_size.to_save(
-                self._train_batch_size, self._micro_batches, self._strategy.gather_objects
-            ),
+            shares.to_dict() if shares is not None else None,
+            self._found_size.to_save(self._train_batch_size, self._micro_batches, self._strategy.gather_objects),
         )
 
     def _load_callback_state(self) -> None:

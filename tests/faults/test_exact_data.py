@@ -290,3 +290,74 @@ def test_a_resumed_run_sees_the_packs_it_would_have_seen(tmp_path, at, accumulat
     resumed = run(SentenceModel(seed=9), tmp_path / "resumed", NoisySentences(52), None, resume=checkpoint, **settings)
     assert all(map(torch.equal, whole[0], resumed[0]))
     assert whole[1] == resumed[1]
+
+
+class Counted(IterableDataset):
+    """A stream that workers share by turns; each sample says which it is."""
+
+    def __init__(self, length=48):
+        self.length = length
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for index in range(first, self.length, every):
+            yield {"x": torch.full((3,), index / self.length), "labels": torch.rand(1)}
+
+
+class Notes(NoisyCollator):
+    """Stacks samples and nothing else."""
+
+    def __call__(self, samples):
+        return {name: torch.stack([sample[name] for sample in samples]) for name in ("x", "labels")}
+
+
+class Remembers(nn.Module):
+    """Notes the numbers of the samples that it was trained on."""
+
+    def __init__(self, length=48):
+        super().__init__()
+        self.linear, self.length, self.seen = nn.Linear(3, 1), length, []
+
+    def forward(self, x, labels=None):
+        self.seen += (x[:, 0] * self.length).round().int().tolist()
+        return {"loss": (self.linear(x) - labels).pow(2).mean()}
+
+
+@pytest.mark.parametrize("sizes", [(4, 6), (4, 8), (6, 2), (2, 3), (4, 6, 3)])
+def test_a_stream_that_workers_share_loses_and_repeats_no_sample_when_the_batch_size_changes(tmp_path, sizes):
+    """Three batches of each size (the last one: until the stream ends), each run going on from the one before."""
+    seen, resume, step = [], None, 0
+    for number, size in enumerate(sizes):
+        model, directory = Remembers(), tmp_path / str(number)
+        step += 3
+        is_last = number == len(sizes) - 1
+        options = {"save_strategy": "no", "max_steps": step + 24} if is_last else {"save_steps": 3, "max_steps": step}
+        run(
+            model, directory, Counted(), Notes(), resume=resume, dataloader_num_workers=2,
+            per_device_train_batch_size=size, learning_rate=0.0, **options,
+        )  # fmt: skip
+        seen += model.seen
+        resume = str(directory / f"checkpoint-{step}")
+    assert sorted(seen[:48]) == list(range(48))
+
+
+def test_a_stream_goes_on_exactly_after_the_batch_size_changed_once(tmp_path, line_model):
+    options = {"dataloader_num_workers": 2, "max_steps": 6}
+    run(line_model(dropout=0.2), tmp_path / "1", Counted(), NoisyCollator(), per_device_train_batch_size=4, **options)
+    after = {"per_device_train_batch_size": 6, **options}
+    first = str(tmp_path / "1" / "checkpoint-2")
+    whole = run(line_model(dropout=0.2), tmp_path / "2", Counted(), NoisyCollator(), resume=first, **after)
+    second = str(tmp_path / "2" / "checkpoint-4")
+    again = run(line_model(dropout=0.2, seed=9), tmp_path / "3", Counted(), NoisyCollator(), resume=second, **after)
+    assert all(map(torch.equal, whole[0], again[0]))
+    assert whole[1] == again[1]
+
+
+def test_another_number_of_workers_over_a_stream_says_that_samples_are_lost(tmp_path, line_model, caplog):
+    options = {"max_steps": 4, "dataloader_num_workers": 2}
+    run(line_model(), tmp_path, Counted(), NoisyCollator(), **options)
+    resume = str(tmp_path / "checkpoint-2")
+    options["dataloader_num_workers"] = 1
+    run(line_model(), tmp_path / "again", Counted(), NoisyCollator(), resume=resume, **options)
+    assert "The number of workers changed" in caplog.text and "others not at all" in caplog.text
