@@ -67,6 +67,8 @@ class Pair:
         return results, (died_at - 1 if died_at else None)
 
     def _fork(self, action, rank, base, shared, die_rank, point):
+        from accelerate.state import AcceleratorState, GradientState, PartialState
+
         pid = os.fork()
         if pid:
             return pid
@@ -75,6 +77,8 @@ class Pair:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", GLOO_SOCKET_IFNAME="lo")
             os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="1")  # nobody listens: the store is a file
             torch.set_num_threads(1)
+            for state in (AcceleratorState, GradientState, PartialState):  # what other tests built in the parent
+                state._reset_state()
             torch.distributed.init_process_group("gloo", init_method=f"file://{base}/store", rank=rank, world_size=2)
             trainers, left = [], point
 
