@@ -42,6 +42,7 @@ CASES = {
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),  # all calls of all cases, on a machine that others use
     pytest.mark.skipif(not hasattr(os, "fork") or not torch.distributed.is_available(), reason="forks, and uses gloo"),
 ]
 
