@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -316,17 +316,20 @@ def leaves_out_itself(optimizer: Any) -> bool:
     )
 
 
-def nonfinite_parameters(model: nn.Module) -> list[str]:
-    """Names of the parameters that hold NaN or infinity. One pass on the device, one read."""
+def nonfinite_tensors(model: nn.Module) -> list[str]:
+    """Names of the parameters, and of the buffers that a checkpoint holds (running means ...), with NaN or infinity.
+
+    One pass on the device, one read.
+    """
     checked = {
-        name: parameter.detach()
-        for name, parameter in model.named_parameters()
+        name: tensor.detach()
+        for name, tensor in (*model.named_parameters(), *_saved_buffers(model))
         # Other classes and types of one byte are quantized: finite by construction, or unknown to the operation below.
-        if type(parameter) is nn.Parameter
-        and parameter.is_floating_point()
-        and parameter.element_size() > 1
-        and parameter.numel()
-        and not parameter.is_meta
+        if type(tensor) in (nn.Parameter, torch.Tensor)
+        and tensor.is_floating_point()
+        and tensor.element_size() > 1
+        and tensor.numel()
+        and not tensor.is_meta
     }
     if not checked:
         return []
@@ -337,19 +340,36 @@ def nonfinite_parameters(model: nn.Module) -> list[str]:
     return [name for name, number in zip(checked, numbers, strict=True) if not math.isfinite(number)]
 
 
-def may_be_saved(model: nn.Module, step: int, policy: str) -> bool:
-    """Whether all weights are finite. If not: NonFiniteError, or with the policy "ignore" a warning and False."""
-    names = nonfinite_parameters(model)
-    if not names:
+def infinite_by_design(model: nn.Module) -> frozenset[str]:
+    """Names of the buffers that hold infinity before training, such as a mask of attention: no sign of trouble."""
+    return frozenset(nonfinite_tensors(model)).difference(name for name, _ in model.named_parameters())
+
+
+def may_be_saved(names: Sequence[str], is_bad: bool, step: int, policy: str) -> bool:
+    """Whether all weights are finite, in all processes. If not: NonFiniteError, or with "ignore" a warning and False.
+
+    `names`: this process's tensors that are not. `is_bad`: whether any process has one, so that all decide alike.
+    """
+    if not is_bad:
         return True
+    what = "another process has tensors (and names them) that hold"
+    if names:
+        what = f"{len(names)} of the model's tensors hold"
     message = (
-        f"No checkpoint was written at step {step}: {len(names)} of the model's tensors hold NaN or infinity: "
-        f"{', '.join(_some(names))}. Nothing could be resumed from it; earlier checkpoints are kept."
+        f"No checkpoint was written at step {step}: {what} NaN or infinity{': ' if names else ''}"
+        f"{', '.join(_some(list(names)))}. Nothing could be resumed from it; earlier checkpoints are kept."
     )
     if policy != "ignore":
         raise NonFiniteError(f"{message} Resume from the last one with a lower learning_rate.")
     logger.warning("%s", message)
     return False
+
+
+def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(prefix, recurse=False):
+            if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                yield name, buffer
 
 
 def _norm(given: Any, parameters: Iterable[nn.Parameter]) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """Running out of device memory, and trying again with less.
 
 Owns: recognising an out-of-memory error; running the same batch again in parts (`MicroBatches` in training,
-`EvaluationBatches`), from exactly the state it had found; halving a batch size and starting over. Leaves to others: how
-a batch is cut (`splitting`), what is run. Source: seed 001 (`auto_find_batch_size`).
+`EvaluationBatches`), from exactly the state it had found; halving a batch size and starting over; what a checkpoint
+says about the size that was found. Leaves to others: how a batch is cut (`splitting`), what is run, averaging over
+processes (parallel/exchange). Source: seed 001 (`auto_find_batch_size`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import inspect
 import logging
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from trainwright.checkpoint.load import load_loop_state
 from trainwright.checkpoint.save import ACCELERATORS, accelerator
 from trainwright.splitting import CannotSplit, join_rows, mean_weights, num_samples, split_batch
 
@@ -40,16 +43,63 @@ class CannotRetry(torch.OutOfMemoryError):
     """Memory ran out, and the micro-batch cannot be run again in parts: only a smaller batch size can help."""
 
 
+@dataclass(frozen=True)
+class FoundSize:
+    """What an earlier run with the same arguments found to fit, so that this one need not run out of memory again."""
+
+    asked: int  # samples of a micro-batch, as the arguments want it
+    micro_batch: int  # what it became when the run had to start over
+    at_once: tuple[int | None, ...] = ()  # samples that fit at once, of each process; None: all of a micro-batch
+
+    @classmethod
+    def of_checkpoint(cls, args: Any, checkpoint: str | None) -> FoundSize:
+        """What `checkpoint` says, as long as the arguments ask for the same size as then."""
+        asked = args.train_batch_size
+        fresh = cls(asked, asked)
+        if checkpoint is None or not args.auto_find_batch_size:
+            return fresh
+        saved = load_loop_state(checkpoint).get("batch_size")
+        if not isinstance(saved, dict) or saved.get("asked") != asked:
+            return fresh
+        found = cls(asked, saved["micro_batch"], tuple(saved["at_once"]))
+        if found != fresh:
+            logger.info("Of %d samples per micro-batch %s fit at once in %s.", asked, found.fitting, checkpoint)
+        return found
+
+    @property
+    def fitting(self) -> int:
+        """Samples that fit at once in every process."""
+        return min([self.micro_batch, *(number for number in self.at_once if number is not None)])
+
+    def limit(self, process_index: int, num_processes: int) -> int | None:
+        """What a process may run at once; with another number of processes than then, what the smallest one could."""
+        if len(self.at_once) == num_processes:
+            return self.at_once[process_index]
+        return self.fitting if self.fitting < self.micro_batch else None
+
+    def to_save(
+        self, micro_batch: int, now: FittingSize | None, of_all: Callable[[Any], list[Any]]
+    ) -> dict[str, Any] | None:
+        """For a checkpoint, as JSON: `micro_batch` samples, and what each process runs at once. None while all fits."""
+        at_once = of_all(now.num_samples) if now is not None else []
+        if micro_batch == self.asked and not any(at_once):
+            return None
+        return {"asked": self.asked, "micro_batch": micro_batch, "at_once": at_once}
+
+
 class FittingSize:
     """How many samples fit into memory at once: halved whenever it runs out, and kept to from then on.
 
     `what` and `remedy` complete the messages. `obstacle` says why this run cannot repeat a batch at all, if so.
+    `limit`: what is known to fit from an earlier run.
     """
 
     what, remedy = "batch", ""
 
-    def __init__(self, *, labels_are_shifted: bool, batch_size: int, obstacle: str | None = None) -> None:
-        self.num_samples: int | None = None  # no batch was too large yet
+    def __init__(
+        self, *, labels_are_shifted: bool, batch_size: int, obstacle: str | None = None, limit: int | None = None
+    ) -> None:
+        self.num_samples = limit  # None: no batch was too large yet
         self._labels_are_shifted, self._batch_size, self._obstacle = labels_are_shifted, batch_size, obstacle
         self._backends = [backend for backend in map(accelerator, ACCELERATORS) if backend is not None]
 

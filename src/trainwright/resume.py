@@ -7,22 +7,22 @@ steps.
 
 from __future__ import annotations
 
-import base64
 import logging
 import os
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from trainwright.callbacks.handler import CallbackHandler
-from trainwright.checkpoint.layout import clean_up_staging, get_last_checkpoint
-from trainwright.checkpoint.load import find_resumable, load_loop_state
+from trainwright.checkpoint.layout import clean_up_staging, get_last_checkpoint, sort_checkpoints
+from trainwright.checkpoint.load import damaged_checkpoints, find_resumable, load_loop_state
 from trainwright.plan import TrainingPlan
+from trainwright.search.together import share
 from trainwright.state import ExportableState, TrainerControl, TrainerState, exported_states
 from trainwright.window import LossWindow
 
 logger = logging.getLogger(__name__)
+
+AUTO = "auto"  # resume_from_checkpoint: the newest good checkpoint, or a fresh start where there is none yet
 
 
 @dataclass
@@ -32,9 +32,11 @@ class ResumePoint:
     epoch: int = 0  # whole passes over the data that are done
     samples_in_epoch: int = 0  # of the next one, over all processes
     generators: dict[str, Any] | None = None  # as `seeding.generator_states` gives them, from the start of this epoch
-    collator: str | None = None  # state of the collator's own generator, where it has one
+    collator: Any = None  # states of the collator's own generators, as `own_generators.states` gives them
     total_loss: float = 0.0  # sum of the losses of all updates that were logged
     last_logged_step: int = 0
+    worker_shares: dict[str, Any] | None = None  # of a stream, as `position.WorkerShares.to_dict` gives them
+    batch_size: dict[str, Any] | None = None  # found by `auto_find_batch_size`, as `memory.FoundSize.to_save` gives it
     arguments: dict[str, Any] = field(default_factory=dict, compare=False)  # of the run that was saved
 
     def position(self) -> dict[str, int]:
@@ -43,16 +45,49 @@ class ResumePoint:
 
 
 def find_checkpoint(wanted: str | bool | os.PathLike[str] | None, output_dir: str, is_main_process: bool) -> str | None:
-    """The verified checkpoint to resume from: `wanted` itself, or for True the newest good one in `output_dir`."""
+    """The verified checkpoint to resume from: `wanted` itself, or for True the newest good one in `output_dir`.
+
+    "auto" is True where there is a checkpoint, and None (start anew) where this run has not written one yet: what a job
+    that is put back into its queue wants. Process 0 looks and tells the others, which would see it tidy up; all of them
+    verify what it found, which may lie on disks of their own.
+
+    Raises ValueError where there is none (but for "auto"), and where all there are, or were, are damaged.
+    """
     if wanted is None or wanted is False:
         return None
-    if wanted is True:
-        if is_main_process and os.path.isdir(output_dir):
-            clean_up_staging(output_dir)  # what a killed run left half-written
-        return find_resumable(output_dir, is_explicit=False)
-    if not isinstance(wanted, (str, os.PathLike)):
-        raise TypeError(f"resume_from_checkpoint={wanted!r} must be a directory, or True for the newest checkpoint.")
-    return find_resumable(wanted, is_explicit=True)
+    if not isinstance(wanted, (str, bool, os.PathLike)):
+        raise TypeError(
+            f"resume_from_checkpoint={wanted!r} must be a directory, True for the newest checkpoint, or 'auto' for the "
+            "newest where there is one."
+        )
+    if not isinstance(wanted, bool) and wanted != AUTO:
+        return find_resumable(wanted, is_explicit=True)
+    found: str | None = None
+    error: Exception | None = None
+    if is_main_process:
+        try:
+            found = _newest_good(output_dir, may_start=wanted == AUTO)
+        except (ValueError, OSError) as caught:
+            error = caught
+    found, error = share((found, error))
+    if error is not None:
+        raise error
+    return found if is_main_process or found is None else find_resumable(found, is_explicit=True)
+
+
+def _newest_good(output_dir: str, *, may_start: bool) -> str | None:
+    if os.path.isdir(output_dir):
+        clean_up_staging(output_dir)  # what a killed run left half-written
+    if may_start and not (os.path.isdir(output_dir) and sort_checkpoints(output_dir)):
+        damaged = damaged_checkpoints(output_dir) if os.path.isdir(output_dir) else []
+        if damaged:
+            raise ValueError(
+                f"Every checkpoint in {output_dir} is damaged ({', '.join(damaged)}), nothing can be resumed. To start "
+                "anew, move them away, or leave out resume_from_checkpoint."
+            )
+        logger.info("There is no checkpoint in %s yet: the run starts.", output_dir)
+        return None
+    return find_resumable(output_dir, is_explicit=False)
 
 
 def warn_of_another_run(output_dir: str) -> None:
@@ -79,6 +114,8 @@ def loop_state(point: ResumePoint, window: LossWindow, args: Any) -> dict[str, A
         "window": window.state(),
         "total_loss": point.total_loss,
         "last_logged_step": point.last_logged_step,
+        "worker_shares": point.worker_shares,
+        "batch_size": point.batch_size,
         "save_only_model": args.save_only_model,
         "arguments": args.to_dict(),
     }
@@ -101,26 +138,10 @@ def restore_loop(
         saved.get("collator_generator"),
         saved["total_loss"],
         saved["last_logged_step"],
+        saved.get("worker_shares"),
+        saved.get("batch_size"),
         saved.get("arguments") or {},
     )
-
-
-def collator_state(collator: Any) -> str | None:
-    """The state of a collator's own generator (random masking with a seed) as text; None where it has none."""
-    generator = getattr(collator, "generator", None)
-    if not isinstance(generator, torch.Generator):
-        return None
-    return base64.b64encode(generator.get_state().numpy().tobytes()).decode("ascii")
-
-
-def restore_collator(collator: Any, state: str | None) -> None:
-    """Put back what `collator_state` returned. A collator makes its generator at its first batch; here that is now."""
-    if state is None:
-        return
-    generator = getattr(collator, "generator", None)
-    if not isinstance(generator, torch.Generator):
-        generator = collator.generator = torch.Generator()
-    generator.set_state(torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8))
 
 
 def micro_batches_done(samples_in_epoch: int, samples_per_micro_batch: int, plan: TrainingPlan) -> int:

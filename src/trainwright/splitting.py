@@ -56,6 +56,11 @@ def split_batch(inputs: Any, parts: int) -> list[Any]:
     return [_rows_of(inputs, slice(begin, end), rows) for begin, end in zip([0, *ends], ends)]
 
 
+def first_rows(inputs: Any, number: int) -> Any:
+    """The first `number` samples of a batch, cut as `split_batch` does. Raises CannotSplit as `num_samples` does."""
+    return _rows_of(inputs, slice(0, number), num_samples(inputs))
+
+
 def mean_weights(parts: Sequence[Any], labels_are_shifted: bool = False) -> list[float]:
     """What the mean loss of each part counts in the mean over all of them; the weights add up to 1.
 

@@ -36,6 +36,7 @@ from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
 from trainwright.checkpoint.manifest import problems
+from trainwright.checkpoint.occupied import occupied
 from trainwright.checks import (
     check_given,
     check_label_names,
@@ -45,22 +46,31 @@ from trainwright.checks import (
     named_eval_set,
     sharding_error,
 )
-from trainwright.data import columns, from_args, loaders, packing_from_args, position
+from trainwright.data import columns, from_args, loaders, own_generators, packing_from_args, position
 from trainwright.data.prefetch import DevicePrefetcher
 from trainwright.data.restart import RestartingIterator
 from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import predict, rehearsal
 from trainwright.evaluation.loop import LoopSettings, run_evaluation
 from trainwright.evaluation.memory import TrainerMemoryTracker
+from trainwright.evaluation.repeated import predict_own_rows
 from trainwright.evaluation.spill import MemoryBudget
 from trainwright.evaluation.streaming import StreamingMetrics, is_streaming
 from trainwright.evaluation.tensors import nested_numpify
-from trainwright.finite import NonFiniteError, NonFiniteGuard, Place, check_rollback, may_be_saved
+from trainwright.finite import (
+    NonFiniteError,
+    NonFiniteGuard,
+    Place,
+    check_rollback,
+    infinite_by_design,
+    may_be_saved,
+    nonfinite_tensors,
+)
 from trainwright.interop import models, signatures
 from trainwright.interop import older as older_names
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
 from trainwright.loss import LabelSmoother, count_items, loss_of
-from trainwright.memory import CannotRetry, EvaluationBatches, MicroBatches, find_executable_batch_size
+from trainwright.memory import CannotRetry, EvaluationBatches, FoundSize, MicroBatches, find_executable_batch_size
 from trainwright.names import TRAINER_STATE_NAME, DebugOption, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
 from trainwright.optim import build as optim_build
 from trainwright.optim import groups as optim_groups
@@ -79,14 +89,12 @@ from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan, plan_training
 from trainwright.resume import (
     ResumePoint,
-    collator_state,
     exported_callbacks,
     find_checkpoint,
     loop_state,
     micro_batches_done,
     report_changes,
     restore_callbacks,
-    restore_collator,
     restore_loop,
     warn_of_another_run,
 )
@@ -206,6 +214,7 @@ class Trainer:
         self.current_gradient_accumulation_steps: float = self.args.gradient_accumulation_steps
         self._micro_batches: MicroBatches | None = None
         self._prefetch: DevicePrefetcher | None = None
+        self._found_size = FoundSize(self.args.train_batch_size, self.args.train_batch_size)
         self.current_flos = 0.0  # floating-point operations since they were last added to the state
         self._train_batch_size = self.args.train_batch_size
         self._created_lr_scheduler = False
@@ -231,6 +240,8 @@ class Trainer:
         self._guard: NonFiniteGuard | None = None
         self._last_checkpoint: str | None = None  # of this run; what a rollback goes back to
         self._data_to_pass_over: list[tuple[int, range]] = []
+        self._saved_shares: Any = None
+        self._shares: position.WorkerShares | None = None  # of a stream, before the micro-batches of this epoch
         self._hub: Any = None
         self.hub_model_id: str | None = None
 
@@ -349,7 +360,7 @@ class Trainer:
             )
 
     def _why_no_update_can_be_repeated(self) -> str | None:
-        if self._strategy.is_distributed:
+        if not self._strategy.repeats_alone:
             return "the other processes do not know that this one ran out of memory"
         if self._num_replicas > 1:
             return f"each is shared out over {self._num_replicas} replicas"
@@ -455,7 +466,8 @@ class Trainer:
     ) -> TrainOutput:
         """Train. Returns (updates done, mean loss over all of them, metrics).
 
-        `resume_from_checkpoint`: a checkpoint directory, or True for the newest good one in `args.output_dir`.
+        `resume_from_checkpoint`: a checkpoint directory, True for the newest good one in `args.output_dir`, or "auto"
+        for that one or, where there is none yet, a fresh start.
         `trial`: an Optuna trial or a dict of hyper-parameters. `ignore_keys_for_eval`: keys of the model's outputs that
         evaluations during training leave out of the predictions.
         """
@@ -483,6 +495,8 @@ class Trainer:
                 trial=trial,
                 ignore_keys_for_eval=ignore_keys_for_eval,
             )
+            self._found_size = FoundSize.of_checkpoint(self.args, checkpoint)
+            self._train_batch_size = self._found_size.micro_batch
             self._last_checkpoint, self._data_to_pass_over = checkpoint, []
             return self._run_interruptible(run, trial)
         finally:
@@ -496,7 +510,8 @@ class Trainer:
     def _run_interruptible(self, run: functools.partial[TrainOutput], trial: Any) -> TrainOutput:
         """Run; a signal ends it with a checkpoint and SystemExit, an exception too where `save_on_exception` asks."""
         self._interrupt = Interrupt.for_run(self.args, self._strategy.is_distributed)
-        with self._interrupt:
+        saves = self.args.should_save and self.args.save_strategy != SaveStrategy.NO
+        with self._interrupt, occupied(self._output_dir) if saves else contextlib.nullcontext():
             try:
                 return self._run_with_rollback(run)
             except Exception as error:
@@ -770,7 +785,8 @@ class Trainer:
             packing_from_args.check_resumed(self.args, start)
         self._total_loss_scalar, self._globalstep_last_logged = start.total_loss, start.last_logged_step
         self._epoch_start_generators = start.generators
-        restore_collator(self.data_collator, start.collator)
+        own_generators.restore(self.data_collator, start.collator)
+        self._saved_shares, self._shares = start.worker_shares, None
         if self.args.ignore_data_skip:
             start.samples_in_epoch = 0
         assert self.plan is not None
@@ -837,12 +853,14 @@ class Trainer:
         # Not where memory may run out on purpose: there a copy made ahead would fail outside of what is tried again.
         if self._strategy.device.type == "cuda" and self._prepare_input_is_ours and not self.args.auto_find_batch_size:
             self._prefetch = DevicePrefetcher(self._strategy.device)
+        self._infinite_by_design = infinite_by_design(self.model)
         self._micro_batches = None
         if self.args.auto_find_batch_size and self.args.auto_find_batch_size_mode == "split":
             self._micro_batches = MicroBatches(
                 labels_are_shifted=self._labels_are_shifted,
                 batch_size=self._train_batch_size,
                 obstacle=self._why_no_update_can_be_repeated(),
+                limit=self._found_size.limit(self._strategy.process_index, self._strategy.num_processes),
             )
             self._training_step = functools.partial(self._training_step_that_fits, self._training_step)
         self._set_training_mode(model, True)
@@ -1049,8 +1067,9 @@ class Trainer:
         listeners, grad_norm, guard = handler.listeners, None, self._guard
         self.current_gradient_accumulation_steps = num_batches = len(batch_samples)
         if self._micro_batches is not None:
+            strategy.begin_update(model)
             self._micro_batches.begin(model, self._parameters)
-        elif self._probe_loss_kwargs and self._accumulation > 1:
+        elif self._probe_loss_kwargs and (self._accumulation > 1 or strategy.is_distributed):
             self._find_out_loss_kwargs(model, batch_samples[0], num_items)
         if listeners["on_step_begin"]:
             self.control = handler.on_step_begin(args, state, self.control)
@@ -1078,6 +1097,8 @@ class Trainer:
                 self.control = handler.on_substep_end(args, state, self.control)
 
         if strategy.is_distributed:
+            if self._micro_batches is not None:
+                strategy.average_gradients(self._parameters)
             self._interrupt.start_agreement()
         if self._clips:
             grad_norm = self._clip_grad_norm(model)
@@ -1102,11 +1123,17 @@ class Trainer:
         with workers, one that replaces those that are lost.
         """
         size, seen = self._samples_per_micro_batch(), self._samples_ahead
+        is_start = num_micro_batches == seen == 0
+        shares = position.WorkerShares.going_on(
+            self._saved_shares, train_dataloader, self._strategy.num_processes, is_start=is_start
+        )
+        self._shares = None if shares is None else shares.after(-num_micro_batches)
 
         def begin(num_given: int = 0, alone: bool = False) -> Iterator[Any]:
             num_samples = (num_micro_batches + num_given) * size + seen
             source = position.with_one_worker(train_dataloader) if alone else train_dataloader
-            loader, num_left = position.seek(source, num_samples, size)
+            now = None if shares is None else shares.after(num_given)
+            loader, num_left = position.seek(source, num_samples, size, now)
             iterator: Iterator[Any] = iter(loader)
             position.discard_batches(iterator, num_left)
             return iterator
@@ -1172,7 +1199,7 @@ class Trainer:
         accumulation = self.current_gradient_accumulation_steps
 
         def run_part(part: Inputs, weight: float) -> torch.Tensor:
-            if self._probe_loss_kwargs and (accumulation > 1 or weight < 1):
+            if self._probe_loss_kwargs and (accumulation > 1 or weight < 1 or self._strategy.is_distributed):
                 self._find_out_loss_kwargs(model, part, num_items_in_batch)
             # A mean is divided by this; a share of the update's loss is not, and parts of it add up by themselves.
             self.current_gradient_accumulation_steps = accumulation if weight == 1 else accumulation / weight
@@ -1406,10 +1433,13 @@ class Trainer:
 
     def _is_worth_saving(self) -> bool:
         """Whether the weights are finite. Reads from the device; NonFiniteError unless `nonfinite` is "ignore"."""
+        bad_here = nonfinite_tensors(self._strategy.unwrap(self.model))
+        names = [name for name in bad_here if name not in self._infinite_by_design]
+        flag = float(self._guard.flag()) if self._guard is not None else 0.0
+        bad, bad_tensors = self._strategy.mean_of_floats([flag, float(len(names))])
         if self._guard is not None:
-            (bad,) = self._strategy.mean_of_floats([float(self._guard.flag())])
             self._guard.settle(bad)
-        return may_be_saved(self._strategy.unwrap(self.model), self.state.global_step, self.args.nonfinite)
+        return may_be_saved(names, bool(bad_tensors), self.state.global_step, self.args.nonfinite)
 
     def _log_training(self, grad_norm: Any, model: nn.Module, start_time: float, learning_rate: float | None) -> None:
         """Write one log line of the training loss. The only place where the loop reads from the device."""
@@ -1700,14 +1730,17 @@ class Trainer:
         def predict_batch(inputs: Inputs) -> tuple[Any, Any, Any]:
             return self.prediction_step(model, inputs, loss_only, ignore_keys=ignore_keys)
 
-        in_parts = self._evaluation_batches
+        predict: Callable[[Inputs], tuple[Any, Any, Any]] = predict_batch
+        if self._evaluation_batches is not None:
+            predict = functools.partial(self._evaluation_batches.predict, predict_part=predict_batch)
+        if together:
+            num_own = functools.partial(self._strategy.num_own_rows, dataloader=batches)
+            predict = functools.partial(predict_own_rows, predict_batch=predict, num_own=num_own)
         try:
             return run_evaluation(
                 batches,
                 settings,
-                predict_batch=predict_batch
-                if in_parts is None
-                else lambda batch: in_parts.predict(batch, predict_batch),
+                predict_batch=predict,
                 compute_metrics=self.compute_metrics if streaming is None else None,
                 streaming=streaming,
                 preprocess_logits=self.preprocess_logits_for_metrics,
@@ -2045,15 +2078,18 @@ class Trainer:
         epoch = self._epoch
         samples = self._micro_batches_in_epoch * self._samples_per_micro_batch() + self._samples_ahead
         length = self.plan.len_dataloader if self.plan is not None else None
+        shares = self._shares.after(self._micro_batches_in_epoch) if self._shares is not None else None
         if length is not None and self._micro_batches_in_epoch >= length:
-            epoch, samples = epoch + 1, 0
+            epoch, samples, shares = epoch + 1, 0, None
         return ResumePoint(
             epoch,
             samples,
             self._epoch_start_generators,
-            collator_state(self.data_collator),
+            own_generators.states(self.data_collator),
             self._total_loss_scalar,
             self._globalstep_last_logged,
+            shares.to_dict() if shares is not None else None,
+            self._found_size.to_save(self._train_batch_size, self._micro_batches, self._strategy.gather_objects),
         )
 
     def _load_callback_state(self) -> None:
@@ -2329,8 +2365,15 @@ class Trainer:
 
     def _run_trial(self, trial: Any, checkpoint_dir: str | None = None) -> Any:
         """Train one trial; returns its objective."""
+        from trainwright.search.failures import is_fault_of_trial
+
         self.objective: Any = None
-        self.train(resume_from_checkpoint=checkpoint_dir, trial=trial)
+        try:
+            self.train(resume_from_checkpoint=checkpoint_dir, trial=trial)
+        except Exception as error:
+            if is_fault_of_trial(error):  # the search goes on, so trackers close the run of this trial
+                self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+            raise
         if self.objective is None:
             self.objective = self._search.compute_objective(self.evaluate())
         return self.objective

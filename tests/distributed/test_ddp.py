@@ -116,7 +116,61 @@ def predictions(folder: Path) -> dict[str, Any]:
         or {"error": float(((prediction.predictions - prediction.label_ids) ** 2).mean())}
     )
     metrics = trainer.evaluate(data)
-    return {"rows": output.predictions, "labels": output.label_ids, "counts": counts, "error": metrics["eval_error"]}
+    return {
+        "rows": output.predictions,
+        "labels": output.label_ids,
+        "counts": counts,
+        "error": metrics["eval_error"],
+        "loss": metrics["eval_loss"],
+    }
+
+
+def eval_losses(folder: Path) -> dict[tuple[Any, ...], float]:
+    """eval_loss of as many samples as leave, in the last round, a whole, a half and no batch to the second process."""
+    losses = {}
+    for number in (5, 6, 7, 8, 9, 13):
+        for average in ("items", "batches"):
+            for dispatches in (False, True):
+                name = f"loss-{number}-{average}-{dispatches}"
+                arguments = {"eval_loss_average": average, "accelerator_config": {"dispatch_batches": dispatches}}
+                trainer = make_trainer(folder / name, LineModel(), None, per_device_eval_batch_size=4, **arguments)
+                losses[name] = trainer.evaluate(LineData(number, seed=5))["eval_loss"]
+    return losses
+
+
+def eval_token_losses(folder: Path) -> list[float]:
+    """The same where samples hold different numbers of labels, with and without the predictions being kept."""
+    generator = torch.Generator().manual_seed(3)
+    rows = [torch.randint(1, 9, (2 + 5 * i % 7,), generator=generator) for i in range(11)]
+    losses = []
+    for loss_only in (True, False):
+        trainer = make_trainer(
+            folder / f"tokens-{loss_only}", TokenModel(), None, padded, per_device_eval_batch_size=4,
+            remove_unused_columns=False,
+        )  # fmt: skip
+        trainer.compute_metrics = None if loss_only else lambda prediction: {"rows": len(prediction.label_ids)}
+        metrics = trainer.evaluate(rows)
+        assert metrics.get("eval_rows", 11) == 11
+        losses.append(metrics["eval_loss"])
+    return losses
+
+
+def padded(samples: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    ids, labels = (nn.utils.rnn.pad_sequence(samples, True, value) for value in (0, -100))
+    return {"input_ids": ids, "labels": labels}
+
+
+class TokenModel(nn.Module):
+    """Guesses each token from itself; its loss is the mean over labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.embedding = nn.Embedding(9, 9)
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+        logits = self.embedding(input_ids)
+        return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
 
 
 def ragged_tokens(folder: Path) -> dict[str, Any]:
@@ -169,7 +223,16 @@ def rebalanced(folder: Path) -> dict[str, Any]:
 
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     function.__name__: function
-    for function in (several_epochs, resumed, dispatched, rebalanced, predictions, ragged_tokens)
+    for function in (
+        several_epochs,
+        resumed,
+        dispatched,
+        rebalanced,
+        predictions,
+        eval_losses,
+        eval_token_losses,
+        ragged_tokens,
+    )
 }
 
 
@@ -277,6 +340,14 @@ def test_predictions_are_complete_and_in_order(two: Any, one: Any) -> None:
             assert rank["predictions"][part] == pytest.approx(one["predictions"][part], rel=1e-6)
         assert rank["predictions"]["counts"] == [11]
         assert rank["predictions"]["error"] == pytest.approx(one["predictions"]["error"], rel=1e-6)
+        assert rank["predictions"]["loss"] == pytest.approx(one["predictions"]["loss"], rel=1e-6)
+
+
+def test_samples_that_fill_the_last_round_do_not_count_in_the_loss(two: Any, one: Any) -> None:
+    for rank in two:
+        assert rank["eval_losses"] == pytest.approx(one["eval_losses"], rel=1e-6)
+        assert rank["eval_token_losses"] == pytest.approx(one["eval_token_losses"], rel=1e-6)
+    assert len(set(one["eval_losses"].values())) >= 6
 
 
 def test_each_label_weighs_the_same_whichever_process_holds_it(two: Any, one: Any) -> None:

@@ -44,10 +44,12 @@ def make_run(out: str | os.PathLike[str], trainer: dict[str, Any] | None = None,
         "save_strategy": "steps",
         "logging_dir": "logs",  # the default holds the time of day, and training_args.bin would differ each second
     }
-    given: dict[str, Any] = {"train_dataset": LineData(), "eval_dataset": LineData(9, seed=5)}
-    run = Trainer(
-        model=LineModel(dropout=0.5), args=TrainingArguments(**(values | options)), **(given | (trainer or {}))
-    )
+    given: dict[str, Any] = {
+        "model": LineModel(dropout=0.5),
+        "train_dataset": LineData(),
+        "eval_dataset": LineData(9, seed=5),
+    }
+    run = Trainer(args=TrainingArguments(**(values | options)), **(given | (trainer or {})))
     run.remove_callback(PrinterCallback)
     return run
 

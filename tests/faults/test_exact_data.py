@@ -5,9 +5,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from trainwright import Trainer, TrainingArguments
+from trainwright import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
 
 class Noisy(Dataset):
@@ -67,6 +68,32 @@ class OwnGeneratorCollator(NoisyCollator):
         return {**batch, "x": batch["x"] + torch.rand(batch["x"].shape, generator=self.generator)}
 
 
+class HeldGeneratorsCollator(NoisyCollator):
+    """Holds generators of Python and NumPy, one of them in a dict, from its construction on."""
+
+    def __init__(self):
+        self.python = random.Random(1)
+        self.more = {"new": np.random.default_rng(2), "legacy": np.random.RandomState(3)}
+
+    def __call__(self, samples):
+        batch = super().__call__(samples)
+        noise = self.python.random() + self.more["new"].random() + self.more["legacy"].rand()
+        return {**batch, "x": batch["x"] + noise}
+
+
+class Embedded(torch.nn.Module):
+    """Looks its inputs up in a table, so that NEFTune has something to put noise on."""
+
+    def __init__(self, dropout=0.0, seed=1):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.table, self.linear, self.dropout = nn.Embedding(20, 4), nn.Linear(4, 1), nn.Dropout(dropout)
+
+    def forward(self, x, labels=None):
+        logits = self.linear(self.dropout(self.table((x.abs() * 5).long().clamp(max=19))).mean(1))
+        return {"loss": (logits - labels).pow(2).mean(), "logits": logits}
+
+
 def run(model, directory, dataset, collator, resume=None, **arguments):
     values = {
         "output_dir": str(directory),
@@ -96,18 +123,22 @@ ACCUMULATION = (1, 3)
 PLACES = {1: (2, 7, 9), 3: (1, 3, 4)}  # a checkpoint in an epoch's middle, at its end, in the next one
 
 
-# (workers before, workers after, collator). A collator's own generator is copied into each worker, where nobody can ask
-# for its state, so that pair is not promised.
+# (workers before, workers after, collator).
 LOADERS = {
     "no workers": (0, 0, NoisyCollator),
     "2 workers": (2, 2, NoisyCollator),
     "2 then 1 worker": (2, 1, NoisyCollator),
     "own generator": (0, 0, OwnGeneratorCollator),
 }
+HELD = {
+    "held generators": (0, 0, HeldGeneratorsCollator),
+    "held in 2 then 1 worker": (2, 1, HeldGeneratorsCollator),
+    "made late in 2 then 1 worker": (2, 1, OwnGeneratorCollator),
+}
 
 
 def assert_resume_is_exact(line_model, tmp_path, at, accumulation, loader, order, **more):
-    *workers, collator = LOADERS[loader]
+    *workers, collator = (LOADERS | HELD)[loader]
     settings = {"gradient_accumulation_steps": accumulation, "train_sampling_strategy": order, **more}
     whole = run(line_model(dropout=0.2), tmp_path, Noisy(), collator(), dataloader_num_workers=workers[0], **settings)
     resumed = run(
@@ -144,6 +175,63 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(line_model, tmp_path
 def test_so_it_is_with_other_settings(line_model, tmp_path, at, accumulation, loader, order, logging_steps, more):
     more = {**more, "logging_steps": logging_steps}
     assert_resume_is_exact(line_model, tmp_path, at, accumulation, loader, order, **more)
+
+
+@pytest.mark.parametrize("at", (0, 1, 2))
+@pytest.mark.parametrize("accumulation", ACCUMULATION)
+@pytest.mark.parametrize("loader", ["no workers", "2 then 1 worker"])
+@pytest.mark.parametrize("more", [{}, {"bf16": True}], ids=["fp32", "bf16"])
+def test_so_it_is_with_noise_on_the_embeddings(tmp_path, at, accumulation, loader, more):
+    assert_resume_is_exact(Embedded, tmp_path, at, accumulation, loader, "random", neftune_noise_alpha=5.0, **more)
+
+
+@pytest.mark.parametrize("at", (0, 1, 2))
+@pytest.mark.parametrize("loader", HELD)
+def test_so_it_is_with_a_collator_that_holds_generators_of_any_kind(line_model, tmp_path, at, loader):
+    assert_resume_is_exact(line_model, tmp_path, at, 1, loader, "random")
+
+
+@pytest.mark.parametrize("at", [2, 7, 9])
+@pytest.mark.parametrize("collator", [NoisyCollator, OwnGeneratorCollator, HeldGeneratorsCollator])
+def test_a_stream_that_2_workers_share_goes_on_at_the_same_batch(line_model, tmp_path, at, collator):
+    """Each worker reads what it had read again, and makes its batches with the same random numbers."""
+    settings = {"max_steps": 12, "dataloader_num_workers": 2}
+    whole = run(line_model(dropout=0.2), tmp_path, Shuffled(), collator(), **settings)
+    checkpoint = str(tmp_path / f"checkpoint-{at}")
+    again = tmp_path / "resumed"
+    resumed = run(line_model(dropout=0.2, seed=9), again, Shuffled(), collator(), resume=checkpoint, **settings)
+    assert all(map(torch.equal, whole[0], resumed[0]))
+    assert whole[1] == resumed[1]
+
+
+@pytest.mark.parametrize("workers", [(0, 0), (2, 1)])
+def test_our_masking_collator_masks_the_same_tokens_again(line_model, tmp_path, workers):
+    transformers = pytest.importorskip("transformers")
+    vocabulary = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "[MASK]", *"abcdefgh"])}
+    tokenizers = pytest.importorskip("tokenizers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]"
+    )
+    rows = [{"input_ids": [3 + (i + j) % 8 for j in range(6)]} for i in range(26)]
+    runs = []
+    for number, resume in enumerate((None, str(tmp_path / "0" / "checkpoint-7"))):
+        collator = DataCollatorForLanguageModeling(tokenizer, seed=11, mlm_probability=0.5)
+        model, directory = TokenGuess(), tmp_path / str(number)
+        runs.append(run(model, directory, rows, collator, resume=resume, dataloader_num_workers=workers[number]))
+    assert all(map(torch.equal, runs[0][0], runs[1][0]))
+    assert runs[0][1] == runs[1][1]
+
+
+class TokenGuess(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.table = nn.Embedding(11, 11)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = self.table(input_ids)
+        return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
 
 
 @pytest.mark.parametrize("at", [2, 7, 9])
@@ -202,3 +290,74 @@ def test_a_resumed_run_sees_the_packs_it_would_have_seen(tmp_path, at, accumulat
     resumed = run(SentenceModel(seed=9), tmp_path / "resumed", NoisySentences(52), None, resume=checkpoint, **settings)
     assert all(map(torch.equal, whole[0], resumed[0]))
     assert whole[1] == resumed[1]
+
+
+class Counted(IterableDataset):
+    """A stream that workers share by turns; each sample says which it is."""
+
+    def __init__(self, length=48):
+        self.length = length
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for index in range(first, self.length, every):
+            yield {"x": torch.full((3,), index / self.length), "labels": torch.rand(1)}
+
+
+class Notes(NoisyCollator):
+    """Stacks samples and nothing else."""
+
+    def __call__(self, samples):
+        return {name: torch.stack([sample[name] for sample in samples]) for name in ("x", "labels")}
+
+
+class Remembers(nn.Module):
+    """Notes the numbers of the samples that it was trained on."""
+
+    def __init__(self, length=48):
+        super().__init__()
+        self.linear, self.length, self.seen = nn.Linear(3, 1), length, []
+
+    def forward(self, x, labels=None):
+        self.seen += (x[:, 0] * self.length).round().int().tolist()
+        return {"loss": (self.linear(x) - labels).pow(2).mean()}
+
+
+@pytest.mark.parametrize("sizes", [(4, 6), (4, 8), (6, 2), (2, 3), (4, 6, 3)])
+def test_a_stream_that_workers_share_loses_and_repeats_no_sample_when_the_batch_size_changes(tmp_path, sizes):
+    """Three batches of each size (the last one: until the stream ends), each run going on from the one before."""
+    seen, resume, step = [], None, 0
+    for number, size in enumerate(sizes):
+        model, directory = Remembers(), tmp_path / str(number)
+        step += 3
+        is_last = number == len(sizes) - 1
+        options = {"save_strategy": "no", "max_steps": step + 24} if is_last else {"save_steps": 3, "max_steps": step}
+        run(
+            model, directory, Counted(), Notes(), resume=resume, dataloader_num_workers=2,
+            per_device_train_batch_size=size, learning_rate=0.0, **options,
+        )  # fmt: skip
+        seen += model.seen
+        resume = str(directory / f"checkpoint-{step}")
+    assert sorted(seen[:48]) == list(range(48))
+
+
+def test_a_stream_goes_on_exactly_after_the_batch_size_changed_once(tmp_path, line_model):
+    options = {"dataloader_num_workers": 2, "max_steps": 6}
+    run(line_model(dropout=0.2), tmp_path / "1", Counted(), NoisyCollator(), per_device_train_batch_size=4, **options)
+    after = {"per_device_train_batch_size": 6, **options}
+    first = str(tmp_path / "1" / "checkpoint-2")
+    whole = run(line_model(dropout=0.2), tmp_path / "2", Counted(), NoisyCollator(), resume=first, **after)
+    second = str(tmp_path / "2" / "checkpoint-4")
+    again = run(line_model(dropout=0.2, seed=9), tmp_path / "3", Counted(), NoisyCollator(), resume=second, **after)
+    assert all(map(torch.equal, whole[0], again[0]))
+    assert whole[1] == again[1]
+
+
+def test_another_number_of_workers_over_a_stream_says_that_samples_are_lost(tmp_path, line_model, caplog):
+    options = {"max_steps": 4, "dataloader_num_workers": 2}
+    run(line_model(), tmp_path, Counted(), NoisyCollator(), **options)
+    resume = str(tmp_path / "checkpoint-2")
+    options["dataloader_num_workers"] = 1
+    run(line_model(), tmp_path / "again", Counted(), NoisyCollator(), resume=resume, **options)
+    assert "The number of workers changed" in caplog.text and "others not at all" in caplog.text

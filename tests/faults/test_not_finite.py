@@ -306,7 +306,49 @@ def test_weights_of_any_kind_are_checked_in_one_read():
     ):
         parameter = torch.nn.Parameter(torch.tensor(values, dtype=dtype), requires_grad=False)
         model.register_parameter(name, parameter)
-    assert finite.nonfinite_parameters(model) == ["in_bf16", "wrong"]
+    assert finite.nonfinite_tensors(model) == ["in_bf16", "wrong"]
+
+
+class Normed(torch.nn.Module):
+    """Running means that one batch spoils, a mask of minus infinity, and a buffer that no checkpoint holds."""
+
+    def __init__(self, bad_step=3):
+        super().__init__()
+        torch.manual_seed(1)
+        self.linear = torch.nn.Linear(3, 1)
+        self.register_buffer("running_mean", torch.zeros(3))
+        self.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+        self.register_buffer("scratch", torch.zeros(1), persistent=False)
+        self.bad_step, self.step = bad_step, 0
+
+    def forward(self, x, labels=None):
+        self.scratch.fill_(math.nan)
+        self.step += self.training
+        self.running_mean.lerp_(x.mean(0), 0.1)
+        if self.step == self.bad_step:
+            self.running_mean[0] = math.inf
+        return {"loss": (self.linear(x) - labels).pow(2).mean()}
+
+
+def test_a_running_mean_that_is_not_finite_is_found_before_it_is_saved(make_trainer, tmp_path):
+    trainer = make_trainer(trainer={"model": Normed()}, save_strategy="steps", save_steps=1, max_steps=5)
+    with pytest.raises(NonFiniteError, match=r"step 3: 1 of the model's tensors hold NaN or infinity: running_mean"):
+        trainer.train()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_infinity_that_was_there_before_training_and_buffers_that_are_not_saved_stand_in_no_way(make_trainer, tmp_path):
+    trainer = make_trainer(trainer={"model": Normed(0)}, save_strategy="steps", save_steps=1, max_steps=2)
+    trainer.train()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    trainer.train(resume_from_checkpoint=True)
+
+
+def test_all_processes_refuse_where_one_has_such_a_tensor(caplog):
+    assert finite.may_be_saved([], False, 4, "raise")
+    with pytest.raises(NonFiniteError, match="step 4: another process has tensors"):
+        finite.may_be_saved([], True, 4, "raise")
+    assert not finite.may_be_saved(["a"], True, 4, "ignore") and "hold NaN or infinity: a." in caplog.text
 
 
 # -- rollback ------------------------------------------------------------------------------------------------------

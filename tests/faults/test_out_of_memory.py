@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from trainwright import Trainer, TrainerCallback
-from trainwright.memory import CannotRetry
+from trainwright.checkpoint.load import load_loop_state
+from trainwright.memory import CannotRetry, FoundSize
 from trainwright.splitting import CannotSplit, join_rows, mean_weights, num_samples, split_batch
 
 
@@ -301,6 +302,59 @@ def test_switched_off_nothing_is_wrapped_and_an_error_passes(make_trainer):
         trainer.train()
     assert trainer._micro_batches is None and trainer._evaluation_batches is None
     assert trainer._training_step == trainer.training_step
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2}
+
+
+def resumed(make_trainer, model, tmp_path, **options):
+    trainer = make_trainer(
+        trainer={"model": model}, **{**RUN, **SAVING, "output_dir": str(tmp_path / "two"), **options}
+    )
+    trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    return trainer
+
+
+def test_a_resumed_run_keeps_to_the_size_that_was_found_and_ends_the_same(make_trainer, tmp_path):
+    whole, again = Small(limit=3, dropout=0.5), Small(limit=3, dropout=0.5)
+    trained(make_trainer, whole, **SAVING)
+    resumed(make_trainer, again, tmp_path)
+    assert [size for size in whole.sizes if size > 3] == [8, 4]
+    assert max(again.sizes) <= 3  # no second shortage
+    assert largest_difference(whole, again) == 0
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_another_batch_size_on_resume_is_tried_as_it_is(make_trainer, tmp_path, size):
+    trained(make_trainer, Small(limit=3), **SAVING)
+    again = Small(limit=3)
+    resumed(make_trainer, again, tmp_path, per_device_train_batch_size=size)
+    assert again.sizes[0] == min(size, 22 - 16)  # 16 samples of the first epoch's 22 were seen
+
+
+def test_a_checkpoint_without_a_shortage_says_nothing_of_sizes(make_trainer, tmp_path):
+    trained(make_trainer, Small(), **SAVING)
+    assert load_loop_state(tmp_path / "out" / "checkpoint-2")["batch_size"] is None
+    again = Small()
+    resumed(make_trainer, again, tmp_path)
+    assert again.sizes[0] == 6  # the rest of the epoch, whole
+
+
+def test_a_run_that_had_to_start_over_goes_on_with_its_smaller_batch(make_trainer, tmp_path):
+    options = {"auto_find_batch_size_mode": "restart"}
+    whole, again = Small(limit=5), Small(limit=5)
+    one = trained(make_trainer, whole, **SAVING, **options)
+    other = resumed(make_trainer, again, tmp_path, **options)
+    assert max(again.sizes) == 4 and other.state.train_batch_size == one.state.train_batch_size == 4
+    assert other.state.max_steps == one.state.max_steps
+    assert largest_difference(whole, again) == 0
+
+
+def test_another_number_of_processes_goes_on_with_what_the_smallest_could():
+    found = FoundSize(8, 8, (None, 3))
+    assert [found.limit(rank, 2) for rank in (0, 1)] == [None, 3]
+    assert [found.limit(rank, 3) for rank in (0, 1, 2)] == [3, 3, 3]
+    assert FoundSize(8, 8).limit(0, 1) is None
 
 
 # ----------------------------------------------------------------------------------------------------- evaluation ----

@@ -83,14 +83,53 @@ def test_nothing_is_looked_for_unless_asked(tmp_path):
         assert find_checkpoint(wanted, str(tmp_path / "absent"), True) is None
 
 
-def test_only_the_main_process_clears_away_what_a_killed_run_left(make_trainer, tmp_path):
+def test_a_checkpoint_is_found_by_its_path_or_as_the_newest(make_trainer, tmp_path):
     trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
     out = tmp_path / "out"
     left = list(out.iterdir())
-    assert find_checkpoint(True, str(out), False) == find_checkpoint(True, str(out), True) == str(out / "checkpoint-1")
+    assert find_checkpoint(True, str(out), True) == find_checkpoint("auto", str(out), True) == str(out / "checkpoint-1")
     assert find_checkpoint(str(out / "checkpoint-1"), "elsewhere", True) == str(out / "checkpoint-1")
     assert sorted(out.iterdir()) == sorted(left)
+
+
+def test_a_process_that_is_not_the_first_does_not_look_by_itself(make_trainer, tmp_path):
+    make_trainer(max_steps=1, save_strategy="steps", save_steps=1).train()
+    left = tmp_path / "out" / ".checkpoint-2.staged-999999999"
+    left.mkdir()
+    assert find_checkpoint(True, str(tmp_path / "out"), False) is None and left.exists()
+    assert find_checkpoint(True, str(tmp_path / "out"), True) is not None and not left.exists()
+
+
+def test_auto_starts_where_there_is_no_checkpoint_yet_and_true_does_not(tmp_path):
+    for directory in (tmp_path, tmp_path / "absent"):
+        assert find_checkpoint("auto", str(directory), True) is None
+        with pytest.raises(ValueError, match="There is no checkpoint"):
+            find_checkpoint(True, str(directory), True)
+
+
+def test_auto_never_starts_anew_over_checkpoints_that_are_all_damaged(make_trainer, tmp_path):
+    make_trainer(max_steps=2, save_strategy="steps", save_steps=1).train()
+    for number in (1, 2):
+        (tmp_path / "out" / f"checkpoint-{number}" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"Every checkpoint in .* is damaged"):
+        find_checkpoint("auto", str(tmp_path / "out"), True)
+    with pytest.raises(ValueError, match=r"checkpoint-1\.damaged, checkpoint-2\.damaged.*To start anew"):
+        find_checkpoint("auto", str(tmp_path / "out"), True)  # and not at the next attempt of a queue either
+
+
+def test_a_number_is_no_checkpoint(tmp_path):
+    with pytest.raises(TypeError, match="True for the newest checkpoint, or 'auto'"):
+        find_checkpoint(3, str(tmp_path), True)
+
+
+def test_a_requeued_job_starts_first_and_goes_on_later_with_the_same_arguments(make_trainer):
+    steps = []
+    for _ in range(2):
+        trainer = make_trainer(max_steps=3, save_strategy="steps", save_steps=2, resume_from_checkpoint="auto")
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+        steps.append(trainer._first_step_of_run)
+    assert steps == [0, 3]
 
 
 def test_changed_settings_are_said(caplog):

@@ -32,7 +32,9 @@ class RunArguments(metaclass=ArgumentsMeta):
     )
     do_predict: bool = option(False, "Ask your script to predict on a test set. Read by scripts, not by the Trainer.")
     resume_from_checkpoint: str | None = option(
-        None, "Checkpoint folder to continue from. Read by scripts, which hand it to `trainer.train()`."
+        None,
+        "Checkpoint folder to continue from, or 'auto': the newest good one in output_dir, and a fresh start where "
+        "there is none yet, as a job needs that is requeued. Read by scripts, which hand it to `trainer.train()`.",
     )
     ignore_data_skip: bool = option(
         False,

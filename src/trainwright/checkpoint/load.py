@@ -16,12 +16,13 @@ import torch
 
 from trainwright.checkpoint.layout import sort_checkpoints
 from trainwright.checkpoint.manifest import problems
-from trainwright.checkpoint.paths import is_ours, read_json, rng_name
+from trainwright.checkpoint.paths import is_ours, read_json, rng_name, step_of
 from trainwright.checkpoint.save import ACCELERATORS, accelerator
 from trainwright.checkpoint.tensors import load_tensors
 from trainwright.names import LOOP_STATE_NAME, OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 
 __all__ = [
+    "damaged_checkpoints",
     "find_resumable",
     "load_loop_state",
     "load_optimizer",
@@ -34,6 +35,14 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Path = str | os.PathLike[str]
+
+_DAMAGED = ".damaged"  # what is appended to the name of a checkpoint that is not to be used any more
+
+
+def damaged_checkpoints(output_dir: Path) -> list[str]:
+    """Names of the checkpoints in `output_dir` that earlier looks for one found damaged and set aside."""
+    names = [name for name in os.listdir(output_dir) if name.endswith(_DAMAGED)]
+    return sorted(name for name in names if step_of(name.removesuffix(_DAMAGED)) is not None)
 
 
 def find_resumable(path_or_output_dir: Path, is_explicit: bool) -> str:
@@ -196,7 +205,7 @@ def _set_aside(checkpoint: str) -> str:
     """Rename a damaged checkpoint so that it is neither found nor rotated again; what was done, as a sentence."""
     if not is_ours(checkpoint):
         return " It stays where it is."
-    target = f"{checkpoint}.damaged"
+    target = checkpoint + _DAMAGED
     try:
         if os.path.lexists(target):
             raise FileExistsError(f"{target} exists")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from trainwright.data import own_generators
 from trainwright.seeding import set_seed
 
 
@@ -58,10 +59,19 @@ class SeededBatchSampler:
 
 
 class SeededPerBatch(Dataset[Any]):
-    """A data set that seeds all generators of its process before it makes a batch. For workers only."""
+    """A data set that seeds all generators of its process, and those of the collator, before it makes a batch. For
+    workers only.
 
-    def __init__(self, dataset: Any) -> None:
+    `collator`: the one that makes batches of the samples in the same worker. One that may make its generator at its
+    first batch gets that batch twice, the first time only so that the generator is there to be seeded.
+    """
+
+    def __init__(self, dataset: Any, collator: Any = None) -> None:
         self.dataset = dataset
+        self._collator = collator
+        self._rehearses = collator is not None and own_generators.is_made_late(collator)
+        self._fingerprint = own_generators.fingerprint(collator) if self._rehearses else 0
+        self._has_generators = self._rehearses
 
     def __getattr__(self, name: str) -> Any:
         if name == "dataset":  # not there yet while this object is copied or unpickled
@@ -77,6 +87,15 @@ class SeededPerBatch(Dataset[Any]):
     def __getitems__(self, indices: Any) -> list[Any]:
         """The samples of a batch; the collator that runs next goes on with the same generators."""
         if isinstance(indices, SeededBatch):
+            if self._rehearses:
+                self._rehearses = False
+                self._collator(self._fetched(indices))
+                self._has_generators = bool(own_generators.find(self._collator))
             set_seed(indices.seed)
+            if self._has_generators:
+                own_generators.reseed(self._collator, indices.seed ^ self._fingerprint)
+        return self._fetched(indices)
+
+    def _fetched(self, indices: Any) -> list[Any]:
         fetch = getattr(self.dataset, "__getitems__", None)
         return list(fetch(list(indices))) if fetch is not None else [self.dataset[index] for index in indices]

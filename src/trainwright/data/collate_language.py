@@ -47,7 +47,7 @@ class DataCollatorForLanguageModeling(DataCollatorMixin):
 
     def __post_init__(self) -> None:
         self.generator: torch.Generator | None = None  # None: torch's own
-        self._generator_owner: int | None = None  # the loader worker it was made for, -1 in the main process
+        self._generator_owner: int | None = None  # the loader worker it was made for; None: the main process
         if self.tf_experimental_compile:
             refuse_tensorflow()
         if not self.mlm:
@@ -78,10 +78,10 @@ class DataCollatorForLanguageModeling(DataCollatorMixin):
     def create_rng(self) -> None:
         """Give this process its generator: `seed` in the main process, `seed + worker id` in a loader worker."""
         worker = get_worker_info()
-        owner = -1 if worker is None else worker.id
-        if self.seed is not None and (self.generator is None or self._generator_owner != owner):
-            self.generator = self.get_generator(self.seed + max(owner, 0))
-            self._generator_owner = owner
+        if self.seed is None or (self.generator is not None and (worker is None or self._generator_owner == worker.id)):
+            return
+        self.generator = self.get_generator(self.seed + (0 if worker is None else worker.id))
+        self._generator_owner = None if worker is None else worker.id
 
     def torch_call(self, examples: Any) -> Any:
         """Batch as torch tensors: `input_ids`, `labels` int64 `(batch, seq)`, and what else the tokenizer pads."""

@@ -91,7 +91,7 @@ def build_dataloader(
     if isinstance(dataset, IterableDataset):
         return DataLoader(dataset, batch_size=batch_size, **options)
     seeds_batches = seed is not None and num_workers > 0 and sampler is not None
-    made_from = SeededPerBatch(dataset) if seeds_batches else dataset
+    made_from = SeededPerBatch(dataset, collate_fn) if seeds_batches else dataset
     if isinstance(sampler, (BatchSampler, BatchRebalanceSampler)):
         loader = DataLoader(made_from, batch_sampler=sampler, **options)
     else:

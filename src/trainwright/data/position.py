@@ -12,12 +12,12 @@ How to resume: set the generators to their state at the start of the epoch, then
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from trainwright.data.order import Resumable
 
@@ -39,6 +39,59 @@ class DataPosition:
     def from_dict(cls, values: Mapping[str, Any]) -> DataPosition:
         """Inverse of `to_dict`; raises KeyError for a missing number."""
         return cls(epoch=int(values["epoch"]), samples_in_epoch=int(values["samples_in_epoch"]))
+
+
+@dataclass(frozen=True)
+class WorkerShares:
+    """How much of its share of a stream each loader worker has given in this epoch, in one process.
+
+    The workers give batches in turn. `before`: samples of each that were passed over when the batch size changed;
+    `num_batches`: given since.
+    """
+
+    batch_size: int
+    before: tuple[int, ...]
+    num_batches: int = 0
+
+    @classmethod
+    def going_on(cls, saved: Any, dataloader: Any, num_processes: int, *, is_start: bool) -> WorkerShares | None:
+        """From what a checkpoint holds (`saved`), for `dataloader`; None where workers share no stream, or nothing is
+        known. `is_start`: an epoch begins. Warns where samples will be skipped and others seen again.
+        """
+        num_workers = getattr(dataloader, "num_workers", 0)
+        size = getattr(dataloader, "batch_size", None)
+        if not num_workers or not size or not isinstance(getattr(dataloader, "dataset", None), IterableDataset):
+            return None
+        if is_start:
+            return cls(size, (0,) * num_workers)
+        if not isinstance(saved, Mapping):
+            return None
+        shares = cls(saved["batch_size"], tuple(saved["before"]), saved["num_batches"])
+        if len(shares.before) == num_workers and shares.batch_size == size:
+            return shares
+        if len(shares.before) == num_workers and num_processes == 1:
+            return cls(size, shares.given())
+        what = "number of workers" if len(shares.before) != num_workers else "batch size, with several processes,"
+        logger.warning(
+            "The %s changed, and with it the share of the stream that each worker reads: what was seen of which share "
+            "means nothing now, so in this epoch some samples are seen again and others not at all. Keep it until the "
+            "epoch's end, or use dataloader_num_workers=0.",
+            what,
+        )
+        return None
+
+    def after(self, num_batches: int) -> WorkerShares:
+        """When so many more batches were given."""
+        return replace(self, num_batches=self.num_batches + num_batches)
+
+    def given(self) -> tuple[int, ...]:
+        """Samples of each worker. Exact until the first of them has no more."""
+        rounds, rest = divmod(self.num_batches, len(self.before))
+        return tuple(n + self.batch_size * (rounds + (worker < rest)) for worker, n in enumerate(self.before))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; the inverse is `going_on`."""
+        return {"batch_size": self.batch_size, "before": list(self.before), "num_batches": self.num_batches}
 
 
 class SkippingBatchSampler:
@@ -92,9 +145,12 @@ class SkippingIterator:
 
 
 class SkippingStream(IterableDataset[Any]):
-    """A stream whose next iteration reads and drops `num_samples` samples, with a progress bar. Applies once."""
+    """A stream whose next iteration reads and drops `num_samples` samples, with a progress bar. Applies once.
 
-    def __init__(self, dataset: Any, num_samples: int) -> None:
+    Where workers share a stream, `num_samples` has a number for each of them.
+    """
+
+    def __init__(self, dataset: Any, num_samples: int | Sequence[int]) -> None:
         self.dataset = dataset
         self.num_samples = num_samples
 
@@ -109,6 +165,9 @@ class SkippingStream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         samples: Iterator[Any] = iter(self.dataset)
         num_samples, self.num_samples = self.num_samples, 0
+        if not isinstance(num_samples, int):
+            worker = get_worker_info()
+            num_samples = num_samples[0 if worker is None else worker.id]
         _discard(samples, num_samples, "sample")
         return samples
 
@@ -223,7 +282,7 @@ def _seekable(dataloader: Any) -> Any:
     return None
 
 
-def seek(dataloader: Any, num_samples: int, batch_size: int) -> tuple[Any, int]:
+def seek(dataloader: Any, num_samples: int, batch_size: int, shares: WorkerShares | None = None) -> tuple[Any, int]:
     """A loader whose next iteration starts after `num_samples` samples, and how many batches are left to drop by hand.
 
     `num_samples` counts all processes; `batch_size` is what they take together per batch. Only the next iteration is
@@ -233,8 +292,11 @@ def seek(dataloader: Any, num_samples: int, batch_size: int) -> tuple[Any, int]:
     - Other samplers over indexed data, and ours at a whole batch of several processes: batches are passed over as
       indices, nothing is fetched; a batch that was half seen is cut.
     - Streams without workers: samples are read and dropped, not collated.
-    - Streams with workers, other iterables: whole batches are left for `discard_batches`, because each worker reads its
-      own share. Where `num_samples` is no multiple of `batch_size` the rest is seen again, and a warning says so.
+    - Streams with workers, as far as `shares` knows how much each has given: whole batches are left for
+      `discard_batches`, so that the workers' random numbers are drawn again; what was given in batches of another size
+      is passed over before that, in each worker its own number of samples.
+    - Without `shares`, and other iterables: whole batches are left for `discard_batches`. Where `num_samples` is no
+      multiple of `batch_size` the rest is seen again, and a warning says so.
     """
     if num_samples <= 0:
         return dataloader, 0
@@ -258,10 +320,15 @@ def seek(dataloader: Any, num_samples: int, batch_size: int) -> tuple[Any, int]:
     if is_stream and isinstance(dataloader, DataLoader) and dataloader.num_workers == 0 and not is_dispatched:
         own_samples = num_samples // _num_shares(dataloader, batch_size)
         return _begun(_with(dataloader, dataset=SkippingStream(dataset, own_samples))), 0
+    if shares is not None:
+        if not any(shares.before):
+            return dataloader, shares.num_batches
+        return _with(dataloader, dataset=SkippingStream(dataset, shares.before)), shares.num_batches
     if rest:
         logger.warning(
-            "Training stopped %d samples into a batch of %d, and this data set can only be continued at whole batches: "
-            "these samples will be seen again. A data set with a length, or dataloader_num_workers=0, avoids that.",
+            "Training stopped %d samples into a batch of %d, and this data set can only be continued at whole batches, "
+            "because what it gave cannot be told from the number of samples: these will be seen again. A data set with "
+            "a length, or dataloader_num_workers=0, avoids that.",
             rest,
             batch_size,
         )

@@ -16,11 +16,16 @@ from torch import nn
 
 from trainwright.data.rebalance import BatchRebalanceSampler
 from trainwright.evaluation.tensors import find_batch_size, nested_truncate
+from trainwright.parallel.exchange import GradientExchange
 from trainwright.parallel.strategy import Strategy
 
 
 class DistributedStrategy(Strategy):
-    """DistributedDataParallel over the processes that were started together."""
+    """DistributedDataParallel over the processes that were started together; with `auto_find_batch_size` the plain
+    model, and one exchange of gradients per update.
+
+    Raises ValueError for `auto_find_batch_size_mode="restart"`, which several processes cannot agree on.
+    """
 
     is_distributed = True
 
@@ -33,8 +38,27 @@ class DistributedStrategy(Strategy):
         self.num_processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.num_processes))
         self.num_batches_at_once = 1 if args.accelerator_config.split_batches else self.num_processes
         self._ddp_kwargs = _ddp_arguments(args)
+        self._timeout = args.ddp_timeout_delta
+        self.repeats_alone = bool(args.auto_find_batch_size)
+        self._exchange: GradientExchange | None = None
+        if args.auto_find_batch_size and args.auto_find_batch_size_mode == "restart":
+            raise ValueError(
+                "auto_find_batch_size_mode='restart' needs a run with one process: the others do not know that this "
+                "one ran out of memory and starts over. Use 'split' (the default), with which each process cuts its "
+                "own micro-batches."
+            )
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
+        if self.repeats_alone:
+            if self._exchange is not None:  # of an earlier train()
+                self._exchange.close()
+            self._exchange = GradientExchange(
+                model,
+                bucket_mib=self._ddp_kwargs.get("bucket_cap_mb"),
+                broadcasts_buffers=self._ddp_kwargs.get("broadcast_buffers", True),
+                timeout=self._timeout,
+            )
+            return model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **self._ddp_kwargs)
 
@@ -48,6 +72,14 @@ class DistributedStrategy(Strategy):
 
     def without_grad_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
         return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
+
+    def begin_update(self, model: nn.Module) -> None:
+        if self._exchange is not None:
+            self._exchange.begin(model)
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        if self._exchange is not None:
+            self._exchange.average(parameters)
 
     def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float, optimizer: Any) -> torch.Tensor:
         return super().clip_grad_norm(parameters, max_norm, optimizer)  # DDP leaves the same gradients in every process
@@ -66,6 +98,14 @@ class DistributedStrategy(Strategy):
         # The last batches lie one behind the other in order of process; beyond `remainder` their samples are repeats.
         return nested_truncate(value, min(num_rows, max(0, state.remainder - self.process_index * num_rows)))
 
+    def num_own_rows(self, num_rows: int, dataloader: Any) -> int:
+        state = self.accelerator.gradient_state
+        if state.active_dataloader is not dataloader or not state.end_of_dataloader or state.remainder <= 0:
+            return num_rows
+        # The samples of the last round, over all processes in turn, and the repeated ones behind them.
+        first = int(self.process_index) * num_rows
+        return min(max(int(state.remainder) - first, 0), num_rows)
+
     def pad_across_processes(self, value: Any, dim: int = 1, pad_index: int = -100) -> Any:
         return self.accelerator.pad_across_processes(value, dim=dim, pad_index=pad_index)
 
@@ -78,6 +118,11 @@ class DistributedStrategy(Strategy):
 
     def mean_of_floats(self, values: list[float]) -> list[float]:
         return self.mean(torch.tensor(values, dtype=torch.float32)).tolist()  # type: ignore[no-any-return]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        of_all: list[Any] = [None] * self.num_processes
+        torch.distributed.all_gather_object(of_all, value)
+        return of_all
 
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
@@ -120,9 +165,7 @@ class DistributedStrategy(Strategy):
             found = OSError(error.errno, f"{error} {where}")
         elif error is not None:
             found = RuntimeError(f"{type(error).__name__}: {error} {where}")
-        of_all: list[Any] = [None] * self.num_processes
-        torch.distributed.all_gather_object(of_all, found)
-        return error or next((other for other in of_all if other is not None), None)
+        return error or next((other for other in self.gather_objects(found) if other is not None), None)
 
 
 def _ddp_arguments(args: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Strategy:
     num_processes_here = 1  # on this machine
     process_index = 0
     is_distributed = False
+    repeats_alone = True  # whether a process may do its share of an update again without the others taking part
 
     def __init__(self, device: torch.device, *, fp16: bool = False) -> None:
         self.device = device
@@ -46,6 +47,12 @@ class Strategy:
         return getattr(model, "_orig_mod", model)  # torch.compile
 
     # -- a step --------------------------------------------------------------------------------------------------------
+
+    def begin_update(self, model: nn.Module) -> None:
+        """Before the first micro-batch of an update that may have to be repeated (`auto_find_batch_size`)."""
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """After its last one: every process gets the mean of the gradients, where the backward pass left it open."""
 
     def without_grad_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
         """Around each micro-batch but the last of an update: several processes exchange gradients only there."""
@@ -88,6 +95,12 @@ class Strategy:
         """This process's rows of the current batch, without the samples that were repeated to fill the last one."""
         return value
 
+    def num_own_rows(self, num_rows: int, dataloader: Any) -> int:
+        """How many rows of the batch that `dataloader` gave last, the first ones, are not repeated from elsewhere to
+        fill the last round.
+        """
+        return num_rows
+
     def pad_across_processes(self, value: Any, dim: int = 1, pad_index: int = -100) -> Any:
         """Pad dimension `dim` to the longest of all processes, so that `gather` can concatenate."""
         return value
@@ -100,6 +113,10 @@ class Strategy:
 
     def mean_of_floats(self, values: list[float]) -> list[float]:
         return values
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """One small value of each process, in the order of their numbers."""
+        return [value]
 
     def barrier(self) -> None:
         """Wait for the other processes."""

@@ -1,7 +1,8 @@
 """Hyper-parameter search with Optuna.
 
 Owns: studies, pruning, several objectives, and sharing one trial among processes. Leaves to others: training a trial.
-Optuna samples while a trial runs (`trial.suggest_float(...)` inside `hp_space`), so a trial is an object here.
+Optuna samples while a trial runs (`trial.suggest_float(...)` inside `hp_space`), so a trial is an object here. A trial
+that fails by itself (failures.py) gets Optuna's state FAIL, which its samplers leave out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from trainwright.interop.optional import require
 from trainwright.names import closest
 from trainwright.outputs import BestRun
 from trainwright.search.backends import Objective, SearchContext, check_directions, check_n_trials
+from trainwright.search.failures import TrialFailed
 from trainwright.search.spaces import default_hp_space_optuna as default_hp_space
 from trainwright.search.together import announce, finish, follow, share, world
 
@@ -69,7 +71,8 @@ def run(
     check_n_trials(n_trials)
     create, optimize = _split(kwargs, optuna)
     catch = optimize.get("catch", ())
-    tolerated = (optuna.TrialPruned, *((catch,) if isinstance(catch, type) else tuple(catch)))
+    optimize["catch"] = (TrialFailed, *((catch,) if isinstance(catch, type) else tuple(catch)))
+    tolerated = (optuna.TrialPruned, *optimize["catch"])
     rank, num_processes = world()
 
     if rank != 0:

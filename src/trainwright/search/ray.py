@@ -14,6 +14,7 @@ from trainwright.checkpoint.layout import get_last_checkpoint
 from trainwright.interop.optional import require
 from trainwright.outputs import BestRun
 from trainwright.search.backends import NamedTrial, Objective, SearchContext, check_directions, check_n_trials
+from trainwright.search.failures import TrialFailed
 from trainwright.search.spaces import default_hp_space_ray as default_hp_space
 from trainwright.search.together import world
 
@@ -100,11 +101,14 @@ def _train(config: dict[str, Any], objective: Objective) -> None:
     tune = _tune()
     trial = NamedTrial(config, tune.get_context().get_trial_id())
     stored = tune.get_checkpoint()
-    if stored is None:
-        value = objective(trial)
-    else:
-        with stored.as_directory() as directory:
-            value = objective(trial, get_last_checkpoint(directory))
+    try:
+        if stored is None:
+            value = objective(trial)
+        else:
+            with stored.as_directory() as directory:
+                value = objective(trial, get_last_checkpoint(directory))
+    except TrialFailed:  # it is in the log; without a result Ray leaves the trial out, an error would end the search
+        return
     if float(value) != trial.last_reported:
         tune.report({"objective": float(value)})
 

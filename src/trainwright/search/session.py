@@ -13,6 +13,7 @@ from trainwright.names import HPSearchBackend
 from trainwright.outputs import BestRun
 from trainwright.search.assign import apply_trial
 from trainwright.search.backends import SearchBackend, SearchContext, choose_backend, trial_id
+from trainwright.search.failures import or_failed
 from trainwright.search.spaces import default_compute_objective
 
 
@@ -35,11 +36,11 @@ class SearchSession:
     def run(
         self, train: Callable[..., Any], args: Any, n_trials: int, direction: Any, **kwargs: Any
     ) -> BestRun | list[BestRun]:
-        """Train `n_trials` with `train(trial, checkpoint_dir)`; return the best."""
+        """Train `n_trials` with `train(trial, checkpoint_dir)`; return the best of those that did not fail."""
         context = SearchContext(
             num_gpus=args.n_gpu, ray_scope=args.ray_scope or "last", evaluates_while_training=args.eval_strategy != "no"
         )
-        return self.engine.run(train, n_trials, direction, hp_space=self.hp_space, context=context, **kwargs)
+        return self.engine.run(or_failed(train), n_trials, direction, hp_space=self.hp_space, context=context, **kwargs)
 
     def apply(self, trial: Any, args: Any) -> None:
         """Put the trial's hyper-parameters into `args`, each as the type of its field."""

@@ -10,6 +10,7 @@ tune = pytest.importorskip("ray.tune")
 
 from trainwright.search import ray as engine  # noqa: E402 - after the skip
 from trainwright.search.backends import SearchContext  # noqa: E402
+from trainwright.search.failures import TrialFailed  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,6 +31,16 @@ def test_the_best_run_carries_the_trial_its_objective_and_the_analysis(tmp_path)
     results = {trial.trial_id: trial.last_result["objective"] for trial in best.run_summary.trials}
     assert sorted(results.values()) == [1.0, 4.0, 9.0]
     assert results[best.run_id] == 1.0
+
+
+def test_a_trial_that_fails_by_itself_is_left_out(tmp_path):
+    def objective(trial):
+        if trial["x"] == 1.0:
+            raise TrialFailed("NaN")
+        return trial["x"]
+
+    best = engine.run(objective, 1, "minimize", grid, storage_path=str(tmp_path), verbose=0)
+    assert (best.hyperparameters, best.objective) == ({"x": 2.0}, 2.0)
 
 
 def test_maximize_and_the_scope_decide_which_result_counts(tmp_path):

@@ -1,8 +1,9 @@
 """`hyperparameter_search` with Optuna, from the first trial to the best run."""
 
 import pytest
+import torch
 
-from trainwright import Trainer
+from trainwright import Trainer, TrainerCallback
 from trainwright.names import HPSearchBackend
 
 optuna = pytest.importorskip("optuna")
@@ -171,3 +172,51 @@ def test_an_error_in_a_trial_ends_the_search_and_leaves_the_trainer_usable(searc
     assert trainer.hp_search_backend is None
     trainer.train()
     assert trainer.state.global_step == 4 and not trainer.state.is_hyper_param_search
+
+
+class Diverges(torch.nn.Module):
+    """Gives NaN, or runs out of memory, where the learning rate asks for it."""
+
+    def __init__(self, trainer, kind):
+        super().__init__()
+        self.linear, self.trainer, self.kind = torch.nn.Linear(3, 1), trainer, kind
+
+    def forward(self, x, labels=None):
+        loss = (self.linear(x) - labels).pow(2).mean()
+        if self.training and self.trainer.args.learning_rate == RATES[1]:
+            if self.kind == "memory":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+            loss = loss * float("nan")
+        return {"loss": loss}
+
+
+class Ends(TrainerCallback):
+    def __init__(self):
+        self.ended = []
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.ended.append(args.learning_rate)
+
+
+@pytest.mark.parametrize("kind", ["NaN", "memory"])
+def test_a_trial_that_fails_by_itself_does_not_end_the_search(searching, caplog, kind):
+    ends, states = Ends(), []
+    parts = {"model_init": lambda: Diverges(trainer, kind) if made else torch.nn.Linear(1, 1), "callbacks": [ends]}
+    made = []
+    trainer = searching(trainer=parts)
+    made.append(True)
+    best = trainer.hyperparameter_search(
+        rates, n_trials=3, callbacks=[lambda study, trial: states.append(trial.state.name)]
+    )
+    assert states == ["COMPLETE", "FAIL", "COMPLETE"] and best.run_id in ("0", "2")
+    assert ends.ended == RATES  # so that trackers close the failed trial's run too
+    assert "TRIAL 1 FAILED and has no result; the search goes on." in caplog.text
+    assert {"NaN": "NonFiniteError: NaN or infinity", "memory": "OutOfMemoryError: CUDA"}[kind] in caplog.text
+
+
+def test_a_mistake_in_code_still_ends_the_search(searching):
+    def broken(trial):
+        raise KeyError("colums")
+
+    with pytest.raises(KeyError, match="colums"):
+        searching().hyperparameter_search(broken, n_trials=3)

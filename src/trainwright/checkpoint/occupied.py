@@ -1,0 +1,57 @@
+"""Two runs that train into one directory at once, which would delete each other's checkpoints: found and named.
+
+Owns: `occupied`. Leaves to others: the directory itself. The lock is the kernel's and lies on the open directory: no
+file is written, and it ends with the process that holds it, however that dies, so that it never stands in the way of a
+job that is started again. That is also why it only warns. It is seen by processes of the same machine only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def occupied(directory: str) -> Iterator[None]:
+    """While the body runs, other runs that enter `directory` are told of it; warns where another one is inside."""
+    try:
+        import fcntl
+
+        descriptor = os.open(directory, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows; nothing there to be locked
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning(
+                "ANOTHER RUN (%s on this machine) IS TRAINING INTO %s. Both would overwrite and delete each other's "
+                "checkpoints: give each its own output_dir. Where it is one that you have just stopped, it is about to "
+                "end, and nothing needs to be done.",
+                _holder(descriptor),
+                directory,
+            )
+        except OSError:  # a mount without locks
+            pass
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # loader workers share the descriptor, and may live on
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    """The process that holds the lock, as far as the system says (only Linux does)."""
+    file = os.fstat(descriptor)
+    place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    with suppress(OSError, ValueError, IndexError), open("/proc/locks") as locks:
+        for line in locks:
+            fields = line.split()
+            if fields[1] == "FLOCK" and place in fields and int(fields[4]) > 0:
+                return f"process {fields[4]}"
+    return "a process"

@@ -1,0 +1,108 @@
+"""Gradients of several processes, averaged once per update instead of during the backward pass.
+
+Owns: `GradientExchange`: the same weights in every process, one average per update, buffers of process 0. Leaves to
+others: what runs between two averages. DistributedDataParallel exchanges gradients while the last backward pass of an
+update runs, so every process must make that pass, and make it once. Here a process may repeat its share of an update,
+in as many passes as its memory asks for, and no other notices.
+
+Cost: what DistributedDataParallel hides behind the backward pass is waited for, and one byte per parameter travels
+between the hosts, so that a parameter which only some processes used is known to all.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+MIB = 1 << 20
+
+
+class GradientExchange:
+    """All methods are collectives: every process calls them, in the same order.
+
+    `bucket_mib`: gradients that travel together, which is also the memory that an exchange needs. Raises ValueError
+    for a model with sparse gradients.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        bucket_mib: float | None = None,
+        broadcasts_buffers: bool = True,
+        timeout: datetime.timedelta | None = None,
+    ) -> None:
+        for name, module in model.named_modules():
+            if getattr(module, "sparse", False) is True:
+                raise ValueError(
+                    f"auto_find_batch_size=True cannot average the sparse gradients of {name or type(module).__name__} "
+                    "over several processes. Leave it out and lower per_device_train_batch_size, or use sparse=False."
+                )
+        self._bucket_bytes = int((25 if bucket_mib is None else bucket_mib) * MIB)
+        self._broadcasts_buffers = broadcasts_buffers
+        self._num_processes = torch.distributed.get_world_size()
+        self._hosts = torch.distributed.new_group(backend="gloo", timeout=timeout)
+        self._broadcast([*(p.data for p in model.parameters()), *model.buffers()])
+
+    def begin(self, model: nn.Module) -> None:
+        """An update begins: running means and the like become those of process 0, as they do in each update of
+        DistributedDataParallel.
+        """
+        if self._broadcasts_buffers:
+            self._broadcast(list(model.buffers()))
+
+    @torch.no_grad()
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Every process's gradients become the mean over all. One that a process does not have counts as zeros; one
+        that none has stays None.
+        """
+        trainable = [parameter for parameter in parameters if parameter.requires_grad]
+        used = torch.tensor([parameter.grad is not None for parameter in trainable], dtype=torch.uint8)
+        torch.distributed.all_reduce(used, torch.distributed.ReduceOp.MAX, group=self._hosts)
+        gradients = []
+        for parameter, is_used in zip(trainable, used.tolist()):
+            if is_used:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        for bucket in self._buckets(gradients):
+            flat = torch.cat([gradient.reshape(-1) for gradient in bucket]).mul_(1 / self._num_processes)
+            torch.distributed.all_reduce(flat)
+            _copy_back(flat, bucket)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        torch.distributed.destroy_process_group(self._hosts)
+
+    @torch.no_grad()
+    def _broadcast(self, tensors: list[torch.Tensor]) -> None:
+        for bucket in self._buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            torch.distributed.broadcast(flat, src=0)
+            if torch.distributed.get_rank() != 0:
+                _copy_back(flat, bucket)
+
+    def _buckets(self, tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+        """Tensors of one type on one device, in order, together at most a bucket, but at least one."""
+        kinds: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+        for tensor in tensors:
+            kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        for same in kinds.values():
+            bucket: list[torch.Tensor] = []
+            num_bytes = 0
+            for tensor in same:
+                size = tensor.numel() * tensor.element_size()
+                if bucket and num_bytes + size > self._bucket_bytes:
+                    yield bucket
+                    bucket, num_bytes = [], 0
+                bucket.append(tensor)
+                num_bytes += size
+            yield bucket
+
+
+def _copy_back(flat: torch.Tensor, tensors: list[torch.Tensor]) -> None:
+    for tensor, values in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors])):
+        tensor.copy_(values.view_as(tensor))

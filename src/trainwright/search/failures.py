@@ -1,0 +1,47 @@
+"""Trials that fail by themselves: their hyper-parameters give NaN, or need more memory than there is.
+
+Owns: telling such an end from a mistake in code, which ends the search. Leaves to others: how an engine notes a failed
+trial.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from trainwright.finite import NonFiniteError
+from trainwright.memory import free_memory, is_out_of_memory
+from trainwright.search.backends import Objective, trial_id
+from trainwright.search.together import world
+
+logger = logging.getLogger(__name__)
+
+
+class TrialFailed(RuntimeError):
+    """A trial without a result; the search goes on."""
+
+
+def is_fault_of_trial(error: BaseException) -> bool:
+    """Whether other hyper-parameters may do better: NaN or infinity, or memory that ran out.
+
+    Several processes find NaN together. Memory runs out in one, which cannot go to the next trial without the others.
+    """
+    return isinstance(error, NonFiniteError) or (is_out_of_memory(error) and world()[1] == 1)
+
+
+def or_failed(objective: Objective) -> Objective:
+    """`objective`, which says in the log that a trial failed, and raises TrialFailed then."""
+
+    def run(trial: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return objective(trial, *args, **kwargs)
+        except Exception as error:
+            if not is_fault_of_trial(error):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+        # Outside the except block: there, the traceback would keep the trial's tensors alive.
+        free_memory()
+        logger.warning("TRIAL %s FAILED and has no result; the search goes on. %s", trial_id(trial), reason)
+        raise TrialFailed(reason)
+
+    return run
