@@ -85,11 +85,14 @@ class TrainerState:
         """The fields as plain values; `log_history` is shared, not copied, because it can be long."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
+    def to_json(self) -> str:
+        """Every field, as `save_to_json` writes it."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=_plain) + "\n"
+
     def save_to_json(self, json_path: str | os.PathLike[str]) -> None:
         """Write every field to `json_path`."""
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True, default=_plain) + "\n"
         with open(json_path, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(self.to_json())
 
     @classmethod
     def load_from_json(cls, json_path: str | os.PathLike[str]) -> TrainerState:

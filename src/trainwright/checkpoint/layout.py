@@ -8,9 +8,11 @@ Source: seed 001 (`save_total_limit`, `load_best_model_at_end`).
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable
 
 from trainwright.checkpoint.commit import flush_tree, publish, remove
@@ -20,6 +22,8 @@ from trainwright.checkpoint.paths import step_of as step_of  # where others look
 from trainwright.names import CHECKPOINT_PREFIX, MANIFEST_NAME
 
 logger = logging.getLogger(__name__)
+
+MOST_WAIT_S = 600  # for a checkpoint that the writer of a dead run has still to finish
 
 # What a hidden sibling of a checkpoint is for, and the process that made it.
 _SIBLING = re.compile(r"\.(?P<name>.+)\.(?P<purpose>staged|replaced|deleted)-(?P<pid>\d+)")
@@ -118,6 +122,7 @@ def clean_up_staging(output_dir: Path) -> None:
     A staged checkpoint that is complete gets its name, one that was moved aside for it comes back if need be, the rest
     is deleted. What a process that still runs has made is left alone.
     """
+    _wait_for_writers(output_dir)
     siblings = []
     for entry in os.scandir(output_dir):
         match = _SIBLING.fullmatch(entry.name)
@@ -145,6 +150,30 @@ def same_place(path: str, other: str | None) -> bool:
     return other is not None and os.path.realpath(path) == os.path.realpath(other)
 
 
+def _wait_for_writers(output_dir: Path) -> None:
+    """Let the writers of runs that died (`async_save`) finish what they were given: it is newer than all else here."""
+    for entry in os.scandir(output_dir):
+        match = _SIBLING.fullmatch(entry.name)
+        if not match or match["purpose"] != "staged" or not _is_writer(pid := int(match["pid"])):
+            continue
+        logger.warning("%s is still being written (by process %d); waiting for it.", entry.path, pid)
+        deadline = time.monotonic() + MOST_WAIT_S
+        while os.path.lexists(entry.path) and _is_writer(pid):
+            if time.monotonic() > deadline:
+                logger.warning("%s is not done after %d s and left alone.", entry.path, MOST_WAIT_S)
+                break
+            time.sleep(0.02)
+
+
+def _is_writer(pid: int) -> bool:
+    """Whether a process that writes checkpoints for a run has this number. Only Linux says so."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"trainwright.checkpoint.writer" in file.read()
+    except OSError:
+        return False
+
+
 def _is_whole(path: str) -> bool:
     return os.path.lexists(os.path.join(path, MANIFEST_NAME)) and not problems(path)
 
@@ -169,10 +198,15 @@ def _is_running(pid: int, path: str) -> bool:
 
 
 def _start_time_s(pid: int) -> float | None:
-    """When a process began, in seconds since 1970; None where the system does not say (only Linux does, in /proc)."""
+    """When a process began, in seconds since 1970, infinity for one that is dead and not yet waited for; None where the
+    system does not say (only Linux does, in /proc).
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            ticks = int(file.read().rpartition(b")")[2].split()[19])
+            fields = file.read().rpartition(b")")[2].split()
+        if fields[0] == b"Z":
+            return math.inf
+        ticks = int(fields[19])
         with open("/proc/stat", "rb") as file:
             booted = next(int(line.split()[1]) for line in file if line.startswith(b"btime"))
     except (OSError, ValueError, IndexError, StopIteration):

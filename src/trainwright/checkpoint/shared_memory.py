@@ -1,0 +1,135 @@
+"""Memory that this process fills and another one reads: where the state of a run stands while it is written to disk.
+
+Owns: `Arena`, blocks of shared memory handed out from front to back, kept from one save to the next. Leaves to others:
+what is put there (snapshot.py), the process that reads it (writer.py).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from typing import Any, NamedTuple
+
+import torch
+
+ALIGNMENT = 64  # bytes; what torch's own allocator and files use
+ROOM_FOR_SMALL_FILES = 1 << 20  # bytes, beside the tensors that were predicted
+
+
+class Place(NamedTuple):
+    """Where bytes lie: number of the block, first byte in it, how many."""
+
+    block: int
+    offset: int
+    num_bytes: int
+
+
+class Block:
+    """One piece of shared memory, named by a file descriptor that another process can be given."""
+
+    def __init__(self, descriptor: int, num_bytes: int, *, fill: bool = False) -> None:
+        self.descriptor, self.num_bytes = descriptor, num_bytes
+        # Pages that are there already are what makes the first save as quick as the others.
+        populate = getattr(mmap, "MAP_POPULATE", 0) if fill else 0
+        self.memory = mmap.mmap(descriptor, num_bytes, flags=mmap.MAP_SHARED | populate)
+        if hasattr(mmap, "MADV_DONTFORK"):  # loader workers need none of it
+            self.memory.madvise(mmap.MADV_DONTFORK)
+        self.bytes = torch.frombuffer(self.memory, dtype=torch.uint8)
+        self._is_pinned = False
+
+    @classmethod
+    def new(cls, num_bytes: int) -> Block:
+        """A fresh block. Raises OSError where the system has no room for it."""
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("trainwright-checkpoint")
+        else:  # a file without a name does the same on other Unix systems, with some writing to the disk
+            descriptor, path = tempfile.mkstemp(prefix="trainwright-checkpoint-")
+            os.unlink(path)
+        try:
+            os.ftruncate(descriptor, num_bytes)
+            return cls(descriptor, num_bytes, fill=True)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def storage(self, place: Place) -> Any:
+        """The bytes at `place` as a torch storage of exactly that size, sharing the memory."""
+        if place.num_bytes == 0:
+            return torch.empty(0, dtype=torch.uint8).untyped_storage()
+        one = torch.frombuffer(self.memory, dtype=torch.uint8, count=place.num_bytes, offset=place.offset)
+        return one.untyped_storage()
+
+    def pin(self) -> None:
+        """Have CUDA copy into this block directly, which is what lets a copy run beside the step."""
+        if not self._is_pinned:
+            runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            torch.cuda.check_error(runtime.cudaHostRegister(self.bytes.data_ptr(), self.num_bytes, 0))
+            self._is_pinned = True
+
+    def close(self) -> None:
+        """Let go of the memory. Tensors that still share it keep it."""
+        if self._is_pinned:
+            runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            torch.cuda.check_error(runtime.cudaHostUnregister(self.bytes.data_ptr()))
+            self._is_pinned = False
+        os.close(self.descriptor)
+
+
+class Arena:
+    """Shared memory from which places are handed out until `clear`; grows by a block when it is full."""
+
+    def __init__(self, num_bytes: int = 0) -> None:
+        self._predicted = num_bytes + ROOM_FOR_SMALL_FILES
+        self._used = 0  # of the last block
+        self.blocks: list[Block] = []
+        self.num_made = 0  # blocks since the beginning
+
+    def clear(self) -> None:
+        """Hand out everything anew; several blocks become one of their common size."""
+        if len(self.blocks) != 1:
+            needed = sum(block.num_bytes for block in self.blocks)
+            self.close()
+            self._add(max(needed, self._predicted))
+        self._used = 0
+
+    def reserve(self, num_bytes: int) -> Place:
+        """Room for `num_bytes`, at a multiple of ALIGNMENT."""
+        if not self.blocks or self._used + num_bytes > self.blocks[-1].num_bytes:
+            self._add(max(num_bytes, self._predicted))
+        place = Place(len(self.blocks) - 1, self._used, num_bytes)
+        self._used += aligned(num_bytes)
+        return place
+
+    def adopt(self, descriptor: int, num_bytes: int) -> None:
+        """Map a block that another process made."""
+        self.blocks.append(Block(descriptor, num_bytes))
+
+    def close(self) -> None:
+        for block in self.blocks:
+            block.close()
+        self.blocks = []
+
+    def view(self, place: Place) -> torch.Tensor:
+        """The bytes at `place`, as a tensor that shares them."""
+        return self.blocks[place.block].bytes[place.offset : place.offset + place.num_bytes]
+
+    def read(self, place: Place) -> bytes:
+        """A copy of the bytes at `place`."""
+        return self.blocks[place.block].memory[place.offset : place.offset + place.num_bytes]
+
+    def put(self, content: bytes) -> Place:
+        """Copy `content` into the arena."""
+        place = self.reserve(len(content))
+        self.blocks[place.block].memory[place.offset : place.offset + len(content)] = content
+        return place
+
+    def _add(self, num_bytes: int) -> None:
+        self.blocks.append(Block.new(-(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE))
+        self._used = 0
+        self.num_made += 1
+
+
+def aligned(num_bytes: int) -> int:
+    """`num_bytes`, rounded up to a multiple of ALIGNMENT."""
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
