@@ -33,7 +33,9 @@ DIED = 100  # exit code of a child that died on purpose, plus the step it was at
 NAMED = ("fsync", "rename", "replace", "mkdir", "unlink", "remove", "rmdir", "truncate", "link", "symlink", "sendfile")
 
 
-def make_run(out: str | os.PathLike[str], trainer: dict[str, Any] | None = None, **options: Any) -> Trainer:
+def make_run(
+    out: str | os.PathLike[str], trainer: dict[str, Any] | None = None, cls: type[Trainer] = Trainer, **options: Any
+) -> Trainer:
     """A Trainer of the line model with dropout (so that every random number counts), saving in `out`."""
     values: dict[str, Any] = {
         "output_dir": str(out),
@@ -47,9 +49,7 @@ def make_run(out: str | os.PathLike[str], trainer: dict[str, Any] | None = None,
         "logging_dir": "logs",  # the default holds the time of day, and training_args.bin would differ each second
     }
     given: dict[str, Any] = {"train_dataset": LineData(), "eval_dataset": LineData(9, seed=5)}
-    run = Trainer(
-        model=LineModel(dropout=0.5), args=TrainingArguments(**(values | options)), **(given | (trainer or {}))
-    )
+    run = cls(model=LineModel(dropout=0.5), args=TrainingArguments(**(values | options)), **(given | (trainer or {})))
     run.remove_callback(PrinterCallback)
     return run
 

@@ -8,7 +8,6 @@ Source: seed 001 (`save_total_limit`, `load_best_model_at_end`).
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 import shutil
@@ -167,11 +166,16 @@ def _wait_for_writers(output_dir: Path) -> None:
 
 def _is_writer(pid: int) -> bool:
     """Whether a process that writes checkpoints for a run has this number. Only Linux says so."""
+    return b"trainwright.checkpoint.writer" in (_command_line(pid) or b"")
+
+
+def _command_line(pid: int) -> bytes | None:
+    """What a process was started with; None where there is none, or the system does not say."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return b"trainwright.checkpoint.writer" in file.read()
+            return file.read()
     except OSError:
-        return False
+        return None
 
 
 def _is_whole(path: str) -> bool:
@@ -186,6 +190,8 @@ def _is_running(pid: int, path: str) -> bool:
         return False
     if os.name == "nt":  # signal 0 is Ctrl-C there
         return True
+    if _command_line(pid) == b"":  # it is ending, or has ended and nobody has asked how
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -198,15 +204,10 @@ def _is_running(pid: int, path: str) -> bool:
 
 
 def _start_time_s(pid: int) -> float | None:
-    """When a process began, in seconds since 1970, infinity for one that is dead and not yet waited for; None where the
-    system does not say (only Linux does, in /proc).
-    """
+    """When a process began, in seconds since 1970; None where the system does not say (only Linux does, in /proc)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        if fields[0] == b"Z":
-            return math.inf
-        ticks = int(fields[19])
+            ticks = int(file.read().rpartition(b")")[2].split()[19])
         with open("/proc/stat", "rb") as file:
             booted = next(int(line.split()[1]) for line in file if line.startswith(b"btime"))
     except (OSError, ValueError, IndexError, StopIteration):

@@ -33,8 +33,6 @@ class Block:
         # Pages that are there already are what makes the first save as quick as the others.
         populate = getattr(mmap, "MAP_POPULATE", 0) if fill else 0
         self.memory = mmap.mmap(descriptor, num_bytes, flags=mmap.MAP_SHARED | populate)
-        if hasattr(mmap, "MADV_DONTFORK"):  # loader workers need none of it
-            self.memory.madvise(mmap.MADV_DONTFORK)
         self.bytes = torch.frombuffer(self.memory, dtype=torch.uint8)
         self._is_pinned = False
 
