@@ -36,7 +36,7 @@ from trainwright.checkpoint import best, layout, trouble
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
-from trainwright.checkpoint.asynchronous import AsyncSaves, Save
+from trainwright.checkpoint.asynchronous import HOOKS_THAT_WRITE, AsyncSaves, Save
 from trainwright.checkpoint.deferred import at_once
 from trainwright.checkpoint.manifest import problems
 from trainwright.checks import (
@@ -108,7 +108,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Inputs = Any  # a batch: a dict of tensors, as the collator made it
-HOOKS_THAT_WRITE = ("save_model", "_save", "_save_optimizer_and_scheduler", "_save_scaler", "_save_rng_state")
 METRIC_SCHEDULES = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)  # they step on a metric, not on an update
 
 
@@ -1295,7 +1294,8 @@ class Trainer:
             self.control.should_save = True
         before = (*best_before, state.best_model_checkpoint) if best_before else None
         save = Save(directory, state.global_step, state.epoch, before)
-        with self._save_trouble.borne(directory, save.step, is_whole=saves is None):
+        beside = contextlib.nullcontext() if saves is None else saves.beside(self._strategy)
+        with self._save_trouble.borne(directory, save.step, is_whole=saves is None), beside:
             self._save_checkpoint(model, trial)
         if saves is None or not saves.in_flight:
             self._tell_of(save)
@@ -1317,26 +1317,16 @@ class Trainer:
     # With `async_save` -----------------------------------------------------------------------------------------------
 
     def _start_async_saves(self) -> None:
-        """Start the process that writes, unless nothing would be saved or an override needs the files at once."""
-        if not self.args.async_save or self._saves is not None or self.args.save_strategy == SaveStrategy.NO:
-            return
-        if self._is_overridden("_save_checkpoint"):
-            logger.info(
-                "async_save: %s overrides _save_checkpoint, which may use what it wrote, so training waits for its "
-                "saves.",
+        """Start the process that writes, where the arguments and the overrides leave it something to do."""
+        if self._saves is None:
+            self._saves = AsyncSaves.for_run(
+                self.args,
                 type(self).__name__,
+                [hook for hook in HOOKS_THAT_WRITE if self._is_overridden(hook)],
+                trouble.predicted_bytes(self.model, None if self.args.save_only_model else self.optimizer)[1],
+                is_main=self._strategy.process_index == 0,
+                is_distributed=self._strategy.is_distributed,
             )
-            return
-        if own := [hook for hook in HOOKS_THAT_WRITE if self._is_overridden(hook)]:
-            logger.info(
-                "async_save: %s overrides %s; training waits for what these write.", type(self).__name__, ", ".join(own)
-            )
-        self._saves = AsyncSaves.for_run(
-            trouble.predicted_bytes(self.model, None if self.args.save_only_model else self.optimizer)[1],
-            is_main=self._strategy.process_index == 0,
-            timeout=self.args.ddp_timeout_delta if self._strategy.is_distributed else None,
-        )
-        self._strategy.stage = self._saves.staged
 
     def _settle_save(self, wait: bool = True) -> None:
         """With `async_save`: where the save in flight is over (`wait`: until it is), see to what follows a save."""
@@ -1362,7 +1352,6 @@ class Trainer:
 
     def _end_async_saves(self) -> None:
         if self._saves is not None:
-            self._strategy.stage = checkpoint_save.staged
             self._saves.close(wait=not isinstance(sys.exc_info()[1], KeyboardInterrupt))
             self._saves = self._save_to_tell = None
 
@@ -1919,6 +1908,9 @@ class Trainer:
         """Hook: write `checkpoint-N`: staged beside it, hashed, then renamed, so that it is there whole or not
         at all.
         """
+        is_beside = self._saves is not None and self._saves.is_beside
+        if not is_beside:  # a call from outside of the loop is over when it returns
+            self._settle_save()
         run_dir = self._get_output_dir(trial)
         output_dir = os.path.join(run_dir, layout.checkpoint_name(self.state.global_step))
         self.store_flos()
@@ -1945,10 +1937,10 @@ class Trainer:
                     checkpoint_save.save_loop_state(directory, loop_state(where, self.window, self.args))
                     state.stateful_callbacks = exported_callbacks(self.callback_handler, self.control)
                     checkpoint_save.save_trainer_state(directory, state)
-            if self._saves is None:
-                self._follow_save(output_dir)
+            if is_beside:
+                self._saves.begin()  # type: ignore[union-attr]
             else:
-                self._saves.begin()
+                self._follow_save(output_dir)
         finally:
             self._set_training_mode(model, True)
 

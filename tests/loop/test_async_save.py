@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from trainwright import Trainer, TrainerCallback, TrainingArguments
-from trainwright.checkpoint import asynchronous, deferred, snapshot, writer
+from trainwright.checkpoint import asynchronous, deferred, shared_memory, snapshot, writer
 from trainwright.checkpoint.asynchronous import AsyncSaves
 from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.shared_memory import Arena
@@ -176,6 +176,14 @@ def test_the_memory_is_made_once_and_used_by_every_save(tmp_path, forks, monkeyp
     assert [arena.num_made for arena in made] == [1]
 
 
+def test_too_little_memory_is_an_error_before_the_first_step(tmp_path, forks, monkeypatch):
+    monkeypatch.setattr(shared_memory, "available_bytes", lambda: 10)
+    trainer = make_run(tmp_path, async_save=True, **SAVING)
+    with pytest.raises(MemoryError, match=r"async_save=True keeps a copy of the state in host memory"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
 def test_memory_that_was_predicted_too_small_grows_and_becomes_one_piece(tmp_path):
     arena = Arena(0)
     arena.clear()
@@ -232,6 +240,25 @@ def test_an_overridden_save_checkpoint_finds_its_directory_because_training_wait
         trainer.train()
     assert all(Path(trainer.args.output_dir, f"checkpoint-{step}", "notes.txt").exists() for step in (1, 2))
     assert "WithNotes overrides _save_checkpoint" in caplog.text
+
+
+def test_a_checkpoint_asked_for_by_hand_is_there_when_the_call_returns(tmp_path, forks):
+    """Libraries call `_save_checkpoint` themselves; also while a save is in flight."""
+    gate = Gate()
+    forks(gate.hold)
+    seen = []
+
+    def by_hand(step):
+        if step == 3:
+            gate.open(2)
+            trainer._save_checkpoint(trainer.model, None)
+            seen.append([problems(tmp_path / f"checkpoint-{step}") for step in (2, 3)])
+
+    heard = Heard(by_hand)
+    trainer = make_run(tmp_path, trainer={"callbacks": [heard]}, async_save=True, save_steps=2, max_steps=4)
+    trainer.train()
+    assert seen == [[[], []]]
+    assert [step for step, _, _ in heard.saves] == [2, 4]
 
 
 def test_functions_of_libraries_are_replaced_during_the_save_only():

@@ -8,7 +8,6 @@ Decision and promises: docs/decisions/0005-asynchronous-saves.md.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import logging
 import os
 import pickle
@@ -23,11 +22,20 @@ from typing import Any
 from trainwright.checkpoint import writer
 from trainwright.checkpoint.commit import flush_parents, sibling
 from trainwright.checkpoint.deferred import taking
-from trainwright.checkpoint.shared_memory import Arena
+from trainwright.checkpoint.shared_memory import Arena, check_room
 from trainwright.checkpoint.snapshot import Job, Snapshot
+from trainwright.names import SaveStrategy
 
 logger = logging.getLogger(__name__)
 
+HOOKS_THAT_WRITE = (
+    "_save_checkpoint",
+    "save_model",
+    "_save",
+    "_save_optimizer_and_scheduler",
+    "_save_scaler",
+    "_save_rng_state",
+)
 MOST_DEATHS = 3  # processes that are started anew, before saves are made by the run itself
 _LONG_WAIT_S = 0.01  # a wait for the save before that is worth a line
 
@@ -69,7 +77,7 @@ class AsyncSaves:
     """
 
     def __init__(self, num_bytes: int = 0, *, is_main: bool = True, agreement: Any = None) -> None:
-        self.in_flight = False
+        self.in_flight = self.is_beside = False
         self.num_saves = self.num_waits = self.num_deaths = 0
         self.waited_s = 0.0
         self._is_main, self._agreement = is_main, agreement
@@ -82,20 +90,47 @@ class AsyncSaves:
         self._answer: dict[str, Any] | None = None
         self._is_answered = False
         if is_main:
-            self._start()
+            check_room(num_bytes)
             self._arena.clear()  # makes its memory now
+            self._start()
 
     @classmethod
-    def for_run(cls, num_bytes: int, is_main: bool, timeout: datetime.timedelta | None) -> AsyncSaves:
-        """`num_bytes`: predicted size of a checkpoint. `timeout`: of exchanges between several processes, all of which
-        call this together; None for one.
+    def for_run(
+        cls, args: Any, name: str, overridden: list[str], num_bytes: int, *, is_main: bool, is_distributed: bool
+    ) -> AsyncSaves | None:
+        """What `args` (TrainingArguments) ask for; None where there is nothing to write beside the training.
+
+        `name`: of the Trainer's class, `overridden`: those of HOOKS_THAT_WRITE that are its own. `num_bytes`: predicted
+        size of a checkpoint. All processes call it together. Raises MemoryError where the memory will not do.
         """
+        if not args.async_save or args.save_strategy == SaveStrategy.NO:
+            return None
+        if "_save_checkpoint" in overridden:
+            logger.info(
+                "async_save: %s overrides _save_checkpoint, which may use what it wrote, so training waits for its "
+                "saves.",
+                name,
+            )
+            return None
+        if overridden:
+            logger.info(
+                "async_save: %s overrides %s; training waits for what these write.", name, ", ".join(overridden)
+            )
         agreement = None
-        if timeout is not None:
+        if is_distributed:
             from trainwright.parallel.agreement import Agreement
 
-            agreement = Agreement(timeout)
+            agreement = Agreement(args.ddp_timeout_delta)
         return cls(num_bytes, is_main=is_main, agreement=agreement)
+
+    @contextlib.contextmanager
+    def beside(self, strategy: Any) -> Iterator[None]:
+        """Within, checkpoints that are begun through `strategy.stage` are written beside the training."""
+        before, strategy.stage, self.is_beside = strategy.stage, self.staged, True
+        try:
+            yield
+        finally:
+            strategy.stage, self.is_beside = before, False
 
     # -- a save --------------------------------------------------------------------------------------------------------
 
@@ -184,10 +219,13 @@ class AsyncSaves:
         """See the save in flight through, whatever becomes of it, and end the writer. Without `wait`, the writer
         finishes it by itself.
         """
-        with contextlib.suppress(Exception):  # the run is over, so there is nobody left to bear it
-            if self.in_flight and (wait or not self._send(wait=True)):
-                self.result()
-        is_idle, self.in_flight = not self.in_flight, False
+        if self.in_flight and self._is_main:
+            with contextlib.suppress(Exception):  # the run is over: there is nobody left to bear it
+                if wait:
+                    self.result()
+                else:
+                    self._send(wait=True)
+        is_idle, self.in_flight = wait or not self.in_flight, False
         if self._line is not None:
             self._line.close()
         if self._process is not None and is_idle:

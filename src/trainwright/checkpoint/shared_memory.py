@@ -128,6 +128,35 @@ class Arena:
         self.num_made += 1
 
 
+def check_room(num_bytes: int) -> None:
+    """Raise MemoryError where a copy of a state of `num_bytes` will not fit, before the system kills for want of it."""
+    available = available_bytes()
+    if available is not None and num_bytes > available:
+        raise MemoryError(
+            f"async_save=True keeps a copy of the state in host memory, about {num_bytes / 2**30:.1f} GiB, but only "
+            f"{available / 2**30:.1f} GiB are available: leave it out, or set save_only_model=True."
+        )
+
+
+def available_bytes() -> int | None:
+    """Host memory that can still be used, under the limit of the container; None where the system does not say."""
+    found = []
+    try:
+        found.append(1024 * _entries("/proc/meminfo")["MemAvailable:"])
+        group, used = "/sys/fs/cgroup/", _entries("/sys/fs/cgroup/memory.stat")
+        with open(group + "memory.max") as most, open(group + "memory.current") as current:
+            files = used["active_file"] + used["inactive_file"]  # given back when memory is short
+            found.append(int(most.read()) - int(current.read()) + files)
+    except (OSError, ValueError, KeyError):  # another system, no limit ("max"), or an older kind of group
+        pass
+    return min(found, default=None)
+
+
+def _entries(path: str) -> dict[str, int]:
+    with open(path, encoding="ascii") as file:
+        return {words[0]: int(words[1]) for words in map(str.split, file) if len(words) > 1}
+
+
 def aligned(num_bytes: int) -> int:
     """`num_bytes`, rounded up to a multiple of ALIGNMENT."""
     return -(-num_bytes // ALIGNMENT) * ALIGNMENT

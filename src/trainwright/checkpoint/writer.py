@@ -31,7 +31,6 @@ from trainwright.checkpoint.save import commit
 from trainwright.checkpoint.shared_memory import Arena, Place
 from trainwright.interrupt import SIGNALS
 
-NICENESS = 5  # where the processor is short, training goes first
 _PROGRAM = "from trainwright.checkpoint.writer import main; main()"  # layout.py finds the process by this text
 
 
@@ -105,7 +104,6 @@ def launch() -> tuple[ProcessLike, Connection[Any, Any]]:
 def main() -> None:
     """The program: serve the run at the other end of the file descriptor that is the last argument."""
     torch.set_num_threads(1)
-    os.nice(NICENESS)
     serve(Connection(int(sys.argv[-1])))
 
 
