@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from trainwright.interop.loaded import is_peft_model
 from trainwright.window import LossWindow
 
 logger = logging.getLogger(__name__)
@@ -316,9 +317,10 @@ def leaves_out_itself(optimizer: Any) -> bool:
     )
 
 
-def nonfinite_parameters(model: nn.Module) -> list[str]:
-    """Names of the parameters that hold NaN or infinity. One pass on the device, one read."""
-    checked = {
+def checkable_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that a checkpoint holds and that can be other than finite, by name."""
+    only_trained = is_peft_model(model)  # nothing else of such a model is saved
+    return {
         name: parameter.detach()
         for name, parameter in model.named_parameters()
         # Other classes and types of one byte are quantized: finite by construction, or unknown to the operation below.
@@ -327,16 +329,24 @@ def nonfinite_parameters(model: nn.Module) -> list[str]:
         and parameter.element_size() > 1
         and parameter.numel()
         and not parameter.is_meta
+        and (parameter.requires_grad or not only_trained)
     }
+
+
+def nonfinite_parameters(model: nn.Module) -> list[str]:
+    """Names of the parameters that hold NaN or infinity. One pass on the device, one read."""
+    return nonfinite_tensors(checkable_parameters(model))
+
+
+def nonfinite_tensors(checked: dict[str, torch.Tensor]) -> list[str]:
+    """Names of those that hold NaN or infinity. One pass on the device, one read."""
     if not checked:
         return []
     # A sum is finite only if all its parts are, and on a CPU it is read at the speed of the memory, the largest number
     # at a tenth of it. One that overflowed is looked at again.
     if all(reads_are_free(tensor.device) for tensor in checked.values()):
-        sums = torch.stack(
-            [tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)).double() for tensor in checked.values()]
-        )
-        if bool(sums.isfinite().all()):
+        sums = [tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in checked.values()]
+        if bool(torch.stack([one.double() for one in sums]).isfinite().all()):
             return []
     largest = torch._foreach_norm(list(checked.values()), math.inf)
     device = largest[0].device
@@ -345,9 +355,21 @@ def nonfinite_parameters(model: nn.Module) -> list[str]:
     return [name for name, number in zip(checked, numbers, strict=True) if not math.isfinite(number)]
 
 
+class NonFiniteWeights(ValueError):
+    """The weights of a checkpoint that is being written hold NaN or infinity; `names` says which."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"{len(names)} tensors hold NaN or infinity: {', '.join(_some(names))}")
+        self.names = names
+
+
 def may_be_saved(model: nn.Module, step: int, policy: str) -> bool:
     """Whether all weights are finite. If not: NonFiniteError, or with the policy "ignore" a warning and False."""
-    names = nonfinite_parameters(model)
+    return accept(nonfinite_parameters(model), step, policy)
+
+
+def accept(names: list[str], step: int, policy: str) -> bool:
+    """Whether `names`, of tensors that are not finite, is empty. If not: as `may_be_saved`."""
     if not names:
         return True
     message = (

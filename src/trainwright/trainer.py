@@ -55,7 +55,15 @@ from trainwright.evaluation import predict, rehearsal
 from trainwright.evaluation.loop import LoopSettings, run_evaluation
 from trainwright.evaluation.memory import TrainerMemoryTracker
 from trainwright.evaluation.tensors import nested_numpify
-from trainwright.finite import NonFiniteError, NonFiniteGuard, Place, check_rollback, may_be_saved
+from trainwright.finite import (
+    NonFiniteError,
+    NonFiniteGuard,
+    NonFiniteWeights,
+    Place,
+    accept,
+    check_rollback,
+    may_be_saved,
+)
 from trainwright.interop import models, signatures
 from trainwright.interop import older as older_names
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
@@ -1294,9 +1302,16 @@ class Trainer:
             self.control.should_save = True
         before = (*best_before, state.best_model_checkpoint) if best_before else None
         save = Save(directory, state.global_step, state.epoch, before)
-        beside = contextlib.nullcontext() if saves is None else saves.beside(self._strategy)
-        with self._save_trouble.borne(directory, save.step, is_whole=saves is None), beside:
-            self._save_checkpoint(model, trial)
+        beside = (
+            contextlib.nullcontext()
+            if saves is None
+            else saves.beside(self._strategy, self._strategy.unwrap(self.model))
+        )
+        try:
+            with self._save_trouble.borne(directory, save.step, is_whole=saves is None), beside:
+                self._save_checkpoint(model, trial)
+        except NonFiniteWeights as found:
+            return self._refuse(save, found)
         if saves is None or not saves.in_flight:
             self._tell_of(save)
         else:
@@ -1334,12 +1349,20 @@ class Trainer:
         if saves is None or save is None or not saves.is_done(wait):
             return
         self._save_to_tell, wants_save = None, self.control.should_save
-        with self._save_trouble.borne(save.directory, save.step):
-            saves.settle(self._strategy.first_error)
-            with save.moment(self.state):
-                self._follow_save(save.directory)
-        self._tell_of(save)
+        try:
+            with self._save_trouble.borne(save.directory, save.step):
+                saves.settle(self._strategy.first_error)
+                with save.moment(self.state):
+                    self._follow_save(save.directory)
+            self._tell_of(save)
+        except NonFiniteWeights as found:
+            self._refuse(save, found)
         self.control.should_save = wants_save or self.control.should_save
+
+    def _refuse(self, save: Save, found: NonFiniteWeights) -> None:
+        self.control.should_save = False
+        save.forget_best(self.state)
+        accept(found.names, save.step, self.args.nonfinite)
 
     def _drain_after(self, error: Exception) -> None:
         """An exception ends the run: see the save in flight through. Other processes may be gone, so ask none."""
@@ -1360,6 +1383,8 @@ class Trainer:
         if self._guard is not None:
             (bad,) = self._strategy.mean_of_floats([float(self._guard.flag())])
             self._guard.settle(bad)
+        if self._saves is not None and self._saves.checks_weights:
+            return True
         return may_be_saved(self._strategy.unwrap(self.model), self.state.global_step, self.args.nonfinite)
 
     def _log_training(self, grad_norm: Any, model: nn.Module, start_time: float, learning_rate: float | None) -> None:

@@ -4,6 +4,7 @@ Most tests fork the writer instead of starting it, which saves the seconds that 
 a pipe, holds it where a test wants it held. Nothing here depends on how long anything takes.
 """
 
+import contextlib
 import errno
 import json
 import logging
@@ -26,6 +27,7 @@ from trainwright.checkpoint.shared_memory import Arena
 from trainwright.checkpoint.snapshot import Job, Snapshot
 from trainwright.checkpoint.tensors import load_tensors
 from trainwright.checkpoint.trouble import SavingFailed
+from trainwright.finite import NonFiniteError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 
@@ -196,6 +198,66 @@ def test_memory_that_was_predicted_too_small_grows_and_becomes_one_piece(tmp_pat
 
 
 # ------------------------------------------------------------------------------------------------------ overrides
+
+
+class FakeEvent:
+    """Of a device that is never done by itself."""
+
+    def __init__(self):
+        self.is_over = False
+
+    def record(self, stream):
+        pass
+
+    def query(self):
+        return self.is_over
+
+    def synchronize(self):
+        self.is_over = True
+
+
+class FakeStream:
+    def __init__(self, device=None):
+        self.waited = []
+
+    def wait_stream(self, stream):
+        self.waited.append(stream)
+
+    def wait_event(self, event):
+        self.waited.append(event)
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_copies_by_way_of_a_device_are_in_their_places_and_not_used_before_they_are(tmp_path, monkeypatch, has_room):
+    """The path of CUDA with a device that is faked: it holds what bytes go where, and what waits for what."""
+    current, pinned, empty = FakeStream(), [], torch.empty
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(shared_memory.Block, "pin", lambda self: pinned.append(self))
+    state = {"a": torch.arange(100.0), "b": torch.arange(7), "c": torch.ones(3, dtype=torch.bfloat16)}
+    arena, job = Arena(), Job(str(tmp_path), str(tmp_path / "final"), 1, 1, {})
+    taken = Snapshot(arena, job)
+
+    def on_device(self, storages):
+        sources = [torch.tensor([], dtype=torch.uint8).set_(storage) for _, storage in storages]
+        with monkeypatch.context() as patch:
+            if not has_room:
+                patch.setattr(torch, "empty", full)
+            self._copy_from_device(torch.device("cpu"), [(p, s) for (p, _), s in zip(storages, sources)])
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("full") if kwargs.get("device") is not None else empty(*args, **kwargs)
+
+    monkeypatch.setattr(Snapshot, "_copy", on_device)
+    assert taken.take("torch", tmp_path / "a.pt", state) and taken.take("torch", tmp_path / "b.pt", {"d": state["a"]})
+    assert pinned and len(taken._held) == (2 if has_room else 0)
+    assert not taken.is_copied(wait=False) and taken.is_copied(wait=True) and taken._held == []
+    assert taken.is_copied(wait=False)
+    found = [snapshot.read(arena, file.content) for file in job.files]
+    assert all(torch.equal(found[0][name], tensor) for name, tensor in state.items())
+    assert torch.equal(found[1]["d"], state["a"])
 
 
 class Averaged(Trainer):
@@ -484,6 +546,31 @@ def test_a_best_checkpoint_that_could_not_be_saved_is_forgotten(tmp_path, forks)
     trainer = train(tmp_path / "out", **options)
     assert trainer.state.best_global_step == 1
     assert os.path.basename(trainer.state.best_model_checkpoint) == "checkpoint-1"
+
+
+class Spoil(TrainerCallback):
+    """Makes a weight infinite after a step, when no gradient shows it."""
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        if state.global_step == 4:
+            model.linear.weight.data[0, 1] = float("inf")
+
+
+@pytest.mark.parametrize("cls", [Trainer, Averaged], ids=["found by the writer", "found in the run"])
+def test_weights_that_are_not_finite_are_never_written(tmp_path, forks, caplog, cls):
+    heard = Heard()
+    options = {"async_save": True, "save_steps": 2, "max_steps": 5, "nonfinite": "ignore"}
+    train(tmp_path / "a", trainer={"callbacks": [Spoil(), heard]}, cls=cls, **options)
+    assert [step for step, _, _ in heard.saves] == [2] and os.listdir(tmp_path / "a") == ["checkpoint-2"]
+    assert "No checkpoint was written at step 4: 1 of the model's tensors hold NaN or infinity" in caplog.text
+    with pytest.raises(NonFiniteError, match=r"step 4.*linear\.weight"):
+        train(
+            tmp_path / "b",
+            trainer={"callbacks": [Spoil()]},
+            cls=cls,
+            **(options | {"max_steps": 4, "nonfinite": "raise"}),
+        )
+    assert os.listdir(tmp_path / "b") == ["checkpoint-2"]
 
 
 def test_a_writer_that_was_killed_is_named_and_the_save_is_made_all_the_same(tmp_path, forks, caplog):

@@ -24,6 +24,7 @@ from trainwright.checkpoint.commit import flush_parents, sibling
 from trainwright.checkpoint.deferred import taking
 from trainwright.checkpoint.shared_memory import Arena, check_room
 from trainwright.checkpoint.snapshot import Job, Snapshot
+from trainwright.finite import NonFiniteWeights, checkable_parameters, nonfinite_tensors
 from trainwright.names import SaveStrategy
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class AsyncSaves:
         self.num_saves = self.num_waits = self.num_deaths = 0
         self.waited_s = 0.0
         self._is_main, self._agreement = is_main, agreement
+        self._to_check: dict[str, Any] = {}
         self._arena = Arena(num_bytes)
         self._known_blocks = 0  # what `num_made` of the arena was when the writer was last told of its blocks
         self._process: writer.ProcessLike | None = None
@@ -124,13 +126,25 @@ class AsyncSaves:
         return cls(num_bytes, is_main=is_main, agreement=agreement)
 
     @contextlib.contextmanager
-    def beside(self, strategy: Any) -> Iterator[None]:
-        """Within, checkpoints that are begun through `strategy.stage` are written beside the training."""
+    def beside(self, strategy: Any, model: Any) -> Iterator[None]:
+        """Within, checkpoints that are begun through `strategy.stage` are written beside the training.
+
+        `model`: whose weights are checked before they are written, where `checks_weights`.
+        """
         before, strategy.stage, self.is_beside = strategy.stage, self.staged, True
+        self._to_check = checkable_parameters(model) if self.checks_weights else {}
         try:
             yield
         finally:
-            strategy.stage, self.is_beside = before, False
+            strategy.stage, self.is_beside, self._to_check = before, False, {}
+
+    @property
+    def checks_weights(self) -> bool:
+        """Whether saves refuse weights that are not finite (NonFiniteWeights), at the latest when they are over.
+
+        Among several processes each looks at its own before the save, because all must refuse together.
+        """
+        return self._agreement is None
 
     # -- a save --------------------------------------------------------------------------------------------------------
 
@@ -151,9 +165,12 @@ class AsyncSaves:
         os.mkdir(staging)
         try:
             self._arena.clear()
-            self._snapshot = Snapshot(self._arena, Job(staging, final, step, world_size, position))
+            self._snapshot = Snapshot(self._arena, Job(staging, final, step, world_size, position), self._to_check)
             with taking(self._snapshot):
                 yield staging
+            names = nonfinite_tensors(self._snapshot.to_check)  # those the writer was not given
+            if names:
+                raise NonFiniteWeights(names)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from trainwright.checkpoint.shared_memory import Arena, Place, aligned
+from trainwright.finite import nonfinite_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,15 @@ class TakenFile:
 
 
 @dataclass
+class CheckedTensor:
+    """A parameter in shared memory that must be finite, or the checkpoint is not written."""
+
+    name: str
+    storage: Place
+    described: tuple[Any, ...]  # dtype, offset, shape, stride
+
+
+@dataclass
 class Job:
     """A checkpoint to write, once `files` are in shared memory."""
 
@@ -54,13 +64,17 @@ class Job:
     world_size: int
     position: dict[str, Any]
     files: list[TakenFile] = field(default_factory=list)
+    checked: list[CheckedTensor] = field(default_factory=list)
 
 
 class Snapshot:
-    """Takes the files of one checkpoint, each as it is when it comes. A `deferred.Taker`."""
+    """Takes the files of one checkpoint, each as it is when it comes. A `deferred.Taker`.
 
-    def __init__(self, arena: Arena, job: Job) -> None:
-        self.arena, self.job = arena, job
+    `to_check`: parameters that the writer looks at before it writes; those that were in no file are left in it.
+    """
+
+    def __init__(self, arena: Arena, job: Job, to_check: dict[str, torch.Tensor] | None = None) -> None:
+        self.arena, self.job, self.to_check = arena, job, dict(to_check or {})
         self.num_bytes = 0  # of tensors
         # On an accelerator: what must be kept until the host has it, and the event that says so.
         self._held: list[torch.Tensor] = []
@@ -79,6 +93,7 @@ class Snapshot:
             logger.info("%s is written before training goes on: %s.", name, reason)
             return False
         self._copy(storages)
+        self._find_checked(storages)
         self.job.files.append(TakenFile(kind, name.replace(os.sep, "/"), self.arena.put(text), metadata))
         return True
 
@@ -91,6 +106,17 @@ class Snapshot:
                 return False
         self._copied, self._held = None, []
         return True
+
+    def _find_checked(self, storages: list[tuple[Place, torch.UntypedStorage]]) -> None:
+        if not self.to_check:
+            return
+        places = {_key(storage): place for place, storage in storages if place.num_bytes}
+        for name, tensor in list(self.to_check.items()):
+            place = places.get(_key(tensor.untyped_storage()))
+            if place is not None:
+                described = (tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+                self.job.checked.append(CheckedTensor(name, place, described))
+                del self.to_check[name]
 
     def _reserve(self, storages: list[torch.UntypedStorage]) -> list[Place]:
         """A place for each storage of a file; those of one device lie one behind the other, in one block."""
@@ -147,6 +173,11 @@ class Snapshot:
         self._copied = event
 
 
+def nonfinite(arena: Arena, checked: list[CheckedTensor]) -> list[str]:
+    """Names of those that hold NaN or infinity."""
+    return nonfinite_tensors({one.name: _tensor_in(arena, one.storage, *one.described) for one in checked})
+
+
 def read(arena: Arena, place: Place) -> Any:
     """Put a file's content together again; its tensors share the arena's memory."""
     return _Together(arena, arena.read(place)).load()
@@ -170,6 +201,16 @@ def _taken_apart(
     places = reserve(storages)
     text = pickle.dumps((places, finder.buffer.getvalue()), protocol=pickle.HIGHEST_PROTOCOL)
     return text, list(zip(places, storages))
+
+
+def _key(storage: torch.UntypedStorage) -> tuple[torch.device, int]:
+    return storage.device, storage.data_ptr()
+
+
+def _tensor_in(
+    arena: Arena, place: Place, dtype: torch.dtype, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
+) -> torch.Tensor:
+    return torch.empty(0, dtype=dtype).set_(arena.blocks[place.block].storage(place), offset, shape, stride)
 
 
 class _Finder(pickle.Pickler):
@@ -206,7 +247,7 @@ class _Finder(pickle.Pickler):
             raise NotPlain(f"it holds a tensor on {tensor.device} that is not plain ({tensor.layout})")
         storage = tensor.untyped_storage()
         # An empty one has no address, and nothing to share.
-        key = (storage.device, storage.data_ptr() or -len(self._numbers) - 1)
+        key = _key(storage) if storage.data_ptr() else -len(self._numbers) - 1
         number = self._numbers.setdefault(key, len(self._numbers))
         self.storages.setdefault(key, storage)
         return number, tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()

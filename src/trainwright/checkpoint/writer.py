@@ -29,6 +29,7 @@ import torch
 from trainwright.checkpoint import snapshot, weights
 from trainwright.checkpoint.save import commit
 from trainwright.checkpoint.shared_memory import Arena, Place
+from trainwright.finite import NonFiniteWeights
 from trainwright.interrupt import SIGNALS
 
 _PROGRAM = "from trainwright.checkpoint.writer import main; main()"  # layout.py finds the process by this text
@@ -53,7 +54,13 @@ class ProcessLike(Protocol):
 
 
 def write_and_commit(job: snapshot.Job, arena: Arena) -> None:
-    """Write the files of `job` into its staging directory and give the checkpoint its name."""
+    """Write the files of `job` into its staging directory and give the checkpoint its name.
+
+    Raises NonFiniteWeights before anything is written where a parameter is not finite.
+    """
+    names = snapshot.nonfinite(arena, job.checked)
+    if names:
+        raise NonFiniteWeights(names)
     for file in job.files:
         path = os.path.join(job.staging, file.name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -143,6 +150,7 @@ def described(error: BaseException) -> dict[str, Any]:
     return {
         "name": type(error).__name__,
         "system": system if system and system[0] is not None else None,
+        "nonfinite": error.names if isinstance(error, NonFiniteWeights) else None,
         "text": str(error),
         "trace": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
     }
@@ -152,6 +160,8 @@ def rebuilt(description: dict[str, Any]) -> Exception:
     """The exception again, caused by the text of where it was raised."""
     result: Exception = WriterError(f"{description['name']}: {description['text']}")
     known = getattr(builtins, description["name"], None)
+    if description["nonfinite"] is not None:
+        return NonFiniteWeights(description["nonfinite"])
     if description["system"] is not None:
         result = OSError(*description["system"])
     elif isinstance(known, type) and issubclass(known, Exception):
