@@ -130,13 +130,18 @@ def test_a_run_goes_on_from_such_a_checkpoint_as_if_nothing_had_happened(tmp_pat
     assert difference(end_of(whole), end_of(again)) == ""
 
 
-def test_the_process_that_is_really_started_writes_and_ends_with_the_run(tmp_path, monkeypatch):
+def test_the_process_that_is_really_started_outlives_signals_and_ends_with_the_run(tmp_path, monkeypatch, caplog):
     started = []
     launch = writer.launch
     monkeypatch.setattr(writer, "launch", lambda: started.append(launch()) or started[-1])
-    train(tmp_path / "out", async_save=True, **SAVING)
+
+    def signal_it(step):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.kill(started[0][0].pid, number)
+
+    train(tmp_path / "out", trainer={"callbacks": [Heard(signal_it)]}, async_save=True, **SAVING)
     ((process, _),) = started  # one for the whole run
-    assert process.poll() is not None
+    assert process.poll() is not None and "The process that writes checkpoints" not in caplog.text
     assert [problems(tmp_path / "out" / f"checkpoint-{step}") for step in (2, 4, 6)] == [[], [], []]
 
 
@@ -186,18 +191,14 @@ def test_too_little_memory_is_an_error_before_the_first_step(tmp_path, forks, mo
     assert trainer.state.global_step == 0
 
 
-def test_memory_that_was_predicted_too_small_grows_and_becomes_one_piece(tmp_path):
-    arena = Arena(0)
+def test_memory_that_was_predicted_too_small_grows_once_and_is_kept():
+    arena = Arena(100)
+    first = [arena.reserve(3 << 20) for _ in range(3)]
+    assert [place.block for place in first] == [1, 2, 3] and arena.num_made == 4
     arena.clear()
-    places = [arena.reserve(3 << 20) for _ in range(3)]
-    assert [place.block for place in places] == [1, 2, 3] and arena.num_made == 4
-    arena.clear()
-    assert len(arena.blocks) == 1
-    assert [arena.reserve(3 << 20).block for _ in range(3)] == [0, 0, 0] and arena.num_made == 5
+    assert [arena.reserve(3 << 20) for _ in range(3)] == first and arena.num_made == 4
+    assert arena.reserve(64).block == 4 and arena.blocks[4].num_bytes < 2 << 20  # a small file makes no large block
     arena.close()
-
-
-# ------------------------------------------------------------------------------------------------------ overrides
 
 
 class FakeEvent:
@@ -466,6 +467,38 @@ def test_an_exception_leaves_with_the_checkpoint_durable(tmp_path, forks):
     with pytest.raises(ZeroDivisionError, match="mine"):
         train(tmp_path, trainer={"callbacks": [heard]}, async_save=True, save_steps=2, max_steps=9)
     assert heard.saves == [(2, 3, True)] and hidden(tmp_path) == []
+
+
+def test_a_script_that_leaves_in_the_middle_leaves_with_the_checkpoint_durable(tmp_path, forks):
+    gate = Gate()
+    forks(gate.hold)
+
+    def leave(step):
+        if step == 3:
+            gate.open()
+            sys.exit(5)
+
+    with pytest.raises(SystemExit):
+        train(tmp_path, trainer={"callbacks": [Heard(leave)]}, async_save=True, save_steps=2, max_steps=9)
+    assert problems(tmp_path / "checkpoint-2") == [] and hidden(tmp_path) == []
+
+
+def test_who_stops_at_once_does_not_wait_and_the_writer_finishes_by_itself(tmp_path, forks, monkeypatch):
+    gate, started = Gate(), []
+    forks(gate.hold)
+    launch = writer.launch
+    monkeypatch.setattr(writer, "launch", lambda: started.append(launch()) or started[-1])
+
+    def stop(step):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, trainer={"callbacks": [Heard(stop)]}, async_save=True, save_steps=2, max_steps=9)
+    assert len(hidden(tmp_path)) == 1  # the writer is held still
+    gate.open()
+    assert started[0][0].wait() == 0
+    assert problems(tmp_path / "checkpoint-2") == [] and hidden(tmp_path) == []
 
 
 def test_an_evaluation_of_the_best_waits_for_the_checkpoint_before(tmp_path, forks, monkeypatch):

@@ -83,7 +83,9 @@ class AsyncSaves:
         self.waited_s = 0.0
         self._is_main, self._agreement = is_main, agreement
         self._to_check: dict[str, Any] = {}
-        self._arena = Arena(num_bytes)
+        if is_main:
+            check_room(num_bytes)
+        self._arena = Arena(num_bytes if is_main else 0)  # the memory is made now
         self._known_blocks = 0  # what `num_made` of the arena was when the writer was last told of its blocks
         self._process: writer.ProcessLike | None = None
         self._line: Any = None
@@ -92,8 +94,6 @@ class AsyncSaves:
         self._answer: dict[str, Any] | None = None
         self._is_answered = False
         if is_main:
-            check_room(num_bytes)
-            self._arena.clear()  # makes its memory now
             self._start()
 
     @classmethod

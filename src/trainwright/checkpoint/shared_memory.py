@@ -78,24 +78,26 @@ class Arena:
     """Shared memory from which places are handed out until `clear`; grows by a block when it is full."""
 
     def __init__(self, num_bytes: int = 0) -> None:
-        self._predicted = num_bytes + ROOM_FOR_SMALL_FILES
-        self._used = 0  # of the last block
         self.blocks: list[Block] = []
         self.num_made = 0  # blocks since the beginning
+        self._current = self._used = 0  # block that is being handed out, and bytes of it
+        if num_bytes:
+            self._add(num_bytes + ROOM_FOR_SMALL_FILES)
 
     def clear(self) -> None:
-        """Hand out everything anew; several blocks become one of their common size."""
-        if len(self.blocks) != 1:
-            needed = sum(block.num_bytes for block in self.blocks)
-            self.close()
-            self._add(max(needed, self._predicted))
-        self._used = 0
+        """Hand out everything anew. What a save needed is kept for the next, which needs the same."""
+        self._current = self._used = 0
 
     def reserve(self, num_bytes: int) -> Place:
-        """Room for `num_bytes`, at a multiple of ALIGNMENT."""
-        if not self.blocks or self._used + num_bytes > self.blocks[-1].num_bytes:
-            self._add(max(num_bytes, self._predicted))
-        place = Place(len(self.blocks) - 1, self._used, num_bytes)
+        """Room for `num_bytes` in one piece, at a multiple of ALIGNMENT."""
+        while self._current < len(self.blocks):
+            if self._used + num_bytes <= self.blocks[self._current].num_bytes:
+                break
+            self._current, self._used = self._current + 1, 0
+        else:
+            # A share of what is there, so that a log that grows does not add a block at each save.
+            self._add(max(num_bytes, ROOM_FOR_SMALL_FILES, sum(block.num_bytes for block in self.blocks) // 8))
+        place = Place(self._current, self._used, num_bytes)
         self._used += aligned(num_bytes)
         return place
 
@@ -124,7 +126,6 @@ class Arena:
 
     def _add(self, num_bytes: int) -> None:
         self.blocks.append(Block.new(-(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE))
-        self._used = 0
         self.num_made += 1
 
 
