@@ -639,6 +639,27 @@ def test_writers_that_are_killed_again_and_again_are_given_up(tmp_path, forks, c
     assert [step for step, _, _ in heard.saves] == [1, 2, 3, 4, 5, 6] and hidden(tmp_path) == []
 
 
+def test_a_writer_that_cannot_be_started_is_an_error_before_the_first_step_and_later_a_wait(tmp_path, forks, caplog):
+    def no_more():
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    writer.launch, launch = no_more, writer.launch  # undone by the fixture
+    with pytest.raises(RuntimeError, match="async_save=True needs a second process, which could not be started"):
+        train(tmp_path / "a", async_save=True, **SAVING)
+    writer.launch = launch
+
+    def kill(step):
+        if step == 3:
+            writer.launch = no_more
+            os.kill(trainer._saves._process.pid, signal.SIGKILL)
+
+    heard = Heard(kill)
+    trainer = make_run(tmp_path / "b", trainer={"callbacks": [heard]}, async_save=True, **SAVING)
+    trainer.train()
+    assert "No new process could be started" in caplog.text
+    assert [step for step, _, _ in heard.saves] == [2, 4, 6] and all(good for _, _, good in heard.saves)
+
+
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {faults!r})

@@ -94,7 +94,13 @@ class AsyncSaves:
         self._answer: dict[str, Any] | None = None
         self._is_answered = False
         if is_main:
-            self._start()
+            try:
+                self._start()
+            except OSError as error:
+                raise RuntimeError(
+                    f"async_save=True needs a second process, which could not be started: {error}. Leave it out, and "
+                    "training waits for its checkpoints."
+                ) from error
 
     @classmethod
     def for_run(
@@ -172,15 +178,27 @@ class AsyncSaves:
             if names:
                 raise NonFiniteWeights(names)
         except BaseException:
+            self._drop()
             shutil.rmtree(staging, ignore_errors=True)
             raise
+
+    def _drop(self) -> None:
+        """Forget the save that was begun, and what was staged for it."""
+        if self._snapshot is not None:
+            shutil.rmtree(self._snapshot.job.staging, ignore_errors=True)
+        self._snapshot, self.in_flight = None, False
 
     def begin(self) -> None:
         """What was staged is in flight from now on; called by every process of the run, after the last has written."""
         self.in_flight, self._is_sent, self._is_answered, self._answer = True, False, False, None
         self.num_saves += 1
-        if self._is_main:
+        if not self._is_main:
+            return
+        try:
             self._send(wait=False)
+        except BaseException:
+            self._drop()
+            raise
 
     def is_done(self, wait: bool = False) -> bool:
         """Whether the save in flight is over, well or not. Costs two calls of the system while there is one."""
@@ -236,22 +254,23 @@ class AsyncSaves:
         """See the save in flight through, whatever becomes of it, and end the writer. Without `wait`, the writer
         finishes it by itself.
         """
-        if self.in_flight and self._is_main:
-            with contextlib.suppress(Exception):  # the run is over: there is nobody left to bear it
-                if wait:
-                    self.result()
-                else:
-                    self._send(wait=True)
-        is_idle, self.in_flight = wait or not self.in_flight, False
-        if self._line is not None:
-            self._line.close()
-        if self._process is not None and is_idle:
-            os.kill(self._process.pid, signal.SIGKILL)  # it may still be importing what it needs
-            self._process.wait()
-        self._process = self._line = None
-        self._arena.close()
-        if self._agreement is not None:
-            self._agreement.close()
+        is_idle = not self.in_flight
+        try:
+            if self.in_flight and self._is_main:
+                with contextlib.suppress(Exception):  # the run is over: there is nobody left to bear it
+                    self.result() if wait else self._send(wait=True)
+                is_idle = wait
+        finally:  # whoever waits may lose patience
+            self.in_flight = False
+            if self._line is not None:
+                self._line.close()
+            if self._process is not None and is_idle and self._process.poll() is None:
+                os.kill(self._process.pid, signal.SIGKILL)  # it may still be importing what it needs
+                self._process.wait()
+            self._process = self._line = None
+            self._arena.close()
+            if self._agreement is not None:
+                self._agreement.close()
 
     # -- the writer ----------------------------------------------------------------------------------------------------
 
@@ -264,7 +283,11 @@ class AsyncSaves:
         if self._process is not None and self._process.poll() is not None:
             self._bury("between two saves", "Nothing is lost")
         if self._process is None and self.num_deaths <= MOST_DEATHS:
-            self._start()
+            try:
+                self._start()
+            except OSError as error:
+                self.num_deaths += 1
+                logger.warning("No new process could be started for writing checkpoints (%s): the run waits.", error)
 
     def _send(self, wait: bool) -> bool:
         """Tell the writer of the snapshot once it is complete; whether it was told."""
