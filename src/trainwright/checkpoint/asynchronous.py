@@ -245,9 +245,9 @@ class AsyncSaves:
             self.num_waits += 1
             self.waited_s += waited_s
             (logger.warning if self.num_waits == 1 else logger.info)(
-                "Saving at step %d waited %.2f s for the save before it, the %d. wait in %d saves (%.2f s together): "
-                "checkpoints are asked for faster than they can be written.",
-                step, waited_s, self.num_waits, self.num_saves, self.waited_s,
+                "Saving at step %d waited %.2f s for the save before it (%d of %d saves had to wait, %.2f s together): "
+                "checkpoints are asked for faster than they are written.",
+                step, waited_s, self.num_waits, self.num_saves + 1, self.waited_s,
             )  # fmt: skip
 
     def close(self, wait: bool = True) -> None:
