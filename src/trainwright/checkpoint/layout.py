@@ -22,6 +22,7 @@ from trainwright.names import CHECKPOINT_PREFIX, MANIFEST_NAME
 
 logger = logging.getLogger(__name__)
 
+_ENDING = 4  # PF_EXITING among the flags that Linux shows of a process
 MOST_WAIT_S = 600  # for a checkpoint that the writer of a dead run has still to finish
 
 # What a hidden sibling of a checkpoint is for, and the process that made it.
@@ -166,14 +167,18 @@ def _wait_for_writers(output_dir: Path) -> None:
 
 def _is_writer(pid: int) -> bool:
     """Whether a process that writes checkpoints for a run has this number. Only Linux says so."""
-    return b"trainwright.checkpoint.writer" in (_command_line(pid) or b"")
-
-
-def _command_line(pid: int) -> bytes | None:
-    """What a process was started with; None where there is none, or the system does not say."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read()
+            return b"trainwright.checkpoint.writer" in file.read()
+    except OSError:
+        return False
+
+
+def _status(pid: int) -> list[bytes] | None:
+    """What /proc/PID/stat says of a process, from its state on; None where there is none, or the system is another."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()
     except OSError:
         return None
 
@@ -190,7 +195,8 @@ def _is_running(pid: int, path: str) -> bool:
         return False
     if os.name == "nt":  # signal 0 is Ctrl-C there
         return True
-    if _command_line(pid) == b"":  # it is ending, or has ended and nobody has asked how
+    fields = _status(pid)
+    if fields and int(fields[6]) & _ENDING:  # also one that has ended, and nobody has asked how
         return False
     try:
         os.kill(pid, 0)
@@ -205,9 +211,11 @@ def _is_running(pid: int, path: str) -> bool:
 
 def _start_time_s(pid: int) -> float | None:
     """When a process began, in seconds since 1970; None where the system does not say (only Linux does, in /proc)."""
+    fields = _status(pid)
+    if not fields:
+        return None
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            ticks = int(file.read().rpartition(b")")[2].split()[19])
+        ticks = int(fields[19])
         with open("/proc/stat", "rb") as file:
             booted = next(int(line.split()[1]) for line in file if line.startswith(b"btime"))
     except (OSError, ValueError, IndexError, StopIteration):
