@@ -214,6 +214,7 @@ class Trainer:
         self._total_loss_scalar = 0.0  # sum of the losses of all updates that were logged
         self._past: Any = None
         self._attend: Callable[[Inputs], Inputs] | None = None  # what a packed batch needs on the device
+        self._half_inputs: torch.dtype | None = None  # what an evaluation with half the width makes of its inputs
         self._keeps_predictions = False  # also where the metrics need none, which `predict` asks for
         self._signature_columns: list[str] | None = None
         # Where in the data the run stands: micro-batches of this epoch, and samples beyond them (after a resume with
@@ -1579,6 +1580,8 @@ class Trainer:
             during.enter_context(self._weights_to_judge())
             during.enter_context(precision.float32_products(self.args.tf32))
             during.enter_context(precision.half_weights(self.model, self._eval_dtype))
+            self._half_inputs, before = self._eval_dtype, self._half_inputs
+            during.callback(setattr, self, "_half_inputs", before)
             model = self._model_for_evaluation(dataloader)
             return self._run_evaluation(
                 dataloader, model, loss_only, ignore_keys, metric_key_prefix, num_samples, after_batch
@@ -1712,10 +1715,6 @@ class Trainer:
             return None
         return torch.float16 if self.args.fp16_full_eval else torch.bfloat16
 
-    def _inputs_of_evaluation(self, inputs: Inputs) -> Inputs:
-        """The batch on the device, of the type that the weights have."""
-        return precision.with_floats_as(self._prepare_inputs(inputs), self._eval_dtype, but=tuple(self.label_names))
-
     def prediction_step(
         self, model: nn.Module, inputs: Inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, Any, Any]:
@@ -1724,7 +1723,9 @@ class Trainer:
         """
         ignored = predict.ignored_outputs(self.model) if ignore_keys is None else ignore_keys
         has_loss = predict.gives_loss(inputs, self.label_names, self.can_return_loss)
-        inputs = self._inputs_of_evaluation(inputs)
+        inputs = self._prepare_inputs(inputs)
+        if self._half_inputs is not None:
+            inputs = precision.with_floats_as(inputs, self._half_inputs, but=tuple(self.label_names))
         labels = predict.labels_in(inputs, self.label_names) if has_loss else None
         loss = None
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -2332,7 +2333,8 @@ class Trainer:
 
     def torch_jit_model_eval(self, model: nn.Module, dataloader: DataLoader[Any], training: bool = False) -> nn.Module:
         """`jit_mode_eval`: the model traced on the first batch of `dataloader`; the model itself when tracing fails."""
-        inputs = self._inputs_of_evaluation(next(iter(dataloader)))
+        inputs = self._prepare_inputs(next(iter(dataloader)))
+        inputs = precision.with_floats_as(inputs, self._half_inputs, but=tuple(self.label_names))
         return models.traced(model, inputs, self.autocast_smart_context_manager(False))
 
     def _nested_gather(self, tensors: Any, name: str | None = None) -> Any:
