@@ -14,6 +14,7 @@ from torch import nn
 
 from trainwright.data.from_args import check_train_dataset
 from trainwright.evaluation.rehearsal import check_metric_name
+from trainwright.evaluation.streaming import is_streaming, is_streaming_class, named_metrics
 from trainwright.interop import models
 from trainwright.interop.signatures import accepts
 from trainwright.names import DebugOption, closest
@@ -31,8 +32,19 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
             f"args must be a TrainingArguments, not {type(args).__name__}: Trainer(model, TrainingArguments(...))."
         )
     _check_model(trainer.model, trainer.model_init)
+    streams = is_streaming(trainer.compute_metrics)
+    if isinstance(trainer.compute_metrics, type) and is_streaming_class(trainer.compute_metrics):
+        name = trainer.compute_metrics.__name__
+        raise TypeError(f"compute_metrics is the class {name}; pass an instance: compute_metrics={name}().")
+    if streams:
+        named_metrics(trainer.compute_metrics)
+        if args.include_for_metrics:
+            raise ValueError(
+                f"include_for_metrics={args.include_for_metrics!r} is for a compute_metrics that is called with all "
+                "predictions; a streaming metric is given predictions and labels only. Leave it out."
+            )
     for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
-        function = getattr(trainer, name)
+        function = None if streams and name == "compute_metrics" else getattr(trainer, name)
         if function is not None and not callable(function):
             raise TypeError(f"{name}= must be a function; got a {type(function).__name__}: {function!r}.")
     _check_optimizers(trainer)
@@ -47,7 +59,7 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
     metrics = trainer.compute_metrics
     if args.batch_eval_metrics and metrics is None:
         raise ValueError("batch_eval_metrics=True calls compute_metrics for each batch, but compute_metrics is None.")
-    if args.batch_eval_metrics and not accepts(metrics, "compute_result"):
+    if args.batch_eval_metrics and not streams and not accepts(metrics, "compute_result"):
         raise ValueError(
             "batch_eval_metrics=True calls compute_metrics(prediction, compute_result=...) for each batch, but "
             "compute_metrics takes no argument compute_result. Add it, or set batch_eval_metrics=False."
@@ -60,8 +72,6 @@ def _check_engine(args: Any) -> None:
         if getattr(args, name, None):
             raise sharding_error(name)
     asked = {
-        "half_precision_backend": "apex" if args.half_precision_backend == "apex" else None,
-        "use_ipex": args.use_ipex,
         "tpu_num_cores": args.tpu_num_cores,
         "mp_parameters": args.mp_parameters,
         "debug": "tpu_metrics_debug" if DebugOption.TPU_METRICS_DEBUG in args.debug else None,
@@ -119,8 +129,14 @@ def check_trainable(model: nn.Module) -> None:
         )
     if models.quantised_without_adapter(model):
         raise ValueError(
-            f"{name} is quantised, and quantised weights cannot be trained. "
-            "Add a trainable adapter with peft (LoRA), or load the model without quantisation."
+            f"{name} is quantised (by {models.quantisation_of(model)}), and quantised weights cannot be trained: their "
+            "steps are too coarse. Add a trainable adapter with peft (LoRA), use a method for quantisation-aware "
+            "training (QAT), or load the model without quantisation."
+        )
+    if models.refuses_adapters(model):
+        raise ValueError(
+            f"{name} is quantised by {models.quantisation_of(model)}, which passes no gradient on, so that not even an "
+            "adapter can be trained. Load the model with another quantisation (bitsandbytes), or without."
         )
 
 

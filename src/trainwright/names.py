@@ -27,6 +27,7 @@ TRAINING_ARGS_NAME = "training_args.bin"
 # Files that only we write; others ignore them.
 MANIFEST_NAME = "manifest.json"
 LOOP_STATE_NAME = "loop_state.json"
+EMA_WEIGHTS_NAME = "ema.safetensors"
 
 IGNORE_INDEX = -100  # a label with this value takes no part in the loss, and pads label and prediction arrays
 

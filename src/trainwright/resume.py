@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class ResumePoint:
     collator: str | None = None  # state of the collator's own generator, where it has one
     total_loss: float = 0.0  # sum of the losses of all updates that were logged
     last_logged_step: int = 0
+    arguments: dict[str, Any] = field(default_factory=dict, compare=False)  # of the run that was saved
 
     def position(self) -> dict[str, int]:
         """What the manifest holds: where in the data the checkpoint was made."""
@@ -100,6 +101,7 @@ def restore_loop(
         saved.get("collator_generator"),
         saved["total_loss"],
         saved["last_logged_step"],
+        saved.get("arguments") or {},
     )
 
 

@@ -51,7 +51,7 @@ class Seq2SeqTrainer(Trainer):
         processing_class: Any = None,
         model_init: Callable[..., nn.Module] | None = None,
         compute_loss_func: Callable[..., torch.Tensor] | None = None,
-        compute_metrics: Callable[..., dict[str, Any]] | None = None,
+        compute_metrics: Callable[..., dict[str, Any]] | Any = None,
         callbacks: list[TrainerCallback | type[TrainerCallback]] | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
         preprocess_logits_for_metrics: Callable[..., torch.Tensor] | None = None,
@@ -156,7 +156,7 @@ class Seq2SeqTrainer(Trainer):
         """Hook: generate for one batch. Returns (loss or None, token ids (batch, length), labels or None)."""
         if not self.args.predict_with_generate or prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        inputs = self._prepare_inputs(inputs)
+        inputs = self._inputs_of_evaluation(inputs)
         settings = {k: v for k, v in (gen_kwargs or self._gen_kwargs).items() if v is not None}
         generator: Any = self._strategy.unwrap(model)
         with torch.no_grad(), self.compute_loss_context_manager():

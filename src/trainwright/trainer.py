@@ -48,12 +48,15 @@ from trainwright.checks import (
     named_eval_set,
     sharding_error,
 )
-from trainwright.data import columns, from_args, loaders, position
+from trainwright.data import columns, from_args, loaders, packing_from_args, position
+from trainwright.data.prefetch import DevicePrefetcher
 from trainwright.data.restart import RestartingIterator
 from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import predict, rehearsal
 from trainwright.evaluation.loop import LoopSettings, run_evaluation
 from trainwright.evaluation.memory import TrainerMemoryTracker
+from trainwright.evaluation.spill import MemoryBudget
+from trainwright.evaluation.streaming import StreamingMetrics, is_streaming
 from trainwright.evaluation.tensors import nested_numpify
 from trainwright.finite import (
     NonFiniteError,
@@ -80,7 +83,7 @@ from trainwright.names import (
 )
 from trainwright.optim import build as optim_build
 from trainwright.optim import groups as optim_groups
-from trainwright.optim import lomo
+from trainwright.optim import in_backward, lomo
 from trainwright.optim import registry as optim_registry
 from trainwright.optim.layerwise import LayerWiseDummyOptimizer
 from trainwright.outputs import BestRun, EvalLoopOutput, PredictionOutput, TrainOutput
@@ -104,6 +107,9 @@ from trainwright.resume import (
 )
 from trainwright.seeding import enable_full_determinism, generator_states, restore_generators, set_seed
 from trainwright.state import TrainerControl, TrainerState
+from trainwright.techniques import averaging, precision
+from trainwright.techniques.averaging import AveragedWeights
+from trainwright.techniques.compiling import compile_model
 from trainwright.tokens import TokenCounter
 from trainwright.tracking.registry import get_reporting_integration_callbacks
 from trainwright.window import LossWindow
@@ -133,9 +139,9 @@ class Trainer:
     search); `args`, default `TrainingArguments("tmp_trainer")`; `data_collator`, default pads when `processing_class`
     can; `train_dataset`, `eval_dataset` (or a dict of several); `processing_class` (tokenizer, image processor ...),
     saved beside the model; `compute_loss_func(outputs, labels, num_items_in_batch=)`; `compute_metrics(EvalPrediction)
-    -> dict`; `callbacks`, classes or instances, added to the default ones; `optimizers=(optimizer, scheduler)`;
-    `optimizer_cls_and_kwargs=(class, kwargs)` in place of `args.optim`; `preprocess_logits_for_metrics(logits,
-    labels)`.
+    -> dict`, or metrics that are counted batch by batch (`trainwright.metrics`, torchmetrics); `callbacks`, classes or
+    instances, added to the default ones; `optimizers=(optimizer, scheduler)`; `optimizer_cls_and_kwargs=(class,
+    kwargs)` in place of `args.optim`; `preprocess_logits_for_metrics(logits, labels)`.
 
     Raises before any work is done: TypeError for an argument or an override that can never work, ValueError for
     settings that contradict each other, each naming the cure.
@@ -153,7 +159,7 @@ class Trainer:
         processing_class: Any = None,
         model_init: Callable[..., nn.Module] | None = None,
         compute_loss_func: Callable[..., torch.Tensor] | None = None,
-        compute_metrics: Callable[..., dict[str, Any]] | None = None,
+        compute_metrics: Callable[..., dict[str, Any]] | Any = None,
         callbacks: list[TrainerCallback | type[TrainerCallback]] | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
         optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
@@ -211,18 +217,23 @@ class Trainer:
         self.plan: TrainingPlan | None = None
         self.current_gradient_accumulation_steps: float = self.args.gradient_accumulation_steps
         self._micro_batches: MicroBatches | None = None
+        self._prefetch: DevicePrefetcher | None = None
         self.current_flos = 0.0  # floating-point operations since they were last added to the state
         self._train_batch_size = self.args.train_batch_size
         self._created_lr_scheduler = False
         self._globalstep_last_logged = 0
         self._total_loss_scalar = 0.0  # sum of the losses of all updates that were logged
         self._past: Any = None
+        self._attend: Callable[[Inputs], Inputs] | None = None  # what a packed batch needs on the device
+        self._half_inputs: torch.dtype | None = None  # what an evaluation with half the width makes of its inputs
+        self._keeps_predictions = False  # also where the metrics need none, which `predict` asks for
         self._signature_columns: list[str] | None = None
         # Where in the data the run stands: micro-batches of this epoch, and samples beyond them (after a resume with
         # another batch size).
         self._epoch, self._micro_batches_in_epoch, self._samples_ahead = 0, 0, 0
         self._parameters: list[nn.Parameter] = []
-        self._overflow_watch: OverflowWatch | None = None
+        self._average: AveragedWeights | None = None
+        self._only_for_training = contextlib.ExitStack()  # what is undone when a run ends, however it ends
         self._interrupt = Interrupt()
         self._saved_step = 0  # the last step with nothing to lose: it has a checkpoint, or the run began there
         self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
@@ -350,9 +361,13 @@ class Trainer:
             return f"each is shared out over {self._num_replicas} replicas"
         if self.args.past_index >= 0:
             return "past_index carries a state from one micro-batch to the next"
-        if self._updates_in_backward or isinstance(self.optimizer, LayerWiseDummyOptimizer):
+        if self._changes_weights_in_backward:
             return "this optimizer changes weights during the backward pass"
         return None
+
+    @property
+    def _changes_weights_in_backward(self) -> bool:
+        return self.args.optimizer_in_backward or in_backward.updates_by_itself(self.optimizer)
 
     def _is_overridden(self, name: str) -> bool:
         return name in self.__dict__ or getattr(type(self), name) is not getattr(Trainer, name)
@@ -478,7 +493,7 @@ class Trainer:
         finally:
             self.is_in_train = False
             self._end_async_saves()
-            self._watch_for_overflow(False)
+            self._only_for_training.close()
             if self._guard is not None:
                 self._guard.close()
                 self._guard = None
@@ -520,9 +535,7 @@ class Trainer:
         checkpoint = find_checkpoint(self._last_checkpoint, self._output_dir, self.is_world_process_zero())
         assert checkpoint is not None
         self._data_to_pass_over = data
-        if self.args.neftune_noise_alpha is not None:
-            self._deactivate_neftune(self.model)
-        self._restore_after_training()
+        self._only_for_training.close()
         self._fitted("_load_from_checkpoint")(checkpoint)
         return checkpoint
 
@@ -542,8 +555,7 @@ class Trainer:
 
     def _nothing_is_done(self) -> bool:
         """Whether this run has made no update yet, nor a part of one, so that starting over loses nothing."""
-        in_backward = self._updates_in_backward or isinstance(self.optimizer, LayerWiseDummyOptimizer)
-        alone = not (in_backward or self._strategy.is_distributed)
+        alone = not (self._changes_weights_in_backward or self._strategy.is_distributed)
         return alone and self.state.global_step == self._first_step_of_run
 
     def _train_with_smaller_batches(self, run: Callable[..., TrainOutput], batch_size: int) -> TrainOutput:
@@ -583,6 +595,7 @@ class Trainer:
             self.lr_scheduler, self._created_lr_scheduler = None, False
 
         train_dataloader = self.get_train_dataloader()
+        packing_from_args.check_packed(args, train_dataloader, self.model, self._prepare_inputs)
         self.plan = plan = TrainingPlan(*self.set_initial_training_values(args, train_dataloader))
         epochs_trained, steps_trained = self._init_training_state(
             plan.max_steps, plan.num_update_steps_per_epoch, plan.num_train_epochs, resume_from_checkpoint, trial
@@ -716,6 +729,7 @@ class Trainer:
                 updates_per_epoch=num_update_steps_per_epoch,
                 samples_per_update=self._samples_per_micro_batch() * self.args.gradient_accumulation_steps,
             )
+            packing_from_args.check_resumed(self.args, start)
         self._total_loss_scalar, self._globalstep_last_logged = start.total_loss, start.last_logged_step
         self._epoch_start_generators = start.generators
         restore_collator(self.data_collator, start.collator)
@@ -748,10 +762,15 @@ class Trainer:
     ) -> tuple[nn.Module, DataLoader[Any]]:
         """Build optimizer and schedule, wrap the model, and put a checkpoint's state into them."""
         check_something_to_train(self.model)
-        self._watch_for_overflow(DebugOption.UNDERFLOW_OVERFLOW in self.args.debug)
-        self._restore_after_training = models.prepare_for_training(self.model, self.args)
+        undo = self._only_for_training
+        undo.close()  # of an attempt that ran out of memory
+        undo.enter_context(precision.float32_products(self.args.tf32))
+        if DebugOption.UNDERFLOW_OVERFLOW in self.args.debug:
+            undo.callback(OverflowWatch(self.model).close)
+        undo.callback(models.prepare_for_training(self.model, self.args))
         if self.args.neftune_noise_alpha is not None:
             self._activate_neftune(self.model)
+            undo.callback(self._deactivate_neftune, self.model)
         self.create_optimizer_and_scheduler(num_training_steps=max_steps)
         if self._strategy.is_distributed:
             self._sync_replicated_trainable_parameters(self.model)
@@ -761,6 +780,7 @@ class Trainer:
         if resume_from_checkpoint is not None:
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
             self._load_scaler(resume_from_checkpoint)
+        self._average = self._begin_average(resume_from_checkpoint)
         handler = self.callback_handler
         handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
         handler.train_dataloader = train_dataloader
@@ -768,8 +788,16 @@ class Trainer:
         self._updates_in_backward = lomo.is_lomo(self.optimizer)
         for parameter in self._parameters:  # what an update that was broken off left behind
             parameter.grad = None
+        if self.args.optimizer_in_backward:
+            obstacle = "several processes" if self._strategy.is_distributed else None
+            obstacle = "several replicas of the model" if self._num_replicas > 1 else obstacle
+            undo.callback(in_backward.start(self.optimizer, self.model, self.args, obstacle).close)
         self._bind_hooks()
         self._guard = self._build_guard()
+        self._prefetch = None
+        # Not where memory may run out on purpose: there a copy made ahead would fail outside of what is tried again.
+        if self._strategy.device.type == "cuda" and self._prepare_input_is_ours and not self.args.auto_find_batch_size:
+            self._prefetch = DevicePrefetcher(self._strategy.device)
         self._micro_batches = None
         if self.args.auto_find_batch_size and self.args.auto_find_batch_size_mode == "split":
             self._micro_batches = MicroBatches(
@@ -781,11 +809,31 @@ class Trainer:
         self._set_training_mode(model, True)
         return model, train_dataloader
 
-    def _watch_for_overflow(self, wanted: bool) -> None:
-        """Start, or end, the watch of `debug="underflow_overflow"`."""
-        if self._overflow_watch is not None:
-            self._overflow_watch.close()
-        self._overflow_watch = OverflowWatch(self.model) if wanted else None
+    def _begin_average(self, checkpoint: str | None) -> AveragedWeights | None:
+        """The average that `ema_decay` asks for, from `checkpoint` on where a run is resumed."""
+        if self.args.ema_decay is None:
+            return None
+        averaging.check_optimizer(self.optimizer)
+        start, every = self.args.ema_start_step, self.args.ema_update_steps
+        average = AveragedWeights(self.model, self.args.ema_decay, start, every)
+        if checkpoint is not None:
+            average.load(checkpoint, self.state.global_step)
+        return average
+
+    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block, `self.model` has the average of `ema_decay` for weights; after it, its own again.
+
+        Raises ValueError where there is none.
+        """
+        if self._average is None:
+            raise ValueError("There is no average of the weights: set ema_decay, and call train() first.")
+        return self._average.in_model()
+
+    def _weights_to_judge(self) -> contextlib.AbstractContextManager[None]:
+        """The weights that are evaluated and handed out: the average where `ema_eval` says so, else the trained."""
+        if self._average is None or not self.args.ema_eval or not self._average.belongs_to_the_weights():
+            return _NOTHING
+        return self.averaged_weights()
 
     def _build_guard(self) -> NonFiniteGuard | None:
         """What looks for NaN and infinity before the optimizer. None with "ignore", and in fp16, whose scaler does."""
@@ -801,7 +849,7 @@ class Trainer:
             self._place_of_update,
             scheduler=None if self._schedule_waits_for_metric else self.lr_scheduler,
             is_distributed=self._strategy.is_distributed,
-            updates_in_backward=self._updates_in_backward or isinstance(self.optimizer, LayerWiseDummyOptimizer),
+            updates_in_backward=self._changes_weights_in_backward,
             excluded=self._data_to_pass_over,
         )
 
@@ -827,7 +875,8 @@ class Trainer:
         if self._strategy.unwrap(model) is not model:
             return model  # wrapped by an earlier train()
         if self.args.torch_compile:
-            model.compile(backend=self.args.torch_compile_backend or "inductor", mode=self.args.torch_compile_mode)
+            backend, mode = self.args.torch_compile_backend or "inductor", self.args.torch_compile_mode
+            compile_model(model, backend, mode, self.args.use_regional_compilation)
         if self._num_replicas > 1:
             return nn.DataParallel(model)
         return self._strategy.prepare_model(model)
@@ -845,9 +894,11 @@ class Trainer:
         """Warn where the checkpoints to come will not fit on the disk; an error where not even one does."""
         args, state = self.args, self.state
         strategy, steps_left = SaveStrategy(args.save_strategy).value, state.max_steps - state.global_step
+        surely, probably = trouble.predicted_bytes(self.model, None if args.save_only_model else self.optimizer)
+        average = self._average.nbytes if self._average is not None else 0
         trouble.check_free_space(
             self._output_dir,
-            trouble.predicted_bytes(self.model, None if args.save_only_model else self.optimizer),
+            (surely + average, probably + average),
             trouble.num_saves_left(strategy, state.save_steps, steps_left, epochs_left),
             args.save_total_limit,
         )
@@ -928,6 +979,8 @@ class Trainer:
                 self._is_mid_step = True
                 raise
             state.global_step += 1
+            if self._average is not None:
+                self._average.update(state.global_step)
             self._micro_batches_in_epoch += len(batch_samples)
             state.epoch = epoch + self._micro_batches_in_epoch / steps_in_epoch
             if handler.listeners["on_step_end"]:
@@ -968,7 +1021,8 @@ class Trainer:
 
         if guard is not None and guard.excluded and guard.passes_over(num_batches):
             batch_samples, num_batches = [], 0  # the step is counted, and changes nothing
-        for index, inputs in enumerate(batch_samples, start=1):
+        arriving = batch_samples if self._prefetch is None else self._prefetch(batch_samples)
+        for index, inputs in enumerate(arriving, start=1):
             if self._counts_tokens:
                 self._track_num_input_tokens(inputs)
             if self._counts_flops:
@@ -1142,6 +1196,8 @@ class Trainer:
             inputs = self._prepare_input(inputs)
         if self._past is not None:
             inputs["mems"] = self._past
+        if self._attend is not None:
+            inputs = self._attend(inputs)
         return inputs
 
     def _prepare_input(self, data: Any) -> Any:
@@ -1472,12 +1528,12 @@ class Trainer:
         wants_best = self.args.load_best_model_at_end and not self._interrupt.asked
         if wants_best and self.state.best_model_checkpoint is not None:
             self._load_best_model()
+        if self._average is not None:
+            self._average.settle()
         self._fitted("log")(metrics)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self._finish_current_push()
-        if self.args.neftune_noise_alpha is not None:
-            self._deactivate_neftune(self.model)
-        self._restore_after_training()
+        self._only_for_training.close()
         self.end()
         return TrainOutput(self.state.global_step, train_loss, metrics)
 
@@ -1566,9 +1622,13 @@ class Trainer:
         dataloader = self.get_test_dataloader(test_dataset)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         start_time = time.time()
-        output = loop(
-            dataloader, description="Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
-        )
+        self._keeps_predictions = not self.args.batch_eval_metrics  # they are what the caller asked for
+        try:
+            output = loop(
+                dataloader, description="Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
+            )
+        finally:
+            self._keeps_predictions = False
         metrics = self._with_speed(output, dataloader, metric_key_prefix, start_time)
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
         self._memory_tracker.stop_and_update_metrics(metrics)
@@ -1595,7 +1655,6 @@ class Trainer:
     ) -> EvalLoopOutput:
         """Hook: run the model over a loader and gather predictions, labels and metrics. With or without labels."""
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
-        model = self._model_for_evaluation(dataloader)
         num_samples = from_args.num_samples(dataloader)
         if num_samples == 0:
             raise ValueError(f"{description} of an empty data set: eval_dataset or test_dataset has no sample.")
@@ -1614,9 +1673,16 @@ class Trainer:
             if self._interrupt.in_evaluation:
                 self._interrupt.leave_evaluation()
 
-        return self._run_evaluation(
-            dataloader, model, loss_only, ignore_keys, metric_key_prefix, num_samples, after_batch
-        )
+        with contextlib.ExitStack() as during:
+            during.enter_context(self._weights_to_judge())
+            during.enter_context(precision.float32_products(self.args.tf32))
+            during.enter_context(precision.half_weights(self.model, self._eval_dtype))
+            self._half_inputs, before = self._eval_dtype, self._half_inputs
+            during.callback(setattr, self, "_half_inputs", before)
+            model = self._model_for_evaluation(dataloader)
+            return self._run_evaluation(
+                dataloader, model, loss_only, ignore_keys, metric_key_prefix, num_samples, after_batch
+            )
 
     def _run_evaluation(
         self,
@@ -1635,12 +1701,22 @@ class Trainer:
             concat_batches=args.eval_do_concat_batches,
             include_inputs="inputs" in args.include_for_metrics,
             include_losses="loss" in args.include_for_metrics,
-            batch_metrics=args.batch_eval_metrics,
+            keep_predictions=self._keeps_predictions or not is_streaming(self.compute_metrics),
+            batch_metrics=args.batch_eval_metrics and not is_streaming(self.compute_metrics),
             loss_average=args.eval_loss_average,
             labels_are_shifted=self._labels_are_shifted,
             label_names=tuple(self.label_names),
             metric_key_prefix=metric_key_prefix,
         )
+        streaming = None
+        if is_streaming(self.compute_metrics):
+            streaming = StreamingMetrics(
+                self.compute_metrics,
+                device=self._strategy.device,
+                labels_are_shifted=self._labels_are_shifted,
+                sum_over_processes=self._strategy.sum if together else None,
+                without_repeats=self._strategy.without_repeats if together else None,
+            )
         self._past = None
 
         def predict_batch(inputs: Inputs) -> tuple[Any, Any, Any]:
@@ -1654,7 +1730,8 @@ class Trainer:
                 predict_batch=predict_batch
                 if in_parts is None
                 else lambda batch: in_parts.predict(batch, predict_batch),
-                compute_metrics=self.compute_metrics,
+                compute_metrics=self.compute_metrics if streaming is None else None,
+                streaming=streaming,
                 preprocess_logits=self.preprocess_logits_for_metrics,
                 gather=self._strategy.gather_for_metrics if together else None,
                 pad_across_processes=self._strategy.pad_across_processes if together else None,
@@ -1663,6 +1740,10 @@ class Trainer:
                 num_samples_expected=num_samples,
                 main_input_name=self._main_input_name,
                 prepare_inputs=self._prepare_input,
+                order=functools.partial(from_args.sampled_order, batches),
+                budget=MemoryBudget.of_run(
+                    args.eval_memory_budget_gib, self._output_dir, self._strategy.num_processes_here
+                ),
             )
         finally:
             self._past = None
@@ -1717,15 +1798,19 @@ class Trainer:
         return float(losses.mean())
 
     def _model_for_evaluation(self, dataloader: DataLoader[Any]) -> nn.Module:
-        """The model in evaluation mode, in half precision where `*_full_eval` asks for it outside training."""
+        """The model in evaluation mode, traced where `jit_mode_eval` asks for it outside training."""
         model = self._wrap_model(self.model, training=False, dataloader=dataloader)
-        if not self.is_in_train:
-            if self.args.fp16_full_eval or self.args.bf16_full_eval:
-                model = model.to(dtype=torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
-            if self.place_model_on_device:
-                model = model.to(self.args.device)
+        if not self.is_in_train and self.place_model_on_device:
+            model = model.to(self.args.device)
         self._set_training_mode(model, False)
         return model
+
+    @property
+    def _eval_dtype(self) -> torch.dtype | None:
+        """The type of the weights in an evaluation outside training: `*_full_eval`. None: as they are."""
+        if self.is_in_train or not (self.args.fp16_full_eval or self.args.bf16_full_eval):
+            return None
+        return torch.float16 if self.args.fp16_full_eval else torch.bfloat16
 
     def prediction_step(
         self, model: nn.Module, inputs: Inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -1736,12 +1821,15 @@ class Trainer:
         ignored = predict.ignored_outputs(self.model) if ignore_keys is None else ignore_keys
         has_loss = predict.gives_loss(inputs, self.label_names, self.can_return_loss)
         inputs = self._prepare_inputs(inputs)
+        if self._half_inputs is not None:
+            inputs = precision.with_floats_as(inputs, self._half_inputs, but=tuple(self.label_names))
         labels = predict.labels_in(inputs, self.label_names) if has_loss else None
         loss = None
         with torch.no_grad(), self.compute_loss_context_manager():
             if has_loss:
                 loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-                loss = loss.detach().mean()
+                if loss.ndim or loss.requires_grad:  # one per device, or of a model that turns gradients on
+                    loss = loss.detach().mean()
             else:
                 outputs = model(**inputs)
                 if self.args.past_index >= 0:
@@ -1793,7 +1881,11 @@ class Trainer:
     ) -> DataLoader[Any]:
         """A loader with this run's collator, workers and column filter, shared out over the processes."""
         collator: Any = self.data_collator
-        if self.args.remove_unused_columns:
+        if is_training and self.args.packing:
+            dataset, collator, self._attend = packing_from_args.packed(
+                dataset, self.args, model=self.model, data_collator=collator, processing_class=self.processing_class
+            )
+        elif self.args.remove_unused_columns:
             if from_args.has_columns(dataset):
                 dataset = self._remove_unused_columns(dataset, description=description)
             else:
@@ -1951,6 +2043,8 @@ class Trainer:
             with self._strategy.staged_checkpoint(output_dir, state.global_step, where.position()) as directory:
                 with self._at_once("save_model", "_save"):
                     self.save_model(directory, _internal_call=True)
+                if self._average is not None and self.args.should_save:
+                    self._average.save(directory)
                 if not self.args.save_only_model:
                     with self._at_once("_save_optimizer_and_scheduler"):
                         self._save_optimizer_and_scheduler(directory)
@@ -2015,7 +2109,7 @@ class Trainer:
             if _internal_call:  # into a checkpoint, which is staged already
                 self._save(output_dir)
             else:
-                with checkpoint_save.replacing(output_dir) as staging:
+                with checkpoint_save.replacing(output_dir) as staging, self._weights_to_judge():
                     self._save(staging)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -2027,10 +2121,27 @@ class Trainer:
         checkpoint_weights.save_weights(
             self._strategy.unwrap(self.model), output_dir, state_dict=state_dict, safe=bool(self.args.save_safetensors)
         )
+        self._save_beside_the_weights(output_dir)
+
+    def _save_beside_the_weights(self, output_dir: str) -> None:
         processor: Any = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         if hasattr(processor, "save_pretrained"):
             processor.save_pretrained(output_dir)
         checkpoint_save.save_training_args(output_dir, self.args)
+
+    def save_merged_model(self, output_dir: str | None = None) -> None:
+        """Save a peft model as one model without adapters, by default in `merged` inside `args.output_dir`.
+
+        The model in training stays as it is; a copy of it is merged, in memory. ValueError where nothing can be merged.
+        """
+        from trainwright.interop.adapters import merged_copy
+
+        if self.args.should_save:
+            with self._weights_to_judge():
+                merged = merged_copy(self._strategy.unwrap(self.model))
+            with checkpoint_save.replacing(output_dir or os.path.join(self._output_dir, "merged")) as staging:
+                checkpoint_weights.save_weights(merged, staging, safe=bool(self.args.save_safetensors))
+                self._save_beside_the_weights(staging)
 
     def _save_tpu(self, output_dir: str | None = None) -> None:
         """Save from a TPU: XLA tensors are moved to the host first."""
@@ -2101,6 +2212,8 @@ class Trainer:
             return
         logger.info("Loading the best model, from %s (score: %s).", path, self.state.best_metric)
         self._issue_warnings_after_load(checkpoint_weights.load_weights(self.model, path))
+        if self._average is not None:
+            self._average.load(path, self.state.best_global_step or 0)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Say which weights of the model a checkpoint did not hold, and which of its weights the model has no place
@@ -2187,7 +2300,8 @@ class Trainer:
         self.control = self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self._hub is None:
             self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
+        with self._weights_to_judge():
+            self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)
@@ -2335,9 +2449,9 @@ class Trainer:
 
     def torch_jit_model_eval(self, model: nn.Module, dataloader: DataLoader[Any], training: bool = False) -> nn.Module:
         """`jit_mode_eval`: the model traced on the first batch of `dataloader`; the model itself when tracing fails."""
-        return models.traced(
-            model, self._prepare_inputs(next(iter(dataloader))), self.autocast_smart_context_manager(False)
-        )
+        inputs = self._prepare_inputs(next(iter(dataloader)))
+        inputs = precision.with_floats_as(inputs, self._half_inputs, but=tuple(self.label_names))
+        return models.traced(model, inputs, self.autocast_smart_context_manager(False))
 
     def _nested_gather(self, tensors: Any, name: str | None = None) -> Any:
         """The tensors of all processes, concatenated."""

@@ -162,3 +162,43 @@ def test_a_stream_with_a_shuffle_buffer_goes_on_where_it_was(line_model, tmp_pat
     )
     assert all(map(torch.equal, whole[0], resumed[0]))
     assert whole[1] == resumed[1]
+
+
+class NoisySentences(Noisy):
+    """Tokenised samples of fixed lengths whose tokens are drawn anew each time; two fill a pack of 16."""
+
+    def __getitem__(self, index):
+        drawn = [random.randrange(16), int(np.random.randint(16)), int(torch.randint(16, ()))]
+        return {"input_ids": [index % 16, *drawn, *range(5 if index % 2 else 3)]}
+
+
+class SentenceModel(torch.nn.Module):
+    """Predicts the next token from the mean of those of its sample so far, under dropout."""
+
+    def __init__(self, seed=1):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed, self.head = torch.nn.Embedding(16, 4), torch.nn.Linear(4, 16)
+
+    def forward(self, input_ids, labels, seq_idx):
+        seen = (seq_idx[:, :, None] == seq_idx[:, None, :]).tril().float()  # (packs, length, length)
+        hidden = seen @ self.embed(input_ids) / seen.sum(-1, keepdim=True)
+        logits = self.head(torch.nn.functional.dropout(hidden, 0.2, self.training))
+        return {"loss": torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())}
+
+
+@pytest.mark.parametrize("at", (0, 1, 2))
+@pytest.mark.parametrize("accumulation", ACCUMULATION)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_sees_the_packs_it_would_have_seen(tmp_path, at, accumulation, workers):
+    settings = {
+        "packing": True,
+        "packing_length": 16,
+        "gradient_accumulation_steps": accumulation,
+        "dataloader_num_workers": workers,
+    }
+    whole = run(SentenceModel(), tmp_path, NoisySentences(52), None, **settings)  # 26 packs, as many as samples above
+    checkpoint = str(tmp_path / f"checkpoint-{PLACES[accumulation][at]}")
+    resumed = run(SentenceModel(seed=9), tmp_path / "resumed", NoisySentences(52), None, resume=checkpoint, **settings)
+    assert all(map(torch.equal, whole[0], resumed[0]))
+    assert whole[1] == resumed[1]

@@ -201,7 +201,7 @@ def test_a_frozen_model_has_nothing_to_train(make_trainer, line_model):
         make_trainer(trainer={"model": model}).train()
 
 
-def test_a_model_that_must_be_on_a_missing_method_of_checkpointing_is_named(make_trainer):
+def test_a_model_without_blocks_to_checkpoint_is_named(make_trainer):
     with pytest.raises(ValueError, match=r"gradient_checkpointing=True.*LineModel"):
         make_trainer(gradient_checkpointing=True).train()
 

@@ -318,19 +318,6 @@ def test_jit_mode_eval_gives_the_same_numbers_from_a_traced_model(make_trainer, 
     np.testing.assert_allclose(traced.predict(line_data(3)).predictions, plain.predict(line_data(3)).predictions)
 
 
-@pytest.mark.parametrize("name, dtype", [("bf16_full_eval", torch.bfloat16), ("fp16_full_eval", torch.float16)])
-def test_full_evaluation_in_half_precision_converts_the_model(make_trainer, name, dtype):
-    class Cast(Trainer):
-        def _prepare_inputs(self, inputs):
-            inputs = super()._prepare_inputs(inputs)
-            return {key: value.to(self.model.linear.weight.dtype) for key, value in inputs.items()}
-
-    trainer = make_trainer(cls=Cast, **{name: True})
-    loss = trainer.evaluate()["eval_loss"]
-    assert trainer.model.linear.weight.dtype is dtype
-    assert loss == pytest.approx(make_trainer().evaluate()["eval_loss"], rel=0.05)
-
-
 def test_the_evaluation_loss_is_averaged_over_labels_or_over_batches(make_trainer):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

@@ -111,11 +111,6 @@ def test_gradient_checkpointing_is_switched_on_with_its_arguments_and_gives_the_
     assert saving.model.config.use_cache is True
 
 
-def test_gradient_checkpointing_of_a_model_that_cannot_is_an_error_that_says_so(make_trainer):
-    with pytest.raises(ValueError, match=r"gradient_checkpointing=True.*Leave it unset"):
-        make_trainer(gradient_checkpointing=True).train()
-
-
 def test_the_device_cache_is_emptied_every_so_many_steps(make_trainer):
     emptied = []
 

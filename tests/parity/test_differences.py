@@ -180,6 +180,16 @@ def test_metrics_before_training_hold_no_preparation_time_and_no_epoch(columns: 
     assert ours.keys() <= theirs.keys()
 
 
+def test_predictions_of_samples_grouped_by_length_are_in_the_order_of_the_data(columns: Any, is_older: bool) -> None:
+    grouped = {"group_by_length": True} if is_older else {"train_sampling_strategy": "group_by_length"}
+    data = columns.build_data("gpt2", 11, first_label=True)
+    ours, theirs = (columns.trainer(column, "gpt2", **grouped).predict(data).label_ids for column in COLUMNS)
+    samples = [sample["labels"].tolist() for sample in data]
+    assert [row[row != -100].tolist() for row in ours] == samples
+    found = [row[row != -100].tolist() for row in theirs]
+    assert found != samples and sorted(found) == sorted(samples)
+
+
 def test_a_metric_per_batch_keeps_no_predictions(columns: Any) -> None:
     def metric(prediction: Any, compute_result: bool) -> dict[str, float]:
         return {"rows": float(len(prediction.predictions))}
@@ -272,6 +282,38 @@ def test_precision_is_not_left_behind_in_the_process(columns: Any, is_older: boo
         columns.run(column, "regression", bf16=True, max_steps=1)
         left = os.environ["ACCELERATE_MIXED_PRECISION"]
         assert left == ("bf16" if column == "reference" and is_older else "no")
+
+
+def test_an_evaluation_in_half_precision_leaves_the_weights_as_they_were(columns: Any, is_older: bool) -> None:
+    for column, left in zip(COLUMNS, (torch.float32, torch.bfloat16), strict=True):
+        trainer = columns.trainer(column, "gpt2", bf16_full_eval=True)
+        before = columns.weights_of(trainer.model)
+        trainer.evaluate()
+        assert {parameter.dtype for parameter in trainer.model.parameters()} == {left}
+        if column == "ours":
+            assert all(torch.equal(value, before[name]) for name, value in columns.weights_of(trainer.model).items())
+
+
+def test_the_activations_of_any_module_can_be_checkpointed(columns: Any, is_older: bool) -> None:
+    class Blocks(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.blocks = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(3, 3)) for _ in range(2)])
+            self.head = torch.nn.Linear(3, 1)
+
+        def forward(self, x: Any, labels: Any = None) -> dict[str, Any]:
+            for block in self.blocks:
+                x = block(x)
+            return {"loss": (self.head(x) - labels).pow(2).mean()}
+
+    rows = [{"x": torch.ones(3) * index, "labels": torch.ones(1)} for index in range(8)]
+    options = {"gradient_checkpointing": True, "max_steps": 1}
+    given = {"train_dataset": rows, "data_collator": None, "eval_dataset": None}
+    trainwright_run = columns.run("ours", "regression", given={**given, "model": Blocks()}, **options)
+    assert trainwright_run.trainer.state.global_step == 1
+    with pytest.raises(AttributeError, match="checkpointing_enable"):
+        columns.run("reference", "regression", given={**given, "model": Blocks()}, **options)
 
 
 def test_counting_tokens_per_second_does_not_read_the_data_first(columns: Any, is_older: bool) -> None:

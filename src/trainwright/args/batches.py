@@ -13,6 +13,7 @@ from trainwright.args.options import option
 from trainwright.args.run import RunArguments
 
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance")
+LONG_SAMPLES = ("split", "truncate", "error")
 
 
 @dataclass
@@ -47,6 +48,19 @@ class BatchArguments(RunArguments):
         "length",
         "Column that already holds each sample's length; without it, grouping by length reads every sample once.",
     )
+    packing: bool = option(
+        False,
+        "Join tokenised training samples into sequences of packing_length tokens, so that next to nothing is padding. "
+        "Samples do not see each other. A pack then counts as one sample: in batch sizes, epochs and positions.",
+    )
+    packing_length: int | None = option(
+        None, "Tokens in a pack. None: the longest input of model and tokenizer, at most 2048. Needs packing."
+    )
+    packing_long_samples: str = option(
+        "split",
+        "What becomes of samples longer than packing_length: 'split' cuts them into several that do not see each "
+        "other, 'truncate' keeps their beginning, 'error' refuses them. Needs packing.",
+    )
     remove_unused_columns: bool | None = option(
         True, "Drop the columns of a dataset that the model's `forward` has no argument for."
     )
@@ -59,7 +73,10 @@ class BatchArguments(RunArguments):
     dataloader_num_workers: int = option(
         0, "Processes that load data, per training process. 0: loaded between the steps, in the training process."
     )
-    dataloader_prefetch_factor: int | None = option(None, "Batches each worker prepares ahead. Needs workers; None: 2.")
+    dataloader_prefetch_factor: int | None = option(
+        None,
+        "Batches each worker prepares ahead. Needs workers. None: 2, or its share of one update where that is more.",
+    )
     dataloader_persistent_workers: bool = option(
         False,
         "Keep the workers from one epoch to the next: no start-up time, but their memory stays in use. Needs workers.",
@@ -91,6 +108,7 @@ class BatchArguments(RunArguments):
             self.train_sampling_strategy = "group_by_length"
         check_choice(self, "train_sampling_strategy", SAMPLING_STRATEGIES)
         self.group_by_length = self.train_sampling_strategy == "group_by_length"
+        self._settle_packing()
         if self.dataloader_multiprocessing_context is not None:
             check_choice(self, "dataloader_multiprocessing_context", ("fork", "spawn", "forkserver"))
         if self.dataloader_num_workers == 0:
@@ -104,3 +122,20 @@ class BatchArguments(RunArguments):
                         f"{name}={getattr(self, name)!r} needs loader processes, but dataloader_num_workers=0: "
                         f"set dataloader_num_workers to 1 or more, or leave {name} out."
                     )
+
+    def _settle_packing(self) -> None:
+        check_number(self, "packing_length", 2, whole=True, optional=True)
+        check_choice(self, "packing_long_samples", LONG_SAMPLES)
+        if not self.packing:
+            for name, default in (("packing_length", None), ("packing_long_samples", "split")):
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} is about packs, but packing=False: set packing=True, or leave "
+                        f"{name} out."
+                    )
+        elif self.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+            raise ValueError(
+                f"packing=True makes all sequences equally long, and train_sampling_strategy="
+                f"{self.train_sampling_strategy!r} (group_by_length) orders them by length. Choose one of the two; "
+                "packing wastes less."
+            )

@@ -71,9 +71,6 @@ def find_device(args: TrainingArguments) -> torch.device:
     if args._n_gpu == -1:
         gpus = torch.cuda.device_count() if kind == "cuda" and not launched else 1
         args._n_gpu = 0 if kind == "cpu" else gpus
-    if args.tf32 is not None:
-        torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = args.tf32
     return device
 
 
@@ -107,8 +104,11 @@ def _join_process_group(args: TrainingArguments, kind: str) -> None:
 def _check_precision(args: TrainingArguments, device: torch.device) -> None:
     import torch
 
-    if args.fp16 and device.type == "cpu":
-        raise ValueError("fp16=True needs a GPU, and this run is on the CPU: use bf16=True, or leave fp16 out.")
+    if args.fp16 and device.type == "cpu" and args.half_precision_backend != "cpu_amp":
+        raise ValueError(
+            "fp16=True needs a GPU, and this run is on the CPU: use bf16=True, or leave fp16 out. To try out float16 "
+            "with its loss scaling on a CPU all the same, add half_precision_backend='cpu_amp'."
+        )
     if (args.bf16 or args.bf16_full_eval) and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         name = "bf16" if args.bf16 else "bf16_full_eval"
         raise ValueError(f"{name}=True, but {torch.cuda.get_device_name(device)} has no bfloat16: use fp16 instead.")

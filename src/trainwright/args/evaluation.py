@@ -6,11 +6,14 @@ Owns: the fields and their ranges. Leaves to others: the evaluation loop (`evalu
 # ruff: noqa: RUF009  (`option()` is `dataclasses.field` with a help text)
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from trainwright.args.checks import check_choice, check_number
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
+
+EVAL_SAMPLING_STRATEGIES = ("sequential", "group_by_length", "length_sorted")
 
 
 @dataclass
@@ -27,6 +30,17 @@ class EvaluationArguments(RunArguments):
         None,
         "Prediction batches collected on the device before they move to main memory. None: all of them, faster but "
         "larger.",
+    )
+    eval_sampling_strategy: str | None = option(
+        None,
+        "Order in which samples are evaluated: 'sequential', 'group_by_length', or 'length_sorted', the longest first, "
+        "which wastes least on padding. Predictions come back in the order of the data set. None: 'group_by_length' "
+        "where training asks for that, else 'sequential'.",
+    )
+    eval_memory_budget_gib: float | None = option(
+        None,
+        "Main memory in GiB that collected predictions and labels may take; beyond it they go to files in output_dir, "
+        "and compute_metrics gets memory maps. None: half of what is free when an evaluation begins. inf: no limit.",
     )
     eval_do_concat_batches: bool = option(
         True, "Join predictions and labels into one array. False: a list with one entry per batch."
@@ -57,6 +71,28 @@ class EvaluationArguments(RunArguments):
         )
         check_number(self, "past_index", -1, whole=True, hint="-1 means that the model has no past state.")
         check_choice(self, "eval_loss_average", ("items", "batches"))
+        check_number(
+            self,
+            "eval_memory_budget_gib",
+            0,
+            above=True,
+            optional=True,
+            infinite=True,
+            hint="None takes half of the free memory, inf sets no limit; a streaming metric keeps nothing at all.",
+        )
+        if self.eval_memory_budget_gib not in (None, math.inf) and not self.eval_do_concat_batches:
+            raise ValueError(
+                f"eval_memory_budget_gib={self.eval_memory_budget_gib!r} puts joined rows into files, and "
+                "eval_do_concat_batches=False keeps every batch as it was, in main memory. Set one of the two."
+            )
+        if self.eval_sampling_strategy is not None:
+            check_choice(self, "eval_sampling_strategy", EVAL_SAMPLING_STRATEGIES)
+        if self.eval_sampling_strategy in ("group_by_length", "length_sorted") and not self.eval_do_concat_batches:
+            raise ValueError(
+                f"eval_sampling_strategy={self.eval_sampling_strategy!r} mixes the samples, and with "
+                "eval_do_concat_batches=False batches are returned as they ran, so that nobody could tell which sample "
+                "a row is. Set one of the two."
+            )
         if isinstance(self.include_for_metrics, str):
             self.include_for_metrics = [self.include_for_metrics]
         self.include_for_metrics = list(self.include_for_metrics or [])

@@ -10,10 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trainwright.args.checks import check_choice, check_dict, check_number
+from trainwright.args.checks import check_choice, check_dict, check_number, typed
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
-from trainwright.interop.optional import MissingExtra, is_installed
+
+_INSTEAD_OF_APEX = {
+    "O0": "leave out fp16: that is float32.",
+    "O1": "set half_precision_backend='auto' and fp16=True, or better bf16=True: that is mixed precision.",
+    "O2": "load the model in torch.bfloat16, or set half_precision_backend='auto' and fp16=True.",
+    "O3": "load the model in torch.bfloat16.",
+}
 
 
 @dataclass
@@ -22,32 +28,41 @@ class PrecisionArguments(RunArguments):
 
     bf16: bool = option(False, "Train in bfloat16 mixed precision: half the activation memory, no loss scaling needed.")
     fp16: bool = option(
-        False, "Train in float16 mixed precision with loss scaling. Needs a GPU; prefer bf16 where it exists."
+        False,
+        "Train in float16 mixed precision with loss scaling. Needs a GPU (or half_precision_backend='cpu_amp', which "
+        "is slow); prefer bf16 where it exists.",
     )
     bf16_full_eval: bool = option(
-        False, "Evaluate with all weights in bfloat16: half the memory, slightly different metrics."
+        False,
+        "Evaluate (outside training) with all weights in bfloat16, and put them back after: half the memory on the "
+        "device, slightly different metrics.",
     )
     fp16_full_eval: bool = option(
-        False, "Evaluate with all weights in float16: half the memory, slightly different metrics."
+        False,
+        "Evaluate (outside training) with all weights in float16, and put them back after: half the memory on the "
+        "device, slightly different metrics.",
     )
     tf32: bool | None = option(
         None,
-        "Allow TensorFloat-32 in float32 matrix products (NVIDIA Ampere or newer): faster, 10-bit mantissa. None: "
-        "torch's choice.",
+        "Allow TensorFloat-32 in float32 matrix products (NVIDIA Ampere or newer) while this Trainer works: faster, "
+        "10-bit mantissa. False: full precision. None: torch's choice.",
     )
     half_precision_backend: str = option(
-        "auto", "What runs mixed precision: 'auto', 'cpu_amp', or 'apex' where it is installed."
+        "auto", "What runs mixed precision: 'auto' (torch on this device) or 'cpu_amp' (torch, on the CPU only)."
     )
     fp16_backend: str = option("auto", "Older name of half_precision_backend.")
     fp16_opt_level: str = option(
-        "O1", "Optimization level of apex, 'O0' to 'O3'. Read with half_precision_backend='apex' only."
+        "O1", "Optimization level of apex, 'O0' to 'O3'; apex's mixed precision is retired, and nothing reads it."
     )
     gradient_checkpointing: bool = option(
         False,
         "Keep few activations and recompute the rest in the backward pass: much less memory, about a third slower.",
     )
     gradient_checkpointing_kwargs: dict[str, Any] | str | None = option(
-        None, 'Settings handed to the model\'s `gradient_checkpointing_enable`, such as {"use_reentrant": false}.'
+        None,
+        'How activations are checkpointed: {"every_n_layers": 2} only every second block, {"offload": true} keeps what '
+        'is kept on the host, {"modules": ["Block"]} the classes of the blocks where they are not found by themselves; '
+        "further settings go to torch.utils.checkpoint.",
     )
     activation_checkpointing: bool | None = option(None, "Newer name of gradient_checkpointing; the two always agree.")
     activation_checkpointing_kwargs: dict[str, Any] | str | None = option(
@@ -59,6 +74,11 @@ class PrecisionArguments(RunArguments):
     )
     torch_compile_mode: str | None = option(
         None, "Mode of torch.compile, such as 'max-autotune'. Setting it switches torch_compile on."
+    )
+    use_regional_compilation: bool | list[str] | str | None = option(
+        None,
+        "Compile each repeated block of the model (or the modules of these classes) instead of the whole: the first "
+        "step takes the time of one block. Setting it switches torch_compile on.",
     )
     torchdynamo: str | None = option(None, "Older name of torch_compile_backend.")
     use_liger_kernel: bool | None = option(
@@ -80,8 +100,13 @@ class PrecisionArguments(RunArguments):
         "Updates between two calls that hand cached memory back to the device; a lower peak for about 10%% of "
         "speed. None: never.",
     )
+    optimizer_in_backward: bool = option(
+        False,
+        "Update each weight as soon as its gradient is there, and free the gradient: memory for one weight's gradient "
+        "instead of all. Needs gradient_accumulation_steps=1, max_grad_norm=0 and no fp16, on one process.",
+    )
     use_ipex: bool = option(
-        False, "Optimize the model with Intel's extension for PyTorch. Needs intel_extension_for_pytorch."
+        False, "Retired with Intel's extension for PyTorch; True is an error that names what replaces it."
     )
     jit_mode_eval: bool = option(False, "Trace the model with torch.jit before evaluation.")
 
@@ -93,11 +118,18 @@ class PrecisionArguments(RunArguments):
                     f"else {other}."
                 )
         check_choice(self, "half_precision_backend", ("auto", "cpu_amp", "apex"))
-        check_choice(self, "fp16_opt_level", ("O0", "O1", "O2", "O3"))
-        if self.half_precision_backend == "apex" and not is_installed("apex"):
-            raise MissingExtra("half_precision_backend='apex'", "apex")
-        if self.use_ipex and not is_installed("intel_extension_for_pytorch"):
-            raise MissingExtra("use_ipex=True", "intel_extension_for_pytorch")
+        check_choice(self, "fp16_opt_level", tuple(_INSTEAD_OF_APEX))
+        if self.half_precision_backend == "apex":
+            level = self.fp16_opt_level
+            raise ValueError(
+                "half_precision_backend='apex' is retired: apex.amp is no longer maintained, and torch has its own "
+                f"mixed precision. Instead of fp16_opt_level={level!r} {_INSTEAD_OF_APEX[level]}"
+            )
+        if self.use_ipex:
+            raise ValueError(
+                "use_ipex=True is retired: Intel ended its extension, whose optimizations are now in torch itself. "
+                "Leave it out; bf16=True and torch_compile=True do what it did."
+            )
         check_number(self, "torch_empty_cache_steps", 1, whole=True, optional=True)
         for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", "liger_kernel_config"):
             check_dict(self, name)
@@ -107,6 +139,53 @@ class PrecisionArguments(RunArguments):
         if self.gradient_checkpointing_kwargs is None:
             self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs
         self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
-        self.torch_compile = bool(self.torch_compile or self.torch_compile_backend or self.torch_compile_mode)
+        self._settle_regions()
+        self.torch_compile = bool(
+            self.torch_compile or self.torch_compile_backend or self.torch_compile_mode or self.use_regional_compilation
+        )
         if self.torch_compile and self.torch_compile_backend is None:
             self.torch_compile_backend = "inductor"
+
+    def _settle_regions(self) -> None:
+        """True, None, or a list of class names; a command line gives text."""
+        value = self.use_regional_compilation
+        if isinstance(value, str):
+            value = typed(value)
+        if isinstance(value, str):
+            value = [name.strip() for name in value.split(",") if name.strip()]
+        if not (value is None or isinstance(value, bool) or (isinstance(value, list) and all(map(_is_name, value)))):
+            raise TypeError(
+                f"use_regional_compilation={value!r} is not allowed: True for the repeated blocks of the model, or the "
+                'names of classes of its modules, such as ["GPT2Block"].'
+            )
+        self.use_regional_compilation = value or None
+
+    def _check_optimizer_in_backward(self) -> None:
+        """Refuse what needs all gradients at once, or weights that stay as they are until the backward pass is over."""
+        if not self.optimizer_in_backward:
+            return
+        reentrant = self._of("gradient_checkpointing_kwargs")
+        reentrant = bool(reentrant and reentrant.get("use_reentrant"))
+        obstacles = {
+            "gradient_accumulation_steps": (self._of("gradient_accumulation_steps") != 1, "1, and a larger batch"),
+            "max_grad_norm": (self._of("max_grad_norm"), "0: the norm of all gradients is known too late to clip them"),
+            "fp16": (self.fp16, "False, and bf16=True instead: a loss scale must be checked before the update"),
+            "nonfinite": (self._of("nonfinite") == "skip", "'raise' or 'rollback': nothing can be left out afterwards"),
+            "gradient_checkpointing_kwargs": (
+                reentrant,
+                "{'use_reentrant': False}: shared weights would move too early",
+            ),
+        }
+        for name, (stands_in_the_way, remedy) in obstacles.items():
+            if stands_in_the_way:
+                raise ValueError(
+                    f"optimizer_in_backward=True updates each weight as soon as its gradient is there, which excludes "
+                    f"{name}={self._of(name)!r}. Set {name} to {remedy}."
+                )
+
+    def _of(self, name: str) -> Any:
+        return getattr(self, name)  # a field of another topic
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)

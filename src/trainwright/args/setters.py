@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trainwright.args.averaging import AveragingArguments
 from trainwright.args.batches import BatchArguments
 from trainwright.args.evaluation import EvaluationArguments
 from trainwright.args.hub import HubArguments
@@ -32,6 +33,7 @@ class GroupedArguments(
     ReportingArguments,
     ParallelArguments,
     PrecisionArguments,
+    AveragingArguments,
     EvaluationArguments,
     IntervalArguments,
     BatchArguments,

@@ -79,6 +79,7 @@ class TrainingArguments(GroupedArguments):
         self._settle_intervals()
         self._settle_evaluation()
         self._settle_precision()
+        self._settle_averaging()
         self._settle_parallel()
         self._settle_reporting()
         self._settle_hub()
@@ -89,6 +90,7 @@ class TrainingArguments(GroupedArguments):
     def _validate_args(self) -> None:
         """Refuse combinations across topics."""
         self._settle_best_model(self.lr_scheduler_type)
+        self._check_optimizer_in_backward()
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

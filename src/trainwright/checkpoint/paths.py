@@ -30,6 +30,7 @@ _STATE_NAMES = frozenset(
         names.SCALER_NAME,
         names.TRAINER_STATE_NAME,
         names.LOOP_STATE_NAME,
+        names.EMA_WEIGHTS_NAME,
     )
 )
 _RNG_NAME = re.compile(r"rng_state(_\d+)?\.pth")

@@ -287,7 +287,8 @@ def _load_adapters(model: Any, directory: Path) -> LoadResult:
         if not wrapped:
             tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
         expected = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-        result: Any = set_peft_model_state_dict(model, tensors, adapter_name=adapter)
+        result: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=adapter)  # it renames them
         missing += [name for name in expected if name not in tensors]
-        unexpected += result.unexpected_keys
+        # peft calls a prompt's embeddings unexpected, though it has loaded them.
+        unexpected += [name for name in result.unexpected_keys if name not in expected]
     return LoadResult(missing, unexpected)

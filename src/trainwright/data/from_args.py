@@ -14,10 +14,14 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from trainwright.data.collate_base import default_data_collator
 from trainwright.data.collate_padding import DataCollatorWithPadding
+from trainwright.data.distributed_samplers import get_dataloader_sampler
+from trainwright.data.length_grouping import LengthGroupedSampler, LengthSortedSampler
 from trainwright.data.loaders import build_dataloader
 from trainwright.data.samplers import build_eval_sampler, build_train_sampler, has_length
 from trainwright.data.workers import seed_worker, shield
 from trainwright.interop.loaded import is_hf_dataset, is_hf_iterable_dataset
+
+TORCH_PREFETCH_FACTOR = 2
 
 
 def is_iterable(dataset: Any) -> bool:
@@ -59,7 +63,7 @@ def default_collator_for(processing_class: Any) -> Callable[[list[Any]], Any]:
     return default_data_collator
 
 
-def _check_indexable(dataset: Any) -> None:
+def check_indexable(dataset: Any) -> None:
     """Raise TypeError for what is no data set though it looks like one: several by name, a loader, a generator."""
     if isinstance(dataset, Mapping) and 0 not in dataset:
         names = list(dataset)
@@ -95,7 +99,7 @@ def train_sampler_for(
     """
     if dataset is None or is_iterable(dataset):
         return None
-    _check_indexable(dataset)
+    check_indexable(dataset)
     strategy = strategy or args.train_sampling_strategy
     balances = strategy == "batch_rebalance"  # it plans the updates of all processes together
     return build_train_sampler(
@@ -109,22 +113,30 @@ def train_sampler_for(
         rank=args.process_index,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         drop_last=args.dataloader_drop_last,
+        num_workers=args.dataloader_num_workers,
     )
 
 
 def eval_sampler_for(dataset: Any, args: Any, *, model_input_name: str) -> Sampler[Any] | None:
-    """The order of the evaluation samples: as they lie, or of similar length together where training asks for that."""
+    """The order of the evaluation samples: as they lie, or by length where the arguments ask for that."""
     if dataset is None or is_iterable(dataset):
         return None
-    _check_indexable(dataset)
+    check_indexable(dataset)
     return build_eval_sampler(
         dataset,
-        strategy=args.train_sampling_strategy,
+        strategy=args.eval_sampling_strategy or args.train_sampling_strategy,
         batch_size=args.eval_batch_size,
         length_column_name=args.length_column_name,
         model_input_name=model_input_name,
         seed=data_seed(args),
+        num_workers=args.dataloader_num_workers,
     )
+
+
+def sampled_order(dataloader: Any) -> Any:
+    """The sample that each row of one pass over a loader is, where its sampler changed the order; else None."""
+    sampler = get_dataloader_sampler(dataloader)
+    return sampler.order if isinstance(sampler, (LengthGroupedSampler, LengthSortedSampler)) else None
 
 
 def loader_for(
@@ -139,6 +151,13 @@ def loader_for(
 ) -> DataLoader[Any]:
     """A `DataLoader` with the run's workers. An evaluation draws nothing from the global generator, so that evaluating
     in between does not change what training sees. Workers outlive signals where the run answers those itself."""
+    if not is_training and args.eval_sampling_strategy not in (None, "sequential"):
+        if is_iterable(dataset) or not has_length(dataset):
+            raise ValueError(
+                f"eval_sampling_strategy={args.eval_sampling_strategy!r} needs the lengths of all samples in advance, "
+                f"and the evaluation data ({type(dataset).__name__}) has no length. Use a map-style data set, or leave "
+                "it unset."
+            )
     loader = build_dataloader(
         dataset,
         batch_size=batch_size,
@@ -148,17 +167,27 @@ def loader_for(
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory and args.device.type != "cpu",
         persistent_workers=args.dataloader_persistent_workers,
-        prefetch_factor=args.dataloader_prefetch_factor,
+        prefetch_factor=_prefetch_factor(args, is_training),
         worker_init_fn=functools.partial(seed_worker, num_workers=args.dataloader_num_workers, rank=process_index)
         if is_training
         else None,
         multiprocessing_context=args.dataloader_multiprocessing_context,
-        in_order=args.dataloader_in_order,
+        in_order=args.dataloader_in_order or not is_training,  # a prediction must belong to its sample
         timeout_s=args.dataloader_timeout if is_training else 0,
         generator=None if is_training else torch.Generator().manual_seed(args.seed),
         seed=data_seed(args) if is_training else None,
     )
     return shield(loader) if args.save_on_signal or args.enable_jit_checkpoint else loader
+
+
+def _prefetch_factor(args: Any, is_training: bool) -> int | None:
+    """Batches each worker makes ahead: together at least those of one update, because the loop takes all of these at
+    once, and workers that stop after two each would leave it waiting for the others."""
+    wanted: int | None = args.dataloader_prefetch_factor
+    if wanted is None and is_training and args.dataloader_num_workers > 0:
+        own_share = -(-args.gradient_accumulation_steps // args.dataloader_num_workers)
+        wanted = own_share if own_share > TORCH_PREFETCH_FACTOR else None
+    return wanted
 
 
 def num_samples(dataloader: Any) -> int | None:

@@ -1,57 +1,21 @@
 """Orders that put samples of similar length into one batch, so that little of it is padding.
 
-Owns: lengths of samples, length-grouped samplers. Leaves to others: when to use them (samplers).
+Owns: length-grouped samplers. Leaves to others: lengths of samples (lengths), when to use the orders (samplers).
 Source: seed 001 (`group_by_length`, `length_column_name`); orders equal those of both installed releases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, DistributedSampler, Sampler
 
+from trainwright.data.lengths import sample_lengths
 from trainwright.data.order import Resumable, iterate_from, seeded
-from trainwright.interop.loaded import is_hf_dataset
-from trainwright.names import closest
 
-NUM_SAMPLES_WORTH_A_BAR = 100_000  # reading fewer takes seconds; more took users hours in silence
 MAX_BATCHES_PER_GROUP = 50
-
-
-def sample_lengths(
-    dataset: Any, *, length_column_name: str | None = None, model_input_name: str | None = None
-) -> torch.Tensor:
-    """The length of every sample, int64 `(num_samples,)`.
-
-    Read from the column `length_column_name` of a `datasets.Dataset` without touching other columns; else counted once
-    from each sample's `model_input_name` (default "input_ids"), with a progress bar from 100,000 samples on.
-    Raises ValueError where samples have no such field.
-    """
-    columns = dataset.column_names if is_hf_dataset(dataset) else []
-    name = model_input_name or "input_ids"
-    if length_column_name in columns:
-        column = dataset.select_columns([length_column_name]).with_format("numpy")[:][length_column_name]
-        return torch.as_tensor(column, dtype=torch.int64)
-    # By index, as a sampler reads it: `for sample in dataset` would never end where __getitem__ takes any integer.
-    samples: Iterable[Any] = (dataset[index] for index in range(len(dataset)))
-    if name in columns:
-        batches = dataset.select_columns([name]).with_format(None).iter(batch_size=1000)
-        samples = ({name: value} for batch in batches for value in batch[name])
-    if len(dataset) >= NUM_SAMPLES_WORTH_A_BAR:
-        from tqdm.auto import tqdm
-
-        samples = tqdm(samples, total=len(dataset), desc="Counting lengths", unit="sample")
-    try:
-        return torch.tensor([len(sample[name]) for sample in samples], dtype=torch.int64)
-    except (KeyError, TypeError, IndexError) as error:
-        fields = columns or (list(dataset[0]) if isinstance(dataset[0], dict) else [])
-        raise ValueError(
-            f"Grouping by length needs the length of each sample, and samples have no {name!r}"
-            f"{f' (they have {fields})' if fields else ''}.{closest(name, fields)} Add a column of lengths and name it "
-            "in length_column_name, or pass lengths."
-        ) from error
 
 
 def get_length_grouped_indices(
@@ -115,6 +79,7 @@ class LengthGroupedSampler(Resumable, Sampler[int]):
         self.generator = generator
         self.seed = seed
         self.epoch: int | None = None if seed is None else 0
+        self._order: torch.Tensor | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of `epoch`."""
@@ -128,7 +93,32 @@ class LengthGroupedSampler(Resumable, Sampler[int]):
         if self.epoch is not None:
             own = torch.initial_seed() if generator is None else generator.initial_seed()
             generator = seeded((own if self.seed is None else self.seed) + self.epoch)
-        return iterate_from(_grouped_order(self.lengths, self.batch_size, None, generator), start)
+        self._order = _grouped_order(self.lengths, self.batch_size, None, generator)
+        return iterate_from(self._order, start)
+
+    @property
+    def order(self) -> torch.Tensor:
+        """The sample at each place of the current iteration, int64 (num_samples,)."""
+        if self._order is None:  # this process leaves the reading to another
+            iter(self)
+        assert self._order is not None
+        return self._order
+
+
+class LengthSortedSampler(Sampler[int]):
+    """Samples by falling length, equal ones in the order of the data set: the least padding there can be.
+
+    The longest come first, so that a batch too large for the device fails at once. `lengths`: (num_samples,).
+    """
+
+    def __init__(self, lengths: Sequence[int] | torch.Tensor) -> None:
+        self.order = torch.as_tensor(lengths).argsort(descending=True, stable=True)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iterate_from(self.order, 0)
 
 
 class DistributedLengthGroupedSampler(DistributedSampler[Any]):

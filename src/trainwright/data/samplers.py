@@ -24,9 +24,10 @@ from trainwright.data.distributed_samplers import (
 from trainwright.data.length_grouping import (
     DistributedLengthGroupedSampler,
     LengthGroupedSampler,
+    LengthSortedSampler,
     get_length_grouped_indices,
-    sample_lengths,
 )
+from trainwright.data.lengths import sample_lengths
 from trainwright.data.order import Resumable, iterate_from, seeded
 from trainwright.data.permutation import LargeOrder
 from trainwright.data.rebalance import BatchRebalanceSampler
@@ -38,6 +39,7 @@ __all__ = [
     "DistributedSamplerWithLoop",
     "IterableDatasetShard",
     "LengthGroupedSampler",
+    "LengthSortedSampler",
     "SeededRandomSampler",
     "SequentialDistributedSampler",
     "ShardSampler",
@@ -118,11 +120,13 @@ def build_train_sampler(
     rank: int = 0,
     gradient_accumulation_steps: int = 1,
     drop_last: bool = False,
+    num_workers: int = 0,
 ) -> Sampler[Any] | None:
     """The order in which a run sees its training data; None for data without a length, which brings its own.
 
     `strategy`: "random", "sequential", "group_by_length", or "batch_rebalance" (a batch sampler: it yields lists).
-    `batch_size_for_grouping` is the number of samples of one update over all processes. All orders have `set_epoch` and
+    `batch_size_for_grouping` is the number of samples of one update over all processes. `num_workers` processes count
+    lengths, where no column holds them. All orders have `set_epoch` and
     `start` where the order can depend on them, and are the same on every process (batch_rebalance: this `rank`'s part).
     """
     _check_strategy("train_sampling_strategy", strategy, STRATEGIES)
@@ -132,7 +136,9 @@ def build_train_sampler(
         return SeededRandomSampler(dataset, seed)
     if strategy == "sequential":
         return ResumableSequentialSampler(dataset)
-    lengths = sample_lengths(dataset, length_column_name=length_column_name, model_input_name=model_input_name)
+    lengths = sample_lengths(
+        dataset, length_column_name=length_column_name, model_input_name=model_input_name, num_workers=num_workers
+    )
     if strategy == "group_by_length":
         return LengthGroupedSampler(batch_size_for_grouping, lengths=lengths, seed=seed)
     return BatchRebalanceSampler(
@@ -154,15 +160,21 @@ def build_eval_sampler(
     length_column_name: str | None = None,
     model_input_name: str | None = None,
     seed: int = 0,
+    num_workers: int = 0,
 ) -> Sampler[int] | None:
     """The order in which evaluation sees its data; None for data without a length.
 
-    Grouped by length where training is ("group_by_length"), else as the data lie, whatever the training strategy.
+    Grouped or sorted by length ("group_by_length", "length_sorted"), else as the data lie. Samplers that change the
+    order have an `order`, the sample at each place.
     """
-    _check_strategy("strategy", strategy, STRATEGIES)
+    _check_strategy("strategy", strategy, (*STRATEGIES, "length_sorted"))
     if dataset is None or not has_length(dataset):
         return None
-    if strategy == "group_by_length":
-        lengths = sample_lengths(dataset, length_column_name=length_column_name, model_input_name=model_input_name)
+    if strategy in ("group_by_length", "length_sorted"):
+        lengths = sample_lengths(
+            dataset, length_column_name=length_column_name, model_input_name=model_input_name, num_workers=num_workers
+        )
+        if strategy == "length_sorted":
+            return LengthSortedSampler(lengths)
         return LengthGroupedSampler(batch_size, lengths=lengths, seed=seed)
     return SequentialSampler(dataset)

@@ -3,7 +3,7 @@
 Owns: rows of many batches, in linear time: a batch is kept where it is, and its rows are copied once, into an array
 allocated with the final number of rows and the final padded width. (Appending to a growing array copies up to twice as
 much and holds twice the memory while it grows.) Leaves to others: one pair of batches (`tensors.nested_concat`, whose
-repeated result this equals bit for bit) and other processes.
+repeated result this equals bit for bit), rows beyond the memory budget (`spill`) and other processes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainwright.evaluation.spill import MemoryBudget, RowsFile, place
 from trainwright.evaluation.tensors import Nested, atleast_1d, map_leaves, numpify, rebuild
 from trainwright.names import IGNORE_INDEX
 
@@ -22,97 +23,234 @@ Array = np.ndarray[Any, Any]
 # Below this, batches on a device are joined there and cross in one transfer, which costs a second copy of them there.
 # Above it each batch crosses by itself: the transfers are large enough, and the device holds nothing twice.
 ONE_TRANSFER_BYTES = 64 * 2**20
+ROWS_AT_ONCE = 1024  # that are in memory when a file has to change its dtype, which is rare
+BATCHES_AT_ONCE = 32  # that one call joins; they are held twice until it returns
 
 
 class ArrayBuffer:
-    """The batches of one leaf: tensors on any device, or arrays.
+    """The batches of one leaf: tensors on any device, or arrays; or None in every batch.
 
     The dtype follows `nested_concat`: batches of one width promote, one of another width is cast to the dtype so far.
     """
 
-    def __init__(self, padding_index: int = IGNORE_INDEX) -> None:
+    def __init__(self, padding_index: int = IGNORE_INDEX, budget: MemoryBudget | None = None) -> None:
         self.padding_index = padding_index
-        self._batches: list[Any] = []  # each (rows, width, ...), all tensors or all arrays, of one dtype
-        self._num_on_host = 0  # how many of the first batches `to_host` has seen
+        self.budget = budget
+        if budget is not None:
+            budget.join(self)
+        self._on_device: list[
+            torch.Tensor
+        ] = []  # batches (rows, width, ...) that have not reached the host, the newest
+        self._on_host: list[Any] = []  # batches before them, all tensors or all arrays
+        self._file: RowsFile | None = None  # batches before those, where they are too many for main memory
+        self._is_none = False
+        self._is_tensor = True
+        self._dtype: Any = None  # of all batches; None before the first one
+        self._row_shape: Any = None  # of the last batch: all but its first dimension
         self._width = 0  # widest so far; 0 where leaves have one dimension
+        self.num_rows = 0
 
     def add(self, leaf: Any) -> None:
-        """Append one batch (rows, ...), or a scalar as one row. Raises TypeError or ValueError where it cannot join."""
+        """Append one batch (rows, ...), or a scalar as one row; or None where every batch is None.
+
+        Raises TypeError or ValueError where it cannot join the batches before it.
+        """
+        if not (
+            type(leaf) is torch.Tensor
+            and leaf.ndim
+            and leaf.dtype is self._dtype
+            and leaf.shape[1:] == self._row_shape
+            and not leaf.requires_grad
+        ):
+            leaf = self._checked(leaf)  # rare: the first batch, or one that differs
+            if leaf is None:
+                return
+        if self._is_tensor:
+            if type(leaf) is torch.Tensor and leaf.untyped_storage().nbytes() > leaf.nbytes:
+                leaf = leaf.clone()  # a slice of the logits would keep all of them alive
+            if not leaf.is_cpu:
+                self._on_device.append(leaf)
+                self.num_rows += leaf.shape[0]
+                return
+        if self._on_device:
+            self.to_host()
+        self.num_rows += leaf.shape[0]
+        self._on_host.append(leaf)
+        budget = self.budget
+        if budget is not None:  # `hold`, without a call per batch
+            budget.held_bytes += leaf.nbytes
+            if budget.held_bytes > budget.limit_bytes:
+                budget.write_out()
+
+    def _checked(self, leaf: Any) -> Any:
+        """`leaf` as a tensor or array that fits the batches so far, in their dtype; None for one that adds nothing."""
+        if self._is_none or (leaf is None and self._dtype is None):
+            if leaf is not None:
+                raise TypeError(f"batches differ in structure: None, then a {type(leaf).__name__}. {KEEP_APART}")
+            self._is_none = True
+            return None
         if not isinstance(leaf, (torch.Tensor, np.ndarray)):
             raise TypeError(
                 f"cannot collect a {type(leaf).__name__}; predictions and labels must be tensors, arrays or "
                 "nestings of them. Name other outputs in `ignore_keys`, or set eval_do_concat_batches=False."
             )
         leaf = atleast_1d(leaf.detach() if isinstance(leaf, torch.Tensor) else leaf)
-        if type(leaf) is torch.Tensor and leaf.untyped_storage().nbytes() > leaf.nbytes:
-            leaf = leaf.clone()  # a slice of the logits would keep all of them alive
         width = leaf.shape[1] if leaf.ndim > 1 else 0
-        if self._batches:
+        if self._dtype is None:
+            self._is_tensor, self._dtype = isinstance(leaf, torch.Tensor), leaf.dtype
+        else:
             leaf = self._fit(leaf, width)
+        self._row_shape = leaf.shape[1:]
         self._width = max(self._width, width)
-        self._batches.append(leaf)
+        return leaf
 
     def _fit(self, leaf: Any, width: int) -> Any:
         """`leaf` in the dtype of the batches so far, or those batches in the dtype that both promote to."""
-        first = self._batches[0]
-        if isinstance(first, torch.Tensor) is not isinstance(leaf, torch.Tensor):
-            raise TypeError(f"one batch gave a {type(first).__name__}, a later one a {type(leaf).__name__}.")
-        if first.ndim != leaf.ndim or first.shape[2:] != leaf.shape[2:]:
+        if isinstance(leaf, torch.Tensor) is not self._is_tensor:
+            kinds = ("Tensor", "ndarray") if self._is_tensor else ("ndarray", "Tensor")
+            raise TypeError(f"one batch gave a {kinds[0]}, a later one a {kinds[1]}.")
+        if leaf.ndim != len(self._row_shape) + 1 or leaf.shape[2:] != self._row_shape[1:]:
             raise ValueError(
-                f"a batch of shape {tuple(leaf.shape)} cannot join batches of shape {tuple(first.shape)}: dimensions 0 "
+                f"a batch of shape {tuple(leaf.shape)} cannot join batches of shape (rows, "
+                f"{', '.join(map(str, self._row_shape))}): dimensions 0 "
                 "(samples) and 1 (padded on the right) may differ, others not. "
                 "eval_do_concat_batches=False keeps batches apart."
             )
-        if first.dtype == leaf.dtype:
+        if leaf.dtype == self._dtype:
             return leaf
         if width == self._width:
-            promote: Any = torch.promote_types if isinstance(leaf, torch.Tensor) else np.promote_types
-            dtype = promote(first.dtype, leaf.dtype)
-            if dtype != first.dtype:  # padding is cast with its rows, so pad before the dtype changes
-                self._batches = [_cast(self._join(self._batches), dtype)]
-                self._num_on_host = 0
+            promote: Any = torch.promote_types if self._is_tensor else np.promote_types
+            dtype = promote(self._dtype, leaf.dtype)
+            if dtype != self._dtype:
+                self._recast(dtype)
+        return _cast(leaf, self._dtype)
+
+    def _recast(self, dtype: Any) -> None:
+        """Bring the batches so far into `dtype`. Their padding is cast with them, so they are padded first."""
+        self._dtype = dtype
+        if self._file is not None:
+            self.to_host()
+            self.flush()
+            padded, self._file = self._file.mapped(self._final_row_shape(), self.padding_index), None
+            for start in range(0, len(padded), ROWS_AT_ONCE):
+                rows = np.array(padded[start : start + ROWS_AT_ONCE])
+                self._on_host.append(_cast(torch.from_numpy(rows) if self._is_tensor else rows, dtype))
+                self._hold(self._on_host[-1])
+                self.flush()
+        elif self._on_device and not self._on_host:
+            self._on_device = [_cast(self._joined_on_device(self._on_device), dtype)]
         else:
-            dtype = first.dtype
-        return _cast(leaf, dtype)
+            self.to_host()
+            joined = self._joined(None)
+            self._on_host = [_cast(torch.from_numpy(joined) if self._is_tensor else joined, dtype)]
+            self._hold(self._on_host[0])
+
+    def _hold(self, batch: Any) -> None:
+        if self.budget is not None:
+            self.budget.hold(batch.nbytes)
+
+    def _joined_on_device(self, batches: list[torch.Tensor]) -> torch.Tensor:
+        rows = sum(batch.shape[0] for batch in batches)
+        joined = batches[0].new_empty((rows, *self._final_row_shape()))
+        _copy_all(joined, batches, self.padding_index)
+        return joined
 
     def to_host(self) -> None:
         """Move batches that lie on a device to the host."""
-        new = self._batches[self._num_on_host :]
-        if new and isinstance(new[-1], torch.Tensor) and new[-1].device.type != "cpu":
-            if sum(batch.nbytes for batch in new) <= ONE_TRANSFER_BYTES:
-                new = [self._join(new)]
-            self._batches[self._num_on_host :] = [batch.cpu() for batch in new]
-        self._num_on_host = len(self._batches)
+        moving, self._on_device = self._on_device, []
+        if len(moving) > 1 and sum(batch.nbytes for batch in moving) <= ONE_TRANSFER_BYTES:
+            moving = [self._joined_on_device(moving)]
+        moving.reverse()
+        while moving:
+            self._on_host.append(moving.pop().cpu())
+            self._hold(self._on_host[-1])
 
-    def array(self) -> Array:
-        """All rows, (num_samples, width, ...), on the host; bfloat16 becomes float32. A single batch is not copied."""
+    def flush(self) -> None:
+        """Write the batches in main memory to a file, and forget them."""
+        if not self._on_host:
+            return
+        assert self.budget is not None
+        if self._file is None:
+            self._file = RowsFile(self.budget.directory)
+        self._on_host.reverse()
+        while self._on_host:
+            batch = self._on_host.pop()
+            self._file.write(numpify(batch))
+            self.budget.release(batch.nbytes)
+
+    def array(self, positions: Array | None = None) -> Array | None:
+        """All rows, (num_samples, width, ...), on the host; bfloat16 becomes float32. A single batch is not copied.
+
+        positions: the place of each row among the `len(positions)` rows of the result; rows beyond them are left out.
+        Without it the result has all rows in the order they came in, and more can be added afterwards.
+        """
+        if self._dtype is None:
+            return None
         self.to_host()
-        joined = self._join(self._batches)
-        array: Array = numpify(joined)
-        self._batches = [torch.from_numpy(array) if isinstance(joined, torch.Tensor) else array]
-        self._num_on_host = 1
+        if self._file is not None:
+            self.flush()
+            array = self._file.mapped(self._final_row_shape(), self.padding_index, positions)
+            self._file = None
+        else:
+            array = self._joined(positions)
+        self._on_host = [torch.from_numpy(array) if self._is_tensor else array]
+        self._dtype = self._on_host[0].dtype
+        self.num_rows = len(array)
         return array
 
-    def _join(self, batches: list[Any]) -> Any:
-        """One tensor or array of all `batches`. Empties the list as it copies, so that memory stays flat."""
-        first = batches[0]
+    def _joined(self, positions: Array | None) -> Array:
+        """The batches in main memory as one array. Forgets them as it copies, so that memory stays flat."""
+        batches, self._on_host = self._on_host, []
+        if self.budget is not None:
+            self.budget.release(sum([batch.nbytes for batch in batches]))
+        first = numpify(batches[0])
+        if positions is not None:
+            placed: Array = np.empty((len(positions), *self._final_row_shape()), first.dtype)
+            target, where = (torch.from_numpy(a) if self._is_tensor else a for a in (placed, positions))
+            batches.reverse()
+            start = 0
+            while batches:
+                rows = batches.pop()
+                place(target, _cast(rows, target.dtype), start, self.padding_index, where)
+                start += rows.shape[0]
+            return placed
         if len(batches) == 1:
-            return first
-        shape = (sum(map(len, batches)), *((self._width,) if first.ndim > 1 else ()), *first.shape[2:])
-        is_tensor = isinstance(first, torch.Tensor)
-        joined: Any = first.new_empty(shape) if is_tensor else np.empty(shape, dtype=first.dtype)
-        del first
-        batches.reverse()
-        start = 0
-        while batches:
-            batch = batches.pop()
-            target = joined[start : start + len(batch)]
-            if batch.ndim > 1 and batch.shape[1] < self._width:
-                target[:, batch.shape[1] :] = self.padding_index
-                target = target[:, : batch.shape[1]]
-            target[...] = batch
-            start += len(batch)
+            return first  # type: ignore[no-any-return]
+        # Allocated by NumPy, which asks for huge pages: new memory costs half as much to touch as torch's.
+        joined: Array = np.empty((self.num_rows, *self._final_row_shape()), first.dtype)
+        _copy_all(torch.from_numpy(joined) if self._is_tensor else joined, batches, self.padding_index)
         return joined
+
+    def _final_row_shape(self) -> tuple[int, ...]:
+        return (self._width, *self._row_shape[1:]) if len(self._row_shape) else ()
+
+
+KEEP_APART = "eval_do_concat_batches=False keeps batches apart."
+
+
+def _copy_all(target: Any, batches: list[Any], padding_index: int) -> None:
+    """Fill `target` with the rows of `batches`, all tensors or all arrays, and empty the list on the way."""
+    concatenate: Any = torch.cat if isinstance(target, torch.Tensor) else np.concatenate
+    batches.reverse()
+    start = 0
+    while batches:
+        some = batches[: -BATCHES_AT_ONCE - 1 : -1]
+        del batches[-BATCHES_AT_ONCE:]
+        rows = sum([batch.shape[0] for batch in some])
+        part = target[start : start + rows]
+        start += rows
+        shapes = {batch.shape[1:] for batch in some}
+        if shapes == {part.shape[1:]} and {batch.dtype for batch in some} == {part.dtype}:
+            concatenate(some, out=part)
+            continue
+        row = 0
+        for batch in some:
+            own = part[row : row + batch.shape[0]]
+            row += batch.shape[0]
+            if batch.ndim > 1 and batch.shape[1] < own.shape[1]:
+                own[:, batch.shape[1] :] = padding_index
+                own = own[:, : batch.shape[1]]
+            own[...] = batch
 
 
 def _cast(leaf: Any, dtype: Any) -> Any:
@@ -124,11 +262,15 @@ class EvalLoopContainer:
 
     do_nested_concat: one array per leaf with all samples; False: a list with one entry per batch.
     padding_index: what fills the right of dimension 1 where batches differ in width.
+    budget: bytes beyond which rows go to files; it holds for `do_nested_concat` only.
     """
 
-    def __init__(self, do_nested_concat: bool = True, padding_index: int = IGNORE_INDEX) -> None:
+    def __init__(
+        self, do_nested_concat: bool = True, padding_index: int = IGNORE_INDEX, *, budget: MemoryBudget | None = None
+    ) -> None:
         self.do_nested_concat = do_nested_concat
         self.padding_index = padding_index
+        self.budget = budget
         self._buffers: Nested = None  # an ArrayBuffer per leaf, nested as the first batch was
         self._batches: list[Nested] = []  # of do_nested_concat=False
         self._num_on_host = 0  # how many of `_batches` are arrays already
@@ -146,40 +288,49 @@ class EvalLoopContainer:
             self._batches.append(tensors)
             return
         if self._buffers is None:
-            self._buffers = map_leaves(lambda leaf: ArrayBuffer(self.padding_index), tensors)
-        self._buffers = _add(self._buffers, tensors)
+            self._buffers = map_leaves(lambda leaf: ArrayBuffer(self.padding_index, self.budget), tensors)
+        if type(self._buffers) is ArrayBuffer:
+            self._buffers.add(tensors)
+        else:
+            self._buffers = _add(self._buffers, tensors)
 
     def to_cpu_and_numpy(self) -> None:
         """Move what was added since the last call to the host. Waits for the device."""
         if self.do_nested_concat:
-            map_leaves(lambda buffer: buffer.to_host() if buffer is not None else None, self._buffers)
+            if self._buffers is not None:
+                map_leaves(ArrayBuffer.to_host, self._buffers)
             return
         for index in range(self._num_on_host, len(self._batches)):
             self._batches[index] = map_leaves(numpify, self._batches[index])
         self._num_on_host = len(self._batches)
 
-    def get_arrays(self) -> Nested:
-        """What was added as arrays (without concatenation, a list with an entry per batch); None where nothing was."""
+    def get_arrays(self, positions: Array | None = None, num_rows: int | None = None) -> Nested:
+        """What was added as arrays (without concatenation, a list with an entry per batch); None where nothing was.
+
+        positions: where each row belongs, for leaves that have `num_rows` rows (`ArrayBuffer.array`).
+        """
         if self.do_nested_concat:
-            return map_leaves(lambda buffer: buffer.array() if buffer is not None else None, self._buffers)
+            if self._buffers is None:
+                return None
+            return map_leaves(
+                lambda buffer: buffer.array(positions if buffer.num_rows == num_rows else None), self._buffers
+            )
         self.to_cpu_and_numpy()
         return self._batches or None
 
 
 def _add(buffers: Nested, tensors: Nested) -> Nested:
     """Add each leaf to its buffer. A sequence keeps the length of the shortest, a mapping the keys of the first."""
-    if isinstance(buffers, ArrayBuffer):
-        if tensors is not None or buffers._batches:
-            buffers.add(tensors)
-            return buffers
-        return None  # this output is None in every batch
-    if buffers is None and tensors is None:
-        return None
+    if type(buffers) is ArrayBuffer:
+        buffers.add(tensors)
+        return buffers
     if type(buffers) is not type(tensors):
         kinds = f"a nesting of {type(buffers).__name__}, then of {type(tensors).__name__}"
-        raise TypeError(f"batches differ in structure: {kinds}. eval_do_concat_batches=False keeps batches apart.")
-    if isinstance(buffers, Mapping):
+        raise TypeError(f"batches differ in structure: {kinds}. {KEEP_APART}")
+    if isinstance(buffers, (dict, Mapping)):  # dict first: the check of an abstract class costs calls
         if missing := [key for key in buffers if key not in tensors]:
             raise KeyError(f"a batch lacks the outputs {missing} that the first one had; it has {list(tensors)}.")
-        return type(buffers)({key: _add(buffer, tensors[key]) for key, buffer in buffers.items()})  # type: ignore[call-arg]
-    return rebuild(buffers, [_add(buffer, tensor) for buffer, tensor in zip(buffers, tensors)])
+        joined = {key: _add(buffer, tensors[key]) for key, buffer in buffers.items()}
+        return buffers if joined == dict(buffers) else type(buffers)(joined)  # type: ignore[call-arg]
+    added = [_add(buffer, tensor) for buffer, tensor in zip(buffers, tensors)]
+    return buffers if added == list(buffers) else rebuild(buffers, added)

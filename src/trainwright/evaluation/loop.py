@@ -1,7 +1,8 @@
 """The evaluation loop: predict every batch, keep what was asked for, average the loss, compute metrics.
 
 Owns: the order of these and their meaning; it reads the device once, at the end (and at every `accumulation_steps`).
-Leaves to others: predicting one batch, gathering across processes, joining rows (`buffers`), timing and logging.
+Leaves to others: predicting one batch, gathering across processes, joining rows (`buffers`), averaging (`losses`),
+metrics without rows (`streaming`), timing and logging. A batch costs few calls: `tests/loop/test_evaluation_cost.py`.
 Source: seed 001 (`evaluation_loop` and the arguments about evaluation).
 """
 
@@ -15,7 +16,10 @@ import numpy as np
 import torch
 
 from trainwright.evaluation.buffers import EvalLoopContainer
+from trainwright.evaluation.losses import EvalLosses, per_sample, targets_of, weighted_mean
 from trainwright.evaluation.metrics import prefixed
+from trainwright.evaluation.spill import MemoryBudget
+from trainwright.evaluation.streaming import StreamingMetrics
 from trainwright.evaluation.tensors import Nested, denumpify_detensorize, find_batch_size, nested_truncate
 from trainwright.interop.signatures import accepts
 from trainwright.names import IGNORE_INDEX, closest
@@ -33,6 +37,7 @@ class LoopSettings:
 
     prediction_loss_only: bool = False
     accumulation_steps: int | None = None  # batches between two moves to the host [eval_accumulation_steps]
+    keep_predictions: bool = True  # False: only what metrics need of each batch, while they see it
     concat_batches: bool = True  # False: lists with an entry per batch [eval_do_concat_batches]
     include_inputs: bool = False  # [include_for_metrics]
     include_losses: bool = False  # [include_for_metrics]
@@ -54,6 +59,7 @@ def run_evaluation(
     *,
     predict_batch: Callable[[Any], tuple[torch.Tensor | None, Nested, Nested]],
     compute_metrics: Callable[..., Any] | None = None,
+    streaming: StreamingMetrics | None = None,
     preprocess_logits: Callable[[Nested, Nested], Nested] | None = None,
     gather: Callable[[Nested], Nested] | None = None,
     pad_across_processes: Callable[..., Nested] | None = None,
@@ -62,18 +68,24 @@ def run_evaluation(
     num_samples_expected: int | None = None,
     main_input_name: str = "input_ids",
     prepare_inputs: Callable[[Any], Any] | None = None,
+    order: Callable[[], Any] | None = None,
+    budget: MemoryBudget | None = None,
 ) -> EvalLoopOutput:
     """Evaluate over `dataloader`.
 
     predict_batch: inputs -> (mean loss or None, logits or None, labels or None), on any device.
     compute_metrics: given an EvalPrediction once, where there are predictions and labels; with `batch_metrics` once per
         batch, with compute_result=True on the last one. Must return a dict.
+    streaming: metrics that are given each batch, in place of `compute_metrics`.
     preprocess_logits: (logits, labels) -> what to keep instead of the logits.
     gather: rows of all processes, without the samples that were repeated to make shares equal.
     pad_across_processes: called as (tensors, dim=1, pad_index=-100) before `gather`.
     average_losses: losses (num_samples,), each sample's being the mean of its batch -> loss; instead of `loss_average`.
     num_samples_expected: length of the dataset, where known: what was gathered beyond it is cut off.
     prepare_inputs: moves the inputs that `include_inputs` keeps to the device, which gathering needs.
+    order: asked after the last batch for the sample that each row is (num_samples,), where batches did not come in the
+        order of the dataset: rows are returned in that order. None: they come as they were.
+    budget: main memory that rows may take before they go to files.
 
     Raises ValueError before the first batch for a `compute_metrics` that cannot take compute_result but must, TypeError
     for one that returns no dict.
@@ -88,26 +100,42 @@ def run_evaluation(
             tensors = pad_across_processes(tensors, dim=1, pad_index=IGNORE_INDEX)
         return gather(tensors)
 
-    kept = _Kept(settings.concat_batches)
+    kept = _Kept(settings.concat_batches, budget)
+    keeps_losses_apart = settings.batch_metrics and settings.include_losses
     pending: EvalPrediction | None = None  # with batch_metrics: held back until it is known not to be the last
+    if streaming is not None:
+        streaming.reset()
 
     for step, inputs in enumerate(dataloader, start=1):
         loss, logits, labels = predict_batch(inputs)
-        num_rows = next((n for n in map(find_batch_size, (inputs, labels, logits)) if n is not None), 1)
+        num_rows = _num_rows(inputs, labels, logits)
         losses: Any = None
         if loss is not None:
-            losses, items = _per_sample(loss, inputs, labels, num_rows, settings)
-            if gather is not None:
-                losses, items = gather(torch.stack((losses, items.to(losses.device)), dim=1)).unbind(dim=1)
-            kept.losses.add((losses, items))
+            targets = None
+            if settings.loss_average == "items":
+                targets = targets_of(inputs, labels, settings.label_names, settings.labels_are_shifted)
+            if gather is not None or keeps_losses_apart:
+                losses, items = per_sample(loss, targets, num_rows)
+                if gather is not None:
+                    losses, items = gather(torch.stack((losses, items.to(losses.device)), dim=1)).unbind(dim=1)
+                kept.losses.add_samples(losses, items)
+            else:
+                kept.losses.add_batch(loss, targets, num_rows)
         if settings.prediction_loss_only:
             logits = labels = None
         if logits is not None and preprocess_logits is not None:
             logits = preprocess_logits(logits, labels)
-        logits, labels = across_processes(logits), across_processes(labels)
-        main_inputs = across_processes(_inputs_to_keep(inputs, settings, main_input_name, prepare_inputs))
+        if streaming is not None and logits is not None and labels is not None:
+            streaming.update(logits, labels, across_processes)
+        if settings.keep_predictions or settings.batch_metrics:
+            main_inputs = _inputs_to_keep(inputs, settings, main_input_name, prepare_inputs)
+            if gather is not None:
+                logits, labels = across_processes(logits), across_processes(labels)
+                main_inputs = across_processes(main_inputs)
+        else:
+            logits = labels = main_inputs = None
         if gather is not None:
-            num_rows = next((n for n in map(find_batch_size, (losses, logits, labels)) if n is not None), num_rows)
+            num_rows = _num_rows(losses, logits, labels, otherwise=num_rows)
         kept.num_rows.append(num_rows)
 
         if not settings.batch_metrics:
@@ -121,9 +149,11 @@ def run_evaluation(
         if after_batch is not None:
             after_batch()
 
-    predictions, label_ids, main_inputs, losses, items = kept.arrays(num_samples_expected if gather else None)
+    predictions, label_ids, main_inputs, losses, items = kept.arrays(num_samples_expected if gather else None, order)
     metrics: dict[str, Any] = {}
-    if pending is not None and compute_metrics is not None:
+    if streaming is not None:
+        metrics = streaming.compute()
+    elif pending is not None and compute_metrics is not None:
         metrics = _as_dict(compute_metrics(pending, compute_result=True), "with compute_result=True ")
     elif compute_metrics is not None and predictions is not None and label_ids is not None:
         losses_to_show = kept.per_batch(losses) if settings.include_losses else None
@@ -136,77 +166,81 @@ def run_evaluation(
     return EvalLoopOutput(predictions, label_ids, metrics, num_samples)
 
 
+def _num_rows(*tensors: Nested, otherwise: int = 1) -> int:
+    """The samples of a batch: rows of the first of `tensors` that has rows."""
+    for candidate in tensors:
+        if type(candidate) is torch.Tensor and candidate.ndim:
+            return candidate.shape[0]
+        if type(candidate) is dict:  # what a collator makes; its first column mostly settles it
+            for value in candidate.values():
+                if type(value) is torch.Tensor and value.ndim:
+                    return value.shape[0]
+                break
+        size = find_batch_size(candidate)
+        if size is not None:
+            return size
+    return otherwise
+
+
 class _Kept:
     """What the batches gave, for the end."""
 
-    def __init__(self, concat_batches: bool) -> None:
+    def __init__(self, concat_batches: bool, budget: MemoryBudget | None) -> None:
         self.concat_batches = concat_batches
-        self.rows = [EvalLoopContainer(concat_batches) for _ in range(3)]  # predictions, labels, inputs
-        self.losses = EvalLoopContainer()  # (losses, items), both (num_samples,)
+        self.rows = [EvalLoopContainer(concat_batches, budget=budget) for _ in range(3)]  # predictions, labels, inputs
+        self.losses = EvalLosses()
         self.num_rows: list[int] = []  # of each batch, all processes together
 
-    def add(self, *tensors: Nested) -> None:
-        for container, batch in zip(self.rows, tensors):
-            container.add(batch)
+    def add(self, logits: Nested, labels: Nested, main_inputs: Nested) -> None:
+        predictions, label_ids, inputs = self.rows
+        predictions.add(logits)
+        label_ids.add(labels)
+        inputs.add(main_inputs)
 
     def to_host(self) -> None:
         for container in self.rows:
             container.to_cpu_and_numpy()
 
-    def arrays(self, limit: int | None) -> tuple[Nested, ...]:
-        """Predictions, labels, inputs, losses, items: None where nothing came, at most `limit` samples."""
-        collected = [container.get_arrays() for container in self.rows] + list(self.losses.get_arrays() or (None, None))
+    def arrays(self, limit: int | None, order: Callable[[], Any] | None) -> tuple[Nested, ...]:
+        """Predictions, labels, inputs, losses, items: None where nothing came, at most `limit` samples, in the order of
+        the dataset.
+        """
         num_rows = sum(self.num_rows)
-        if limit is None or num_rows <= limit:
-            return tuple(collected)
+        num_samples = num_rows if limit is None else min(num_rows, limit)
+        sampled = order() if order is not None and self.concat_batches else None
+        positions = None if sampled is None else _places(np.asarray(sampled), num_samples)
+        collected = [container.get_arrays(positions, num_rows) for container in self.rows]
+        losses, items = self.losses.arrays()
+        if positions is not None and losses is not None and items is not None and len(losses) == num_rows:
+            losses, items = _placed(losses, positions), _placed(items, positions)
         # Rows that are no samples, such as one per token, stay as they are.
-        return tuple(nested_truncate(rows, limit) if find_batch_size(rows) == num_rows else rows for rows in collected)
+        return tuple(
+            nested_truncate(rows, num_samples) if num_samples < num_rows and find_batch_size(rows) == num_rows else rows
+            for rows in (*collected, losses, items)
+        )
 
     def per_batch(self, losses: Array | None) -> Any:
         """`losses` (num_samples,), or a list with an array per batch where batches are kept apart."""
         return losses if losses is None or self.concat_batches else np.split(losses, np.cumsum(self.num_rows)[:-1])
 
 
-def weighted_mean(losses: Array, items: Array) -> float:
-    """The mean of `losses` (num_samples,) weighted by `items` (num_samples,), in float64.
+def _places(sampled: Array, num_samples: int) -> Array | None:
+    """Where each of the first `num_samples` rows belongs, if row i is sample `sampled[i]`; None where that is unknown.
 
-    A sample without items takes no part: its batch may have had no target at all, whose mean loss is NaN. Where no
-    sample has any, the plain mean.
+    A loader that drops its last batch leaves samples out; the others close up.
     """
-    taking_part = items > 0
-    if not taking_part.any():
-        return float(losses.mean(dtype=np.float64))
-    return float(np.average(losses[taking_part].astype(np.float64), weights=items[taking_part].astype(np.float64)))
-
-
-def _per_sample(
-    loss: torch.Tensor, inputs: Any, labels: Nested, batch_size: int, settings: LoopSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The batch's mean loss and what it weighs, once per sample: two tensors (batch,), float32, without a host sync."""
-    losses = loss.detach().mean().float().repeat(batch_size)  # a loss per device becomes one
-    items = _count_items(inputs, labels, settings) if settings.loss_average == "items" else None
-    if items is None:
-        return losses, torch.ones(batch_size)
-    if len(items) != batch_size:  # inputs packed into other rows than the labels: spread evenly, the sum is what counts
-        items = (items.sum() / batch_size).repeat(batch_size)
-    return losses, items
-
-
-def _count_items(inputs: Any, labels: Nested, settings: LoopSettings) -> torch.Tensor | None:
-    """How many labels of each sample take part in the loss, (batch,); None where a sample is one item.
-
-    That is so for one label a sample, for labels that are no class indices, and where several labels share one loss.
-    Labels are looked for in the inputs first: they are there even where only the loss was asked for.
-    """
-    if isinstance(inputs, Mapping) or hasattr(inputs, "keys"):
-        present = [inputs[name] for name in settings.label_names if name in inputs]
-        labels = present[0] if len(present) == 1 else (present or labels)
-    if not isinstance(labels, torch.Tensor) or labels.ndim < 2 or labels.is_floating_point():
+    if len(sampled) < num_samples:
         return None
-    if settings.labels_are_shifted:
-        labels = labels[:, 1:]
-    counts: torch.Tensor = (labels != IGNORE_INDEX).flatten(1).sum(dim=1).float()
-    return counts
+    by_sample = np.argsort(sampled[:num_samples], kind="stable")
+    places = np.empty_like(by_sample)
+    places[by_sample] = np.arange(num_samples)
+    return places
+
+
+def _placed(values: Array, places: Array) -> Array:
+    result = np.empty_like(values, shape=places.shape)
+    result[places] = values[: len(places)]
+    return result
 
 
 def _inputs_to_keep(

@@ -20,29 +20,38 @@ def gives_loss(inputs: Mapping[str, Any], label_names: Sequence[str], can_return
     models).
     """
     if label_names:
-        return all(inputs.get(name) is not None for name in label_names)
+        for name in label_names:  # noqa: SIM110  (a generator is a call per label and batch)
+            if inputs.get(name) is None:
+                return False
+        return True
     asked = inputs.get("return_loss")
     return can_return_loss if asked is None else bool(asked)
 
 
 def labels_in(inputs: Mapping[str, Any], label_names: Sequence[str]) -> Any:
     """The labels: None where there are none, the tensor where there is one, else a tuple."""
-    labels = nested_detach(tuple(inputs.get(name) for name in label_names))
-    return None if not labels else labels[0] if len(labels) == 1 else labels
+    if len(label_names) == 1:
+        return _detached(inputs.get(label_names[0]))
+    return tuple(_detached(inputs.get(name)) for name in label_names) or None
 
 
 def predictions_in(outputs: Any, ignore_keys: Sequence[str], holds_loss: bool) -> Any:
     """The predictions among a model's outputs: all but the loss and `ignore_keys`; a tuple where there are several."""
-    values: tuple[Any, ...]
-    if isinstance(outputs, Mapping):
-        ignored = {*ignore_keys, "loss"} if holds_loss else set(ignore_keys)
-        values = tuple(value for key, value in outputs.items() if key not in ignored)
+    if isinstance(outputs, (dict, Mapping)):  # dict first: the check of an abstract class costs calls
+        values = []
+        for key, value in outputs.items():
+            if key not in ignore_keys and not (holds_loss and key == "loss"):
+                values.append(_detached(value))
     elif isinstance(outputs, torch.Tensor):
-        values = (outputs,)
+        values = [_detached(outputs)]
     else:
-        values = tuple(outputs[1:] if holds_loss else outputs)
-    values = nested_detach(values)
-    return values[0] if len(values) == 1 else values
+        values = [_detached(value) for value in (outputs[1:] if holds_loss else outputs)]
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def _detached(value: Any) -> Any:
+    """`value` without its graph; what has none, as under `no_grad`, is not touched."""
+    return value if type(value) is torch.Tensor and not value.requires_grad else nested_detach(value)
 
 
 def ignored_outputs(model: Any) -> list[str]:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from trainwright.interop.loaded import is_peft_model, is_pretrained_model
+from trainwright.techniques.checkpointing import checkpoint_activations
 
 logger = logging.getLogger(__name__)
 
@@ -116,14 +117,35 @@ def spans_devices(model: nn.Module) -> bool:
     return bool(getattr(model, "is_parallelizable", False) and getattr(model, "model_parallel", False))
 
 
+def is_quantised(model: nn.Module) -> bool:
+    """Whether the model says that its weights are quantised; asked of itself or through a peft wrapper."""
+    return bool(getattr(model, "is_quantized", False)) or getattr(model, "quantization_method", None) is not None
+
+
+def quantisation_of(model: nn.Module) -> str:
+    """The name of the method, for messages: "bitsandbytes", "gptq" ..."""
+    method = getattr(model, "quantization_method", None)
+    return str(getattr(method, "value", method)) if method is not None else "an unnamed method"
+
+
 def quantised_without_adapter(model: nn.Module) -> bool:
     """A quantised model whose weights cannot be trained, and that carries no trainable adapter."""
-    if not getattr(model, "is_quantized", False):
+    if not is_quantised(model):
         return False
     quantizer = getattr(model, "hf_quantizer", None)
     if getattr(quantizer, "is_qat_trainable", False):
         return False
     return not (is_peft_model(model) or getattr(model, "_hf_peft_config_loaded", False))
+
+
+def refuses_adapters(model: nn.Module) -> bool:
+    """A quantised model whose method has no backward pass, so that no adapter on it can be trained either."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    return (
+        is_quantised(model)
+        and getattr(quantizer, "is_trainable", True) is False
+        and not getattr(quantizer, "is_qat_trainable", False)
+    )
 
 
 class FlopCounter:
@@ -162,42 +184,30 @@ def prepare_for_training(model: nn.Module, args: Any) -> Callable[[], None]:
     """Gradient checkpointing and `use_cache` as the arguments ask. Returns a function that undoes what was only for
     training.
 
-    Raises ValueError for a model that cannot checkpoint its activations.
+    Raises ValueError for a model whose activations cannot be checkpointed.
     """
-    config = getattr(model, "config", None)
-    cache_before = getattr(config, "use_cache", None)
+    cache_before = [(config, config.use_cache) for config in _configs(model) if hasattr(config, "use_cache")]
+    stop_checkpointing: Callable[[], None] | None = None
     if args.gradient_checkpointing or args.activation_checkpointing:
-        _checkpoint_activations(model, dict(args.gradient_checkpointing_kwargs or {}))
-    if cache_before and not args.use_cache:
-        # Keys and values of past tokens are memory that training never reads.
-        config.use_cache = False  # type: ignore[union-attr]
+        stop_checkpointing = checkpoint_activations(model, dict(args.gradient_checkpointing_kwargs or {}))
+    for config, caches in cache_before:
+        if caches and not args.use_cache:
+            config.use_cache = False  # keys and values of past tokens are memory that training never reads
 
     def restore() -> None:
-        if cache_before is not None:
-            config.use_cache = cache_before  # type: ignore[union-attr]
+        if stop_checkpointing is not None:
+            stop_checkpointing()
+        for config, caches in cache_before:
+            config.use_cache = caches
 
     return restore
 
 
-def _checkpoint_activations(model: nn.Module, kwargs: dict[str, Any]) -> None:
-    """Switch on activation checkpointing. `kwargs` go to torch's `checkpoint`, but for "every_n_layers" and
-    "offload".
-    """
-    of_layers = {name: kwargs.pop(name) for name in ("every_n_layers", "offload") if name in kwargs}
-    newer: Any = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5
-    older: Any = getattr(model, "gradient_checkpointing_enable", None)
-    if newer is not None:
-        newer(activation_checkpointing_kwargs=kwargs or None, **of_layers)
-    elif older is None:
-        raise ValueError(
-            "gradient_checkpointing=True needs a model with gradient_checkpointing_enable(); "
-            f"{type(model).__name__} has "
-            "none. Leave it unset, or wrap the model's layers in torch.utils.checkpoint yourself."
-        )
-    elif of_layers:
-        raise ValueError(f"{list(of_layers)} in gradient_checkpointing_kwargs needs transformers 5 or newer.")
-    else:
-        older(gradient_checkpointing_kwargs=kwargs or None)
+def _configs(model: nn.Module) -> list[Any]:
+    """The config of a model and, of one for several kinds of data, that of its language model."""
+    config: Any = getattr(model, "config", None)
+    text = getattr(config, "get_text_config", lambda: config)()
+    return [config] if text is config else [config, text]
 
 
 def traced(model: nn.Module, inputs: Mapping[str, Any], autocast: contextlib.AbstractContextManager[Any]) -> nn.Module:

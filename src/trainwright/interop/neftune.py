@@ -6,6 +6,7 @@ after. Source: Jain et al. 2023, "NEFTune: Noisy Embeddings Improve Instruction 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ from trainwright.interop.models import base_model_of
 def neftune_post_forward_hook(module: Any, input: Any, output: torch.Tensor) -> torch.Tensor:
     """Add uniform noise in [-a, a] with a = alpha / sqrt(seq * dim), only while training.
 
-    `output`: (batch, seq, dim). `module.neftune_noise_alpha` holds alpha.
+    `output`: (batch, seq, dim), or (batch, dim) of an embedding of whole samples. `module.neftune_noise_alpha` holds
+    alpha.
     """
-    if not module.training:
+    if not module.training or not output.numel():
         return output
-    magnitude = module.neftune_noise_alpha / (output.size(1) * output.size(2)) ** 0.5
+    magnitude = module.neftune_noise_alpha / (output.numel() / output.size(0)) ** 0.5
     return output + torch.zeros_like(output).uniform_(-magnitude, magnitude)
 
 
@@ -39,20 +41,22 @@ def deactivate(model: nn.Module, handle: RemovableHandle) -> None:
 
 
 def input_embedding(model: nn.Module) -> nn.Module:
-    """The embedding of the input tokens: what the model names so, else its only `nn.Embedding`, else its first.
+    """The embedding of the input tokens: what the model names so, else its first `nn.Embedding` or `nn.EmbeddingBag`.
 
-    Raises ValueError for a model without any.
+    Raises ValueError for a model without any, naming the modules it has.
     """
     base = base_model_of(model)
     getter = getattr(base, "get_input_embeddings", None)
     if getter is not None:
-        embedding = getter()
-        if isinstance(embedding, nn.Module):
-            return embedding
+        with contextlib.suppress(NotImplementedError):  # models of images say so
+            embedding = getter()
+            if isinstance(embedding, nn.Module):
+                return embedding
     for module in base.modules():
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             return module
+    there = sorted({type(module).__name__ for module in base.modules() if module is not base})
     raise ValueError(
-        f"neftune_noise_alpha adds noise to token embeddings, but {type(base).__name__} has no nn.Embedding. "
-        "Leave it unset."
+        f"neftune_noise_alpha adds noise to token embeddings, but {type(base).__name__} has no nn.Embedding, only "
+        f"{there}. Leave it unset, or give the model a get_input_embeddings() that returns the module to disturb."
     )

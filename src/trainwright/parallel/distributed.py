@@ -7,6 +7,7 @@ launch), and building the Accelerator.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from trainwright.data.rebalance import BatchRebalanceSampler
+from trainwright.evaluation.tensors import find_batch_size, nested_truncate
 from trainwright.parallel.strategy import Strategy
 
 
@@ -28,6 +30,7 @@ class DistributedStrategy(Strategy):
         self.scaler = accelerator.scaler
         self.num_processes = accelerator.num_processes
         self.process_index = accelerator.process_index
+        self.num_processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.num_processes))
         self.num_batches_at_once = 1 if args.accelerator_config.split_batches else self.num_processes
         self._ddp_kwargs = _ddp_arguments(args)
 
@@ -54,6 +57,14 @@ class DistributedStrategy(Strategy):
 
     def gather_for_metrics(self, value: Any) -> Any:
         return self.accelerator.gather_for_metrics(value)
+
+    def without_repeats(self, value: Any) -> Any:
+        state = self.accelerator.gradient_state
+        num_rows = find_batch_size(value)
+        if num_rows is None or not state.end_of_dataloader or state.remainder <= 0:
+            return value
+        # The last batches lie one behind the other in order of process; beyond `remainder` their samples are repeats.
+        return nested_truncate(value, min(num_rows, max(0, state.remainder - self.process_index * num_rows)))
 
     def pad_across_processes(self, value: Any, dim: int = 1, pad_index: int = -100) -> Any:
         return self.accelerator.pad_across_processes(value, dim=dim, pad_index=pad_index)

@@ -21,6 +21,7 @@ class Strategy:
 
     num_processes = 1
     num_batches_at_once = 1  # loader batches that all processes take together: one each, or one that is split
+    num_processes_here = 1  # on this machine
     process_index = 0
     is_distributed = False
 
@@ -69,10 +70,11 @@ class Strategy:
         if self.scaler is None:
             optimizer.step()
             return True
-        before = self.scaler.get_scale()
+        one = torch.ones((), device=self.device)
+        before = self.scaler.scale(one)  # on the device, so that both scales cost one read and not two
         self.scaler.step(optimizer)
         self.scaler.update()
-        return self.scaler.get_scale() >= before
+        return not bool(self.scaler.scale(one) < before)
 
     # -- talking to the other processes --------------------------------------------------------------------------------
 
@@ -82,6 +84,10 @@ class Strategy:
 
     def gather_for_metrics(self, value: Any) -> Any:
         """Like `gather`, without the samples that were repeated to fill the last batch."""
+        return value
+
+    def without_repeats(self, value: Any) -> Any:
+        """This process's rows of the current batch, without the samples that were repeated to fill the last one."""
         return value
 
     def pad_across_processes(self, value: Any, dim: int = 1, pad_index: int = -100) -> Any:

@@ -191,9 +191,7 @@ def test_settings_are_read_from_json_files(tmp_path):
     assert new(accelerator_config=file).accelerator_config.even_batches is False
 
 
-@pytest.mark.parametrize(
-    ("given", "package"), [({"half_precision_backend": "apex"}, "apex"), ({"mp_parameters": "a=1"}, "smdistributed")]
-)
+@pytest.mark.parametrize(("given", "package"), [({"mp_parameters": "a=1"}, "smdistributed")])
 def test_an_option_that_needs_a_missing_package_names_it(given, package):
     with pytest.raises(ImportError, match=f"pip install {package}"):
         new(**given)

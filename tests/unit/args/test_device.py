@@ -50,12 +50,16 @@ def test_tf32_needs_a_gpu_that_has_it():
         _ = new(tf32=True, use_cpu=True).device
 
 
-def test_tf32_false_asks_for_full_precision():
+def test_float16_runs_on_the_cpu_where_it_is_asked_for_by_name():
+    assert new(fp16=True, half_precision_backend="cpu_amp", use_cpu=True).device.type == "cpu"
+
+
+def test_finding_the_device_leaves_the_precision_of_products_alone():
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
         _ = new(tf32=False, use_cpu=True).device
-        assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -65,8 +65,8 @@ def test_the_warning_points_past_a_subclass_and_replace():
     assert {w.filename for w in caught} == {__file__}
 
 
-def test_a_missing_ipex_is_named():
-    with pytest.warns(FutureWarning), pytest.raises(ImportError, match="pip install intel_extension_for_pytorch"):
+def test_ipex_is_retired_and_what_replaces_it_is_named():
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match=r"use_ipex=True is retired.*torch_compile=True"):
         new(use_ipex=True)
 
 

@@ -143,3 +143,18 @@ def test_the_samples_of_a_loader_are_known_or_nobody_knows(args_of):
     assert from_args.num_samples(loader_of(args_of(), False, dataset=Stream())) is None
     assert from_args.num_samples(loader_of(args_of(dataloader_drop_last=True), False)) is None
     assert from_args.num_samples([1, 2]) is None
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "workers", "expected"), [(1, 2, 2), (4, 2, 2), (8, 2, 4), (5, 2, 3), (8, 0, None)]
+)
+def test_workers_make_a_whole_update_ahead_because_the_loop_takes_one_at_once(
+    make_trainer, accumulation, workers, expected
+):
+    settings = {"gradient_accumulation_steps": accumulation, "dataloader_num_workers": workers}
+    loader = make_trainer(**settings).get_train_dataloader()
+    assert loader.prefetch_factor == expected
+    assert workers == 0 or workers * loader.prefetch_factor >= accumulation
+    if workers:
+        assert make_trainer(dataloader_prefetch_factor=1, **settings).get_train_dataloader().prefetch_factor == 1
+        assert make_trainer(**settings).get_eval_dataloader().prefetch_factor == 2

@@ -244,6 +244,16 @@ def test_the_cache_is_off_for_training_only():
     models.prepare_for_training(nn.Linear(1, 1), training_args())()
 
 
+def test_the_cache_of_a_language_model_inside_another_is_off_too():
+    text = types.SimpleNamespace(use_cache=True)
+    model = nn.Linear(1, 1)
+    model.config = types.SimpleNamespace(get_text_config=lambda: text)
+    restore = models.prepare_for_training(model, training_args())
+    assert text.use_cache is False
+    restore()
+    assert text.use_cache is True
+
+
 def test_checkpointing_gives_the_same_gradients():
     gradients = []
     for switched in (False, True):
@@ -255,27 +265,6 @@ def test_checkpointing_gives_the_same_gradients():
         model(**inputs_for("gpt2")).loss.backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
     torch.testing.assert_close(*gradients)
-
-
-def test_checkpointing_a_model_that_cannot_names_it():
-    with pytest.raises(ValueError, match=r"gradient_checkpointing_enable\(\); Linear has none"):
-        models.prepare_for_training(nn.Linear(1, 1), training_args(gradient_checkpointing=True))
-
-
-def test_options_of_the_newer_releases_are_refused_where_the_model_has_only_the_older_method():
-    class Older(nn.Linear):
-        def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None):
-            self.got = gradient_checkpointing_kwargs
-
-    model = Older(1, 1)
-    models.prepare_for_training(
-        model, training_args(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
-    )
-    assert model.got == {"use_reentrant": True}
-    with pytest.raises(ValueError, match=r"\['every_n_layers'\].*transformers 5"):
-        models.prepare_for_training(
-            model, training_args(gradient_checkpointing=True, gradient_checkpointing_kwargs={"every_n_layers": 2})
-        )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")

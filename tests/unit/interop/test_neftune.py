@@ -51,5 +51,28 @@ def test_the_embedding_is_the_one_the_model_names_or_its_first():
 
 
 def test_a_model_without_embeddings_is_named():
-    with pytest.raises(ValueError, match=r"neftune_noise_alpha.*Linear has no nn\.Embedding.*Leave it unset"):
-        activate(nn.Linear(2, 2), 5.0)
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    words = r"neftune_noise_alpha.*Sequential has no nn\.Embedding, only \['Linear', 'ReLU'\].*get_input_embeddings"
+    with pytest.raises(ValueError, match=words):
+        activate(model, 5.0)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_an_embedding_of_whole_samples_is_a_sequence_of_one(kind):
+    model = nn.Sequential(kind(9, 4), nn.Linear(4, 1)).train()
+    ids = torch.arange(8) if kind is nn.Embedding else torch.arange(16).reshape(8, 2) % 9
+    before = model[0](ids)
+    activate(model, 5.0)
+    torch.manual_seed(0)
+    noise = torch.stack([model[0](ids) - before for _ in range(200)])
+    bound = 5.0 / 4**0.5  # dim 4
+    assert 0.95 * bound < noise.abs().max() <= bound + 1e-6
+
+
+def test_a_model_that_cannot_name_its_embedding_is_searched():
+    class Images(Tokens):
+        def get_input_embeddings(self):
+            raise NotImplementedError
+
+    model = Images()
+    assert input_embedding(model) is model.first

@@ -1,0 +1,331 @@
+"""Measure what the layout of the data costs: padding, tokens per second, time spent waiting for batches.
+
+Owns: lengths, a small decoder, the order of measurements, the tables. Leaves to others: nothing; it runs by itself.
+
+    python benchmarks/data.py                  everything, in about five minutes on two cores
+    python benchmarks/data.py --counts         padding only, exact on any machine, in seconds
+    python benchmarks/data.py --rounds 5       more rounds, where the machine is busy
+
+Padding is counted over a whole epoch. Tokens per second are those of text, without padding, on one thread, and come
+from rounds in which all layouts take turns. Waiting is the share of the time that a loop spends asking its DataLoader
+for batches, taken from torch's own loader, so that it means the same in every loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import importlib
+import importlib.util
+import io
+import itertools
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+PACK, VOCABULARY, WIDTH, NUM_LAYERS, NUM_HEADS = 2048, 256, 128, 2, 4
+SLEEP_S, STEP_S, BATCH = 0.005, 0.04, 8  # of one sample's transform; of one step; samples: 20 ms per batch, two workers
+WARM_UP = 8  # micro-batches that are not measured
+
+
+def lognormal_lengths(num_samples: int, mean: float = 400, spread: float = 500) -> list[int]:
+    """Lengths in tokens with this mean and standard deviation, at most `PACK`."""
+    variance = math.log(1 + (spread / mean) ** 2)
+    drawn = torch.empty(num_samples).log_normal_(
+        math.log(mean) - variance / 2, variance**0.5, generator=torch.Generator().manual_seed(0)
+    )
+    return drawn.long().clamp(1, PACK).tolist()  # type: ignore[no-any-return]
+
+
+class Texts(Dataset[dict[str, list[int]]]):
+    """Samples of the given lengths."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return {"input_ids": [(index + place) % (VOCABULARY - 1) + 1 for place in range(self.lengths[index])]}
+
+
+def pad(samples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """A batch as wide as its longest sample."""
+    rows = [torch.tensor(sample["input_ids"]) for sample in samples]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (batch, longest)
+    return {"input_ids": ids, "labels": ids.masked_fill(ids == 0, -100), "attention_mask": (ids != 0).long()}
+
+
+Attention = Callable[..., torch.Tensor]  # of queries, keys, values (batch, heads, length, width of a head)
+
+
+class Decoder(nn.Module):
+    """A small transformer that notes when it is called, and how many tokens it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.places = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(PACK, WIDTH)
+        self.mix = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(NUM_LAYERS))
+        self.up = nn.ModuleList(nn.Linear(WIDTH, 4 * WIDTH) for _ in range(NUM_LAYERS))
+        self.down = nn.ModuleList(nn.Linear(4 * WIDTH, WIDTH) for _ in range(NUM_LAYERS))
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+        self.calls: list[tuple[float, int]] = []  # (seconds of the processor, tokens) of each forward pass
+
+    def run(self, attend: Attention, positions: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        ids, labels, num_tokens = inputs["input_ids"], inputs["labels"], int(inputs["attention_mask"].sum())
+        self.calls.append((time.process_time(), num_tokens))
+        x = self.embed(ids) + self.places(positions)  # (batch, length, width)
+        for mix, up, down in zip(self.mix, self.up, self.down):
+            query, key, value = mix(x).unflatten(-1, (3 * NUM_HEADS, -1)).transpose(1, 2).chunk(3, dim=1)
+            x = x + attend(query, key, value).transpose(1, 2).flatten(2)
+            x = x + down(torch.relu(up(x)))
+        logits = self.head(x)[:, :-1]
+        return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())}
+
+
+class Padded(Decoder):
+    """Sees what comes before; padding on the right needs no mask."""
+
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        attend = functools.partial(nn.functional.scaled_dot_product_attention, is_causal=True)
+        positions = torch.arange(input_ids.shape[1])
+        return self.run(attend, positions, input_ids=input_ids, labels=labels, attention_mask=attention_mask)
+
+
+class Masked(Decoder):
+    """Packs under a mask over all pairs of places, as sdpa and eager attention take them: most of it is not used."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        seq_idx: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        same = (seq_idx[:, None, :, None] == seq_idx[:, None, None, :]).tril()  # (batch, 1, length, length)
+        attend = functools.partial(nn.functional.scaled_dot_product_attention, attn_mask=same)
+        return self.run(attend, position_ids, input_ids=input_ids, labels=labels, attention_mask=attention_mask)
+
+
+class Divided(Decoder):
+    """Packs by the offsets of their samples, as kernels for variable lengths (flash attention) take them."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        borders = list(itertools.pairwise(cu_seqlens.tolist()))
+
+        def attend(*parts: torch.Tensor) -> torch.Tensor:
+            attention = nn.functional.scaled_dot_product_attention
+            return torch.cat([attention(*(x[:, :, a:b] for x in parts), is_causal=True) for a, b in borders], dim=2)
+
+        return self.run(attend, position_ids, input_ids=input_ids, labels=labels, attention_mask=attention_mask)
+
+
+def layouts(batch_size: int) -> dict[str, tuple[type[Decoder], dict[str, Any]]]:
+    """The model and the arguments of each way to lay out batches of about as many tokens."""
+    num_packs = max(1, round(batch_size * 400 / PACK))
+    packing = {"per_device_train_batch_size": num_packs, "packing": True, "packing_length": PACK}
+    return {
+        "padding": (Padded, {"per_device_train_batch_size": batch_size}),
+        "length grouping": (Padded, {"per_device_train_batch_size": batch_size, "group_by_length": True}),
+        "packing, mask": (Masked, packing),
+        "packing, offsets": (Divided, packing),
+    }
+
+
+def trainer_for(layout: str, batch_size: int, lengths: list[int], directory: str, num_steps: int) -> Any:
+    from trainwright import Trainer, TrainingArguments
+
+    model, arguments = layouts(batch_size)[layout]
+    args = TrainingArguments(
+        directory,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        max_steps=num_steps,
+        logging_steps=1000,
+        **arguments,
+    )
+    return Trainer(model(), args, train_dataset=Texts(lengths), data_collator=None if args.packing else pad)
+
+
+def count_places(batch_size: int, lengths: list[int]) -> dict[str, tuple[int, int]]:
+    """`(places, tokens)` of one epoch in each layout. Reads lengths and orders, and makes no batch."""
+    counts = {}
+    for layout in layouts(batch_size):
+        with tempfile.TemporaryDirectory() as directory:
+            loader = trainer_for(layout, batch_size, lengths, directory, 1).get_train_dataloader()
+        if layout.startswith("packing"):
+            counts[layout] = (len(loader.dataset) * PACK, loader.dataset.plan.num_tokens)
+        else:
+            widths = [[lengths[index] for index in batch] for batch in loader.batch_sampler]
+            counts[layout] = (sum(max(batch) * len(batch) for batch in widths), sum(lengths))
+    return counts
+
+
+def tokens_per_s(layout: str, batch_size: int, lengths: list[int], num_steps: int) -> float:
+    """Tokens of text per second of training, set-up left out. Seconds are those of the processor, on one thread, so
+    that what else runs on the machine does not count."""
+    with tempfile.TemporaryDirectory() as directory, quiet():
+        trainer = trainer_for(layout, batch_size, lengths, directory, num_steps + 1)
+        trainer.train()
+    calls = trainer.model.calls
+    return sum(tokens for _, tokens in calls[:-1]) / (calls[-1][0] - calls[0][0])
+
+
+class Slow(Dataset[dict[str, torch.Tensor]]):
+    """Samples that take `SLEEP_S` to make, as decoding an image does."""
+
+    def __len__(self) -> int:
+        return 100_000
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        time.sleep(SLEEP_S)
+        return {"x": torch.ones(16), "labels": torch.ones(1)}
+
+
+class Waiting(nn.Module):
+    """A step that takes `STEP_S` of a device's time and none of the processor's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 1)
+        self.begun: list[float] = []
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.begun.append(time.perf_counter())
+        time.sleep(STEP_S)
+        return {"loss": (self.linear(x) - labels).pow(2).mean()}
+
+
+@contextlib.contextmanager
+def timed_loaders() -> Iterator[list[tuple[float, float]]]:
+    """`(when, seconds)` of every wait for a batch, in whatever loop asks a torch loader."""
+    waits: list[tuple[float, float]] = []
+    inner = _BaseDataLoaderIter.__next__
+
+    def timed(self: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return inner(self)
+        finally:
+            waits.append((begin, time.perf_counter() - begin))
+
+    _BaseDataLoaderIter.__next__ = timed  # type: ignore[method-assign]
+    try:
+        yield waits
+    finally:
+        _BaseDataLoaderIter.__next__ = inner  # type: ignore[method-assign]
+
+
+def wait_share(package: str, accumulation: int, num_batches: int) -> float:
+    """Share of the time spent waiting for batches: 0 none, 1 all. `package`: "torch" for a bare loop."""
+    model, total = Waiting(), WARM_UP + num_batches
+    with timed_loaders() as waits, quiet():
+        if package == "torch":
+            optimizer = torch.optim.AdamW(model.parameters())
+            for number, batch in enumerate(DataLoader(Slow(), BATCH, shuffle=True, num_workers=2), start=1):
+                (model(**batch)["loss"] / accumulation).backward()
+                if number % accumulation == 0:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                if number == total:
+                    break
+        else:
+            library = importlib.import_module(package)
+            with tempfile.TemporaryDirectory() as directory:
+                args = library.TrainingArguments(
+                    directory,
+                    max_steps=total // accumulation,
+                    gradient_accumulation_steps=accumulation,
+                    per_device_train_batch_size=BATCH,
+                    dataloader_num_workers=2,
+                    logging_steps=1000,
+                    save_strategy="no",
+                    report_to="none",
+                    disable_tqdm=True,
+                    use_cpu=True,
+                )
+                library.Trainer(model, args, train_dataset=Slow()).train()
+    begin, end = model.begun[WARM_UP - 1], model.begun[total - 1]
+    return sum(seconds for when, seconds in waits if begin <= when < end) / (end - begin)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", action="store_true", help="count padding only; measure no time")
+    parser.add_argument("--samples", type=int, default=20_000, help="samples whose padding is counted")
+    parser.add_argument("--steps", type=int, default=6, help="steps of a measurement of tokens per second")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each measurement is taken, in turns")
+    parser.add_argument("--batches", type=int, default=64, help="micro-batches over which waiting is measured")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; lengths lognormal(400, 500), at most {PACK}\n"
+    )
+    print(f"{'batch':>5}  {'layout':<18}{'padding':>8}{'places per token':>18}{'fewer than padding':>20}")
+    for batch_size in (8, 16, 32):
+        counts = count_places(batch_size, lognormal_lengths(options.samples))
+        places, tokens = counts["padding"]
+        for name, (own_places, own_tokens) in counts.items():
+            per_token = own_places / own_tokens
+            saved = places / tokens / per_token
+            print(f"{batch_size:>5}  {name:<18}{1 - own_tokens / own_places:>8.2%}{per_token:>18.3f}{saved:>19.2f}x")
+    if options.counts:
+        return
+
+    print(f"\n{'batch':>5}  {'layout':<18}{'tokens per s':>13}{'of padding':>12}")
+    lengths = lognormal_lengths(2000)
+    for batch_size in (8, 16):
+        names = list(layouts(batch_size))
+        speeds: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(options.rounds):
+            for name in names:
+                num_steps = options.steps * (4 if name != "padding" else 1)  # their steps are shorter
+                speeds[name].append(tokens_per_s(name, batch_size, lengths, num_steps))
+        for name in names:
+            ratio = statistics.median(own / padded for own, padded in zip(speeds[name], speeds["padding"]))
+            print(f"{batch_size:>5}  {name:<18}{statistics.median(speeds[name]):>13,.0f}{ratio:>11.2f}x")
+
+    print(f"\nWaiting for data: {1000 * SLEEP_S:.0f} ms per sample, {BATCH} samples per batch, 2 workers,", end=" ")
+    print(f"{1000 * STEP_S:.0f} ms per step")
+    print(f"{'accumulation':>12}  {'loop':<16}{'share of time':>14}")
+    for accumulation in (1, 8):
+        for package in ("torch", "transformers", "trainwright"):
+            if importlib.util.find_spec(package) is None:
+                print(f"{accumulation:>12}  {package:<16}{'not installed':>14}")
+                continue
+            share = statistics.median(wait_share(package, accumulation, options.batches) for _ in range(options.rounds))
+            print(f"{accumulation:>12}  {'bare ' * (package == 'torch') + package:<16}{share:>14.2%}")
+
+
+if __name__ == "__main__":
+    main()

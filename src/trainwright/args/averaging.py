@@ -1,0 +1,38 @@
+"""An average of the weights beside them.
+
+Owns: the fields and their ranges. Leaves to others: the average itself (`techniques/averaging.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainwright.args.checks import check_number
+from trainwright.args.options import option
+from trainwright.args.run import RunArguments
+
+
+@dataclass
+class AveragingArguments(RunArguments):
+    """An exponential moving average of the weights (EMA)."""
+
+    ema_decay: float | None = option(
+        None,
+        "Keep an exponential moving average of the trainable weights with this decay, 0 to below 1 (0.999: over about "
+        "1000 updates). Costs a copy of those weights. Checkpoints hold it as ema.safetensors. None: no average.",
+    )
+    ema_start_step: int = option(
+        0, "Step after which the average begins, as a copy of the weights. 0: before the first."
+    )
+    ema_update_steps: int = option(1, "Steps between two updates of the average.")
+    ema_eval: bool = option(
+        True,
+        "Judge and hand out the average: evaluate(), predict(), the best checkpoint, save_model() and push_to_hub() "
+        "use it. False: they use the trained weights, and the average lies only in ema.safetensors. A checkpoint's "
+        "model file always holds the trained weights, since the run goes on from them.",
+    )
+
+    def _settle_averaging(self) -> None:
+        check_number(self, "ema_decay", 0, 1, below=True, optional=True, hint="None keeps no average.")
+        check_number(self, "ema_start_step", 0, whole=True)
+        check_number(self, "ema_update_steps", 1, whole=True)

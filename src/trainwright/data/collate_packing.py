@@ -1,0 +1,98 @@
+"""Batches of packs: full sequences, in which every sample keeps its own positions and sees only itself.
+
+Owns: `DataCollatorForPacking`. Leaves to others: choosing the samples of a pack (packing), what a model needs to keep
+them apart (interop/packed_attention), the mask over pairs of tokens, which is made on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainwright.data.collate_base import Array
+from trainwright.names import IGNORE_INDEX
+
+ROWS = ("position_ids", "attention_mask", "seq_idx")
+OFFSETS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "cu_seqlens", "max_seqlen")
+
+
+class DataCollatorForPacking:
+    """Lays packs out as sequences of exactly `packing_length` tokens; the few places that stay free are padded.
+
+    A pack is a list of samples: dicts of `input_ids` and, where they differ, `labels`, arrays `(num_tokens,)`. `names`:
+    what a batch holds beside both of them.
+
+    - `position_ids`, int64: from 0 in every sample, and 0 for padding, so that none lies beyond the model's table.
+    - `attention_mask`, int64: 1 for tokens, 0 for padding.
+    - `seq_idx`, int32: number of the sample in its pack, from 0; padding has a number of its own.
+    - `cu_seq_lens_q`, `cu_seq_lens_k`, `cu_seqlens`: int32 `(num_samples + 1,)`, offsets of all samples of the batch;
+      `max_length_q`, `max_length_k`, `max_seqlen`: int, the longest. With any of them the batch is one row.
+
+    Shapes are `(num_packs, packing_length)`, or `(1, num_packs * packing_length)` where the batch is one row, as
+    attention over variable lengths takes it. The label of each sample's first token is -100, so that no token is
+    predicted from another sample's; so are padding and tokens equal to `ignored_label`.
+    """
+
+    def __init__(
+        self,
+        packing_length: int,
+        names: Iterable[str] = ROWS,
+        *,
+        pad_token_id: int = 0,
+        copies_labels: bool = False,
+        ignored_label: int | None = None,
+    ) -> None:
+        self.packing_length = packing_length
+        self.names = tuple(names)
+        self.pad_token_id = pad_token_id
+        self.copies_labels = copies_labels  # labels are the tokens, even where a sample has others
+        self.ignored_label = ignored_label
+        self.is_one_row = any(name in OFFSETS for name in self.names)
+
+    def __call__(self, packs: list[list[dict[str, Any]]]) -> dict[str, Any]:
+        shape = (len(packs), self.packing_length)
+        tokens = np.full(shape, self.pad_token_id, dtype=np.int64)
+        labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+        positions = np.zeros(shape, dtype=np.int64)
+        mask = np.zeros(shape, dtype=np.int64)
+        numbers = np.zeros(shape, dtype=np.int32)
+        sizes: list[int] = []
+        for row, pack in enumerate(packs):
+            begin = 0
+            for number, sample in enumerate(pack):
+                ids = sample["input_ids"]
+                end = begin + len(ids)
+                tokens[row, begin:end] = ids
+                labels[row, begin:end] = self._labels(sample)
+                labels[row, begin] = IGNORE_INDEX
+                positions[row, begin:end] = np.arange(len(ids))
+                numbers[row, begin:end] = number
+                sizes.append(len(ids))
+                begin = end
+            mask[row, :begin] = 1
+            free = self.packing_length - begin
+            if free:
+                numbers[row, begin:] = len(pack)
+                sizes.append(free)
+        batch: dict[str, Array] = {"input_ids": tokens, "labels": labels}
+        rows: dict[str, Array] = {"position_ids": positions, "attention_mask": mask, "seq_idx": numbers}
+        batch.update({name: values for name, values in rows.items() if name in self.names})
+        result: dict[str, Any] = {name: self._tensor(values) for name, values in batch.items()}
+        offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))  # (num_samples + 1,)
+        for name in OFFSETS:
+            if name in self.names:
+                result[name] = max(sizes) if name.startswith("max_") else offsets
+        return result
+
+    def _labels(self, sample: dict[str, Any]) -> Array:
+        labels: Array = sample["input_ids" if self.copies_labels or "labels" not in sample else "labels"]
+        if self.ignored_label is None:
+            return labels
+        return np.where(labels == self.ignored_label, IGNORE_INDEX, labels)
+
+    def _tensor(self, values: Array) -> torch.Tensor:
+        tensor = torch.from_numpy(values)  # (num_packs, packing_length)
+        return tensor.reshape(1, -1) if self.is_one_row else tensor

@@ -1,0 +1,185 @@
+"""Metrics that see each batch and keep none: what may be passed as `compute_metrics` besides a function.
+
+Owns: recognising such objects (ours, those of torchmetrics, anything with update/compute/reset or with
+add_batch/compute), their names, and one interface over them. Leaves to others: what they measure (`trainwright.metrics`
+and the libraries), the loop.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from trainwright.evaluation.tensors import Nested, find_batch_size, nested_numpify
+from trainwright.interop.loaded import is_instance_of
+from trainwright.metrics import StreamingMetric
+
+ToAll = Callable[[Nested], Nested]  # rows of all processes
+
+
+def is_streaming(metric: Any) -> bool:
+    """Whether `metric` is counted batch by batch instead of being called with all predictions."""
+    if isinstance(metric, (dict, list, tuple)):
+        return any(is_streaming(one) for one in (metric.values() if isinstance(metric, dict) else metric))
+    if isinstance(metric, type) or not callable(getattr(metric, "compute", None)):
+        return False
+    if callable(getattr(metric, "update", None)) and callable(getattr(metric, "reset", None)):
+        # A function object for batch_eval_metrics may have methods of these names for itself.
+        return not (callable(metric) and _takes_compute_result(metric))
+    return callable(getattr(metric, "add_batch", None))
+
+
+def is_streaming_class(class_: type) -> bool:
+    """Whether instances of `class_` would be streaming metrics, so that the class itself was passed by mistake."""
+    return all(callable(getattr(class_, name, None)) for name in ("update", "compute", "reset"))
+
+
+def _takes_compute_result(metric: Any) -> bool:
+    try:
+        return "compute_result" in inspect.signature(metric).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+class StreamingMetrics:
+    """All metrics of an evaluation.
+
+    metrics: one metric, a list of them, or a dict by name. device: where predictions lie. labels_are_shifted: position
+    t predicts label t + 1; metrics that were not told otherwise then compare so. sum_over_processes, without_repeats:
+    for several processes, `Strategy.sum` and `Strategy.without_repeats`.
+
+    Raises TypeError for an entry that is no such metric, ValueError for two of one name.
+    """
+
+    def __init__(
+        self,
+        metrics: Any,
+        *,
+        device: torch.device | None = None,
+        labels_are_shifted: bool = False,
+        sum_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        without_repeats: Callable[[Nested], Nested] | None = None,
+    ) -> None:
+        self.labels_are_shifted = labels_are_shifted
+        self.sum_over_processes = sum_over_processes
+        self.without_repeats = without_repeats
+        self.metrics = named_metrics(metrics)
+        self.num_batches = 0
+        # Ours and torchmetrics' are added up over processes at the end; others are given the rows of all.
+        self._own_rows = {name: metric for name, metric in self.metrics.items() if _adds_up(metric)}
+        self._all_rows = {name: metric for name, metric in self.metrics.items() if not _adds_up(metric)}
+        if device is not None:
+            for metric in self.metrics.values():
+                if _is_torchmetrics(metric):
+                    metric.to(device)
+
+    def reset(self) -> None:
+        """Begin an evaluation."""
+        self.num_batches = 0
+        for metric in self.metrics.values():
+            if hasattr(metric, "reset"):
+                metric.reset()
+
+    def update(self, predictions: Nested, labels: Nested, to_all: ToAll) -> None:
+        """Count one batch of this process; `to_all` gathers rows for the metrics that cannot be added up."""
+        self.num_batches += 1
+        if self._own_rows:
+            own_predictions, own_labels = predictions, labels
+            if self.without_repeats is not None:
+                own_predictions, own_labels = self.without_repeats((predictions, labels))
+            for metric in self._own_rows.values():
+                if self.labels_are_shifted and getattr(metric, "shift_labels", False) is None:
+                    metric.update(*shifted(own_predictions, own_labels))
+                elif isinstance(metric, StreamingMetric) or find_batch_size(own_predictions) != 0:
+                    metric.update(own_predictions, own_labels)  # others need not take a batch of repeats only
+        if self._all_rows:
+            predictions, labels = to_all(predictions), to_all(labels)
+            for metric in self._all_rows.values():
+                if hasattr(metric, "update"):
+                    metric.update(predictions, labels)
+                else:
+                    metric.add_batch(predictions=nested_numpify(predictions), references=nested_numpify(labels))
+
+    def compute(self) -> dict[str, Any]:
+        """The metrics of all batches, by name; empty where no batch had predictions and labels."""
+        if self.num_batches == 0:
+            return {}
+        results: dict[str, Any] = {}
+        for name, metric in self.metrics.items():
+            ours = isinstance(metric, StreamingMetric)
+            value = metric.compute(self.sum_over_processes) if ours else metric.compute()
+            for key, number in _numbers(name, value):
+                if key in results:
+                    raise ValueError(f"compute_metrics gives {key!r} twice. Pass a dict that names each metric.")
+                results[key] = number
+        return results
+
+
+def shifted(predictions: Any, labels: Any) -> tuple[Any, Any]:
+    """Predictions over the labels they are for, where position t predicts label t + 1; unchanged if no sequences."""
+    both = isinstance(predictions, torch.Tensor) and isinstance(labels, torch.Tensor)
+    if both and labels.ndim >= 2 and predictions.shape[:2] == labels.shape[:2]:
+        return predictions[:, :-1], labels[:, 1:]
+    return predictions, labels
+
+
+def named_metrics(metrics: Any) -> dict[str, Any]:
+    """Every metric by its name: the key of a dict, else its own, else that of its class in snake case.
+
+    A collection, which names its results itself, has the empty name where it was not given one.
+    """
+    if isinstance(metrics, dict):
+        pairs = list(metrics.items())
+    else:
+        each = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+        pairs = [(_name_of(metric), metric) for metric in each]
+    named: dict[str, Any] = {}
+    for name, metric in pairs:
+        if isinstance(metric, (dict, list, tuple)) or not is_streaming(metric):
+            raise TypeError(
+                f"compute_metrics holds {metric!r}, which is no streaming metric: it needs the methods update, compute "
+                "and reset. A function of all predictions is passed alone: compute_metrics=function."
+            )
+        if name in named:
+            raise ValueError(
+                f"compute_metrics has two metrics named {name!r}. Pass a dict that names each, or name= to one of them."
+            )
+        named[name] = metric
+    return named
+
+
+def _name_of(metric: Any) -> str:
+    if is_instance_of(metric, "torchmetrics", "MetricCollection"):
+        return ""
+    name = getattr(metric, "name", None)
+    if isinstance(name, str) and name:
+        return name
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(metric).__name__)
+    return words.lower()
+
+
+def _numbers(name: str, value: Any) -> list[tuple[str, Any]]:
+    """What a metric computed as pairs of key and number: a number, a dict of them, or one per class."""
+    if isinstance(value, Mapping):
+        keys = ((f"{name}_{key}" if name and key != name else str(key), number) for key, number in value.items())
+        return [pair for key, number in keys for pair in _numbers(key, number)]
+    if hasattr(value, "ndim") and value.ndim == 1 and len(value) > 1:
+        return [(f"{name}_{index}", number) for index, number in enumerate(value)]
+    if getattr(value, "ndim", 0) > 1:
+        raise TypeError(
+            f"The metric {name!r} computed a table of shape {tuple(value.shape)}, which cannot be logged. Choose an "
+            "average in the metric, or compute it in a function passed as compute_metrics."
+        )
+    return [(name, value)]
+
+
+def _is_torchmetrics(metric: Any) -> bool:
+    return is_instance_of(metric, "torchmetrics", "Metric", "MetricCollection")
+
+
+def _adds_up(metric: Any) -> bool:
+    return isinstance(metric, StreamingMetric) or _is_torchmetrics(metric)

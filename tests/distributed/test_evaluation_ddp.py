@@ -1,0 +1,156 @@
+"""Two gloo processes evaluate to what one does: sorted by length, streamed, and beyond the memory budget."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+NUM_SAMPLES, NUM_CLASSES, IGNORED = 21, 4, -100  # of two processes and batches of 2, the last is partly repeated
+
+
+class Tagger(nn.Module):
+    """A class for each token, from the token alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(50, NUM_CLASSES)
+        self.num_positions = 0
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.num_positions += input_ids.numel()
+        logits = self.embedding(input_ids)  # (batch, seq, classes)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        return {"loss": loss, "logits": logits}
+
+
+def samples() -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(2, 12, (NUM_SAMPLES,), generator=generator)
+    rows = [torch.randint(1, 50, (int(length),), generator=generator) for length in lengths]
+    return [{"input_ids": row, "labels": row * 7 % NUM_CLASSES} for row in rows]
+
+
+def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    pad = nn.utils.rnn.pad_sequence
+    return {
+        "input_ids": pad([row["input_ids"] for row in rows], batch_first=True),
+        "labels": pad([row["labels"] for row in rows], batch_first=True, padding_value=IGNORED),
+    }
+
+
+class Rows:
+    """Any object with update, compute and reset: it cannot be added up, so every process gives it all rows."""
+
+    def update(self, predictions: torch.Tensor, labels: torch.Tensor) -> None:
+        self.num_rows += len(labels)
+
+    def compute(self) -> int:
+        return self.num_rows
+
+    def reset(self) -> None:
+        self.num_rows = 0
+
+
+def streamed_metrics() -> dict[str, Any]:
+    from trainwright.metrics import AUROC, F1, Accuracy, Perplexity, Sum
+
+    metrics = {
+        "accuracy": Accuracy(), "perplexity": Perplexity(), "f1": F1(), "auroc": AUROC(64), "rows": Rows(),
+        "labels": Sum(lambda predictions, labels: labels),
+    }  # fmt: skip
+    try:
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
+    except ImportError:
+        return metrics
+    options = {"num_classes": NUM_CLASSES, "average": "micro", "ignore_index": IGNORED}
+    of_tokens = {"accuracy_tm": MulticlassAccuracy(**options), "counts_tm": MulticlassStatScores(**options)}
+    for metric in of_tokens.values():  # it wants the classes in dimension 1
+        metric.update = lambda logits, labels, update=metric.update: update(logits.argmax(-1), labels)
+    return {**metrics, **of_tokens}
+
+
+def results(folder: Path) -> dict[str, Any]:
+    from trainwright import Trainer, TrainingArguments
+
+    def trainer(compute_metrics: Any = None, **arguments: Any) -> Any:
+        args = TrainingArguments(
+            str(folder / "out"),
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+            per_device_eval_batch_size=2,
+            **arguments,
+        )
+        return Trainer(Tagger(), args, data_collator=collate, compute_metrics=compute_metrics)
+
+    found: dict[str, Any] = {}
+    for order in ("sequential", "group_by_length", "length_sorted"):
+        for budget in (None, 1e-7):
+            one = trainer(eval_sampling_strategy=order, eval_memory_budget_gib=budget)
+            output = one.predict(samples())
+            # Behind a sample's tokens stand the logits of the padding, as far as its batch was padded.
+            logits = np.where(output.label_ids[..., None] == IGNORED, 0, output.predictions)
+            found[f"{order} {budget}"] = (
+                logits, np.array(output.label_ids), output.metrics["test_loss"],
+                one.model.num_positions, isinstance(output.label_ids, np.memmap),
+            )  # fmt: skip
+    metrics = trainer(streamed_metrics(), eval_sampling_strategy="length_sorted").evaluate(samples())
+    found["streamed"] = {k: v for k, v in metrics.items() if not k.endswith(("runtime", "per_second"))}
+    return found
+
+
+def on_each_rank(rank: int, folder: str, port: int) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )  # fmt: skip
+    torch.save(results(Path(folder)), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What one process found, then what each of two found."""
+    pytest.importorskip("accelerate")
+    folder = tmp_path_factory.mktemp("ddp")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(on_each_rank, args=(str(folder), port), nprocs=2)
+    return [results(folder), *(torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2))]
+
+
+def test_rows_come_back_in_the_order_of_the_data_set_whatever_the_order_and_the_budget(
+    runs: list[dict[str, Any]],
+) -> None:
+    logits, labels, loss, _, _ = runs[0]["sequential None"]
+    for run in runs:
+        for name, found in run.items():
+            if name == "streamed":
+                continue
+            assert np.array_equal(found[0], logits) and np.array_equal(found[1], labels), name
+            # The repeated samples of the last batch are in its mean loss and in no count.
+            assert found[2] == pytest.approx(loss, rel=0.05)
+            assert found[4] == name.endswith("1e-07")
+
+
+def test_sorted_processes_compute_less_padding(runs: list[dict[str, Any]]) -> None:
+    computed = {name: runs[1][name][3] + runs[2][name][3] for name in ("sequential None", "length_sorted None")}
+    assert computed["length_sorted None"] < computed["sequential None"]  # although it repeats the longest to fill up
+
+
+def test_streamed_metrics_are_summed_over_processes_without_the_repeated_samples(runs: list[dict[str, Any]]) -> None:
+    alone, *both = (run["streamed"] for run in runs)
+    assert alone["eval_rows"] == NUM_SAMPLES
+    for found in both:
+        assert found.pop("eval_loss") == pytest.approx(alone["eval_loss"], rel=0.05)
+        assert found == pytest.approx({key: value for key, value in alone.items() if key != "eval_loss"}, rel=1e-9)

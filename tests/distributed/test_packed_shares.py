@@ -1,0 +1,122 @@
+"""Two processes share out the packs, and learn from them what one process does with the same global batch.
+
+The file is both sides: pytest runs each scenario in one process, and starts itself once under torchrun for two.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytestmark = pytest.mark.slow
+
+GLOBAL_BATCH, PACK = 4, 16  # packs per micro-batch over all processes; tokens per pack
+LENGTHS = [5, 9, 3, 12, 7, 2, 16, 4, 8, 1, 6, 11, 10, 14, 13, 15] * 2  # fill 17 packs
+
+
+class Model(nn.Module):
+    """Predicts the next token from the mean of those of its sample so far; notes the rows it was given."""
+
+    accepts_loss_kwargs = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(64, 8), nn.Linear(8, 64)
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, seq_idx: torch.Tensor, num_items_in_batch: Any = None
+    ) -> dict[str, Any]:
+        if self.training:  # not what is tried before the first step
+            self.seen += map(tuple, input_ids.tolist())
+        same = (seq_idx[:, :, None] == seq_idx[:, None, :]).tril().float()  # (packs, length, length)
+        logits = self.head(same @ self.embed(input_ids) / same.sum(-1, keepdim=True))
+        kind = "mean" if num_items_in_batch is None else "sum"
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=kind)
+        return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch}
+
+
+def train(output_dir: Path, **arguments: Any) -> dict[str, Any]:
+    from trainwright import Trainer, TrainingArguments
+
+    generator = torch.Generator().manual_seed(0)
+    data = [{"input_ids": torch.randint(1, 64, (length,), generator=generator)} for length in LENGTHS]
+    args = TrainingArguments(
+        str(output_dir),
+        per_device_train_batch_size=GLOBAL_BATCH // int(os.environ.get("WORLD_SIZE", "1")),
+        packing=True,
+        packing_length=PACK,
+        dataloader_drop_last=True,  # so that no pack is given out twice to fill the last round
+        num_train_epochs=2,
+        optim="sgd",
+        learning_rate=0.5,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        **arguments,
+    )
+    trainer = Trainer(Model(), args, train_dataset=data)
+    trainer.train()
+    return {
+        "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
+        "weights": [parameter.detach().clone() for parameter in trainer.model.parameters()],
+        "seen": trainer.model.seen,
+    }
+
+
+def scenarios(folder: Path) -> dict[str, Any]:
+    return {str(number): train(folder, gradient_accumulation_steps=number) for number in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Those of one process, and those of each of two."""
+    folder = tmp_path_factory.mktemp("two")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        __file__,
+        str(folder),
+    ]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-6000:]
+    two = [torch.load(folder / f"results-{rank}.pt", weights_only=False) for rank in range(2)]
+    return scenarios(tmp_path_factory.mktemp("one")), two
+
+
+@pytest.mark.parametrize("accumulation", ["1", "2"])
+def test_two_processes_learn_from_packs_what_one_does(results, accumulation):
+    one, two = results[0][accumulation], [of_rank[accumulation] for of_rank in results[1]]
+    assert two[0]["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    for weight, first, second in zip(one["weights"], two[0]["weights"], two[1]["weights"]):
+        assert torch.equal(first, second)
+        assert torch.allclose(first, weight, atol=1e-5)
+
+
+@pytest.mark.parametrize("accumulation", ["1", "2"])
+def test_each_pack_goes_to_one_process(results, accumulation):
+    one, two = results[0][accumulation], [of_rank[accumulation] for of_rank in results[1]]
+    assert len(one["seen"]) == 2 * 16  # of 17 packs the last one of each epoch is dropped
+    assert sorted(two[0]["seen"] + two[1]["seen"]) == sorted(one["seen"])
+    for epoch in (slice(0, 8), slice(8, 16)):
+        assert not set(two[0]["seen"][epoch]) & set(two[1]["seen"][epoch])
+
+
+if __name__ == "__main__":
+    directory = Path(sys.argv[1])
+    torch.save(scenarios(directory / "out"), directory / f"results-{os.environ['RANK']}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
