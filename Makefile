@@ -38,8 +38,8 @@ format: .venv/installed ## rewrite the code in the project's format
 docs: .venv/installed ## write the page of all arguments from their help texts
 	$(BIN)/python docs/generate_arguments.py
 
-bench: .venv/installed ## cost of a training step, side by side with other trainers
-	$(OFFLINE) $(BIN)/python benchmarks/step_overhead.py $(ARGS)
+bench: .venv/installed $(OLDER)/installed ## all benchmarks, side by side with other trainers (ARGS=--quick: some minutes)
+	@$(OFFLINE) $(BIN)/python benchmarks/bench.py $(ARGS)
 
 clean: ## remove what make made
 	rm -rf .venv $(OLDER) demo-output .pytest_cache .mypy_cache .ruff_cache

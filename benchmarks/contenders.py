@@ -30,6 +30,7 @@ class Contender:
     package: str  # what must be installed
     run: Run
     micro_batches: int = 1  # per step
+    variant: str = ""  # what else is different about the work: compared with the bare loop of the same variant
 
     @property
     def is_installed(self) -> bool:
@@ -40,7 +41,7 @@ class Contender:
         return version(self.package)
 
 
-def bare(accumulation: int = 1) -> Run:
+def bare(accumulation: int = 1, bf16: bool = False, max_grad_norm: float = toy.MAX_GRAD_NORM) -> Run:
     """What a careful user writes without a framework: no progress bar, one read per log line."""
 
     def run(collator: Any, num_steps: int, cpu: bool) -> None:
@@ -53,14 +54,20 @@ def bare(accumulation: int = 1) -> Run:
         for index, batch in enumerate(_loader(collator, num_steps * accumulation), start=1):
             if device.type != "cpu":
                 batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-            loss = model(**batch)["loss"]
+            if bf16:
+                with torch.autocast(device.type, dtype=torch.bfloat16):
+                    loss = model(**batch)["loss"]
+            else:
+                loss = model(**batch)["loss"]
             if accumulation > 1:
                 loss = loss / accumulation
             loss.backward()
             losses.append(loss.detach())
             if index % accumulation != 0:
                 continue
-            norm = torch.nn.utils.clip_grad_norm_(parameters, toy.MAX_GRAD_NORM)
+            norm = torch.zeros(())
+            if max_grad_norm:
+                norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -103,27 +110,28 @@ def with_accelerate(collator: Any, num_steps: int, cpu: bool) -> None:
             break
 
 
-def with_trainer(package: str, accumulation: int = 1) -> Run:
-    """`Trainer` of `package`, ours or the reference, with its default callbacks and progress bar."""
+def with_trainer(package: str, accumulation: int = 1, **more: Any) -> Run:
+    """`Trainer` of `package`, ours or the reference, with its default callbacks, progress bar and `more` arguments."""
 
     def run(collator: Any, num_steps: int, cpu: bool) -> None:
         library = importlib.import_module(package)
         with tempfile.TemporaryDirectory() as directory:
-            arguments = library.TrainingArguments(
-                output_dir=directory,
-                max_steps=num_steps,
-                per_device_train_batch_size=toy.BATCH_SIZE,
-                gradient_accumulation_steps=accumulation,
-                learning_rate=toy.LEARNING_RATE,
-                weight_decay=toy.WEIGHT_DECAY,
-                max_grad_norm=toy.MAX_GRAD_NORM,
-                optim="adamw_torch",
-                logging_steps=toy.LOGGING_STEPS,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=False,
-                use_cpu=cpu,
-            )
+            values: dict[str, Any] = {
+                "output_dir": directory,
+                "max_steps": num_steps,
+                "per_device_train_batch_size": toy.BATCH_SIZE,
+                "gradient_accumulation_steps": accumulation,
+                "learning_rate": toy.LEARNING_RATE,
+                "weight_decay": toy.WEIGHT_DECAY,
+                "max_grad_norm": toy.MAX_GRAD_NORM,
+                "optim": "adamw_torch",
+                "logging_steps": toy.LOGGING_STEPS,
+                "save_strategy": "no",
+                "report_to": "none",
+                "disable_tqdm": False,
+                "use_cpu": cpu,
+            }
+            arguments = library.TrainingArguments(**{**values, **more})
             trainer = library.Trainer(
                 model=toy.ToyModel(),
                 args=arguments,
@@ -182,4 +190,17 @@ CONTENDERS = [
     Contender("bare loop, accumulation 4", "torch", bare(4), micro_batches=4),
     Contender("transformers, accumulation 4", "transformers", with_trainer("transformers", 4), micro_batches=4),
     Contender("trainwright, accumulation 4", "trainwright", with_trainer("trainwright", 4), micro_batches=4),
+    Contender("bare loop, bf16", "torch", bare(bf16=True), variant="bf16"),
+    Contender("transformers, bf16", "transformers", with_trainer("transformers", bf16=True), variant="bf16"),
+    Contender("trainwright, bf16", "trainwright", with_trainer("trainwright", bf16=True), variant="bf16"),
+    Contender("bare loop, no clipping", "torch", bare(max_grad_norm=0.0), variant="no clipping"),
+    Contender(
+        "transformers, no clipping",
+        "transformers",
+        with_trainer("transformers", max_grad_norm=0.0),
+        variant="no clipping",
+    ),
+    Contender(
+        "trainwright, no clipping", "trainwright", with_trainer("trainwright", max_grad_norm=0.0), variant="no clipping"
+    ),
 ]

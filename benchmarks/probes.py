@@ -11,6 +11,7 @@ import contextlib
 import gc
 import sys
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -106,6 +107,58 @@ class OpCounter(TorchDispatchMode):
         tensor = getattr(argument, "__self__", None)
         if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
             self.syncs[argument.__name__] += 1
+
+
+class MemoryCounter(TorchDispatchMode):
+    """Bytes of all tensors that live at the same time, at their peak (`peak_bytes`): exact, on any device.
+
+    Storages of the run that exist at the start (`start_bytes`) count as long as they live; those from before this
+    object was made do not. Views add nothing. What an operator allocates and frees inside itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live_bytes = self.start_bytes = self.peak_bytes = 0
+        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        for tensor in self._tensors():
+            self._seen.add(tensor.untyped_storage())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (list, tuple)) else (result,):
+            self._see(value)
+        return result
+
+    def start(self) -> None:
+        for tensor in self._tensors():
+            self._see(tensor)
+        self.start_bytes = self.live_bytes
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def stop(self) -> None:
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def result(self) -> dict[str, float]:
+        return {"start_bytes": self.start_bytes, "peak_bytes": self.peak_bytes}
+
+    @staticmethod
+    def _tensors() -> list[torch.Tensor]:
+        gc.collect()
+        return [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
+
+    def _see(self, value: Any) -> None:
+        if not isinstance(value, torch.Tensor):
+            return
+        storage = value.untyped_storage()
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        self.live_bytes += storage.nbytes()
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        weakref.finalize(storage, self._forget, storage.nbytes()).atexit = False
+
+    def _forget(self, num_bytes: int) -> None:
+        self.live_bytes -= num_bytes
 
 
 class Stopwatch:

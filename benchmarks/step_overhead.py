@@ -122,7 +122,12 @@ def chosen_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
         for contender in CONTENDERS:
             if contender.package == "transformers":
                 rows.append(_row(contender, other.versions[contender.name], other.measure(contender.name)))
-    return sorted(rows, key=lambda row: (row["micro_batches"], "bare" not in row["loop"]))
+    return sorted(rows, key=lambda row: (*_work(row), "bare" not in row["loop"]))
+
+
+def _work(row: dict[str, Any]) -> tuple[str, int]:
+    """What rows must have in common to be compared."""
+    return row["variant"], row["micro_batches"]
 
 
 def _row(contender: Contender, version: str, measure: Measure) -> dict[str, Any]:
@@ -130,6 +135,7 @@ def _row(contender: Contender, version: str, measure: Measure) -> dict[str, Any]
         "loop": contender.name,
         "version": version,
         "micro_batches": contender.micro_batches,
+        "variant": contender.variant,
         "measure": measure,
         "rounds": [],
     }
@@ -170,9 +176,9 @@ def summarise(rows: list[dict[str, Any]]) -> None:
 
     The ratio is the median of the rounds' ratios, so that a disturbance which lasts a whole round cancels.
     """
-    bare = {row["micro_batches"]: row for row in rows if row["loop"].startswith("bare")}
+    bare = {_work(row): row for row in rows if row["loop"].startswith("bare")}
     for row in rows:
-        base = bare.get(row["micro_batches"])
+        base = bare.get(_work(row))
         if base is not None:
             for name in ("python_calls", "c_calls"):
                 row[f"{name}_above_bare"] = row[name] - base[name]
@@ -242,7 +248,8 @@ def print_calls(name: str, cpu: bool) -> None:
     known = {contender.name: contender for contender in CONTENDERS}
     if name not in known:
         sys.exit(f"--calls-of {name!r} is not one of the loops: {', '.join(known)}.")
-    bare = next(c for c in CONTENDERS if c.package == "torch" and c.micro_batches == known[name].micro_batches)
+    work = known[name].variant, known[name].micro_batches
+    bare = next(one for one in CONTENDERS if one.package == "torch" and (one.variant, one.micro_batches) == work)
     ours, theirs = (probe_run(one, "functions", toy.LOGGING_STEPS, cpu) for one in (known[name], bare))
     for kind in ("python_calls", "c_calls"):
         calls, base = getattr(ours, kind), getattr(theirs, kind)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from trainwright.importing import collector_paused
+
 __version__ = "0.1.0"
 
 # Module -> the public names it defines.
@@ -103,7 +105,8 @@ def __getattr__(name: str) -> Any:
     module = _MODULE_OF.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    with collector_paused():
+        value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     globals()[name] = value  # the next access finds it without this function
     return value
 

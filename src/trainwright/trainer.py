@@ -106,6 +106,7 @@ from trainwright.resume import (
     warn_of_another_run,
 )
 from trainwright.seeding import enable_full_determinism, generator_states, restore_generators, set_seed
+from trainwright.seen.parts import Watchers
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.techniques import averaging, precision
 from trainwright.techniques.averaging import AveragedWeights
@@ -118,6 +119,9 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
     from torch.optim.optimizer import Optimizer
     from torch.utils.data import DataLoader, Sampler
+
+    from trainwright.seen.breakdown import TimeBreakdown
+    from trainwright.seen.speed import SpeedMeter
 
 logger = logging.getLogger(__name__)
 
@@ -234,6 +238,9 @@ class Trainer:
         self._parameters: list[nn.Parameter] = []
         self._average: AveragedWeights | None = None
         self._only_for_training = contextlib.ExitStack()  # what is undone when a run ends, however it ends
+        self._first_token_of_run = 0
+        self._breakdown: TimeBreakdown | None = None
+        self._speed: SpeedMeter | None = None
         self._interrupt = Interrupt()
         self._saved_step = 0  # the last step with nothing to lose: it has a checkpoint, or the run began there
         self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
@@ -274,6 +281,7 @@ class Trainer:
     def create_accelerator_and_postprocess(self) -> None:
         """Choose how this run talks to devices and processes. One process on one device builds no Accelerator."""
         self._accelerator: Any = None
+        self._watchers = Watchers()  # of the loop's parts; none unless an argument asks
         self._strategy: Strategy
         if self.args.parallel_mode == ParallelMode.DISTRIBUTED:
             from trainwright.parallel.distributed import DistributedStrategy
@@ -344,7 +352,9 @@ class Trainer:
         self._training_step = self._fitted("training_step")
         self._accumulation = self.args.gradient_accumulation_steps
         self._clips = bool(self.args.max_grad_norm) and not isinstance(self.optimizer, LayerWiseDummyOptimizer)
-        self._counts_tokens = bool(self.args.include_num_input_tokens_seen or self.args.include_tokens_per_second)
+        counting = (self.args.include_num_input_tokens_seen, self.args.include_tokens_per_second, self.args.log_speed)
+        self._counts_tokens = any(counting)
+        self._backward, self._fused_backward = self._strategy.backward, lomo.fused_backward
         self._schedule_waits_for_metric = self.args.lr_scheduler_type in METRIC_SCHEDULES
         self._log_save_is_ours = not overridden("_maybe_log_save_evaluate")
         self._counts_flops = overridden("floating_point_ops") or self._flops.can_count
@@ -394,6 +404,7 @@ class Trainer:
         """An `accelerate.Accelerator` with this run's settings, built when first read."""
         if self._accelerator is None:
             self._accelerator = build_accelerator(**self._build_accelerator_args())
+            self._watch_accelerator()
         return self._accelerator
 
     @accelerator.setter
@@ -494,6 +505,7 @@ class Trainer:
             self.is_in_train = False
             self._end_async_saves()
             self._only_for_training.close()
+            self._stop_watching()
             if self._guard is not None:
                 self._guard.close()
                 self._guard = None
@@ -610,13 +622,16 @@ class Trainer:
 
         if rehearsal.needs_metric(args) and not resume_from_checkpoint:
             self._rehearse_best_metric(ignore_keys_for_eval)
-        start_time = time.time()
         self._first_step_of_run = self._saved_step = self.state.global_step
+        self._first_token_of_run = self.state.num_input_tokens_seen
+        self._start_watching(args)
+        start_time = time.time()
         owes_evaluation = resume_from_checkpoint is not None and owed_evaluation(self.state.stateful_callbacks)
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         with contextlib.suppress(EvaluationAbandoned):
             if args.eval_on_start and not resume_from_checkpoint:
-                self._fitted("_evaluate")(trial, ignore_keys_for_eval, skip_scheduler=True)
+                evaluate = self._watchers.watch("evaluation", self._fitted("_evaluate"))
+                evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
             if owes_evaluation:
                 self._epoch, self._micro_batches_in_epoch = epochs_trained, steps_trained
                 self._load_rng_state(resume_from_checkpoint)  # a new best is saved, as if the run had not stopped
@@ -651,6 +666,52 @@ class Trainer:
             self._save_and_tell(model, trial)
             self._settle_save()
         return self._finalize_training(trial, plan.num_train_samples, start_time)
+
+    def _start_watching(self, args: TrainingArguments) -> None:
+        """Wrap the parts of the loop for what wants to watch them; without a watcher nothing is wrapped."""
+        self._stop_watching()
+        if not (args.time_breakdown or args.log_speed or args.profile_steps):
+            return
+        from trainwright.seen import watching
+
+        self._breakdown, self._speed, self._watchers = watching.watchers_for(
+            args,
+            device=self._strategy.device,
+            process_index=self._strategy.process_index,
+            num_processes=self._strategy.num_processes,
+            num_devices=self._strategy.num_processes * self._num_replicas,
+            step_now=lambda: self.state.global_step,
+            tokens_now=self.state.num_input_tokens_seen,
+            model=self._strategy.unwrap(self.model),
+            # What the user or the model says it takes; None: counted.
+            flops_of=self.floating_point_ops
+            if self._is_overridden("floating_point_ops") or self._flops.has_own
+            else None,
+            main_input_name=self._main_input_name,
+            prepare_inputs=self._prepare_inputs,
+            drops_labels=self.compute_loss_func is not None or self.label_smoother is not None,
+            autocast=self.compute_loss_context_manager,
+        )
+        watch = self._watchers.watch
+        self._training_step = watch("forward", self._training_step)
+        self._backward = watch("backward", self._backward)
+        self._fused_backward = watch("backward", self._fused_backward)
+        self._watch_accelerator()
+        self.callback_handler.call_event = watch(  # type: ignore[method-assign]
+            "callbacks", self.callback_handler.call_event
+        )
+
+    def _watch_accelerator(self) -> None:
+        if self._accelerator is not None:  # the way of many overrides of training_step to a backward pass
+            self._accelerator.backward = self._watchers.watch("backward", self._accelerator.backward)
+
+    def _stop_watching(self) -> None:
+        self._backward, self._fused_backward = self._strategy.backward, lomo.fused_backward
+        watchers, self._watchers, self._breakdown, self._speed = self._watchers, Watchers(), None, None
+        for watched, name in ((self.callback_handler, "call_event"), (self._accelerator, "backward")):
+            if watched is not None:
+                watched.__dict__.pop(name, None)
+        watchers.close()
 
     def set_initial_training_values(
         self, args: TrainingArguments, dataloader: DataLoader[Any], total_train_batch_size: int | None = None
@@ -935,7 +996,9 @@ class Trainer:
         """One pass over the data. `steps_in_epoch` and `steps_trained_in_current_epoch` count micro-batches."""
         args, state, handler, accumulation = self.args, self.state, self.callback_handler, self._accumulation
         interrupt, saves = self._interrupt, self._saves
-        get_batch_samples, empty_cache_steps = self._fitted("get_batch_samples"), args.torch_empty_cache_steps
+        watch, empty_cache_steps = self._watchers.watch, args.torch_empty_cache_steps
+        get_batch_samples = watch("data", self._fitted("get_batch_samples"))
+        update = watch("optimizer", self._update)  # but for the parts that interrupt it
         log_save_evaluate = functools.partial(
             self._fitted("_maybe_log_save_evaluate"),
             model=model,
@@ -962,7 +1025,7 @@ class Trainer:
                 restore_generators(self._epoch_start_generators)
         self._epoch_start_generators = generator_states()
         self._is_mid_step = True
-        epoch_iterator = self._iterate_from(train_dataloader, steps_trained_in_current_epoch)
+        epoch_iterator = watch("data", self._iterate_from)(train_dataloader, steps_trained_in_current_epoch)
         if resume_from_checkpoint is not None and steps_trained_in_current_epoch > 0:
             self._load_rng_state(resume_from_checkpoint)
         self._is_mid_step = False
@@ -974,7 +1037,7 @@ class Trainer:
                 batch_samples, num_items = get_batch_samples(epoch_iterator, num_batches, device=self._strategy.device)
                 if not batch_samples:
                     break
-                learning_rate, grad_norm = self._update(model, batch_samples, num_items)
+                learning_rate, grad_norm = update(model, batch_samples, num_items)
             except BaseException:
                 self._is_mid_step = True
                 raise
@@ -1027,6 +1090,8 @@ class Trainer:
                 self._track_num_input_tokens(inputs)
             if self._counts_flops:
                 self.current_flos += self.floating_point_ops(inputs)
+            if self._speed is not None:
+                self._speed.add(inputs)
             if strategy.is_distributed:
                 with _NOTHING if index == num_batches else self._defer_fsdp_gradient_reduction():
                     loss = self._training_step(model, inputs, num_items_in_batch=num_items)
@@ -1164,9 +1229,9 @@ class Trainer:
         if self.current_gradient_accumulation_steps > 1 and not self._loss_is_a_share(num_items_in_batch):
             loss = loss / self.current_gradient_accumulation_steps
         if self._updates_in_backward:
-            lomo.fused_backward(self.optimizer, loss)
+            self._fused_backward(self.optimizer, loss)
         elif loss.dim() == 0:
-            self._strategy.backward(loss)
+            self._backward(loss)
         else:
             raise ValueError(f"The loss must be one number, but compute_loss gave {tuple(loss.shape)}: take its mean.")
         return loss.detach()  # type: ignore[no-any-return]
@@ -1324,12 +1389,12 @@ class Trainer:
         evaluate, save.
         """
         if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
-            self._log_training(grad_norm, model, start_time, learning_rate)
+            self._watchers.watch("logging", self._log_training)(grad_norm, model, start_time, learning_rate)
         best_before = None
         if self.control.should_evaluate:
             best_before = self.state.best_metric, self.state.best_global_step
             try:
-                metrics = self._fitted("_evaluate")(trial, ignore_keys_for_eval)
+                metrics = self._watchers.watch("evaluation", self._fitted("_evaluate"))(trial, ignore_keys_for_eval)
             except EvaluationAbandoned:
                 return  # should_evaluate stays: the checkpoint says that the evaluation is owed
             self.control.should_evaluate = False
@@ -1353,7 +1418,7 @@ class Trainer:
         if not self.control.should_save:
             return
         if saves is not None:
-            saves.wait_before(state.global_step)
+            self._watchers.watch("saving", saves.wait_before)(state.global_step)
             self._settle_save()
             self.control.should_save = True
         before = (*best_before, state.best_model_checkpoint) if best_before else None
@@ -1365,7 +1430,7 @@ class Trainer:
         )
         try:
             with self._save_trouble.borne(directory, save.step, is_whole=saves is None), beside:
-                self._save_checkpoint(model, trial)
+                self._watchers.watch("saving", self._save_checkpoint)(model, trial)
         except NonFiniteWeights as found:
             return self._refuse(save, found)
         if saves is None or not saves.in_flight:
@@ -1453,6 +1518,10 @@ class Trainer:
             logs["grad_norm"] = norm
         logs["learning_rate"] = learning_rate if learning_rate is not None else self._get_learning_rate()
         self._globalstep_last_logged = self.state.global_step
+        if self._speed is not None:
+            logs.update(self._speed.line(self.state.global_step, self.state.num_input_tokens_seen))
+        if self._breakdown is not None and self._breakdown.in_log_lines:
+            logs.update(self._breakdown.line())
         self.store_flos()
         self._fitted("log")(self.training_logs(logs), start_time=start_time)
 
@@ -1463,8 +1532,8 @@ class Trainer:
         counted, on_device = self._tokens.take()
         bad = self._guard.flag() if self._guard is not None else 0.0
         extra = [value for value in (bad, norm, on_device) if value is not None]
-        total, values = self.window.take(*extra)
-        total, bad, *values = self._strategy.mean_of_floats([total, *values])
+        mean = self._strategy.mean if self._strategy.is_distributed else None
+        total, (bad, *values) = self.window.take(*extra, mean=mean)
         if self._guard is not None:
             self._guard.settle(bad)
         if on_device is not None:
@@ -1486,9 +1555,13 @@ class Trainer:
         if self.args.include_num_input_tokens_seen:
             logs["num_input_tokens_seen"] = self.state.num_input_tokens_seen
             if start_time is not None:
-                logs.update(metric_text.speed_metrics("train", start_time, num_tokens=self.state.num_input_tokens_seen))
+                logs.update(metric_text.speed_metrics("train", start_time, num_tokens=self._tokens_per_process()))
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    def _tokens_per_process(self) -> float:
+        """Tokens that a process has seen in this run, those before a resume left out."""
+        return (self.state.num_input_tokens_seen - self._first_token_of_run) / self._strategy.num_processes
 
     def store_flos(self) -> None:
         """Add the floating-point operations counted since the last call to the state, over all processes."""
@@ -1518,8 +1591,12 @@ class Trainer:
             start_time,
             num_samples=round(num_train_samples * share_done),
             num_steps=steps_done,
-            num_tokens=self.state.num_input_tokens_seen if self.args.include_tokens_per_second else None,
+            num_tokens=self._tokens_per_process() if self.args.include_tokens_per_second else None,
         )
+        if self._breakdown is not None:
+            metrics.update(self._breakdown.total())
+        if self._speed is not None:
+            metrics.update(self._speed.total(self.state.global_step, self.state.num_input_tokens_seen))
         self.store_flos()
         metrics["total_flos"] = self.state.total_flos
         metrics["train_loss"] = train_loss
@@ -1811,6 +1888,13 @@ class Trainer:
         if self.is_in_train or not (self.args.fp16_full_eval or self.args.bf16_full_eval):
             return None
         return torch.float16 if self.args.fp16_full_eval else torch.bfloat16
+
+    def _inputs_of_evaluation(self, inputs: Inputs) -> Inputs:
+        """The batch on the device, of the type that the weights have."""
+        inputs = self._prepare_inputs(inputs)
+        if self._half_inputs is None:
+            return inputs
+        return precision.with_floats_as(inputs, self._half_inputs, but=tuple(self.label_names))
 
     def prediction_step(
         self, model: nn.Module, inputs: Inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None

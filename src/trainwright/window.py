@@ -7,6 +7,7 @@ and averaging over processes. Cost per micro-batch: one list append, no tensor o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,12 +46,15 @@ class LossWindow:
     def __len__(self) -> int:
         return self._carried[1] + len(self.pending) + _FOLD_AT * len(self._folded)
 
-    def take(self, *extra: torch.Tensor | float) -> tuple[float, list[float]]:
+    def take(
+        self, *extra: torch.Tensor | float, mean: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> tuple[float, list[float]]:
         """Return the sum of the window's losses and the values of `extra`, and start a new window.
 
         All of it crosses from the device in one read. Extra values that are plain numbers are passed through.
+        `mean`: averages a vector over the processes, on the device, before it is read; all call this together.
         """
-        total, values = self._read(extra)
+        total, values = self._read(extra) if mean is None else self._read_means(extra, mean)
         self.pending, self._folded, self._carried, self._shared = [], [], (0.0, 0), None
         return total, values
 
@@ -74,6 +78,24 @@ class LossWindow:
     def load_state(self, state: dict[str, Any]) -> None:
         self.pending, self._folded = [], []
         self._carried = (float(state["sum"]), int(state["num_losses"]))
+
+    def _read_means(
+        self, extra: tuple[torch.Tensor | float, ...], mean: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[float, list[float]]:
+        parts = [*self._folded, *self.pending, *([] if self._shared is None else [self._shared])]
+        tensors = [*parts, *(value for value in extra if isinstance(value, torch.Tensor))]
+        device = tensors[0].device if tensors else torch.device("cpu")
+        numbers = [
+            torch.as_tensor(value, dtype=torch.float64).detach().to(device, non_blocking=True).reshape(1)
+            for value in (self._carried[0], *extra)
+        ]
+        if parts:
+            # Exact, so that the order does not matter, unless a loss is 2**29 times smaller than their sum.
+            numbers[0] = numbers[0] + torch.cat([part.reshape(-1) for part in parts]).sum(dtype=torch.float64)
+        total, *values = mean(torch.cat(numbers)).tolist()
+        if self.filter_nonfinite and not math.isfinite(total):  # in every process alike, so all come here
+            (total,) = mean(torch.tensor([self._read(())[0]], dtype=torch.float64)).tolist()
+        return total, values
 
     def _read(self, extra: tuple[torch.Tensor | float, ...]) -> tuple[float, list[float]]:
         tensors = [value.detach().reshape(1) for value in extra if isinstance(value, torch.Tensor)]

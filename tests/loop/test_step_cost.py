@@ -8,6 +8,7 @@ import gc
 import importlib
 import io
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 NUM_STEPS = 100  # one log line
 MOST_PYTHON_CALLS, MOST_C_CALLS = 5, 2  # per step above the bare loop, with all default callbacks
+MOST_PYTHON_CALLS_OF_THE_CHECK, MOST_C_CALLS_OF_THE_CHECK = 32, 27  # for NaN, where clipping gives no norm to look at
 MOST_PYTHON_CALLS_PER_MICRO_BATCH, MOST_C_CALLS_PER_MICRO_BATCH = 6, 6
 
 
@@ -51,6 +53,67 @@ def test_a_micro_batch_of_an_accumulation_makes_few_calls_above_a_bare_loop():
     ours, bare = calls_per_step(contenders.with_trainer("trainwright", 4), 4), calls_per_step(contenders.bare(4), 4)
     assert (ours[0] - bare[0]) / 4 <= MOST_PYTHON_CALLS_PER_MICRO_BATCH
     assert (ours[1] - bare[1]) / 4 <= MOST_C_CALLS_PER_MICRO_BATCH
+
+
+def test_a_step_in_bf16_makes_few_calls_above_a_bare_loop():
+    ours = calls_per_step(contenders.with_trainer("trainwright", bf16=True))
+    bare = calls_per_step(contenders.bare(bf16=True))
+    assert ours[0] - bare[0] <= MOST_PYTHON_CALLS
+    assert ours[1] - bare[1] <= MOST_C_CALLS
+
+
+def test_without_clipping_only_the_check_for_nan_is_added_to_a_bare_loop():
+    ours = calls_per_step(contenders.with_trainer("trainwright", max_grad_norm=0.0))
+    bare = calls_per_step(contenders.bare(max_grad_norm=0.0))
+    assert ours[0] - bare[0] <= MOST_PYTHON_CALLS_OF_THE_CHECK
+    assert ours[1] - bare[1] <= MOST_C_CALLS_OF_THE_CHECK
+    unchecked = calls_per_step(contenders.with_trainer("trainwright", max_grad_norm=0.0, nonfinite="ignore"))
+    assert unchecked[0] - bare[0] <= MOST_PYTHON_CALLS
+    assert unchecked[1] - bare[1] <= MOST_C_CALLS
+
+
+def memory_of(run, num_steps=60):
+    """(bytes of tensors at the start, most bytes above that) of `num_steps` steps in the middle of a run."""
+    counter = probes.MemoryCounter()
+    collator = toy.MeasuringCollator(20, 20 + num_steps, counter.start, counter.stop)
+    silence = io.StringIO()
+    with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+        run(collator, 20 + num_steps + 1, True)
+    return counter.start_bytes, counter.peak_bytes - counter.start_bytes
+
+
+RANDOM_STATE = torch.get_rng_state().numel()  # bytes; kept twice, for a resume in the middle of an epoch
+
+
+@pytest.mark.parametrize("arguments", [{}, {"bf16": True}], ids=["fp32", "bf16"])
+def test_the_peak_of_memory_is_that_of_a_bare_loop(arguments):
+    (before, ours), (bare_before, bare) = (
+        memory_of(run) for run in (contenders.with_trainer("trainwright", **arguments), contenders.bare(**arguments))
+    )
+    assert bare_before > 3 * 4 * (17 * 16 + 17)  # more than weights and Adam's state, so that something is compared
+    assert ours <= 1.01 * bare
+    assert before - bare_before <= 2 * RANDOM_STATE + 1024  # whatever the size of the model
+
+
+def test_the_probe_sees_a_tensor_that_is_kept(make_trainer):
+    from trainwright import Trainer
+
+    class Keeper(Trainer):
+        kept = ()
+
+        def training_step(self, *args, **kwargs):
+            self.kept = (*self.kept, torch.zeros(1000))
+            return super().training_step(*args, **kwargs)
+
+    def run(cls):
+        def start(collator, num_steps, cpu):
+            parts = {"model": toy.ToyModel(), "train_dataset": toy.ToyData(4 * 200), "data_collator": collator}
+            make_trainer(trainer=parts, cls=cls, max_steps=num_steps, logging_steps=1000).train()
+
+        return start
+
+    (kept_before, kept), (before, plain) = memory_of(run(Keeper)), memory_of(run(Trainer))
+    assert (kept_before - before, kept - plain) == (19 * 1000 * 4, 60 * 1000 * 4)
 
 
 def language_data(length=400):
@@ -102,6 +165,7 @@ RUNS = {
     "bf16": {"bf16": True},
     "counted labels": {"language": True, "gradient_accumulation_steps": 4},
     "counted tokens": {"language": True, "include_num_input_tokens_seen": "all"},
+    "breakdown and speed": {"time_breakdown": "logs", "log_speed": True, "peak_tflops_per_s": 1.0},
     "counted tokens without padding": {"language": True, "include_num_input_tokens_seen": "non_padding"},
 }
 
@@ -156,6 +220,34 @@ def test_the_number_of_live_tensors_does_not_grow(make_trainer):
     assert counts[0] == counts[1]
 
 
+def test_nothing_but_the_log_history_grows_with_the_steps():
+    objects, sizes = [], []
+
+    def types():
+        return Counter(type(item).__name__ for item in gc.get_objects())
+
+    def count():
+        gc.collect()
+        objects.append(types())
+        (trainer,) = (item for item in gc.get_objects() if type(item).__name__ == "Trainer")
+        containers = {
+            name: len(value) for name, value in vars(trainer).items() if isinstance(value, (list, dict, tuple))
+        }
+        window = {name: len(value) for name, value in vars(trainer.window).items() if isinstance(value, (list, dict))}
+        sizes.append({**containers, **window, "lines": len(trainer.state.log_history)})
+
+    types()  # what Counter itself leaves behind at its first use
+    collator = toy.MeasuringCollator(1025, 3025, count, count)  # both a quarter of the way to the next log line
+    silence = io.StringIO()
+    with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+        contenders.with_trainer("trainwright")(collator, 3030, True)
+    before, after = sizes
+    assert after.pop("lines") - before.pop("lines") == (3025 - 1025) // toy.LOGGING_STEPS
+    assert after == before
+    grown = {name: count for name, count in (objects[1] - objects[0]).items() if count > 2}  # 2: the test's own
+    assert not grown
+
+
 def checkpoint_with_history(make_trainer, directory, num_lines):
     """The files, with their sizes in bytes, of a checkpoint written after `num_lines` log lines."""
     trainer = make_trainer(output_dir=str(directory), max_steps=1, logging_strategy="no", save_strategy="no")
@@ -171,3 +263,14 @@ def test_a_long_log_history_makes_only_its_own_file_longer(make_trainer, tmp_pat
     assert many.pop("trainer_state.json") > few.pop("trainer_state.json")
     assert abs(many.pop("manifest.json") - few.pop("manifest.json")) < 10  # the digits of that size
     assert many == few
+
+
+SEEN = {"time_breakdown": "logs", "log_speed": True}
+MOST_SEEN_PYTHON_CALLS, MOST_SEEN_C_CALLS = 26, 26  # per step above the same run without
+
+
+def test_what_is_seen_of_a_run_costs_a_counted_number_of_calls():
+    plain = calls_per_step(contenders.with_trainer("trainwright"))
+    seen = calls_per_step(contenders.with_trainer("trainwright", **SEEN))
+    assert 0 < seen[0] - plain[0] <= MOST_SEEN_PYTHON_CALLS
+    assert 0 < seen[1] - plain[1] <= MOST_SEEN_C_CALLS

@@ -75,3 +75,43 @@ def test_the_newest_losses_are_kept_one_by_one_however_many_there_are():
             float(n) for n in range(max(0, number - 2), number + 1)
         ]
     assert window.take()[0] == sum(range(2500))
+
+
+def doubled(vector):
+    """As if another process held three times as much."""
+    return vector * 2
+
+
+def test_means_over_processes_are_taken_before_the_one_read():
+    window = LossWindow()
+    window.load_state({"sum": 1.0, "num_losses": 1})
+    for loss in (2.0, 4.0):
+        window.add(torch.tensor(loss))
+    assert window.take(torch.tensor(8.0), 16.0, mean=doubled) == (2 * (1 + 2 + 4), [16.0, 32.0])
+    assert window.take(0.5, mean=doubled) == (0.0, [1.0])
+
+
+def test_means_leave_out_what_is_not_finite_as_a_process_alone_does():
+    losses = [1.0, 3.0, float("nan"), 5.0]
+    alone, together = LossWindow(), LossWindow()
+    for loss in losses:
+        alone.add(torch.tensor(loss))
+        together.add(torch.tensor(loss))
+    assert together.take(mean=doubled)[0] == 2 * alone.take()[0]
+    shown = LossWindow(filter_nonfinite=False)
+    shown.add(torch.tensor(float("nan")))
+    assert math.isnan(shown.take(mean=doubled)[0])
+
+
+def test_the_sum_over_processes_does_not_depend_on_where_a_run_was_broken_off():
+    generator = torch.Generator().manual_seed(0)
+    losses = torch.rand(3000, generator=generator) * 9 + 1
+    whole, broken_off, resumed = LossWindow(), LossWindow(), LossWindow()
+    for loss in losses:
+        whole.add(loss)
+    for loss in losses[:1234]:
+        broken_off.add(loss)
+    resumed.load_state(broken_off.state())
+    for loss in losses[1234:]:
+        resumed.add(loss)
+    assert resumed.take(mean=doubled)[0] == whole.take(mean=doubled)[0]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from fractions import Fraction
 
 from trainwright.args.checks import check_enum, check_interval, check_number
 from trainwright.args.options import option
@@ -138,6 +137,8 @@ class IntervalArguments(RunArguments):
             )
         if self.eval_strategy != IntervalStrategy.STEPS:
             return
+        from fractions import Fraction  # only here, and it takes 10 ms to import
+
         save, evaluate = Fraction(str(self.save_steps)), Fraction(str(self.eval_steps))
         if (save < 1) != (evaluate < 1):
             raise ValueError(

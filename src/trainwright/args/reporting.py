@@ -1,4 +1,4 @@
-"""What people and trackers see of a run: log levels, progress bar, trackers, counters.
+"""What people and trackers see of a run: log levels, progress bar, trackers, counters, speed, where time went.
 
 Owns: the fields, and where logs go by default. Leaves to others: the trackers (`tracking/`), progress (`callbacks/`).
 """
@@ -9,14 +9,15 @@ from __future__ import annotations
 import datetime
 import logging
 import os
+import re
 import socket
 from dataclasses import dataclass
 from typing import Any
 
-from trainwright.args.checks import check_choice, parse_enum
+from trainwright.args.checks import check_choice, check_number, parse_enum, parse_json, typed
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
-from trainwright.names import DebugOption
+from trainwright.names import DebugOption, closest
 
 PASSIVE = -1
 LOG_LEVELS = {
@@ -63,6 +64,28 @@ class ReportingArguments(RunArguments):
         "devices.",
     )
     include_tokens_per_second: bool | None = option(False, "Report training speed in tokens per second per device.")
+    log_speed: bool = option(
+        False,
+        "Add to each log line the speed since the line before, evaluations and saves left out: samples, steps and "
+        "tokens per second over all devices, and mfu, the share of the devices' peak that the model uses, where the "
+        "peak is known.",
+    )
+    peak_tflops_per_s: float | None = option(
+        None,
+        "Peak of one device in dense TFLOP/s for the mfu of log_speed. None: looked up by the device's name and the "
+        "precision in use.",
+    )
+    time_breakdown: str | bool = option(
+        False,
+        "Report where the time went (data, forward, backward, optimizer, evaluation, saving, logging, callbacks, "
+        "other), in seconds: 'end' in the final metrics, 'logs' in every log line, too. True is 'logs'. Measured "
+        "without waiting for the device.",
+    )
+    profile_steps: dict[str, Any] | str | None = option(
+        None,
+        "Write a torch.profiler trace of these steps, counted from 1, to output_dir/profile: '10-15', or a dict such "
+        'as {"first": 10, "last": 15, "shapes": true, "memory": true, "stacks": true}.',
+    )
     skip_memory_metrics: bool = option(
         True, "Leave memory use out of the metrics. Measuring it slows training and evaluation."
     )
@@ -99,9 +122,73 @@ class ReportingArguments(RunArguments):
             )
         # False rather than "no", so that `if args.include_num_input_tokens_seen` means what it says.
         self.include_num_input_tokens_seen = False if counting == "no" else counting
+        self._settle_seen()
         self.debug = parse_debug(self.debug)
         if self.tpu_metrics_debug and DebugOption.TPU_METRICS_DEBUG not in self.debug:
             self.debug.append(DebugOption.TPU_METRICS_DEBUG)
+
+    def _settle_seen(self) -> None:
+        breakdown: Any = self.time_breakdown
+        breakdown = {"false": False, "no": False, "none": False, "true": "logs"}.get(str(breakdown).lower(), breakdown)
+        if breakdown not in (False, "end", "logs"):
+            raise ValueError(
+                f"time_breakdown={breakdown!r} is not allowed; choose False, 'end' (in the final metrics) or 'logs' "
+                f"(in every log line, too).{closest(str(breakdown), ('end', 'logs'))}"
+            )
+        self.time_breakdown = breakdown
+        check_number(self, "peak_tflops_per_s", 0, above=True, optional=True)
+        if self.peak_tflops_per_s is not None and not self.log_speed:
+            raise ValueError(
+                f"peak_tflops_per_s={self.peak_tflops_per_s} is what log_speed divides by, but log_speed=False: set "
+                "log_speed=True, or leave it out."
+            )
+        self.profile_steps = parse_profile_steps(self.profile_steps)
+
+
+def parse_profile_steps(value: Any) -> dict[str, Any] | None:
+    """`profile_steps=` in its one form, a dict with "first" and "last" (steps from 1 on, both inside) and switches.
+
+    >>> parse_profile_steps("10-15"), parse_profile_steps(7)
+    ({'first': 10, 'last': 15}, {'first': 7, 'last': 7})
+    """
+    if value is None or value == "":
+        return None
+    steps = value
+    if isinstance(steps, str):
+        text = steps.strip()
+        steps = typed(parse_json("profile_steps", text)) if text.startswith("{") else re.split(r"\s*[-,]\s*", text)
+    if isinstance(steps, int) and not isinstance(steps, bool):
+        steps = [steps]
+    if isinstance(steps, (list, tuple)) and 1 <= len(steps) <= 2:
+        steps = {"first": steps[0], "last": steps[-1]}
+    if not isinstance(steps, dict):
+        raise ValueError(
+            f"profile_steps={value!r} is not allowed: write the first and the last step, as '10-15' or "
+            '{"first": 10, "last": 15}.'
+        )
+    known = ("first", "last", "shapes", "memory", "stacks")
+    for name in steps:
+        if name not in known:
+            raise ValueError(
+                f"profile_steps has no setting {name!r}; it has {', '.join(known)}.{closest(str(name), known)}"
+            )
+    settled = dict(steps)
+    for name in ("first", "last"):
+        number = str(settled.get(name, "")).strip()
+        if not number.isdecimal() or int(number) < 1:
+            raise ValueError(
+                f"profile_steps={value!r} is not allowed: {name!r} must be a step, counted from 1. Write '10-15', for "
+                "example."
+            )
+        settled[name] = int(number)
+    if settled["last"] < settled["first"]:
+        raise ValueError(
+            f"profile_steps={value!r} ends before it begins; did you mean '{settled['last']}-{settled['first']}'?"
+        )
+    for name in known[2:]:
+        if not isinstance(settled.get(name, False), bool):
+            raise ValueError(f"profile_steps: {name}={settled[name]!r} is not allowed: it must be true or false.")
+    return settled
 
 
 def parse_debug(value: Any) -> list[DebugOption]:

@@ -25,7 +25,7 @@ def speed_metrics(
     start_time: float,
     num_samples: int | None = None,
     num_steps: int | None = None,
-    num_tokens: int | None = None,
+    num_tokens: float | None = None,
 ) -> dict[str, float]:
     """Seconds since `start_time` (of `time.time()`) and, for each count given, how many of it per second.
 

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -55,7 +55,19 @@ def states_loss_kwargs(model: nn.Module) -> bool:
     )
 
 
-@torch.no_grad()
+@contextlib.contextmanager
+def undisturbed(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
+    """Run a model on `inputs` in evaluation mode, without gradients; its mode and the random states are restored."""
+    was_training = model.training
+    devices = [t.device for t in inputs.values() if isinstance(t, torch.Tensor) and t.device.type == "cuda"]
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(was_training)
+
+
 def honours_num_items(model: nn.Module, inputs: Mapping[str, Any], num_items: torch.Tensor | int) -> bool:
     """Whether the model divides its loss by `num_items_in_batch`: asked twice, with n and 2n, the second must be half.
 
@@ -63,14 +75,8 @@ def honours_num_items(model: nn.Module, inputs: Mapping[str, Any], num_items: to
     their loss and gradients would be too large by the accumulation count. Costs two forward passes of one micro-batch,
     once, and changes nothing: no gradients, evaluation mode, random states and mode restored.
     """
-    was_training = model.training
-    devices = [t.device for t in inputs.values() if isinstance(t, torch.Tensor) and t.device.type == "cuda"]
-    with torch.random.fork_rng(devices=devices):
-        model.eval()
-        try:
-            once, twice = (loss_value(model(**inputs, num_items_in_batch=num_items * factor)) for factor in (1, 2))
-        finally:
-            model.train(was_training)
+    with undisturbed(model, inputs):
+        once, twice = (loss_value(model(**inputs, num_items_in_batch=num_items * factor)) for factor in (1, 2))
     return once is not None and twice is not None and abs(once - 2 * twice) <= 1e-2 * abs(once)
 
 
@@ -163,6 +169,11 @@ class FlopCounter:
         self._own = None if is_theirs else base.floating_point_ops
         self._model: Any = base if is_theirs and is_pretrained_model(base) else None
         self._per_token: float | None = None
+
+    @property
+    def has_own(self) -> bool:
+        """Whether the model says it itself."""
+        return self._own is not None
 
     @property
     def can_count(self) -> bool:

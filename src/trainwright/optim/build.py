@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from trainwright.importing import import_for_optimizers
 from trainwright.optim.greedy import GreedyLR
 from trainwright.optim.schedules import get_scheduler
 
@@ -26,6 +27,7 @@ def build_optimizer(
     In `kwargs`, "params" are groups that take the place of `groups`, "model" is passed where the class takes a model
     instead of parameters, "optimizer_dict" maps each parameter to its own optimizer. `kwargs` is not changed.
     """
+    import_for_optimizers()
     kwargs = dict(kwargs)
     for name in ("model", "optimizer_dict"):
         if name in kwargs:

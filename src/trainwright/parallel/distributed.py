@@ -72,9 +72,12 @@ class DistributedStrategy(Strategy):
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(value, reduction="sum")  # type: ignore[no-any-return]
 
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over all processes, on this one's device; nothing is read."""
+        return self.accelerator.reduce(value.to(self.device), reduction="mean")  # type: ignore[no-any-return]
+
     def mean_of_floats(self, values: list[float]) -> list[float]:
-        together = torch.tensor(values, dtype=torch.float32, device=self.device)
-        return self.accelerator.reduce(together, reduction="mean").tolist()  # type: ignore[no-any-return]
+        return self.mean(torch.tensor(values, dtype=torch.float32)).tolist()  # type: ignore[no-any-return]
 
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()

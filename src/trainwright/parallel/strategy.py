@@ -97,6 +97,9 @@ class Strategy:
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         return value
 
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        return value
+
     def mean_of_floats(self, values: list[float]) -> list[float]:
         return values
 

@@ -14,6 +14,10 @@ from typing import Any, NamedTuple
 COST_SUFFIXES = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
 
 
+SPEEDS = ("samples_per_second", "tokens_per_second", "steps_per_second", "mfu")  # of `log_speed`, one panel each
+MOST_PARTS = 6  # curves of one panel that can still be told apart
+
+
 class Curve(NamedTuple):
     """One line of a figure: finite `values` over `steps` (updates), both of the same length."""
 
@@ -45,7 +49,7 @@ def curves_of(log_history: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
 
 
 def panels_of(log_history: Iterable[Mapping[str, Any]]) -> list[Panel]:
-    """The panels worth drawing: losses, then each evaluation metric, learning rate, gradient norm.
+    """The panels worth drawing: losses, each evaluation metric, learning rate, gradient norm, speeds, time of parts.
 
     Training loss and the losses of all evaluation datasets share a panel. What is no finite number is left out, and so
     is a panel without values.
@@ -53,10 +57,38 @@ def panels_of(log_history: Iterable[Mapping[str, Any]]) -> list[Panel]:
     curves = curves_of(log_history)
     losses = [curve for name, curve in curves.items() if name == "loss" or is_eval_loss(name)]
     panels = [Panel("Loss", losses)] if losses else []
-    for name in (*metrics_in(curves), "learning_rate", "grad_norm"):
+    for name in (*metrics_in(curves), "learning_rate", "grad_norm", *SPEEDS):
         if name in curves:
             panels.append(Panel(label_of(name), [curves[name]]))
+    parts = [curve for name, curve in curves.items() if part_in(name, "time_") and any(curve.values)]
+    if parts:
+        parts.sort(key=lambda curve: -sum(curve.values))
+        panels.append(Panel("Seconds between two log lines", parts[:MOST_PARTS]))
     return panels
+
+
+def time_of_parts(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds of the whole run by part, longest first, without those that took no time; empty where nobody asked for
+    `time_breakdown`.
+    """
+    totals: dict[str, float] = {}
+    for line in log_history:
+        whole = {part: float(line[name]) for name in line if (part := part_in(name, "train_time_"))}
+        if whole:  # the line at the end of a run, which knows it all
+            totals = whole
+            continue
+        for name, value in line.items():
+            if (part := part_in(name, "time_")) and isinstance(value, (int, float)):
+                totals[part] = totals.get(part, 0.0) + float(value)
+    return {part: seconds for part, seconds in sorted(totals.items(), key=lambda item: -item[1]) if seconds > 0}
+
+
+def part_in(name: str, prefix: str) -> str | None:
+    """
+    >>> part_in("train_time_data_s", "train_time_"), part_in("time_data_s", "time_"), part_in("loss", "time_")
+    ('data', 'data', None)
+    """
+    return name[len(prefix) : -len("_s")] if name.startswith(prefix) and name.endswith("_s") else None
 
 
 def metrics_in(names: Iterable[str]) -> list[str]:
@@ -78,12 +110,17 @@ def label_of(name: str) -> str:
     >>> label_of("loss"), label_of("eval_loss"), label_of("eval_dev_loss"), label_of("eval_f1"), label_of("grad_norm")
     ('Training loss', 'Validation loss', 'Validation loss (dev)', 'F1', 'Gradient norm')
     """
-    known = {"loss": "Training loss", "eval_loss": "Validation loss", "grad_norm": "Gradient norm"}
+    known = {
+        "loss": "Training loss",
+        "eval_loss": "Validation loss",
+        "grad_norm": "Gradient norm",
+        "mfu": "Share of the device's peak (MFU)",
+    }
     if name in known:
         return known[name]
     if is_eval_loss(name):
         return f"Validation loss ({name[len('eval_') : -len('_loss')]})"
-    text = name.removeprefix("eval_").replace("_", " ")
+    text = (part_in(name, "time_") or name.removeprefix("eval_")).replace("_", " ")
     return text[:1].upper() + text[1:]
 
 

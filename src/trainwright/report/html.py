@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainwright.report.history import is_eval_loss, label_of, metrics_in, panels_of
-from trainwright.report.svg import panel_svg
+from trainwright.report.history import is_eval_loss, label_of, metrics_in, panels_of, time_of_parts
+from trainwright.report.svg import panel_svg, shares_svg
 
 REPORT_NAME = "training_report.html"
 MAX_ROWS = 200  # of the table of evaluations; the last ones are shown
@@ -62,6 +62,7 @@ def write_report(
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n"
         f'<dl class="numbers">{numbers}</dl>\n'
+        f"{_time(log_history)}"
         f"<h2>Curves</h2>\n{_figures(log_history)}\n"
         f"<h2>Evaluations</h2>\n{_evaluations(log_history)}\n</body>\n</html>\n"
     )
@@ -83,6 +84,21 @@ def number_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.1f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
     return str(value)
+
+
+def _time(log_history: Sequence[Mapping[str, Any]]) -> str:
+    """Where the time went, as a bar and its numbers; nothing where the run did not measure it."""
+    seconds = time_of_parts(log_history)
+    if not seconds:
+        return ""
+    total = sum(seconds.values())
+    keys = "".join(
+        f'<span class="key" style="--c: var(--c{index % 6})">{html.escape(part)} {value / total:.1%} '
+        f"({number_text(value)} s)</span>"
+        for index, (part, value) in enumerate(seconds.items())
+    )
+    bar = shares_svg(seconds, "Where the time went")
+    return f"<h2>Where the time went</h2>\n<figure>{bar}<figcaption>{keys}</figcaption></figure>\n"
 
 
 def _figures(log_history: Sequence[Mapping[str, Any]]) -> str:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Mapping
 
 from trainwright.report.history import Panel, label_of, thinned
 
 WIDTH, HEIGHT = 560, 260  # in units of the drawing; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 58, 26, 10, 30  # room for the numbers of the axes
+BAR_HEIGHT = 34
 MAX_POINTS = 800  # per curve; more than one per unit of width cannot be seen
 MAX_DOTS = 40  # points that still get a dot, which shows its value under the pointer
 
@@ -49,6 +51,19 @@ def panel_svg(panel: Panel, first: int, last: int) -> str:
             for (x, y), step, value in zip(points, curve.steps, curve.values):
                 tip = f"<title>{name} {value:.6g} at step {step:,}</title>"
                 parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}">{tip}</circle>')
+    return "".join(parts) + "</svg>"
+
+
+def shares_svg(shares: Mapping[str, float], title: str) -> str:
+    """An `<svg>` element with one bar, cut in proportion to `shares`, whose pieces have the colours 0, 1, 2 ..."""
+    total, x = sum(shares.values()), 0.0
+    parts = [f'<svg viewBox="0 0 {WIDTH} {BAR_HEIGHT}" role="img" aria-label="{html.escape(title)}">']
+    for index, (name, value) in enumerate(shares.items()):
+        width = value / total * WIDTH
+        tip = f"<title>{html.escape(name)} {value / total:.1%}</title>"
+        place = f'x="{x:.2f}" y="0" width="{width:.2f}" height="{BAR_HEIGHT}"'
+        parts.append(f'<rect {place} fill="var(--c{index % 6})" opacity="{1 if index < 6 else 0.5}">{tip}</rect>')
+        x += width
     return "".join(parts) + "</svg>"
 
 

@@ -1,0 +1,78 @@
+"""What watches a run, as the arguments ask.
+
+Owns: building the watchers. Leaves to others: what each does (`breakdown`, `speed`, `profile`), and wrapping the parts
+(Trainer).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainwright.interop.models import undisturbed
+from trainwright.seen.breakdown import TimeBreakdown
+from trainwright.seen.parts import Watchers
+from trainwright.seen.profile import StepProfiler
+from trainwright.seen.speed import ModelFlops, SpeedMeter, peak_of
+
+
+def watchers_for(
+    args: Any,
+    *,
+    device: torch.device,
+    process_index: int,
+    num_processes: int,
+    num_devices: int,
+    step_now: Callable[[], int],
+    tokens_now: int,
+    model: nn.Module,
+    flops_of: Callable[[Any], float] | None,
+    main_input_name: str,
+    prepare_inputs: Callable[[Any], Any],
+    drops_labels: bool,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]],
+) -> tuple[TimeBreakdown | None, SpeedMeter | None, Watchers]:
+    """(breakdown, speeds, all watchers), each None where `args` (TrainingArguments) does not ask for it.
+
+    step_now: gives the number of steps that are done. tokens_now: tokens seen when the run begins. flops_of: see
+    `SpeedMeter`; None: counted on the first batch, with the model's own `forward`, without labels if `drops_labels`.
+    """
+    speed = None
+    if args.log_speed:
+
+        def forward(inputs: Any) -> None:
+            inputs = {
+                name: value for name, value in prepare_inputs(inputs).items() if not (drops_labels and name == "labels")
+            }
+            with undisturbed(model, inputs), autocast():
+                model.forward(**inputs)  # not __call__, which may be compiled, and would be compiled once more
+
+        peak = peak_of(device, _dtype_of_products(args, model), args.peak_tflops_per_s)
+        speed = SpeedMeter(
+            num_processes=num_processes,
+            flops_of=flops_of or ModelFlops(forward, main_input_name),
+            peak_flops_per_s=None if peak is None else peak * num_devices,
+            first_step=step_now(),
+            first_tokens=tokens_now,
+        )
+    profiler = None
+    if args.profile_steps:
+        profiler = StepProfiler(args.profile_steps, str(args.output_dir), step_now, process_index)
+    breakdown = TimeBreakdown.for_run(args.time_breakdown, device)
+    # The last one is outermost: starting and writing a trace is "other", not a part of the loop.
+    return breakdown, speed, Watchers((breakdown, speed, profiler))
+
+
+def _dtype_of_products(args: Any, model: nn.Module) -> torch.dtype:
+    """The type that most of the model's matrix products are computed in."""
+    if args.bf16 or args.fp16:
+        return torch.bfloat16 if args.bf16 else torch.float16
+    sizes: dict[torch.dtype, int] = {}
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)

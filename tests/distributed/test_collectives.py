@@ -1,0 +1,100 @@
+"""What processes exchange in a step, counted: nothing but the gradients and one number about signals.
+
+The file is both sides: pytest starts it once under torchrun for two processes, each of which writes what it counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+try:
+    import probes
+    import toy
+finally:
+    sys.path.pop(0)
+
+NUM_STEPS, FIRST_BATCH = 10, 9  # those that are counted, after a few to warm up
+RUNS: dict[str, dict[str, Any]] = {
+    "between two log lines": {"logging_steps": 1000},
+    "with a log line in each step": {"logging_steps": 1},
+    "with accumulation": {"logging_steps": 1000, "gradient_accumulation_steps": 2},
+    "without signals": {"logging_steps": 1000, "save_on_signal": False},
+}
+
+
+class Collectives(probes.OpCounter):
+    """Exchanges between processes, by the names of torch's operators, and reads from the device (`syncs`)."""
+
+    @property
+    def exchanged(self) -> dict[str, int]:
+        return {name: count for name, count in self.ops.items() if name in self.of_processes}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_processes: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self.of_processes.add(func.overloadpacket.__name__)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def counted(directory: Path, **arguments: Any) -> dict[str, Any]:
+    from trainwright import Trainer, TrainingArguments
+
+    counter = Collectives()
+    micro_batches = NUM_STEPS * arguments.get("gradient_accumulation_steps", 1)
+    collator = toy.MeasuringCollator(FIRST_BATCH, FIRST_BATCH + micro_batches, counter.start, counter.stop)
+    args = TrainingArguments(
+        str(directory), report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no", max_steps=20, **arguments
+    )
+    Trainer(toy.ToyModel(), args, train_dataset=toy.ToyData(4000), data_collator=collator).train()
+    return {"exchanged": counter.exchanged, "syncs": dict(counter.syncs)}
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    results = {name: counted(target, **arguments) for name, arguments in RUNS.items()}
+    (target / f"counts-{os.environ['RANK']}.json").write_text(json.dumps(results))
+    torch.distributed.destroy_process_group()
+    raise SystemExit(0)
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes counted."""
+    path = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, str(path)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return [json.loads((path / f"counts-{rank}.json").read_text()) for rank in range(2)]
+
+
+GRADIENTS, SIGNALS, LOG_LINE = NUM_STEPS, NUM_STEPS, NUM_STEPS  # exchanges: of DDP, of the agreement, of means
+
+
+@pytest.mark.parametrize("run", ["between two log lines", "with accumulation"])
+def test_processes_exchange_gradients_and_one_number_per_step_and_wait_for_nothing(counts: Any, run: str) -> None:
+    for rank in counts:
+        assert rank[run] == {"exchanged": {"allreduce_": GRADIENTS + SIGNALS}, "syncs": {}}
+
+
+def test_without_signals_processes_exchange_gradients_only(counts: Any) -> None:
+    for rank in counts:
+        assert rank["without signals"] == {"exchanged": {"allreduce_": GRADIENTS}, "syncs": {}}
+
+
+def test_a_log_line_adds_one_exchange_and_one_read(counts: Any) -> None:
+    for rank in counts:
+        run = rank["with a log line in each step"]
+        assert run["exchanged"] == {"allreduce_": GRADIENTS + SIGNALS + LOG_LINE}
+        assert run["syncs"] == {"tolist": NUM_STEPS}

@@ -1,0 +1,82 @@
+"""The benchmarks run: with toy sizes on this machine, so that a script is no dead code when a GPU is there."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark():
+    """Import a script of benchmarks/ by its name."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield importlib.import_module
+    sys.path.remove(str(BENCHMARKS))
+
+
+def test_the_gpu_rows_run_with_toy_sizes(benchmark, tmp_path, capsys):
+    path = tmp_path / "rows.json"
+    benchmark("gpu").main(["--tiny", "--rounds", "1", "--rows", "124m", "mfu", "sync", "stall", "--json", str(path)])
+    found = {row["what"]: row["value"] for row in json.loads(path.read_text())["rows"]}
+    assert float(found["trainwright / bare loop"]) > 0
+    assert float(found["trainwright, mfu"]) > 0
+    assert found["stall per checkpoint, sync"].endswith(" ms")
+    assert "TOY SIZES" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would be measured here")
+def test_without_a_gpu_every_row_is_not_measured(benchmark, tmp_path, capsys):
+    gpu = benchmark("gpu")
+    path = tmp_path / "rows.json"
+    gpu.main(["--json", str(path)])
+    rows = json.loads(path.read_text())["rows"]
+    assert len(rows) == len(gpu.ROWS) and {row["value"] for row in rows} == {gpu.NOT_MEASURED}
+
+
+def test_the_model_of_the_gpu_rows_has_the_size_it_is_named_after(benchmark):
+    gpu = benchmark("gpu")
+    with torch.device("meta"):
+        sizes = {
+            name: sum(parameter.numel() for parameter in gpu.Decoder(size).parameters())
+            for name, size in {"124M": gpu.GPT_124M, "10M": gpu.GPT_10M, "1.2B": gpu.GPT_1B}.items()
+        }
+    assert {name: round(count / 1e6) for name, count in sizes.items()} == {"124M": 124, "10M": 11, "1.2B": 1320}
+
+
+def test_memory_is_measured(benchmark, capsys):
+    benchmark("memory").main(["--steps", "100", "--width", "64", "--only", "bare", "trainwright"])
+    assert "| trainwright" in capsys.readouterr().out
+
+
+def test_every_benchmark_is_found_and_says_what_it_measures(benchmark):
+    found = benchmark("bench").benchmarks()
+    assert {"step_overhead", "start", "memory", "gpu"} <= found.keys()
+    assert not {"toy", "probes", "contenders", "bench"} & found.keys()
+    assert all(len(text) > 20 for text in found.values())
+
+
+def test_a_chosen_benchmark_is_run_with_its_own_arguments(benchmark, monkeypatch):
+    bench, calls = benchmark("bench"), []
+    monkeypatch.setattr(bench, "run", lambda name, arguments: calls.append((name, arguments)) or 0)
+    assert bench.main(["gpu", "--rows", "124m"]) == 0
+    assert bench.main(["start", "memory", "--quick"]) == 0
+    assert calls == [("gpu", ["--rows", "124m"]), ("start", bench.QUICK["start"]), ("memory", bench.QUICK["memory"])]
+
+
+def test_a_benchmark_that_fails_makes_the_whole_fail_after_the_others_have_run(benchmark, monkeypatch, capsys):
+    bench, calls = benchmark("bench"), []
+    monkeypatch.setattr(bench, "run", lambda name, arguments: calls.append(name) or int(name == "gpu"))
+    assert bench.main([]) == 1
+    assert calls == list(bench.benchmarks())
+    assert "FAILED: gpu" in capsys.readouterr().err
+
+
+def test_an_unknown_benchmark_is_an_error_that_lists_those_there_are(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark("bench").main(["steps"])
+    assert "step_overhead" in capsys.readouterr().err
