@@ -53,7 +53,9 @@ _EXPORTS = {
         "SchedulerType",
     ),
     "optim.adafactor": ("Adafactor", "AdafactorSchedule", "get_adafactor_schedule"),
-    "optim.registry": ("register_optimizer",),
+    "optim.combined": ("CombinedOptimizer",),
+    "optim.registry": ("OptimizerRequest", "OptimizerSpec", "register_optimizer"),
+    "optim.greedy": ("GreedyLR", "StreamingAverage"),
     "optim.schedules": (
         "get_constant_schedule",
         "get_constant_schedule_with_warmup",
@@ -156,6 +158,11 @@ if TYPE_CHECKING:  # the same list again, for type checkers; a test holds the tw
     from trainwright.optim.adafactor import Adafactor as Adafactor
     from trainwright.optim.adafactor import AdafactorSchedule as AdafactorSchedule
     from trainwright.optim.adafactor import get_adafactor_schedule as get_adafactor_schedule
+    from trainwright.optim.combined import CombinedOptimizer as CombinedOptimizer
+    from trainwright.optim.greedy import GreedyLR as GreedyLR
+    from trainwright.optim.greedy import StreamingAverage as StreamingAverage
+    from trainwright.optim.registry import OptimizerRequest as OptimizerRequest
+    from trainwright.optim.registry import OptimizerSpec as OptimizerSpec
     from trainwright.optim.registry import register_optimizer as register_optimizer
     from trainwright.optim.schedules import get_constant_schedule as get_constant_schedule
     from trainwright.optim.schedules import get_constant_schedule_with_warmup as get_constant_schedule_with_warmup

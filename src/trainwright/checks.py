@@ -18,6 +18,7 @@ from trainwright.evaluation.streaming import is_streaming, is_streaming_class, n
 from trainwright.interop import models
 from trainwright.interop.signatures import accepts
 from trainwright.names import DebugOption, closest
+from trainwright.optim.schedules import waits_for_metric
 
 
 def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
@@ -114,6 +115,11 @@ def _check_optimizers(trainer: Any) -> None:
             f"optimizers= takes an optimizer built on the model's parameters; got the class "
             f"{trainer.optimizer.__name__}. "
             "Pass optimizer_cls_and_kwargs=(class, kwargs), and it is built for you."
+        )
+    if waits_for_metric(trainer.lr_scheduler) and trainer.args.eval_strategy == "no":
+        raise ValueError(
+            f"The schedule in optimizers= ({type(trainer.lr_scheduler).__name__}) steps on a metric, but "
+            "eval_strategy='no' never computes one: set eval_strategy to 'steps' or 'epoch'."
         )
     if trainer.optimizer is not None and trainer.optimizer_cls_and_kwargs is not None:
         raise ValueError("Trainer got both optimizers= and optimizer_cls_and_kwargs=. Pass one of them.")

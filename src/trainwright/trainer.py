@@ -72,20 +72,16 @@ from trainwright.interop import older as older_names
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
 from trainwright.loss import LabelSmoother, count_items, loss_of
 from trainwright.memory import CannotRetry, EvaluationBatches, MicroBatches, find_executable_batch_size
-from trainwright.names import (
-    TRAINER_STATE_NAME,
-    DebugOption,
-    HPSearchBackend,
-    HubStrategy,
-    ParallelMode,
-    SaveStrategy,
-    SchedulerType,
-)
+from trainwright.names import TRAINER_STATE_NAME, DebugOption, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
 from trainwright.optim import build as optim_build
 from trainwright.optim import groups as optim_groups
-from trainwright.optim import in_backward, lomo
+from trainwright.optim import lomo
 from trainwright.optim import registry as optim_registry
-from trainwright.optim.layerwise import LayerWiseDummyOptimizer
+from trainwright.optim.describe import group_table
+from trainwright.optim.in_backward import is_lomo, updates_in_backward
+from trainwright.optim.own_rates import check_own_rates, with_own_rates
+from trainwright.optim.schedules import waits_for_metric
+from trainwright.optim.two_modes import switch_weights, weights_to_keep
 from trainwright.outputs import BestRun, EvalLoopOutput, PredictionOutput, TrainOutput
 from trainwright.overflow import OverflowWatch
 from trainwright.parallel import mesh
@@ -108,7 +104,7 @@ from trainwright.resume import (
 from trainwright.seeding import enable_full_determinism, generator_states, restore_generators, set_seed
 from trainwright.seen.parts import Watchers
 from trainwright.state import TrainerControl, TrainerState
-from trainwright.techniques import averaging, precision
+from trainwright.techniques import averaging, in_backward, precision
 from trainwright.techniques.averaging import AveragedWeights
 from trainwright.techniques.compiling import compile_model
 from trainwright.tokens import TokenCounter
@@ -126,7 +122,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Inputs = Any  # a batch: a dict of tensors, as the collator made it
-METRIC_SCHEDULES = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)  # they step on a metric, not on an update
 
 
 class Trainer:
@@ -351,11 +346,13 @@ class Trainer:
         self._splits_sequences = overridden("_prepare_context_parallel_inputs")
         self._training_step = self._fitted("training_step")
         self._accumulation = self.args.gradient_accumulation_steps
-        self._clips = bool(self.args.max_grad_norm) and not isinstance(self.optimizer, LayerWiseDummyOptimizer)
+        self._clips = bool(self.args.max_grad_norm) and (
+            is_lomo(self.optimizer) or not updates_in_backward(self.optimizer)
+        )
         counting = (self.args.include_num_input_tokens_seen, self.args.include_tokens_per_second, self.args.log_speed)
         self._counts_tokens = any(counting)
         self._backward, self._fused_backward = self._strategy.backward, lomo.fused_backward
-        self._schedule_waits_for_metric = self.args.lr_scheduler_type in METRIC_SCHEDULES
+        self._schedule_waits_for_metric = waits_for_metric(self.lr_scheduler)
         self._log_save_is_ours = not overridden("_maybe_log_save_evaluate")
         self._counts_flops = overridden("floating_point_ops") or self._flops.can_count
         self._evaluation_batches: EvaluationBatches | None = None
@@ -377,7 +374,7 @@ class Trainer:
 
     @property
     def _changes_weights_in_backward(self) -> bool:
-        return self.args.optimizer_in_backward or in_backward.updates_by_itself(self.optimizer)
+        return self.args.optimizer_in_backward or updates_in_backward(self.optimizer)
 
     def _is_overridden(self, name: str) -> bool:
         return name in self.__dict__ or getattr(type(self), name) is not getattr(Trainer, name)
@@ -836,6 +833,7 @@ class Trainer:
         if self._strategy.is_distributed:
             self._sync_replicated_trainable_parameters(self.model)
         check_optimizer(self.optimizer, self.model)
+        check_own_rates(self.optimizer, self.model, self.args.learning_rate_per_module)
         model = self._wrap_model(self.model_wrapped)
         self.model_wrapped = model
         if resume_from_checkpoint is not None:
@@ -846,7 +844,7 @@ class Trainer:
         handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
         handler.train_dataloader = train_dataloader
         self._parameters = list(model.parameters())
-        self._updates_in_backward = lomo.is_lomo(self.optimizer)
+        self._backward_is_update = is_lomo(self.optimizer)
         for parameter in self._parameters:  # what an update that was broken off left behind
             parameter.grad = None
         if self.args.optimizer_in_backward:
@@ -947,9 +945,7 @@ class Trainer:
         evaluation.
         """
         model.train(training)
-        switch = getattr(self.optimizer, "train" if training else "eval", None)
-        if callable(switch):
-            switch()
+        switch_weights(self.optimizer, training)
 
     def _check_free_space(self, epochs_left: int) -> None:
         """Warn where the checkpoints to come will not fit on the disk; an error where not even one does."""
@@ -978,6 +974,8 @@ class Trainer:
             f"{plan.max_steps:,}",
             f"{self.get_num_trainable_parameters():,}",
         )
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("Optimizer %s:\n%s", type(self.optimizer).__name__, group_table(self.optimizer, self.model))
 
     def _run_epoch(
         self,
@@ -1228,7 +1226,7 @@ class Trainer:
             loss = loss.mean()
         if self.current_gradient_accumulation_steps > 1 and not self._loss_is_a_share(num_items_in_batch):
             loss = loss / self.current_gradient_accumulation_steps
-        if self._updates_in_backward:
+        if self._backward_is_update:
             self._fused_backward(self.optimizer, loss)
         elif loss.dim() == 0:
             self._backward(loss)
@@ -1329,6 +1327,8 @@ class Trainer:
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         """Hook: scale the gradients down to `max_grad_norm`; return the norm they had, on the device."""
         assert self.args.max_grad_norm is not None
+        if self._backward_is_update:
+            return lomo.gradient_norm(self.optimizer)  # it clipped while it updated
         if self._strategy.is_distributed and self._has_mixed_mesh_grads(model):
             return self._mixed_mesh_grad_norm(model, self.args.max_grad_norm)
         return self._strategy.clip_grad_norm(self._parameters, self.args.max_grad_norm, self.optimizer)
@@ -1602,6 +1602,7 @@ class Trainer:
         metrics["train_loss"] = train_loss
         self.is_in_train = False
         self._memory_tracker.stop_and_update_metrics(metrics)
+        switch_weights(self.optimizer, training=False)
         wants_best = self.args.load_best_model_at_end and not self._interrupt.asked
         if wants_best and self.state.best_model_checkpoint is not None:
             self._load_best_model()
@@ -1642,10 +1643,7 @@ class Trainer:
         with self._interrupt.evaluation():
             metrics = self.evaluate(ignore_keys=ignore_keys_for_eval)
         self._report_to_hp_search(trial, self.state.global_step, metrics)
-        if not skip_scheduler and self.args.lr_scheduler_type in (
-            SchedulerType.REDUCE_ON_PLATEAU,
-            SchedulerType.GREEDY,
-        ):
+        if self._schedule_waits_for_metric and not skip_scheduler:
             self.lr_scheduler.step(best.metric_value(metrics, self.args.metric_for_best_model or "loss"))
         return metrics
 
@@ -2043,6 +2041,7 @@ class Trainer:
                 self.args, model
             )
             groups = optim_groups.parameter_groups(model, self.args.weight_decay, self.get_decay_parameter_names(model))
+            groups = with_own_rates(groups, model, self.args.learning_rate_per_module)
             self.optimizer = optim_build.build_optimizer(model, optimizer_class, dict(kwargs), groups)
         return self.optimizer  # type: ignore[no-any-return]
 
@@ -2116,7 +2115,7 @@ class Trainer:
         output_dir = os.path.join(run_dir, layout.checkpoint_name(self.state.global_step))
         self.store_flos()
         self.state.num_input_tokens_seen += self._tokens.take_all()
-        self._set_optimizer_mode_for_saving()
+        switch_weights(self.optimizer, training=False)
         where = self._resume_point()
         state = self.state
         if state.best_global_step is not None:
@@ -2158,11 +2157,6 @@ class Trainer:
         if self.args.should_save:
             self._rotate_checkpoints(output_dir=os.path.dirname(checkpoint))
 
-    def _set_optimizer_mode_for_saving(self) -> None:
-        switch = getattr(self.optimizer, "eval", None)  # schedule-free optimizers keep the weights to save under "eval"
-        if callable(switch):
-            switch()
-
     def _resume_point(self) -> ResumePoint:
         """Where a run goes on that is resumed from here; a finished pass counts as the start of the next."""
         epoch = self._epoch
@@ -2193,7 +2187,8 @@ class Trainer:
             if _internal_call:  # into a checkpoint, which is staged already
                 self._save(output_dir)
             else:
-                with checkpoint_save.replacing(output_dir) as staging, self._weights_to_judge():
+                weights = self._weights_to_judge()
+                with weights, weights_to_keep(self.optimizer), checkpoint_save.replacing(output_dir) as staging:
                     self._save(staging)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

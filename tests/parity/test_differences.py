@@ -384,3 +384,71 @@ def test_an_accumulating_run_resumes_mid_epoch_without_losing_an_update(columns:
         resumed = columns.run(column, "gpt2", settings, resume=str(columns.directory / column / "checkpoint-2"))
         same = all(torch.allclose(whole.weights[k], resumed.weights[k], atol=1e-6) for k in whole.weights)
         assert same == (column == "ours" or not is_older)
+
+
+# ---------------------------------------------------------------------------------------- optimizers and schedules ----
+
+
+def test_a_misspelt_option_of_an_optimizer_is_found(columns: Any) -> None:
+    option = {"optim": "sgd", "optim_args": "momentun=0.9", "max_steps": 2}
+    with pytest.raises(ValueError, match=r"'sgd' has no argument 'momentun'.*Did you mean 'momentum'\?"):
+        columns.run("ours", "regression", **option)
+    plain = columns.run("reference", "regression", optim="sgd", max_steps=2)
+    columns.assert_same_weights(columns.run("reference", "regression", **option), plain)
+
+
+def test_lomo_clips_gradients(columns: Any) -> None:
+    pytest.importorskip("lomo_optim")
+
+    def run(column: str, limit: float) -> Any:
+        settings = columns.settings(max_grad_norm=limit, weight_decay=0.0)
+        return columns.run(column, "regression", settings, optim="lomo", max_steps=3)
+
+    clipped, unclipped = run("ours", 0.01), run("reference", 0.01)
+    assert [line["grad_norm"] for line in unclipped.logs] == [0.0] * 3
+    assert all(line["grad_norm"] > 0.01 for line in clipped.logs)
+    moved = [
+        sum(
+            (run.weights[name] - start).norm() for name, start in columns.build_model("regression").state_dict().items()
+        )
+        for run in (clipped, unclipped)
+    ]
+    assert moved[0] < 0.5 * moved[1]
+
+
+def test_lomo_refuses_accumulation(columns: Any) -> None:
+    pytest.importorskip("lomo_optim")
+    settings = columns.settings(gradient_accumulation_steps=2, weight_decay=0.0)
+    with pytest.raises(ValueError, match="gradient_accumulation_steps=2 cannot work"):
+        columns.run("ours", "regression", settings, optim="lomo", max_steps=1)
+    updates = []
+
+    def count(trainer: Any) -> None:
+        weight = next(trainer.model.parameters())
+        step = trainer.training_step
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            before = weight.detach().clone()
+            loss = step(*args, **kwargs)
+            updates.append(not torch.equal(before, weight))
+            return loss
+
+        trainer.training_step = counted
+
+    columns.run("reference", "regression", settings, optim="lomo", max_steps=1, adjust=count)
+    assert updates == [True, True]  # two updates of half the gradient, where one was asked for
+
+
+def test_a_schedule_follows_a_metric_where_more_is_better_upwards(columns: Any) -> None:
+    options = {
+        "lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0, "factor": 0.5},
+        "metric_for_best_model": "accuracy", "greater_is_better": True, "eval_strategy": "steps", "eval_steps": 1,
+    }  # fmt: skip
+    rates = {}
+    for column in COLUMNS:
+        scores = iter([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+        given = {"compute_metrics": lambda prediction, scores=scores: {"accuracy": next(scores)}}
+        run = columns.run(column, "regression", max_steps=4, given=given, **options)
+        rates[column] = [line["learning_rate"] for line in run.logs]
+    assert rates["ours"] == [0.01] * 4  # it only got better
+    assert rates["reference"][-1] < 0.01

@@ -194,3 +194,15 @@ def check_dict(args: Any, name: str, *, file_ok: bool = False, keep_path: bool =
         setattr(args, name, read_json_file(name, value))
     else:
         raise ValueError(f"{name}={value!r} is not allowed: pass a dict or a JSON text such as '{{\"key\": 1}}'.")
+
+
+def check_rates(args: Any, name: str) -> None:
+    """A dict from text to learning rates, JSON text of one, or None."""
+    check_dict(args, name)
+    if (value := getattr(args, name)) is None:
+        return
+    rates = {str(key): float(parse_number(f"{name}[{key!r}]", rate)) for key, rate in value.items()}
+    for key, rate in rates.items():
+        if not (math.isfinite(rate) and rate >= 0):
+            raise ValueError(f"{name}[{key!r}]={rate!r} is not allowed: a learning rate must be 0 or greater.")
+    setattr(args, name, rates)

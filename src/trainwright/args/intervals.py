@@ -96,12 +96,12 @@ class IntervalArguments(RunArguments):
 
     def _settle_best_model(self, lr_scheduler_type: SchedulerType | str) -> None:
         """Fill in the metric, and refuse what cannot find or keep a best checkpoint."""
-        reduces_on_plateau = lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
+        follows_metric = lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
         saves_best = self.save_strategy == SaveStrategy.BEST
         wanted_by = (
             ("save_strategy='best'" if saves_best else "")
             or ("load_best_model_at_end=True" if self.load_best_model_at_end else "")
-            or ("lr_scheduler_type='reduce_lr_on_plateau'" if reduces_on_plateau else "")
+            or (f"lr_scheduler_type={SchedulerType(lr_scheduler_type).value!r}" if follows_metric else "")
         )
         if wanted_by and self.eval_strategy == IntervalStrategy.NO:
             raise ValueError(

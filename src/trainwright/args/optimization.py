@@ -11,11 +11,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from trainwright.args.checks import check_dict, check_enum, check_number
+from trainwright.args.checks import check_dict, check_enum, check_number, check_rates
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
 from trainwright.names import OptimizerNames, SchedulerType
-from trainwright.optim.registry import is_registered
+from trainwright.optim.registry import is_registered, unknown_optimizer
 
 
 @dataclass
@@ -30,6 +30,12 @@ class OptimizationArguments(RunArguments):
         "Number of updates to train for; the data is repeated as often as that needs. -1: decided by num_train_epochs.",
     )
     learning_rate: float = option(5e-5, "Highest learning rate, reached at the end of the warm-up.")
+    learning_rate_per_module: dict[str, float] | str | None = option(
+        None,
+        "Learning rates of parts of the model, in place of learning_rate: a dict (or JSON text) of patterns and rates, "
+        'such as {"classifier": 1e-3, "bert.embeddings": 1e-6}. A pattern is a regular expression for the whole name '
+        "of a module or parameter; of several that match, the last one decides; one that matches nothing is an error.",
+    )
     lr_scheduler_type: SchedulerType | str = option("linear", "How the learning rate changes after the warm-up.")
     lr_scheduler_kwargs: dict[str, Any] | str | None = option(
         help='Further settings of the schedule, such as {"num_cycles": 2}; a dict or JSON text.', factory=dict
@@ -80,6 +86,7 @@ class OptimizationArguments(RunArguments):
             check_number(self, "num_train_epochs", 0, above=True, hint="Use max_steps to count updates instead.")
         for name in ("learning_rate", "weight_decay", "adam_epsilon"):
             check_number(self, name, 0)
+        check_rates(self, "learning_rate_per_module")
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             check_number(self, name, 0, 1, below=True)
         check_number(self, "max_grad_norm", 0, optional=True, infinite=True, hint="0 switches clipping off.")
@@ -97,7 +104,10 @@ class OptimizationArguments(RunArguments):
         if self.adafactor:
             self.optim = OptimizerNames.ADAFACTOR
         if not is_registered(self.optim):  # a name that register_optimizer() added is taken as it is
-            check_enum(self, "optim", OptimizerNames)
+            try:
+                check_enum(self, "optim", OptimizerNames)
+            except ValueError:
+                raise unknown_optimizer(self.optim) from None
         check_enum(self, "lr_scheduler_type", SchedulerType)
         check_dict(self, "lr_scheduler_kwargs")
         if self.lr_scheduler_kwargs is None:

@@ -59,6 +59,7 @@ class TrainingArguments(GroupedArguments):
         "gradient_checkpointing_kwargs",
         "activation_checkpointing_kwargs",
         "lr_scheduler_kwargs",
+        "learning_rate_per_module",
         "liger_kernel_config",
     ]
     # Older names without a field, which the command line accepts but does not list.

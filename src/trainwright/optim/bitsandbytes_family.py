@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from trainwright.interop.optional import require
@@ -38,7 +39,8 @@ def build(request: OptimizerRequest) -> OptimizerSpec:
     class_name, optim_bits, is_paged = VARIANTS[request.name]
     kwargs: dict[str, Any] = request.lr | {"optim_bits": optim_bits}
     if is_paged is not None:
-        kwargs["is_paged"] = is_paged
+        # On a CPU the package pages nothing; its AdEMAMix asks for paged memory all the same, above 100,000 numbers.
+        kwargs["is_paged"] = is_paged and not (class_name == "AdEMAMix" and _is_on_cpu(request.model))
     if class_name == "AdEMAMix":
         beta3 = request.take("beta3", 0.9999)
         kwargs |= {"betas": (*request.betas["betas"], beta3), "alpha": request.take("alpha", 5.0)} | request.eps
@@ -49,11 +51,18 @@ def build(request: OptimizerRequest) -> OptimizerSpec:
     return OptimizerSpec(getattr(module, class_name), kwargs)
 
 
+def _is_on_cpu(model: nn.Module | None) -> bool:
+    parameter = None if model is None else next(model.parameters(), None)
+    return not torch.cuda.is_available() if parameter is None else parameter.device.type == "cpu"
+
+
 def keep_embeddings_in_32_bits(model: nn.Module) -> None:
     """Ask bitsandbytes for a 32-bit state of every embedding: rare rows get few updates, and 8 bits would lose them."""
     manager = require(
         "bitsandbytes.optim", "an 8-bit optimizer", extra="bitsandbytes"
     ).GlobalOptimManager.get_instance()
+    # Kept by group and position, whatever the optimizer: those of an earlier one would fall on this one's parameters.
+    manager.index2config.clear()
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             manager.register_module_override(module, "weight", {"optim_bits": 32})

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainwright.importing import import_for_optimizers
+from trainwright.names import SchedulerType
 from trainwright.optim.greedy import GreedyLR
 from trainwright.optim.schedules import get_scheduler
 
@@ -44,13 +45,25 @@ def build_scheduler(args: Any, optimizer: Optimizer, num_training_steps: int) ->
     """The schedule that `args.lr_scheduler_type` names, over `num_training_steps` updates.
 
     `args` has `lr_scheduler_type`, `lr_scheduler_kwargs` (a dict, its JSON text, or None) and
-    `get_warmup_steps(num_training_steps)`. ValueError on a keyword the schedule does not take.
+    `get_warmup_steps(num_training_steps)`. A schedule that follows a metric follows it in the direction of
+    `args.greater_is_better`, unless "mode" says otherwise. Raises ValueError on a keyword the schedule does not take,
+    TypeError where `optimizer` is an object of the user's own that no schedule can drive.
     """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"A schedule drives a torch.optim.Optimizer, and {type(optimizer).__name__} is none. Join several with "
+            "trainwright.CombinedOptimizer([...]), derive yours from torch.optim.Optimizer, or pass a schedule beside "
+            "it: optimizers=(optimizer, scheduler)."
+        )
     keywords = args.lr_scheduler_kwargs or {}
+    keywords = json.loads(keywords) if isinstance(keywords, str) else dict(keywords)
+    follows_metric = args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+    if follows_metric and getattr(args, "greater_is_better", None):
+        keywords.setdefault("mode", "max")
     return get_scheduler(
         args.lr_scheduler_type,
         optimizer=optimizer,
         num_warmup_steps=args.get_warmup_steps(num_training_steps),
         num_training_steps=num_training_steps,
-        scheduler_specific_kwargs=json.loads(keywords) if isinstance(keywords, str) else keywords,
+        scheduler_specific_kwargs=keywords,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from trainwright.names import closest
@@ -162,15 +163,17 @@ class GreedyLR:
             self._streaming_avg = StreamingAverage(self.window_size)
             self._streaming_avg.load_state_dict(average)
         for group, lr in zip(self.optimizer.param_groups, self._last_lr):
-            group["lr"] = lr
+            _set_rate(group, lr)
 
     def _rescale(self, rising: bool) -> None:
+        # rising:  lr <- min(lr / factor, max_lr)                          after more than `patience` better evaluations
+        # falling: lr <- max(lr * factor, min_lr)                          after more than `patience` others
         for group, lowest, highest in zip(self.optimizer.param_groups, self.min_lrs, self.max_lrs):
             old = float(group["lr"])
             new = min(old / self.factor, highest) if rising else max(old * self.factor, lowest)
             # Signed, so that a rate outside the bounds is not pulled back against the direction the metric asks for.
             if (new - old if rising else old - new) > self.eps:
-                group["lr"] = new
+                _set_rate(group, new)
                 if self.verbose:
                     print(f"Evaluation {self.last_epoch}: learning rate {old:.4e} -> {new:.4e}")
 
@@ -183,7 +186,7 @@ class GreedyLR:
 
     def _reset(self) -> None:
         for group, lr in zip(self.optimizer.param_groups, self._init_lrs):
-            group["lr"] = lr
+            _set_rate(group, lr)
         self.best = self._worst()
         self.num_bad_epochs = self.num_good_epochs = 0
         self.cooldown_counter = self.warmup_counter = 0
@@ -203,3 +206,10 @@ class GreedyLR:
                 f"{argument} has {len(value)} values, but the optimizer has {num_groups} parameter groups."
             )
         return list(value)
+
+
+def _set_rate(group: dict[str, Any], rate: float) -> None:
+    if isinstance(group["lr"], Tensor):  # torchao compiles the update around it
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate

@@ -1,118 +1,44 @@
-"""`optimizer_in_backward`: each parameter is updated as soon as its gradient is there, and the gradient is freed.
+"""Optimizers that update weights during the backward pass: LOMO, AdaLomo, and the layer-wise GaLore and APOLLO.
 
-Owns: it for any optimizer whose update of one parameter looks at no other, and which optimizers update in the backward
-pass by themselves. Leaves to others: what excludes it among the arguments (`args/precision.py`), switching it on for a
-run (Trainer).
-
-All gradients of a model never exist at once: the peak is that of the largest parameter. The optimizer stays one object
-with its own groups and state, so a checkpoint is that of an ordinary run, and either resumes the other.
+Owns: telling them from others, and what cannot be combined with them. Leaves to others: the updates (`lomo.py`,
+`layerwise.py`). The gradients of a whole update never exist together, so nothing may need them together.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import nn
-
-from trainwright.optim.layerwise import CompositeOptimizer, LayerWiseDummyOptimizer
-from trainwright.optim.lomo import is_lomo
+from trainwright.interop.loaded import is_instance_of
 
 
-def updates_by_itself(optimizer: Any) -> bool:
-    """Whether `optimizer` changes weights in the backward pass already: LOMO and the layer-wise ones."""
-    return is_lomo(optimizer) or isinstance(optimizer, LayerWiseDummyOptimizer)
+def is_lomo(optimizer: Any) -> bool:
+    """Whether `optimizer` takes the place of `loss.backward()`."""
+    return is_instance_of(optimizer, "lomo_optim", "Lomo", "AdaLomo")
 
 
-def start(optimizer: Any, model: nn.Module, args: Any, obstacle: str | None) -> InBackward:
-    """Begin for a run; errors as `InBackward`. `obstacle`: why gradients are not complete when a hook sees them."""
-    args._check_optimizer_in_backward()  # once more: a trial of a search may have set some of them
-    if obstacle is not None:
-        raise ValueError(
-            f"optimizer_in_backward=True works in one process on one device; with {obstacle} a gradient is not "
-            "complete when it first appears. Leave it out."
-        )
-    check_model(model, optimizer)
-    return InBackward(optimizer)
+def updates_in_backward(optimizer: Any) -> bool:
+    """Whether the weights have moved when the backward pass is over."""
+    return is_lomo(optimizer) or getattr(optimizer, "updates_in_backward", False) is True
 
 
-class InBackward:
-    """Steps `optimizer` from the backward pass, one parameter at a time, until it is closed.
+def check_in_backward(name: str, args: Any, instead: str) -> None:
+    """Raise ValueError for an argument that needs the gradients of a whole update.
 
-    Raises ValueError for an optimizer that cannot work so: one made of several, one that updates in the backward pass
-    already, and, at the first update, one that keeps numbers of the whole step in its groups (schedule-free).
+    `name` is the optimizer's, `instead` the name of one that could be used with the argument.
     """
-
-    def __init__(self, optimizer: Any) -> None:
-        name = type(optimizer).__name__
-        if updates_by_itself(optimizer):
-            raise ValueError(
-                f"optimizer_in_backward=True with {name}, which updates in the backward pass already: leave it out."
-            )
-        if isinstance(optimizer, CompositeOptimizer):
-            raise ValueError(
-                f"optimizer_in_backward=True needs one optimizer, and {name} is made of several: choose another optim."
-            )
-        self._optimizer = optimizer
-        # torch's own optimizers look at a parameter's group and nothing else, so they are shown that one parameter.
-        # Others may count the positions in their groups, and are left to find the one parameter with a gradient.
-        self._shows_one = type(optimizer).__module__.startswith(("torch.optim.", "trainwright.optim."))
-        self._checked: set[int] = set()
-        self._handles = []
-        for index, group in enumerate(optimizer.param_groups):
-            for parameter in group["params"]:
-                if parameter.requires_grad:
-                    hook = self._hook_for(index)
-                    self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _hook_for(self, index: int) -> Any:
-        def update(parameter: torch.Tensor) -> None:
-            groups = self._optimizer.param_groups
-            group = groups[index]
-            shown = {**group, "params": [parameter]} if self._shows_one else group
-            if index not in self._checked:
-                before = {name: value for name, value in shown.items() if name != "params"}
-            if self._shows_one:
-                self._optimizer.param_groups = [shown]
-            try:
-                self._optimizer.step()
-            finally:
-                self._optimizer.param_groups = groups
-                parameter.grad = None
-            if index not in self._checked:
-                self._checked.add(index)
-                self._check_unchanged(before, shown)
-
-        return update
-
-    def _check_unchanged(self, before: dict[str, Any], after: dict[str, Any]) -> None:
-        changed = [name for name in after if name != "params" and not _same(after[name], before.get(name))]
-        if changed:
-            raise ValueError(
-                f"optimizer_in_backward=True cannot work with {type(self._optimizer).__name__}: it keeps {changed} of "
-                "the whole step in its parameter groups, which would change with every parameter. Choose another "
-                "optim, or leave optimizer_in_backward out."
-            )
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
-        return one is other
-    return bool(one == other)
-
-
-def check_model(model: nn.Module, optimizer: Any) -> None:
-    """Raise ValueError where a trainable parameter of `model` is not in `optimizer`: its gradient would stay."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    left = [
-        name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in held
-    ]
-    if left:
+    accumulation = getattr(args, "gradient_accumulation_steps", 1)
+    if accumulation != 1:
         raise ValueError(
-            f"optimizer_in_backward=True: the optimizer does not hold {left[:3]}, whose gradients nobody would free. "
-            "Freeze them with requires_grad_(False), or give them to the optimizer."
+            f"optim={name!r} updates during every backward pass, so gradient_accumulation_steps={accumulation} "
+            f"cannot work; set it to 1 or use optim={instead!r}."
+        )
+    if getattr(getattr(args, "parallel_mode", None), "value", "") == "distributed":
+        raise ValueError(
+            f"optim={name!r} updates before gradients are averaged over processes, so it cannot train on "
+            f"several; use one process or optim={instead!r}."
+        )
+    if getattr(args, "fp16", False):
+        raise ValueError(
+            f"optim={name!r} updates before the gradients of fp16 are scaled back, so fp16=True cannot work; use "
+            f"bf16=True or optim={instead!r}."
         )

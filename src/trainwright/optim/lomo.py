@@ -1,17 +1,30 @@
-"""LOMO and AdaLomo: the update is part of the backward pass, so neither gradients nor state are kept.
+"""LOMO and AdaLomo: the update is part of the backward pass, so neither gradients nor (LOMO) state are kept.
 
-Owns: building them and running such a backward pass. Leaves to others: when to run it.
+Owns: building them, clipping, their saved state, and running such a backward pass. Leaves to others: when to run it,
+what cannot be combined with it (`in_backward.py`).
 """
 
 from __future__ import annotations
 
+import inspect
+import logging
+import weakref
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from trainwright.interop.loaded import is_instance_of
 from trainwright.interop.optional import require
+from trainwright.optim.in_backward import check_in_backward
 from trainwright.optim.registry import OptimizerRequest, OptimizerSpec
+
+logger = logging.getLogger(__name__)
+
+# (parameter, key of its hook) of each model's present optimizer. A later one takes the model over: with both hooks in
+# place either of the two would update, at its own learning rate.
+_HOOKS: weakref.WeakKeyDictionary[nn.Module, list[tuple[Tensor, int]]] = weakref.WeakKeyDictionary()
+# AdaLomo's moments: attributes of the optimizer, each a dict by the parameter's name.
+_MOMENTS = ("exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col")
 
 
 def lomo(request: OptimizerRequest) -> OptimizerSpec:
@@ -28,26 +41,85 @@ def _build(request: OptimizerRequest, class_name: str) -> OptimizerSpec:
         raise ValueError(
             f"optim={request.name!r} hooks into the model's backward pass, so it needs the model; model is None."
         )
+    check_in_backward(request.name, request.args, instead="adafactor")
+    if any(parameter.dtype is torch.float16 for parameter in request.model.parameters()):
+        raise ValueError(
+            f"optim={request.name!r} cannot train weights in float16: the loss scaling of its package fails at the "
+            "first overflow. Load the model in bfloat16 or float32."
+        )
     kwargs: dict[str, Any] = {"model": request.model} | request.lr
     if request.args.weight_decay:
         kwargs["weight_decay"] = request.args.weight_decay
-    return OptimizerSpec(_with_nothing_left_to_step(getattr(module, class_name)), kwargs)
+    max_grad_norm = getattr(request.args, "max_grad_norm", None)
+    if max_grad_norm:
+        kwargs["clip_grad_norm"] = max_grad_norm
+        logger.warning(
+            "max_grad_norm=%s costs optim=%r a second backward pass per update, because the norm must be known before "
+            "the first weight moves. Set max_grad_norm=0 to do without.",
+            max_grad_norm,
+            request.name,
+        )
+    return OptimizerSpec(_for_a_training_loop(getattr(module, class_name)), kwargs)
 
 
-def _with_nothing_left_to_step(cls: type) -> type:
-    # The package leaves step() unimplemented; here a training loop may call it as it does with every optimizer.
-    return type(cls.__name__, (cls,), {"step": _nothing, "zero_grad": _nothing, "__module__": cls.__module__})
+def _for_a_training_loop(base: Any) -> Any:
+    """`base`, a class of lomo_optim, with what a training loop and a checkpoint expect of every optimizer."""
 
+    class InBackward(base):  # type: ignore[misc]
+        # `base` is known at run time only, and the options of `optim_args` are read from its signature.
+        __signature__ = inspect.signature(base)
 
-def _nothing(self: Any, *args: Any, **kwargs: Any) -> None:
-    """Nothing: the parameters were updated during the backward pass."""
+        def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+            for parameter, key in _HOOKS.pop(model, []):
+                (parameter._backward_hooks or {}).pop(key, None)
+            before = {id(p): set(p._backward_hooks or ()) for p in model.parameters()}
+            super().__init__(model, *args, **kwargs)
+            _HOOKS[model] = [
+                (p, key) for p in model.parameters() for key in set(p._backward_hooks or ()) - before[id(p)]
+            ]
 
+        def step(self, *args: Any, **kwargs: Any) -> None:
+            """Nothing: the parameters were updated during the backward pass."""
 
-def is_lomo(optimizer: Any) -> bool:
-    """Whether `optimizer` updates during the backward pass and so takes the place of `loss.backward()`."""
-    return is_instance_of(optimizer, "lomo_optim", "Lomo", "AdaLomo")
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            """Nothing: each gradient was freed when it was used."""
+
+        def state_dict(self) -> dict[str, Any]:
+            """The ordinary shape; the package leaves AdaLomo's moments out, and they would be lost in a resume."""
+            saved: dict[str, Any] = super().state_dict()
+            for number, (name, _) in enumerate(self.model.named_parameters()):
+                moments = {moment: getattr(self, moment, {})[name] for moment in self._moments_of(name)}
+                if moments:
+                    saved["state"][number] = moments | {"step": self.step_num}
+            return saved
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            super().load_state_dict({**state_dict, "state": {}})
+            for number, (name, _) in enumerate(self.model.named_parameters()):
+                saved = state_dict["state"].get(number, {})
+                for moment in self._moments_of(name):
+                    getattr(self, moment)[name].copy_(saved[moment])
+                    self.step_num = saved["step"]
+
+        def _moments_of(self, name: str) -> list[str]:
+            return [moment for moment in _MOMENTS if name in getattr(self, moment, {})]
+
+    InBackward.__name__ = InBackward.__qualname__ = base.__name__
+    return InBackward
 
 
 def fused_backward(optimizer: Any, loss: Tensor) -> None:
-    """The backward pass of `loss`, updating each parameter as its gradient appears, at the scheduled learning rate."""
+    """The backward pass of `loss`, updating each parameter as its gradient appears, at the scheduled learning rate.
+
+    Where the optimizer clips, a first pass measures the norm of all gradients.
+    """
+    if optimizer.clip_grad_norm:
+        optimizer.grad_norm(loss)
     optimizer.fused_backward(loss, optimizer.param_groups[0]["lr"])
+
+
+def gradient_norm(optimizer: Any) -> Tensor:
+    """The norm that the last `fused_backward` measured, before clipping."""
+    norms: Tensor = torch.as_tensor(optimizer.grad_norms)
+    norm: Tensor = torch.linalg.vector_norm(norms)
+    return norm

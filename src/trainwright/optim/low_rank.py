@@ -6,6 +6,7 @@ the projections (galore-torch, apollo-torch), the layer-wise stepping (`layerwis
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,13 @@ from torch import Tensor, nn
 
 from trainwright.interop.optional import require
 from trainwright.optim.groups import check_target_module_exists, decay_parameter_names
+from trainwright.optim.in_backward import check_in_backward
 from trainwright.optim.layerwise import LayerWiseDummyOptimizer
 from trainwright.optim.options import with_options
+from trainwright.optim.own_rates import with_own_rates
 from trainwright.optim.registry import OptimizerRequest, OptimizerSpec
+
+logger = logging.getLogger(__name__)
 
 _LAYERWISE = "_layerwise"
 GALORE = {"galore_adamw": "GaLoreAdamW", "galore_adamw_8bit": "GaLoreAdamW8bit", "galore_adafactor": "GaLoreAdafactor"}
@@ -35,7 +40,7 @@ def galore(request: OptimizerRequest) -> OptimizerSpec:
     if base == "galore_adafactor":
         kwargs |= {"scale_parameter": False, "relative_step": False}
     else:
-        kwargs |= request.betas
+        kwargs |= request.betas | _chosen_eps(request)
     return _spec(request, getattr(module, GALORE[base]), kwargs, marks)
 
 
@@ -52,17 +57,30 @@ def apollo(request: OptimizerRequest) -> OptimizerSpec:
         **request.betas,
         **request.eps,
     }
-    return _spec(request, module.APOLLOAdamW, request.lr | request.betas, marks)
+    return _spec(request, module.APOLLOAdamW, request.lr | request.betas | _chosen_eps(request), marks)
+
+
+def _chosen_eps(request: OptimizerRequest) -> dict[str, Any]:
+    # Where adam_epsilon has its default, that of the packages (1e-6) stays, as documented.
+    return request.eps if request.args.adam_epsilon != 1e-8 else {}
 
 
 def _spec(
     request: OptimizerRequest, cls: Callable[..., Any], kwargs: dict[str, Any], marks: dict[str, Any]
 ) -> OptimizerSpec:
     cls = _with_plain_projectors(cls)
-    groups = _groups(request, marks)
+    groups = with_own_rates(_groups(request, marks), request.model, request.own_rates)
     if not request.name.endswith(_LAYERWISE):
         return OptimizerSpec(cls, kwargs | {"params": groups})
-    _check_layerwise(request)
+    check_in_backward(request.name, request.args, instead=request.name.removesuffix(_LAYERWISE))
+    if getattr(request.args, "max_grad_norm", None):
+        logger.warning(
+            "max_grad_norm=%s is not applied: optim=%r updates each weight as soon as its gradient is there, so their "
+            "norm is never known. Set max_grad_norm=0, or use optim=%r.",
+            request.args.max_grad_norm,
+            request.name,
+            request.name.removesuffix(_LAYERWISE),
+        )
     kwargs = with_options(cls, kwargs, request.options, request.name)
     request.options.clear()
     optimizers = {
@@ -156,17 +174,3 @@ def _target_weights(request: OptimizerRequest) -> list[Tensor]:
         shown = [*names[:8], "..."] if len(names) > 8 else names
         raise ValueError(f"optim_target_modules={wanted!r} matches no trainable linear module; the model has {shown}.")
     return list(dict.fromkeys(weights))  # a weight shared by two modules is one parameter
-
-
-def _check_layerwise(request: OptimizerRequest) -> None:
-    accumulation = getattr(request.args, "gradient_accumulation_steps", 1)
-    if accumulation != 1:
-        raise ValueError(
-            f"optim={request.name!r} updates during every backward pass, so gradient_accumulation_steps={accumulation} "
-            f"cannot work; set it to 1 or use optim={request.name.removesuffix(_LAYERWISE)!r}."
-        )
-    if getattr(getattr(request.args, "parallel_mode", None), "value", "") == "distributed":
-        raise ValueError(
-            f"optim={request.name!r} updates before gradients are averaged over processes, so it cannot train on "
-            f"several; use one process or optim={request.name.removesuffix(_LAYERWISE)!r}."
-        )

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainwright.optim.combined import CombinedOptimizer
 from trainwright.optim.groups import decay_parameter_names, parameter_groups
-from trainwright.optim.layerwise import CompositeOptimizer
 
 _HEAD_NAMES = ("lm_head", "classifier", "score", "head")  # last part of the name of a module that makes the outputs
 
 
-class MuonWithAdamW(CompositeOptimizer):
+class MuonWithAdamW(CombinedOptimizer):
     """Groups marked `use_muon=True` are updated by `torch.optim.Muon`, the others by `torch.optim.AdamW`.
 
     The update of Muon is scaled to the size of AdamW's (`adjust_lr_fn="match_rms_adamw"`), so one rate serves both.

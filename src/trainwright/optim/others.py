@@ -6,13 +6,16 @@ Owns: which arguments of a run each takes. Leaves to others: options from `optim
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import torch
 
 from trainwright.interop.optional import require
-from trainwright.names import closest
+from trainwright.names import SchedulerType, closest
 from trainwright.optim.registry import OptimizerRequest, OptimizerSpec
+
+logger = logging.getLogger(__name__)
 
 SCHEDULE_FREE = {
     "schedule_free_radam": "RAdamScheduleFree",
@@ -79,18 +82,34 @@ def _resumable(base: Any) -> Any:
 def schedule_free(request: OptimizerRequest) -> OptimizerSpec:
     """They warm up by themselves, and `train()` and `eval()` switch between their two sets of weights."""
     module = require("schedulefree", f"optim={request.name!r}", extra="schedulefree")
+    schedule = SchedulerType(getattr(request.args, "lr_scheduler_type", "constant")).value
+    if not schedule.startswith("constant"):
+        logger.warning(
+            "optim=%r needs no decay of the learning rate, and lr_scheduler_type=%r is one: set it to 'constant'.",
+            request.name,
+            schedule,
+        )
     kwargs: dict[str, Any] = {"weight_decay": request.args.weight_decay}
     kwargs |= request.lr if request.name == "schedule_free_sgd" else request.adam
     if request.name != "schedule_free_radam":  # RAdam needs no warmup
-        kwargs["warmup_steps"] = _warmup_steps(request.args)
+        kwargs["warmup_steps"] = _warmup_steps(request)
     return OptimizerSpec(getattr(module, SCHEDULE_FREE[request.name]), kwargs)
 
 
-def _warmup_steps(args: Any) -> int:
+def _warmup_steps(request: OptimizerRequest) -> int:
+    args = request.args
     # A warmup given as a share needs the length of the run, which is known here only where max_steps fixes it.
     max_steps: int = getattr(args, "max_steps", -1)
-    steps: int = args.get_warmup_steps(max_steps) if max_steps > 0 else int(getattr(args, "warmup_steps", 0))
-    return steps
+    if max_steps > 0:
+        steps: int = args.get_warmup_steps(max_steps)
+        return steps
+    share = getattr(args, "warmup_ratio", 0.0) or getattr(args, "warmup_steps", 0) % 1
+    if share and getattr(args, "lr_scheduler_type", None) == "constant":
+        raise ValueError(
+            f"A warmup of {share} of the run cannot be given to optim={request.name!r}, which does it itself and must "
+            "know its length: set warmup_steps to a number of updates, or set max_steps."
+        )
+    return int(getattr(args, "warmup_steps", 0))
 
 
 def stable_adamw(request: OptimizerRequest) -> OptimizerSpec:

@@ -8,6 +8,7 @@ imported before one of its optimizers is chosen.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -56,6 +57,12 @@ class OptimizerRequest:
         return {"eps": self.args.adam_epsilon}
 
     @property
+    def own_rates(self) -> dict[str, float] | None:
+        """`learning_rate_per_module`: a builder that makes "params" of its own splits them with `with_own_rates`."""
+        rates: dict[str, float] | None = getattr(self.args, "learning_rate_per_module", None)
+        return rates
+
+    @property
     def adam(self) -> dict[str, Any]:
         """The arguments that every Adam takes from the run."""
         return self.lr | self.betas | self.eps
@@ -80,11 +87,11 @@ _LOMO = _FAMILY + "lomo:"
 _OTHERS = _FAMILY + "others:"
 
 ROWS: dict[str, Row] = {
-    "adamw_torch": Row(_TORCH + "adamw", "the default: AdamW of torch"),
-    "adamw_torch_fused": Row(_TORCH + "adamw_fused", "the same in one kernel: less time per step, no more memory"),
+    "adamw_torch": Row(_TORCH + "adamw", "AdamW of torch, step by step: where no fused kernel exists"),
+    "adamw_torch_fused": Row(_TORCH + "adamw_fused", "the default: the same in one kernel"),
     "adamw_torch_xla": Row(_TORCH + "adamw_xla", "TPUs: AdamW that does not wait for the device", "torch_xla", "xla"),
     "adamw_torch_npu_fused": Row(_TORCH + "adamw_npu", "Ascend NPUs: AdamW in one kernel", "torch_npu", "npu"),
-    "adamw_apex_fused": Row(_OTHERS + "apex", "scripts that name it; adamw_torch_fused is as fast", "apex", "cuda"),
+    "adamw_apex_fused": Row(_OTHERS + "apex", "scripts that name it", "apex", "cuda"),
     "adafactor": Row(_TORCH + "adafactor", "large models in little memory: one row and column per matrix"),
     "adamw_anyprecision": Row(_OTHERS + "any_precision", "pure bfloat16 training with compensated rounding"),
     "adamw_torch_4bit": Row(_AO, "AdamW with a 4-bit state", "torchao"),
@@ -119,12 +126,12 @@ ROWS: dict[str, Row] = {
     "schedule_free_radam": Row(_OTHERS + "schedule_free", "no schedule and no warmup to choose", "schedulefree"),
     "schedule_free_adamw": Row(_OTHERS + "schedule_free", "no schedule to choose", "schedulefree"),
     "schedule_free_sgd": Row(_OTHERS + "schedule_free", "no schedule to choose, SGD", "schedulefree"),
-    "apollo_adamw": Row(_LOW_RANK + "apollo", "AdamW's quality near SGD's memory", "apollo-torch"),
+    "apollo_adamw": Row(_LOW_RANK + "apollo", "AdamW scaled by a low-rank state", "apollo-torch"),
     "apollo_adamw_layerwise": Row(_LOW_RANK + "apollo", "the same, one layer's gradient at a time", "apollo-torch"),
     "stable_adamw": Row(
         _OTHERS + "stable_adamw", "AdamW with clipped updates instead of clipped gradients", "torch-optimi"
     ),
-    "muon": Row(_TORCH + "muon", "hidden matrices by Muon, the rest by AdamW: fewer steps in pre-training"),
+    "muon": Row(_TORCH + "muon", "pre-training: hidden matrices by Muon, the rest by AdamW"),
 }
 
 
@@ -137,20 +144,42 @@ def register_optimizer(name: str) -> Callable[[T], T]:
     """Make `optim=name` mean a class of yours, or what a function of yours returns.
 
     @register_optimizer("my_adam")
-    class MyAdam(torch.optim.Optimizer): ...            # built with lr and optim_args
+    class MyAdam(torch.optim.Optimizer): ...  # called with the parameter groups, lr, and what optim_args says
 
     @register_optimizer("my_other_adam")
     def build(request: OptimizerRequest) -> OptimizerSpec: ...
+
+    Registering the same class or function again (a notebook cell that runs twice) replaces it. Raises ValueError for a
+    name that is taken or could not be written on a command line, TypeError for what is neither a class nor a function.
     """
-    if name in ROWS:
-        raise ValueError(f"An optimizer called {name!r} exists already; choose another name.")
+    if not isinstance(name, str):
+        raise TypeError(f"register_optimizer takes a name first, not {name!r}: write @register_optimizer('my_adam').")
+    if not re.fullmatch(r"[A-Za-z_][\w.-]*", name):
+        raise ValueError(f"register_optimizer({name!r}): a name must be letters, digits, '_', '-' and '.'.")
 
     def keep(target: T) -> T:
+        if not callable(target):
+            raise TypeError(f"register_optimizer({name!r}) needs a class or a function; got {target!r}.")
+        identity = (target.__module__, getattr(target, "__qualname__", repr(target)))
+        if name in ROWS and _REGISTERED.get(name) != identity:
+            raise ValueError(f"An optimizer called {name!r} exists already; choose another name.")
         builder = _class_builder(target) if isinstance(target, type) else target
         ROWS[name] = Row(builder, (target.__doc__ or "").partition("\n")[0])
+        _REGISTERED[name] = identity
         return target
 
+    if name in ROWS and name not in _REGISTERED:
+        raise ValueError(f"An optimizer called {name!r} exists already; choose another name.")
     return keep
+
+
+_REGISTERED: dict[str, tuple[str, str]] = {}  # module and qualified name of each target of register_optimizer
+
+
+def unknown_optimizer(name: object) -> ValueError:
+    """The error about an `optim` that nothing is called."""
+    hint = closest(str(name), ROWS) or " Your own are known once the module that calls register_optimizer is imported."
+    return ValueError(f"optim={name!r} is not a known optimizer; choose one of {sorted(ROWS)}.{hint}")
 
 
 def _class_builder(cls: Any) -> Callable[[OptimizerRequest], OptimizerSpec]:
@@ -168,7 +197,7 @@ def optimizer_class_and_kwargs(args: Any, model: Any = None) -> tuple[Callable[.
     """
     name = args.optim.value if isinstance(args.optim, Enum) else str(args.optim)
     if name not in ROWS:
-        raise ValueError(f"optim={name!r} is not a known optimizer; choose one of {sorted(ROWS)}.{closest(name, ROWS)}")
+        raise unknown_optimizer(name)
     row = ROWS[name]
     builder = row.builder
     if isinstance(builder, str):
@@ -176,6 +205,8 @@ def optimizer_class_and_kwargs(args: Any, model: Any = None) -> tuple[Callable[.
         builder = getattr(importlib.import_module(module), function)
     request = OptimizerRequest(name, args, model, parse_optim_args(getattr(args, "optim_args", None)))
     spec = builder(request)
+    if not isinstance(spec, OptimizerSpec):
+        raise TypeError(f"The builder of optim={name!r} must return an OptimizerSpec(cls, kwargs); it gave {spec!r}.")
     _check_device(name, row.device)
     return spec.cls, with_options(spec.cls, spec.kwargs, request.options, name)
 

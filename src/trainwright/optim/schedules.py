@@ -118,6 +118,7 @@ def get_inverse_sqrt_schedule(
 
 def get_reduce_on_plateau_schedule(optimizer: Optimizer, **kwargs: Any) -> ReduceLROnPlateau:
     """torch's `ReduceLROnPlateau`: it is stepped with a metric after an evaluation, not after an update."""
+    # lr <- max(lr * factor, min_lr)            after more than `patience` evaluations in a row without a new best
     return ReduceLROnPlateau(optimizer, **kwargs)
 
 
@@ -247,6 +248,11 @@ _KEYWORDS_OF: dict[SchedulerType, type] = {
     SchedulerType.REDUCE_ON_PLATEAU: ReduceLROnPlateau,
     SchedulerType.GREEDY: GreedyLR,
 }
+
+
+def waits_for_metric(scheduler: Any) -> bool:
+    """Whether `scheduler` steps on a metric after an evaluation, not after an update."""
+    return isinstance(scheduler, (ReduceLROnPlateau, GreedyLR))
 
 
 def get_scheduler(

@@ -14,4 +14,6 @@ VARIANTS = {"adamw_torch_4bit": "AdamW4bit", "adamw_torch_8bit": "AdamW8bit"}
 def build(request: OptimizerRequest) -> OptimizerSpec:
     """The class of torchao for one of the names in `VARIANTS`."""
     module = require("torchao.optim", f"optim={request.name!r}", extra="torchao")
-    return OptimizerSpec(getattr(module, VARIANTS[request.name]), request.adam)
+    # 256 numbers share a scale, as documented; part of saved states. The package would take 128 for 4 bits.
+    block_size = {"block_size": request.take("block_size", 256)}
+    return OptimizerSpec(getattr(module, VARIANTS[request.name]), request.adam | block_size)

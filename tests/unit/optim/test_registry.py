@@ -68,9 +68,19 @@ def test_adafactor_uses_the_learning_rate_of_the_run() -> None:
     assert (cls.__name__, kwargs) == ("Adafactor", {"lr": 1e-3, "scale_parameter": False, "relative_step": False})
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop", "adafactor"])
+SAME = ["adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop", "adafactor"]
+SAME_BNB = [
+    *("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "ademamix", "ademamix_8bit"),
+    *("lion_8bit", "lion_32bit", "paged_lion_32bit", "paged_lion_8bit"),
+    *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
+]
+
+
+@pytest.mark.parametrize("optim", SAME + SAME_BNB)
 def test_arguments_are_those_of_the_installed_transformers(optim: str, tmp_path: Any) -> None:
     transformers = pytest.importorskip("transformers")
+    if optim in SAME_BNB:
+        pytest.importorskip("bitsandbytes")
     args = transformers.TrainingArguments(str(tmp_path), optim=optim, report_to=[], use_cpu=True)
     cls, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(args)
     ours, mine = optimizer_class_and_kwargs(args)
@@ -102,6 +112,7 @@ def test_an_absent_package_is_named_with_the_remedy() -> None:
 
 def test_an_optimizer_of_the_user_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "ROWS", dict(ROWS))
+    monkeypatch.setattr(registry, "_REGISTERED", {})
 
     @registry.register_optimizer("my_sgd")
     class MySGD(torch.optim.SGD):
@@ -116,7 +127,31 @@ def test_an_optimizer_of_the_user_is_found_by_its_name(monkeypatch: pytest.Monke
     args = make_args(optim="my_adam", optim_args="strict=yes")
     assert optimizer_class_and_kwargs(args) == (torch.optim.Adam, {**ADAM, "amsgrad": True})
     with pytest.raises(ValueError, match="'my_sgd' exists already"):
-        registry.register_optimizer("my_sgd")
+        registry.register_optimizer("my_sgd")(build)
+    with pytest.raises(ValueError, match="'adamw_torch' exists already"):
+        registry.register_optimizer("adamw_torch")
+    assert registry.register_optimizer("my_sgd")(MySGD) is MySGD  # a notebook cell that runs twice
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "error", "message"),
+    [
+        (torch.optim.SGD, None, TypeError, "takes a name first"),
+        ("my adam", torch.optim.SGD, ValueError, r"register_optimizer\('my adam'\): a name must be letters"),
+        ("", torch.optim.SGD, ValueError, "a name must be letters"),
+        ("my_optimizer", 3, TypeError, r"register_optimizer\('my_optimizer'\) needs a class or a function; got 3"),
+    ],
+)
+def test_what_cannot_be_registered_is_named(name: Any, target: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        registry.register_optimizer(name)(target)
+
+
+def test_a_builder_that_returns_something_else_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "ROWS", dict(ROWS))
+    registry.register_optimizer("my_wrong")(lambda request: torch.optim.SGD)
+    with pytest.raises(TypeError, match=r"builder of optim='my_wrong' must return an OptimizerSpec\(cls, kwargs\)"):
+        optimizer_class_and_kwargs(make_args(optim="my_wrong"))
 
 
 def test_optimizers_that_choose_parameters_ask_for_the_model() -> None:
@@ -136,3 +171,71 @@ def test_importing_the_registry_imports_no_family() -> None:
 def test_an_unknown_precision_suggests_the_nearest(optim_args: str) -> None:
     with pytest.raises(ValueError, match=r"'float23' is no precision.*Did you mean 'float32'\?"):
         optimizer_class_and_kwargs(make_args(optim="adamw_anyprecision", optim_args=optim_args))
+
+
+SCRIPT = '''
+import sys
+import torch
+from trainwright import HfArgumentParser, OptimizerSpec, Trainer, TrainingArguments, register_optimizer
+
+
+@register_optimizer("my_adam")
+class MyAdam(torch.optim.AdamW):
+    """AdamW of my own."""
+
+
+@register_optimizer("my_pair")
+def build(request):
+    from trainwright import CombinedOptimizer
+
+    def pair(model, lr, momentum=0.5):
+        return CombinedOptimizer(
+            [torch.optim.SGD([model.linear.weight], lr=lr, momentum=momentum), MyAdam([model.linear.bias], lr=lr)]
+        )
+
+    return OptimizerSpec(pair, {"model": request.model, **request.lr})
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 1)
+
+    def forward(self, x, labels):
+        return {"loss": (self.linear(x) - labels).square().mean()}
+
+
+(args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()
+rows = [{"x": torch.ones(2), "labels": torch.zeros(1)}] * 8
+trainer = Trainer(Model(), args, train_dataset=rows)
+trainer.train()
+inside = getattr(trainer.optimizer, "optimizers", [trainer.optimizer])
+print("TRAINED", [(type(one).__name__, one.defaults.get("momentum"), one.defaults.get("betas")) for one in inside])
+'''
+
+
+def run_script(tmp_path: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    common = ["--output_dir", str(tmp_path / "out"), "--use_cpu", "True", "--max_steps", "2", "--report_to", "none"]
+    command = [sys.executable, str(tmp_path / "script.py"), *common, "--save_strategy", "no", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("optim", "optim_args", "expected"),
+    [
+        ("my_adam", "betas=(0.5,0.75)", "[('MyAdam', None, (0.5, 0.75))]"),
+        ("my_pair", "momentum=0.25", "[('SGD', 0.25, None), ('MyAdam', None, (0.9, 0.999))]"),
+    ],
+)
+def test_an_optimizer_of_the_user_is_chosen_on_the_command_line(
+    optim: str, optim_args: str, expected: str, tmp_path: Any
+) -> None:
+    result = run_script(tmp_path, "--optim", optim, "--optim_args", optim_args)
+    assert f"TRAINED {expected}" in result.stdout, result.stderr
+
+
+def test_a_misspelt_name_of_the_users_own_is_suggested(tmp_path: Any) -> None:
+    result = run_script(tmp_path, "--optim", "my_adan")
+    assert result.returncode != 0
+    assert "optim='my_adan' is not a known optimizer" in result.stderr and "Did you mean 'my_adam'?" in result.stderr

@@ -108,12 +108,45 @@ WSD_SHAPES = [
 ]
 
 
+def test_every_schedule_of_a_formula_has_a_closed_form_here() -> None:
+    by_metric = {"greedy", "reduce_lr_on_plateau"}  # see test_schedules_in_training.py
+    assert {name for name, _, _ in CASES} == {kind.value for kind in SchedulerType} - by_metric
+
+
 @pytest.mark.parametrize(("name", "kwargs", "factor"), CASES, ids=IDS)
 def test_every_step_follows_the_closed_form(name: str, kwargs: dict[str, Any], factor: Callable[[int], float]) -> None:
     optimizer = make_optimizer()
     rates = walk(get_scheduler(name, optimizer, WARMUP, TOTAL, kwargs), optimizer)
     expected = [[LR * factor(step), 3 * LR * factor(step)] for step in range(len(rates))]
     torch.testing.assert_close(torch.tensor(rates), torch.tensor(expected))
+
+
+RISING = {  # 0 to 1, over a progress of 0 to 1
+    "linear": lambda p: p,
+    "cosine": lambda p: math.sin(math.pi * p / 2) ** 2,
+    "1-sqrt": lambda p: 1 - (1 - p) ** 0.5,
+}
+
+
+@pytest.mark.parametrize("shape", WSD_SHAPES, ids=lambda shape: "-".join(map(str, shape.values())))
+def test_every_shape_of_a_warmup_stable_decay_follows_its_closed_form(shape: dict[str, Any]) -> None:
+    optimizer = make_optimizer()
+    rates = walk(get_scheduler("warmup_stable_decay", optimizer, WARMUP, TOTAL, shape), optimizer)
+    num_decay, floor = shape["num_decay_steps"], shape["min_lr_ratio"]
+    start = TOTAL - num_decay
+    for step, (rate, other) in enumerate(rates):
+        if step < WARMUP:
+            share = RISING[shape["warmup_type"]](step / WARMUP)
+        elif step < start:
+            share = 1.0
+        elif step >= TOTAL:
+            share = 0.0
+        elif shape["decay_type"] == "cosine":  # `num_cycles` turns; a half turn ends at the floor
+            share = math.cos(math.pi * shape["num_cycles"] * (step - start) / num_decay) ** 2
+        else:
+            share = RISING[shape["decay_type"]]((TOTAL - step) / num_decay)
+        assert rate == pytest.approx(LR * (floor + (1 - floor) * share), rel=1e-12, abs=1e-15), step
+        assert other == pytest.approx(3 * rate)
 
 
 @pytest.mark.parametrize("num_warmup_steps", [0, 1, 4, 17])

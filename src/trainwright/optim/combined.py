@@ -1,0 +1,121 @@
+"""Several optimizers that act as one: what a training loop, a schedule and a checkpoint need is a single object.
+
+Owns: `CombinedOptimizer`. Leaves to others: which optimizer gets which parameter (`muon.py`, `layerwise.py`, users).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class CombinedOptimizer(Optimizer):
+    """`CombinedOptimizer([Muon(matrices, lr=0.02), AdamW(others, lr=3e-4)])`: one optimizer that steps all of them.
+
+    Its `param_groups` are the very dicts of the optimizers inside, so one schedule moves every learning rate by the
+    same factor; its `state_dict()` has the ordinary shape, each optimizer inside writing and reading its own part. The
+    order of `optimizers` is part of a saved state. Where a schedule needs one base rate (`min_lr`, `lr_end`), it is
+    that of the first optimizer, or of `defaults`.
+
+    Raises:
+        TypeError: an entry is not a `torch.optim.Optimizer`.
+        ValueError: there is no entry, two share a parameter, or one updates during the backward pass.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], defaults: dict[str, Any] | None = None) -> None:
+        self.optimizers = list(optimizers)
+        self._check()
+        super().__init__(self._groups_inside(), dict(self.optimizers[0].defaults if defaults is None else defaults))
+
+    def _check(self) -> None:
+        from trainwright.optim.in_backward import updates_in_backward
+
+        if not self.optimizers:
+            raise ValueError("CombinedOptimizer needs at least one optimizer; optimizers is empty.")
+        for optimizer in self.optimizers:
+            if not isinstance(optimizer, Optimizer):
+                given = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else repr(optimizer)
+                raise TypeError(f"optimizers holds {given}; each entry must be a torch.optim.Optimizer.")
+            if updates_in_backward(optimizer):
+                raise ValueError(
+                    f"{type(optimizer).__name__} updates weights during the backward pass, so it cannot be combined "
+                    "with others."
+                )
+        owners: dict[int, Optimizer] = {}
+        for optimizer in self.optimizers:
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                owner = owners.setdefault(id(parameter), optimizer)
+                if owner is not optimizer:
+                    raise ValueError(
+                        f"A parameter of shape {tuple(parameter.shape)} is in two of the optimizers "
+                        f"({type(owner).__name__} and {type(optimizer).__name__}): give it to one of them."
+                    )
+
+    def _groups_inside(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """The state of every parameter, gathered."""
+        return defaultdict(dict, {key: value for inner in self.optimizers for key, value in inner.state.items()})
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        """The base class sets an empty state; the optimizers inside hold theirs."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Step every optimizer; returns what `closure` returned, None without one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss
+
+    def train(self) -> None:
+        """Switch those that keep two sets of weights (schedule-free) to the one they train."""
+        self._switch("train")
+
+    def eval(self) -> None:
+        """Switch those that keep two sets of weights (schedule-free) to the one to evaluate and save."""
+        self._switch("eval")
+
+    def _switch(self, name: str) -> None:
+        for optimizer in self.optimizers:
+            switch = getattr(optimizer, name, None)
+            if callable(switch):
+                switch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State by the position of the parameter, and groups, as every optimizer of torch writes them."""
+        state: dict[int, Any] = {}
+        groups: list[dict[str, Any]] = []
+        first = 0
+        for optimizer in self.optimizers:
+            part = optimizer.state_dict()
+            state |= {first + number: value for number, value in part["state"].items()}
+            groups += [{**g, "params": [first + number for number in g["params"]]} for g in part["param_groups"]]
+            first += sum(len(group["params"]) for group in part["param_groups"])
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Give every optimizer its part. Each loads it itself, because some keep state that must not be cast."""
+        groups = state_dict["param_groups"]
+        if len(groups) != len(self.param_groups):
+            raise ValueError(
+                f"The saved optimizer has {len(groups)} parameter groups, this one has {len(self.param_groups)}."
+            )
+        first = 0
+        for optimizer in self.optimizers:
+            last = first + len(optimizer.param_groups)
+            own = {number for group in groups[first:last] for number in group["params"]}
+            state = {number: value for number, value in state_dict["state"].items() if number in own}
+            optimizer.load_state_dict({"state": state, "param_groups": groups[first:last]})
+            first = last
+        self.param_groups = self._groups_inside()  # loading replaced the dicts

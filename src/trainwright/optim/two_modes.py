@@ -1,0 +1,30 @@
+"""Optimizers that keep two sets of weights: schedule-free ones train at one point and evaluate at an average.
+
+Owns: switching the model between the two. Leaves to others: when (`trainer.py`). The switch computes one set from the
+other in place, so it rounds: it happens only where the other set is needed, and a resumed run makes the same switches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+
+def switch_weights(optimizer: Any, training: bool) -> None:
+    """Put the weights to train, or those to evaluate and save, into the model; nothing for other optimizers."""
+    switch = getattr(optimizer, "train" if training else "eval", None)
+    if callable(switch):
+        switch()
+
+
+@contextlib.contextmanager
+def weights_to_keep(optimizer: Any) -> Iterator[None]:
+    """Inside, the model holds the weights to evaluate and save; afterwards those it held before."""
+    training = any(group.get("train_mode") for group in getattr(optimizer, "param_groups", ()))
+    switch_weights(optimizer, training=False)
+    try:
+        yield
+    finally:
+        if training:
+            switch_weights(optimizer, training=True)
