@@ -24,13 +24,14 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from trainwright.interop.loaded import is_peft_model
 from trainwright.window import LossWindow
 
 logger = logging.getLogger(__name__)
@@ -316,23 +317,35 @@ def leaves_out_itself(optimizer: Any) -> bool:
     )
 
 
-def nonfinite_tensors(model: nn.Module) -> list[str]:
-    """Names of the parameters, and of the buffers that a checkpoint holds (running means ...), with NaN or infinity.
-
-    One pass on the device, one read.
+def checkable_tensors(model: nn.Module, exempt: Container[str] = ()) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds of `model` and can be other than finite, by name: parameters, and running means and the
+    like. Those named in `exempt` are left out.
     """
-    checked = {
+    is_adapted = is_peft_model(model)  # of such a model only what is trained is saved
+    found = [(name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad or not is_adapted]
+    return {
         name: tensor.detach()
-        for name, tensor in (*model.named_parameters(), *_saved_buffers(model))
+        for name, tensor in (*found, *(() if is_adapted else _saved_buffers(model)))
         # Other classes and types of one byte are quantized: finite by construction, or unknown to the operation below.
         if type(tensor) in (nn.Parameter, torch.Tensor)
         and tensor.is_floating_point()
         and tensor.element_size() > 1
         and tensor.numel()
         and not tensor.is_meta
+        and name not in exempt
     }
+
+
+def nonfinite_tensors(checked: dict[str, torch.Tensor]) -> list[str]:
+    """Names of those that hold NaN or infinity. One pass on the device, one read."""
     if not checked:
         return []
+    # A sum is finite only if all its parts are, and on a CPU it is read at the speed of the memory, the largest number
+    # at a tenth of it. One that overflowed is looked at again.
+    if all(reads_are_free(tensor.device) for tensor in checked.values()):
+        sums = [tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in checked.values()]
+        if bool(torch.stack([one.double() for one in sums]).isfinite().all()):
+            return []
     largest = torch._foreach_norm(list(checked.values()), math.inf)
     device = largest[0].device
     dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -342,7 +355,16 @@ def nonfinite_tensors(model: nn.Module) -> list[str]:
 
 def infinite_by_design(model: nn.Module) -> frozenset[str]:
     """Names of the buffers that hold infinity before training, such as a mask of attention: no sign of trouble."""
-    return frozenset(nonfinite_tensors(model)).difference(name for name, _ in model.named_parameters())
+    names = nonfinite_tensors(checkable_tensors(model))
+    return frozenset(names).difference(name for name, _ in model.named_parameters())
+
+
+class NonFiniteWeights(ValueError):
+    """The weights of a checkpoint that is being written hold NaN or infinity; `names` says which."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"{len(names)} tensors hold NaN or infinity: {', '.join(_some(names))}")
+        self.names = names
 
 
 def may_be_saved(names: Sequence[str], is_bad: bool, step: int, policy: str) -> bool:

@@ -14,6 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainwright.log_text import LogText
+
+_EMPTY_LOG = '\n  "log_history": []'
+
 
 class ExportableState:
     """An object whose state goes into a checkpoint and comes back from it (a callback, `TrainerControl`).
@@ -74,6 +78,7 @@ class TrainerState:
     stateful_callbacks: Any = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._log_text = LogText(default=_plain)  # no field: it is never saved, compared or printed
         if self.log_history is None:
             self.log_history = []
         if self.stateful_callbacks is None:
@@ -85,11 +90,17 @@ class TrainerState:
         """The fields as plain values; `log_history` is shared, not copied, because it can be long."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
+    def to_json(self) -> str:
+        """Every field, as `save_to_json` writes it. Of the log history only new and changed lines are encoded."""
+        rest = json.dumps(self.to_dict() | {"log_history": []}, indent=2, sort_keys=True, default=_plain)
+        # Only a field itself stands at this indent, and in a text the line break would be written as two letters.
+        head, _, tail = rest.partition(_EMPTY_LOG)
+        return f"{head}{_EMPTY_LOG[:-2]}{self._log_text.text(list(self.log_history))}{tail}\n"
+
     def save_to_json(self, json_path: str | os.PathLike[str]) -> None:
         """Write every field to `json_path`."""
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True, default=_plain) + "\n"
         with open(json_path, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(self.to_json())
 
     @classmethod
     def load_from_json(cls, json_path: str | os.PathLike[str]) -> TrainerState:

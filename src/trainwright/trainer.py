@@ -18,6 +18,7 @@ import itertools
 import logging
 import math
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,8 @@ from trainwright.checkpoint import best, layout, trouble
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
+from trainwright.checkpoint.asynchronous import HOOKS_THAT_WRITE, AsyncSaves, Save
+from trainwright.checkpoint.deferred import at_once
 from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.occupied import occupied
 from trainwright.checks import (
@@ -60,8 +63,10 @@ from trainwright.evaluation.tensors import nested_numpify
 from trainwright.finite import (
     NonFiniteError,
     NonFiniteGuard,
+    NonFiniteWeights,
     Place,
     check_rollback,
+    checkable_tensors,
     infinite_by_design,
     may_be_saved,
     nonfinite_tensors,
@@ -239,6 +244,8 @@ class Trainer:
         self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
         self._guard: NonFiniteGuard | None = None
         self._last_checkpoint: str | None = None  # of this run; what a rollback goes back to
+        self._saves: AsyncSaves | None = None  # with `async_save`, while a run may save
+        self._save_to_tell: Save | None = None  # the one in flight
         self._data_to_pass_over: list[tuple[int, range]] = []
         self._saved_shares: Any = None
         self._shares: position.WorkerShares | None = None  # of a stream, before the micro-batches of this epoch
@@ -501,6 +508,7 @@ class Trainer:
             return self._run_interruptible(run, trial)
         finally:
             self.is_in_train = False
+            self._end_async_saves()
             self._only_for_training.close()
             self._stop_watching()
             if self._guard is not None:
@@ -515,6 +523,7 @@ class Trainer:
             try:
                 return self._run_with_rollback(run)
             except Exception as error:
+                self._drain_after(error)
                 if self.args.save_on_exception:
                     rescue(
                         error,
@@ -539,6 +548,7 @@ class Trainer:
         """Load the last checkpoint of this run, to go on from it without the data of `error`. Returns its path; raises
         `error` where `nonfinite` asks for no rollback, or there is nothing to go back to.
         """
+        self._settle_save()
         data = check_rollback(error, self.args.nonfinite, self._last_checkpoint, self._data_to_pass_over)
         checkpoint = find_checkpoint(self._last_checkpoint, self._output_dir, self.is_world_process_zero())
         assert checkpoint is not None
@@ -598,6 +608,7 @@ class Trainer:
         """One run from its first update to its last: plan, prepare, epochs, finish."""
         args = args if args is not None else self.args
         self._train_batch_size = batch_size if batch_size is not None else self._train_batch_size
+        self._settle_save()  # of an attempt that ran out of memory
         if self._created_lr_scheduler:
             self.lr_scheduler, self._created_lr_scheduler = None, False
 
@@ -613,6 +624,7 @@ class Trainer:
         self._save_trouble = trouble.SaveTrouble(args.max_save_failures)
         if args.should_save:
             self._check_free_space(plan.num_train_epochs - epochs_trained)
+        self._start_async_saves()
 
         if rehearsal.needs_metric(args) and not resume_from_checkpoint:
             self._rehearse_best_metric(ignore_keys_for_eval)
@@ -655,8 +667,10 @@ class Trainer:
             )
             if self.control.should_training_stop:
                 break
+        self._settle_save()
         if self._interrupt.asked and self.state.global_step != self._saved_step:
             self._save_and_tell(model, trial)
+            self._settle_save()
         return self._finalize_training(trial, plan.num_train_samples, start_time)
 
     def _start_watching(self, args: TrainingArguments) -> None:
@@ -991,7 +1005,7 @@ class Trainer:
     ) -> None:
         """One pass over the data. `steps_in_epoch` and `steps_trained_in_current_epoch` count micro-batches."""
         args, state, handler, accumulation = self.args, self.state, self.callback_handler, self._accumulation
-        interrupt = self._interrupt
+        interrupt, saves = self._interrupt, self._saves
         watch, empty_cache_steps = self._watchers.watch, args.torch_empty_cache_steps
         get_batch_samples = watch("data", self._fitted("get_batch_samples"))
         update = watch("optimizer", self._update)  # but for the parts that interrupt it
@@ -1045,6 +1059,8 @@ class Trainer:
             if handler.listeners["on_step_end"]:
                 self.control = handler.on_step_end(args, state, self.control)
             log_save_evaluate(self._running_loss(), grad_norm=grad_norm, learning_rate=learning_rate)
+            if saves is not None and saves.in_flight:
+                self._settle_save(wait=False)
             if empty_cache_steps and state.global_step % empty_cache_steps == 0:
                 self._empty_device_cache()
             if interrupt.asked or self.control.should_epoch_stop or self.control.should_training_stop:
@@ -1403,6 +1419,9 @@ class Trainer:
             except EvaluationAbandoned:
                 return  # should_evaluate stays: the checkpoint says that the evaluation is owed
             self.control.should_evaluate = False
+            if self._saves is not None:  # what was best so far must be known to be there
+                self._settle_save()
+                best_before = self.state.best_metric, self.state.best_global_step
             is_new_best = self._determine_best_metric(metrics=metrics, trial=trial)
             if self.args.save_strategy == SaveStrategy.BEST:
                 self.control.should_save = is_new_best
@@ -1414,27 +1433,99 @@ class Trainer:
 
         `best_before`: best metric and its step before this step's evaluation, for when the new best cannot be saved.
         """
-        state, directory_before = self.state, self.state.best_model_checkpoint
+        state, saves = self.state, self._saves
         directory = os.path.join(self._get_output_dir(trial), layout.checkpoint_name(state.global_step))
         self.control.should_save = self._is_worth_saving()
         if not self.control.should_save:
             return
-        with self._save_trouble.borne(directory, state.global_step):
-            self._watchers.watch("saving", self._save_checkpoint)(model, trial)
+        if saves is not None:
+            self._watchers.watch("saving", saves.wait_before)(state.global_step)
+            self._settle_save()
+            self.control.should_save = True
+        before = (*best_before, state.best_model_checkpoint) if best_before else None
+        save = Save(directory, state.global_step, state.epoch, before)
+        beside = (
+            contextlib.nullcontext()
+            if saves is None
+            else saves.beside(self._strategy, self._strategy.unwrap(self.model), self._infinite_by_design)
+        )
+        try:
+            with self._save_trouble.borne(directory, save.step, is_whole=saves is None), beside:
+                self._watchers.watch("saving", self._save_checkpoint)(model, trial)
+        except NonFiniteWeights as found:
+            return self._refuse(save, found)
+        if saves is None or not saves.in_flight:
+            self._tell_of(save)
+        else:
+            self._save_to_tell, self.control.should_save = save, False
+
+    def _tell_of(self, save: Save) -> None:
+        """A save is over: tell the callbacks of it, or forget a best checkpoint that is not there."""
         if self._save_trouble.num_failures == 0:
-            self._last_checkpoint, self._saved_step = directory, state.global_step
-            self.control = self.callback_handler.on_save(self.args, state, self.control, checkpoint_dir=directory)
+            self._last_checkpoint, self._saved_step = save.directory, save.step
+            with save.moment(self.state):
+                self.control = self.callback_handler.on_save(
+                    self.args, self.state, self.control, checkpoint_dir=save.directory
+                )
             return
         self.control.should_save = False  # as on_save does: the end of an epoch must not try again
-        if best_before and state.best_global_step == state.global_step and not os.path.isdir(directory):
-            # The best weights that can still be loaded are those of before.
-            state.best_metric, state.best_global_step = best_before
-            state.best_model_checkpoint = directory_before
+        save.forget_best(self.state)
+
+    # With `async_save` -----------------------------------------------------------------------------------------------
+
+    def _start_async_saves(self) -> None:
+        """Start the process that writes, where the arguments and the overrides leave it something to do."""
+        if self._saves is None:
+            self._saves = AsyncSaves.for_run(
+                self.args,
+                type(self).__name__,
+                [hook for hook in HOOKS_THAT_WRITE if self._is_overridden(hook)],
+                trouble.predicted_bytes(self.model, None if self.args.save_only_model else self.optimizer)[1],
+                is_main=self._strategy.process_index == 0,
+                is_distributed=self._strategy.is_distributed,
+            )
+
+    def _settle_save(self, wait: bool = True) -> None:
+        """With `async_save`: where the save in flight is over (`wait`: until it is), see to what follows a save."""
+        saves, save = self._saves, self._save_to_tell
+        if saves is None or save is None or not saves.is_done(wait):
+            return
+        self._save_to_tell, wants_save = None, self.control.should_save
+        try:
+            with self._save_trouble.borne(save.directory, save.step):
+                saves.settle(self._strategy.first_error)
+                with save.moment(self.state):
+                    self._follow_save(save.directory)
+            self._tell_of(save)
+        except NonFiniteWeights as found:
+            self._refuse(save, found)
+        self.control.should_save = wants_save or self.control.should_save
+
+    def _refuse(self, save: Save, found: NonFiniteWeights) -> None:
+        self.control.should_save = False
+        save.forget_best(self.state)
+        may_be_saved(found.names, True, save.step, self.args.nonfinite)
+
+    def _drain_after(self, error: Exception) -> None:
+        """An exception ends the run: see the save in flight through. Other processes may be gone, so ask none."""
+        if self._strategy.is_distributed or self._save_to_tell is None:
+            return
+        try:
+            self._settle_save()
+        except Exception as second:
+            logger.error("The save in flight failed as well: %s: %s", type(second).__name__, second)
+
+    def _end_async_saves(self) -> None:
+        if self._saves is not None:
+            self._saves.close(wait=not isinstance(sys.exc_info()[1], KeyboardInterrupt))
+            self._saves = self._save_to_tell = None
 
     def _is_worth_saving(self) -> bool:
         """Whether the weights are finite. Reads from the device; NonFiniteError unless `nonfinite` is "ignore"."""
-        bad_here = nonfinite_tensors(self._strategy.unwrap(self.model))
-        names = [name for name in bad_here if name not in self._infinite_by_design]
+        names: list[str] = []
+        if self._saves is None or not self._saves.checks_weights:
+            checked = checkable_tensors(self._strategy.unwrap(self.model), exempt=self._infinite_by_design)
+            names = nonfinite_tensors(checked)
         flag = float(self._guard.flag()) if self._guard is not None else 0.0
         bad, bad_tensors = self._strategy.mean_of_floats([flag, float(len(names))])
         if self._guard is not None:
@@ -2042,6 +2133,9 @@ class Trainer:
         """Hook: write `checkpoint-N`: staged beside it, hashed, then renamed, so that it is there whole or not
         at all.
         """
+        is_beside = self._saves is not None and self._saves.is_beside
+        if not is_beside:  # a call from outside of the loop is over when it returns
+            self._settle_save()
         run_dir = self._get_output_dir(trial)
         output_dir = os.path.join(run_dir, layout.checkpoint_name(self.state.global_step))
         self.store_flos()
@@ -2055,23 +2149,38 @@ class Trainer:
                 state.best_model_checkpoint = best_dir
         try:
             with self._strategy.staged_checkpoint(output_dir, state.global_step, where.position()) as directory:
-                self.save_model(directory, _internal_call=True)
+                with self._at_once("save_model", "_save"):
+                    self.save_model(directory, _internal_call=True)
                 if self._average is not None and self.args.should_save:
                     self._average.save(directory)
                 if not self.args.save_only_model:
-                    self._save_optimizer_and_scheduler(directory)
-                    self._save_scaler(directory)
-                    self._save_rng_state(directory)
+                    with self._at_once("_save_optimizer_and_scheduler"):
+                        self._save_optimizer_and_scheduler(directory)
+                    with self._at_once("_save_scaler"):
+                        self._save_scaler(directory)
+                    with self._at_once("_save_rng_state"):
+                        self._save_rng_state(directory)
                 if self.args.should_save:
                     checkpoint_save.save_loop_state(directory, loop_state(where, self.window, self.args))
                     state.stateful_callbacks = exported_callbacks(self.callback_handler, self.control)
-                    state.save_to_json(os.path.join(directory, TRAINER_STATE_NAME))
-            if self.args.push_to_hub:
-                self._push_from_checkpoint(output_dir)
-            if self.args.should_save:
-                self._rotate_checkpoints(output_dir=run_dir)
+                    checkpoint_save.save_trainer_state(directory, state)
+            if is_beside:
+                self._saves.begin()  # type: ignore[union-attr]
+            else:
+                self._follow_save(output_dir)
         finally:
             self._set_training_mode(model, True)
+
+    def _at_once(self, *hooks: str) -> contextlib.AbstractContextManager[None]:
+        """Around hooks that write, with `async_save`: what a user's own one wrote must be there when it returns."""
+        return at_once(any(map(self._is_overridden, hooks)))
+
+    def _follow_save(self, checkpoint: str) -> None:
+        """What comes after a checkpoint is on the disk: pushing it, and deleting older ones."""
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(checkpoint)
+        if self.args.should_save:
+            self._rotate_checkpoints(output_dir=os.path.dirname(checkpoint))
 
     def _resume_point(self) -> ResumePoint:
         """Where a run goes on that is resumed from here; a finished pass counts as the start of the next."""
@@ -2195,6 +2304,7 @@ class Trainer:
 
     def _load_best_model(self) -> None:
         """Hook: put the best checkpoint's weights into the model."""
+        self._settle_save()
         path = best.locate(self.state.best_model_checkpoint, self._output_dir)
         if path is None:
             logger.warning(
@@ -2453,7 +2563,8 @@ class Trainer:
 
     def torch_jit_model_eval(self, model: nn.Module, dataloader: DataLoader[Any], training: bool = False) -> nn.Module:
         """`jit_mode_eval`: the model traced on the first batch of `dataloader`; the model itself when tracing fails."""
-        inputs = self._inputs_of_evaluation(next(iter(dataloader)))
+        inputs = self._prepare_inputs(next(iter(dataloader)))
+        inputs = precision.with_floats_as(inputs, self._half_inputs, but=tuple(self.label_names))
         return models.traced(model, inputs, self.autocast_smart_context_manager(False))
 
     def _nested_gather(self, tensors: Any, name: str | None = None) -> Any:

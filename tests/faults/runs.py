@@ -11,7 +11,9 @@ import builtins
 import importlib.util
 import os
 import random
+import traceback
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 
 from trainwright import PrinterCallback, Trainer, TrainingArguments
-from trainwright.checkpoint import weights
+from trainwright.checkpoint import weights, writer
 from trainwright.checkpoint.manifest import problems
 
 _spec = importlib.util.spec_from_file_location("line_conftest", Path(__file__).parents[1] / "conftest.py")
@@ -31,7 +33,9 @@ DIED = 100  # exit code of a child that died on purpose, plus the step it was at
 NAMED = ("fsync", "rename", "replace", "mkdir", "unlink", "remove", "rmdir", "truncate", "link", "symlink", "sendfile")
 
 
-def make_run(out: str | os.PathLike[str], trainer: dict[str, Any] | None = None, **options: Any) -> Trainer:
+def make_run(
+    out: str | os.PathLike[str], trainer: dict[str, Any] | None = None, cls: type[Trainer] = Trainer, **options: Any
+) -> Trainer:
     """A Trainer of the line model with dropout (so that every random number counts), saving in `out`."""
     values: dict[str, Any] = {
         "output_dir": str(out),
@@ -49,7 +53,7 @@ def make_run(out: str | os.PathLike[str], trainer: dict[str, Any] | None = None,
         "train_dataset": LineData(),
         "eval_dataset": LineData(9, seed=5),
     }
-    run = Trainer(args=TrainingArguments(**(values | options)), **(given | (trainer or {})))
+    run = cls(args=TrainingArguments(**(values | options)), **(given | (trainer or {})))
     run.remove_callback(PrinterCallback)
     return run
 
@@ -223,3 +227,43 @@ def run_and_die(action: Callable[[list[Trainer]], Any], point: int) -> int | Non
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert code == 0 or code >= DIED, f"the child failed with {code}"
     return None if code == 0 else code - DIED
+
+
+class Forked:
+    """A forked child, as `writer.launch` returns a started program."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.code = pid, None
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.code is None:
+            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.code
+
+
+def forked_writer(prepare: Callable[[], Any] = lambda: None) -> Callable[[], Any]:
+    """A stand-in for `writer.launch`: the same process without seconds of imports, after `prepare` was called in it."""
+
+    def launch() -> Any:
+        ours, theirs = Pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                ours.close()
+                torch.set_num_threads(1)
+                prepare()
+                writer.serve(theirs)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        theirs.close()
+        return Forked(pid), ours
+
+    return launch

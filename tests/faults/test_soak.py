@@ -3,11 +3,14 @@
 import os
 import sys
 
+import pytest
+
 sys.path.insert(0, os.path.dirname(__file__))
 
 from soak import soak
 
 
-def test_a_run_killed_at_random_moments_ends_like_one_that_nobody_killed(tmp_path):
-    runs, kills = soak(6, 0, tmp_path)
+@pytest.mark.parametrize("async_save", [False, True])
+def test_a_run_killed_at_random_moments_ends_like_one_that_nobody_killed(tmp_path, async_save):
+    runs, kills = soak(6, 0, tmp_path, async_save)
     assert runs >= 1 and kills == 6

@@ -110,6 +110,25 @@ def test_labels_are_found_behind_the_wrapper(adapter_trainer):
     assert trainer.predict(ROWS[:3]).predictions.shape == (3, 6, 11)
 
 
+@pytest.mark.parametrize("async_save", [False, True])
+def test_a_save_writes_the_adapter_and_its_moments_but_nothing_that_is_frozen(tmp_path, async_save):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=11, n_positions=8, n_embd=128, n_layer=4, n_head=2)
+    options = {"r": 8, "target_modules": ["c_attn"], "fan_in_fan_out": True}
+    model = peft.get_peft_model(transformers.GPT2LMHeadModel(config), peft.LoraConfig(task_type="CAUSAL_LM", **options))
+    num_bytes = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    assert sum(parameter.nbytes for parameter in model.parameters()) > 40 * num_bytes
+    args = {"max_steps": 2, "save_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    Trainer(model, TrainingArguments(str(tmp_path), async_save=async_save, **args), train_dataset=ROWS).train()
+    for step in (1, 2):
+        sizes = {path.name: path.stat().st_size for path in (tmp_path / f"checkpoint-{step}").iterdir()}
+        of_optimizer = sizes.pop("optimizer.pt")
+        others = ("training_args.bin", "rng_state.pth", "scheduler.pt", "trainer_state.json", "loop_state.json")
+        of_run = sum(sizes.pop(name) for name in (*others, "manifest.json"))
+        assert num_bytes < sum(sizes.values()) <= 2 * num_bytes  # the model: adapter, its settings, a card
+        assert 2 * num_bytes < of_optimizer < 2.2 * num_bytes and of_run < 100_000
+
+
 # ------------------------------------------------------------------------------ kinds of adapters, several, merged ----
 
 

@@ -7,6 +7,7 @@ deleting checkpoints (`checkpoint/layout.py`).
 # ruff: noqa: RUF009  (`option()` is `dataclasses.field` with a help text)
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from trainwright.args.checks import check_enum, check_interval, check_number
@@ -50,6 +51,11 @@ class IntervalArguments(RunArguments):
     save_only_model: bool = option(
         False, "Checkpoints hold the weights only: much smaller, but training cannot be continued from them."
     )
+    async_save: bool = option(
+        False,
+        "Training waits for a copy of its state in memory only; a process of its own writes the checkpoint. Needs host "
+        "memory of a checkpoint's size. on_save, rotation and pushes follow when the checkpoint is on the disk.",
+    )
     save_on_each_node: bool = option(
         False,
         "Save on every node instead of only the first. Not for a shared file system: the nodes would overwrite each "
@@ -70,6 +76,7 @@ class IntervalArguments(RunArguments):
         check_enum(self, "logging_strategy", IntervalStrategy)
         check_enum(self, "eval_strategy", IntervalStrategy)
         check_enum(self, "save_strategy", SaveStrategy)
+        self._check_async_save()
         if self.eval_strategy != IntervalStrategy.NO:
             self.do_eval = True
         if self.eval_strategy == IntervalStrategy.STEPS and not self.eval_steps:
@@ -107,6 +114,15 @@ class IntervalArguments(RunArguments):
             self.greater_is_better = not self.metric_for_best_model.endswith("loss")
         if self.load_best_model_at_end and not saves_best:
             self._check_every_save_is_evaluated()
+
+    def _check_async_save(self) -> None:
+        if not isinstance(self.async_save, bool):
+            raise TypeError(f"async_save={self.async_save!r} must be True or False.")
+        if self.async_save and os.name == "nt":
+            raise ValueError(
+                "async_save=True does not work on Windows, which cannot hand memory to a program that was started "
+                "without it: leave it out, and training waits for its checkpoints."
+            )
 
     def _check_every_save_is_evaluated(self) -> None:
         save_strategy, eval_strategy = (

@@ -24,8 +24,12 @@ with.
                 learning-rate schedule; zero gradients; state.global_step += 1
                 <on_step_end>
                 obey control
+                if async_save, and a checkpoint has come onto the disk meanwhile:
+                    <on_save>
             <on_epoch_end>
             obey control
+        if async_save, and a checkpoint is still being written (wait for it):
+            <on_save>
         load the best model, where load_best_model_at_end asks for it
         write the last log line
         <on_log>
@@ -35,8 +39,10 @@ with.
             <on_log>
         if control.should_evaluate:
             evaluate
+        if async_save, and a checkpoint is still being written (wait for it before a new one, or a new best):
+            <on_save>
         if control.should_save:
-            write a checkpoint
+            write a checkpoint (async_save: copy the state)
             <on_save>
     evaluate:
         for each evaluation dataset:
@@ -137,7 +143,12 @@ class TrainerCallback:
         """`Trainer.predict` is done; `metrics` holds its numbers by name."""
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
-        """A checkpoint is written."""
+        """A checkpoint is on the disk, under its name; `checkpoint_dir` is its path.
+
+        With `async_save` training has gone on meanwhile: this comes after the first step that ends with the checkpoint
+        on the disk, or before the next save, an evaluation that decides on the best model, and the end of training.
+        `state.global_step` and `state.epoch` are those of the checkpoint while this is called.
+        """
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any

@@ -23,10 +23,12 @@ Path = str | os.PathLike[str]
 NO_RENAME = frozenset((errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EMFILE))
 
 
-def sibling(path: Path, purpose: str) -> str:
-    """A hidden name next to `path` that belongs to this process; `purpose` is staged, replaced or deleted."""
+def sibling(path: Path, purpose: str, pid: int | None = None) -> str:
+    """A hidden name next to `path` that belongs to process `pid` (None: this one); `purpose` is staged, replaced or
+    deleted.
+    """
     parent, name = os.path.split(os.path.abspath(path))
-    return os.path.join(parent, f".{name}.{purpose}-{os.getpid()}")
+    return os.path.join(parent, f".{name}.{purpose}-{os.getpid() if pid is None else pid}")
 
 
 def publish(staging: str, final: str) -> None:

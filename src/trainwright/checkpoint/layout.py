@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable
 
 from trainwright.checkpoint.commit import flush_tree, publish, remove
@@ -20,6 +21,9 @@ from trainwright.checkpoint.paths import step_of as step_of  # where others look
 from trainwright.names import CHECKPOINT_PREFIX, MANIFEST_NAME
 
 logger = logging.getLogger(__name__)
+
+_ENDING = 4  # PF_EXITING among the flags that Linux shows of a process
+MOST_WAIT_S = 600  # for a checkpoint that the writer of a dead run has still to finish
 
 # What a hidden sibling of a checkpoint is for, and the process that made it.
 _SIBLING = re.compile(r"\.(?P<name>.+)\.(?P<purpose>staged|replaced|deleted)-(?P<pid>\d+)")
@@ -118,6 +122,7 @@ def clean_up_staging(output_dir: Path) -> None:
     A staged checkpoint that is complete gets its name, one that was moved aside for it comes back if need be, the rest
     is deleted. What a process that still runs has made is left alone.
     """
+    _wait_for_writers(output_dir)
     siblings = []
     for entry in os.scandir(output_dir):
         match = _SIBLING.fullmatch(entry.name)
@@ -145,6 +150,39 @@ def same_place(path: str, other: str | None) -> bool:
     return other is not None and os.path.realpath(path) == os.path.realpath(other)
 
 
+def _wait_for_writers(output_dir: Path) -> None:
+    """Let the writers of runs that died (`async_save`) finish what they were given: it is newer than all else here."""
+    for entry in os.scandir(output_dir):
+        match = _SIBLING.fullmatch(entry.name)
+        if not match or match["purpose"] != "staged" or not _is_writer(pid := int(match["pid"])):
+            continue
+        logger.warning("%s is still being written (by process %d); waiting for it.", entry.path, pid)
+        deadline = time.monotonic() + MOST_WAIT_S
+        while os.path.lexists(entry.path) and _is_writer(pid):
+            if time.monotonic() > deadline:
+                logger.warning("%s is not done after %d s and left alone.", entry.path, MOST_WAIT_S)
+                break
+            time.sleep(0.02)
+
+
+def _is_writer(pid: int) -> bool:
+    """Whether a process that writes checkpoints for a run has this number. Only Linux says so."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"trainwright.checkpoint.writer" in file.read()
+    except OSError:
+        return False
+
+
+def _status(pid: int) -> list[bytes] | None:
+    """What /proc/PID/stat says of a process, from its state on; None where there is none, or the system is another."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+
+
 def _is_whole(path: str) -> bool:
     return os.path.lexists(os.path.join(path, MANIFEST_NAME)) and not problems(path)
 
@@ -157,6 +195,9 @@ def _is_running(pid: int, path: str) -> bool:
         return False
     if os.name == "nt":  # signal 0 is Ctrl-C there
         return True
+    fields = _status(pid)
+    if fields and int(fields[6]) & _ENDING:  # also one that has ended, and nobody has asked how
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -170,9 +211,11 @@ def _is_running(pid: int, path: str) -> bool:
 
 def _start_time_s(pid: int) -> float | None:
     """When a process began, in seconds since 1970; None where the system does not say (only Linux does, in /proc)."""
+    fields = _status(pid)
+    if not fields:
+        return None
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            ticks = int(file.read().rpartition(b")")[2].split()[19])
+        ticks = int(fields[19])
         with open("/proc/stat", "rb") as file:
             booted = next(int(line.split()[1]) for line in file if line.startswith(b"btime"))
     except (OSError, ValueError, IndexError, StopIteration):

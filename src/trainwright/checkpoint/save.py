@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from trainwright.checkpoint.commit import NO_RENAME, flush, flush_directory, flush_parents, flush_tree, publish, sibling
+from trainwright.checkpoint.deferred import taken
 from trainwright.checkpoint.manifest import write_manifest
 from trainwright.checkpoint.paths import MODEL_NAMES, relative_files, rng_name
 from trainwright.checkpoint.tensors import foreign_objects
@@ -31,8 +32,10 @@ from trainwright.names import (
     OPTIMIZER_NAME,
     SCALER_NAME,
     SCHEDULER_NAME,
+    TRAINER_STATE_NAME,
     TRAINING_ARGS_NAME,
 )
+from trainwright.state import TrainerState
 
 logger = logging.getLogger(__name__)
 
@@ -57,16 +60,21 @@ def staged(final_directory: Path, *, step: int, world_size: int, position: dict[
     os.mkdir(staging)
     try:
         yield staging
-        for name in relative_files(staging):
-            flush(os.path.join(staging, name))
-        write_manifest(staging, step, world_size, position)
-        flush(os.path.join(staging, MANIFEST_NAME))
-        for folder, _, _ in os.walk(staging, topdown=False):
-            flush_directory(folder)
-        publish(staging, final)
+        commit(staging, final, step=step, world_size=world_size, position=position)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def commit(staging: str, final: str, *, step: int, world_size: int, position: dict[str, Any]) -> None:
+    """Have the disk confirm what stands in `staging`, promise it in a manifest, and give it the name `final`."""
+    for name in relative_files(staging):
+        flush(os.path.join(staging, name))
+    write_manifest(staging, step, world_size, position)
+    flush(os.path.join(staging, MANIFEST_NAME))
+    for folder, _, _ in os.walk(staging, topdown=False):
+        flush_directory(folder)
+    publish(staging, final)
 
 
 @contextmanager
@@ -138,7 +146,9 @@ def save_rng(directory: Path, *, rank: int = 0, world_size: int = 1) -> None:
         if backend is not None and getattr(backend, "is_initialized", lambda: True)():
             every_device = world_size <= 1 and hasattr(backend, "get_rng_state_all")
             state[name] = backend.get_rng_state_all() if every_device else backend.get_rng_state()
-    torch.save(state, os.path.join(directory, rng_name(rank, world_size)))
+    path = os.path.join(directory, rng_name(rank, world_size))
+    if not taken("torch", path, state):
+        torch.save(state, path)
 
 
 def save_training_args(directory: Path, args: Any) -> None:
@@ -148,6 +158,8 @@ def save_training_args(directory: Path, args: Any) -> None:
         if name.endswith("_token") and value is not None:
             vars(clean)[name] = None
     path = os.path.join(directory, TRAINING_ARGS_NAME)
+    if taken("object", path, clean):
+        return
     try:
         torch.save(clean, path)
     except (TypeError, AttributeError, ValueError, pickle.PicklingError) as error:
@@ -158,9 +170,18 @@ def save_training_args(directory: Path, args: Any) -> None:
 
 def save_loop_state(directory: Path, state: dict[str, Any]) -> None:
     """Write what only trainwright reads (loss window, position, callbacks) to `loop_state.json`; it must be JSON."""
-    text = json.dumps(state, indent=2, sort_keys=True) + "\n"
-    with open(os.path.join(directory, LOOP_STATE_NAME), "w", encoding="utf-8") as file:
-        file.write(text)
+    path = os.path.join(directory, LOOP_STATE_NAME)
+    if not taken("json", path, state):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(state, indent=2, sort_keys=True) + "\n")
+
+
+def save_trainer_state(directory: Path, state: Any) -> None:
+    """Write a `TrainerState` to `trainer_state.json`."""
+    path = os.path.join(directory, TRAINER_STATE_NAME)
+    is_ours = type(state).save_to_json is TrainerState.save_to_json
+    if not (is_ours and taken("text", path, state.to_json())):
+        state.save_to_json(path)
 
 
 def accelerator(name: str) -> Any:
@@ -171,6 +192,8 @@ def accelerator(name: str) -> Any:
 
 def _save_state(path: str, state: Any) -> None:
     """Write `state`, and say now, not at the resume, if it holds something that will not be read back."""
+    if taken("torch", path, state):  # which it is not if it holds such things
+        return
     torch.save(state, path)
     objects = foreign_objects(path)
     if objects:

@@ -84,10 +84,11 @@ class SaveTrouble:
         self.last_saved: int | None = None  # step of the newest checkpoint of this run
 
     @contextmanager
-    def borne(self, directory: str, step: int) -> Iterator[None]:
+    def borne(self, directory: str, step: int, *, is_whole: bool = True) -> Iterator[None]:
         """Around one save into `directory`: an error of the disk becomes a warning, every other is raised.
 
-        Raises SavingFailed at the last failure that is borne. `num_failures` is 0 after a success.
+        Raises SavingFailed at the last failure that is borne. `num_failures` is 0 after a success, unless it was only
+        a part of the save (`is_whole`).
         """
         try:
             yield
@@ -97,7 +98,8 @@ class SaveTrouble:
                 raise
             self._note(directory, step, number, error)
         else:
-            self.num_failures, self.last_saved = 0, step
+            if is_whole:
+                self.num_failures, self.last_saved = 0, step
 
     def _note(self, directory: str, step: int, number: int, error: Exception) -> None:
         self.num_failures += 1

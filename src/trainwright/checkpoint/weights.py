@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file as save_file  # writer.py writes with it as well
 from torch import nn
 
 from trainwright import names
+from trainwright.checkpoint import deferred
 from trainwright.checkpoint.conversion import load_converted
 from trainwright.checkpoint.paths import inside, read_json
 from trainwright.checkpoint.tensors import load_tensors
@@ -59,7 +60,9 @@ def save_weights(
         return
     tensors = model.state_dict() if state_dict is None else state_dict
     if not safe:
-        torch.save(tensors, os.path.join(directory, names.WEIGHTS_NAME))
+        path = os.path.join(directory, names.WEIGHTS_NAME)
+        if not deferred.taken("torch", path, tensors):
+            torch.save(tensors, path)
         return
     other = [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
     if other:
@@ -73,7 +76,9 @@ def save_weights(
     for index, shard in enumerate(shards, start=1):
         name = names.SAFE_WEIGHTS_NAME if len(shards) == 1 else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
         in_shard = {alias: kept for alias, kept in aliases.items() if kept in shard}
-        save_file(shard, os.path.join(directory, name), metadata=_FORMAT | in_shard)
+        path = os.path.join(directory, name)
+        if not deferred.taken("tensors", path, shard, _FORMAT | in_shard):
+            save_file(shard, path, metadata=_FORMAT | in_shard)
         weight_map |= dict.fromkeys(shard, name)
     if len(shards) > 1:
         index_content = {"metadata": {"total_size": sum(t.nbytes for t in unique.values())}, "weight_map": weight_map}
@@ -170,7 +175,7 @@ def _save_pretrained(
         if model.can_generate():
             model.generation_config.save_pretrained(directory)
         return False
-    with _no_progress_bars():
+    with _no_progress_bars(), deferred.weights_of(model):
         model.save_pretrained(directory, **options)
     return True
 

@@ -145,7 +145,7 @@ class DistributedStrategy(Strategy):
                 yield where[0]
             except Exception as caught:
                 error = caught
-        failed = self._first_error(error)
+        failed = self.first_error(error)
         try:
             if failed is not None:
                 stack.__exit__(type(failed), failed, failed.__traceback__)  # process 0 removes what it staged
@@ -153,12 +153,11 @@ class DistributedStrategy(Strategy):
                 stack.close()
         except Exception as caught:
             error = caught
-        failed = failed or self._first_error(error)
+        failed = failed or self.first_error(error)
         if failed is not None:
             raise failed
 
-    def _first_error(self, error: Exception | None) -> Exception | None:
-        """The error of this process, else that of another; None where none failed. Waits for all."""
+    def first_error(self, error: Exception | None) -> Exception | None:
         where = f"(in process {self.process_index})"
         found: Exception | None = None
         if isinstance(error, OSError):

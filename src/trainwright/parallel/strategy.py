@@ -7,7 +7,7 @@ others: processes that work together (`distributed`), the training story that as
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class Strategy:
 
     def __init__(self, device: torch.device, *, fp16: bool = False) -> None:
         self.device = device
+        # How a checkpoint is begun and ended; `async_save` brings its own.
+        self.stage: Callable[..., contextlib.AbstractContextManager[str]] = staged
         self.scaler: torch.amp.GradScaler | None = torch.amp.GradScaler(device.type) if fp16 else None
 
     # -- preparing -----------------------------------------------------------------------------------------------------
@@ -127,4 +129,8 @@ class Strategy:
         self, directory: str, step: int, position: dict[str, Any]
     ) -> contextlib.AbstractContextManager[str]:
         """A directory to write a checkpoint into, that becomes `directory` when all of it is on disk."""
-        return staged(directory, step=step, world_size=self.num_processes, position=position)
+        return self.stage(directory, step=step, world_size=self.num_processes, position=position)
+
+    def first_error(self, error: Exception | None) -> Exception | None:
+        """The error of this process, else that of another; None where none failed. Waits for all."""
+        return error

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from trainwright.checkpoint.deferred import taken
 from trainwright.checkpoint.paths import inside
 from trainwright.names import EMA_WEIGHTS_NAME
 
@@ -114,7 +115,9 @@ class AveragedWeights:
         """Write `ema.safetensors`; nothing before the average has begun."""
         if self.has_begun:
             averages = {name: average.contiguous() for name, average in self.state_dict().items()}
-            save_file(averages, os.path.join(directory, EMA_WEIGHTS_NAME), metadata={"format": "pt"})
+            path, metadata = os.path.join(directory, EMA_WEIGHTS_NAME), {"format": "pt"}
+            if not taken("tensors", path, averages, metadata):
+                save_file(averages, path, metadata=metadata)
 
     @torch.no_grad()
     def load(self, directory: Path, step: int) -> None:

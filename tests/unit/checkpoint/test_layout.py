@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from trainwright.checkpoint import layout
 from trainwright.checkpoint.layout import (
     checkpoint_name,
     checkpoints_to_delete,
@@ -167,6 +168,60 @@ def test_a_process_that_began_after_a_left_over_only_has_its_number(tmp_path):
     clean_up_staging(tmp_path)
     assert not left.exists()
     process.communicate(b"\n")
+
+
+def test_a_process_that_has_ended_and_was_not_waited_for_is_not_running(tmp_path):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+    (tmp_path / f".checkpoint-20.staged-{pid}").mkdir()
+    clean_up_staging(tmp_path)
+    assert os.listdir(tmp_path) == []
+    os.waitpid(pid, 0)
+
+
+WRITES = """
+import os, sys
+folder, name = sys.argv[1], "trainwright.checkpoint.writer"
+print("ready", flush=True)
+sys.stdin.readline()
+os.rename(os.path.join(folder, f".checkpoint-20.staged-{os.getpid()}"), os.path.join(folder, "checkpoint-20"))
+"""
+
+
+def start_writer(folder):
+    command = [sys.executable, "-c", WRITES, str(folder)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def test_cleaning_up_waits_for_the_writer_that_outlives_its_run(tmp_path, monkeypatch):
+    writer = start_writer(tmp_path)
+    make(tmp_path, 20)
+    os.rename(tmp_path / "checkpoint-20", tmp_path / f".checkpoint-20.staged-{writer.pid}")
+    pauses = []
+
+    def pause(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 3:  # only now it goes on
+            writer.communicate(b"\n")
+
+    monkeypatch.setattr(layout.time, "sleep", pause)
+    clean_up_staging(tmp_path)
+    assert len(pauses) == 3 and os.listdir(tmp_path) == ["checkpoint-20"]
+
+
+def test_a_writer_that_does_not_end_is_left_alone(tmp_path, monkeypatch, caplog):
+    writer = start_writer(tmp_path)
+    (tmp_path / f".checkpoint-20.staged-{writer.pid}").mkdir()
+    monkeypatch.setattr(layout, "MOST_WAIT_S", 0)
+    clean_up_staging(tmp_path)
+    assert os.listdir(tmp_path) == [f".checkpoint-20.staged-{writer.pid}"]
+    assert "is not done after 0 s and left alone" in caplog.text
+    writer.kill()
+    writer.communicate()
 
 
 def test_cleaning_up_replaces_a_broken_checkpoint_by_the_complete_one_that_was_staged_for_it(tmp_path):

@@ -1,0 +1,265 @@
+"""Measure how long a checkpoint keeps a training step waiting, and what a checkpoint at every step costs in all.
+
+Owns: a small language model, the order of measurements, both tables, the JSON. Leaves to others: `step_overhead`, from
+which the progress line and the description of the machine come.
+
+    python benchmarks/checkpoint_stall.py                      both tables, in about three minutes
+    python benchmarks/checkpoint_stall.py --layers 12 --width 768 --vocabulary 50257 --batch 4 --length 128
+                                                               the same for 124 million parameters
+
+A stall is the time between the end of an optimizer step and the next forward pass, at steps with a save, less the same
+time at steps without one. All loops are measured in turn, round by round, on the same model, batches and disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from step_overhead import Progress, environment
+
+STEPS_BETWEEN_SAVES = 4  # enough for a save to be on the disk before the next; more where --settle says so
+
+
+class LanguageModel(nn.Module):
+    """A decoder of `layers` blocks with tied embeddings; returns its loss."""
+
+    def __init__(self, layers: int, width: int, vocabulary: int, length: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.places = nn.Parameter(0.02 * torch.randn(length, width))
+        block = lambda: nn.TransformerEncoderLayer(  # noqa: E731
+            width, max(1, width // 64), 4 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.blocks = nn.ModuleList(block() for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.on_forward: Callable[[], None] = lambda: None
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.on_forward()
+        mask = nn.Transformer.generate_square_subsequent_mask(input_ids.shape[1], device=input_ids.device)
+        hidden = self.tokens(input_ids) + self.places[: input_ids.shape[1]]  # (batch, length, width)
+        for block in self.blocks:
+            hidden = block(hidden, src_mask=mask, is_causal=True)
+        logits = self.norm(hidden) @ self.tokens.weight.t()  # (batch, length, vocabulary)
+        return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())}
+
+
+class Gaps:
+    """The seconds between the end of each optimizer step and the forward pass after it, and when each step ended."""
+
+    def __init__(self, model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
+        self.gaps_s: list[float] = []
+        self.ends_s: list[float] = []
+        model.on_forward = self._begin
+        self.device = next(model.parameters()).device
+        optimizer.register_step_post_hook(lambda *_: self._end())
+
+    def _begin(self) -> None:
+        if len(self.gaps_s) < len(self.ends_s):
+            self.gaps_s.append(self._now() - self.ends_s[-1])
+
+    def _end(self) -> None:
+        self.ends_s.append(self._now())
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        return time.perf_counter()
+
+
+def train(options: argparse.Namespace, package: str, num_steps: int, save_steps: int, **arguments: Any) -> Gaps:
+    """Train with the Trainer of `package` and return what was measured; `save_steps` 0: no checkpoint."""
+    library = importlib.import_module(package)
+    on_cpu = options.cpu or not torch.cuda.is_available()
+    model = LanguageModel(options.layers, options.width, options.vocabulary, options.length)
+    model.to("cpu" if on_cpu else "cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    gaps = Gaps(model, optimizer)
+    row = torch.arange(options.length) % options.vocabulary
+    with (
+        tempfile.TemporaryDirectory(dir=options.directory) as directory,
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        saving = {"save_strategy": "steps", "save_steps": save_steps} if save_steps else {"save_strategy": "no"}
+        args = library.TrainingArguments(
+            directory, max_steps=num_steps, per_device_train_batch_size=options.batch, report_to="none",
+            disable_tqdm=True, logging_steps=10**6, use_cpu=on_cpu, save_total_limit=1, **saving, **arguments,
+        )  # fmt: skip
+        data = [{"input_ids": row, "labels": row}] * (num_steps * options.batch)
+        library.Trainer(model, args, train_dataset=data, optimizers=(optimizer, schedule)).train()
+    return gaps
+
+
+def stall_s(options: argparse.Namespace, package: str, **arguments: Any) -> list[float]:
+    """The stall of each save of a run, but for the first, in which memory and files are made."""
+    interval = options.settle
+    gaps = train(options, package, interval * (options.saves + 1) + 1, interval, **arguments).gaps_s
+    at_saves = [gap for step, gap in enumerate(gaps, start=1) if step % interval == 0]
+    others = [gap for step, gap in enumerate(gaps, start=1) if step % interval and step > interval]
+    return [gap - statistics.median(others) for gap in at_saves[1:]]
+
+
+def state_of(options: argparse.Namespace) -> list[Any]:
+    """The state that a checkpoint of this model holds: its weights and two moments of Adam for each."""
+    model = LanguageModel(options.layers, options.width, options.vocabulary, options.length)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return [model.state_dict(), optimizer.state_dict()]
+
+
+def copy_s(options: argparse.Namespace) -> list[float]:
+    """One copy of the state's bytes in memory that is already there."""
+    weights, states = state_of(options)
+    num_bytes = sum(t.nbytes for t in weights.values())
+    num_bytes += sum(t.nbytes for state in states["state"].values() for t in state.values())
+    options.state_bytes = num_bytes
+    source, target = torch.ones(num_bytes, dtype=torch.uint8), torch.zeros(num_bytes, dtype=torch.uint8)
+    return [timed(lambda: target.copy_(source)) for _ in range(options.saves)]
+
+
+def torch_save_s(options: argparse.Namespace) -> list[float]:
+    """`torch.save` of the state, as a loop without a framework has it; the disk is not asked to confirm."""
+    state = state_of(options)
+    with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+        return [timed(lambda: torch.save(state, os.path.join(directory, "state.pt"))) for _ in range(options.saves)]
+
+
+def timed(action: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def run_s(options: argparse.Namespace, **arguments: Any) -> float:
+    """Seconds per step of a run, from the end of its third step to the end of its last; saving is part of it.
+
+    The last save and the wait for it are not: they come once, whatever the length of a run.
+    """
+    ends = train(options, "trainwright", options.steps, **arguments).ends_s
+    return (ends[-1] - ends[2]) / (len(ends) - 3)
+
+
+Row = tuple[str, str, Callable[[argparse.Namespace], list[float]]]
+STALLS: list[Row] = [
+    ("one copy of the same bytes", "torch", copy_s),
+    ("torch.save", "torch", torch_save_s),
+    ("trainwright, waited for", "trainwright", lambda options: stall_s(options, "trainwright")),
+    ("trainwright, async_save", "trainwright", lambda options: stall_s(options, "trainwright", async_save=True)),
+    ("transformers Trainer", "transformers", lambda options: stall_s(options, "transformers")),
+]
+RUNS: dict[str, dict[str, Any]] = {
+    "no checkpoint": {"save_steps": 0},
+    "at every step, async_save": {"save_steps": 1, "async_save": True},
+    "at every step, waited for": {"save_steps": 1},
+}
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Both tables as numbers, in rounds A B C A B C, so that all meet the same disturbances."""
+    stalls: dict[str, list[float]] = {}
+    runs: dict[str, list[float]] = {name: [] for name in RUNS}
+    rows = [row for row in STALLS if importlib.util.find_spec(row[1]) is not None]
+    for name, package, _ in STALLS:
+        if importlib.util.find_spec(package) is None:
+            print(f"Left out: {name} (pip install {package} accelerate to have it measured)", file=sys.stderr)
+    progress = Progress(options.rounds * (len(rows) + len(RUNS)))
+    for number in range(1, options.rounds + 1):
+        for name, _, run in rows:
+            progress.say(f"{name}: stall, round {number} of {options.rounds}")
+            stalls.setdefault(name, []).extend(run(options))
+        for name, arguments in RUNS.items():
+            progress.say(f"{name}: time of a run, round {number} of {options.rounds}")
+            runs[name].append(run_s(options, **arguments))
+    progress.end()
+    return {"stalls_s": stalls, "runs_s": runs, "state_bytes": options.state_bytes}
+
+
+def stall_table(stalls: dict[str, list[float]]) -> str:
+    base = statistics.median(stalls["one copy of the same bytes"])
+    lines = ["| a save keeps a step waiting for | ms: median (min to max) | copies of the state |", "|---|---:|---:|"]
+    for name, values in stalls.items():
+        spread = f"{1e3 * statistics.median(values):.1f} ({1e3 * min(values):.1f} to {1e3 * max(values):.1f})"
+        lines.append(f"| {name} | {spread} | {statistics.median(values) / base:.2f} |")
+    return "\n".join(lines)
+
+
+def run_table(runs: dict[str, list[float]]) -> str:
+    """The overhead is the median of the rounds' ratios, so that a disturbance that lasts a whole round cancels."""
+    lines = ["| checkpoints | ms per step: median | above none |", "|---|---:|---:|"]
+    for name, values in runs.items():
+        ratio = statistics.median(one / none for one, none in zip(values, runs["no checkpoint"]))
+        lines.append(f"| {name} | {1e3 * statistics.median(values):.1f} | {100 * (ratio - 1):+.1f} % |")
+    return "\n".join(lines)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--batch", type=int, default=16, help="sequences per step (16)")
+    parser.add_argument("--length", type=int, default=128, help="tokens per sequence (128)")
+    parser.add_argument("--saves", type=int, default=4, help="saves per round and loop (4)")
+    parser.add_argument("--settle", type=int, default=STEPS_BETWEEN_SAVES, help="steps between two saves (4)")
+    parser.add_argument("--steps", type=int, default=12, help="steps of each run with a save at every step (12)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, all loops in turn (3)")
+    parser.add_argument("--threads", type=int, default=1, help="threads torch may use (1: least disturbed)")
+    parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is an accelerator")
+    parser.add_argument("--directory", type=Path, metavar="DIR", help="where checkpoints go (the system's scratch)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers, versions and the machine to FILE")
+    options = parser.parse_args(arguments)
+    if options.steps < 6:
+        parser.error(f"--steps {options.steps}: the first three are not measured, so it must be 6 or more")
+    for name in ("saves", "rounds", "layers"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)}: it must be 1 or more")
+    if options.settle < 2:
+        parser.error(f"--settle {options.settle}: without a step between two saves there is nothing to compare with")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    model = LanguageModel(options.layers, options.width, options.vocabulary, options.length)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    result = measure(options)
+    about = {
+        **environment(options),
+        "parameters": num_parameters,
+        "checkpoint_mb": round(result["state_bytes"] / 1e6),
+        "free_gb": round(shutil.disk_usage(options.directory or tempfile.gettempdir()).free / 1e9),
+        **{name: version(name) for name in ("transformers",) if importlib.util.find_spec(name)},
+    }
+    print(", ".join(f"{name} {value}" for name, value in about.items()), "\n")
+    print(stall_table(result["stalls_s"]), "\n")
+    print(run_table(result["runs_s"]))
+    if options.json is not None:
+        options.json.write_text(json.dumps({**about, **result}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

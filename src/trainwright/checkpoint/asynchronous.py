@@ -1,0 +1,358 @@
+"""Saves that run beside the training: one at a time, each as safe as one that the run waits for.
+
+Owns: the save in flight, from its snapshot to what became of it; what happens when the process that writes is killed.
+Leaves to others: the snapshot (snapshot.py), the process (writer.py), what follows a save that is done (the trainer).
+Decision and promises: docs/decisions/0005-asynchronous-saves.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import shutil
+import signal
+import time
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
+from multiprocessing import reduction
+from typing import Any
+
+from trainwright.checkpoint import writer
+from trainwright.checkpoint.commit import flush_parents, sibling
+from trainwright.checkpoint.deferred import taking
+from trainwright.checkpoint.shared_memory import Arena, check_room
+from trainwright.checkpoint.snapshot import Job, Snapshot
+from trainwright.finite import NonFiniteWeights, checkable_tensors, nonfinite_tensors
+from trainwright.names import SaveStrategy
+
+logger = logging.getLogger(__name__)
+
+HOOKS_THAT_WRITE = (
+    "_save_checkpoint",
+    "save_model",
+    "_save",
+    "_save_optimizer_and_scheduler",
+    "_save_scaler",
+    "_save_rng_state",
+)
+MOST_DEATHS = 3  # processes that are started anew, before saves are made by the run itself
+_LONG_WAIT_S = 0.01  # a wait for the save before that is worth a line
+
+
+@dataclass
+class Save:
+    """One save of a run, remembered until what became of it is known."""
+
+    directory: str
+    step: int
+    epoch: float | None
+    # Metric, step and directory of the best checkpoint before the evaluation of this step; None: there was none.
+    best_before: tuple[Any, Any, Any] | None = None
+
+    @contextlib.contextmanager
+    def moment(self, state: Any) -> Iterator[None]:
+        """Within, `state` (TrainerState) stands at the step of this save: whoever hears of a checkpoint names it by
+        `state.global_step`.
+        """
+        now = state.global_step, state.epoch
+        state.global_step, state.epoch = self.step, self.epoch
+        try:
+            yield
+        finally:
+            state.global_step, state.epoch = now
+
+    def forget_best(self, state: Any) -> None:
+        """The save failed: where it would have been the best, the best that can be loaded is that of before."""
+        if self.best_before and state.best_global_step == self.step and not os.path.isdir(self.directory):
+            state.best_metric, state.best_global_step, state.best_model_checkpoint = self.best_before
+
+
+class AsyncSaves:
+    """The saves of one run, written by a process that is started once, before the first of them.
+
+    `staged` takes the place of `save.staged`: it ends when the state is copied. From then on `in_flight` is true, until
+    `result` was asked for. Among several processes of a run only the first (`is_main`) has a writer; `agreement` lets
+    the others know when it is done, so that all go on from the same step.
+    """
+
+    def __init__(self, num_bytes: int = 0, *, is_main: bool = True, agreement: Any = None) -> None:
+        self.in_flight = self.is_beside = False
+        self.num_saves = self.num_waits = self.num_deaths = 0
+        self.waited_s = 0.0
+        self._is_main, self._agreement = is_main, agreement
+        self._to_check: dict[str, Any] = {}
+        if is_main:
+            check_room(num_bytes)
+        self._arena = Arena(num_bytes if is_main else 0)  # the memory is made now
+        self._known_blocks = 0  # what `num_made` of the arena was when the writer was last told of its blocks
+        self._process: writer.ProcessLike | None = None
+        self._line: Any = None
+        self._snapshot: Snapshot | None = None
+        self._is_sent = False
+        self._answer: dict[str, Any] | None = None
+        self._is_answered = False
+        if is_main:
+            try:
+                self._start()
+            except OSError as error:
+                raise RuntimeError(
+                    f"async_save=True needs a second process, which could not be started: {error}. Leave it out, and "
+                    "training waits for its checkpoints."
+                ) from error
+
+    @classmethod
+    def for_run(
+        cls, args: Any, name: str, overridden: list[str], num_bytes: int, *, is_main: bool, is_distributed: bool
+    ) -> AsyncSaves | None:
+        """What `args` (TrainingArguments) ask for; None where there is nothing to write beside the training.
+
+        `name`: of the Trainer's class, `overridden`: those of HOOKS_THAT_WRITE that are its own. `num_bytes`: predicted
+        size of a checkpoint. All processes call it together. Raises MemoryError where the memory will not do.
+        """
+        if not args.async_save or args.save_strategy == SaveStrategy.NO:
+            return None
+        if "_save_checkpoint" in overridden:
+            logger.info(
+                "async_save: %s overrides _save_checkpoint, which may use what it wrote, so training waits for its "
+                "saves.",
+                name,
+            )
+            return None
+        if overridden:
+            logger.info(
+                "async_save: %s overrides %s; training waits for what these write.", name, ", ".join(overridden)
+            )
+        agreement = None
+        if is_distributed:
+            from trainwright.parallel.agreement import Agreement
+
+            agreement = Agreement(args.ddp_timeout_delta)
+        return cls(num_bytes, is_main=is_main, agreement=agreement)
+
+    @contextlib.contextmanager
+    def beside(self, strategy: Any, model: Any, exempt: Container[str]) -> Iterator[None]:
+        """Within, checkpoints that are begun through `strategy.stage` are written beside the training.
+
+        `model`: whose weights are checked before they are written, where `checks_weights`, but for those in `exempt`.
+        """
+        before, strategy.stage, self.is_beside = strategy.stage, self.staged, True
+        self._to_check = checkable_tensors(model, exempt) if self.checks_weights else {}
+        try:
+            yield
+        finally:
+            strategy.stage, self.is_beside, self._to_check = before, False, {}
+
+    @property
+    def checks_weights(self) -> bool:
+        """Whether saves refuse weights that are not finite (NonFiniteWeights), at the latest when they are over.
+
+        Among several processes each looks at its own before the save, because all must refuse together.
+        """
+        return self._agreement is None
+
+    # -- a save --------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def staged(self, final: str, *, step: int, world_size: int, position: dict[str, Any]) -> Iterator[str]:
+        """As `save.staged`, but it ends when the state is copied; the directory gets its name when that is written.
+
+        Files that cannot be taken are written at once, by whoever writes them. After an exception nothing is in flight
+        and `final` is as it was.
+        """
+        assert not self.in_flight, "one save at a time"
+        self._make_sure_of_writer()
+        final = os.path.abspath(final)
+        # The name says who works on it: for as long as that process runs, nobody cleans up here.
+        staging = sibling(final, "staged", self._process.pid if self._process is not None else None)
+        os.makedirs(os.path.dirname(final), exist_ok=True)
+        shutil.rmtree(staging, ignore_errors=True)
+        os.mkdir(staging)
+        try:
+            self._arena.clear()
+            self._snapshot = Snapshot(self._arena, Job(staging, final, step, world_size, position), self._to_check)
+            with taking(self._snapshot):
+                yield staging
+            names = nonfinite_tensors(self._snapshot.to_check)  # those the writer was not given
+            if names:
+                raise NonFiniteWeights(names)
+        except BaseException:
+            self._drop()
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+    def _drop(self) -> None:
+        """Forget the save that was begun, and what was staged for it."""
+        if self._snapshot is not None:
+            shutil.rmtree(self._snapshot.job.staging, ignore_errors=True)
+        self._snapshot, self.in_flight = None, False
+
+    def begin(self) -> None:
+        """What was staged is in flight from now on; called by every process of the run, after the last has written."""
+        self.in_flight, self._is_sent, self._is_answered, self._answer = True, False, False, None
+        self.num_saves += 1
+        if not self._is_main:
+            return
+        try:
+            self._send(wait=False)
+        except BaseException:
+            self._drop()
+            raise
+
+    def is_done(self, wait: bool = False) -> bool:
+        """Whether the save in flight is over, well or not. Costs two calls of the system while there is one."""
+        if self._agreement is not None and not wait:
+            self._agreement.start(int(self._is_main and self._is_over(wait=False)))
+            return bool(self._agreement.result())
+        return self._is_over(wait) if self._is_main else wait
+
+    def result(self) -> None:
+        """End the save in flight; waits for it. Raises what its writing raised, after removing what was staged.
+
+        A writer that died is named in the log, and the save is made here.
+        """
+        self.in_flight = False
+        if not self._is_main:
+            return
+        self._is_over(wait=True)
+        assert self._snapshot is not None
+        snapshot, self._snapshot = self._snapshot, None
+        if not self._is_answered:
+            snapshot.is_copied(wait=True)
+            self._write_here(snapshot.job)
+        elif self._answer is not None:
+            shutil.rmtree(snapshot.job.staging, ignore_errors=True)
+            raise writer.rebuilt(self._answer)
+
+    def settle(self, first_error: Callable[[Exception | None], Exception | None]) -> None:
+        """`result` for all processes of the run; raises in each what one of them raised (`Strategy.first_error`)."""
+        error: Exception | None = None
+        try:
+            self.result()
+        except Exception as caught:
+            error = caught
+        failed = first_error(error)
+        if failed is not None:
+            raise failed
+
+    def wait_before(self, step: int) -> None:
+        """Wait for the save in flight, because that of `step` is to begin; counts and tells of it."""
+        if not self.in_flight:
+            return
+        start = time.monotonic()
+        if self.is_done(wait=True) and (waited_s := time.monotonic() - start) > _LONG_WAIT_S:
+            self.num_waits += 1
+            self.waited_s += waited_s
+            (logger.warning if self.num_waits == 1 else logger.info)(
+                "Saving at step %d waited %.2f s for the save before it (%d of %d saves had to wait, %.2f s together): "
+                "checkpoints are asked for faster than they are written.",
+                step, waited_s, self.num_waits, self.num_saves + 1, self.waited_s,
+            )  # fmt: skip
+
+    def close(self, wait: bool = True) -> None:
+        """See the save in flight through, whatever becomes of it, and end the writer. Without `wait`, the writer
+        finishes it by itself.
+        """
+        is_idle = not self.in_flight
+        try:
+            if self.in_flight and self._is_main:
+                with contextlib.suppress(Exception):  # the run is over: there is nobody left to bear it
+                    self.result() if wait else self._send(wait=True)
+                is_idle = wait
+        finally:  # whoever waits may lose patience
+            self.in_flight = False
+            if self._line is not None:
+                self._line.close()
+            if self._process is not None and is_idle and self._process.poll() is None:
+                os.kill(self._process.pid, signal.SIGKILL)  # it may still be importing what it needs
+                self._process.wait()
+            self._process = self._line = None
+            self._arena.close()
+            if self._agreement is not None:
+                self._agreement.close()
+
+    # -- the writer ----------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._process, self._line = writer.launch()
+        self._known_blocks = 0
+
+    def _make_sure_of_writer(self) -> None:
+        """A writer that died between two saves is replaced, MOST_DEATHS times."""
+        if self._process is not None and self._process.poll() is not None:
+            self._bury("between two saves", "Nothing is lost")
+        if self._process is None and self.num_deaths <= MOST_DEATHS:
+            try:
+                self._start()
+            except OSError as error:
+                self.num_deaths += 1
+                logger.warning("No new process could be started for writing checkpoints (%s): the run waits.", error)
+
+    def _send(self, wait: bool) -> bool:
+        """Tell the writer of the snapshot once it is complete; whether it was told."""
+        assert self._snapshot is not None
+        if self._is_sent or self._process is None:
+            return True
+        if not self._snapshot.is_copied(wait):
+            return False
+        place = self._arena.put(pickle.dumps(self._snapshot.job))
+        self._is_sent = True
+        with contextlib.suppress(OSError):  # it died; who looks for the answer will notice
+            if self._known_blocks != self._arena.num_made:
+                self._line.send(("blocks", [block.num_bytes for block in self._arena.blocks]))
+                for block in self._arena.blocks:
+                    reduction.send_handle(self._line, block.descriptor, self._process.pid)
+                self._known_blocks = self._arena.num_made
+            self._line.send(("save", *place))
+        return True
+
+    def _is_over(self, wait: bool) -> bool:
+        """Whether the writer answered, or died; `wait` until it does."""
+        if self._is_answered or self._process is None:
+            return True
+        if not self._send(wait) or not self._line.poll(None if wait else 0):
+            return False
+        try:
+            self._answer, self._is_answered = self._line.recv(), True
+        except (EOFError, OSError):
+            self._bury("while it wrote a checkpoint", "This run makes that save itself")
+        return True
+
+    def _bury(self, when: str, consequence: str) -> None:
+        assert self._process is not None
+        code = self._process.wait()
+        self._line.close()
+        self.num_deaths += 1
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        cause = " (too little memory is the usual reason)" if code == -signal.SIGKILL else ""
+        future = "a new one is started for the next"
+        if self.num_deaths > MOST_DEATHS:
+            future = "that happened too often: from now on the run waits for its saves"
+        logger.warning(
+            "The process that writes checkpoints (number %d) %s%s %s. %s; %s.",
+            self._process.pid, how, cause, when, consequence, future,
+        )  # fmt: skip
+        self._process = self._line = None
+
+    def _write_here(self, job: Job) -> None:
+        """Make the save of a writer that died. All it was given is still in memory."""
+        try:
+            if os.path.lexists(job.staging):  # else it died after the checkpoint had got its name
+                writer.write_and_commit(job, self._arena)
+            else:
+                flush_parents(job.final)
+        except BaseException:
+            shutil.rmtree(job.staging, ignore_errors=True)
+            raise
+        finally:
+            self._remove_leftovers(job)
+
+    def _remove_leftovers(self, job: Job) -> None:
+        """What the dead writer had moved aside, now that the new checkpoint has its name."""
+        pid = int(job.staging.rpartition("-")[2])
+        replaced = sibling(job.final, "replaced", pid)
+        if os.path.lexists(replaced) and not os.path.lexists(job.final):
+            os.rename(replaced, job.final)
+        for purpose in ("replaced", "deleted"):
+            shutil.rmtree(sibling(job.final, purpose, pid), ignore_errors=True)

@@ -1,0 +1,277 @@
+"""The state of a run as it is at one moment, copied into shared memory: what a save waits for.
+
+Owns: taking files apart into tensors (copied byte by byte) and the rest (pickled, small), and putting them together
+again. Leaves to others: the memory (shared_memory.py), which files there are (save.py), writing them (writer.py).
+
+Storages are copied whole and once each, so tensors that share memory still do when they are read, and `torch.save`
+writes the same bytes as it would have here.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from trainwright.checkpoint.shared_memory import Arena, Place, aligned
+from trainwright.finite import nonfinite_tensors
+
+logger = logging.getLogger(__name__)
+
+# Where a class or function may come from. A user's own may stand in a script that must not run a second time; of those
+# of torch only these are read back without a word (save.py warns of the others when it writes a file itself).
+_KNOWN = frozenset(("builtins", "collections", "numpy"))
+_KNOWN_TO_TORCH = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
+_KNOWN_OBJECTS = _KNOWN | {"copyreg", "enum", "trainwright"}  # in `training_args.bin`, which is never read by us
+
+
+class NotPlain(Exception):
+    """Something that cannot be put together again in another process."""
+
+
+@dataclass
+class TakenFile:
+    """One file of a checkpoint, in shared memory."""
+
+    kind: str  # how it is written: see writer.py
+    name: str  # relative to the directory of the checkpoint
+    content: Place
+    metadata: dict[str, str] | None = None
+
+
+@dataclass
+class CheckedTensor:
+    """A parameter in shared memory that must be finite, or the checkpoint is not written."""
+
+    name: str
+    storage: Place
+    described: tuple[Any, ...]  # dtype, offset, shape, stride
+
+
+@dataclass
+class Job:
+    """A checkpoint to write, once `files` are in shared memory."""
+
+    staging: str  # directory that exists, with the files in it that were written at once
+    final: str  # the name it is to get
+    step: int
+    world_size: int
+    position: dict[str, Any]
+    files: list[TakenFile] = field(default_factory=list)
+    checked: list[CheckedTensor] = field(default_factory=list)
+
+
+class Snapshot:
+    """Takes the files of one checkpoint, each as it is when it comes. A `deferred.Taker`.
+
+    `to_check`: parameters that the writer looks at before it writes; those that were in no file are left in it.
+    """
+
+    def __init__(self, arena: Arena, job: Job, to_check: dict[str, torch.Tensor] | None = None) -> None:
+        self.arena, self.job, self.to_check = arena, job, dict(to_check or {})
+        self.num_bytes = 0  # of tensors
+        # On an accelerator: what must be kept until the host has it, and the event that says so.
+        self._held: list[torch.Tensor] = []
+        self._copied: Any = None
+
+    def take(
+        self, kind: str, path: str | os.PathLike[str], content: Any, metadata: dict[str, str] | None = None
+    ) -> bool:
+        """Copy `content`. False where it holds what another process may not know, or `path` lies elsewhere."""
+        name = os.path.relpath(path, self.job.staging)
+        if name.startswith(os.pardir):
+            return False
+        try:
+            text, storages = _taken_apart(content, self._reserve, _KNOWN_OBJECTS if kind == "object" else _KNOWN)
+        except NotPlain as reason:
+            logger.info("%s is written before training goes on: %s.", name, reason)
+            return False
+        self._copy(storages)
+        self._find_checked(storages)
+        self.job.files.append(TakenFile(kind, name.replace(os.sep, "/"), self.arena.put(text), metadata))
+        return True
+
+    def is_copied(self, wait: bool) -> bool:
+        """Whether everything has reached the host. `wait`: until it has."""
+        if self._copied is not None:
+            if wait:
+                self._copied.synchronize()
+            elif not self._copied.query():
+                return False
+        self._copied, self._held = None, []
+        return True
+
+    def _find_checked(self, storages: list[tuple[Place, torch.UntypedStorage]]) -> None:
+        if not self.to_check:
+            return
+        places = {_key(storage): place for place, storage in storages if place.num_bytes}
+        for name, tensor in list(self.to_check.items()):
+            place = places.get(_key(tensor.untyped_storage()))
+            if place is not None:
+                described = (tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+                self.job.checked.append(CheckedTensor(name, place, described))
+                del self.to_check[name]
+
+    def _reserve(self, storages: list[torch.UntypedStorage]) -> list[Place]:
+        """A place for each storage of a file; those of one device lie one behind the other, in one block."""
+        places = [Place(0, 0, 0)] * len(storages)
+        for device in dict.fromkeys(storage.device for storage in storages):
+            sizes = {number: one.nbytes() for number, one in enumerate(storages) if one.device == device}
+            whole = self.arena.reserve(sum(map(aligned, sizes.values())))
+            offset = whole.offset
+            for number, size in sizes.items():
+                places[number] = Place(whole.block, offset, size)
+                offset += aligned(size)
+        return places
+
+    def _copy(self, storages: list[tuple[Place, torch.UntypedStorage]]) -> None:
+        self.num_bytes += sum(place.num_bytes for place, _ in storages)
+        by_device: dict[torch.device, list[tuple[Place, torch.Tensor]]] = {}
+        for place, storage in storages:
+            source = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+            by_device.setdefault(storage.device, []).append((place, source))
+        for device, copies in by_device.items():
+            if device.type == "cpu":
+                torch._foreach_copy_([self.arena.view(place) for place, _ in copies], [source for _, source in copies])
+            else:
+                self._copy_from_device(device, copies)
+
+    def _copy_from_device(self, device: torch.device, copies: list[tuple[Place, torch.Tensor]]) -> None:
+        """Copy on the device, at its own speed; from there to the host on a stream of its own, while training goes on.
+
+        Where the device has no room for the copy, the next step waits for the way to the host instead.
+        """
+        block = self.arena.blocks[copies[0][0].block]
+        block.pin()
+        current = torch.cuda.current_stream(device)
+        first, last = copies[0][0], copies[-1][0]
+        begin, end = first.offset, last.offset + last.num_bytes
+        try:
+            flat = torch.empty(end - begin, dtype=torch.uint8, device=device)
+        except torch.OutOfMemoryError:
+            for place, source in copies:
+                self.arena.view(place).copy_(source, non_blocking=True)
+            done = current
+        else:
+            views = [flat[place.offset - begin : place.offset - begin + place.num_bytes] for place, _ in copies]
+            torch._foreach_copy_(views, [source for _, source in copies])
+            done = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            done.wait_stream(current)
+            with torch.cuda.stream(done):
+                block.bytes[begin:end].copy_(flat, non_blocking=True)
+            self._held.append(flat)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        if self._copied is not None:  # the file before; one event stands for both
+            done.wait_event(self._copied)
+        event.record(done)
+        self._copied = event
+
+
+def nonfinite(arena: Arena, checked: list[CheckedTensor]) -> list[str]:
+    """Names of those that hold NaN or infinity."""
+    return nonfinite_tensors({one.name: _tensor_in(arena, one.storage, *one.described) for one in checked})
+
+
+def read(arena: Arena, place: Place) -> Any:
+    """Put a file's content together again; its tensors share the arena's memory."""
+    return _Together(arena, arena.read(place)).load()
+
+
+def _taken_apart(
+    content: Any, reserve: Callable[[list[torch.UntypedStorage]], list[Place]], known: frozenset[str]
+) -> tuple[bytes, list[tuple[Place, torch.UntypedStorage]]]:
+    """`content` without the bytes of its tensors, pickled, and the storages with a place for each.
+
+    Two passes, because places are known only when all storages are: they should lie in one piece.
+    """
+    finder = _Finder(known)
+    try:
+        finder.dump(content)
+    except NotPlain:
+        raise
+    except Exception as error:  # whatever an object does when it is pickled
+        raise NotPlain(f"{type(error).__name__}: {error}") from error
+    storages = list(finder.storages.values())
+    places = reserve(storages)
+    text = pickle.dumps((places, finder.buffer.getvalue()), protocol=pickle.HIGHEST_PROTOCOL)
+    return text, list(zip(places, storages))
+
+
+def _key(storage: torch.UntypedStorage) -> tuple[torch.device, int]:
+    return storage.device, storage.data_ptr()
+
+
+def _tensor_in(
+    arena: Arena, place: Place, dtype: torch.dtype, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
+) -> torch.Tensor:
+    return torch.empty(0, dtype=dtype).set_(arena.blocks[place.block].storage(place), offset, shape, stride)
+
+
+class _Finder(pickle.Pickler):
+    """Pickles everything but tensors, which become numbers of storages with a shape."""
+
+    def __init__(self, known: frozenset[str]) -> None:
+        self.buffer = io.BytesIO()
+        super().__init__(self.buffer, pickle.HIGHEST_PROTOCOL)
+        self._known = known
+        self.storages: dict[Any, torch.UntypedStorage] = {}
+        self._numbers: dict[Any, int] = {}
+
+    def reducer_override(self, item: Any) -> Any:
+        """Called for whatever is no plain value of Python."""
+        if type(item) is torch.Tensor:
+            return _tensor, self._described(item)
+        if item is _tensor or (item if isinstance(item, type) else type(item)) in _KNOWN_TO_TORCH:
+            return NotImplemented
+        named = item if hasattr(item, "__qualname__") else type(item)  # a class or function, or an instance
+        if str(named.__module__).partition(".")[0] not in self._known:
+            raise NotPlain(f"it holds {named.__module__}.{named.__qualname__}")
+        return NotImplemented
+
+    def _described(self, tensor: torch.Tensor) -> tuple[Any, ...]:
+        if (
+            tensor.layout is not torch.strided
+            or tensor.device.type not in ("cpu", "cuda")
+            or tensor.requires_grad
+            or tensor.is_quantized
+            or tensor.is_conj()
+            or tensor.is_neg()
+            or tensor.__dict__
+        ):
+            raise NotPlain(f"it holds a tensor on {tensor.device} that is not plain ({tensor.layout})")
+        storage = tensor.untyped_storage()
+        # An empty one has no address, and nothing to share.
+        key = _key(storage) if storage.data_ptr() else -len(self._numbers) - 1
+        number = self._numbers.setdefault(key, len(self._numbers))
+        self.storages.setdefault(key, storage)
+        return number, tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+
+
+class _Together(pickle.Unpickler):
+    """Undoes `_taken_apart`."""
+
+    def __init__(self, arena: Arena, text: bytes) -> None:
+        places, content = pickle.loads(text)
+        super().__init__(io.BytesIO(content))
+        self._storages = [arena.blocks[place.block].storage(place) for place in places]
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == (__name__, "_tensor"):
+            return self._tensor
+        return super().find_class(module, name)
+
+    def _tensor(
+        self, number: int, dtype: torch.dtype, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
+    ) -> torch.Tensor:
+        return torch.empty(0, dtype=dtype).set_(self._storages[number], offset, shape, stride)
+
+
+def _tensor(*described: Any) -> torch.Tensor:
+    """Stands in a pickle for a tensor; `_Together` knows where its bytes are."""
+    raise TypeError("a snapshot is read with snapshot.read")

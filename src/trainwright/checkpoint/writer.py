@@ -1,0 +1,171 @@
+"""The process that writes checkpoints while training goes on.
+
+Owns: writing the files of a snapshot and committing them, here or in a process of its own; that process, from its start
+to its end. Leaves to others: taking snapshots (snapshot.py), deciding what to do when it fails (asynchronous.py).
+
+It is a new program, not a fork: it shares neither the interpreter lock nor the memory of the run, knows nothing of the
+user's script, and outlives the run for as long as a checkpoint takes that it was already given. It ignores the signals
+that end a run, which reach a whole process group.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import traceback
+from multiprocessing import reduction
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, Protocol
+
+import torch
+
+from trainwright.checkpoint import snapshot, weights
+from trainwright.checkpoint.save import commit
+from trainwright.checkpoint.shared_memory import Arena, Place
+from trainwright.finite import NonFiniteWeights
+from trainwright.interrupt import SIGNALS
+
+_PROGRAM = "from trainwright.checkpoint.writer import main; main()"  # layout.py finds the process by this text
+
+
+class WriterError(RuntimeError):
+    """What the process that writes checkpoints raised, where it is no exception that Python itself knows."""
+
+
+class ProcessLike(Protocol):
+    """What is asked of a process that was started."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Its exit code, negative after a signal; None while it runs."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, once it has one."""
+        ...
+
+
+def write_and_commit(job: snapshot.Job, arena: Arena) -> None:
+    """Write the files of `job` into its staging directory and give the checkpoint its name.
+
+    Raises NonFiniteWeights before anything is written where a parameter is not finite.
+    """
+    names = snapshot.nonfinite(arena, job.checked)
+    if names:
+        raise NonFiniteWeights(names)
+    for file in job.files:
+        path = os.path.join(job.staging, file.name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write(file.kind, path, snapshot.read(arena, file.content), file.metadata)
+    commit(job.staging, job.final, step=job.step, world_size=job.world_size, position=job.position)
+
+
+def write(kind: str, path: str, content: Any, metadata: dict[str, str] | None = None) -> None:
+    """Write one file. `kind`: "torch" or "object" (`torch.save`), "tensors" (safetensors, with `metadata`), "json",
+    "text".
+    """
+    if kind in ("torch", "object"):
+        torch.save(content, path)
+    elif kind == "tensors":
+        weights.save_file(content, path, metadata=metadata)
+    else:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(content if kind == "text" else json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+# -- starting it -------------------------------------------------------------------------------------------------------
+
+
+def launch() -> tuple[ProcessLike, Connection[Any, Any]]:
+    """Start the process; (process, the line to it). Does not wait for it: it reads what was sent once it is ready."""
+    ours, theirs = Pipe()
+    number = theirs.fileno()
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    # Blocked signals stay blocked in a program that is started, so that there is no moment without the shield.
+    shielded = {getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, shielded)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {_PROGRAM}", str(number)],
+            pass_fds=[number],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+    return process, ours
+
+
+def main() -> None:
+    """The program: serve the run at the other end of the file descriptor that is the last argument."""
+    torch.set_num_threads(1)
+    serve(Connection(int(sys.argv[-1])))
+
+
+def serve(connection: Connection[Any, Any]) -> None:
+    """Do what is asked until the other end is closed. What was asked before the run died is still done."""
+    arena = Arena()
+    while True:
+        try:
+            what, *rest = connection.recv()
+            if what == "blocks":
+                arena.close()
+                for num_bytes in rest[0]:
+                    arena.adopt(reduction.recv_handle(connection), num_bytes)
+                continue
+        except (EOFError, OSError):
+            return
+        job = pickle.loads(arena.read(Place(*rest)))
+        answer = None
+        try:
+            write_and_commit(job, arena)
+        except BaseException as error:
+            answer = described(error)
+        try:
+            connection.send(answer)
+        except OSError:  # nobody is left who would clean up
+            if answer is not None:
+                shutil.rmtree(job.staging, ignore_errors=True)
+            return
+
+
+# -- errors on the way back --------------------------------------------------------------------------------------------
+
+
+def described(error: BaseException) -> dict[str, Any]:
+    """An exception as plain values that survive the way to another process."""
+    system = (error.errno, error.strerror, error.filename) if isinstance(error, OSError) else None
+    return {
+        "name": type(error).__name__,
+        "system": system if system and system[0] is not None else None,
+        "nonfinite": error.names if isinstance(error, NonFiniteWeights) else None,
+        "text": str(error),
+        "trace": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+    }
+
+
+def rebuilt(description: dict[str, Any]) -> Exception:
+    """The exception again, caused by the text of where it was raised."""
+    result: Exception = WriterError(f"{description['name']}: {description['text']}")
+    known = getattr(builtins, description["name"], None)
+    if description["nonfinite"] is not None:
+        return NonFiniteWeights(description["nonfinite"])
+    if description["system"] is not None:
+        result = OSError(*description["system"])
+    elif isinstance(known, type) and issubclass(known, Exception):
+        with contextlib.suppress(TypeError):  # those that need more than a text
+            result = known(description["text"])
+    result.__cause__ = WriterError(f"raised in the process that writes checkpoints:\n{description['trace']}")
+    return result
