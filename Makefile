@@ -25,7 +25,8 @@ test-newest: .venv/installed $(OLDER)/installed ## the whole suite with the newe
 	$(PYTEST) -n 2 $(ARGS)
 
 test-older: .venv/installed $(OLDER)/installed ## what touches transformers, with 4.55
-	PYTHONPATH=$(OLDER) $(PYTEST) -n 2 tests/parity tests/loop tests/surface tests/unit/checkpoint tests/unit/data $(ARGS)
+	PYTHONPATH=$(OLDER) $(PYTEST) -n 2 tests/parity tests/loop tests/surface tests/unit/checkpoint tests/unit/data tests/dropin \
+		$(ARGS)
 
 lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff check .

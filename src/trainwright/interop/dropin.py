@@ -17,7 +17,7 @@ from typing import Any
 
 from trainwright.interop import generation
 from trainwright.interop.optional import installed_version, require
-from trainwright.interop.replaced_names import OF_THE_PACKAGE, REPLACED, ours
+from trainwright.interop.replaced_names import OF_PACKAGES, REPLACED, ours
 
 OLDEST = (4, 55)
 _ABSENT = object()
@@ -107,10 +107,10 @@ def install() -> None:
             else:
                 dropin.learn(name, original, replacement)
     dropin.sweep()
-    package = sys.modules["transformers"]
-    for name, where in OF_THE_PACKAGE.items():
-        if not hasattr(package, name):
-            dropin.set(vars(package), name, ours(where))
+    for package, names in OF_PACKAGES.items():
+        for name, where in names.items():
+            if not hasattr(sys.modules[package], name):
+                dropin.set(vars(sys.modules[package]), name, ours(where))
     ours("trainer:Trainer").default_arguments = generation.TrainingArguments
     _active = dropin
 

@@ -137,21 +137,18 @@ REPLACED: dict[str, dict[str, str]] = {
     for module, rows in _ROWS.items()
 }
 
-# Names that some generation has in `transformers` itself; added there where the installed one lacks them.
-OF_THE_PACKAGE: dict[str, str] = {
-    "AdamW": "interop.older_adamw:AdamW",
-    **{
-        name: REPLACED[module][name]
-        for module, names in (
-            ("data.data_collator", "DataCollatorForSOP DataCollatorForWholeWordMask"),
-            (
-                "optimization",
-                "GreedyLR get_cosine_with_min_lr_schedule_with_warmup get_greedy_schedule "
-                "get_cosine_with_min_lr_schedule_with_warmup_lr_rate get_reduce_on_plateau_schedule",
-            ),
-        )
-        for name in names.split()
+# Names that some generation has in a package itself; added there where the installed one lacks them.
+_OF_PACKAGES: dict[str, dict[str, str]] = {
+    "transformers": {
+        "data.data_collator": "DataCollatorForSOP DataCollatorForWholeWordMask",
+        "optimization": "AdamW GreedyLR get_cosine_with_min_lr_schedule_with_warmup get_greedy_schedule "
+        "get_cosine_with_min_lr_schedule_with_warmup_lr_rate get_reduce_on_plateau_schedule",
     },
+    "transformers.integrations": {"integrations.integration_utils": "KubeflowCallback SwanLabCallback TrackioCallback"},
+}
+OF_PACKAGES: dict[str, dict[str, str]] = {
+    package: {name: REPLACED[module][name] for module, names in rows.items() for name in names.split()}
+    for package, rows in _OF_PACKAGES.items()
 }
 
 
