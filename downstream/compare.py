@@ -4,7 +4,7 @@
     python downstream/compare.py trl_sft              # one of them
 
 A program is run twice in fresh processes: `python program.py` and `trainwright run program.py`. Its losses must agree
-at every step to 1e-5 of their size, also those of the run that went on from a checkpoint. Which engine a run was on is
+at every step to 1e-5 of the largest, also those of the run that went on from a checkpoint. Which engine a run was on is
 seen by what it wrote: ours adds manifest.json to a checkpoint. Exit code 1 where anything differs.
 """
 
@@ -37,10 +37,10 @@ def run(program: str, engine: str, directory: Path) -> dict[str, list[tuple[int,
 
 
 def largest_difference(one: list[tuple[int, float]], other: list[tuple[int, float]]) -> float:
-    """Of two loss curves, relative; infinite where they do not have the same steps."""
+    """Of two loss curves, as a share of the largest loss; infinite where they do not have the same steps."""
     if not one or [step for step, _ in one] != [step for step, _ in other]:
         return float("inf")
-    return max(abs(a - b) / max(abs(a), 1e-12) for (_, a), (_, b) in zip(one, other, strict=True))
+    return max(abs(a - b) for (_, a), (_, b) in zip(one, other, strict=True)) / max(abs(a) for _, a in one)
 
 
 def main() -> int:

@@ -430,6 +430,14 @@ class Trainer:
     def is_fsdp_enabled(self) -> bool:
         return bool(self.args.fsdp)
 
+    deepspeed: Any = None  # the engine that DeepSpeed wraps around the model
+    loss_is_scaled_for_ga: bool | None = None  # a subclass says whether its compute_loss divides for accumulation
+
+    @property
+    def neftune_noise_alpha(self) -> float | None:
+        return self.args.neftune_noise_alpha
+
+    is_distributed_loading_by_transformers = False
     is_fsdp_xla_enabled = False
     is_fsdp_xla_v1_enabled = False
     is_fsdp_xla_v2_enabled = False
@@ -1249,7 +1257,14 @@ class Trainer:
         return self.compute_loss_context_manager, inputs
 
     def _loss_is_a_share(self, num_items_in_batch: Any) -> bool:
-        """Whether the loss was divided by the items of the whole update, so that micro-batches add up to its mean."""
+        """Whether losses of micro-batches add up to that of the update: they were divided by its items, or the subclass
+        says so.
+        """
+        if self.loss_is_scaled_for_ga is not None:
+            return self.loss_is_scaled_for_ga
+        return self._was_divided_by_items(num_items_in_batch)
+
+    def _was_divided_by_items(self, num_items_in_batch: Any) -> bool:
         if num_items_in_batch is None:
             return False
         if not self._compute_loss_is_ours:
@@ -1312,7 +1327,7 @@ class Trainer:
         if (
             self._strategy.is_distributed
             and self.args.average_tokens_across_devices
-            and self._loss_is_a_share(num_items_in_batch)
+            and self._was_divided_by_items(num_items_in_batch)
         ):
             loss = (
                 loss * self._strategy.num_processes
