@@ -68,7 +68,6 @@ from trainwright.finite import (
 )
 from trainwright.interop import models, signatures
 from trainwright.interop import older as older_names
-from trainwright.interop.foreign_arguments import adopted
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
 from trainwright.loss import LabelSmoother, count_items, loss_of
 from trainwright.memory import CannotRetry, EvaluationBatches, FoundSize, MicroBatches, find_executable_batch_size
@@ -173,7 +172,11 @@ class Trainer:
         if callbacks is not None and not isinstance(callbacks, (list, tuple)):
             raise TypeError(f"callbacks= takes a list; got a {type(callbacks).__name__}. Write callbacks=[...].")
 
-        self.args = adopted(args) if args is not None else self.default_arguments(output_dir="tmp_trainer")
+        if args is not None and not isinstance(args, TrainingArguments):
+            from trainwright.interop.foreign_arguments import adopted
+
+            args = adopted(args)
+        self.args = args if args is not None else self.default_arguments(output_dir="tmp_trainer")
         self.compute_loss_func = compute_loss_func
         self.compute_metrics = compute_metrics
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
