@@ -6,8 +6,9 @@ BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 OLDER := .transformers-4.55
+DOWNSTREAM := .downstream
 
-.PHONY: help demo digits test test-newest test-older lint format docs bench clean
+.PHONY: help demo digits test test-newest test-older downstream lint format docs bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,7 +25,8 @@ test-newest: .venv/installed $(OLDER)/installed ## the whole suite with the newe
 	$(PYTEST) -n 2 $(ARGS)
 
 test-older: .venv/installed $(OLDER)/installed ## what touches transformers, with 4.55
-	PYTHONPATH=$(OLDER) $(PYTEST) -n 2 tests/parity tests/loop tests/surface tests/unit/checkpoint tests/unit/data $(ARGS)
+	PYTHONPATH=$(OLDER) $(PYTEST) -n 2 tests/parity tests/loop tests/surface tests/unit/checkpoint tests/unit/data tests/dropin \
+		$(ARGS)
 
 lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff check .
@@ -42,8 +44,11 @@ docs: .venv/installed ## write the pages of all arguments and of all optimizers 
 bench: .venv/installed $(OLDER)/installed ## all benchmarks, side by side with other trainers (ARGS=--quick: some minutes)
 	@$(OFFLINE) $(BIN)/python benchmarks/bench.py $(ARGS)
 
+downstream: .venv/installed $(DOWNSTREAM)/installed ## libraries that build on the Trainer, on both engines (minutes)
+	PYTHONPATH=$(DOWNSTREAM) $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python downstream/compare.py $(ARGS)
+
 clean: ## remove what make made
-	rm -rf .venv $(OLDER) demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(OLDER) $(DOWNSTREAM) demo-output .pytest_cache .mypy_cache .ruff_cache
 
 # torch first: later packages then find it and pull no other build.
 .venv/installed: pyproject.toml constraints.txt
@@ -57,4 +62,9 @@ clean: ## remove what make made
 $(OLDER)/installed: tests/requirements-4.55.txt .venv/installed
 	rm -rf $(OLDER)
 	$(BIN)/python -m pip install -q --no-deps --target $(OLDER) -r $<
+	touch $@
+
+$(DOWNSTREAM)/installed: downstream/requirements.txt .venv/installed
+	rm -rf $(DOWNSTREAM)
+	$(BIN)/python -m pip install -q --no-deps --target $(DOWNSTREAM) -r $<
 	touch $@

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trainwright",
-        description="Look at what a training run left behind.",
+        description="Run a program on this Trainer; look at what a training run left behind.",
         epilog="To train: from trainwright import Trainer, TrainingArguments. Start with `make demo` in the "
         "repository.",
     )
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add(commands, "check", check, "verify a checkpoint, or every checkpoint of a run, against its hashes", "DIR")
     _add(commands, "report", report, "write training_report.html with the loss curve and the numbers of a run", "RUN")
     _add(commands, "env", environment, "versions and devices, for a bug report")
+    _add_run(commands)
     return parser
 
 
@@ -60,6 +61,51 @@ def _add(
             "path", metavar=path, help="directory of the run (its output_dir)" if path == "RUN" else "directory"
         )
     command.set_defaults(command=function)
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "run",
+        help="a script or module written for transformers.Trainer, unchanged, on this Trainer",
+        usage="trainwright run [--] SCRIPT.py [ARGUMENTS...]\n       trainwright run -m MODULE [ARGUMENTS...]",
+        description="Run a program as `python` would, with the Trainer stack of the installed transformers (4.55 or\n"
+        "newer) replaced by trainwright's: Trainer, TrainingArguments, callbacks, collators, schedules,\n"
+        "HfArgumentParser. Nothing in the program changes, nor in libraries that build on transformers.Trainer.",
+        epilog="examples:\n"
+        "  trainwright run train.py --output_dir out --learning_rate 1e-4\n"
+        "  trainwright run -m my_package.train settings.yaml\n"
+        "  torchrun --nproc-per-node 2 -m trainwright run train.py --output_dir out\n"
+        "  accelerate launch -m trainwright run train.py --output_dir out\n"
+        "  pytest -p trainwright.dropin tests/        (a test suite)\n\n"
+        "In a process of your own: trainwright.dropin.install(), before transformers is imported.\n"
+        "What differs from the installed transformers: docs/compatibility.md and docs/parity.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("-m", dest="is_module", action="store_true", help="PROGRAM is a module, as in `python -m`")
+    command.add_argument("program", metavar="PROGRAM", nargs=argparse.REMAINDER, help="the program and its arguments")
+    command.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    program: list[str] = options.program[1:] if options.program[:1] == ["--"] else options.program
+    if not program:
+        print("trainwright run needs a program: trainwright run train.py --output_dir out", file=sys.stderr)
+        return 2
+    name, *arguments = program
+    from trainwright.interop import program as programs
+
+    if options.is_module:
+        spec = programs.module_spec(name)
+        if spec is None:
+            print(f"trainwright run: there is no module {name!r} here that can be run.", file=sys.stderr)
+            return 2
+        programs.run_module(spec, arguments)
+        return 0
+    if not os.path.isfile(name):
+        print(f"trainwright run: there is no file {name}. A module is run with -m.", file=sys.stderr)
+        return 2
+    programs.run_script(name, arguments)
+    return 0
 
 
 def list_checkpoints(options: argparse.Namespace) -> int:

@@ -148,6 +148,8 @@ class Trainer:
     settings that contradict each other, each naming the cure.
     """
 
+    default_arguments: type[TrainingArguments] = TrainingArguments  # what `args=None` constructs
+
     # -- construction --------------------------------------------------------------------------------------------------
 
     def __init__(
@@ -175,7 +177,11 @@ class Trainer:
         if callbacks is not None and not isinstance(callbacks, (list, tuple)):
             raise TypeError(f"callbacks= takes a list; got a {type(callbacks).__name__}. Write callbacks=[...].")
 
-        self.args = args if args is not None else TrainingArguments(output_dir="tmp_trainer")
+        if args is not None and not isinstance(args, TrainingArguments):
+            from trainwright.interop.foreign_arguments import adopted
+
+            args = adopted(args)
+        self.args = args if args is not None else self.default_arguments(output_dir="tmp_trainer")
         self.compute_loss_func = compute_loss_func
         self.compute_metrics = compute_metrics
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
@@ -434,6 +440,14 @@ class Trainer:
     def is_fsdp_enabled(self) -> bool:
         return bool(self.args.fsdp)
 
+    deepspeed: Any = None  # the engine that DeepSpeed wraps around the model
+    loss_is_scaled_for_ga: bool | None = None  # a subclass says whether its compute_loss divides for accumulation
+
+    @property
+    def neftune_noise_alpha(self) -> float | None:
+        return self.args.neftune_noise_alpha
+
+    is_distributed_loading_by_transformers = False
     is_fsdp_xla_enabled = False
     is_fsdp_xla_v1_enabled = False
     is_fsdp_xla_v2_enabled = False
@@ -1262,7 +1276,14 @@ class Trainer:
         return self.compute_loss_context_manager, inputs
 
     def _loss_is_a_share(self, num_items_in_batch: Any) -> bool:
-        """Whether the loss was divided by the items of the whole update, so that micro-batches add up to its mean."""
+        """Whether losses of micro-batches add up to that of the update: they were divided by its items, or the subclass
+        says so.
+        """
+        if self.loss_is_scaled_for_ga is not None:
+            return self.loss_is_scaled_for_ga
+        return self._was_divided_by_items(num_items_in_batch)
+
+    def _was_divided_by_items(self, num_items_in_batch: Any) -> bool:
         if num_items_in_batch is None:
             return False
         if not self._compute_loss_is_ours:
@@ -1325,7 +1346,7 @@ class Trainer:
         if (
             self._strategy.is_distributed
             and self.args.average_tokens_across_devices
-            and self._loss_is_a_share(num_items_in_batch)
+            and self._was_divided_by_items(num_items_in_batch)
         ):
             loss = (
                 loss * self._strategy.num_processes

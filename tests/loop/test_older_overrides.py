@@ -111,6 +111,21 @@ def test_an_override_that_takes_the_item_count_receives_it(make_trainer):
     assert [int(count) for count in counts] == [8, 8]  # labels of both micro-batches
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_subclass_may_say_whether_its_loss_is_scaled_for_accumulation(make_trainer, scaled):
+    class Scaled(Trainer):
+        loss_is_scaled_for_ga = scaled
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss = model(**inputs)["loss"]
+            return loss / 2 if scaled else loss
+
+    options = {"gradient_accumulation_steps": 2, "max_steps": 2}
+    told, plain = make_trainer(cls=Scaled, **options), make_trainer(cls=LossOf431, **options)
+    told.train(), plain.train()
+    assert losses(told) == pytest.approx(losses(plain), rel=1e-6)
+
+
 @pytest.mark.parametrize("keywords", [False, True], ids=["positional", "**kwargs"])
 def test_get_batch_samples_is_called_with_device_as_argument(make_trainer, keywords):
     seen = []

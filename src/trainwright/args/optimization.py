@@ -40,7 +40,7 @@ class OptimizationArguments(RunArguments):
     lr_scheduler_kwargs: dict[str, Any] | str | None = option(
         help='Further settings of the schedule, such as {"num_cycles": 2}; a dict or JSON text.', factory=dict
     )
-    warmup_ratio: float = option(
+    warmup_ratio: float | None = option(
         0.0,
         "Share of the run, 0 to 1, during which the learning rate rises from 0. Ignored where warmup_steps is "
         "positive.",
@@ -91,6 +91,8 @@ class OptimizationArguments(RunArguments):
             check_number(self, name, 0, 1, below=True)
         check_number(self, "max_grad_norm", 0, optional=True, infinite=True, hint="0 switches clipping off.")
         check_number(self, "neftune_noise_alpha", 0, above=True, optional=True, hint="None switches the noise off.")
+        if self.warmup_ratio is None:  # how libraries for transformers 5, where the name is gone, leave it out
+            self.warmup_ratio = 0.0
         check_number(self, "warmup_ratio", 0, 1, hint="It is a share of the run; count updates with warmup_steps.")
         check_number(self, "warmup_steps", 0)
         if self.warmup_steps >= 1 or self.warmup_steps == 0:
@@ -122,4 +124,4 @@ class OptimizationArguments(RunArguments):
         """Number of warm-up updates in a run of `num_training_steps`; `warmup_steps` wins over `warmup_ratio`."""
         if self.warmup_steps >= 1:
             return int(self.warmup_steps)
-        return math.ceil(num_training_steps * (self.warmup_steps or self.warmup_ratio))
+        return math.ceil(num_training_steps * (self.warmup_steps or self.warmup_ratio or 0.0))

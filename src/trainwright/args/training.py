@@ -21,6 +21,7 @@ from trainwright.args.options import option
 from trainwright.args.renamed import TWINS, twin_value
 from trainwright.args.reporting import LOG_LEVELS, PASSIVE
 from trainwright.args.setters import GroupedArguments
+from trainwright.interop.optional import require
 from trainwright.names import ParallelMode
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class TrainingArguments(GroupedArguments):
         "dispatch_batches",
         "split_batches",
     )
+
+    deepspeed_plugin: ClassVar[Any] = None  # accelerate's, where DeepSpeed is on; libraries ask for it
 
     def __post_init__(self) -> None:
         """Bring every field to its one form. May run again on its own result, as `dataclasses.replace` does."""
@@ -125,6 +128,17 @@ class TrainingArguments(GroupedArguments):
         """Number of GPUs that this process uses: 0 on a CPU, more than 1 only where one process drives several."""
         _ = self._setup_devices
         return self._n_gpu
+
+    @property
+    def distributed_state(self) -> Any:
+        """An `accelerate.PartialState`, as libraries that build on these arguments read it."""
+        _ = self._setup_devices  # joins the process group, which the state then takes over
+        return require("accelerate", "TrainingArguments.distributed_state").PartialState(cpu=self.device.type == "cpu")
+
+    @property
+    def mixed_precision(self) -> str:
+        """What autocast computes in, in accelerate's words: "bf16", "fp16" or "no"."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "no"
 
     @property
     def world_size(self) -> int:

@@ -183,7 +183,12 @@ class FlopCounter:
         """0 for a model that cannot say."""
         if self._own is not None:
             return float(self._own(inputs))
-        tokens = inputs.get(self._model.main_input_name) if self._model is not None else None
+        if self._model is None:
+            return 0.0
+        try:
+            tokens = inputs.get(self._model.main_input_name)
+        except AttributeError:  # a batch that is no dict, such as a list of prompts
+            return 0.0
         if tokens is None:
             return 0.0
         if self._per_token is None:

@@ -41,6 +41,9 @@ CALLED_WITH: dict[str, tuple[str, ...]] = {
     "_set_signature_columns_if_needed": (),
 }
 
+# Of the arguments a hook gained, those that every call passes: an override may take them without a default.
+ALWAYS_GIVEN: dict[str, tuple[str, ...]] = {"training_step": ("num_items_in_batch",)}
+
 
 def accepts(function: Callable[..., Any], name: str) -> bool:
     """Whether `function` can be called with the keyword `name`. True for what has no readable signature (C
@@ -85,7 +88,7 @@ def check_overrides(instance: Any, base: type) -> None:
         except (TypeError, ValueError):
             continue
         try:
-            signature.bind(*needed)
+            signature.bind(*needed, **{newer: newer for newer in ALWAYS_GIVEN.get(name, ()) if accepts(method, newer)})
         except TypeError as error:
             code = getattr(inspect.unwrap(getattr(method, "__func__", method)), "__code__", None)
             where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""

@@ -308,3 +308,16 @@ def test_set_dataloader():
 def test_setters_refuse_what_the_constructor_refuses(wrong):
     with pytest.raises(ValueError):
         wrong(new())
+
+
+def test_a_warmup_ratio_of_none_is_left_out():
+    args = TrainingArguments("out", warmup_ratio=None)
+    assert args.warmup_ratio == 0.0 and args.get_warmup_steps(100) == 0
+
+
+def test_what_libraries_read_of_the_processes_and_precision_is_there():
+    args = TrainingArguments("out", use_cpu=True, bf16=True)
+    assert args.distributed_state.num_processes == args.world_size == 1
+    assert args.distributed_state.device == args.device
+    assert args.mixed_precision == "bf16" and args.deepspeed_plugin is None
+    assert TrainingArguments("out", use_cpu=True).mixed_precision == "no"

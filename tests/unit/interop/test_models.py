@@ -225,6 +225,7 @@ def test_a_model_that_counts_itself_is_asked_and_another_cannot():
     counter = models.FlopCounter(Regression())
     assert not counter.can_count and counter({"x": torch.ones(3, 2)}) == 0.0
     assert models.FlopCounter(gpt2())({"labels": torch.ones(1)}) == 0.0  # a batch without the main input
+    assert models.FlopCounter(gpt2())([{"prompt": "a"}]) == 0.0  # a batch that is no dict
 
 
 def training_args(**changes):

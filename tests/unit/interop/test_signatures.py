@@ -79,6 +79,10 @@ def test_an_override_that_demands_more_is_reported():
         check_overrides(subclass(get_eval_dataloader=lambda self, extra: 0), Base)
 
 
+def test_an_override_may_demand_what_every_call_passes():
+    check_overrides(subclass(training_step=lambda self, model, inputs, num_items_in_batch: 0), Base)
+
+
 def test_a_function_set_on_the_instance_counts():
     mine = subclass()
     mine.log = lambda: None
