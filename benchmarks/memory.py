@@ -50,7 +50,7 @@ def growth(contender: Contender, num_steps: int) -> dict[str, int]:
         storages = {
             item.untyped_storage().data_ptr(): item.untyped_storage().nbytes()
             for item in objects
-            if issubclass(type(item), torch.Tensor)
+            if probes.has_storage(item)
         }
         counts.append((len(objects), sum(storages.values())))
 

@@ -109,6 +109,14 @@ class OpCounter(TorchDispatchMode):
             self.syncs[argument.__name__] += 1
 
 
+def has_storage(item: Any) -> bool:
+    """Whether `item` is a tensor with bytes of its own: sparse ones keep theirs in other tensors, meta ones have none.
+
+    By its type alone: `isinstance` would ask some objects for their `__class__`, and wake them.
+    """
+    return issubclass(type(item), torch.Tensor) and item.layout == torch.strided and not item.is_meta
+
+
 class MemoryCounter(TorchDispatchMode):
     """Bytes of all tensors that live at the same time, at their peak (`peak_bytes`): exact, on any device.
 
@@ -144,10 +152,10 @@ class MemoryCounter(TorchDispatchMode):
     @staticmethod
     def _tensors() -> list[torch.Tensor]:
         gc.collect()
-        return [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
+        return [item for item in gc.get_objects() if has_storage(item)]
 
     def _see(self, value: Any) -> None:
-        if not isinstance(value, torch.Tensor):
+        if not has_storage(value):
             return
         storage = value.untyped_storage()
         if storage in self._seen:
