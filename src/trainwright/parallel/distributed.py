@@ -164,7 +164,8 @@ class DistributedStrategy(Strategy):
             found = OSError(error.errno, f"{error} {where}")
         elif error is not None:
             found = RuntimeError(f"{type(error).__name__}: {error} {where}")
-        return error or next((other for other in self.gather_objects(found) if other is not None), None)
+        of_all = self.gather_objects(found)  # also where this process has an error of its own: the others wait for it
+        return error or next((other for other in of_all if other is not None), None)
 
 
 def _ddp_arguments(args: Any) -> dict[str, Any]:
