@@ -182,7 +182,8 @@ def test_ctrl_c_twice_ends_at_once_and_leaves_the_last_checkpoint(tmp_path: Path
     assert "received" in process.stderr.readline() + process.stderr.readline()
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)  # nobody lets it go on
-    assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in errors
+    # 1: an exit handler (torch's imports `tabulate` where it is installed) evaluated code, and Python forgot the signal.
+    assert process.returncode in (-signal.SIGINT, 1) and errors.rstrip().endswith("KeyboardInterrupt")
     assert good_steps(tmp_path / "cut") == [2]
 
 

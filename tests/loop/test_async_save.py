@@ -279,7 +279,9 @@ class Averaged(Trainer):
 
 def test_what_an_override_writes_and_changes_has_its_effect(make_trainer, forks, caplog):
     with caplog.at_level(logging.INFO):
-        trainer = make_trainer(cls=Averaged, async_save=True, save_strategy="steps", save_steps=1, max_steps=1)
+        trainer = make_trainer(
+            cls=Averaged, async_save=True, log_level="info", save_strategy="steps", save_steps=1, max_steps=1
+        )
         trainer.train()
     checkpoint = Path(trainer.args.output_dir, "checkpoint-1")
     assert problems(checkpoint) == []
@@ -299,7 +301,9 @@ class WithNotes(Trainer):
 
 def test_an_overridden_save_checkpoint_finds_its_directory_because_training_waits_for_it(make_trainer, forks, caplog):
     with caplog.at_level(logging.INFO):
-        trainer = make_trainer(cls=WithNotes, async_save=True, save_strategy="steps", save_steps=1, max_steps=2)
+        trainer = make_trainer(
+            cls=WithNotes, async_save=True, log_level="info", save_strategy="steps", save_steps=1, max_steps=2
+        )
         trainer.train()
     assert all(Path(trainer.args.output_dir, f"checkpoint-{step}", "notes.txt").exists() for step in (1, 2))
     assert "WithNotes overrides _save_checkpoint" in caplog.text
