@@ -182,7 +182,7 @@ def test_ctrl_c_twice_ends_at_once_and_leaves_the_last_checkpoint(tmp_path: Path
     assert "received" in process.stderr.readline() + process.stderr.readline()
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)  # nobody lets it go on
-    # 1: an exit handler (torch's imports `tabulate` where it is installed) evaluated code, and Python forgot the signal.
+    # 1: an exit handler (torch's imports `tabulate` where it is there) evaluated code, and Python forgot the signal.
     assert process.returncode in (-signal.SIGINT, 1) and errors.rstrip().endswith("KeyboardInterrupt")
     assert good_steps(tmp_path / "cut") == [2]
 
