@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from trainwright import TrainerCallback
 from trainwright.checkpoint import writer
