@@ -1835,7 +1835,9 @@ class Trainer:
                 device=self._strategy.device,
                 labels_are_shifted=self._labels_are_shifted,
                 sum_over_processes=self._strategy.sum if together else None,
-                without_repeats=self._strategy.without_repeats if together else None,
+                without_repeats=functools.partial(self._strategy.without_repeats, dataloader=batches)
+                if together
+                else None,
             )
         self._past = None
 

@@ -105,6 +105,8 @@ def results(folder: Path) -> dict[str, Any]:
             )  # fmt: skip
     metrics = trainer(streamed_metrics(), eval_sampling_strategy="length_sorted").evaluate(samples())
     found["streamed"] = {k: v for k, v in metrics.items() if not k.endswith(("runtime", "per_second"))}
+    output = trainer(streamed_metrics(), eval_memory_budget_gib=1e-7).predict(samples())
+    found["streamed beyond the budget"] = np.array(output.predictions), output.label_ids, output.metrics
     return found
 
 
@@ -135,11 +137,10 @@ def test_rows_come_back_in_the_order_of_the_data_set_whatever_the_order_and_the_
     logits, labels, loss, _, _ = runs[0]["sequential None"]
     for run in runs:
         for name, found in run.items():
-            if name == "streamed":
+            if name.startswith("streamed"):
                 continue
             assert np.array_equal(found[0], logits) and np.array_equal(found[1], labels), name
-            # The repeated samples of the last batch are in its mean loss and in no count.
-            assert found[2] == pytest.approx(loss, rel=0.05)
+            assert found[2] == pytest.approx(loss, rel=1e-6)  # that of the samples, none of them twice
             assert found[4] == name.endswith("1e-07")
 
 
@@ -152,5 +153,16 @@ def test_streamed_metrics_are_summed_over_processes_without_the_repeated_samples
     alone, *both = (run["streamed"] for run in runs)
     assert alone["eval_rows"] == NUM_SAMPLES
     for found in both:
-        assert found.pop("eval_loss") == pytest.approx(alone["eval_loss"], rel=0.05)
+        assert found.keys() == alone.keys()
+        assert found.pop("eval_loss") == pytest.approx(alone["eval_loss"], rel=1e-6)
         assert found == pytest.approx({key: value for key, value in alone.items() if key != "eval_loss"}, rel=1e-9)
+
+
+def test_rows_beyond_the_budget_and_streamed_metrics_of_the_same_samples_go_together(
+    runs: list[dict[str, Any]],
+) -> None:
+    for logits, labels, metrics in (run["streamed beyond the budget"] for run in runs):
+        assert isinstance(labels, np.memmap) and np.array_equal(labels, runs[0]["sequential None"][1])
+        is_label = labels != IGNORED
+        assert metrics["test_accuracy"] == pytest.approx((logits.argmax(-1) == labels)[is_label].mean(), rel=1e-9)
+        assert metrics["test_rows"] == NUM_SAMPLES

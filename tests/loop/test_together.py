@@ -5,6 +5,7 @@ ended by a signal and resumed. The parts themselves are tested where they are ow
 """
 
 import itertools
+import json
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ STEPS, SAVED = 6, (2, 4, 6)
 FILES = ("model.safetensors", "adapter_model.safetensors", "ema.safetensors", "optimizer.pt", "scheduler.pt")
 NUM_FITTING = 2  # rows that the device of `SmallDevice` has room for
 NAN_SAMPLE = 7
+NUM_PACKS = 4
 
 
 class SmallDevice(LineModel):
@@ -139,3 +141,79 @@ def test_saves_beside_the_training_and_a_resume_change_nothing(tmp_path, feature
     resumed.train(resume_from_checkpoint=True)
     check_same(end_of(waited), end_of(resumed))
     assert files_of(tmp_path / "cut", STEPS) == files_of(tmp_path / "waited", STEPS)
+
+
+# ------------------------------------------------------------------------------------------------------------- packing
+
+
+class Mixer(torch.nn.Module):
+    """Predicts the next token from the mean of those of its sample so far; `num_fitting` packs fit into its device."""
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, num_fitting=NUM_PACKS):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = torch.nn.Embedding(64, 8), torch.nn.Linear(8, 64)
+        self.num_fitting = num_fitting
+
+    def forward(self, input_ids, labels, seq_idx, attention_mask, num_items_in_batch=None):
+        if self.training and len(input_ids) > self.num_fitting:
+            raise torch.OutOfMemoryError("out of memory")
+        same = (seq_idx[:, :, None] == seq_idx[:, None, :]).tril().float()  # (packs, length, length)
+        logits = self.head(same @ self.embed(input_ids) / same.sum(-1, keepdim=True))
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        return {"loss": loss / (num_items_in_batch or (labels != -100).sum())}
+
+
+def packed_run(out, model=None, **options):
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(1, 64, (2 + index * 7 % 13,), generator=generator) for index in range(24)]
+    values = {"packing": True, "packing_length": 16, "per_device_train_batch_size": NUM_PACKS, "save_steps": 3}
+    trainer = {"model": model or Mixer(), "train_dataset": [{"input_ids": row} for row in rows]}
+    return make_run(out, trainer, **(values | {"num_train_epochs": 2, "async_save": True} | options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"neftune_noise_alpha": 5.0}, {"ema_decay": 0.75}, {"log_speed": True, "time_breakdown": "logs"}],
+    ids=lambda options: "+".join(options) or "alone",
+)
+def test_packs_go_on_to_the_bit_with_another_number_of_workers(tmp_path, options):
+    whole = packed_run(tmp_path / "whole", **options)
+    whole.train()
+    assert whole.state.global_step > 3
+    for workers in (0, 2):
+        resumed = packed_run(tmp_path / f"again-{workers}", dataloader_num_workers=workers, **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+        check_same(end_of(whole), end_of(resumed))
+
+
+def test_packs_that_do_not_fit_at_once_are_run_in_parts_and_the_checkpoint_remembers(tmp_path):
+    whole = packed_run(tmp_path / "whole")
+    whole.train()
+    small = packed_run(tmp_path / "small", Mixer(num_fitting=1), auto_find_batch_size=True)
+    small.train()
+    for name, weight in whole.model.state_dict().items():
+        assert torch.allclose(small.model.state_dict()[name], weight, atol=1e-5)
+    saved = json.loads((tmp_path / "small" / "checkpoint-3" / "loop_state.json").read_text())["batch_size"]
+    assert saved == {"asked": NUM_PACKS, "micro_batch": NUM_PACKS, "at_once": [1]}
+
+
+def test_tokens_per_second_count_the_tokens_of_packs_without_padding_where_that_is_asked_for(tmp_path):
+    counts = {}
+    for mode in ("all", "non_padding"):
+        trainer = packed_run(tmp_path / mode, include_num_input_tokens_seen=mode, log_speed=True, num_train_epochs=1)
+        trainer.train()
+        assert all("tokens_per_second" in line for line in trainer.state.log_history if "loss" in line)
+        counts[mode] = trainer.state.num_input_tokens_seen
+    rows = trainer.train_dataset
+    num_packs = len(trainer.get_train_dataloader().dataset)
+    assert counts == {"all": 16 * num_packs, "non_padding": sum(len(row["input_ids"]) for row in rows)}
+    assert counts["non_padding"] < counts["all"]
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])
+def test_packs_are_not_ordered_by_length(tmp_path, strategy):
+    with pytest.raises(ValueError, match=f"packing=True .* train_sampling_strategy='{strategy}'"):
+        packed_run(tmp_path, train_sampling_strategy=strategy)

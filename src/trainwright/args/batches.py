@@ -134,8 +134,9 @@ class BatchArguments(RunArguments):
                         f"{name} out."
                     )
         elif self.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+            older = " (group_by_length=True)" if self.train_sampling_strategy == "group_by_length" else ""
             raise ValueError(
-                f"packing=True makes all sequences equally long, and train_sampling_strategy="
-                f"{self.train_sampling_strategy!r} (group_by_length) orders them by length. Choose one of the two; "
-                "packing wastes less."
+                "packing=True makes all sequences equally long, and train_sampling_strategy="
+                f"{self.train_sampling_strategy!r}{older} orders them by length. Choose one of the two; packing wastes "
+                "less."
             )

@@ -90,14 +90,6 @@ class DistributedStrategy(Strategy):
     def gather_for_metrics(self, value: Any) -> Any:
         return self.accelerator.gather_for_metrics(value)
 
-    def without_repeats(self, value: Any) -> Any:
-        state = self.accelerator.gradient_state
-        num_rows = find_batch_size(value)
-        if num_rows is None or not state.end_of_dataloader or state.remainder <= 0:
-            return value
-        # The last batches lie one behind the other in order of process; beyond `remainder` their samples are repeats.
-        return nested_truncate(value, min(num_rows, max(0, state.remainder - self.process_index * num_rows)))
-
     def num_own_rows(self, num_rows: int, dataloader: Any) -> int:
         state = self.accelerator.gradient_state
         if state.active_dataloader is not dataloader or not state.end_of_dataloader or state.remainder <= 0:
@@ -105,6 +97,10 @@ class DistributedStrategy(Strategy):
         # The samples of the last round, over all processes in turn, and the repeated ones behind them.
         first = int(self.process_index) * num_rows
         return min(max(int(state.remainder) - first, 0), num_rows)
+
+    def without_repeats(self, value: Any, dataloader: Any) -> Any:
+        num_rows = find_batch_size(value)
+        return value if num_rows is None else nested_truncate(value, self.num_own_rows(num_rows, dataloader))
 
     def pad_across_processes(self, value: Any, dim: int = 1, pad_index: int = -100) -> Any:
         return self.accelerator.pad_across_processes(value, dim=dim, pad_index=pad_index)

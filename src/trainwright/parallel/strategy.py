@@ -93,15 +93,15 @@ class Strategy:
         """Like `gather`, without the samples that were repeated to fill the last batch."""
         return value
 
-    def without_repeats(self, value: Any) -> Any:
-        """This process's rows of the current batch, without the samples that were repeated to fill the last one."""
-        return value
-
     def num_own_rows(self, num_rows: int, dataloader: Any) -> int:
         """How many rows of the batch that `dataloader` gave last, the first ones, are not repeated from elsewhere to
         fill the last round.
         """
         return num_rows
+
+    def without_repeats(self, value: Any, dataloader: Any) -> Any:
+        """The rows of `num_own_rows` alone."""
+        return value
 
     def pad_across_processes(self, value: Any, dim: int = 1, pad_index: int = -100) -> Any:
         """Pad dimension `dim` to the longest of all processes, so that `gather` can concatenate."""
