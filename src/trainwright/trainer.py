@@ -920,6 +920,12 @@ class Trainer:
             return _NOTHING
         return self.averaged_weights()
 
+    @contextlib.contextmanager
+    def _weights_to_hand_out(self) -> Iterator[None]:
+        """Within, `self.model` has the weights that are judged, also in the middle of a schedule-free run."""
+        with self._weights_to_judge(), weights_to_keep(self.optimizer):
+            yield
+
     def _build_guard(self) -> NonFiniteGuard | None:
         """What looks for NaN and infinity before the optimizer. None with "ignore", and in fp16, whose scaler does."""
         if self._guard is not None:
@@ -2161,38 +2167,42 @@ class Trainer:
             self._settle_save()
         run_dir = self._get_output_dir(trial)
         output_dir = os.path.join(run_dir, layout.checkpoint_name(self.state.global_step))
-        self.store_flos()
-        self.state.num_input_tokens_seen += self._tokens.take_all()
         switch_weights(self.optimizer, training=False)
-        where = self._resume_point()
         state = self.state
         if state.best_global_step is not None:
             best_dir = os.path.join(run_dir, layout.checkpoint_name(state.best_global_step))
             if state.best_global_step == state.global_step or os.path.isdir(best_dir):
                 state.best_model_checkpoint = best_dir
         try:
-            with self._strategy.staged_checkpoint(output_dir, state.global_step, where.position()) as directory:
-                with self._at_once("save_model", "_save"):
-                    self.save_model(directory, _internal_call=True)
-                if self._average is not None and self.args.should_save:
-                    self._average.save(directory)
-                if not self.args.save_only_model:
-                    with self._at_once("_save_optimizer_and_scheduler"):
-                        self._save_optimizer_and_scheduler(directory)
-                    with self._at_once("_save_scaler"):
-                        self._save_scaler(directory)
-                    with self._at_once("_save_rng_state"):
-                        self._save_rng_state(directory)
-                if self.args.should_save:
-                    checkpoint_save.save_loop_state(directory, loop_state(where, self.window, self.args))
-                    state.stateful_callbacks = exported_callbacks(self.callback_handler, self.control)
-                    checkpoint_save.save_trainer_state(directory, state)
+            self._write_checkpoint(output_dir)
             if is_beside:
                 self._saves.begin()  # type: ignore[union-attr]
             else:
                 self._follow_save(output_dir)
         finally:
             self._set_training_mode(model, True)
+
+    def _write_checkpoint(self, output_dir: str) -> None:
+        """Write all that a run goes on from. `output_dir` is there whole, with its manifest, or not at all."""
+        self.store_flos()
+        self.state.num_input_tokens_seen += self._tokens.take_all()
+        where, state = self._resume_point(), self.state
+        with self._strategy.staged_checkpoint(output_dir, state.global_step, where.position()) as directory:
+            with self._at_once("save_model", "_save"):
+                self.save_model(directory, _internal_call=True)
+            if self._average is not None and self.args.should_save:
+                self._average.save(directory)
+            if not self.args.save_only_model:
+                with self._at_once("_save_optimizer_and_scheduler"):
+                    self._save_optimizer_and_scheduler(directory)
+                with self._at_once("_save_scaler"):
+                    self._save_scaler(directory)
+                with self._at_once("_save_rng_state"):
+                    self._save_rng_state(directory)
+            if self.args.should_save:
+                checkpoint_save.save_loop_state(directory, loop_state(where, self.window, self.args))
+                state.stateful_callbacks = exported_callbacks(self.callback_handler, self.control)
+                checkpoint_save.save_trainer_state(directory, state)
 
     def _at_once(self, *hooks: str) -> contextlib.AbstractContextManager[None]:
         """Around hooks that write, with `async_save`: what a user's own one wrote must be there when it returns."""
@@ -2238,8 +2248,7 @@ class Trainer:
             if _internal_call:  # into a checkpoint, which is staged already
                 self._save(output_dir)
             else:
-                weights = self._weights_to_judge()
-                with weights, weights_to_keep(self.optimizer), checkpoint_save.replacing(output_dir) as staging:
+                with self._weights_to_hand_out(), checkpoint_save.replacing(output_dir) as staging:
                     self._save(staging)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -2267,7 +2276,7 @@ class Trainer:
         from trainwright.interop.adapters import merged_copy
 
         if self.args.should_save:
-            with self._weights_to_judge():
+            with self._weights_to_hand_out():
                 merged = merged_copy(self._strategy.unwrap(self.model))
             with checkpoint_save.replacing(output_dir or os.path.join(self._output_dir, "merged")) as staging:
                 checkpoint_weights.save_weights(merged, staging, safe=bool(self.args.save_safetensors))
@@ -2430,7 +2439,7 @@ class Trainer:
         self.control = self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self._hub is None:
             self.init_hf_repo(token=token, private=private)
-        with self._weights_to_judge():
+        with self._weights_to_hand_out():
             self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
@@ -2540,12 +2549,7 @@ class Trainer:
 
     def _tune_save_checkpoint(self, checkpoint_dir: str) -> None:
         """Hook: write a checkpoint for the search engine, which keeps it."""
-        output_dir = os.path.join(checkpoint_dir, layout.checkpoint_name(self.state.global_step))
-        self.save_model(output_dir, _internal_call=True)
-        if self.args.should_save:
-            self.state.save_to_json(os.path.join(output_dir, TRAINER_STATE_NAME))
-            self._save_optimizer_and_scheduler(output_dir)
-            self._save_rng_state(output_dir)
+        self._write_checkpoint(os.path.join(checkpoint_dir, layout.checkpoint_name(self.state.global_step)))
 
     # -- metrics, files, small -----------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from trainwright import TrainerCallback
 from trainwright.checkpoint import writer
@@ -217,3 +218,60 @@ def test_tokens_per_second_count_the_tokens_of_packs_without_padding_where_that_
 def test_packs_are_not_ordered_by_length(tmp_path, strategy):
     with pytest.raises(ValueError, match=f"packing=True .* train_sampling_strategy='{strategy}'"):
         packed_run(tmp_path, train_sampling_strategy=strategy)
+
+
+# ------------------------------------------------------------------------------------ what is handed out in the middle
+
+
+class Calling(TrainerCallback):
+    """Calls `action(trainer)` after step 4, before its checkpoint is written."""
+
+    def __init__(self, action):
+        self.action, self.trainer = action, None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            self.action(self.trainer)
+
+
+def calling(out, features, action, **options):
+    callback = Calling(action)
+    callback.trainer = run(out, features, callbacks=[callback], **options)
+    callback.trainer.train()
+    return callback.trainer
+
+
+@pytest.mark.parametrize("feature", ["schedule_free", "ema_decay"])
+def test_a_model_merged_in_the_middle_of_training_has_the_weights_that_are_judged(tmp_path, feature):
+    calling(tmp_path / "out", (feature, "peft"), lambda trainer: trainer.save_merged_model(str(tmp_path / "merged")))
+    name = "ema" if feature == "ema_decay" else "adapter_model"
+    saved = load_file(tmp_path / "out" / "checkpoint-4" / f"{name}.safetensors")
+    a, b = (next(value for key, value in saved.items() if part in key) for part in ("lora_A", "lora_B"))
+    base = LineModel().linear.weight
+    merged = load_file(tmp_path / "merged" / "model.safetensors")["linear.weight"]
+    torch.testing.assert_close(merged, base + 4.0 * b @ a, rtol=1e-5, atol=1e-5)  # lora_alpha 8 over rank 2
+
+
+class OnEvaluation(TrainerCallback):
+    """Writes what a search engine keeps, where the loop reports an evaluation to one."""
+
+    def __init__(self, directory):
+        self.directory, self.trainer = str(directory), None
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            self.trainer._tune_save_checkpoint(self.directory)
+
+
+@pytest.mark.parametrize("feature", ["ema_decay", "schedule_free", "learning_rate_per_module", "auto_find_batch_size"])
+def test_a_trial_goes_on_to_the_bit_from_what_a_search_engine_kept(tmp_path, feature):
+    evaluating = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no"}
+    callback = OnEvaluation(tmp_path / "kept")
+    callback.trainer = whole = run(tmp_path / "whole", (feature,), callbacks=[callback], **evaluating)
+    whole.train()
+    resumed = run(tmp_path / "again", (feature,), **evaluating)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "kept" / "checkpoint-4"))
+    check_same(end_of(whole), end_of(resumed))
+    if feature == "ema_decay":
+        for name, average in whole._average.state_dict().items():
+            assert torch.equal(resumed._average.state_dict()[name], average)
