@@ -99,7 +99,8 @@ def run(out, features, **options):
     for feature in features:
         values |= FEATURES[feature]
     callbacks = options.pop("callbacks", [])
-    return make_run(out, {**given, "callbacks": callbacks}, **(values | options))
+    given |= {"callbacks": callbacks, **options.pop("trainer", {})}
+    return make_run(out, given, **(values | options))
 
 
 def without_times(end):
@@ -275,3 +276,23 @@ def test_a_trial_goes_on_to_the_bit_from_what_a_search_engine_kept(tmp_path, fea
     if feature == "ema_decay":
         for name, average in whole._average.state_dict().items():
             assert torch.equal(resumed._average.state_dict()[name], average)
+
+
+def test_a_search_saves_each_trial_beside_its_training_with_its_average(tmp_path):
+    pytest.importorskip("optuna")
+    found = {}
+    for async_save in (False, True):
+        out = tmp_path / str(async_save)
+        trainer = run(
+            out, ("ema_decay",), async_save=async_save, trainer={"model": None, "model_init": lambda: LineModel()},
+            eval_strategy="steps", eval_steps=2,
+        )  # fmt: skip
+        rates = iter([0.1, 0.01])
+        best = trainer.hyperparameter_search(
+            lambda trial: {"learning_rate": trial.suggest_float("learning_rate", *[next(rates)] * 2)},
+            n_trials=2, backend="optuna", direction="minimize",
+        )  # fmt: skip
+        files = {trial: files_of(out / f"run-{trial}", STEPS) for trial in (0, 1)}
+        found[async_save] = best.run_id, best.objective, files
+    assert found[False] == found[True]
+    assert found[True][2][0]["ema.safetensors"] != found[True][2][1]["ema.safetensors"]
