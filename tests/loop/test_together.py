@@ -280,19 +280,19 @@ def test_a_trial_goes_on_to_the_bit_from_what_a_search_engine_kept(tmp_path, fea
 
 def test_a_search_saves_each_trial_beside_its_training_with_its_average(tmp_path):
     pytest.importorskip("optuna")
-    found = {}
-    for async_save in (False, True):
-        out = tmp_path / str(async_save)
-        trainer = run(
-            out, ("ema_decay",), async_save=async_save, trainer={"model": None, "model_init": lambda: LineModel()},
-            eval_strategy="steps", eval_steps=2,
-        )  # fmt: skip
+
+    def search(out, async_save):
+        given = {"model": None, "model_init": lambda: LineModel()}
+        trainer = run(out, ("ema_decay",), trainer=given, async_save=async_save, eval_strategy="steps", eval_steps=2)
         rates = iter([0.1, 0.01])
         best = trainer.hyperparameter_search(
             lambda trial: {"learning_rate": trial.suggest_float("learning_rate", *[next(rates)] * 2)},
-            n_trials=2, backend="optuna", direction="minimize",
-        )  # fmt: skip
-        files = {trial: files_of(out / f"run-{trial}", STEPS) for trial in (0, 1)}
-        found[async_save] = best.run_id, best.objective, files
-    assert found[False] == found[True]
-    assert found[True][2][0]["ema.safetensors"] != found[True][2][1]["ema.safetensors"]
+            n_trials=2,
+            backend="optuna",
+        )
+        return best.run_id, best.objective, [files_of(out / f"run-{trial}", STEPS) for trial in (0, 1)]
+
+    waited, beside = search(tmp_path / "waited", False), search(tmp_path / "beside", True)
+    assert waited == beside
+    first, second = beside[2]
+    assert first["ema.safetensors"] != second["ema.safetensors"]

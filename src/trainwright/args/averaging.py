@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainwright.args.checks import check_number
+from trainwright.args.checks import check_number, check_switch
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
 
@@ -36,3 +36,10 @@ class AveragingArguments(RunArguments):
         check_number(self, "ema_decay", 0, 1, below=True, optional=True, hint="None keeps no average.")
         check_number(self, "ema_start_step", 0, whole=True)
         check_number(self, "ema_update_steps", 1, whole=True)
+        check_switch(self, "ema_eval")
+        for name, default in (("ema_start_step", 0), ("ema_update_steps", 1), ("ema_eval", True)):
+            if self.ema_decay is None and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is about the average of the weights, but ema_decay=None keeps "
+                    f"none: set ema_decay, such as 0.999, or leave {name} out."
+                )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainwright.args.checks import check_choice, check_number
+from trainwright.args.checks import check_choice, check_number, check_switch
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
 
@@ -124,6 +124,7 @@ class BatchArguments(RunArguments):
                     )
 
     def _settle_packing(self) -> None:
+        check_switch(self, "packing")
         check_number(self, "packing_length", 2, whole=True, optional=True)
         check_choice(self, "packing_long_samples", LONG_SAMPLES)
         if not self.packing:

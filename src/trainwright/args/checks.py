@@ -19,8 +19,12 @@ from trainwright.names import ExplicitEnum, closest
 SomeEnum = TypeVar("SomeEnum", bound=ExplicitEnum)
 
 
-def parse_number(name: str, value: Any) -> int | float:
-    """`value` as a number; text is converted, because YAML reads `1e-4` (without a point) as text."""
+def parse_number(name: str, value: Any, wanted: str = "") -> int | float:
+    """`value` as a number; text is converted, because YAML reads `1e-4` (without a point) as text.
+
+    `wanted`: which number is needed, for the error.
+    """
+    needed = f"; {wanted} is needed" if wanted else ""
     if isinstance(value, str):
         try:
             return int(value)
@@ -28,12 +32,12 @@ def parse_number(name: str, value: Any) -> int | float:
             try:
                 return float(value)
             except ValueError:
-                raise ValueError(f"{name}={value!r} is not a number.") from None
+                raise ValueError(f"{name}={value!r} is not a number{needed}.") from None
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return float(value)
-    raise TypeError(f"{name}={value!r} is a {type(value).__name__}; a number is needed.")
+    raise TypeError(f"{name}={value!r} is a {type(value).__name__}; {wanted or 'a number'} is needed.")
 
 
 def check_number(
@@ -61,21 +65,20 @@ def check_number(
     value = getattr(args, name)
     if value is None and optional:
         return
-    number = parse_number(name, value)
+    kind = "whole number" if whole else "number"
+    bounds = []
+    if low > -math.inf:
+        bounds.append(f"greater than {low}" if above else f"at least {low}")
+    if high < math.inf:
+        bounds.append(f"less than {high}" if below else f"at most {high}")
+    wanted = f"a {'' if infinite else 'finite '}{kind} {' and '.join(bounds)}".rstrip()
+    wanted += " or None" if optional else ""
+    number = parse_number(name, value, wanted)
     finite = math.isfinite(number) or (infinite and not math.isnan(number))
     inside = (low < number if above else low <= number) and (number < high if below else number <= high)
     integral = not whole or (math.isfinite(number) and number == int(number))
     if not (finite and inside and integral):
-        kind = "whole number" if whole else "number"
-        bounds = []
-        if low > -math.inf:
-            bounds.append(f"greater than {low}" if above else f"at least {low}")
-        if high < math.inf:
-            bounds.append(f"less than {high}" if below else f"at most {high}")
-        wanted = f"a {'' if infinite else 'finite '}{kind} {' and '.join(bounds)}".rstrip()
-        raise ValueError(
-            f"{name}={value!r} is not allowed: it must be {wanted}{' or None' if optional else ''}. {hint}".strip()
-        )
+        raise ValueError(f"{name}={value!r} is not allowed: it must be {wanted}. {hint}".strip())
     setattr(args, name, int(number) if whole else number)
 
 
@@ -121,6 +124,17 @@ def parse_enum(name: str, value: Any, enum: type[SomeEnum]) -> SomeEnum:
         return enum(text)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def check_switch(args: Any, name: str) -> None:
+    """Require True or False itself: text such as "False" would count as true."""
+    value = getattr(args, name)
+    if not isinstance(value, bool):
+        likely = str(value).strip().capitalize()
+        raise TypeError(
+            f"{name}={value!r} must be True or False."
+            + (f" Did you mean {likely}, without quotes?" if likely in ("True", "False") else "")
+        )
 
 
 def check_choice(args: Any, name: str, allowed: Iterable[Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from trainwright.args.checks import check_enum, check_interval, check_number
+from trainwright.args.checks import check_enum, check_interval, check_number, check_switch
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
 from trainwright.names import IntervalStrategy, SaveStrategy, SchedulerType
@@ -116,8 +116,7 @@ class IntervalArguments(RunArguments):
             self._check_every_save_is_evaluated()
 
     def _check_async_save(self) -> None:
-        if not isinstance(self.async_save, bool):
-            raise TypeError(f"async_save={self.async_save!r} must be True or False.")
+        check_switch(self, "async_save")
         if self.async_save and os.name == "nt":
             raise ValueError(
                 "async_save=True does not work on Windows, which cannot hand memory to a program that was started "

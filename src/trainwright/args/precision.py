@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trainwright.args.checks import check_choice, check_dict, check_number, typed
+from trainwright.args.checks import check_choice, check_dict, check_number, check_switch, typed
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
 
@@ -162,6 +162,7 @@ class PrecisionArguments(RunArguments):
 
     def _check_optimizer_in_backward(self) -> None:
         """Refuse what needs all gradients at once, or weights that stay as they are until the backward pass is over."""
+        check_switch(self, "optimizer_in_backward")
         if not self.optimizer_in_backward:
             return
         reentrant = self._of("gradient_checkpointing_kwargs")

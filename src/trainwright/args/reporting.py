@@ -14,7 +14,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from trainwright.args.checks import check_choice, check_number, parse_enum, parse_json, typed
+from trainwright.args.checks import check_choice, check_number, check_switch, parse_enum, parse_json, typed
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
 from trainwright.names import DebugOption, closest
@@ -128,6 +128,7 @@ class ReportingArguments(RunArguments):
             self.debug.append(DebugOption.TPU_METRICS_DEBUG)
 
     def _settle_seen(self) -> None:
+        check_switch(self, "log_speed")
         breakdown: Any = self.time_breakdown
         breakdown = {"false": False, "no": False, "none": False, "true": "logs"}.get(str(breakdown).lower(), breakdown)
         if breakdown not in (False, "end", "logs"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainwright.args.checks import check_choice, check_number
+from trainwright.args.checks import check_choice, check_number, check_switch
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
 
@@ -60,4 +60,6 @@ class SafetyArguments(RunArguments):
         check_number(self, "max_save_failures", 1, whole=True)
         check_number(self, "dataloader_timeout", 0)
         check_choice(self, "auto_find_batch_size_mode", ("split", "restart"))
+        check_switch(self, "save_on_signal")
+        check_switch(self, "save_on_exception")
         check_number(self, "exit_code_on_signal", 0, 255, whole=True, optional=True)

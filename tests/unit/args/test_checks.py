@@ -15,12 +15,26 @@ def new(**kwargs):
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["async_save", "ema_eval", "log_speed", "optimizer_in_backward", "packing", "save_on_exception", "save_on_signal"],
+)
+def test_a_switch_is_true_or_false_and_no_text_that_would_count_as_true(name):
+    with pytest.raises(TypeError, match=f"{name}='false' must be True or False. Did you mean False, without quotes"):
+        new(**{name: "false"})
+    with pytest.raises(TypeError, match=rf"{name}=2 must be True or False\.$"):
+        new(**{name: 2})
+
+
+@pytest.mark.parametrize(
     ("given", "words"),
     [
         ({"learning_rate": -1}, "learning_rate=-1"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"learning_rate": float("inf")}, "finite"),
-        ({"learning_rate": "fast"}, "not a number"),
+        ({"learning_rate": "fast"}, "learning_rate='fast' is not a number; a finite number at least 0 is needed"),
+        ({"ema_start_step": 5}, "ema_start_step=5 is about the average of the weights, but ema_decay=None"),
+        ({"ema_update_steps": 2}, "leave ema_update_steps out"),
+        ({"ema_eval": False}, "leave ema_eval out"),
         ({"per_device_train_batch_size": 0}, "at least 1"),
         ({"per_device_eval_batch_size": 2.5}, "whole number"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
