@@ -69,12 +69,15 @@ class HfArgumentParser(argparse.ArgumentParser):
         self._dict_names: set[str] = set()
         self._groups: dict[str, Any] = {}
         self._hints: dict[Any, dict[str, Any]] = {}
+        self._left_out: dict[Any, set[str]] = {}
         for one in self.dataclass_types:
             if not (isinstance(one, type) and dataclasses.is_dataclass(one)):
                 kind = type(one).__name__ if not isinstance(one, type) else one.__name__
                 raise TypeError(
                     f"HfArgumentParser needs dataclasses, not {kind}: pass the class itself, decorated with @dataclass."
                 )
+        for one in self.dataclass_types:
+            self._left_out[one] = self._taken_by_others(one)
             self._add_dataclass_arguments(one)
 
     # Fields to flags.
@@ -89,9 +92,18 @@ class HfArgumentParser(argparse.ArgumentParser):
             ) from None
         self._hints[dataclass_type] = hints
         for field in _init_fields(dataclass_type):
+            if field.name in self._left_out[dataclass_type]:
+                continue
             self._add_field(self._group_of(dataclass_type, field.name), field, hints[field.name])
         for name in getattr(dataclass_type, "_hidden_arguments", ()):
             self.add_argument(*_flags(name), dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+    def _taken_by_others(self, dataclass_type: Any) -> set[str]:
+        """Arguments that this library has added, and a dataclass of the script gives a meaning of its own: they keep
+        their defaults, so that a script which knows nothing of them runs.
+        """
+        others = {field.name for one in self.dataclass_types for field in _init_fields(one) if not _is_ours(field)}
+        return {field.name for field in _init_fields(dataclass_type) if _is_ours(field) and field.name in others}
 
     def _group_of(self, dataclass_type: Any, name: str) -> Any:
         """One group of `--help` per dataclass; inherited fields appear under the class that introduced them."""
@@ -255,7 +267,8 @@ class HfArgumentParser(argparse.ArgumentParser):
     # Small parts.
 
     def _names(self, dataclass_type: Any) -> Iterator[str]:
-        yield from (field.name for field in _init_fields(dataclass_type))
+        left_out = self._left_out[dataclass_type]
+        yield from (field.name for field in _init_fields(dataclass_type) if field.name not in left_out)
         yield from getattr(dataclass_type, "_hidden_arguments", ())
 
     def _check_keys(self, values: dict[str, Any]) -> None:
@@ -269,7 +282,7 @@ class HfArgumentParser(argparse.ArgumentParser):
         result = dict(values)
         for one, hints in self._hints.items():
             for field in _init_fields(one):
-                if field.name in result:
+                if field.name in result and field.name not in self._left_out[one]:
                     try:
                         result[field.name] = convert(
                             result[field.name], hints[field.name], isinstance(_default(field), Enum)
@@ -358,6 +371,10 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def _init_fields(dataclass_type: Any) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(dataclass_type) if field.init]
+
+
+def _is_ours(field: dataclasses.Field[Any]) -> bool:
+    return bool(field.metadata.get("ours"))
 
 
 def _flags(name: str) -> list[str]:

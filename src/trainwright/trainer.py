@@ -2017,7 +2017,7 @@ class Trainer:
     ) -> DataLoader[Any]:
         """A loader with this run's collator, workers and column filter, shared out over the processes."""
         collator: Any = self.data_collator
-        if is_training and self.args.packing:
+        if is_training and self.args.packs:
             dataset, collator, self._attend = packing_from_args.packed(
                 dataset, self.args, model=self.model, data_collator=collator, processing_class=self.processing_class
             )

@@ -6,6 +6,7 @@ Owns: the fields and their ranges. Leaves to others: building loaders and sample
 # ruff: noqa: RUF009  (`option()` is `dataclasses.field` with a help text)
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
 from trainwright.args.checks import check_choice, check_number, check_switch
@@ -52,14 +53,18 @@ class BatchArguments(RunArguments):
         False,
         "Join tokenised training samples into sequences of packing_length tokens, so that next to nothing is padding. "
         "Samples do not see each other. A pack then counts as one sample: in batch sizes, epochs and positions.",
+        ours=True,
     )
     packing_length: int | None = option(
-        None, "Tokens in a pack. None: the longest input of model and tokenizer, at most 2048. Needs packing."
+        None,
+        "Tokens in a pack. None: the longest input of model and tokenizer, at most 2048. Needs packing.",
+        ours=True,
     )
     packing_long_samples: str = option(
         "split",
         "What becomes of samples longer than packing_length: 'split' cuts them into several that do not see each "
         "other, 'truncate' keeps their beginning, 'error' refuses them. Needs packing.",
+        ours=True,
     )
     remove_unused_columns: bool | None = option(
         True, "Drop the columns of a dataset that the model's `forward` has no argument for."
@@ -123,7 +128,15 @@ class BatchArguments(RunArguments):
                         f"set dataloader_num_workers to 1 or more, or leave {name} out."
                     )
 
+    @property
+    def packs(self) -> bool:
+        """Whether the Trainer packs. TRL's arguments have a `packing` of their own: its trainers pack themselves."""
+        owner = next(base for base in type(self).__mro__ if "packing" in inspect.get_annotations(base))
+        return bool(self.packing) and owner.__module__.partition(".")[0] != "trl"
+
     def _settle_packing(self) -> None:
+        if self.packing and not self.packs:
+            return
         check_switch(self, "packing")
         check_number(self, "packing_length", 2, whole=True, optional=True)
         check_choice(self, "packing_long_samples", LONG_SAMPLES)

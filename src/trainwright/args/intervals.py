@@ -55,6 +55,7 @@ class IntervalArguments(RunArguments):
         False,
         "Training waits for a copy of its state in memory only; a process of its own writes the checkpoint. Needs host "
         "memory of a checkpoint's size. on_save, rotation and pushes follow when the checkpoint is on the disk.",
+        ours=True,
     )
     save_on_each_node: bool = option(
         False,

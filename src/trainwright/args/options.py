@@ -17,12 +17,16 @@ def option(
     help: str = "",
     *,
     factory: Callable[[], Any] | None = None,
+    ours: bool = False,
     init: bool = True,
     repr: bool = True,
     compare: bool = True,
 ) -> Any:
-    """A dataclass field with `help` (unit, consequence; %% for a percent sign)."""
-    metadata = {"help": help}
+    """A dataclass field with `help` (unit, consequence; %% for a percent sign).
+
+    `ours`: no documented implementation has it, so a script may use the name for a field of its own (`argparser.py`).
+    """
+    metadata: dict[str, Any] = {"help": help, "ours": ours}
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata, init=init, repr=repr, compare=compare)
     return dataclasses.field(default=default, metadata=metadata, init=init, repr=repr, compare=compare)

@@ -144,7 +144,7 @@ def check_packed(args: Any, dataloader: Any, model: Any, prepare: Callable[[Any]
     A loader of the user's own, whose data are not packed; and a model that is told which samples belong together and
     does not heed it. `prepare`: puts a batch on the device, as a step does.
     """
-    if not args.packing:
+    if not args.packs:
         return
     part = getattr(dataloader, "dataset", None)
     while part is not None and not isinstance(part, (PackedDataset, PackedStream)):
