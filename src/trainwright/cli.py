@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         "repository.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    _add(commands, "list", list_checkpoints, "the checkpoints of a run: step, size, metric, best and last", "RUN")
+    _add(commands, "list", list_checkpoints, "the checkpoints of a run: step, size, best, last, damaged", "RUN")
     _add(commands, "check", check, "verify a checkpoint, or every checkpoint of a run, against its hashes", "DIR")
     _add(commands, "report", report, "write training_report.html with the loss curve and the numbers of a run", "RUN")
     _add(commands, "env", environment, "versions and devices, for a bug report")
