@@ -13,14 +13,13 @@ in "audio" (beside the file) and a "label". Sounds are brought to the model's sa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from trainwright import Trainer, TrainingArguments
 from trainwright.args.checks import check_number
 from trainwright.args.options import option
 from trainwright.tasks import audio, checks, models, session, sources
 from trainwright.tasks.arguments import DataArguments, ModelArguments, parse
-from trainwright.tasks.classification import metric_for
+from trainwright.tasks.classification import classes_of, metric_for, predictions_writer
 from trainwright.tasks.errors import as_script
 
 
@@ -46,16 +45,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     )
     first = next(iter(splits.values()))
     column = checks.pick_column(first, "audio_column", data.audio_column, ("audio", "file", "path"), "the sound")
-    labelled = [split for split in splits.values() if split.name != "test"]
     config = models.load_config(model_args)
-    numbers: dict[str, list[int]] = {}
-    if labelled:
-        label = checks.pick_column(labelled[0], "label_column", data.label_column, ("label", "labels"), "the class")
-        names = checks.label_names(labelled[0], label) or []
-        numbers = {split.name: checks.label_ids(split, label, names, first.origin) for split in labelled}
-        checks.check_model_labels(config, names, first.origin, model_args.ignore_mismatched_sizes)
-    else:
-        names = [config.id2label[number] for number in sorted(config.id2label)]
+    names, numbers = classes_of(
+        splits, data.label_column, ("label", "labels"), config, model_args.ignore_mismatched_sizes
+    )
     extractor = models.load_processor(model_args, "AutoFeatureExtractor")
     model = models.load_model(model_args, "AutoModelForAudioClassification", config)
     if data.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
@@ -81,16 +74,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         compute_metrics=metric_for(None, "single"),
     )
 
-    def write(output: object, directory: str) -> None:
-        lines = [f"{index}\t{names[number]}" for index, number in enumerate(output.predictions.argmax(-1))]
-        Path(directory, "predictions.tsv").write_text("\n".join(["index\tprediction", *lines]) + "\n")
-
     return session.run(
         trainer,
         data,
         task="audio-classification",
         predict_dataset=test,
-        write_predictions=write,
+        write_predictions=predictions_writer(names),
         plan_rows=[("classes", ", ".join(names)), ("sampling rate", f"{extractor.sampling_rate:,} Hz")],
     )
 

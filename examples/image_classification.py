@@ -13,13 +13,12 @@ Data: a folder with one folder of images per class (train/cat/1.png ..., or cat/
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from trainwright import Trainer, TrainingArguments, default_data_collator
 from trainwright.args.options import option
 from trainwright.tasks import checks, images, models, session, sources
 from trainwright.tasks.arguments import DataArguments, ModelArguments, parse
-from trainwright.tasks.classification import metric_for
+from trainwright.tasks.classification import classes_of, metric_for, predictions_writer
 from trainwright.tasks.errors import as_script
 
 
@@ -40,17 +39,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     )
     first = next(iter(splits.values()))
     column = checks.pick_column(first, "image_column", data.image_column, ("image", "img", "path"), "the image")
-    labelled = [split for split in splits.values() if split.name != "test"]
     config = models.load_config(model_args)
-    numbers: dict[str, list[int]] = {}
-    if labelled:
-        usual = ("label", "labels", "fine_label")
-        label = checks.pick_column(labelled[0], "label_column", data.label_column, usual, "the class")
-        names = checks.label_names(labelled[0], label) or []
-        numbers = {split.name: checks.label_ids(split, label, names, first.origin) for split in labelled}
-        checks.check_model_labels(config, names, first.origin, model_args.ignore_mismatched_sizes)
-    else:
-        names = [config.id2label[number] for number in sorted(config.id2label)]
+    names, numbers = classes_of(
+        splits, data.label_column, ("label", "labels", "fine_label"), config, model_args.ignore_mismatched_sizes
+    )
     processor = models.load_processor(model_args, "AutoImageProcessor")
     model = models.load_model(model_args, "AutoModelForImageClassification", config)
     size = images.size_of(processor)
@@ -79,16 +71,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         compute_metrics=metric_for(None, "single"),
     )
 
-    def write(output: object, directory: str) -> None:
-        lines = [f"{index}\t{names[number]}" for index, number in enumerate(output.predictions.argmax(-1))]
-        Path(directory, "predictions.tsv").write_text("\n".join(["index\tprediction", *lines]) + "\n")
-
     return session.run(
         trainer,
         data,
         task="image-classification",
         predict_dataset=test,
-        write_predictions=write,
+        write_predictions=predictions_writer(names),
         plan_rows=[("classes", ", ".join(names)), ("image", f"{size[0]} x {size[1]}")],
     )
 

@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     def write(output: object, directory: str) -> None:
         chosen = map(str, output.predictions.argmax(-1))
-        Path(directory, "predictions.txt").write_text("\n".join(chain(chosen, [""])))
+        Path(directory, "predictions.txt").write_text("\n".join(chain(chosen, [""])), encoding="utf-8")
 
     return session.run(
         trainer, data, task="multiple-choice", predict_dataset=ready.get("test"), write_predictions=write

@@ -110,7 +110,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     def write(output: object, directory: str) -> None:
         found = {question.key: answer for question, answer in zip(questions["test"], output.predictions)}
-        Path(directory, "predictions.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+        Path(directory, "predictions.json").write_text(
+            json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
     return session.run(
         trainer,

@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         else:
             words = [names[number] for number in logits.argmax(-1)]
         lines = [f"{index}\t{word}" for index, word in enumerate(words)]
-        Path(directory, "predictions.tsv").write_text("\n".join(["index\tprediction", *lines]) + "\n")
+        Path(directory, "predictions.tsv").write_text("\n".join(["index\tprediction", *lines, ""]), encoding="utf-8")
 
     return session.run(
         trainer,

@@ -101,7 +101,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     def write(output: object, directory: str) -> None:
         chosen, _ = tokens.words_of(names, output.predictions.argmax(-1), output.label_ids)
-        Path(directory, "predictions.txt").write_text("\n".join(" ".join(row) for row in chosen) + "\n")
+        Path(directory, "predictions.txt").write_text(
+            "\n".join(" ".join(row) for row in chosen) + "\n", encoding="utf-8"
+        )
 
     return session.run(
         trainer,

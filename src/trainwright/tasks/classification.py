@@ -1,17 +1,21 @@
-"""Text classification: which columns GLUE's tasks have, and the metric of each kind of label.
+"""Classification: which columns GLUE's tasks have, the metric of each kind of label, classes of images and sounds.
 
-Owns: the table of tasks, metrics of one label per text, several, or a number. Leaves to others: reading rows.
+Owns: the table of tasks, metrics of one label per sample, several, or a number; one class per sample, from its column
+to the file of predictions. Leaves to others: reading rows.
 Source of columns and metrics: the GLUE benchmark's own definition (gluebenchmark.com/tasks), XNLI's data card.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trainwright.names import closest
+from trainwright.tasks import checks
+from trainwright.tasks.sources import Split
 
 # Task -> its text columns.
 GLUE_COLUMNS: dict[str, tuple[str, ...]] = {
@@ -66,6 +70,35 @@ def metric_for(task: str | None, kind: str) -> Callable[[Any], dict[str, float]]
         return found
 
     return compute
+
+
+def classes_of(
+    splits: dict[str, Split], label_column: str | None, usual: tuple[str, ...], config: Any, ignore_mismatched: bool
+) -> tuple[list[str], dict[str, list[int]]]:
+    """(names of the classes, split -> class of each of its rows), from the splits that have labels: all but "test".
+
+    Where there is no other, the names are those of the model's `config`, which is told of the names otherwise. Errors
+    as `checks.check_model_labels` and `checks.pick_column`.
+    """
+    labelled = [split for split in splits.values() if split.name != "test"]
+    if not labelled:
+        return [config.id2label[number] for number in sorted(config.id2label)], {}
+    origin = next(iter(splits.values())).origin
+    label = checks.pick_column(labelled[0], "label_column", label_column, usual, "the class")
+    names = checks.label_names(labelled[0], label) or []
+    numbers = {split.name: checks.label_ids(split, label, names, origin) for split in labelled}
+    checks.check_model_labels(config, names, origin, ignore_mismatched)
+    return names, numbers
+
+
+def predictions_writer(names: list[str]) -> Callable[[Any, str], None]:
+    """For `session.run`: writes `predictions.tsv`, the name of the class of each row, from logits (rows, classes)."""
+
+    def write(output: Any, directory: str) -> None:
+        lines = [f"{index}\t{names[number]}" for index, number in enumerate(output.predictions.argmax(-1))]
+        Path(directory, "predictions.tsv").write_text("\n".join(["index\tprediction", *lines, ""]), encoding="utf-8")
+
+    return write
 
 
 def _regression(values: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> dict[str, float]:
