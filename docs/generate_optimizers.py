@@ -63,7 +63,9 @@ NOTES = """
   ones cannot clip, and say so. LOMO and AdaLomo have one learning rate and one weight decay for all weights.
 - **Schedule-free** optimizers keep two sets of weights: the one they train and an average. Trainwright switches to the
   average for evaluating and for saving, so a saved model is always the average. They need no decay of the learning
-  rate: use them with `lr_scheduler_type="constant"`; `warmup_steps` is their own warmup.
+  rate: use them with `lr_scheduler_type="constant"`; `warmup_steps` is their own warmup. The switch computes one set
+  from the other, which rounds: a resume is exact to the run that saved at the same steps, and a save that only a
+  signal asked for moves what follows by the last digits.
 - **GaLore and APOLLO** need `optim_target_modules`: names, a regular expression, or `"all-linear"`. What their state
   costs depends on `rank` (128 by default) and on the shape of the matrix; the larger the matrix, the less.
 - **Muon** updates the hidden matrices, AdamW the rest; embeddings and output layers are told by class and name.
