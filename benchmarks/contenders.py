@@ -129,7 +129,7 @@ def with_trainer(package: str, accumulation: int = 1, **more: Any) -> Run:
                 "save_strategy": "no",
                 "report_to": "none",
                 "disable_tqdm": False,
-                "use_cpu": cpu,
+                "use_cpu": cpu or not torch.accelerator.is_available(),  # bf16 on a CPU must be asked for
             }
             arguments = library.TrainingArguments(**{**values, **more})
             trainer = library.Trainer(

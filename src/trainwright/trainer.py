@@ -295,6 +295,7 @@ class Trainer:
             self._strategy = DistributedStrategy(self.accelerator, self.args)
         else:
             self._strategy = Strategy(self.args.device, fp16=self.args.fp16)
+        self._strategy.frozen.is_on = self.args.save_frozen_weights == "once" and not self.args.push_to_hub
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         """Keyword arguments for the Accelerator: what `args` says, then `accelerator_kwargs()`, then `kwargs`."""

@@ -36,7 +36,11 @@ NAMED = ("fsync", "rename", "replace", "mkdir", "unlink", "remove", "rmdir", "tr
 def make_run(
     out: str | os.PathLike[str], trainer: dict[str, Any] | None = None, cls: type[Trainer] = Trainer, **options: Any
 ) -> Trainer:
-    """A Trainer of the line model with dropout (so that every random number counts), saving in `out`."""
+    """A Trainer of the line model with dropout (so that every random number counts), saving in `out`.
+
+    `model`: makes another one.
+    """
+    model = options.pop("model", None)
     values: dict[str, Any] = {
         "output_dir": str(out),
         "report_to": "none",
@@ -49,13 +53,24 @@ def make_run(
         "logging_dir": "logs",  # the default holds the time of day, and training_args.bin would differ each second
     }
     given: dict[str, Any] = {
-        "model": LineModel(dropout=0.5),
+        "model": model() if model else LineModel(dropout=0.5),
         "train_dataset": LineData(),
         "eval_dataset": LineData(9, seed=5),
     }
     run = cls(args=TrainingArguments(**(values | options)), **(given | (trainer or {})))
     run.remove_callback(PrinterCallback)
     return run
+
+
+class FrozenLine(LineModel):
+    """The line model behind weights that are frozen, and more than what is trained."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.5)
+        self.before = torch.nn.Linear(3, 3).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        return super().forward(self.before(x), labels)
 
 
 def train(out: str | os.PathLike[str], **options: Any) -> Trainer:

@@ -14,8 +14,9 @@ import torch
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-from runs import complete_steps, difference, end_of, make_run, resume_or_start, run_and_die, watch_files
+from runs import FrozenLine, complete_steps, difference, end_of, make_run, resume_or_start, run_and_die, watch_files
 
+from trainwright.checkpoint import frozen
 from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.weights import load_weights
 
@@ -32,7 +33,13 @@ CASES = {
     "fresh": ({"max_steps": 4, "save_steps": 2}, 0),
     "rotating": ({"max_steps": 6, "save_steps": 2, "save_total_limit": 2}, 6),
     "best": ({"max_steps": 3, "save_steps": 1, **BEST}, 3),
+    "frozen": ({"max_steps": 3, "save_steps": 1, "save_total_limit": 2, "model": FrozenLine}, 3),
 }
+
+
+@pytest.fixture(autouse=True)
+def few_frozen_weights_are_worth_a_file(monkeypatch):
+    monkeypatch.setattr(frozen, "LEAST_BYTES", 1)
 
 
 def train_and_save(trainers, out, **options):
@@ -109,6 +116,8 @@ def test_a_run_killed_at_any_file_system_call_of_a_save_resumes_and_ends_the_sam
     whole = make_run(out, **options)
     whole.train()
     expected = end_of(whole)
+    if case == "frozen":
+        assert os.stat(out / "checkpoint-3" / "model-00001-of-00002.safetensors").st_nlink == 2
 
     def check(step, where):
         complete = complete_steps(out) if out.exists() else []

@@ -15,16 +15,23 @@ import torch
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-from runs import complete_steps, difference, end_of, forked_writer, make_run, resume_or_start, watch_files
+from runs import FrozenLine, complete_steps, difference, end_of, forked_writer, make_run, resume_or_start, watch_files
 
 from trainwright import Trainer
-from trainwright.checkpoint import asynchronous, writer
+from trainwright.checkpoint import asynchronous, frozen, writer
 
 OPTIONS = {"max_steps": 6, "save_steps": 2, "save_total_limit": 2, "async_save": True}
 BEST = {
     **OPTIONS, "max_steps": 3, "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1,
     "load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True, "save_total_limit": 1,
 }  # fmt: skip
+
+FROZEN = {**OPTIONS, "max_steps": 3, "save_steps": 1, "model": FrozenLine}
+
+
+@pytest.fixture(autouse=True)
+def few_frozen_weights_are_worth_a_file(monkeypatch):
+    monkeypatch.setattr(frozen, "LEAST_BYTES", 1)
 
 
 class WithNotes(Trainer):
@@ -99,7 +106,7 @@ def num_calls_of_writer(monkeypatch, out, options):
     return commits[-1], commits[-2]
 
 
-@pytest.mark.parametrize("options", [OPTIONS, BEST], ids=["rotating", "best"])
+@pytest.mark.parametrize("options", [OPTIONS, BEST, FROZEN], ids=["rotating", "best", "frozen"])
 def test_a_writer_that_dies_at_any_of_its_calls_costs_nothing(tmp_path, monkeypatch, caplog, options):
     out = tmp_path / "out"
     monkeypatch.setattr(writer, "launch", forked_writer())
@@ -109,7 +116,7 @@ def test_a_writer_that_dies_at_any_of_its_calls_costs_nothing(tmp_path, monkeypa
     shutil.rmtree(out)
     num_calls, first = num_calls_of_writer(monkeypatch, out, options)
     assert num_calls - first > 30
-    for point in range(first + 1, num_calls + 1, 1 if options is OPTIONS else 2):
+    for point in range(first + 1, num_calls + 1, 1 if options is OPTIONS else 3 if options is FROZEN else 2):
         caplog.clear()
         monkeypatch.setattr(writer, "launch", forked_writer(counting([0], dying_at(point))))
         run = make_run(out, **options)

@@ -340,7 +340,10 @@ def test_functions_of_libraries_are_replaced_during_the_save_only():
             seen.append((kind, os.path.basename(path), metadata))
             return True
 
-    with deferred.taking(Taker()), deferred.weights_of(model):
+    def write(tensors, path, metadata):
+        assert deferred.taken("tensors", path, tensors, metadata)
+
+    with deferred.taking(Taker()), deferred.weights_of(model, write):
         assert library.safe_save_file is not before
         library.safe_save_file({}, "model.safetensors", metadata={"format": "pt"})
     assert seen == [("tensors", "model.safetensors", {"format": "pt"})]

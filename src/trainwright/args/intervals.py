@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from trainwright.args.checks import check_enum, check_interval, check_number, check_switch
+from trainwright.args.checks import check_choice, check_enum, check_interval, check_number, check_switch
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
 from trainwright.names import IntervalStrategy, SaveStrategy, SchedulerType
@@ -48,6 +48,12 @@ class IntervalArguments(RunArguments):
     save_safetensors: bool | None = option(
         True, "Save weights as safetensors. False: as pickles, which run code when loaded."
     )
+    save_frozen_weights: str = option(
+        "once",
+        "Where at least half of the weights (and 32 MiB) are frozen: 'once' puts them into a shard of their own, which "
+        "the first checkpoint of a run writes and later ones hold as a hard link, checked to be unchanged. 'always': "
+        "every checkpoint writes all weights, in one file.",
+    )
     save_only_model: bool = option(
         False, "Checkpoints hold the weights only: much smaller, but training cannot be continued from them."
     )
@@ -77,6 +83,7 @@ class IntervalArguments(RunArguments):
         check_enum(self, "logging_strategy", IntervalStrategy)
         check_enum(self, "eval_strategy", IntervalStrategy)
         check_enum(self, "save_strategy", SaveStrategy)
+        check_choice(self, "save_frozen_weights", ("once", "always"))
         self._check_async_save()
         if self.eval_strategy != IntervalStrategy.NO:
             self.do_eval = True

@@ -21,7 +21,7 @@ from typing import Any
 
 from trainwright.checkpoint import writer
 from trainwright.checkpoint.commit import flush_parents, sibling
-from trainwright.checkpoint.deferred import taking
+from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.shared_memory import Arena, check_room
 from trainwright.checkpoint.snapshot import Job, Snapshot
 from trainwright.finite import NonFiniteWeights, checkable_tensors, nonfinite_tensors
@@ -155,7 +155,9 @@ class AsyncSaves:
     # -- a save --------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def staged(self, final: str, *, step: int, world_size: int, position: dict[str, Any]) -> Iterator[str]:
+    def staged(
+        self, final: str, *, step: int, world_size: int, position: dict[str, Any], frozen: FrozenWeights | None = None
+    ) -> Iterator[str]:
         """As `save.staged`, but it ends when the state is copied; the directory gets its name when that is written.
 
         Files that cannot be taken are written at once, by whoever writes them. After an exception nothing is in flight
@@ -171,9 +173,12 @@ class AsyncSaves:
         os.mkdir(staging)
         try:
             self._arena.clear()
-            self._snapshot = Snapshot(self._arena, Job(staging, final, step, world_size, position), self._to_check)
-            with taking(self._snapshot):
+            job = Job(staging, final, step, world_size, position)
+            self._snapshot = Snapshot(self._arena, job, self._to_check)
+            with (frozen or FrozenWeights()).apart(staging, final, self._snapshot) as files:
                 yield staging
+            job.frozen = files.entries
+            self._snapshot.pass_over(files.linked)
             names = nonfinite_tensors(self._snapshot.to_check)  # those the writer was not given
             if names:
                 raise NonFiniteWeights(names)

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 Path = str | os.PathLike[str]
@@ -27,25 +27,33 @@ class Taker(Protocol):
         ...
 
 
-_scope = threading.local()  # `taker`: of the save that this thread makes
+_scope = threading.local()  # of the save that this thread makes: its `taker`, and `frozen` (`frozen.FrozenFiles`)
 
 
 @contextmanager
-def taking(taker: Taker | None) -> Iterator[None]:
-    """Within, what this thread writes of a checkpoint is offered to `taker` first; None: all is written now."""
-    before = getattr(_scope, "taker", None)
-    _scope.taker = taker
+def taking(taker: Taker | None, frozen: Any = None) -> Iterator[None]:
+    """Within, what this thread writes of a checkpoint is offered to `taker` first; None: all is written now.
+
+    `frozen` (`frozen.FrozenFiles`) knows which weights are not written at all; None: all are.
+    """
+    before = getattr(_scope, "taker", None), frozen_files()
+    _scope.taker, _scope.frozen = taker, frozen
     try:
         yield
     finally:
-        _scope.taker = before
+        _scope.taker, _scope.frozen = before
 
 
 @contextmanager
 def at_once(is_wanted: bool = True) -> Iterator[None]:
-    """Within, files are written before the call returns, where `is_wanted`."""
-    with taking(None if is_wanted else getattr(_scope, "taker", None)):
+    """Within, files are written before the call returns, each whole, where `is_wanted`."""
+    with taking(None) if is_wanted else nullcontext():
         yield
+
+
+def frozen_files() -> Any:
+    """The `frozen.FrozenFiles` of the checkpoint that this thread saves, or None."""
+    return getattr(_scope, "frozen", None)
 
 
 def taken(kind: str, path: Path, content: Any, metadata: dict[str, str] | None = None) -> bool:
@@ -55,21 +63,25 @@ def taken(kind: str, path: Path, content: Any, metadata: dict[str, str] | None =
 
 
 @contextmanager
-def weights_of(model: Any) -> Iterator[None]:
-    """Around `model.save_pretrained`: have the tensors that the library writes taken, where somebody takes them.
+def weights_of(model: Any, write: Callable[[Any, Path, dict[str, str] | None], None]) -> Iterator[None]:
+    """Around `model.save_pretrained`: have `write(tensors, path, metadata)` write its tensors, while a checkpoint is
+    saved from which somebody takes files or leaves frozen weights out.
 
     The library prepares them (names, shards, ties) and writes its small files itself. Only the function that it
     imported from safetensors is replaced, and only for this thread. A class that brings its own `save_pretrained` may
     do anything with what it wrote, and writes at once.
     """
     module = _library_that_saves(model)
-    if getattr(_scope, "taker", None) is None or module is None:
+    thread = threading.get_ident()
+    if module is None or (getattr(_scope, "taker", None) is None and frozen_files() is None):
         yield
         return
     original: Callable[..., None] = module.safe_save_file
 
     def save(tensors: Any, filename: Path, metadata: dict[str, str] | None = None) -> None:
-        if not taken("tensors", filename, tensors, metadata):  # which also says no to another thread
+        if threading.get_ident() == thread:
+            write(tensors, filename, metadata)
+        else:
             original(tensors, filename, metadata=metadata)
 
     module.safe_save_file = save

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from trainwright.checkpoint.layout import sort_checkpoints
-from trainwright.checkpoint.manifest import problems
+from trainwright.checkpoint.manifest import FROZEN_NOTE, problems
 from trainwright.checkpoint.paths import is_ours, read_json, rng_name, step_of
 from trainwright.checkpoint.save import ACCELERATORS, accelerator
 from trainwright.checkpoint.tensors import load_tensors
@@ -58,7 +58,10 @@ def find_resumable(path_or_output_dir: Path, is_explicit: bool) -> str:
         found = problems(path)
         if not found:
             return path
-        raise ValueError(f"The checkpoint {path} cannot be used: {'; '.join(found)}.{_good_neighbour(path)}")
+        raise ValueError(
+            f"The checkpoint {path} cannot be used: {'; '.join(found)}."
+            f"{_good_neighbour(path) or ' There is no good checkpoint beside it.' + _remedy(found)}"
+        )
     ordered = sort_checkpoints(path) if os.path.isdir(path) else []
     rejected = []
     for checkpoint in reversed(ordered):
@@ -73,7 +76,9 @@ def find_resumable(path_or_output_dir: Path, is_explicit: bool) -> str:
             _set_aside(checkpoint),
         )
     if rejected:
-        raise ValueError(f"Every checkpoint in {path} is damaged, nothing can be resumed. {' '.join(rejected)}")
+        raise ValueError(
+            f"Every checkpoint in {path} is damaged, nothing can be resumed. {' '.join(rejected)}{_remedy(rejected)}"
+        )
     raise ValueError(
         f"There is no checkpoint in {path} to resume from. Call train() without resume_from_checkpoint to start."
     )
@@ -216,8 +221,19 @@ def _set_aside(checkpoint: str) -> str:
 
 
 def _good_neighbour(path: str) -> str:
-    """A sentence naming the newest good checkpoint beside `path`, or saying that there is none."""
+    """A sentence naming the newest good checkpoint beside `path`; "" where there is none."""
     parent = os.path.dirname(os.path.abspath(path))
     others = sort_checkpoints(parent) if os.path.isdir(parent) else []
     good = next((c for c in reversed(others) if c != os.path.abspath(path) and is_ours(c) and not problems(c)), None)
-    return f" The newest good checkpoint beside it is {good}." if good else " There is no good checkpoint beside it."
+    return f" The newest good checkpoint beside it is {good}." if good else ""
+
+
+def _remedy(sentences: list[str]) -> str:
+    """How frozen weights come back where every one of `sentences` names them as damaged; else ""."""
+    if not all(FROZEN_NOTE in sentence for sentence in sentences):
+        return ""
+    return (
+        " Frozen weights are those of the original model, which training did not change: train one step with the same "
+        "settings and save_frozen_weights='once' into another output_dir, copy the named file from there into the "
+        "checkpoint, and look at it with `trainwright check`."
+    )

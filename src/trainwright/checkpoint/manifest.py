@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import stat
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ from trainwright.checkpoint.paths import (
 from trainwright.names import LOOP_STATE_NAME, MANIFEST_NAME
 
 FORMAT_VERSION = 1
+FROZEN_NOTE = " (frozen weights, in a file that checkpoints of the run share)"  # after what is wrong with one
 HASH_BLOCK_BYTES = 1 << 22
 # hashlib releases the interpreter lock above 2 KiB, so threads scale until the disk is the limit.
 NUM_HASH_THREADS = min(8, os.cpu_count() or 1)
@@ -41,21 +43,34 @@ class Manifest:
     step: int  # updates done
     world_size: int  # processes of the run that wrote it
     position: dict[str, Any]  # where in the data the run stood, in samples
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # relative name -> {"size": bytes, "sha256": hex}
+    # relative name -> {"size": bytes, "sha256": hex}, and "frozen", a fingerprint, where checkpoints share the file
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     writer: str = ""  # name and release of what wrote it
 
 
-def write_manifest(directory: str | os.PathLike[str], step: int, world_size: int, position: dict[str, Any]) -> Manifest:
+def write_manifest(
+    directory: str | os.PathLike[str],
+    step: int,
+    world_size: int,
+    position: dict[str, Any],
+    frozen: Mapping[str, dict[str, Any]] | None = None,
+) -> Manifest:
     """Hash every file under `directory` and write `manifest.json`; the caller makes it durable and visible.
 
+    `frozen`: what is known of files of frozen weights; one whose "sha256" is known is not hashed.
     Raises ValueError when a link or a device stands in the directory: only plain files can be promised.
     """
     names = [name for name in relative_files(directory) if name != MANIFEST_NAME]
-    paths = [inside(directory, name) for name in names]
+    paths = {name: inside(directory, name) for name in names}
+    known = frozen or {}
+    to_hash = [name for name in names if "sha256" not in known.get(name, ())]
     with ThreadPoolExecutor(NUM_HASH_THREADS) as pool:
-        hashes = list(pool.map(sha256_of, paths))
-    files = {name: {"size": os.path.getsize(p), "sha256": sha256} for name, p, sha256 in zip(names, paths, hashes)}
+        hashes = dict(zip(to_hash, pool.map(lambda name: sha256_of(paths[name]), to_hash)))
+    files = {
+        name: {"size": os.path.getsize(path), "sha256": hashes.get(name)} | known.get(name, {})
+        for name, path in paths.items()
+    }
     manifest = Manifest(step, world_size, position, files, FORMAT_VERSION, _writer())
     body = asdict(manifest)
     text = json.dumps(body | {"checksum": _checksum(body)}, indent=2, sort_keys=True) + "\n"
@@ -111,7 +126,11 @@ def problems(directory: str | os.PathLike[str], *, deep: bool = True) -> list[st
         return [other_step]
     with ThreadPoolExecutor(NUM_HASH_THREADS) as pool:
         found = pool.map(lambda item: _problem_of(directory, *item, deep=deep), manifest.files.items())
-        result = [sentence for sentence in found if sentence]
+        result = [
+            sentence + (FROZEN_NOTE if isinstance(entry, dict) and "frozen" in entry else "")
+            for sentence, entry in zip(found, manifest.files.values())
+            if sentence
+        ]
     # A file that the loader would read but that nobody promised: put there by hand, or left by something else.
     unlisted = (n for n in relative_files(directory) if n not in manifest.files and is_state_file(n))
     return result + [

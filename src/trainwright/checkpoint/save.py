@@ -23,6 +23,7 @@ import torch
 
 from trainwright.checkpoint.commit import NO_RENAME, flush, flush_directory, flush_parents, flush_tree, publish, sibling
 from trainwright.checkpoint.deferred import taken
+from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.manifest import write_manifest
 from trainwright.checkpoint.paths import MODEL_NAMES, relative_files, rng_name
 from trainwright.checkpoint.tensors import foreign_objects
@@ -46,12 +47,15 @@ ACCELERATORS = ("cuda", "xpu", "npu", "mlu", "musa", "hpu", "mps")
 
 
 @contextmanager
-def staged(final_directory: Path, *, step: int, world_size: int, position: dict[str, Any]) -> Iterator[str]:
+def staged(
+    final_directory: Path, *, step: int, world_size: int, position: dict[str, Any], frozen: FrozenWeights | None = None
+) -> Iterator[str]:
     """Yield a hidden directory to write into; it becomes `final_directory` when the block ends without an exception.
 
     After an exception it is deleted and `final_directory` is as it was. One process enters; others that write files too
     must be told the path, and must be done before this one leaves. `position` is where in the data the run stands, in
     samples, and must be JSON. A complete `final_directory` of before is deleted only once the new one has its name.
+    `frozen`: what the run knows of weights that need not be written again.
     """
     final = os.path.abspath(final_directory)
     staging = sibling(final, "staged")
@@ -59,18 +63,30 @@ def staged(final_directory: Path, *, step: int, world_size: int, position: dict[
     shutil.rmtree(staging, ignore_errors=True)  # ours, from a save that failed halfway
     os.mkdir(staging)
     try:
-        yield staging
-        commit(staging, final, step=step, world_size=world_size, position=position)
+        with (frozen or FrozenWeights()).apart(staging, final) as files:
+            yield staging
+        commit(staging, final, step=step, world_size=world_size, position=position, frozen=files.entries)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
-def commit(staging: str, final: str, *, step: int, world_size: int, position: dict[str, Any]) -> None:
-    """Have the disk confirm what stands in `staging`, promise it in a manifest, and give it the name `final`."""
+def commit(
+    staging: str,
+    final: str,
+    *,
+    step: int,
+    world_size: int,
+    position: dict[str, Any],
+    frozen: dict[str, dict[str, Any]] | None = None,
+) -> None:
+    """Have the disk confirm what stands in `staging`, promise it in a manifest, and give it the name `final`.
+
+    `frozen`: as for `write_manifest`.
+    """
     for name in relative_files(staging):
         flush(os.path.join(staging, name))
-    write_manifest(staging, step, world_size, position)
+    write_manifest(staging, step, world_size, position, frozen)
     flush(os.path.join(staging, MANIFEST_NAME))
     for folder, _, _ in os.walk(staging, topdown=False):
         flush_directory(folder)

@@ -65,6 +65,7 @@ class Job:
     position: dict[str, Any]
     files: list[TakenFile] = field(default_factory=list)
     checked: list[CheckedTensor] = field(default_factory=list)
+    frozen: dict[str, dict[str, Any]] = field(default_factory=dict)  # as for `manifest.write_manifest`
 
 
 class Snapshot:
@@ -96,6 +97,11 @@ class Snapshot:
         self._find_checked(storages)
         self.job.files.append(TakenFile(kind, name.replace(os.sep, "/"), self.arena.put(text), metadata))
         return True
+
+    def pass_over(self, tensors: list[torch.Tensor]) -> None:
+        """`tensors` are in an earlier checkpoint, so they are finite."""
+        storages = {_key(tensor.untyped_storage()) for tensor in tensors}
+        self.to_check = {n: one for n, one in self.to_check.items() if _key(one.untyped_storage()) not in storages}
 
     def is_copied(self, wait: bool) -> bool:
         """Whether everything has reached the host. `wait`: until it has."""

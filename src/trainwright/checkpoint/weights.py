@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch import nn
 from trainwright import names
 from trainwright.checkpoint import deferred
 from trainwright.checkpoint.conversion import load_converted
+from trainwright.checkpoint.frozen import WeightsFile
 from trainwright.checkpoint.paths import inside, read_json
 from trainwright.checkpoint.tensors import load_tensors
 from trainwright.interop.loaded import is_peft_model, is_pretrained_model
@@ -76,9 +78,7 @@ def save_weights(
     for index, shard in enumerate(shards, start=1):
         name = names.SAFE_WEIGHTS_NAME if len(shards) == 1 else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
         in_shard = {alias: kept for alias, kept in aliases.items() if kept in shard}
-        path = os.path.join(directory, name)
-        if not deferred.taken("tensors", path, shard, _FORMAT | in_shard):
-            save_file(shard, path, metadata=_FORMAT | in_shard)
+        _write(model, shard, os.path.join(directory, name), _FORMAT | in_shard)
         weight_map |= dict.fromkeys(shard, name)
     if len(shards) > 1:
         index_content = {"metadata": {"total_size": sum(t.nbytes for t in unique.values())}, "weight_map": weight_map}
@@ -175,9 +175,17 @@ def _save_pretrained(
         if model.can_generate():
             model.generation_config.save_pretrained(directory)
         return False
-    with _no_progress_bars(), deferred.weights_of(model):
+    with _no_progress_bars(), deferred.weights_of(model, partial(_write, model)):
         model.save_pretrained(directory, **options)
     return True
+
+
+def _write(model: nn.Module, tensors: Tensors, path: Path, metadata: dict[str, str] | None) -> None:
+    """Write a safetensors file with weights of `model`, or have it taken; not what an earlier checkpoint holds."""
+    whole, frozen = WeightsFile(os.fspath(path), tensors, metadata), deferred.frozen_files()
+    for file in [whole] if frozen is None else frozen.left_to_write(model, whole):
+        if not deferred.taken("tensors", *file):
+            save_file(file.tensors, file.path, metadata=file.metadata)
 
 
 @contextmanager

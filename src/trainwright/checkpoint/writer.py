@@ -65,7 +65,7 @@ def write_and_commit(job: snapshot.Job, arena: Arena) -> None:
         path = os.path.join(job.staging, file.name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         write(file.kind, path, snapshot.read(arena, file.content), file.metadata)
-    commit(job.staging, job.final, step=job.step, world_size=job.world_size, position=job.position)
+    commit(job.staging, job.final, step=job.step, world_size=job.world_size, position=job.position, frozen=job.frozen)
 
 
 def write(kind: str, path: str, content: Any, metadata: dict[str, str] | None = None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.save import staged
 
 
@@ -30,6 +31,7 @@ class Strategy:
         self.device = device
         # How a checkpoint is begun and ended; `async_save` brings its own.
         self.stage: Callable[..., contextlib.AbstractContextManager[str]] = staged
+        self.frozen = FrozenWeights()  # what its checkpoints share
         self.scaler: torch.amp.GradScaler | None = torch.amp.GradScaler(device.type) if fp16 else None
 
     # -- preparing -----------------------------------------------------------------------------------------------------
@@ -129,7 +131,7 @@ class Strategy:
         self, directory: str, step: int, position: dict[str, Any]
     ) -> contextlib.AbstractContextManager[str]:
         """A directory to write a checkpoint into, that becomes `directory` when all of it is on disk."""
-        return self.stage(directory, step=step, world_size=self.num_processes, position=position)
+        return self.stage(directory, step=step, world_size=self.num_processes, position=position, frozen=self.frozen)
 
     def first_error(self, error: Exception | None) -> Exception | None:
         """The error of this process, else that of another; None where none failed. Waits for all."""
