@@ -991,6 +991,7 @@ class Trainer:
             (surely + average, probably + average),
             trouble.num_saves_left(strategy, state.save_steps, steps_left, epochs_left),
             args.save_total_limit,
+            self._strategy.frozen.num_bytes_shared(self.model),
         )
 
     def _log_plan(self, args: TrainingArguments, plan: TrainingPlan) -> None:

@@ -20,8 +20,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_ddp import LineData, LineModel, make_trainer, result_of
 
 from trainwright import TrainerCallback
+from trainwright.checkpoint import frozen
 from trainwright.checkpoint.asynchronous import AsyncSaves
 from trainwright.checkpoint.manifest import problems
+from trainwright.checkpoint.weights import load_weights
 
 SAVING = {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 4}  # 12 steps
 GROUP_STEPS = [3, 6, 9, 12]
@@ -41,7 +43,11 @@ class Heard(TrainerCallback):
 
 def train(folder: Path, resume: Any = None, **arguments: Any) -> dict[str, Any]:
     heard = Heard()
-    trainer = make_trainer(folder, LineModel(dropout=0.3), LineData(40), **(SAVING | arguments))
+    model = LineModel(dropout=0.3)
+    if folder.name.startswith("frozen"):
+        model.register_parameter("before", torch.nn.Parameter(torch.randn(64), requires_grad=False))
+        frozen.LEAST_BYTES = 1
+    trainer = make_trainer(folder, model, LineData(40), **(SAVING | arguments))
     trainer.add_callback(heard)
     trainer.train(resume_from_checkpoint=resume)
     return {**result_of(trainer), "saves": heard.saves, "failures": trainer._save_trouble.num_failures}
@@ -70,6 +76,8 @@ if __name__ == "__main__":
         "beside": train(target / "beside", async_save=True),
         "resumed": train(target / "resumed", resume=str(target / "beside" / "checkpoint-6"), async_save=True),
         "full": failing_once(target / "full"),
+        "frozen": train(target / "frozen", num_train_epochs=2),
+        "frozen beside": train(target / "frozen beside", num_train_epochs=2, async_save=True),
     }
     torch.save(results, target / f"results-{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
@@ -116,6 +124,17 @@ def test_the_run_and_its_resume_are_bit_exact(two: list[dict[str, Any]]) -> None
         assert rank["beside"]["losses"] == rank["waited"]["losses"]
         assert same(rank["beside"], rank["waited"]) and same(rank["resumed"], rank["waited"])
         assert rank["resumed"]["seen"] == rank["waited"]["seen"][-len(rank["resumed"]["seen"]) :]
+
+
+@pytest.mark.parametrize("name", ["frozen", "frozen beside"])
+def test_frozen_weights_are_written_once(folder: Path, two: list[dict[str, Any]], name: str) -> None:
+    first, second = (folder / name / f"checkpoint-{step}" for step in (3, 6))
+    assert problems(str(first)) == problems(str(second)) == []
+    assert (second / "model-00001-of-00002.safetensors").samefile(first / "model-00001-of-00002.safetensors")
+    model = LineModel()
+    model.register_parameter("before", torch.nn.Parameter(torch.zeros(64), requires_grad=False))
+    load_weights(model, second, strict=True)
+    assert all(torch.equal(value, two[1][name]["weights"][key]) for key, value in model.state_dict().items())
 
 
 def test_a_save_that_fails_in_one_process_is_a_failure_in_both(folder: Path, two: list[dict[str, Any]]) -> None:

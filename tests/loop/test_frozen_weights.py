@@ -21,6 +21,7 @@ from trainwright.checkpoint import frozen, manifest, snapshot, writer
 from trainwright.checkpoint.frozen import FrozenFiles, WeightsFile
 from trainwright.checkpoint.load import find_resumable
 from trainwright.checkpoint.manifest import problems
+from trainwright.checkpoint.trouble import check_free_space, predicted_bytes
 from trainwright.checkpoint.weights import load_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
@@ -288,6 +289,46 @@ def test_a_hook_of_the_user_finds_the_one_file_it_knows(tmp_path, how, hook):
 
     make_run(tmp_path, trainer={"model": Headed()}, cls=type("Own", (Trainer,), {hook: own}), **SAVING, **how).train()
     assert weights_in(tmp_path / "checkpoint-3") == ["model.safetensors"]
+
+
+def test_a_run_that_pushes_its_checkpoints_writes_one_file(tmp_path):
+    run = make_run(tmp_path)
+    assert run._strategy.frozen.is_on
+    run.args.push_to_hub = True
+    run.create_accelerator_and_postprocess()
+    assert not run._strategy.frozen.is_on
+
+
+def test_the_warning_about_free_space_counts_shared_bytes_once(tmp_path, caplog, monkeypatch):
+    run = make_run(tmp_path, trainer={"model": Headed()}, save_only_model=True, **SAVING)
+    num_bytes, shared = predicted_bytes(run.model)[0], run.model.encoder.weight.nbytes
+    assert run._strategy.frozen.num_bytes_shared(run.model) == shared > num_bytes / 2
+    own = num_bytes - shared
+    check_free_space(str(tmp_path), (num_bytes, num_bytes), 3, None, shared)
+    for free, room in ((3 * own + shared, None), (3 * own + shared - 1, 2)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: (1 << 40, 0, free))
+        caplog.clear()
+        check_free_space(str(tmp_path), (num_bytes, num_bytes), 3, None, shared)
+        assert ("Free space" in caplog.text) == (room is not None)
+        assert room is None or f"room for {room}. Free space" in caplog.text
+    monkeypatch.setattr(frozen, "LEAST_BYTES", shared + 1)
+    assert run._strategy.frozen.num_bytes_shared(run.model) == 0
+
+
+def test_where_directories_cannot_be_renamed_each_checkpoint_has_its_copy(tmp_path, monkeypatch):
+    rename = os.rename
+
+    def fails(source, target, *rest, **keywords):
+        if os.path.isdir(source):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), source)
+        return rename(source, target, *rest, **keywords)
+
+    monkeypatch.setattr(os, "rename", fails)
+    run = train(tmp_path, save_total_limit=2, **SAVING)
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-2", "checkpoint-3"]
+    assert all(problems(tmp_path / f"checkpoint-{step}") == [] for step in (2, 3))
+    assert os.stat(tmp_path / "checkpoint-3" / FROZEN).st_nlink == 1
+    assert_loads(tmp_path / "checkpoint-3", run.model)
 
 
 def test_another_value_is_refused(tmp_path):

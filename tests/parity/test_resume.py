@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+
+from trainwright.checkpoint import frozen
 
 ROWS = {"mid-epoch": 4, "epoch end": 8}
 
@@ -23,6 +26,27 @@ def test_a_checkpoint_resumes_on_the_other_side(columns: Any, writer: str, kind:
     assert [line["step"] for line in resumed.trainer.state.log_history] == [
         line["step"] for line in whole.trainer.state.log_history
     ]
+
+
+@pytest.mark.parametrize("kind", ["regression", "bert", "gpt2"])
+def test_a_checkpoint_with_frozen_weights_of_their_own_resumes_on_the_other_side(
+    columns: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen, "LEAST_BYTES", 1)
+
+    def model() -> Any:
+        built = columns.build_model(kind)
+        for name, parameter in built.named_parameters():
+            parameter.requires_grad_(name in ("linear.weight", "classifier.weight", "transformer.ln_f.bias"))
+        return built
+
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4}
+    whole = columns.run("ours", kind, given={"model": model()}, **options)
+    checkpoint = columns.directory / "ours" / "checkpoint-8"
+    assert (checkpoint / "model-00001-of-00002.safetensors").stat().st_nlink > 1
+    resumed = columns.run("reference", kind, resume=str(checkpoint), given={"model": model()}, **options)
+    columns.assert_same_weights(resumed, whole)
+    assert any(not torch.equal(tensor, whole.weights[name]) for name, tensor in model().state_dict().items())
 
 
 @pytest.mark.parametrize("writer", ["ours", "reference"])

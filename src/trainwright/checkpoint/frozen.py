@@ -22,6 +22,7 @@ from torch import nn
 from trainwright.checkpoint.deferred import Taker, taking
 from trainwright.checkpoint.manifest import read_manifest
 from trainwright.checkpoint.paths import inside
+from trainwright.interop.loaded import is_peft_model
 from trainwright.names import MANIFEST_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,14 @@ class FrozenWeights:
     def __init__(self) -> None:
         self.is_on = False
         self._written: list[str] = []
+
+    def num_bytes_shared(self, model: nn.Module) -> int:
+        """How much of each checkpoint of `model` will be that of the first, as far as can be said before it."""
+        if not self.is_on or is_peft_model(model):  # of that only what is trained is saved
+            return 0
+        tensors = {name: one for name, one in model.state_dict().items() if isinstance(one, torch.Tensor)}
+        frozen = _num_bytes(_frozen_part(model, tensors))
+        return frozen if _is_worth_it(frozen, _num_bytes(tensors)) else 0
 
     @contextmanager
     def apart(self, staging: str, final: str, taker: Taker | None = None) -> Iterator[FrozenFiles]:
@@ -95,7 +104,7 @@ class FrozenFiles:
             return [file]
         if len(frozen) == len(file.tensors) and _SHARD.fullmatch(name):
             return self._unless_linked(file)
-        if name != SAFE_WEIGHTS_NAME or num_frozen < LEAST_SHARE * num_bytes:
+        if name != SAFE_WEIGHTS_NAME or not _is_worth_it(num_frozen, num_bytes):
             return [file]
         trained = {name: tensor for name, tensor in file.tensors.items() if name not in frozen}
         parts = [
@@ -130,6 +139,11 @@ class FrozenFiles:
             self.linked += file.tensors.values()
             return []
         return [file]
+
+
+def _is_worth_it(num_frozen: int, num_bytes: int) -> bool:
+    """Whether so many bytes out of `num_bytes` are a file of their own."""
+    return num_frozen >= max(LEAST_BYTES, LEAST_SHARE * num_bytes)
 
 
 def _frozen_part(model: nn.Module, tensors: Tensors) -> Tensors:

@@ -155,11 +155,14 @@ def predicted_bytes(model: nn.Module, optimizer: Any = None) -> tuple[int, int]:
     return weights + known * of_training, weights + known * of_training
 
 
-def check_free_space(output_dir: str, size_bytes: tuple[int, int], num_saves: int | None, limit: int | None) -> None:
+def check_free_space(
+    output_dir: str, size_bytes: tuple[int, int], num_saves: int | None, limit: int | None, num_bytes_shared: int = 0
+) -> None:
     """Before the first step: warn where `output_dir` has no room for the checkpoints to come, of `predicted_bytes`.
 
     `num_saves`: how many the run will make (None: unknown), of which `limit` stay, with one more while a new one is
-    written. Raises OSError where not even one fits. Where the system names no free space, nothing is checked.
+    written. `num_bytes_shared` of each are those of the first (frozen.py). Raises OSError where not even one fits. Where
+    the system names no free space, nothing is checked.
     """
     surely, probably = size_bytes
     if num_saves == 0:
@@ -182,11 +185,12 @@ def check_free_space(output_dir: str, size_bytes: tuple[int, int], num_saves: in
     if limit is not None and limit > 0:  # those of before the resume make room, but for one
         together = max(1, limit + 1 - sum(map(is_ours, sort_checkpoints(output_dir))))
     num_kept = min((n for n in (num_saves, together) if n is not None), default=1)
-    if probably * num_kept > free:
+    own = max(1, probably - num_bytes_shared)
+    if own * num_kept + num_bytes_shared > free:
         logger.warning(
             "%d checkpoints of about %s are to come under %s (save_total_limit=%s, and one while it is written), but "
             "only %s are free: room for %d. Free space, or set save_total_limit lower, or save_only_model=True.",
-            num_kept, _gib(probably), output_dir, limit, _gib(free), free // max(1, probably),
+            num_kept, _gib(own), output_dir, limit, _gib(free), max(0, free - num_bytes_shared) // own,
         )  # fmt: skip
 
 
