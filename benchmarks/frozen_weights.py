@@ -100,7 +100,8 @@ def main() -> None:
             pauses[way] += seconds
     print(f"\n{options.mib} MiB frozen; torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print(
-        "| save_frozen_weights | async_save | MiB of weights written per save | training waits (ms) |\n|---|---|---|---|"
+        "| save_frozen_weights | async_save | MiB of weights written per save | training waits (ms) |\n"
+        "|---|---|---|---|"
     )
     for way in WAYS:
         waited_ms = 1e3 * statistics.median(pauses[way])

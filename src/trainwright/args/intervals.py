@@ -52,8 +52,8 @@ class IntervalArguments(RunArguments):
         "once",
         "Where at least half of the weights (and 32 MiB) are frozen: 'once' puts them into a shard of their own, which "
         "the first checkpoint of a run writes and later ones hold as a hard link, checked to be unchanged. 'always': "
-        "every checkpoint writes all weights, in one file; so does push_to_hub, and a run whose Trainer overrides _save "
-        "or save_model.",
+        "every checkpoint writes all weights, in one file; so do push_to_hub and a Trainer that overrides _save or "
+        "save_model.",
         ours=True,
     )
     save_only_model: bool = option(

@@ -161,8 +161,8 @@ def check_free_space(
     """Before the first step: warn where `output_dir` has no room for the checkpoints to come, of `predicted_bytes`.
 
     `num_saves`: how many the run will make (None: unknown), of which `limit` stay, with one more while a new one is
-    written. `num_bytes_shared` of each are those of the first (frozen.py). Raises OSError where not even one fits. Where
-    the system names no free space, nothing is checked.
+    written. `num_bytes_shared` of each are those of the first (frozen.py). Raises OSError where not even one fits.
+    Where the system names no free space, nothing is checked.
     """
     surely, probably = size_bytes
     if num_saves == 0:
