@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from trainwright import attempts
 from trainwright.args.training import TrainingArguments
 from trainwright.callbacks.base import TrainerCallback
 from trainwright.callbacks.defaults import default_progress
@@ -75,7 +76,7 @@ from trainwright.interop import models, signatures
 from trainwright.interop import older as older_names
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
 from trainwright.loss import LabelSmoother, count_items, loss_of
-from trainwright.memory import CannotRetry, EvaluationBatches, FoundSize, MicroBatches, find_executable_batch_size
+from trainwright.memory import EvaluationBatches, FoundSize, MicroBatches
 from trainwright.names import TRAINER_STATE_NAME, DebugOption, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
 from trainwright.optim import build as optim_build
 from trainwright.optim import groups as optim_groups
@@ -425,6 +426,10 @@ class Trainer:
         return str(self.args.output_dir)
 
     @property
+    def _saves_checkpoints(self) -> bool:
+        return self.args.should_save and self.args.save_strategy != SaveStrategy.NO
+
+    @property
     def tokenizer(self) -> Any:
         """The older name of `processing_class`."""
         return self.processing_class
@@ -510,17 +515,12 @@ class Trainer:
                 self._fitted("_load_from_checkpoint")(checkpoint)
             elif self.args.save_strategy != SaveStrategy.NO and self.is_world_process_zero():
                 warn_of_another_run(self._get_output_dir(trial))
-            run = functools.partial(
-                self._inner_training_loop,
-                args=self.args,
-                resume_from_checkpoint=checkpoint,
-                trial=trial,
-                ignore_keys_for_eval=ignore_keys_for_eval,
-            )
             self._found_size = FoundSize.of_checkpoint(self.args, checkpoint)
             self._train_batch_size = self._found_size.micro_batch
             self._last_checkpoint, self._data_to_pass_over = checkpoint, []
-            return self._run_interruptible(run, trial)
+            self._interrupt = Interrupt.for_run(self.args, self._strategy.is_distributed)
+            with self._interrupt, occupied(self._output_dir, is_wanted=self._saves_checkpoints):
+                return self._run_to_its_end(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self.is_in_train = False
             self._end_async_saves()
@@ -530,34 +530,39 @@ class Trainer:
                 self._guard.close()
                 self._guard = None
 
-    def _run_interruptible(self, run: functools.partial[TrainOutput], trial: Any) -> TrainOutput:
-        """Run; a signal ends it with a checkpoint and SystemExit, an exception too where `save_on_exception` asks."""
-        self._interrupt = Interrupt.for_run(self.args, self._strategy.is_distributed)
-        saves = self.args.should_save and self.args.save_strategy != SaveStrategy.NO
-        with self._interrupt, occupied(self._output_dir) if saves else contextlib.nullcontext():
-            try:
-                return self._run_with_rollback(run)
-            except Exception as error:
-                self._drain_after(error)
-                if self.args.save_on_exception:
-                    rescue(
-                        error,
-                        functools.partial(self._save_and_tell, self.model_wrapped, trial),
-                        step=self.state.global_step,
-                        is_saved=self._saved_step == self.state.global_step,
-                        is_between_steps=not self._is_mid_step,
-                    )
-                raise
-
-    def _run_with_rollback(self, run: functools.partial[TrainOutput]) -> TrainOutput:
-        """Run; with `nonfinite="rollback"` go on from the last checkpoint after a NaN, without the data that
-        gave it.
+    def _run_to_its_end(
+        self, checkpoint: str | None, trial: Any, ignore_keys_for_eval: list[str] | None
+    ) -> TrainOutput:
+        """The run, in as many attempts as it takes; an exception ends it with a checkpoint where `save_on_exception`
+        asks.
         """
-        while True:
-            try:
-                return self._run_in_memory(run)
-            except NonFiniteError as error:
-                run.keywords["resume_from_checkpoint"] = self._roll_back(error)
+        run = functools.partial(
+            self._inner_training_loop, args=self.args, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval
+        )
+
+        def attempt(checkpoint: str | None) -> TrainOutput:
+            return attempts.in_memory(
+                functools.partial(run, resume_from_checkpoint=checkpoint),
+                self.args,
+                self._train_batch_size,
+                self.model,
+                nothing_is_done=self._nothing_is_done,
+                start_over=self._start_over,
+            )
+
+        try:
+            return attempts.with_rollback(attempt, checkpoint, self._roll_back)
+        except Exception as error:
+            self._drain_after(error)
+            if self.args.save_on_exception:
+                rescue(
+                    error,
+                    functools.partial(self._save_and_tell, self.model_wrapped, trial),
+                    step=self.state.global_step,
+                    is_saved=self._saved_step == self.state.global_step,
+                    is_between_steps=not self._is_mid_step,
+                )
+            raise
 
     def _roll_back(self, error: NonFiniteError) -> str:
         """Load the last checkpoint of this run, to go on from it without the data of `error`. Returns its path; raises
@@ -572,41 +577,17 @@ class Trainer:
         self._fitted("_load_from_checkpoint")(checkpoint)
         return checkpoint
 
-    def _run_in_memory(self, run: Callable[..., TrainOutput]) -> TrainOutput:
-        """The run, with what `auto_find_batch_size` does when memory runs out."""
-        if not self.args.auto_find_batch_size:
-            return run(batch_size=self._train_batch_size)
-        if self.args.auto_find_batch_size_mode == "restart":
-            return self._train_with_smaller_batches(run, self._train_batch_size)
-        try:
-            return run(batch_size=self._train_batch_size)
-        except CannotRetry as error:
-            if not self._nothing_is_done():
-                raise
-            logger.warning("%s The run starts again with half the batch size.", error)
-        return self._train_with_smaller_batches(run, self._train_batch_size // 2)
-
     def _nothing_is_done(self) -> bool:
         """Whether this run has made no update yet, nor a part of one, so that starting over loses nothing."""
         alone = not (self._changes_weights_in_backward or self._strategy.is_distributed)
         return alone and self.state.global_step == self._first_step_of_run
 
-    def _train_with_smaller_batches(self, run: Callable[..., TrainOutput], batch_size: int) -> TrainOutput:
-        """`auto_find_batch_size_mode="restart"`: from `batch_size` on, halve the micro-batch after each out-of-memory
-        error and start over from these weights.
-        """
-        start = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
-
-        def attempt(batch_size: int) -> TrainOutput:
-            if batch_size != self._train_batch_size:
-                self.model.load_state_dict(start)
-                self.optimizer = self.lr_scheduler = None
-                self._seed_everything()
-                self._update_auto_batch_size(batch_size)
-            return run(batch_size=batch_size)
-
-        result: TrainOutput = find_executable_batch_size(attempt, starting_batch_size=batch_size)()
-        return result
+    def _start_over(self, batch_size: int, weights: dict[str, torch.Tensor]) -> None:
+        """After memory ran out: begin anew, from these weights, with a smaller micro-batch."""
+        self.model.load_state_dict(weights)
+        self.optimizer = self.lr_scheduler = None
+        self._seed_everything()
+        self._update_auto_batch_size(batch_size)
 
     def _update_auto_batch_size(self, batch_size: int) -> None:
         """Take a smaller micro-batch, in samples per process."""
