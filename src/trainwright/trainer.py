@@ -18,7 +18,6 @@ import itertools
 import logging
 import math
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -37,10 +36,10 @@ from trainwright.checkpoint import best, layout, trouble
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
-from trainwright.checkpoint.asynchronous import HOOKS_THAT_WRITE, AsyncSaves, Save
 from trainwright.checkpoint.deferred import at_once
 from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.occupied import occupied
+from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
 from trainwright.checks import (
     check_given,
     check_label_names,
@@ -61,17 +60,7 @@ from trainwright.evaluation.repeated import predict_own_rows
 from trainwright.evaluation.spill import MemoryBudget
 from trainwright.evaluation.streaming import StreamingMetrics, is_streaming
 from trainwright.evaluation.tensors import nested_numpify
-from trainwright.finite import (
-    NonFiniteError,
-    NonFiniteGuard,
-    NonFiniteWeights,
-    Place,
-    check_rollback,
-    checkable_tensors,
-    infinite_by_design,
-    may_be_saved,
-    nonfinite_tensors,
-)
+from trainwright.finite import NonFiniteError, NonFiniteGuard, Place, check_rollback, infinite_by_design
 from trainwright.interop import models, signatures
 from trainwright.interop import older as older_names
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
@@ -247,12 +236,9 @@ class Trainer:
         self._breakdown: TimeBreakdown | None = None
         self._speed: SpeedMeter | None = None
         self._interrupt = Interrupt()
-        self._saved_step = 0  # the last step with nothing to lose: it has a checkpoint, or the run began there
         self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
         self._guard: NonFiniteGuard | None = None
-        self._last_checkpoint: str | None = None  # of this run; what a rollback goes back to
-        self._saves: AsyncSaves | None = None  # with `async_save`, while a run may save
-        self._save_to_tell: Save | None = None  # the one in flight
+        self._saves = Saves(lambda: (self.state, self.control), self._follow_save, self._tell_of_save)
         self._data_to_pass_over: list[tuple[int, range]] = []
         self._saved_shares: Any = None
         self._shares: position.WorkerShares | None = None  # of a stream, before the micro-batches of this epoch
@@ -517,13 +503,13 @@ class Trainer:
                 warn_of_another_run(self._get_output_dir(trial))
             self._found_size = FoundSize.of_checkpoint(self.args, checkpoint)
             self._train_batch_size = self._found_size.micro_batch
-            self._last_checkpoint, self._data_to_pass_over = checkpoint, []
+            self._saves.last_checkpoint, self._data_to_pass_over = checkpoint, []
             self._interrupt = Interrupt.for_run(self.args, self._strategy.is_distributed)
             with self._interrupt, occupied(self._output_dir, is_wanted=self._saves_checkpoints):
                 return self._run_to_its_end(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self.is_in_train = False
-            self._end_async_saves()
+            self._saves.close()
             self._only_for_training.close()
             self._stop_watching()
             if self._guard is not None:
@@ -553,13 +539,13 @@ class Trainer:
         try:
             return attempts.with_rollback(attempt, checkpoint, self._roll_back)
         except Exception as error:
-            self._drain_after(error)
+            self._saves.drain()
             if self.args.save_on_exception:
                 rescue(
                     error,
                     functools.partial(self._save_and_tell, self.model_wrapped, trial),
                     step=self.state.global_step,
-                    is_saved=self._saved_step == self.state.global_step,
+                    is_saved=self._saves.saved_step == self.state.global_step,
                     is_between_steps=not self._is_mid_step,
                 )
             raise
@@ -568,9 +554,10 @@ class Trainer:
         """Load the last checkpoint of this run, to go on from it without the data of `error`. Returns its path; raises
         `error` where `nonfinite` asks for no rollback, or there is nothing to go back to.
         """
-        self._settle_save()
-        data = check_rollback(error, self.args.nonfinite, self._last_checkpoint, self._data_to_pass_over)
-        checkpoint = find_checkpoint(self._last_checkpoint, self._output_dir, self.is_world_process_zero())
+        self._saves.settle()
+        last = self._saves.last_checkpoint
+        data = check_rollback(error, self.args.nonfinite, last, self._data_to_pass_over)
+        checkpoint = find_checkpoint(last, self._output_dir, self.is_world_process_zero())
         assert checkpoint is not None
         self._data_to_pass_over = data
         self._only_for_training.close()
@@ -604,7 +591,7 @@ class Trainer:
         """One run from its first update to its last: plan, prepare, epochs, finish."""
         args = args if args is not None else self.args
         self._train_batch_size = batch_size if batch_size is not None else self._train_batch_size
-        self._settle_save()  # of an attempt that ran out of memory
+        self._saves.settle()  # of an attempt that ran out of memory
         if self._created_lr_scheduler:
             self.lr_scheduler, self._created_lr_scheduler = None, False
 
@@ -617,14 +604,22 @@ class Trainer:
         plan = self.plan
         model, train_dataloader = self._prepare_for_training(plan.max_steps, train_dataloader, resume_from_checkpoint)
         self._log_plan(args, plan)
-        self._save_trouble = trouble.SaveTrouble(args.max_save_failures)
         if args.should_save:
             self._check_free_space(plan.num_train_epochs - epochs_trained)
-        self._start_async_saves()
+        self._saves.begin(
+            args,
+            self._strategy,
+            self._strategy.unwrap(self.model),
+            guard=self._guard,
+            exempt=self._infinite_by_design,
+            trainer_class=type(self).__name__,
+            overridden=[hook for hook in HOOKS_THAT_WRITE if self._is_overridden(hook)],
+            optimizer=self.optimizer,
+        )
 
         if rehearsal.needs_metric(args) and not resume_from_checkpoint:
             self._rehearse_best_metric(ignore_keys_for_eval)
-        self._first_step_of_run = self._saved_step = self.state.global_step
+        self._first_step_of_run = self._saves.saved_step = self.state.global_step
         self._first_token_of_run = self.state.num_input_tokens_seen
         self._start_watching(args)
         start_time = time.time()
@@ -663,10 +658,10 @@ class Trainer:
             )
             if self.control.should_training_stop:
                 break
-        self._settle_save()
-        if self._interrupt.asked and self.state.global_step != self._saved_step:
+        self._saves.settle()
+        if self._interrupt.asked and self.state.global_step != self._saves.saved_step:
             self._save_and_tell(model, trial)
-            self._settle_save()
+            self._saves.settle()
         return self._finalize_training(trial, plan.num_train_samples, start_time)
 
     def _start_watching(self, args: TrainingArguments) -> None:
@@ -1008,7 +1003,7 @@ class Trainer:
     ) -> None:
         """One pass over the data. `steps_in_epoch` and `steps_trained_in_current_epoch` count micro-batches."""
         args, state, handler, accumulation = self.args, self.state, self.callback_handler, self._accumulation
-        interrupt, saves = self._interrupt, self._saves
+        interrupt, saves = self._interrupt, self._saves.asynchronous
         watch, empty_cache_steps = self._watchers.watch, args.torch_empty_cache_steps
         get_batch_samples = watch("data", self._fitted("get_batch_samples"))
         update = watch("optimizer", self._update)  # but for the parts that interrupt it
@@ -1063,7 +1058,7 @@ class Trainer:
                 self.control = handler.on_step_end(args, state, self.control)
             log_save_evaluate(self._running_loss(), grad_norm=grad_norm, learning_rate=learning_rate)
             if saves is not None and saves.in_flight:
-                self._settle_save(wait=False)
+                self._saves.settle(wait=False)
             if empty_cache_steps and state.global_step % empty_cache_steps == 0:
                 self._empty_device_cache()
             if interrupt.asked or self.control.should_epoch_stop or self.control.should_training_stop:
@@ -1429,8 +1424,8 @@ class Trainer:
             except EvaluationAbandoned:
                 return  # should_evaluate stays: the checkpoint says that the evaluation is owed
             self.control.should_evaluate = False
-            if self._saves is not None:  # what was best so far must be known to be there
-                self._settle_save()
+            if self._saves.asynchronous is not None:  # what was best so far must be known to be there
+                self._saves.settle()
                 best_before = self.state.best_metric, self.state.best_global_step
             is_new_best = self._determine_best_metric(metrics=metrics, trial=trial)
             if self.args.save_strategy == SaveStrategy.BEST:
@@ -1439,108 +1434,12 @@ class Trainer:
             self._save_and_tell(model, trial, best_before)
 
     def _save_and_tell(self, model: nn.Module, trial: Any, best_before: tuple[Any, Any] | None = None) -> None:
-        """Write a checkpoint, unless the weights are not finite or the disk fails, and tell the callbacks.
+        """Save, unless the weights are not finite or the disk fails, and tell the callbacks (`checkpoint/saves.py`)."""
+        write = functools.partial(self._save_checkpoint, model, trial)
+        self._saves.make(self._get_output_dir(trial), write, best_before, self._watchers.watch)
 
-        `best_before`: best metric and its step before this step's evaluation, for when the new best cannot be saved.
-        """
-        state, saves = self.state, self._saves
-        directory = os.path.join(self._get_output_dir(trial), layout.checkpoint_name(state.global_step))
-        self.control.should_save = self._is_worth_saving()
-        if not self.control.should_save:
-            return
-        if saves is not None:
-            self._watchers.watch("saving", saves.wait_before)(state.global_step)
-            self._settle_save()
-            self.control.should_save = True
-        before = (*best_before, state.best_model_checkpoint) if best_before else None
-        save = Save(directory, state.global_step, state.epoch, before)
-        beside = (
-            contextlib.nullcontext()
-            if saves is None
-            else saves.beside(self._strategy, self._strategy.unwrap(self.model), self._infinite_by_design)
-        )
-        try:
-            with self._save_trouble.borne(directory, save.step, is_whole=saves is None), beside:
-                self._watchers.watch("saving", self._save_checkpoint)(model, trial)
-        except NonFiniteWeights as found:
-            return self._refuse(save, found)
-        if saves is None or not saves.in_flight:
-            self._tell_of(save)
-        else:
-            self._save_to_tell, self.control.should_save = save, False
-
-    def _tell_of(self, save: Save) -> None:
-        """A save is over: tell the callbacks of it, or forget a best checkpoint that is not there."""
-        if self._save_trouble.num_failures == 0:
-            self._last_checkpoint, self._saved_step = save.directory, save.step
-            with save.moment(self.state):
-                self.control = self.callback_handler.on_save(
-                    self.args, self.state, self.control, checkpoint_dir=save.directory
-                )
-            return
-        self.control.should_save = False  # as on_save does: the end of an epoch must not try again
-        save.forget_best(self.state)
-
-    # With `async_save` -----------------------------------------------------------------------------------------------
-
-    def _start_async_saves(self) -> None:
-        """Start the process that writes, where the arguments and the overrides leave it something to do."""
-        if self._saves is None:
-            self._saves = AsyncSaves.for_run(
-                self.args,
-                type(self).__name__,
-                [hook for hook in HOOKS_THAT_WRITE if self._is_overridden(hook)],
-                trouble.predicted_bytes(self.model, None if self.args.save_only_model else self.optimizer)[1],
-                is_main=self._strategy.process_index == 0,
-                is_distributed=self._strategy.is_distributed,
-            )
-
-    def _settle_save(self, wait: bool = True) -> None:
-        """With `async_save`: where the save in flight is over (`wait`: until it is), see to what follows a save."""
-        saves, save = self._saves, self._save_to_tell
-        if saves is None or save is None or not saves.is_done(wait):
-            return
-        self._save_to_tell, wants_save = None, self.control.should_save
-        try:
-            with self._save_trouble.borne(save.directory, save.step):
-                saves.settle(self._strategy.first_error)
-                with save.moment(self.state):
-                    self._follow_save(save.directory)
-            self._tell_of(save)
-        except NonFiniteWeights as found:
-            self._refuse(save, found)
-        self.control.should_save = wants_save or self.control.should_save
-
-    def _refuse(self, save: Save, found: NonFiniteWeights) -> None:
-        self.control.should_save = False
-        save.forget_best(self.state)
-        may_be_saved(found.names, True, save.step, self.args.nonfinite)
-
-    def _drain_after(self, error: Exception) -> None:
-        """An exception ends the run: see the save in flight through. Other processes may be gone, so ask none."""
-        if self._strategy.is_distributed or self._save_to_tell is None:
-            return
-        try:
-            self._settle_save()
-        except Exception as second:
-            logger.error("The save in flight failed as well: %s: %s", type(second).__name__, second)
-
-    def _end_async_saves(self) -> None:
-        if self._saves is not None:
-            self._saves.close(wait=not isinstance(sys.exc_info()[1], KeyboardInterrupt))
-            self._saves = self._save_to_tell = None
-
-    def _is_worth_saving(self) -> bool:
-        """Whether the weights are finite. Reads from the device; NonFiniteError unless `nonfinite` is "ignore"."""
-        names: list[str] = []
-        if self._saves is None or not self._saves.checks_weights:
-            checked = checkable_tensors(self._strategy.unwrap(self.model), exempt=self._infinite_by_design)
-            names = nonfinite_tensors(checked)
-        flag = float(self._guard.flag()) if self._guard is not None else 0.0
-        bad, bad_tensors = self._strategy.mean_of_floats([flag, float(len(names))])
-        if self._guard is not None:
-            self._guard.settle(bad)
-        return may_be_saved(names, bool(bad_tensors), self.state.global_step, self.args.nonfinite)
+    def _tell_of_save(self, checkpoint: str) -> None:
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control, checkpoint_dir=checkpoint)
 
     def _log_training(self, grad_norm: Any, model: nn.Module, start_time: float, learning_rate: float | None) -> None:
         """Write one log line of the training loss. The only place where the loop reads from the device."""
@@ -2145,9 +2044,8 @@ class Trainer:
         """Hook: write `checkpoint-N`: staged beside it, hashed, then renamed, so that it is there whole or not
         at all.
         """
-        is_beside = self._saves is not None and self._saves.is_beside
-        if not is_beside:  # a call from outside of the loop is over when it returns
-            self._settle_save()
+        if not self._saves.is_beside:  # a call from outside of the loop is over when it returns
+            self._saves.settle()
         run_dir = self._get_output_dir(trial)
         output_dir = os.path.join(run_dir, layout.checkpoint_name(self.state.global_step))
         switch_weights(self.optimizer, training=False)
@@ -2158,10 +2056,7 @@ class Trainer:
                 state.best_model_checkpoint = best_dir
         try:
             self._write_checkpoint(output_dir)
-            if is_beside:
-                self._saves.begin()  # type: ignore[union-attr]
-            else:
-                self._follow_save(output_dir)
+            self._saves.staged(output_dir)
         finally:
             self._set_training_mode(model, True)
 
@@ -2319,7 +2214,7 @@ class Trainer:
 
     def _load_best_model(self) -> None:
         """Hook: put the best checkpoint's weights into the model."""
-        self._settle_save()
+        self._saves.settle()
         path = best.locate(self.state.best_model_checkpoint, self._output_dir)
         if path is None:
             logger.warning(
