@@ -108,7 +108,6 @@ if TYPE_CHECKING:
     from torch.optim.optimizer import Optimizer
     from torch.utils.data import DataLoader, Sampler
 
-    from trainwright.seen.breakdown import TimeBreakdown
     from trainwright.seen.speed import SpeedMeter
 
 logger = logging.getLogger(__name__)
@@ -233,7 +232,6 @@ class Trainer:
         self._average: AveragedWeights | None = None
         self._only_for_training = contextlib.ExitStack()  # what is undone when a run ends, however it ends
         self._first_token_of_run = 0
-        self._breakdown: TimeBreakdown | None = None
         self._speed: SpeedMeter | None = None
         self._interrupt = Interrupt()
         self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
@@ -400,7 +398,7 @@ class Trainer:
         """An `accelerate.Accelerator` with this run's settings, built when first read."""
         if self._accelerator is None:
             self._accelerator = build_accelerator(**self._build_accelerator_args())
-            self._watch_accelerator()
+            self._watchers.watch_method(self._accelerator, "backward", "backward")
         return self._accelerator
 
     @accelerator.setter
@@ -669,46 +667,34 @@ class Trainer:
         self._stop_watching()
         if not (args.time_breakdown or args.log_speed or args.profile_steps):
             return
-        from trainwright.seen import watching
+        from trainwright.seen.watching import watchers_for
 
-        self._breakdown, self._speed, self._watchers = watching.watchers_for(
+        says_flops = self._is_overridden("floating_point_ops") or self._flops.has_own
+        self._watchers = watchers_for(
             args,
-            device=self._strategy.device,
-            process_index=self._strategy.process_index,
-            num_processes=self._strategy.num_processes,
-            num_devices=self._strategy.num_processes * self._num_replicas,
+            strategy=self._strategy,
+            num_replicas=self._num_replicas,
             step_now=lambda: self.state.global_step,
             tokens_now=self.state.num_input_tokens_seen,
             model=self._strategy.unwrap(self.model),
-            # What the user or the model says it takes; None: counted.
-            flops_of=self.floating_point_ops
-            if self._is_overridden("floating_point_ops") or self._flops.has_own
-            else None,
+            flops_of=self.floating_point_ops if says_flops else None,
             main_input_name=self._main_input_name,
             prepare_inputs=self._prepare_inputs,
             drops_labels=self.compute_loss_func is not None or self.label_smoother is not None,
             autocast=self.compute_loss_context_manager,
         )
-        watch = self._watchers.watch
+        watch, self._speed = self._watchers.watch, self._watchers.speed
         self._training_step = watch("forward", self._training_step)
         self._backward = watch("backward", self._backward)
         self._fused_backward = watch("backward", self._fused_backward)
-        self._watch_accelerator()
-        self.callback_handler.call_event = watch(  # type: ignore[method-assign]
-            "callbacks", self.callback_handler.call_event
-        )
-
-    def _watch_accelerator(self) -> None:
+        self._watchers.watch_method(self.callback_handler, "call_event", "callbacks")
         if self._accelerator is not None:  # the way of many overrides of training_step to a backward pass
-            self._accelerator.backward = self._watchers.watch("backward", self._accelerator.backward)
+            self._watchers.watch_method(self._accelerator, "backward", "backward")
 
     def _stop_watching(self) -> None:
         self._backward, self._fused_backward = self._strategy.backward, lomo.fused_backward
-        watchers, self._watchers, self._breakdown, self._speed = self._watchers, Watchers(), None, None
-        for watched, name in ((self.callback_handler, "call_event"), (self._accelerator, "backward")):
-            if watched is not None:
-                watched.__dict__.pop(name, None)
-        watchers.close()
+        self._watchers.close()
+        self._watchers, self._speed = Watchers(), None
 
     def set_initial_training_values(
         self, args: TrainingArguments, dataloader: DataLoader[Any], total_train_batch_size: int | None = None
@@ -1451,10 +1437,7 @@ class Trainer:
             logs["grad_norm"] = norm
         logs["learning_rate"] = learning_rate if learning_rate is not None else self._get_learning_rate()
         self._globalstep_last_logged = self.state.global_step
-        if self._speed is not None:
-            logs.update(self._speed.line(self.state.global_step, self.state.num_input_tokens_seen))
-        if self._breakdown is not None and self._breakdown.in_log_lines:
-            logs.update(self._breakdown.line())
+        logs.update(self._watchers.line(self.state.global_step, self.state.num_input_tokens_seen))
         self.store_flos()
         self._fitted("log")(self.training_logs(logs), start_time=start_time)
 
@@ -1526,10 +1509,7 @@ class Trainer:
             num_steps=steps_done,
             num_tokens=self._tokens_per_process() if self.args.include_tokens_per_second else None,
         )
-        if self._breakdown is not None:
-            metrics.update(self._breakdown.total())
-        if self._speed is not None:
-            metrics.update(self._speed.total(self.state.global_step, self.state.num_input_tokens_seen))
+        metrics.update(self._watchers.total(self.state.global_step, self.state.num_input_tokens_seen))
         self.store_flos()
         metrics["total_flos"] = self.state.total_flos
         metrics["train_loss"] = train_loss
