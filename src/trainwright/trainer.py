@@ -49,9 +49,9 @@ from trainwright.checks import (
     named_eval_set,
     sharding_error,
 )
-from trainwright.data import columns, from_args, loaders, own_generators, packing_from_args, position
+from trainwright.data import columns, from_args, loaders, own_generators, packing_from_args
 from trainwright.data.prefetch import DevicePrefetcher
-from trainwright.data.restart import RestartingIterator
+from trainwright.data.progress import DataProgress
 from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import predict, rehearsal
 from trainwright.evaluation.loop import LoopSettings, run_evaluation
@@ -225,9 +225,7 @@ class Trainer:
         self._half_inputs: torch.dtype | None = None  # what an evaluation with half the width makes of its inputs
         self._keeps_predictions = False  # also where the metrics need none, which `predict` asks for
         self._signature_columns: list[str] | None = None
-        # Where in the data the run stands: micro-batches of this epoch, and samples beyond them (after a resume with
-        # another batch size).
-        self._epoch, self._micro_batches_in_epoch, self._samples_ahead = 0, 0, 0
+        self._progress = DataProgress()
         self._parameters: list[nn.Parameter] = []
         self._average: AveragedWeights | None = None
         self._only_for_training = contextlib.ExitStack()  # what is undone when a run ends, however it ends
@@ -238,8 +236,6 @@ class Trainer:
         self._guard: NonFiniteGuard | None = None
         self._saves = Saves(lambda: (self.state, self.control), self._follow_save, self._tell_of_save)
         self._data_to_pass_over: list[tuple[int, range]] = []
-        self._saved_shares: Any = None
-        self._shares: position.WorkerShares | None = None  # of a stream, before the micro-batches of this epoch
         self._hub: Any = None
         self.hub_model_id: str | None = None
 
@@ -628,7 +624,7 @@ class Trainer:
                 evaluate = self._watchers.watch("evaluation", self._fitted("_evaluate"))
                 evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
             if owes_evaluation:
-                self._epoch, self._micro_batches_in_epoch = epochs_trained, steps_trained
+                self._progress.epoch, self._progress.micro_batches = epochs_trained, steps_trained
                 self._load_rng_state(resume_from_checkpoint)  # a new best is saved, as if the run had not stopped
                 self.control.should_evaluate = True
                 self._fitted("_maybe_log_save_evaluate")(
@@ -753,7 +749,7 @@ class Trainer:
         next).
         """
         self.window = LossWindow(self.args.logging_nan_inf_filter, self.args.gradient_accumulation_steps)
-        self._micro_batches_in_epoch, self.current_flos = 0, 0.0
+        self.current_flos, size = 0.0, self._train_batch_size * self._strategy.num_batches_at_once
         self._tokens = TokenCounter(
             str(self.args.include_num_input_tokens_seen),
             self._main_input_name,
@@ -771,20 +767,23 @@ class Trainer:
                 self.state,
                 self.window,
                 updates_per_epoch=num_update_steps_per_epoch,
-                samples_per_update=self._samples_per_micro_batch() * self.args.gradient_accumulation_steps,
+                samples_per_update=size * self.args.gradient_accumulation_steps,
             )
             packing_from_args.check_resumed(self.args, start)
         self._total_loss_scalar, self._globalstep_last_logged = start.total_loss, start.last_logged_step
-        self._epoch_start_generators = start.generators
         own_generators.restore(self.data_collator, start.collator)
-        self._saved_shares, self._shares = start.worker_shares, None
         if self.args.ignore_data_skip:
             start.samples_in_epoch = 0
         assert self.plan is not None
-        size = self._samples_per_micro_batch()
         micro_batches = micro_batches_done(start.samples_in_epoch, size, self.plan)
-        # With another batch size the batches of an epoch do not begin where the checkpoint's ended.
-        self._samples_ahead = start.samples_in_epoch - micro_batches * size
+        self._progress = DataProgress(
+            size,
+            self.plan.len_dataloader,
+            # With another batch size the batches of an epoch do not begin where the checkpoint's ended.
+            samples_ahead=start.samples_in_epoch - micro_batches * size,
+            generators=start.generators,
+            saved_shares=start.worker_shares,
+        )
         if self.plan.epoch_based:  # the updates that are left are counted from here, whatever the size of those before
             done = start.epoch * num_update_steps_per_epoch + -(-micro_batches // self.args.gradient_accumulation_steps)
             max_steps += self.state.global_step - done
@@ -792,9 +791,6 @@ class Trainer:
         self.state.is_hyper_param_search = trial is not None
         self.state.init_training_references(self, max_steps, num_train_epochs, trial)
         return start.epoch, micro_batches
-
-    def _samples_per_micro_batch(self) -> int:
-        return self._train_batch_size * self._strategy.num_batches_at_once
 
     def compare_trainer_and_checkpoint_args(
         self, training_args: TrainingArguments, trainer_state: TrainerState
@@ -895,22 +891,18 @@ class Trainer:
             self._guard.close()
         if self.args.nonfinite == "ignore" or self._strategy.scaler is not None:
             return None
+        progress = self._progress
         return NonFiniteGuard(
             self.args.nonfinite,
             self.window,
             self.optimizer,
             self._strategy.device,
-            self._place_of_update,
+            lambda: Place(self.state.global_step + 1, progress.epoch, progress.samples, progress.size),
             scheduler=None if self._schedule_waits_for_metric else self.lr_scheduler,
             is_distributed=self._strategy.is_distributed,
             updates_in_backward=self._changes_weights_in_backward,
             excluded=self._data_to_pass_over,
         )
-
-    def _place_of_update(self) -> Place:
-        size = self._samples_per_micro_batch()
-        first_sample = self._micro_batches_in_epoch * size + self._samples_ahead
-        return Place(self.state.global_step + 1, self._epoch, first_sample, size)
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """Give every process the trainable parameters of process 0, of those that are replicated."""
@@ -989,7 +981,7 @@ class Trainer:
     ) -> None:
         """One pass over the data. `steps_in_epoch` and `steps_trained_in_current_epoch` count micro-batches."""
         args, state, handler, accumulation = self.args, self.state, self.callback_handler, self._accumulation
-        interrupt, saves = self._interrupt, self._saves.asynchronous
+        interrupt, saves, progress = self._interrupt, self._saves.asynchronous, self._progress
         watch, empty_cache_steps = self._watchers.watch, args.torch_empty_cache_steps
         get_batch_samples = watch("data", self._fitted("get_batch_samples"))
         update = watch("optimizer", self._update)  # but for the parts that interrupt it
@@ -1004,9 +996,7 @@ class Trainer:
         loaders.set_epoch(train_dataloader, epoch)
         if args.past_index >= 0:
             self._past = None
-        self._epoch, self._micro_batches_in_epoch = epoch, steps_trained_in_current_epoch
-        if steps_trained_in_current_epoch == 0:
-            self._samples_ahead = 0
+        progress.begin_epoch(epoch, steps_trained_in_current_epoch)
         self._parameters = list(model.parameters())  # once per epoch: the walk costs milliseconds in a deep model
         self.control = handler.on_epoch_begin(args, state, self.control)
 
@@ -1015,18 +1005,18 @@ class Trainer:
         if resume_from_checkpoint is not None:
             if steps_trained_in_current_epoch == 0:
                 self._load_rng_state(resume_from_checkpoint)
-            elif self._epoch_start_generators is not None:
-                restore_generators(self._epoch_start_generators)
-        self._epoch_start_generators = generator_states()
+            elif progress.generators is not None:
+                restore_generators(progress.generators)
+        progress.generators = generator_states()
         self._is_mid_step = True
-        epoch_iterator = watch("data", self._iterate_from)(train_dataloader, steps_trained_in_current_epoch)
+        epoch_iterator = watch("data", progress.iterate)(train_dataloader, self._strategy.num_processes)
         if resume_from_checkpoint is not None and steps_trained_in_current_epoch > 0:
             self._load_rng_state(resume_from_checkpoint)
         self._is_mid_step = False
 
         learning_rate, grad_norm = None, None
-        while self._micro_batches_in_epoch < steps_in_epoch:
-            num_batches = min(accumulation, steps_in_epoch - self._micro_batches_in_epoch)
+        while progress.micro_batches < steps_in_epoch:
+            num_batches = min(accumulation, steps_in_epoch - progress.micro_batches)
             try:
                 batch_samples, num_items = get_batch_samples(epoch_iterator, num_batches, device=self._strategy.device)
                 if not batch_samples:
@@ -1038,8 +1028,8 @@ class Trainer:
             state.global_step += 1
             if self._average is not None:
                 self._average.update(state.global_step)
-            self._micro_batches_in_epoch += len(batch_samples)
-            state.epoch = epoch + self._micro_batches_in_epoch / steps_in_epoch
+            progress.micro_batches += len(batch_samples)
+            state.epoch = epoch + progress.micro_batches / steps_in_epoch
             if handler.listeners["on_step_end"]:
                 self.control = handler.on_step_end(args, state, self.control)
             log_save_evaluate(self._running_loss(), grad_norm=grad_norm, learning_rate=learning_rate)
@@ -1050,9 +1040,9 @@ class Trainer:
             if interrupt.asked or self.control.should_epoch_stop or self.control.should_training_stop:
                 break
 
-        if interrupt.asked and self._micro_batches_in_epoch < steps_in_epoch:
+        if interrupt.asked and progress.micro_batches < steps_in_epoch:
             return  # the epoch ends in the run that goes on from here
-        if self._micro_batches_in_epoch == 0:
+        if progress.micro_batches == 0:
             reason = "a generator that can be read only once?"
             logger.warning(
                 "The data gave no batch in epoch %s (%s); training stops at step %s.", epoch, reason, state.global_step
@@ -1117,35 +1107,6 @@ class Trainer:
         if strategy.is_distributed:
             self._interrupt.end_agreement()
         return learning_rate, grad_norm
-
-    def _iterate_from(self, train_dataloader: DataLoader[Any], num_micro_batches: int) -> Iterator[Any]:
-        """An iterator over an epoch that starts after `num_micro_batches`, without fetching what it skips where it can;
-        with workers, one that replaces those that are lost.
-        """
-        size, seen = self._samples_per_micro_batch(), self._samples_ahead
-        is_start = num_micro_batches == seen == 0
-        shares = position.WorkerShares.going_on(
-            self._saved_shares, train_dataloader, self._strategy.num_processes, is_start=is_start
-        )
-        self._shares = None if shares is None else shares.after(-num_micro_batches)
-
-        def begin(num_given: int = 0, alone: bool = False) -> Iterator[Any]:
-            num_samples = (num_micro_batches + num_given) * size + seen
-            source = position.with_one_worker(train_dataloader) if alone else train_dataloader
-            now = None if shares is None else shares.after(num_given)
-            loader, num_left = position.seek(source, num_samples, size, now)
-            iterator: Iterator[Any] = iter(loader)
-            position.discard_batches(iterator, num_left)
-            return iterator
-
-        if not getattr(train_dataloader, "num_workers", 0):
-            return begin()
-
-        def describe(num_given: int) -> str:
-            first = (num_micro_batches + num_given) * size + seen
-            return position.describe(train_dataloader, first, size, self._epoch)
-
-        return RestartingIterator(begin, describe, self._epoch_start_generators)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -2075,20 +2036,15 @@ class Trainer:
 
     def _resume_point(self) -> ResumePoint:
         """Where a run goes on that is resumed from here; a finished pass counts as the start of the next."""
-        epoch = self._epoch
-        samples = self._micro_batches_in_epoch * self._samples_per_micro_batch() + self._samples_ahead
-        length = self.plan.len_dataloader if self.plan is not None else None
-        shares = self._shares.after(self._micro_batches_in_epoch) if self._shares is not None else None
-        if length is not None and self._micro_batches_in_epoch >= length:
-            epoch, samples, shares = epoch + 1, 0, None
+        epoch, samples, shares = self._progress.next_sample()
         return ResumePoint(
             epoch,
             samples,
-            self._epoch_start_generators,
+            self._progress.generators,
             own_generators.states(self.data_collator),
             self._total_loss_scalar,
             self._globalstep_last_logged,
-            shares.to_dict() if shares is not None else None,
+            shares,
             self._found_size.to_save(self._train_batch_size, self._micro_batches, self._strategy.gather_objects),
         )
 
