@@ -18,7 +18,6 @@ import itertools
 import logging
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,6 @@ from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
 from trainwright.checkpoint.deferred import at_once
-from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.occupied import occupied
 from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
 from trainwright.checks import (
@@ -46,19 +44,16 @@ from trainwright.checks import (
     check_optimizer,
     check_something_to_train,
     check_trainable,
+    make_output_dir,
     named_eval_set,
     sharding_error,
 )
-from trainwright.data import columns, from_args, loaders, own_generators, packing_from_args
-from trainwright.data.prefetch import DevicePrefetcher
+from trainwright.data import columns, from_args, loaders, own_generators
 from trainwright.data.progress import DataProgress
 from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import predict, rehearsal
-from trainwright.evaluation.loop import LoopSettings, run_evaluation
+from trainwright.evaluation import run as evaluation
 from trainwright.evaluation.memory import TrainerMemoryTracker
-from trainwright.evaluation.repeated import predict_own_rows
-from trainwright.evaluation.spill import MemoryBudget
-from trainwright.evaluation.streaming import StreamingMetrics, is_streaming
 from trainwright.evaluation.tensors import nested_numpify
 from trainwright.finite import NonFiniteError, NonFiniteGuard, Place, check_rollback, infinite_by_design
 from trainwright.interop import models, signatures
@@ -71,15 +66,12 @@ from trainwright.optim import build as optim_build
 from trainwright.optim import groups as optim_groups
 from trainwright.optim import lomo
 from trainwright.optim import registry as optim_registry
-from trainwright.optim.describe import group_table
 from trainwright.optim.in_backward import is_lomo, updates_in_backward
 from trainwright.optim.own_rates import check_own_rates, with_own_rates
 from trainwright.optim.schedules import waits_for_metric
 from trainwright.optim.two_modes import switch_weights, weights_to_keep
 from trainwright.outputs import BestRun, EvalLoopOutput, PredictionOutput, TrainOutput
-from trainwright.overflow import OverflowWatch
 from trainwright.parallel import mesh
-from trainwright.parallel.accelerator import accelerator_arguments, build_accelerator
 from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan, plan_training
 from trainwright.resume import (
@@ -96,9 +88,7 @@ from trainwright.resume import (
 from trainwright.seeding import enable_full_determinism, generator_states, restore_generators, set_seed
 from trainwright.seen.parts import Watchers
 from trainwright.state import TrainerControl, TrainerState
-from trainwright.techniques import averaging, in_backward, precision
-from trainwright.techniques.averaging import AveragedWeights
-from trainwright.techniques.compiling import compile_model
+from trainwright.techniques import precision
 from trainwright.tokens import TokenCounter
 from trainwright.tracking.registry import get_reporting_integration_callbacks
 from trainwright.window import LossWindow
@@ -108,7 +98,9 @@ if TYPE_CHECKING:
     from torch.optim.optimizer import Optimizer
     from torch.utils.data import DataLoader, Sampler
 
+    from trainwright.data.prefetch import DevicePrefetcher
     from trainwright.seen.speed import SpeedMeter
+    from trainwright.techniques.averaging import AveragedWeights
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +232,7 @@ class Trainer:
         self.hub_model_id: str | None = None
 
         if self.args.should_save:
-            self._make_output_dir()
+            make_output_dir(self._output_dir)
         if self.args.push_to_hub:
             self.init_hf_repo()
         self.state.is_local_process_zero = self.is_local_process_zero()
@@ -280,6 +272,8 @@ class Trainer:
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         """Keyword arguments for the Accelerator: what `args` says, then `accelerator_kwargs()`, then `kwargs`."""
+        from trainwright.parallel.accelerator import accelerator_arguments
+
         return {**accelerator_arguments(self.args), **self.accelerator_kwargs(), **kwargs}
 
     def accelerator_kwargs(self) -> dict[str, Any]:
@@ -288,17 +282,7 @@ class Trainer:
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build a model with `model_init`, which takes no argument, or the trial of a hyper-parameter search."""
-        if not callable(self.model_init):
-            raise TypeError(f"model_init={self.model_init!r} must be a function that returns a model.")
-        parameters = inspect.signature(self.model_init).parameters.values()
-        required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        if len(required) > 1:
-            raise RuntimeError(f"model_init must take no argument, or one (the trial); it needs {len(required)}.")
-        takes = bool(required) or len(parameters) == 1
-        model = self.model_init(trial) if takes else self.model_init()
-        if not isinstance(model, nn.Module):
-            raise RuntimeError(f"model_init must return a torch.nn.Module; it returned {model!r}.")
-        return model
+        return models.built_by(self.model_init, trial)
 
     def _adopt_model(self, model: nn.Module) -> None:
         """Make `model` the one this trainer works on: check it, move it, find out what it takes and returns."""
@@ -376,23 +360,14 @@ class Trainer:
         """The hook `name`, called without the arguments it gained after the user's override was written."""
         return signatures.fitted(getattr(self, name), signatures.GAINED[name])
 
-    def _make_output_dir(self) -> None:
-        path = self._output_dir
-        try:
-            os.makedirs(path, exist_ok=True)
-        except OSError as error:
-            raise type(error)(
-                f"output_dir={path!r} cannot be used: {error.strerror}. Pass a directory that can be written."
-            ) from error
-        if not os.access(path, os.W_OK):
-            raise PermissionError(f"output_dir={path!r} cannot be written to. Pass a directory that can.")
-
     # Attributes that other libraries read -----------------------------------------------------------------------------
 
     @property
     def accelerator(self) -> Any:
         """An `accelerate.Accelerator` with this run's settings, built when first read."""
         if self._accelerator is None:
+            from trainwright.parallel.accelerator import build_accelerator
+
             self._accelerator = build_accelerator(**self._build_accelerator_args())
             self._watchers.watch_method(self._accelerator, "backward", "backward")
         return self._accelerator
@@ -590,7 +565,10 @@ class Trainer:
             self.lr_scheduler, self._created_lr_scheduler = None, False
 
         train_dataloader = self.get_train_dataloader()
-        packing_from_args.check_packed(args, train_dataloader, self.model, self._prepare_inputs)
+        if args.packs:
+            from trainwright.data.packing_from_args import check_packed
+
+            check_packed(args, train_dataloader, self.model, self._prepare_inputs)
         self.plan = plan = TrainingPlan(*self.set_initial_training_values(args, train_dataloader))
         epochs_trained, steps_trained = self._init_training_state(
             plan.max_steps, plan.num_update_steps_per_epoch, plan.num_train_epochs, resume_from_checkpoint, trial
@@ -599,7 +577,10 @@ class Trainer:
         model, train_dataloader = self._prepare_for_training(plan.max_steps, train_dataloader, resume_from_checkpoint)
         self._log_plan(args, plan)
         if args.should_save:
-            self._check_free_space(plan.num_train_epochs - epochs_trained)
+            average = self._average.nbytes if self._average is not None else 0
+            shared = self._strategy.frozen.num_bytes_shared(self.model)
+            epochs_left = plan.num_train_epochs - epochs_trained
+            trouble.check_space_for_run(args, self.state, self.model, self.optimizer, average, shared, epochs_left)
         self._saves.begin(
             args,
             self._strategy,
@@ -769,7 +750,10 @@ class Trainer:
                 updates_per_epoch=num_update_steps_per_epoch,
                 samples_per_update=size * self.args.gradient_accumulation_steps,
             )
-            packing_from_args.check_resumed(self.args, start)
+            if self.args.packs or start.arguments.get("packing"):
+                from trainwright.data.packing_from_args import check_resumed
+
+                check_resumed(self.args, start)
         self._total_loss_scalar, self._globalstep_last_logged = start.total_loss, start.last_logged_step
         own_generators.restore(self.data_collator, start.collator)
         if self.args.ignore_data_skip:
@@ -807,6 +791,8 @@ class Trainer:
         undo.close()  # of an attempt that ran out of memory
         undo.enter_context(precision.float32_products(self.args.tf32))
         if DebugOption.UNDERFLOW_OVERFLOW in self.args.debug:
+            from trainwright.overflow import OverflowWatch
+
             undo.callback(OverflowWatch(self.model).close)
         undo.callback(models.prepare_for_training(self.model, self.args))
         if self.args.neftune_noise_alpha is not None:
@@ -822,7 +808,13 @@ class Trainer:
         if resume_from_checkpoint is not None:
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
             self._load_scaler(resume_from_checkpoint)
-        self._average = self._begin_average(resume_from_checkpoint)
+        self._average = None
+        if self.args.ema_decay is not None:
+            from trainwright.techniques.averaging import begin_average
+
+            self._average = begin_average(
+                self.args, self.model, self.optimizer, resume_from_checkpoint, self.state.global_step
+            )
         handler = self.callback_handler
         handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
         handler.train_dataloader = train_dataloader
@@ -831,6 +823,8 @@ class Trainer:
         for parameter in self._parameters:  # what an update that was broken off left behind
             parameter.grad = None
         if self.args.optimizer_in_backward:
+            from trainwright.techniques import in_backward
+
             obstacle = "several processes" if self._strategy.is_distributed else None
             obstacle = "several replicas of the model" if self._num_replicas > 1 else obstacle
             undo.callback(in_backward.start(self.optimizer, self.model, self.args, obstacle).close)
@@ -839,6 +833,8 @@ class Trainer:
         self._prefetch = None
         # Not where memory may run out on purpose: there a copy made ahead would fail outside of what is tried again.
         if self._strategy.device.type == "cuda" and self._prepare_input_is_ours and not self.args.auto_find_batch_size:
+            from trainwright.data.prefetch import DevicePrefetcher
+
             self._prefetch = DevicePrefetcher(self._strategy.device)
         self._infinite_by_design = infinite_by_design(self.model)
         self._micro_batches = None
@@ -852,17 +848,6 @@ class Trainer:
             self._training_step = functools.partial(self._training_step_that_fits, self._training_step)
         self._set_training_mode(model, True)
         return model, train_dataloader
-
-    def _begin_average(self, checkpoint: str | None) -> AveragedWeights | None:
-        """The average that `ema_decay` asks for, from `checkpoint` on where a run is resumed."""
-        if self.args.ema_decay is None:
-            return None
-        averaging.check_optimizer(self.optimizer)
-        start, every = self.args.ema_start_step, self.args.ema_update_steps
-        average = AveragedWeights(self.model, self.args.ema_decay, start, every)
-        if checkpoint is not None:
-            average.load(checkpoint, self.state.global_step)
-        return average
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """Within the block, `self.model` has the average of `ema_decay` for weights; after it, its own again.
@@ -921,6 +906,8 @@ class Trainer:
         if self._strategy.unwrap(model) is not model:
             return model  # wrapped by an earlier train()
         if self.args.torch_compile:
+            from trainwright.techniques.compiling import compile_model
+
             backend, mode = self.args.torch_compile_backend or "inductor", self.args.torch_compile_mode
             compile_model(model, backend, mode, self.args.use_regional_compilation)
         if self._num_replicas > 1:
@@ -933,20 +920,6 @@ class Trainer:
         """
         model.train(training)
         switch_weights(self.optimizer, training)
-
-    def _check_free_space(self, epochs_left: int) -> None:
-        """Warn where the checkpoints to come will not fit on the disk; an error where not even one does."""
-        args, state = self.args, self.state
-        strategy, steps_left = SaveStrategy(args.save_strategy).value, state.max_steps - state.global_step
-        surely, probably = trouble.predicted_bytes(self.model, None if args.save_only_model else self.optimizer)
-        average = self._average.nbytes if self._average is not None else 0
-        trouble.check_free_space(
-            self._output_dir,
-            (surely + average, probably + average),
-            trouble.num_saves_left(strategy, state.save_steps, steps_left, epochs_left),
-            args.save_total_limit,
-            self._strategy.frozen.num_bytes_shared(self.model),
-        )
 
     def _log_plan(self, args: TrainingArguments, plan: TrainingPlan) -> None:
         logger.info(
@@ -963,6 +936,8 @@ class Trainer:
             f"{self.get_num_trainable_parameters():,}",
         )
         if logger.isEnabledFor(logging.INFO):
+            from trainwright.optim.describe import group_table
+
             logger.info("Optimizer %s:\n%s", type(self.optimizer).__name__, group_table(self.optimizer, self.model))
 
     def _run_epoch(
@@ -1643,61 +1618,32 @@ class Trainer:
         num_samples: int | None = None,
         after_batch: Callable[[], None] | None = None,
     ) -> EvalLoopOutput:
-        args, together = self.args, self._strategy.is_distributed
-        settings = LoopSettings(
-            prediction_loss_only=loss_only,
-            accumulation_steps=args.eval_accumulation_steps,
-            concat_batches=args.eval_do_concat_batches,
-            include_inputs="inputs" in args.include_for_metrics,
-            include_losses="loss" in args.include_for_metrics,
-            keep_predictions=self._keeps_predictions or not is_streaming(self.compute_metrics),
-            batch_metrics=args.batch_eval_metrics and not is_streaming(self.compute_metrics),
-            loss_average=args.eval_loss_average,
-            labels_are_shifted=self._labels_are_shifted,
-            label_names=tuple(self.label_names),
-            metric_key_prefix=metric_key_prefix,
-        )
-        streaming = None
-        if is_streaming(self.compute_metrics):
-            streaming = StreamingMetrics(
-                self.compute_metrics,
-                device=self._strategy.device,
-                labels_are_shifted=self._labels_are_shifted,
-                sum_over_processes=self._strategy.sum if together else None,
-                without_repeats=functools.partial(self._strategy.without_repeats, dataloader=batches)
-                if together
-                else None,
-            )
-        self._past = None
+        """`evaluation/run.py`, with the hooks of this trainer."""
 
-        def predict_batch(inputs: Inputs) -> tuple[Any, Any, Any]:
+        def predict(inputs: Inputs) -> tuple[Any, Any, Any]:
             return self.prediction_step(model, inputs, loss_only, ignore_keys=ignore_keys)
 
-        predict: Callable[[Inputs], tuple[Any, Any, Any]] = predict_batch
         if self._evaluation_batches is not None:
-            predict = functools.partial(self._evaluation_batches.predict, predict_part=predict_batch)
-        if together:
-            num_own = functools.partial(self._strategy.num_own_rows, dataloader=batches)
-            predict = functools.partial(predict_own_rows, predict_batch=predict, num_own=num_own)
+            predict = functools.partial(self._evaluation_batches.predict, predict_part=predict)
+        self._past = None
         try:
-            return run_evaluation(
+            return evaluation.evaluate(
                 batches,
-                settings,
-                predict_batch=predict,
-                compute_metrics=self.compute_metrics if streaming is None else None,
-                streaming=streaming,
+                self.args,
+                self._strategy,
+                predict,
+                self.compute_metrics,
+                loss_only=loss_only,
+                keeps_predictions=self._keeps_predictions,
+                labels_are_shifted=self._labels_are_shifted,
+                label_names=tuple(self.label_names),
+                metric_key_prefix=metric_key_prefix,
                 preprocess_logits=self.preprocess_logits_for_metrics,
-                gather=self._strategy.gather_for_metrics if together else None,
-                pad_across_processes=self._strategy.pad_across_processes if together else None,
                 after_batch=after_batch,
                 average_losses=self.average_eval_losses if self._is_overridden("average_eval_losses") else None,
                 num_samples_expected=num_samples,
                 main_input_name=self._main_input_name,
                 prepare_inputs=self._prepare_input,
-                order=functools.partial(from_args.sampled_order, batches),
-                budget=MemoryBudget.of_run(
-                    args.eval_memory_budget_gib, self._output_dir, self._strategy.num_processes_here
-                ),
             )
         finally:
             self._past = None
@@ -1706,19 +1652,7 @@ class Trainer:
         """Evaluate one batch before training, where a missing `metric_for_best_model` would stop the run hours
         later.
         """
-        name = self.args.metric_for_best_model
-        if (
-            self.compute_metrics is None
-            or self.args.batch_eval_metrics
-            or name is None
-            or name.removeprefix("eval_") == "loss"
-        ):
-            return
-        several = isinstance(self.eval_dataset, dict)
-        for dataset in self.eval_dataset if several else [None]:
-            prefix = f"eval_{dataset}" if several else "eval"
-            if several and not name.removeprefix("eval_").startswith(f"{dataset}_"):
-                continue
+        for dataset, prefix in rehearsal.sets_with_metric(self.args, self.eval_dataset, self.compute_metrics):
             loader = self.get_eval_dataloader(dataset)
             evaluate = functools.partial(
                 self._run_evaluation,
@@ -1727,7 +1661,7 @@ class Trainer:
                 ignore_keys=ignore_keys,
                 metric_key_prefix=prefix,
             )
-            rehearsal.rehearse(loader, evaluate, name)
+            rehearsal.rehearse(loader, evaluate, str(self.args.metric_for_best_model))
 
     def prediction_loop(
         self,
@@ -1769,9 +1703,7 @@ class Trainer:
     def _inputs_of_evaluation(self, inputs: Inputs) -> Inputs:
         """The batch on the device, of the type that the weights have."""
         inputs = self._prepare_inputs(inputs)
-        if self._half_inputs is None:
-            return inputs
-        return precision.with_floats_as(inputs, self._half_inputs, but=tuple(self.label_names))
+        return precision.with_floats_as(inputs, self._half_inputs, but=self.label_names)
 
     def prediction_step(
         self, model: nn.Module, inputs: Inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -1781,7 +1713,7 @@ class Trainer:
         """
         ignored = predict.ignored_outputs(self.model) if ignore_keys is None else ignore_keys
         has_loss = predict.gives_loss(inputs, self.label_names, self.can_return_loss)
-        inputs = self._prepare_inputs(inputs) if self._half_inputs is None else self._inputs_of_evaluation(inputs)
+        inputs = self._inputs_of_evaluation(inputs)
         labels = predict.labels_in(inputs, self.label_names) if has_loss else None
         loss = None
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -1841,7 +1773,9 @@ class Trainer:
         """A loader with this run's collator, workers and column filter, shared out over the processes."""
         collator: Any = self.data_collator
         if is_training and self.args.packs:
-            dataset, collator, self._attend = packing_from_args.packed(
+            from trainwright.data.packing_from_args import packed
+
+            dataset, collator, self._attend = packed(
                 dataset, self.args, model=self.model, data_collator=collator, processing_class=self.processing_class
             )
         elif self.args.remove_unused_columns:
@@ -2151,17 +2085,8 @@ class Trainer:
     def _load_best_model(self) -> None:
         """Hook: put the best checkpoint's weights into the model."""
         self._saves.settle()
-        path = best.locate(self.state.best_model_checkpoint, self._output_dir)
+        path = best.undamaged(self.state.best_model_checkpoint, self._output_dir)
         if path is None:
-            logger.warning(
-                "The best checkpoint, %s, is gone; the model keeps its last weights.", self.state.best_model_checkpoint
-            )
-            return
-        damage = problems(path)
-        if damage:
-            logger.warning(
-                "THE BEST CHECKPOINT %s IS DAMAGED; the model keeps its last weights: %s.", path, "; ".join(damage)
-            )
             return
         logger.info("Loading the best model, from %s (score: %s).", path, self.state.best_metric)
         self._issue_warnings_after_load(checkpoint_weights.load_weights(self.model, path))
@@ -2351,12 +2276,8 @@ class Trainer:
             return
         self.objective = self._search.compute_objective(dict(metrics))
         try:
-            if self.hp_search_backend is HPSearchBackend.RAY and self.control.should_save:
-                with tempfile.TemporaryDirectory() as directory:
-                    self._tune_save_checkpoint(directory)
-                    self._search.engine.report(trial, self.objective, step, metrics, checkpoint_dir=directory)
-            else:
-                self._search.engine.report(trial, self.objective, step, metrics)
+            save = self._tune_save_checkpoint if self.control.should_save else None
+            self._search.report(trial, self.objective, step, metrics, save)
         except BaseException:
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             raise
@@ -2404,8 +2325,7 @@ class Trainer:
 
     def torch_jit_model_eval(self, model: nn.Module, dataloader: DataLoader[Any], training: bool = False) -> nn.Module:
         """`jit_mode_eval`: the model traced on the first batch of `dataloader`; the model itself when tracing fails."""
-        inputs = self._prepare_inputs(next(iter(dataloader)))
-        inputs = precision.with_floats_as(inputs, self._half_inputs, but=tuple(self.label_names))
+        inputs = self._inputs_of_evaluation(next(iter(dataloader)))
         return models.traced(model, inputs, self.autocast_smart_context_manager(False))
 
     def _nested_gather(self, tensors: Any, name: str | None = None) -> Any:
