@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from trainwright import attempts
+from trainwright import attempts, checks, finite, resume
 from trainwright.args.training import TrainingArguments
 from trainwright.callbacks.base import TrainerCallback
 from trainwright.callbacks.defaults import default_progress
@@ -38,16 +38,6 @@ from trainwright.checkpoint import weights as checkpoint_weights
 from trainwright.checkpoint.deferred import at_once
 from trainwright.checkpoint.occupied import occupied
 from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
-from trainwright.checks import (
-    check_given,
-    check_label_names,
-    check_optimizer,
-    check_something_to_train,
-    check_trainable,
-    make_output_dir,
-    named_eval_set,
-    sharding_error,
-)
 from trainwright.data import columns, from_args, loaders, own_generators
 from trainwright.data.progress import DataProgress
 from trainwright.evaluation import metrics as metric_text
@@ -55,12 +45,11 @@ from trainwright.evaluation import predict, rehearsal
 from trainwright.evaluation import run as evaluation
 from trainwright.evaluation.memory import TrainerMemoryTracker
 from trainwright.evaluation.tensors import nested_numpify
-from trainwright.finite import NonFiniteError, NonFiniteGuard, Place, check_rollback, infinite_by_design
 from trainwright.interop import models, signatures
 from trainwright.interop import older as older_names
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
 from trainwright.loss import LabelSmoother, count_items, loss_of
-from trainwright.memory import EvaluationBatches, FoundSize, MicroBatches
+from trainwright.memory import EvaluationBatches, FoundSize, MicroBatches, why_no_retry
 from trainwright.names import TRAINER_STATE_NAME, DebugOption, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
 from trainwright.optim import build as optim_build
 from trainwright.optim import groups as optim_groups
@@ -74,17 +63,6 @@ from trainwright.outputs import BestRun, EvalLoopOutput, PredictionOutput, Train
 from trainwright.parallel import mesh
 from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan, plan_training
-from trainwright.resume import (
-    ResumePoint,
-    exported_callbacks,
-    find_checkpoint,
-    loop_state,
-    micro_batches_done,
-    report_changes,
-    restore_callbacks,
-    restore_loop,
-    warn_of_another_run,
-)
 from trainwright.seeding import enable_full_determinism, generator_states, restore_generators, set_seed
 from trainwright.seen.parts import Watchers
 from trainwright.state import TrainerControl, TrainerState
@@ -225,14 +203,14 @@ class Trainer:
         self._speed: SpeedMeter | None = None
         self._interrupt = Interrupt()
         self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
-        self._guard: NonFiniteGuard | None = None
+        self._guard: finite.NonFiniteGuard | None = None
         self._saves = Saves(lambda: (self.state, self.control), self._follow_save, self._tell_of_save)
         self._data_to_pass_over: list[tuple[int, range]] = []
         self._hub: Any = None
         self.hub_model_id: str | None = None
 
         if self.args.should_save:
-            make_output_dir(self._output_dir)
+            checks.make_output_dir(self._output_dir)
         if self.args.push_to_hub:
             self.init_hf_repo()
         self.state.is_local_process_zero = self.is_local_process_zero()
@@ -242,7 +220,7 @@ class Trainer:
 
     def _validate_args(self) -> None:
         """Hook: find, before anything is built, what can never work; each error names the argument and the cure."""
-        check_given(self, makes_eval_loader=self._is_overridden("get_eval_dataloader"))
+        checks.check_given(self, makes_eval_loader=self._is_overridden("get_eval_dataloader"))
         signatures.check_overrides(self, Trainer)
         if self.compute_loss_func is not None:
             self.compute_loss_func = signatures.fitted(self.compute_loss_func, ("num_items_in_batch",))
@@ -286,7 +264,7 @@ class Trainer:
 
     def _adopt_model(self, model: nn.Module) -> None:
         """Make `model` the one this trainer works on: check it, move it, find out what it takes and returns."""
-        check_trainable(model)
+        checks.check_trainable(model)
         self.is_model_parallel = models.spans_devices(model)
         self.place_model_on_device = self.args.place_model_on_device and not self.is_model_parallel
         if self.args.use_liger_kernel:
@@ -301,7 +279,7 @@ class Trainer:
         self._main_input_name = models.main_input_name(model)
         self._probe_loss_kwargs = self.model_accepts_loss_kwargs and not models.states_loss_kwargs(model)
         if self.args.label_names is not None:
-            check_label_names(model, self.args.label_names)
+            checks.check_label_names(model, self.args.label_names)
         self.label_names = (
             self.args.label_names if self.args.label_names is not None else columns.find_label_names(model)
         )
@@ -337,17 +315,6 @@ class Trainer:
             self._evaluation_batches = EvaluationBatches(
                 labels_are_shifted=self._labels_are_shifted, batch_size=self.args.eval_batch_size
             )
-
-    def _why_no_update_can_be_repeated(self) -> str | None:
-        if not self._strategy.repeats_alone:
-            return "the other processes do not know that this one ran out of memory"
-        if self._num_replicas > 1:
-            return f"each is shared out over {self._num_replicas} replicas"
-        if self.args.past_index >= 0:
-            return "past_index carries a state from one micro-batch to the next"
-        if self._changes_weights_in_backward:
-            return "this optimizer changes weights during the backward pass"
-        return None
 
     @property
     def _changes_weights_in_backward(self) -> bool:
@@ -465,11 +432,11 @@ class Trainer:
                 self._adopt_model(self.call_model_init(trial))
                 self.optimizer = self.lr_scheduler = None
                 self.callback_handler.model = self.model
-            checkpoint = find_checkpoint(resume_from_checkpoint, self._output_dir, self.is_world_process_zero())
+            checkpoint = resume.find_checkpoint(resume_from_checkpoint, self._output_dir, self.is_world_process_zero())
             if checkpoint is not None:
                 self._fitted("_load_from_checkpoint")(checkpoint)
             elif self.args.save_strategy != SaveStrategy.NO and self.is_world_process_zero():
-                warn_of_another_run(self._get_output_dir(trial))
+                resume.warn_of_another_run(self._get_output_dir(trial))
             self._found_size = FoundSize.of_checkpoint(self.args, checkpoint)
             self._train_batch_size = self._found_size.micro_batch
             self._saves.last_checkpoint, self._data_to_pass_over = checkpoint, []
@@ -488,9 +455,7 @@ class Trainer:
     def _run_to_its_end(
         self, checkpoint: str | None, trial: Any, ignore_keys_for_eval: list[str] | None
     ) -> TrainOutput:
-        """The run, in as many attempts as it takes; an exception ends it with a checkpoint where `save_on_exception`
-        asks.
-        """
+        """The run, in as many attempts as it takes; with `save_on_exception` an exception ends it with a checkpoint."""
         run = functools.partial(
             self._inner_training_loop, args=self.args, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval
         )
@@ -519,14 +484,14 @@ class Trainer:
                 )
             raise
 
-    def _roll_back(self, error: NonFiniteError) -> str:
+    def _roll_back(self, error: finite.NonFiniteError) -> str:
         """Load the last checkpoint of this run, to go on from it without the data of `error`. Returns its path; raises
         `error` where `nonfinite` asks for no rollback, or there is nothing to go back to.
         """
         self._saves.settle()
         last = self._saves.last_checkpoint
-        data = check_rollback(error, self.args.nonfinite, last, self._data_to_pass_over)
-        checkpoint = find_checkpoint(last, self._output_dir, self.is_world_process_zero())
+        data = finite.check_rollback(error, self.args.nonfinite, last, self._data_to_pass_over)
+        checkpoint = resume.find_checkpoint(last, self._output_dir, self.is_world_process_zero())
         assert checkpoint is not None
         self._data_to_pass_over = data
         self._only_for_training.close()
@@ -575,7 +540,11 @@ class Trainer:
         )
         plan = self.plan
         model, train_dataloader = self._prepare_for_training(plan.max_steps, train_dataloader, resume_from_checkpoint)
-        self._log_plan(args, plan)
+        if logger.isEnabledFor(logging.INFO):
+            from trainwright.optim.describe import describe_run
+
+            sizes = self.get_total_train_batch_size(args), self._train_batch_size, self._strategy.num_processes
+            logger.info("%s", describe_run(args, plan, *sizes, self.optimizer, self.model))
         if args.should_save:
             average = self._average.nbytes if self._average is not None else 0
             shared = self._strategy.frozen.num_bytes_shared(self.model)
@@ -688,15 +657,7 @@ class Trainer:
             num_train_epochs=args.num_train_epochs,
             max_steps=args.max_steps,
         )
-        return (
-            plan.num_train_epochs,
-            plan.num_update_steps_per_epoch,
-            plan.num_examples,
-            plan.num_train_samples,
-            plan.epoch_based,
-            plan.len_dataloader,
-            plan.max_steps,
-        )
+        return dataclasses.astuple(plan)  # type: ignore[return-value]
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         """Samples per update: micro-batch x accumulation x data-parallel processes that take a batch each."""
@@ -726,9 +687,7 @@ class Trainer:
         resume_from_checkpoint: str | None,
         trial: Any,
     ) -> tuple[int, int]:
-        """Start a fresh `TrainerState`, or the checkpoint's. Returns (whole epochs done, micro-batches done in the
-        next).
-        """
+        """A fresh `TrainerState`, or the checkpoint's. Returns (whole epochs done, micro-batches done in the next)."""
         self.window = LossWindow(self.args.logging_nan_inf_filter, self.args.gradient_accumulation_steps)
         self.current_flos, size = 0.0, self._train_batch_size * self._strategy.num_batches_at_once
         self._tokens = TokenCounter(
@@ -737,13 +696,13 @@ class Trainer:
             getattr(self.processing_class, "pad_token_id", None),
             self._strategy.num_processes,
         )
-        self.state = TrainerState(stateful_callbacks=exported_callbacks(self.callback_handler, self.control))
-        start = ResumePoint()
+        self.state = TrainerState(stateful_callbacks=resume.exported_callbacks(self.callback_handler, self.control))
+        start = resume.ResumePoint()
         if resume_from_checkpoint is not None:
             self.state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME))
             self.compare_trainer_and_checkpoint_args(self.args, self.state)
             self._load_callback_state()
-            start = restore_loop(
+            start = resume.restore_loop(
                 resume_from_checkpoint,
                 self.state,
                 self.window,
@@ -759,7 +718,7 @@ class Trainer:
         if self.args.ignore_data_skip:
             start.samples_in_epoch = 0
         assert self.plan is not None
-        micro_batches = micro_batches_done(start.samples_in_epoch, size, self.plan)
+        micro_batches = resume.micro_batches_done(start.samples_in_epoch, size, self.plan)
         self._progress = DataProgress(
             size,
             self.plan.len_dataloader,
@@ -780,13 +739,13 @@ class Trainer:
         self, training_args: TrainingArguments, trainer_state: TrainerState
     ) -> None:
         """Say which settings differ from the checkpoint's; the new ones are used."""
-        report_changes(training_args, trainer_state, self._train_batch_size)
+        resume.report_changes(training_args, trainer_state, self._train_batch_size)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
     ) -> tuple[nn.Module, DataLoader[Any]]:
         """Build optimizer and schedule, wrap the model, and put a checkpoint's state into them."""
-        check_something_to_train(self.model)
+        checks.check_something_to_train(self.model)
         undo = self._only_for_training
         undo.close()  # of an attempt that ran out of memory
         undo.enter_context(precision.float32_products(self.args.tf32))
@@ -801,7 +760,7 @@ class Trainer:
         self.create_optimizer_and_scheduler(num_training_steps=max_steps)
         if self._strategy.is_distributed:
             self._sync_replicated_trainable_parameters(self.model)
-        check_optimizer(self.optimizer, self.model)
+        checks.check_optimizer(self.optimizer, self.model)
         check_own_rates(self.optimizer, self.model, self.args.learning_rate_per_module)
         model = self._wrap_model(self.model_wrapped)
         self.model_wrapped = model
@@ -836,13 +795,13 @@ class Trainer:
             from trainwright.data.prefetch import DevicePrefetcher
 
             self._prefetch = DevicePrefetcher(self._strategy.device)
-        self._infinite_by_design = infinite_by_design(self.model)
+        self._infinite_by_design = finite.infinite_by_design(self.model)
         self._micro_batches = None
         if self.args.auto_find_batch_size and self.args.auto_find_batch_size_mode == "split":
             self._micro_batches = MicroBatches(
                 labels_are_shifted=self._labels_are_shifted,
                 batch_size=self._train_batch_size,
-                obstacle=self._why_no_update_can_be_repeated(),
+                obstacle=why_no_retry(self.args, self._strategy, self._num_replicas, self._changes_weights_in_backward),
                 limit=self._found_size.limit(self._strategy.process_index, self._strategy.num_processes),
             )
             self._training_step = functools.partial(self._training_step_that_fits, self._training_step)
@@ -870,19 +829,19 @@ class Trainer:
         with self._weights_to_judge(), weights_to_keep(self.optimizer):
             yield
 
-    def _build_guard(self) -> NonFiniteGuard | None:
+    def _build_guard(self) -> finite.NonFiniteGuard | None:
         """What looks for NaN and infinity before the optimizer. None with "ignore", and in fp16, whose scaler does."""
         if self._guard is not None:
             self._guard.close()
         if self.args.nonfinite == "ignore" or self._strategy.scaler is not None:
             return None
         progress = self._progress
-        return NonFiniteGuard(
+        return finite.NonFiniteGuard(
             self.args.nonfinite,
             self.window,
             self.optimizer,
             self._strategy.device,
-            lambda: Place(self.state.global_step + 1, progress.epoch, progress.samples, progress.size),
+            lambda: finite.Place(self.state.global_step + 1, progress.epoch, progress.samples, progress.size),
             scheduler=None if self._schedule_waits_for_metric else self.lr_scheduler,
             is_distributed=self._strategy.is_distributed,
             updates_in_backward=self._changes_weights_in_backward,
@@ -896,9 +855,7 @@ class Trainer:
     def _wrap_model(
         self, model: nn.Module, training: bool = True, dataloader: DataLoader[Any] | None = None
     ) -> nn.Module:
-        """The model as the loop calls it: compiled, replicated or sharded as the arguments ask; itself on one
-        device.
-        """
+        """The model as the loop calls it: compiled and replicated as the arguments ask; itself on one device."""
         if not training:
             if self.args.jit_mode_eval and dataloader is not None and not self.is_in_train:
                 return self.torch_jit_model_eval(model, dataloader, training=False)
@@ -915,30 +872,9 @@ class Trainer:
         return self._strategy.prepare_model(model)
 
     def _set_training_mode(self, model: nn.Module, training: bool) -> None:
-        """Switch the model, and an optimizer that keeps two sets of weights (schedule-free), between training and
-        evaluation.
-        """
+        """Switch the model, and an optimizer with two sets of weights (schedule-free), to training or evaluation."""
         model.train(training)
         switch_weights(self.optimizer, training)
-
-    def _log_plan(self, args: TrainingArguments, plan: TrainingPlan) -> None:
-        logger.info(
-            "Training: %s samples per epoch, %s epochs, %s samples per update (%s per micro-batch x %s "
-            "accumulated x %s processes), "
-            "%s updates, %s trainable parameters.",
-            f"{plan.num_examples:,}",
-            args.num_train_epochs if plan.epoch_based else f"{plan.max_steps / plan.num_update_steps_per_epoch:.2f}",
-            f"{self.get_total_train_batch_size(args):,}",
-            self._train_batch_size,
-            args.gradient_accumulation_steps,
-            self._strategy.num_processes,
-            f"{plan.max_steps:,}",
-            f"{self.get_num_trainable_parameters():,}",
-        )
-        if logger.isEnabledFor(logging.INFO):
-            from trainwright.optim.describe import group_table
-
-            logger.info("Optimizer %s:\n%s", type(self.optimizer).__name__, group_table(self.optimizer, self.model))
 
     def _run_epoch(
         self,
@@ -1086,16 +1022,12 @@ class Trainer:
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
-        """Hook: the next `num_batches` micro-batches, fewer at the end of the data, and how many items they hold
-        together.
-        """
+        """Hook: the next `num_batches` micro-batches, fewer at the end of the data, and how many items they hold."""
         batch_samples = list(itertools.islice(epoch_iterator, num_batches))
         return batch_samples, self._get_num_items_in_batch(batch_samples, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
-        """Hook: labels that take part in the loss of one update, over all processes; None when the loss does not need
-        it.
-        """
+        """Hook: labels in the loss of one update, over all processes; None when the loss does not need their number."""
         own_loss = self.compute_loss_func is not None or self.label_smoother is not None
         if not (own_loss or self.model_accepts_loss_kwargs or self._user_counts_items):
             return None
@@ -1149,9 +1081,7 @@ class Trainer:
     def training_step(
         self, model: nn.Module, inputs: Inputs, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Hook: forward and backward of one micro-batch. Returns its share of the update's loss, detached, on the
-        device.
-        """
+        """Hook: forward and backward of one micro-batch. Returns its share of the update's loss, on the device."""
         if not model.training:  # an evaluation or a callback left it so
             self._set_training_mode(model, True)
         inputs = self._prepare_inputs(inputs)
@@ -1182,9 +1112,7 @@ class Trainer:
         return self.compute_loss_context_manager, inputs
 
     def _loss_is_a_share(self, num_items_in_batch: Any) -> bool:
-        """Whether losses of micro-batches add up to that of the update: they were divided by its items, or the subclass
-        says so.
-        """
+        """Whether losses of micro-batches add up to the update's: divided by its items, or the subclass says so."""
         if self.loss_is_scaled_for_ga is not None:
             return self.loss_is_scaled_for_ga
         return self._was_divided_by_items(num_items_in_batch)
@@ -1295,11 +1223,11 @@ class Trainer:
 
     def propagate_args_to_deepspeed(self, auto_find_batch_size: bool = False) -> None:
         """Raises: there is no DeepSpeed engine in this release."""
-        raise sharding_error("deepspeed")
+        raise checks.sharding_error("deepspeed")
 
     def _fsdp_qlora_plugin_updates(self) -> None:
         """Raises: there is no FSDP engine in this release."""
-        raise sharding_error("fsdp")
+        raise checks.sharding_error("fsdp")
 
     def _get_grad_norm(
         self, model: nn.Module, grad_norm: torch.Tensor | float | None = None
@@ -1317,9 +1245,7 @@ class Trainer:
         self._tokens.add(inputs)
 
     def _running_loss(self) -> Any:
-        """The first argument of `_maybe_log_save_evaluate`: the window itself for our method, a tensor for an
-        override.
-        """
+        """What `_maybe_log_save_evaluate` is given: the window itself for our method, a tensor for an override."""
         return self.window if self._log_save_is_ours else self.window.as_tensor(self._strategy.device)
 
     def _maybe_log_save_evaluate(
@@ -1333,9 +1259,7 @@ class Trainer:
         start_time: float,
         learning_rate: float | None = None,
     ) -> None:
-        """Hook, called after each step and each epoch: do what `self.control` asks, in this order: log,
-        evaluate, save.
-        """
+        """Hook, after each step and each epoch: do what `self.control` asks, in this order: log, evaluate, save."""
         if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
             self._watchers.watch("logging", self._log_training)(grad_norm, model, start_time, learning_rate)
         best_before = None
@@ -1378,9 +1302,7 @@ class Trainer:
         self._fitted("log")(self.training_logs(logs), start_time=start_time)
 
     def _read_device(self, norm: Any) -> tuple[float, float | None]:
-        """(sum of the losses since the last call, `norm` as a number), in one read; also brings the token count up to
-        date.
-        """
+        """(sum of the losses since the last call, `norm` as a number), in one read, as is the count of tokens."""
         counted, on_device = self._tokens.take()
         bad = self._guard.flag() if self._guard is not None else 0.0
         extra = [value for value in (bad, norm, on_device) if value is not None]
@@ -1421,9 +1343,7 @@ class Trainer:
         self.current_flos = 0.0
 
     def floating_point_ops(self, inputs: Inputs) -> float:
-        """Hook: floating-point operations of a forward and backward pass over `inputs`; 0 for a model that
-        cannot say.
-        """
+        """Hook: floating-point operations of a forward and backward pass; 0 for a model that cannot say."""
         return self._flops(inputs)
 
     def _empty_device_cache(self) -> None:
@@ -1486,9 +1406,7 @@ class Trainer:
     def _evaluate(
         self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
     ) -> dict[str, float]:
-        """An evaluation that is part of training: its metrics also go to the search and to a schedule that waits for
-        them.
-        """
+        """An evaluation within training: its metrics also go to the search and to a schedule that waits for them."""
         with self._interrupt.evaluation():
             metrics = self.evaluate(ignore_keys=ignore_keys_for_eval)
         self._report_to_hp_search(trial, self.state.global_step, metrics)
@@ -1649,9 +1567,7 @@ class Trainer:
             self._past = None
 
     def _rehearse_best_metric(self, ignore_keys: list[str] | None) -> None:
-        """Evaluate one batch before training, where a missing `metric_for_best_model` would stop the run hours
-        later.
-        """
+        """Evaluate one batch where a missing `metric_for_best_model` would stop the run hours later."""
         for dataset, prefix in rehearsal.sets_with_metric(self.args, self.eval_dataset, self.compute_metrics):
             loader = self.get_eval_dataloader(dataset)
             evaluate = functools.partial(
@@ -1671,9 +1587,7 @@ class Trainer:
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The older name of `evaluation_loop`, used with `use_legacy_prediction_loop=True`. Needs a loader with a
-        length.
-        """
+        """The older `evaluation_loop`, with `use_legacy_prediction_loop=True`. Needs a loader with a length."""
         if not loaders.has_length(dataloader):
             raise ValueError("prediction_loop needs a data loader with a length. Set use_legacy_prediction_loop=False.")
         return self.evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
@@ -1708,9 +1622,7 @@ class Trainer:
     def prediction_step(
         self, model: nn.Module, inputs: Inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, Any, Any]:
-        """Hook: one evaluation batch. Returns (loss, logits, labels), each None where there is none, all on
-        the device.
-        """
+        """Hook: one evaluation batch. Returns (loss, logits, labels), None where there is none, on the device."""
         ignored = predict.ignored_outputs(self.model) if ignore_keys is None else ignore_keys
         has_loss = predict.gives_loss(inputs, self.label_names, self.can_return_loss)
         inputs = self._inputs_of_evaluation(inputs)
@@ -1750,7 +1662,7 @@ class Trainer:
         if dataset is None:
             raise ValueError("Evaluation needs an eval_dataset: pass it to Trainer, or to evaluate().")
         if isinstance(dataset, str):
-            dataset = named_eval_set(self.eval_dataset, dataset)
+            dataset = checks.named_eval_set(self.eval_dataset, dataset)
         return self._get_dataloader(
             dataset, description="evaluation", batch_size=self.args.eval_batch_size, sampler_fn=self._get_eval_sampler
         )
@@ -1872,9 +1784,7 @@ class Trainer:
         return optim_registry.optimizer_class_and_kwargs(args, model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Hook: names of the parameters that weight decay applies to: all but biases and those of
-        normalisation layers.
-        """
+        """Hook: names of the parameters that weight decay applies to: all but biases and those of norms."""
         return optim_groups.decay_parameter_names(model)
 
     def get_num_trainable_parameters(self) -> int:
@@ -1916,9 +1826,7 @@ class Trainer:
         return True
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Hook: write `checkpoint-N`: staged beside it, hashed, then renamed, so that it is there whole or not
-        at all.
-        """
+        """Hook: write `checkpoint-N`: staged, hashed, then renamed, so that it is there whole or not at all."""
         if not self._saves.is_beside:  # a call from outside of the loop is over when it returns
             self._saves.settle()
         run_dir = self._get_output_dir(trial)
@@ -1953,8 +1861,8 @@ class Trainer:
                 with self._at_once("_save_rng_state"):
                     self._save_rng_state(directory)
             if self.args.should_save:
-                checkpoint_save.save_loop_state(directory, loop_state(where, self.window, self.args))
-                state.stateful_callbacks = exported_callbacks(self.callback_handler, self.control)
+                checkpoint_save.save_loop_state(directory, resume.loop_state(where, self.window, self.args))
+                state.stateful_callbacks = resume.exported_callbacks(self.callback_handler, self.control)
                 checkpoint_save.save_trainer_state(directory, state)
 
     def _at_once(self, *hooks: str) -> contextlib.AbstractContextManager[None]:
@@ -1968,10 +1876,10 @@ class Trainer:
         if self.args.should_save:
             self._rotate_checkpoints(output_dir=os.path.dirname(checkpoint))
 
-    def _resume_point(self) -> ResumePoint:
+    def _resume_point(self) -> resume.ResumePoint:
         """Where a run goes on that is resumed from here; a finished pass counts as the start of the next."""
         epoch, samples, shares = self._progress.next_sample()
-        return ResumePoint(
+        return resume.ResumePoint(
             epoch,
             samples,
             self._progress.generators,
@@ -1985,12 +1893,10 @@ class Trainer:
     def _load_callback_state(self) -> None:
         """Hook: give the callbacks the state they had in the checkpoint."""
         replace = self.args.restore_callback_states_from_checkpoint
-        restore_callbacks(self.callback_handler, self.state.stateful_callbacks, replace=replace)
+        resume.restore_callbacks(self.callback_handler, self.state.stateful_callbacks, replace=replace)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model and `processing_class` so that `from_pretrained` loads them. Writes on the main
-        process only.
-        """
+        """Save the model and `processing_class` so that `from_pretrained` loads them. Main process only."""
         output_dir = output_dir or self._output_dir
         if self.args.should_save:
             if _internal_call:  # into a checkpoint, which is staged already
@@ -2055,9 +1961,7 @@ class Trainer:
         checkpoint_save.save_rng(output_dir, rank=self._strategy.process_index, world_size=self._strategy.num_processes)
 
     def _rotate_checkpoints(self, use_mtime: bool = False, output_dir: str | None = None) -> None:
-        """Delete the oldest checkpoints above `save_total_limit`, never the best, the last, or what we did not
-        write.
-        """
+        """Delete the oldest checkpoints above `save_total_limit`, but never the best, the last, or others' files."""
         layout.rotate_checkpoints(
             output_dir or self._output_dir,
             self.args.save_total_limit,
@@ -2094,9 +1998,7 @@ class Trainer:
             self._average.load(path, self.state.best_global_step or 0)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Say which weights of the model a checkpoint did not hold, and which of its weights the model has no place
-        for.
-        """
+        """Say which weights of the model a checkpoint did not hold, and for which the model has no place."""
         checkpoint_weights.issue_warnings_after_load(load_result, self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -2137,9 +2039,7 @@ class Trainer:
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Write a draft of a model card to `output_dir`, from what this trainer knows. A card written by hand
-        is kept.
-        """
+        """Write a draft of a model card to `output_dir`, from what is known here. A card written by hand is kept."""
         if self.is_world_process_zero():
             from trainwright.hub.session import write_card
 
@@ -2269,9 +2169,7 @@ class Trainer:
             apply_trial(self.args, trial)
 
     def _report_to_hp_search(self, trial: Any, step: int, metrics: dict[str, float]) -> None:
-        """Hook: tell the search how a trial is doing; the search may end the trial here, with an exception of
-        its own.
-        """
+        """Hook: tell the search how a trial is doing; it may end the trial here, with an exception of its own."""
         if self._search is None or trial is None:
             return
         self.objective = self._search.compute_objective(dict(metrics))
