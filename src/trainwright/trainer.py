@@ -16,7 +16,6 @@ import functools
 import inspect
 import itertools
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -540,26 +539,8 @@ class Trainer:
         )
         plan = self.plan
         model, train_dataloader = self._prepare_for_training(plan.max_steps, train_dataloader, resume_from_checkpoint)
-        if logger.isEnabledFor(logging.INFO):
-            from trainwright.optim.describe import describe_run
-
-            sizes = self.get_total_train_batch_size(args), self._train_batch_size, self._strategy.num_processes
-            logger.info("%s", describe_run(args, plan, *sizes, self.optimizer, self.model))
-        if args.should_save:
-            average = self._average.nbytes if self._average is not None else 0
-            shared = self._strategy.frozen.num_bytes_shared(self.model)
-            epochs_left = plan.num_train_epochs - epochs_trained
-            trouble.check_space_for_run(args, self.state, self.model, self.optimizer, average, shared, epochs_left)
-        self._saves.begin(
-            args,
-            self._strategy,
-            self._strategy.unwrap(self.model),
-            guard=self._guard,
-            exempt=self._infinite_by_design,
-            trainer_class=type(self).__name__,
-            overridden=[hook for hook in HOOKS_THAT_WRITE if self._is_overridden(hook)],
-            optimizer=self.optimizer,
-        )
+        self._log_plan(args, plan)
+        self._begin_saves(args, plan.num_train_epochs - epochs_trained)
 
         if rehearsal.needs_metric(args) and not resume_from_checkpoint:
             self._rehearse_best_metric(ignore_keys_for_eval)
@@ -875,6 +856,30 @@ class Trainer:
         """Switch the model, and an optimizer with two sets of weights (schedule-free), to training or evaluation."""
         model.train(training)
         switch_weights(self.optimizer, training)
+
+    def _log_plan(self, args: TrainingArguments, plan: TrainingPlan) -> None:
+        if logger.isEnabledFor(logging.INFO):
+            from trainwright.optim.describe import describe_run
+
+            sizes = self.get_total_train_batch_size(args), self._train_batch_size, self._strategy.num_processes
+            logger.info("%s", describe_run(args, plan, *sizes, self.optimizer, self.model))
+
+    def _begin_saves(self, args: TrainingArguments, epochs_left: int) -> None:
+        """Say where the checkpoints to come will not fit on the disk (an error: not even one), and be ready to save."""
+        if args.should_save:
+            average = self._average.nbytes if self._average is not None else 0
+            shared = self._strategy.frozen.num_bytes_shared(self.model)
+            trouble.check_space_for_run(args, self.state, self.model, self.optimizer, average, shared, epochs_left)
+        self._saves.begin(
+            args,
+            self._strategy,
+            self._strategy.unwrap(self.model),
+            self.optimizer,
+            guard=self._guard,
+            exempt=self._infinite_by_design,
+            trainer_class=type(self).__name__,
+            overridden=[hook for hook in HOOKS_THAT_WRITE if self._is_overridden(hook)],
+        )
 
     def _run_epoch(
         self,
@@ -1447,7 +1452,7 @@ class Trainer:
             ignore_keys=ignore_keys,
             metric_key_prefix=metric_key_prefix,
         )
-        metrics = self._with_speed(output, dataloader, metric_key_prefix, start_time)
+        metrics = self._with_speed(output, metric_key_prefix, start_time)
         self._fitted("log")(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._memory_tracker.stop_and_update_metrics(metrics)
@@ -1471,21 +1476,15 @@ class Trainer:
             )
         finally:
             self._keeps_predictions = False
-        metrics = self._with_speed(output, dataloader, metric_key_prefix, start_time)
+        metrics = self._with_speed(output, metric_key_prefix, start_time)
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
         self._memory_tracker.stop_and_update_metrics(metrics)
         return PredictionOutput(predictions=output.predictions, label_ids=output.label_ids, metrics=metrics)
 
-    def _with_speed(self, output: EvalLoopOutput, dataloader: Any, prefix: str, start_time: float) -> dict[str, float]:
-        metrics = output.metrics if output.metrics is not None else {}
-        num_samples = output.num_samples or 0
-        total_batch_size = self.args.eval_batch_size * self._strategy.num_processes
-        metrics.update(
-            metric_text.speed_metrics(
-                prefix, start_time, num_samples=num_samples, num_steps=math.ceil(num_samples / total_batch_size)
-            )
-        )
-        return metrics
+    def _with_speed(self, output: EvalLoopOutput, prefix: str, start_time: float) -> dict[str, float]:
+        batch_size = self.args.eval_batch_size * self._strategy.num_processes
+        speed = metric_text.evaluation_speed(prefix, start_time, output.num_samples or 0, batch_size)
+        return {**(output.metrics or {}), **speed}
 
     def evaluation_loop(
         self,
@@ -1500,12 +1499,8 @@ class Trainer:
         num_samples = from_args.num_samples(dataloader)
         if num_samples == 0:
             raise ValueError(f"{description} of an empty data set: eval_dataset or test_dataset has no sample.")
-        logger.info(
-            "%s: %s samples, batches of %s.",
-            description,
-            num_samples if num_samples is not None else "?",
-            self.args.eval_batch_size,
-        )
+        shown = num_samples if num_samples is not None else "?"
+        logger.info("%s: %s samples, batches of %s.", description, shown, self.args.eval_batch_size)
         handler = self.callback_handler
         handler.eval_dataloader = dataloader
 
@@ -1538,18 +1533,18 @@ class Trainer:
     ) -> EvalLoopOutput:
         """`evaluation/run.py`, with the hooks of this trainer."""
 
-        def predict(inputs: Inputs) -> tuple[Any, Any, Any]:
+        def predict_batch(inputs: Inputs) -> tuple[Any, Any, Any]:
             return self.prediction_step(model, inputs, loss_only, ignore_keys=ignore_keys)
 
         if self._evaluation_batches is not None:
-            predict = functools.partial(self._evaluation_batches.predict, predict_part=predict)
+            predict_batch = functools.partial(self._evaluation_batches.predict, predict_part=predict_batch)
         self._past = None
         try:
             return evaluation.evaluate(
                 batches,
                 self.args,
                 self._strategy,
-                predict,
+                predict_batch,
                 self.compute_metrics,
                 loss_only=loss_only,
                 keeps_predictions=self._keeps_predictions,
@@ -1615,7 +1610,7 @@ class Trainer:
         return torch.float16 if self.args.fp16_full_eval else torch.bfloat16
 
     def _inputs_of_evaluation(self, inputs: Inputs) -> Inputs:
-        """The batch on the device, of the type that the weights have."""
+        """The batch on the device, of the type that the weights have where that is half the width."""
         inputs = self._prepare_inputs(inputs)
         return precision.with_floats_as(inputs, self._half_inputs, but=self.label_names)
 
@@ -1625,7 +1620,7 @@ class Trainer:
         """Hook: one evaluation batch. Returns (loss, logits, labels), None where there is none, on the device."""
         ignored = predict.ignored_outputs(self.model) if ignore_keys is None else ignore_keys
         has_loss = predict.gives_loss(inputs, self.label_names, self.can_return_loss)
-        inputs = self._inputs_of_evaluation(inputs)
+        inputs = self._prepare_inputs(inputs) if self._half_inputs is None else self._inputs_of_evaluation(inputs)
         labels = predict.labels_in(inputs, self.label_names) if has_loss else None
         loss = None
         with torch.no_grad(), self.compute_loss_context_manager():

@@ -90,12 +90,12 @@ class Saves:
         args: Any,
         strategy: Any,
         model: nn.Module,
+        optimizer: Any,
         *,
         guard: NonFiniteGuard | None,
         exempt: Container[str],
         trainer_class: str,
         overridden: Sequence[str],
-        optimizer: Any,
     ) -> None:
         """An attempt at a run begins. Starts the process that writes, where `args.async_save` leaves it something to
         do: `overridden` are those of HOOKS_THAT_WRITE that `trainer_class` has of its own.
