@@ -82,6 +82,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Inputs = Any  # a batch: a dict of tensors, as the collator made it
+Context = contextlib.AbstractContextManager[Any]
 
 
 class Trainer:
@@ -789,7 +790,7 @@ class Trainer:
         self._set_training_mode(model, True)
         return model, train_dataloader
 
-    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+    def averaged_weights(self) -> Context:
         """Within the block, `self.model` has the average of `ema_decay` for weights; after it, its own again.
 
         Raises ValueError where there is none.
@@ -798,7 +799,7 @@ class Trainer:
             raise ValueError("There is no average of the weights: set ema_decay, and call train() first.")
         return self._average.in_model()
 
-    def _weights_to_judge(self) -> contextlib.AbstractContextManager[None]:
+    def _weights_to_judge(self) -> Context:
         """The weights that are evaluated and handed out: the average where `ema_eval` says so, else the trained."""
         if self._average is None or not self.args.ema_eval or not self._average.belongs_to_the_weights():
             return _NOTHING
@@ -1090,7 +1091,7 @@ class Trainer:
         if not model.training:  # an evaluation or a callback left it so
             self._set_training_mode(model, True)
         inputs = self._prepare_inputs(inputs)
-        split: Callable[[], contextlib.AbstractContextManager[Any]] = self.compute_loss_context_manager
+        split: Callable[[], Context] = self.compute_loss_context_manager
         if self._splits_sequences:
             split, inputs = self._prepare_context_parallel_inputs(model, inputs)
         with split():
@@ -1112,7 +1113,7 @@ class Trainer:
 
     def _prepare_context_parallel_inputs(
         self, model: nn.Module, inputs: Inputs
-    ) -> tuple[Callable[[], contextlib.AbstractContextManager[Any]], Inputs]:
+    ) -> tuple[Callable[[], Context], Inputs]:
         """Hook: what the forward pass runs in, and this process's part of each sequence: here, all of it."""
         return self.compute_loss_context_manager, inputs
 
@@ -1187,18 +1188,14 @@ class Trainer:
             and self.args.average_tokens_across_devices
             and self._was_divided_by_items(num_items_in_batch)
         ):
-            loss = (
-                loss * self._strategy.num_processes
-            )  # processes average their gradients; the items were summed over them
+            loss = loss * self._strategy.num_processes  # gradients are averaged over them; the items were summed
         return (loss, outputs) if return_outputs else loss
 
-    def compute_loss_context_manager(self) -> contextlib.AbstractContextManager[Any]:
+    def compute_loss_context_manager(self) -> Context:
         """Hook: what surrounds the forward pass: mixed precision, where it is on."""
         return self.autocast_smart_context_manager()
 
-    def autocast_smart_context_manager(
-        self, cache_enabled: bool | None = True
-    ) -> contextlib.AbstractContextManager[Any]:
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Context:
         """Hook: autocast to bf16 or fp16 as the arguments ask; nothing in fp32."""
         if not (self.args.bf16 or self.args.fp16):
             return _NOTHING
@@ -1222,7 +1219,7 @@ class Trainer:
         """Clip gradients that lie on several device meshes; return the norm they had."""
         return mesh.clip_mixed_meshes(self._parameters, max_norm)
 
-    def _defer_fsdp_gradient_reduction(self) -> contextlib.AbstractContextManager[Any]:
+    def _defer_fsdp_gradient_reduction(self) -> Context:
         """Hook: around every micro-batch but the last of an update: processes do not exchange gradients yet."""
         return self._strategy.without_grad_sync(self.model_wrapped)
 
@@ -1860,7 +1857,7 @@ class Trainer:
                 state.stateful_callbacks = resume.exported_callbacks(self.callback_handler, self.control)
                 checkpoint_save.save_trainer_state(directory, state)
 
-    def _at_once(self, *hooks: str) -> contextlib.AbstractContextManager[None]:
+    def _at_once(self, *hooks: str) -> Context:
         """Around hooks that write, with `async_save`: what a user's own one wrote must be there when it returns."""
         return at_once(any(map(self._is_overridden, hooks)))
 
