@@ -704,6 +704,7 @@ class Trainer:
         self._progress = DataProgress(
             size,
             self.plan.len_dataloader,
+            epoch=start.epoch,
             # With another batch size the batches of an epoch do not begin where the checkpoint's ended.
             samples_ahead=start.samples_in_epoch - micro_batches * size,
             generators=start.generators,
@@ -920,14 +921,14 @@ class Trainer:
         # A generator state belongs to one moment: at an epoch's start that is before the loader draws its base seed, in
         # the middle of an epoch it is after.
         if resume_from_checkpoint is not None:
-            if steps_trained_in_current_epoch == 0:
+            if progress.samples == 0:
                 self._load_rng_state(resume_from_checkpoint)
             elif progress.generators is not None:
                 restore_generators(progress.generators)
         progress.generators = generator_states()
         self._is_mid_step = True
         epoch_iterator = watch("data", progress.iterate)(train_dataloader, self._strategy.num_processes)
-        if resume_from_checkpoint is not None and steps_trained_in_current_epoch > 0:
+        if resume_from_checkpoint is not None and progress.samples > 0:
             self._load_rng_state(resume_from_checkpoint)
         self._is_mid_step = False
 

@@ -21,11 +21,12 @@ class DataProgress:
         samples_per_micro_batch: int = 1,
         len_dataloader: int | None = None,
         *,
+        epoch: int = 0,
         samples_ahead: int = 0,
         generators: dict[str, Any] | None = None,
         saved_shares: Any = None,
     ) -> None:
-        self.epoch, self.micro_batches = 0, 0  # of this epoch
+        self.epoch, self.micro_batches = epoch, 0  # of this epoch
         self.size = samples_per_micro_batch
         # As `seeding.generator_states` gives them, from the start of this epoch: the order of its samples.
         self.generators = generators
@@ -35,9 +36,9 @@ class DataProgress:
 
     def begin_epoch(self, epoch: int, micro_batches: int) -> None:
         """Stand in `epoch`, behind so many micro-batches that an earlier run took of it."""
-        self.epoch, self.micro_batches = epoch, micro_batches
-        if micro_batches == 0:
+        if epoch != self.epoch:
             self._samples_ahead = 0
+        self.epoch, self.micro_batches = epoch, micro_batches
 
     @property
     def samples(self) -> int:

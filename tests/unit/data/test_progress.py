@@ -25,6 +25,12 @@ def test_samples_beyond_the_micro_batches_are_not_seen_again():
     assert [sample for batch in batches_from(progress, batch_size=4) for sample in batch] == [6, 7, 8, 9]
 
 
+def test_samples_are_not_seen_again_where_they_are_fewer_than_a_micro_batch():
+    progress = DataProgress(8, 2, epoch=3, samples_ahead=6)  # taken in batches of 2
+    progress.begin_epoch(3, 0)
+    assert [sample for batch in batches_from(progress, batch_size=8) for sample in batch] == [6, 7, 8, 9]
+
+
 def test_a_finished_pass_is_the_start_of_the_next():
     progress = DataProgress(2, 5)
     progress.begin_epoch(3, 0)
