@@ -7,6 +7,7 @@ arguments (`args/`), what only a run can show.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -188,3 +189,15 @@ def named_eval_set(eval_dataset: Any, name: str) -> Any:
         names = list(eval_dataset) if isinstance(eval_dataset, dict) else []
         raise ValueError(f"There is no evaluation set {name!r}; eval_dataset holds {names}.{closest(name, names)}")
     return eval_dataset[name]
+
+
+def make_output_dir(path: str) -> None:
+    """Make `output_dir`; OSError where that cannot be, or where it cannot be written to."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise type(error)(
+            f"output_dir={path!r} cannot be used: {error.strerror}. Pass a directory that can be written."
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"output_dir={path!r} cannot be written to. Pass a directory that can.")

@@ -201,6 +201,19 @@ class MicroBatches(FittingSize):
         return total
 
 
+def why_no_retry(args: Any, strategy: Any, num_replicas: int, changes_weights_in_backward: bool) -> str | None:
+    """What keeps a run from making a part of an update again, in words; None where nothing does."""
+    if not strategy.repeats_alone:
+        return "the other processes do not know that this one ran out of memory"
+    if num_replicas > 1:
+        return f"each is shared out over {num_replicas} replicas"
+    if args.past_index >= 0:
+        return "past_index carries a state from one micro-batch to the next"
+    if changes_weights_in_backward:
+        return "this optimizer changes weights during the backward pass"
+    return None
+
+
 class EvaluationBatches(FittingSize):
     """Evaluation batches, each predicted whole where it fits, else in parts whose rows are joined again."""
 

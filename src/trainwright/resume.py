@@ -16,7 +16,6 @@ from trainwright.callbacks.handler import CallbackHandler
 from trainwright.checkpoint.layout import clean_up_staging, get_last_checkpoint, sort_checkpoints
 from trainwright.checkpoint.load import damaged_checkpoints, find_resumable, load_loop_state
 from trainwright.plan import TrainingPlan
-from trainwright.search.together import share
 from trainwright.state import ExportableState, TrainerControl, TrainerState, exported_states
 from trainwright.window import LossWindow
 
@@ -62,6 +61,8 @@ def find_checkpoint(wanted: str | bool | os.PathLike[str] | None, output_dir: st
         )
     if not isinstance(wanted, bool) and wanted != AUTO:
         return find_resumable(wanted, is_explicit=True)
+    from trainwright.search.together import share
+
     found: str | None = None
     error: Exception | None = None
     if is_main_process:

@@ -16,10 +16,7 @@ import functools
 import inspect
 import itertools
 import logging
-import math
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -27,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from trainwright import attempts, checks, finite, resume
 from trainwright.args.training import TrainingArguments
 from trainwright.callbacks.base import TrainerCallback
 from trainwright.callbacks.defaults import default_progress
@@ -36,79 +34,38 @@ from trainwright.checkpoint import best, layout, trouble
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
-from trainwright.checkpoint.asynchronous import HOOKS_THAT_WRITE, AsyncSaves, Save
 from trainwright.checkpoint.deferred import at_once
-from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.occupied import occupied
-from trainwright.checks import (
-    check_given,
-    check_label_names,
-    check_optimizer,
-    check_something_to_train,
-    check_trainable,
-    named_eval_set,
-    sharding_error,
-)
-from trainwright.data import columns, from_args, loaders, own_generators, packing_from_args, position
-from trainwright.data.prefetch import DevicePrefetcher
-from trainwright.data.restart import RestartingIterator
+from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
+from trainwright.data import columns, from_args, loaders, own_generators
+from trainwright.data.progress import DataProgress
 from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import predict, rehearsal
-from trainwright.evaluation.loop import LoopSettings, run_evaluation
+from trainwright.evaluation import run as evaluation
 from trainwright.evaluation.memory import TrainerMemoryTracker
-from trainwright.evaluation.repeated import predict_own_rows
-from trainwright.evaluation.spill import MemoryBudget
-from trainwright.evaluation.streaming import StreamingMetrics, is_streaming
 from trainwright.evaluation.tensors import nested_numpify
-from trainwright.finite import (
-    NonFiniteError,
-    NonFiniteGuard,
-    NonFiniteWeights,
-    Place,
-    check_rollback,
-    checkable_tensors,
-    infinite_by_design,
-    may_be_saved,
-    nonfinite_tensors,
-)
 from trainwright.interop import models, signatures
 from trainwright.interop import older as older_names
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
 from trainwright.loss import LabelSmoother, count_items, loss_of
-from trainwright.memory import CannotRetry, EvaluationBatches, FoundSize, MicroBatches, find_executable_batch_size
+from trainwright.memory import EvaluationBatches, FoundSize, MicroBatches, why_no_retry
 from trainwright.names import TRAINER_STATE_NAME, DebugOption, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
 from trainwright.optim import build as optim_build
 from trainwright.optim import groups as optim_groups
 from trainwright.optim import lomo
 from trainwright.optim import registry as optim_registry
-from trainwright.optim.describe import group_table
 from trainwright.optim.in_backward import is_lomo, updates_in_backward
 from trainwright.optim.own_rates import check_own_rates, with_own_rates
 from trainwright.optim.schedules import waits_for_metric
 from trainwright.optim.two_modes import switch_weights, weights_to_keep
 from trainwright.outputs import BestRun, EvalLoopOutput, PredictionOutput, TrainOutput
-from trainwright.overflow import OverflowWatch
 from trainwright.parallel import mesh
-from trainwright.parallel.accelerator import accelerator_arguments, build_accelerator
 from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan, plan_training
-from trainwright.resume import (
-    ResumePoint,
-    exported_callbacks,
-    find_checkpoint,
-    loop_state,
-    micro_batches_done,
-    report_changes,
-    restore_callbacks,
-    restore_loop,
-    warn_of_another_run,
-)
 from trainwright.seeding import enable_full_determinism, generator_states, restore_generators, set_seed
 from trainwright.seen.parts import Watchers
 from trainwright.state import TrainerControl, TrainerState
-from trainwright.techniques import averaging, in_backward, precision
-from trainwright.techniques.averaging import AveragedWeights
-from trainwright.techniques.compiling import compile_model
+from trainwright.techniques import precision
 from trainwright.tokens import TokenCounter
 from trainwright.tracking.registry import get_reporting_integration_callbacks
 from trainwright.window import LossWindow
@@ -118,12 +75,14 @@ if TYPE_CHECKING:
     from torch.optim.optimizer import Optimizer
     from torch.utils.data import DataLoader, Sampler
 
-    from trainwright.seen.breakdown import TimeBreakdown
+    from trainwright.data.prefetch import DevicePrefetcher
     from trainwright.seen.speed import SpeedMeter
+    from trainwright.techniques.averaging import AveragedWeights
 
 logger = logging.getLogger(__name__)
 
 Inputs = Any  # a batch: a dict of tensors, as the collator made it
+Context = contextlib.AbstractContextManager[Any]
 
 
 class Trainer:
@@ -236,30 +195,22 @@ class Trainer:
         self._half_inputs: torch.dtype | None = None  # what an evaluation with half the width makes of its inputs
         self._keeps_predictions = False  # also where the metrics need none, which `predict` asks for
         self._signature_columns: list[str] | None = None
-        # Where in the data the run stands: micro-batches of this epoch, and samples beyond them (after a resume with
-        # another batch size).
-        self._epoch, self._micro_batches_in_epoch, self._samples_ahead = 0, 0, 0
+        self._progress = DataProgress()
         self._parameters: list[nn.Parameter] = []
         self._average: AveragedWeights | None = None
         self._only_for_training = contextlib.ExitStack()  # what is undone when a run ends, however it ends
         self._first_token_of_run = 0
-        self._breakdown: TimeBreakdown | None = None
         self._speed: SpeedMeter | None = None
         self._interrupt = Interrupt()
-        self._saved_step = 0  # the last step with nothing to lose: it has a checkpoint, or the run began there
         self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
-        self._guard: NonFiniteGuard | None = None
-        self._last_checkpoint: str | None = None  # of this run; what a rollback goes back to
-        self._saves: AsyncSaves | None = None  # with `async_save`, while a run may save
-        self._save_to_tell: Save | None = None  # the one in flight
+        self._guard: finite.NonFiniteGuard | None = None
+        self._saves = Saves(lambda: (self.state, self.control), self._follow_save, self._tell_of_save)
         self._data_to_pass_over: list[tuple[int, range]] = []
-        self._saved_shares: Any = None
-        self._shares: position.WorkerShares | None = None  # of a stream, before the micro-batches of this epoch
         self._hub: Any = None
         self.hub_model_id: str | None = None
 
         if self.args.should_save:
-            self._make_output_dir()
+            checks.make_output_dir(self._output_dir)
         if self.args.push_to_hub:
             self.init_hf_repo()
         self.state.is_local_process_zero = self.is_local_process_zero()
@@ -269,7 +220,7 @@ class Trainer:
 
     def _validate_args(self) -> None:
         """Hook: find, before anything is built, what can never work; each error names the argument and the cure."""
-        check_given(self, makes_eval_loader=self._is_overridden("get_eval_dataloader"))
+        checks.check_given(self, makes_eval_loader=self._is_overridden("get_eval_dataloader"))
         signatures.check_overrides(self, Trainer)
         if self.compute_loss_func is not None:
             self.compute_loss_func = signatures.fitted(self.compute_loss_func, ("num_items_in_batch",))
@@ -299,6 +250,8 @@ class Trainer:
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         """Keyword arguments for the Accelerator: what `args` says, then `accelerator_kwargs()`, then `kwargs`."""
+        from trainwright.parallel.accelerator import accelerator_arguments
+
         return {**accelerator_arguments(self.args), **self.accelerator_kwargs(), **kwargs}
 
     def accelerator_kwargs(self) -> dict[str, Any]:
@@ -307,21 +260,11 @@ class Trainer:
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build a model with `model_init`, which takes no argument, or the trial of a hyper-parameter search."""
-        if not callable(self.model_init):
-            raise TypeError(f"model_init={self.model_init!r} must be a function that returns a model.")
-        parameters = inspect.signature(self.model_init).parameters.values()
-        required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        if len(required) > 1:
-            raise RuntimeError(f"model_init must take no argument, or one (the trial); it needs {len(required)}.")
-        takes = bool(required) or len(parameters) == 1
-        model = self.model_init(trial) if takes else self.model_init()
-        if not isinstance(model, nn.Module):
-            raise RuntimeError(f"model_init must return a torch.nn.Module; it returned {model!r}.")
-        return model
+        return models.built_by(self.model_init, trial)
 
     def _adopt_model(self, model: nn.Module) -> None:
         """Make `model` the one this trainer works on: check it, move it, find out what it takes and returns."""
-        check_trainable(model)
+        checks.check_trainable(model)
         self.is_model_parallel = models.spans_devices(model)
         self.place_model_on_device = self.args.place_model_on_device and not self.is_model_parallel
         if self.args.use_liger_kernel:
@@ -336,7 +279,7 @@ class Trainer:
         self._main_input_name = models.main_input_name(model)
         self._probe_loss_kwargs = self.model_accepts_loss_kwargs and not models.states_loss_kwargs(model)
         if self.args.label_names is not None:
-            check_label_names(model, self.args.label_names)
+            checks.check_label_names(model, self.args.label_names)
         self.label_names = (
             self.args.label_names if self.args.label_names is not None else columns.find_label_names(model)
         )
@@ -373,17 +316,6 @@ class Trainer:
                 labels_are_shifted=self._labels_are_shifted, batch_size=self.args.eval_batch_size
             )
 
-    def _why_no_update_can_be_repeated(self) -> str | None:
-        if not self._strategy.repeats_alone:
-            return "the other processes do not know that this one ran out of memory"
-        if self._num_replicas > 1:
-            return f"each is shared out over {self._num_replicas} replicas"
-        if self.args.past_index >= 0:
-            return "past_index carries a state from one micro-batch to the next"
-        if self._changes_weights_in_backward:
-            return "this optimizer changes weights during the backward pass"
-        return None
-
     @property
     def _changes_weights_in_backward(self) -> bool:
         return self.args.optimizer_in_backward or updates_in_backward(self.optimizer)
@@ -395,25 +327,16 @@ class Trainer:
         """The hook `name`, called without the arguments it gained after the user's override was written."""
         return signatures.fitted(getattr(self, name), signatures.GAINED[name])
 
-    def _make_output_dir(self) -> None:
-        path = self._output_dir
-        try:
-            os.makedirs(path, exist_ok=True)
-        except OSError as error:
-            raise type(error)(
-                f"output_dir={path!r} cannot be used: {error.strerror}. Pass a directory that can be written."
-            ) from error
-        if not os.access(path, os.W_OK):
-            raise PermissionError(f"output_dir={path!r} cannot be written to. Pass a directory that can.")
-
     # Attributes that other libraries read -----------------------------------------------------------------------------
 
     @property
     def accelerator(self) -> Any:
         """An `accelerate.Accelerator` with this run's settings, built when first read."""
         if self._accelerator is None:
+            from trainwright.parallel.accelerator import build_accelerator
+
             self._accelerator = build_accelerator(**self._build_accelerator_args())
-            self._watch_accelerator()
+            self._watchers.watch_method(self._accelerator, "backward", "backward")
         return self._accelerator
 
     @accelerator.setter
@@ -423,6 +346,10 @@ class Trainer:
     @property
     def _output_dir(self) -> str:
         return str(self.args.output_dir)
+
+    @property
+    def _saves_checkpoints(self) -> bool:
+        return self.args.should_save and self.args.save_strategy != SaveStrategy.NO
 
     @property
     def tokenizer(self) -> Any:
@@ -505,108 +432,83 @@ class Trainer:
                 self._adopt_model(self.call_model_init(trial))
                 self.optimizer = self.lr_scheduler = None
                 self.callback_handler.model = self.model
-            checkpoint = find_checkpoint(resume_from_checkpoint, self._output_dir, self.is_world_process_zero())
+            checkpoint = resume.find_checkpoint(resume_from_checkpoint, self._output_dir, self.is_world_process_zero())
             if checkpoint is not None:
                 self._fitted("_load_from_checkpoint")(checkpoint)
             elif self.args.save_strategy != SaveStrategy.NO and self.is_world_process_zero():
-                warn_of_another_run(self._get_output_dir(trial))
-            run = functools.partial(
-                self._inner_training_loop,
-                args=self.args,
-                resume_from_checkpoint=checkpoint,
-                trial=trial,
-                ignore_keys_for_eval=ignore_keys_for_eval,
-            )
+                resume.warn_of_another_run(self._get_output_dir(trial))
             self._found_size = FoundSize.of_checkpoint(self.args, checkpoint)
             self._train_batch_size = self._found_size.micro_batch
-            self._last_checkpoint, self._data_to_pass_over = checkpoint, []
-            return self._run_interruptible(run, trial)
+            self._saves.last_checkpoint, self._data_to_pass_over = checkpoint, []
+            self._interrupt = Interrupt.for_run(self.args, self._strategy.is_distributed)
+            with self._interrupt, occupied(self._output_dir, is_wanted=self._saves_checkpoints):
+                return self._run_to_its_end(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self.is_in_train = False
-            self._end_async_saves()
+            self._saves.close()
             self._only_for_training.close()
             self._stop_watching()
             if self._guard is not None:
                 self._guard.close()
                 self._guard = None
 
-    def _run_interruptible(self, run: functools.partial[TrainOutput], trial: Any) -> TrainOutput:
-        """Run; a signal ends it with a checkpoint and SystemExit, an exception too where `save_on_exception` asks."""
-        self._interrupt = Interrupt.for_run(self.args, self._strategy.is_distributed)
-        saves = self.args.should_save and self.args.save_strategy != SaveStrategy.NO
-        with self._interrupt, occupied(self._output_dir) if saves else contextlib.nullcontext():
-            try:
-                return self._run_with_rollback(run)
-            except Exception as error:
-                self._drain_after(error)
-                if self.args.save_on_exception:
-                    rescue(
-                        error,
-                        functools.partial(self._save_and_tell, self.model_wrapped, trial),
-                        step=self.state.global_step,
-                        is_saved=self._saved_step == self.state.global_step,
-                        is_between_steps=not self._is_mid_step,
-                    )
-                raise
+    def _run_to_its_end(
+        self, checkpoint: str | None, trial: Any, ignore_keys_for_eval: list[str] | None
+    ) -> TrainOutput:
+        """The run, in as many attempts as it takes; with `save_on_exception` an exception ends it with a checkpoint."""
+        run = functools.partial(
+            self._inner_training_loop, args=self.args, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval
+        )
 
-    def _run_with_rollback(self, run: functools.partial[TrainOutput]) -> TrainOutput:
-        """Run; with `nonfinite="rollback"` go on from the last checkpoint after a NaN, without the data that
-        gave it.
-        """
-        while True:
-            try:
-                return self._run_in_memory(run)
-            except NonFiniteError as error:
-                run.keywords["resume_from_checkpoint"] = self._roll_back(error)
+        def attempt(checkpoint: str | None) -> TrainOutput:
+            return attempts.in_memory(
+                functools.partial(run, resume_from_checkpoint=checkpoint),
+                self.args,
+                self._train_batch_size,
+                self.model,
+                nothing_is_done=self._nothing_is_done,
+                start_over=self._start_over,
+            )
 
-    def _roll_back(self, error: NonFiniteError) -> str:
+        try:
+            return attempts.with_rollback(attempt, checkpoint, self._roll_back)
+        except Exception as error:
+            self._saves.drain()
+            if self.args.save_on_exception:
+                rescue(
+                    error,
+                    functools.partial(self._save_and_tell, self.model_wrapped, trial),
+                    step=self.state.global_step,
+                    is_saved=self._saves.saved_step == self.state.global_step,
+                    is_between_steps=not self._is_mid_step,
+                )
+            raise
+
+    def _roll_back(self, error: finite.NonFiniteError) -> str:
         """Load the last checkpoint of this run, to go on from it without the data of `error`. Returns its path; raises
         `error` where `nonfinite` asks for no rollback, or there is nothing to go back to.
         """
-        self._settle_save()
-        data = check_rollback(error, self.args.nonfinite, self._last_checkpoint, self._data_to_pass_over)
-        checkpoint = find_checkpoint(self._last_checkpoint, self._output_dir, self.is_world_process_zero())
+        self._saves.settle()
+        last = self._saves.last_checkpoint
+        data = finite.check_rollback(error, self.args.nonfinite, last, self._data_to_pass_over)
+        checkpoint = resume.find_checkpoint(last, self._output_dir, self.is_world_process_zero())
         assert checkpoint is not None
         self._data_to_pass_over = data
         self._only_for_training.close()
         self._fitted("_load_from_checkpoint")(checkpoint)
         return checkpoint
 
-    def _run_in_memory(self, run: Callable[..., TrainOutput]) -> TrainOutput:
-        """The run, with what `auto_find_batch_size` does when memory runs out."""
-        if not self.args.auto_find_batch_size:
-            return run(batch_size=self._train_batch_size)
-        if self.args.auto_find_batch_size_mode == "restart":
-            return self._train_with_smaller_batches(run, self._train_batch_size)
-        try:
-            return run(batch_size=self._train_batch_size)
-        except CannotRetry as error:
-            if not self._nothing_is_done():
-                raise
-            logger.warning("%s The run starts again with half the batch size.", error)
-        return self._train_with_smaller_batches(run, self._train_batch_size // 2)
-
     def _nothing_is_done(self) -> bool:
         """Whether this run has made no update yet, nor a part of one, so that starting over loses nothing."""
         alone = not (self._changes_weights_in_backward or self._strategy.is_distributed)
         return alone and self.state.global_step == self._first_step_of_run
 
-    def _train_with_smaller_batches(self, run: Callable[..., TrainOutput], batch_size: int) -> TrainOutput:
-        """`auto_find_batch_size_mode="restart"`: from `batch_size` on, halve the micro-batch after each out-of-memory
-        error and start over from these weights.
-        """
-        start = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
-
-        def attempt(batch_size: int) -> TrainOutput:
-            if batch_size != self._train_batch_size:
-                self.model.load_state_dict(start)
-                self.optimizer = self.lr_scheduler = None
-                self._seed_everything()
-                self._update_auto_batch_size(batch_size)
-            return run(batch_size=batch_size)
-
-        result: TrainOutput = find_executable_batch_size(attempt, starting_batch_size=batch_size)()
-        return result
+    def _start_over(self, batch_size: int, weights: dict[str, torch.Tensor]) -> None:
+        """After memory ran out: begin anew, from these weights, with a smaller micro-batch."""
+        self.model.load_state_dict(weights)
+        self.optimizer = self.lr_scheduler = None
+        self._seed_everything()
+        self._update_auto_batch_size(batch_size)
 
     def _update_auto_batch_size(self, batch_size: int) -> None:
         """Take a smaller micro-batch, in samples per process."""
@@ -623,12 +525,15 @@ class Trainer:
         """One run from its first update to its last: plan, prepare, epochs, finish."""
         args = args if args is not None else self.args
         self._train_batch_size = batch_size if batch_size is not None else self._train_batch_size
-        self._settle_save()  # of an attempt that ran out of memory
+        self._saves.settle()  # of an attempt that ran out of memory
         if self._created_lr_scheduler:
             self.lr_scheduler, self._created_lr_scheduler = None, False
 
         train_dataloader = self.get_train_dataloader()
-        packing_from_args.check_packed(args, train_dataloader, self.model, self._prepare_inputs)
+        if args.packs:
+            from trainwright.data.packing_from_args import check_packed
+
+            check_packed(args, train_dataloader, self.model, self._prepare_inputs)
         self.plan = plan = TrainingPlan(*self.set_initial_training_values(args, train_dataloader))
         epochs_trained, steps_trained = self._init_training_state(
             plan.max_steps, plan.num_update_steps_per_epoch, plan.num_train_epochs, resume_from_checkpoint, trial
@@ -636,14 +541,11 @@ class Trainer:
         plan = self.plan
         model, train_dataloader = self._prepare_for_training(plan.max_steps, train_dataloader, resume_from_checkpoint)
         self._log_plan(args, plan)
-        self._save_trouble = trouble.SaveTrouble(args.max_save_failures)
-        if args.should_save:
-            self._check_free_space(plan.num_train_epochs - epochs_trained)
-        self._start_async_saves()
+        self._begin_saves(args, plan.num_train_epochs - epochs_trained)
 
         if rehearsal.needs_metric(args) and not resume_from_checkpoint:
             self._rehearse_best_metric(ignore_keys_for_eval)
-        self._first_step_of_run = self._saved_step = self.state.global_step
+        self._first_step_of_run = self._saves.saved_step = self.state.global_step
         self._first_token_of_run = self.state.num_input_tokens_seen
         self._start_watching(args)
         start_time = time.time()
@@ -654,7 +556,7 @@ class Trainer:
                 evaluate = self._watchers.watch("evaluation", self._fitted("_evaluate"))
                 evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
             if owes_evaluation:
-                self._epoch, self._micro_batches_in_epoch = epochs_trained, steps_trained
+                self._progress.epoch, self._progress.micro_batches = epochs_trained, steps_trained
                 self._load_rng_state(resume_from_checkpoint)  # a new best is saved, as if the run had not stopped
                 self.control.should_evaluate = True
                 self._fitted("_maybe_log_save_evaluate")(
@@ -682,10 +584,10 @@ class Trainer:
             )
             if self.control.should_training_stop:
                 break
-        self._settle_save()
-        if self._interrupt.asked and self.state.global_step != self._saved_step:
+        self._saves.settle()
+        if self._interrupt.asked and self.state.global_step != self._saves.saved_step:
             self._save_and_tell(model, trial)
-            self._settle_save()
+            self._saves.settle()
         return self._finalize_training(trial, plan.num_train_samples, start_time)
 
     def _start_watching(self, args: TrainingArguments) -> None:
@@ -693,46 +595,34 @@ class Trainer:
         self._stop_watching()
         if not (args.time_breakdown or args.log_speed or args.profile_steps):
             return
-        from trainwright.seen import watching
+        from trainwright.seen.watching import watchers_for
 
-        self._breakdown, self._speed, self._watchers = watching.watchers_for(
+        says_flops = self._is_overridden("floating_point_ops") or self._flops.has_own
+        self._watchers = watchers_for(
             args,
-            device=self._strategy.device,
-            process_index=self._strategy.process_index,
-            num_processes=self._strategy.num_processes,
-            num_devices=self._strategy.num_processes * self._num_replicas,
+            strategy=self._strategy,
+            num_replicas=self._num_replicas,
             step_now=lambda: self.state.global_step,
             tokens_now=self.state.num_input_tokens_seen,
             model=self._strategy.unwrap(self.model),
-            # What the user or the model says it takes; None: counted.
-            flops_of=self.floating_point_ops
-            if self._is_overridden("floating_point_ops") or self._flops.has_own
-            else None,
+            flops_of=self.floating_point_ops if says_flops else None,
             main_input_name=self._main_input_name,
             prepare_inputs=self._prepare_inputs,
             drops_labels=self.compute_loss_func is not None or self.label_smoother is not None,
             autocast=self.compute_loss_context_manager,
         )
-        watch = self._watchers.watch
+        watch, self._speed = self._watchers.watch, self._watchers.speed
         self._training_step = watch("forward", self._training_step)
         self._backward = watch("backward", self._backward)
         self._fused_backward = watch("backward", self._fused_backward)
-        self._watch_accelerator()
-        self.callback_handler.call_event = watch(  # type: ignore[method-assign]
-            "callbacks", self.callback_handler.call_event
-        )
-
-    def _watch_accelerator(self) -> None:
+        self._watchers.watch_method(self.callback_handler, "call_event", "callbacks")
         if self._accelerator is not None:  # the way of many overrides of training_step to a backward pass
-            self._accelerator.backward = self._watchers.watch("backward", self._accelerator.backward)
+            self._watchers.watch_method(self._accelerator, "backward", "backward")
 
     def _stop_watching(self) -> None:
         self._backward, self._fused_backward = self._strategy.backward, lomo.fused_backward
-        watchers, self._watchers, self._breakdown, self._speed = self._watchers, Watchers(), None, None
-        for watched, name in ((self.callback_handler, "call_event"), (self._accelerator, "backward")):
-            if watched is not None:
-                watched.__dict__.pop(name, None)
-        watchers.close()
+        self._watchers.close()
+        self._watchers, self._speed = Watchers(), None
 
     def set_initial_training_values(
         self, args: TrainingArguments, dataloader: DataLoader[Any], total_train_batch_size: int | None = None
@@ -749,15 +639,7 @@ class Trainer:
             num_train_epochs=args.num_train_epochs,
             max_steps=args.max_steps,
         )
-        return (
-            plan.num_train_epochs,
-            plan.num_update_steps_per_epoch,
-            plan.num_examples,
-            plan.num_train_samples,
-            plan.epoch_based,
-            plan.len_dataloader,
-            plan.max_steps,
-        )
+        return dataclasses.astuple(plan)  # type: ignore[return-value]
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         """Samples per update: micro-batch x accumulation x data-parallel processes that take a batch each."""
@@ -787,42 +669,47 @@ class Trainer:
         resume_from_checkpoint: str | None,
         trial: Any,
     ) -> tuple[int, int]:
-        """Start a fresh `TrainerState`, or the checkpoint's. Returns (whole epochs done, micro-batches done in the
-        next).
-        """
+        """A fresh `TrainerState`, or the checkpoint's. Returns (whole epochs done, micro-batches done in the next)."""
         self.window = LossWindow(self.args.logging_nan_inf_filter, self.args.gradient_accumulation_steps)
-        self._micro_batches_in_epoch, self.current_flos = 0, 0.0
+        self.current_flos, size = 0.0, self._train_batch_size * self._strategy.num_batches_at_once
         self._tokens = TokenCounter(
             str(self.args.include_num_input_tokens_seen),
             self._main_input_name,
             getattr(self.processing_class, "pad_token_id", None),
             self._strategy.num_processes,
         )
-        self.state = TrainerState(stateful_callbacks=exported_callbacks(self.callback_handler, self.control))
-        start = ResumePoint()
+        self.state = TrainerState(stateful_callbacks=resume.exported_callbacks(self.callback_handler, self.control))
+        start = resume.ResumePoint()
         if resume_from_checkpoint is not None:
             self.state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME))
             self.compare_trainer_and_checkpoint_args(self.args, self.state)
             self._load_callback_state()
-            start = restore_loop(
+            start = resume.restore_loop(
                 resume_from_checkpoint,
                 self.state,
                 self.window,
                 updates_per_epoch=num_update_steps_per_epoch,
-                samples_per_update=self._samples_per_micro_batch() * self.args.gradient_accumulation_steps,
+                samples_per_update=size * self.args.gradient_accumulation_steps,
             )
-            packing_from_args.check_resumed(self.args, start)
+            if self.args.packs or start.arguments.get("packing"):
+                from trainwright.data.packing_from_args import check_resumed
+
+                check_resumed(self.args, start)
         self._total_loss_scalar, self._globalstep_last_logged = start.total_loss, start.last_logged_step
-        self._epoch_start_generators = start.generators
         own_generators.restore(self.data_collator, start.collator)
-        self._saved_shares, self._shares = start.worker_shares, None
         if self.args.ignore_data_skip:
             start.samples_in_epoch = 0
         assert self.plan is not None
-        size = self._samples_per_micro_batch()
-        micro_batches = micro_batches_done(start.samples_in_epoch, size, self.plan)
-        # With another batch size the batches of an epoch do not begin where the checkpoint's ended.
-        self._samples_ahead = start.samples_in_epoch - micro_batches * size
+        micro_batches = resume.micro_batches_done(start.samples_in_epoch, size, self.plan)
+        self._progress = DataProgress(
+            size,
+            self.plan.len_dataloader,
+            epoch=start.epoch,
+            # With another batch size the batches of an epoch do not begin where the checkpoint's ended.
+            samples_ahead=start.samples_in_epoch - micro_batches * size,
+            generators=start.generators,
+            saved_shares=start.worker_shares,
+        )
         if self.plan.epoch_based:  # the updates that are left are counted from here, whatever the size of those before
             done = start.epoch * num_update_steps_per_epoch + -(-micro_batches // self.args.gradient_accumulation_steps)
             max_steps += self.state.global_step - done
@@ -831,24 +718,23 @@ class Trainer:
         self.state.init_training_references(self, max_steps, num_train_epochs, trial)
         return start.epoch, micro_batches
 
-    def _samples_per_micro_batch(self) -> int:
-        return self._train_batch_size * self._strategy.num_batches_at_once
-
     def compare_trainer_and_checkpoint_args(
         self, training_args: TrainingArguments, trainer_state: TrainerState
     ) -> None:
         """Say which settings differ from the checkpoint's; the new ones are used."""
-        report_changes(training_args, trainer_state, self._train_batch_size)
+        resume.report_changes(training_args, trainer_state, self._train_batch_size)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
     ) -> tuple[nn.Module, DataLoader[Any]]:
         """Build optimizer and schedule, wrap the model, and put a checkpoint's state into them."""
-        check_something_to_train(self.model)
+        checks.check_something_to_train(self.model)
         undo = self._only_for_training
         undo.close()  # of an attempt that ran out of memory
         undo.enter_context(precision.float32_products(self.args.tf32))
         if DebugOption.UNDERFLOW_OVERFLOW in self.args.debug:
+            from trainwright.overflow import OverflowWatch
+
             undo.callback(OverflowWatch(self.model).close)
         undo.callback(models.prepare_for_training(self.model, self.args))
         if self.args.neftune_noise_alpha is not None:
@@ -857,14 +743,20 @@ class Trainer:
         self.create_optimizer_and_scheduler(num_training_steps=max_steps)
         if self._strategy.is_distributed:
             self._sync_replicated_trainable_parameters(self.model)
-        check_optimizer(self.optimizer, self.model)
+        checks.check_optimizer(self.optimizer, self.model)
         check_own_rates(self.optimizer, self.model, self.args.learning_rate_per_module)
         model = self._wrap_model(self.model_wrapped)
         self.model_wrapped = model
         if resume_from_checkpoint is not None:
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
             self._load_scaler(resume_from_checkpoint)
-        self._average = self._begin_average(resume_from_checkpoint)
+        self._average = None
+        if self.args.ema_decay is not None:
+            from trainwright.techniques.averaging import begin_average
+
+            self._average = begin_average(
+                self.args, self.model, self.optimizer, resume_from_checkpoint, self.state.global_step
+            )
         handler = self.callback_handler
         handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
         handler.train_dataloader = train_dataloader
@@ -873,6 +765,8 @@ class Trainer:
         for parameter in self._parameters:  # what an update that was broken off left behind
             parameter.grad = None
         if self.args.optimizer_in_backward:
+            from trainwright.techniques import in_backward
+
             obstacle = "several processes" if self._strategy.is_distributed else None
             obstacle = "several replicas of the model" if self._num_replicas > 1 else obstacle
             undo.callback(in_backward.start(self.optimizer, self.model, self.args, obstacle).close)
@@ -881,32 +775,23 @@ class Trainer:
         self._prefetch = None
         # Not where memory may run out on purpose: there a copy made ahead would fail outside of what is tried again.
         if self._strategy.device.type == "cuda" and self._prepare_input_is_ours and not self.args.auto_find_batch_size:
+            from trainwright.data.prefetch import DevicePrefetcher
+
             self._prefetch = DevicePrefetcher(self._strategy.device)
-        self._infinite_by_design = infinite_by_design(self.model)
+        self._infinite_by_design = finite.infinite_by_design(self.model)
         self._micro_batches = None
         if self.args.auto_find_batch_size and self.args.auto_find_batch_size_mode == "split":
             self._micro_batches = MicroBatches(
                 labels_are_shifted=self._labels_are_shifted,
                 batch_size=self._train_batch_size,
-                obstacle=self._why_no_update_can_be_repeated(),
+                obstacle=why_no_retry(self.args, self._strategy, self._num_replicas, self._changes_weights_in_backward),
                 limit=self._found_size.limit(self._strategy.process_index, self._strategy.num_processes),
             )
             self._training_step = functools.partial(self._training_step_that_fits, self._training_step)
         self._set_training_mode(model, True)
         return model, train_dataloader
 
-    def _begin_average(self, checkpoint: str | None) -> AveragedWeights | None:
-        """The average that `ema_decay` asks for, from `checkpoint` on where a run is resumed."""
-        if self.args.ema_decay is None:
-            return None
-        averaging.check_optimizer(self.optimizer)
-        start, every = self.args.ema_start_step, self.args.ema_update_steps
-        average = AveragedWeights(self.model, self.args.ema_decay, start, every)
-        if checkpoint is not None:
-            average.load(checkpoint, self.state.global_step)
-        return average
-
-    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+    def averaged_weights(self) -> Context:
         """Within the block, `self.model` has the average of `ema_decay` for weights; after it, its own again.
 
         Raises ValueError where there is none.
@@ -915,7 +800,7 @@ class Trainer:
             raise ValueError("There is no average of the weights: set ema_decay, and call train() first.")
         return self._average.in_model()
 
-    def _weights_to_judge(self) -> contextlib.AbstractContextManager[None]:
+    def _weights_to_judge(self) -> Context:
         """The weights that are evaluated and handed out: the average where `ema_eval` says so, else the trained."""
         if self._average is None or not self.args.ema_eval or not self._average.belongs_to_the_weights():
             return _NOTHING
@@ -927,28 +812,24 @@ class Trainer:
         with self._weights_to_judge(), weights_to_keep(self.optimizer):
             yield
 
-    def _build_guard(self) -> NonFiniteGuard | None:
+    def _build_guard(self) -> finite.NonFiniteGuard | None:
         """What looks for NaN and infinity before the optimizer. None with "ignore", and in fp16, whose scaler does."""
         if self._guard is not None:
             self._guard.close()
         if self.args.nonfinite == "ignore" or self._strategy.scaler is not None:
             return None
-        return NonFiniteGuard(
+        progress = self._progress
+        return finite.NonFiniteGuard(
             self.args.nonfinite,
             self.window,
             self.optimizer,
             self._strategy.device,
-            self._place_of_update,
+            lambda: finite.Place(self.state.global_step + 1, progress.epoch, progress.samples, progress.size),
             scheduler=None if self._schedule_waits_for_metric else self.lr_scheduler,
             is_distributed=self._strategy.is_distributed,
             updates_in_backward=self._changes_weights_in_backward,
             excluded=self._data_to_pass_over,
         )
-
-    def _place_of_update(self) -> Place:
-        size = self._samples_per_micro_batch()
-        first_sample = self._micro_batches_in_epoch * size + self._samples_ahead
-        return Place(self.state.global_step + 1, self._epoch, first_sample, size)
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """Give every process the trainable parameters of process 0, of those that are replicated."""
@@ -957,9 +838,7 @@ class Trainer:
     def _wrap_model(
         self, model: nn.Module, training: bool = True, dataloader: DataLoader[Any] | None = None
     ) -> nn.Module:
-        """The model as the loop calls it: compiled, replicated or sharded as the arguments ask; itself on one
-        device.
-        """
+        """The model as the loop calls it: compiled and replicated as the arguments ask; itself on one device."""
         if not training:
             if self.args.jit_mode_eval and dataloader is not None and not self.is_in_train:
                 return self.torch_jit_model_eval(model, dataloader, training=False)
@@ -967,6 +846,8 @@ class Trainer:
         if self._strategy.unwrap(model) is not model:
             return model  # wrapped by an earlier train()
         if self.args.torch_compile:
+            from trainwright.techniques.compiling import compile_model
+
             backend, mode = self.args.torch_compile_backend or "inductor", self.args.torch_compile_mode
             compile_model(model, backend, mode, self.args.use_regional_compilation)
         if self._num_replicas > 1:
@@ -974,42 +855,33 @@ class Trainer:
         return self._strategy.prepare_model(model)
 
     def _set_training_mode(self, model: nn.Module, training: bool) -> None:
-        """Switch the model, and an optimizer that keeps two sets of weights (schedule-free), between training and
-        evaluation.
-        """
+        """Switch the model, and an optimizer with two sets of weights (schedule-free), to training or evaluation."""
         model.train(training)
         switch_weights(self.optimizer, training)
 
-    def _check_free_space(self, epochs_left: int) -> None:
-        """Warn where the checkpoints to come will not fit on the disk; an error where not even one does."""
-        args, state = self.args, self.state
-        strategy, steps_left = SaveStrategy(args.save_strategy).value, state.max_steps - state.global_step
-        surely, probably = trouble.predicted_bytes(self.model, None if args.save_only_model else self.optimizer)
-        average = self._average.nbytes if self._average is not None else 0
-        trouble.check_free_space(
-            self._output_dir,
-            (surely + average, probably + average),
-            trouble.num_saves_left(strategy, state.save_steps, steps_left, epochs_left),
-            args.save_total_limit,
-            self._strategy.frozen.num_bytes_shared(self.model),
-        )
-
     def _log_plan(self, args: TrainingArguments, plan: TrainingPlan) -> None:
-        logger.info(
-            "Training: %s samples per epoch, %s epochs, %s samples per update (%s per micro-batch x %s "
-            "accumulated x %s processes), "
-            "%s updates, %s trainable parameters.",
-            f"{plan.num_examples:,}",
-            args.num_train_epochs if plan.epoch_based else f"{plan.max_steps / plan.num_update_steps_per_epoch:.2f}",
-            f"{self.get_total_train_batch_size(args):,}",
-            self._train_batch_size,
-            args.gradient_accumulation_steps,
-            self._strategy.num_processes,
-            f"{plan.max_steps:,}",
-            f"{self.get_num_trainable_parameters():,}",
-        )
         if logger.isEnabledFor(logging.INFO):
-            logger.info("Optimizer %s:\n%s", type(self.optimizer).__name__, group_table(self.optimizer, self.model))
+            from trainwright.optim.describe import describe_run
+
+            sizes = self.get_total_train_batch_size(args), self._train_batch_size, self._strategy.num_processes
+            logger.info("%s", describe_run(args, plan, *sizes, self.optimizer, self.model))
+
+    def _begin_saves(self, args: TrainingArguments, epochs_left: int) -> None:
+        """Say where the checkpoints to come will not fit on the disk (an error: not even one), and be ready to save."""
+        if args.should_save:
+            average = self._average.nbytes if self._average is not None else 0
+            shared = self._strategy.frozen.num_bytes_shared(self.model)
+            trouble.check_space_for_run(args, self.state, self.model, self.optimizer, average, shared, epochs_left)
+        self._saves.begin(
+            args,
+            self._strategy,
+            self._strategy.unwrap(self.model),
+            self.optimizer,
+            guard=self._guard,
+            exempt=self._infinite_by_design,
+            trainer_class=type(self).__name__,
+            overridden=[hook for hook in HOOKS_THAT_WRITE if self._is_overridden(hook)],
+        )
 
     def _run_epoch(
         self,
@@ -1027,7 +899,7 @@ class Trainer:
     ) -> None:
         """One pass over the data. `steps_in_epoch` and `steps_trained_in_current_epoch` count micro-batches."""
         args, state, handler, accumulation = self.args, self.state, self.callback_handler, self._accumulation
-        interrupt, saves = self._interrupt, self._saves
+        interrupt, saves, progress = self._interrupt, self._saves.asynchronous, self._progress
         watch, empty_cache_steps = self._watchers.watch, args.torch_empty_cache_steps
         get_batch_samples = watch("data", self._fitted("get_batch_samples"))
         update = watch("optimizer", self._update)  # but for the parts that interrupt it
@@ -1042,29 +914,27 @@ class Trainer:
         loaders.set_epoch(train_dataloader, epoch)
         if args.past_index >= 0:
             self._past = None
-        self._epoch, self._micro_batches_in_epoch = epoch, steps_trained_in_current_epoch
-        if steps_trained_in_current_epoch == 0:
-            self._samples_ahead = 0
+        progress.begin_epoch(epoch, steps_trained_in_current_epoch)
         self._parameters = list(model.parameters())  # once per epoch: the walk costs milliseconds in a deep model
         self.control = handler.on_epoch_begin(args, state, self.control)
 
         # A generator state belongs to one moment: at an epoch's start that is before the loader draws its base seed, in
         # the middle of an epoch it is after.
         if resume_from_checkpoint is not None:
-            if steps_trained_in_current_epoch == 0:
+            if progress.samples == 0:
                 self._load_rng_state(resume_from_checkpoint)
-            elif self._epoch_start_generators is not None:
-                restore_generators(self._epoch_start_generators)
-        self._epoch_start_generators = generator_states()
+            elif progress.generators is not None:
+                restore_generators(progress.generators)
+        progress.generators = generator_states()
         self._is_mid_step = True
-        epoch_iterator = watch("data", self._iterate_from)(train_dataloader, steps_trained_in_current_epoch)
-        if resume_from_checkpoint is not None and steps_trained_in_current_epoch > 0:
+        epoch_iterator = watch("data", progress.iterate)(train_dataloader, self._strategy.num_processes)
+        if resume_from_checkpoint is not None and progress.samples > 0:
             self._load_rng_state(resume_from_checkpoint)
         self._is_mid_step = False
 
         learning_rate, grad_norm = None, None
-        while self._micro_batches_in_epoch < steps_in_epoch:
-            num_batches = min(accumulation, steps_in_epoch - self._micro_batches_in_epoch)
+        while progress.micro_batches < steps_in_epoch:
+            num_batches = min(accumulation, steps_in_epoch - progress.micro_batches)
             try:
                 batch_samples, num_items = get_batch_samples(epoch_iterator, num_batches, device=self._strategy.device)
                 if not batch_samples:
@@ -1076,21 +946,21 @@ class Trainer:
             state.global_step += 1
             if self._average is not None:
                 self._average.update(state.global_step)
-            self._micro_batches_in_epoch += len(batch_samples)
-            state.epoch = epoch + self._micro_batches_in_epoch / steps_in_epoch
+            progress.micro_batches += len(batch_samples)
+            state.epoch = epoch + progress.micro_batches / steps_in_epoch
             if handler.listeners["on_step_end"]:
                 self.control = handler.on_step_end(args, state, self.control)
             log_save_evaluate(self._running_loss(), grad_norm=grad_norm, learning_rate=learning_rate)
             if saves is not None and saves.in_flight:
-                self._settle_save(wait=False)
+                self._saves.settle(wait=False)
             if empty_cache_steps and state.global_step % empty_cache_steps == 0:
                 self._empty_device_cache()
             if interrupt.asked or self.control.should_epoch_stop or self.control.should_training_stop:
                 break
 
-        if interrupt.asked and self._micro_batches_in_epoch < steps_in_epoch:
+        if interrupt.asked and progress.micro_batches < steps_in_epoch:
             return  # the epoch ends in the run that goes on from here
-        if self._micro_batches_in_epoch == 0:
+        if progress.micro_batches == 0:
             reason = "a generator that can be read only once?"
             logger.warning(
                 "The data gave no batch in epoch %s (%s); training stops at step %s.", epoch, reason, state.global_step
@@ -1156,48 +1026,15 @@ class Trainer:
             self._interrupt.end_agreement()
         return learning_rate, grad_norm
 
-    def _iterate_from(self, train_dataloader: DataLoader[Any], num_micro_batches: int) -> Iterator[Any]:
-        """An iterator over an epoch that starts after `num_micro_batches`, without fetching what it skips where it can;
-        with workers, one that replaces those that are lost.
-        """
-        size, seen = self._samples_per_micro_batch(), self._samples_ahead
-        is_start = num_micro_batches == seen == 0
-        shares = position.WorkerShares.going_on(
-            self._saved_shares, train_dataloader, self._strategy.num_processes, is_start=is_start
-        )
-        self._shares = None if shares is None else shares.after(-num_micro_batches)
-
-        def begin(num_given: int = 0, alone: bool = False) -> Iterator[Any]:
-            num_samples = (num_micro_batches + num_given) * size + seen
-            source = position.with_one_worker(train_dataloader) if alone else train_dataloader
-            now = None if shares is None else shares.after(num_given)
-            loader, num_left = position.seek(source, num_samples, size, now)
-            iterator: Iterator[Any] = iter(loader)
-            position.discard_batches(iterator, num_left)
-            return iterator
-
-        if not getattr(train_dataloader, "num_workers", 0):
-            return begin()
-
-        def describe(num_given: int) -> str:
-            first = (num_micro_batches + num_given) * size + seen
-            return position.describe(train_dataloader, first, size, self._epoch)
-
-        return RestartingIterator(begin, describe, self._epoch_start_generators)
-
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
-        """Hook: the next `num_batches` micro-batches, fewer at the end of the data, and how many items they hold
-        together.
-        """
+        """Hook: the next `num_batches` micro-batches, fewer at the end of the data, and how many items they hold."""
         batch_samples = list(itertools.islice(epoch_iterator, num_batches))
         return batch_samples, self._get_num_items_in_batch(batch_samples, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
-        """Hook: labels that take part in the loss of one update, over all processes; None when the loss does not need
-        it.
-        """
+        """Hook: labels in the loss of one update, over all processes; None when the loss does not need their number."""
         own_loss = self.compute_loss_func is not None or self.label_smoother is not None
         if not (own_loss or self.model_accepts_loss_kwargs or self._user_counts_items):
             return None
@@ -1251,13 +1088,11 @@ class Trainer:
     def training_step(
         self, model: nn.Module, inputs: Inputs, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Hook: forward and backward of one micro-batch. Returns its share of the update's loss, detached, on the
-        device.
-        """
+        """Hook: forward and backward of one micro-batch. Returns its share of the update's loss, on the device."""
         if not model.training:  # an evaluation or a callback left it so
             self._set_training_mode(model, True)
         inputs = self._prepare_inputs(inputs)
-        split: Callable[[], contextlib.AbstractContextManager[Any]] = self.compute_loss_context_manager
+        split: Callable[[], Context] = self.compute_loss_context_manager
         if self._splits_sequences:
             split, inputs = self._prepare_context_parallel_inputs(model, inputs)
         with split():
@@ -1279,14 +1114,12 @@ class Trainer:
 
     def _prepare_context_parallel_inputs(
         self, model: nn.Module, inputs: Inputs
-    ) -> tuple[Callable[[], contextlib.AbstractContextManager[Any]], Inputs]:
+    ) -> tuple[Callable[[], Context], Inputs]:
         """Hook: what the forward pass runs in, and this process's part of each sequence: here, all of it."""
         return self.compute_loss_context_manager, inputs
 
     def _loss_is_a_share(self, num_items_in_batch: Any) -> bool:
-        """Whether losses of micro-batches add up to that of the update: they were divided by its items, or the subclass
-        says so.
-        """
+        """Whether losses of micro-batches add up to the update's: divided by its items, or the subclass says so."""
         if self.loss_is_scaled_for_ga is not None:
             return self.loss_is_scaled_for_ga
         return self._was_divided_by_items(num_items_in_batch)
@@ -1356,18 +1189,14 @@ class Trainer:
             and self.args.average_tokens_across_devices
             and self._was_divided_by_items(num_items_in_batch)
         ):
-            loss = (
-                loss * self._strategy.num_processes
-            )  # processes average their gradients; the items were summed over them
+            loss = loss * self._strategy.num_processes  # gradients are averaged over them; the items were summed
         return (loss, outputs) if return_outputs else loss
 
-    def compute_loss_context_manager(self) -> contextlib.AbstractContextManager[Any]:
+    def compute_loss_context_manager(self) -> Context:
         """Hook: what surrounds the forward pass: mixed precision, where it is on."""
         return self.autocast_smart_context_manager()
 
-    def autocast_smart_context_manager(
-        self, cache_enabled: bool | None = True
-    ) -> contextlib.AbstractContextManager[Any]:
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Context:
         """Hook: autocast to bf16 or fp16 as the arguments ask; nothing in fp32."""
         if not (self.args.bf16 or self.args.fp16):
             return _NOTHING
@@ -1391,17 +1220,17 @@ class Trainer:
         """Clip gradients that lie on several device meshes; return the norm they had."""
         return mesh.clip_mixed_meshes(self._parameters, max_norm)
 
-    def _defer_fsdp_gradient_reduction(self) -> contextlib.AbstractContextManager[Any]:
+    def _defer_fsdp_gradient_reduction(self) -> Context:
         """Hook: around every micro-batch but the last of an update: processes do not exchange gradients yet."""
         return self._strategy.without_grad_sync(self.model_wrapped)
 
     def propagate_args_to_deepspeed(self, auto_find_batch_size: bool = False) -> None:
         """Raises: there is no DeepSpeed engine in this release."""
-        raise sharding_error("deepspeed")
+        raise checks.sharding_error("deepspeed")
 
     def _fsdp_qlora_plugin_updates(self) -> None:
         """Raises: there is no FSDP engine in this release."""
-        raise sharding_error("fsdp")
+        raise checks.sharding_error("fsdp")
 
     def _get_grad_norm(
         self, model: nn.Module, grad_norm: torch.Tensor | float | None = None
@@ -1419,9 +1248,7 @@ class Trainer:
         self._tokens.add(inputs)
 
     def _running_loss(self) -> Any:
-        """The first argument of `_maybe_log_save_evaluate`: the window itself for our method, a tensor for an
-        override.
-        """
+        """What `_maybe_log_save_evaluate` is given: the window itself for our method, a tensor for an override."""
         return self.window if self._log_save_is_ours else self.window.as_tensor(self._strategy.device)
 
     def _maybe_log_save_evaluate(
@@ -1435,9 +1262,7 @@ class Trainer:
         start_time: float,
         learning_rate: float | None = None,
     ) -> None:
-        """Hook, called after each step and each epoch: do what `self.control` asks, in this order: log,
-        evaluate, save.
-        """
+        """Hook, after each step and each epoch: do what `self.control` asks, in this order: log, evaluate, save."""
         if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
             self._watchers.watch("logging", self._log_training)(grad_norm, model, start_time, learning_rate)
         best_before = None
@@ -1448,8 +1273,8 @@ class Trainer:
             except EvaluationAbandoned:
                 return  # should_evaluate stays: the checkpoint says that the evaluation is owed
             self.control.should_evaluate = False
-            if self._saves is not None:  # what was best so far must be known to be there
-                self._settle_save()
+            if self._saves.asynchronous is not None:  # what was best so far must be known to be there
+                self._saves.settle()
                 best_before = self.state.best_metric, self.state.best_global_step
             is_new_best = self._determine_best_metric(metrics=metrics, trial=trial)
             if self.args.save_strategy == SaveStrategy.BEST:
@@ -1458,108 +1283,12 @@ class Trainer:
             self._save_and_tell(model, trial, best_before)
 
     def _save_and_tell(self, model: nn.Module, trial: Any, best_before: tuple[Any, Any] | None = None) -> None:
-        """Write a checkpoint, unless the weights are not finite or the disk fails, and tell the callbacks.
+        """Save, unless the weights are not finite or the disk fails, and tell the callbacks (`checkpoint/saves.py`)."""
+        write = functools.partial(self._save_checkpoint, model, trial)
+        self._saves.make(self._get_output_dir(trial), write, best_before, self._watchers.watch)
 
-        `best_before`: best metric and its step before this step's evaluation, for when the new best cannot be saved.
-        """
-        state, saves = self.state, self._saves
-        directory = os.path.join(self._get_output_dir(trial), layout.checkpoint_name(state.global_step))
-        self.control.should_save = self._is_worth_saving()
-        if not self.control.should_save:
-            return
-        if saves is not None:
-            self._watchers.watch("saving", saves.wait_before)(state.global_step)
-            self._settle_save()
-            self.control.should_save = True
-        before = (*best_before, state.best_model_checkpoint) if best_before else None
-        save = Save(directory, state.global_step, state.epoch, before)
-        beside = (
-            contextlib.nullcontext()
-            if saves is None
-            else saves.beside(self._strategy, self._strategy.unwrap(self.model), self._infinite_by_design)
-        )
-        try:
-            with self._save_trouble.borne(directory, save.step, is_whole=saves is None), beside:
-                self._watchers.watch("saving", self._save_checkpoint)(model, trial)
-        except NonFiniteWeights as found:
-            return self._refuse(save, found)
-        if saves is None or not saves.in_flight:
-            self._tell_of(save)
-        else:
-            self._save_to_tell, self.control.should_save = save, False
-
-    def _tell_of(self, save: Save) -> None:
-        """A save is over: tell the callbacks of it, or forget a best checkpoint that is not there."""
-        if self._save_trouble.num_failures == 0:
-            self._last_checkpoint, self._saved_step = save.directory, save.step
-            with save.moment(self.state):
-                self.control = self.callback_handler.on_save(
-                    self.args, self.state, self.control, checkpoint_dir=save.directory
-                )
-            return
-        self.control.should_save = False  # as on_save does: the end of an epoch must not try again
-        save.forget_best(self.state)
-
-    # With `async_save` -----------------------------------------------------------------------------------------------
-
-    def _start_async_saves(self) -> None:
-        """Start the process that writes, where the arguments and the overrides leave it something to do."""
-        if self._saves is None:
-            self._saves = AsyncSaves.for_run(
-                self.args,
-                type(self).__name__,
-                [hook for hook in HOOKS_THAT_WRITE if self._is_overridden(hook)],
-                trouble.predicted_bytes(self.model, None if self.args.save_only_model else self.optimizer)[1],
-                is_main=self._strategy.process_index == 0,
-                is_distributed=self._strategy.is_distributed,
-            )
-
-    def _settle_save(self, wait: bool = True) -> None:
-        """With `async_save`: where the save in flight is over (`wait`: until it is), see to what follows a save."""
-        saves, save = self._saves, self._save_to_tell
-        if saves is None or save is None or not saves.is_done(wait):
-            return
-        self._save_to_tell, wants_save = None, self.control.should_save
-        try:
-            with self._save_trouble.borne(save.directory, save.step):
-                saves.settle(self._strategy.first_error)
-                with save.moment(self.state):
-                    self._follow_save(save.directory)
-            self._tell_of(save)
-        except NonFiniteWeights as found:
-            self._refuse(save, found)
-        self.control.should_save = wants_save or self.control.should_save
-
-    def _refuse(self, save: Save, found: NonFiniteWeights) -> None:
-        self.control.should_save = False
-        save.forget_best(self.state)
-        may_be_saved(found.names, True, save.step, self.args.nonfinite)
-
-    def _drain_after(self, error: Exception) -> None:
-        """An exception ends the run: see the save in flight through. Other processes may be gone, so ask none."""
-        if self._strategy.is_distributed or self._save_to_tell is None:
-            return
-        try:
-            self._settle_save()
-        except Exception as second:
-            logger.error("The save in flight failed as well: %s: %s", type(second).__name__, second)
-
-    def _end_async_saves(self) -> None:
-        if self._saves is not None:
-            self._saves.close(wait=not isinstance(sys.exc_info()[1], KeyboardInterrupt))
-            self._saves = self._save_to_tell = None
-
-    def _is_worth_saving(self) -> bool:
-        """Whether the weights are finite. Reads from the device; NonFiniteError unless `nonfinite` is "ignore"."""
-        names: list[str] = []
-        if self._saves is None or not self._saves.checks_weights:
-            checked = checkable_tensors(self._strategy.unwrap(self.model), exempt=self._infinite_by_design)
-            names = nonfinite_tensors(checked)
-        flag = float(self._guard.flag()) if self._guard is not None else 0.0
-        bad, bad_tensors = self._strategy.mean_of_floats([flag, float(len(names))])
-        if self._guard is not None:
-            self._guard.settle(bad)
-        return may_be_saved(names, bool(bad_tensors), self.state.global_step, self.args.nonfinite)
+    def _tell_of_save(self, checkpoint: str) -> None:
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control, checkpoint_dir=checkpoint)
 
     def _log_training(self, grad_norm: Any, model: nn.Module, start_time: float, learning_rate: float | None) -> None:
         """Write one log line of the training loss. The only place where the loop reads from the device."""
@@ -1571,17 +1300,12 @@ class Trainer:
             logs["grad_norm"] = norm
         logs["learning_rate"] = learning_rate if learning_rate is not None else self._get_learning_rate()
         self._globalstep_last_logged = self.state.global_step
-        if self._speed is not None:
-            logs.update(self._speed.line(self.state.global_step, self.state.num_input_tokens_seen))
-        if self._breakdown is not None and self._breakdown.in_log_lines:
-            logs.update(self._breakdown.line())
+        logs.update(self._watchers.line(self.state.global_step, self.state.num_input_tokens_seen))
         self.store_flos()
         self._fitted("log")(self.training_logs(logs), start_time=start_time)
 
     def _read_device(self, norm: Any) -> tuple[float, float | None]:
-        """(sum of the losses since the last call, `norm` as a number), in one read; also brings the token count up to
-        date.
-        """
+        """(sum of the losses since the last call, `norm` as a number), in one read, as is the count of tokens."""
         counted, on_device = self._tokens.take()
         bad = self._guard.flag() if self._guard is not None else 0.0
         extra = [value for value in (bad, norm, on_device) if value is not None]
@@ -1622,9 +1346,7 @@ class Trainer:
         self.current_flos = 0.0
 
     def floating_point_ops(self, inputs: Inputs) -> float:
-        """Hook: floating-point operations of a forward and backward pass over `inputs`; 0 for a model that
-        cannot say.
-        """
+        """Hook: floating-point operations of a forward and backward pass; 0 for a model that cannot say."""
         return self._flops(inputs)
 
     def _empty_device_cache(self) -> None:
@@ -1646,10 +1368,7 @@ class Trainer:
             num_steps=steps_done,
             num_tokens=self._tokens_per_process() if self.args.include_tokens_per_second else None,
         )
-        if self._breakdown is not None:
-            metrics.update(self._breakdown.total())
-        if self._speed is not None:
-            metrics.update(self._speed.total(self.state.global_step, self.state.num_input_tokens_seen))
+        metrics.update(self._watchers.total(self.state.global_step, self.state.num_input_tokens_seen))
         self.store_flos()
         metrics["total_flos"] = self.state.total_flos
         metrics["train_loss"] = train_loss
@@ -1690,9 +1409,7 @@ class Trainer:
     def _evaluate(
         self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
     ) -> dict[str, float]:
-        """An evaluation that is part of training: its metrics also go to the search and to a schedule that waits for
-        them.
-        """
+        """An evaluation within training: its metrics also go to the search and to a schedule that waits for them."""
         with self._interrupt.evaluation():
             metrics = self.evaluate(ignore_keys=ignore_keys_for_eval)
         self._report_to_hp_search(trial, self.state.global_step, metrics)
@@ -1733,7 +1450,7 @@ class Trainer:
             ignore_keys=ignore_keys,
             metric_key_prefix=metric_key_prefix,
         )
-        metrics = self._with_speed(output, dataloader, metric_key_prefix, start_time)
+        metrics = self._with_speed(output, metric_key_prefix, start_time)
         self._fitted("log")(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._memory_tracker.stop_and_update_metrics(metrics)
@@ -1757,21 +1474,15 @@ class Trainer:
             )
         finally:
             self._keeps_predictions = False
-        metrics = self._with_speed(output, dataloader, metric_key_prefix, start_time)
+        metrics = self._with_speed(output, metric_key_prefix, start_time)
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
         self._memory_tracker.stop_and_update_metrics(metrics)
         return PredictionOutput(predictions=output.predictions, label_ids=output.label_ids, metrics=metrics)
 
-    def _with_speed(self, output: EvalLoopOutput, dataloader: Any, prefix: str, start_time: float) -> dict[str, float]:
-        metrics = output.metrics if output.metrics is not None else {}
-        num_samples = output.num_samples or 0
-        total_batch_size = self.args.eval_batch_size * self._strategy.num_processes
-        metrics.update(
-            metric_text.speed_metrics(
-                prefix, start_time, num_samples=num_samples, num_steps=math.ceil(num_samples / total_batch_size)
-            )
-        )
-        return metrics
+    def _with_speed(self, output: EvalLoopOutput, prefix: str, start_time: float) -> dict[str, float]:
+        batch_size = self.args.eval_batch_size * self._strategy.num_processes
+        speed = metric_text.evaluation_speed(prefix, start_time, output.num_samples or 0, batch_size)
+        return {**(output.metrics or {}), **speed}
 
     def evaluation_loop(
         self,
@@ -1786,12 +1497,8 @@ class Trainer:
         num_samples = from_args.num_samples(dataloader)
         if num_samples == 0:
             raise ValueError(f"{description} of an empty data set: eval_dataset or test_dataset has no sample.")
-        logger.info(
-            "%s: %s samples, batches of %s.",
-            description,
-            num_samples if num_samples is not None else "?",
-            self.args.eval_batch_size,
-        )
+        shown = num_samples if num_samples is not None else "?"
+        logger.info("%s: %s samples, batches of %s.", description, shown, self.args.eval_batch_size)
         handler = self.callback_handler
         handler.eval_dataloader = dataloader
 
@@ -1822,82 +1529,39 @@ class Trainer:
         num_samples: int | None = None,
         after_batch: Callable[[], None] | None = None,
     ) -> EvalLoopOutput:
-        args, together = self.args, self._strategy.is_distributed
-        settings = LoopSettings(
-            prediction_loss_only=loss_only,
-            accumulation_steps=args.eval_accumulation_steps,
-            concat_batches=args.eval_do_concat_batches,
-            include_inputs="inputs" in args.include_for_metrics,
-            include_losses="loss" in args.include_for_metrics,
-            keep_predictions=self._keeps_predictions or not is_streaming(self.compute_metrics),
-            batch_metrics=args.batch_eval_metrics and not is_streaming(self.compute_metrics),
-            loss_average=args.eval_loss_average,
-            labels_are_shifted=self._labels_are_shifted,
-            label_names=tuple(self.label_names),
-            metric_key_prefix=metric_key_prefix,
-        )
-        streaming = None
-        if is_streaming(self.compute_metrics):
-            streaming = StreamingMetrics(
-                self.compute_metrics,
-                device=self._strategy.device,
-                labels_are_shifted=self._labels_are_shifted,
-                sum_over_processes=self._strategy.sum if together else None,
-                without_repeats=functools.partial(self._strategy.without_repeats, dataloader=batches)
-                if together
-                else None,
-            )
-        self._past = None
+        """`evaluation/run.py`, with the hooks of this trainer."""
 
         def predict_batch(inputs: Inputs) -> tuple[Any, Any, Any]:
             return self.prediction_step(model, inputs, loss_only, ignore_keys=ignore_keys)
 
-        predict: Callable[[Inputs], tuple[Any, Any, Any]] = predict_batch
         if self._evaluation_batches is not None:
-            predict = functools.partial(self._evaluation_batches.predict, predict_part=predict_batch)
-        if together:
-            num_own = functools.partial(self._strategy.num_own_rows, dataloader=batches)
-            predict = functools.partial(predict_own_rows, predict_batch=predict, num_own=num_own)
+            predict_batch = functools.partial(self._evaluation_batches.predict, predict_part=predict_batch)
+        self._past = None
         try:
-            return run_evaluation(
+            return evaluation.evaluate(
                 batches,
-                settings,
-                predict_batch=predict,
-                compute_metrics=self.compute_metrics if streaming is None else None,
-                streaming=streaming,
+                self.args,
+                self._strategy,
+                predict_batch,
+                self.compute_metrics,
+                loss_only=loss_only,
+                keeps_predictions=self._keeps_predictions,
+                labels_are_shifted=self._labels_are_shifted,
+                label_names=tuple(self.label_names),
+                metric_key_prefix=metric_key_prefix,
                 preprocess_logits=self.preprocess_logits_for_metrics,
-                gather=self._strategy.gather_for_metrics if together else None,
-                pad_across_processes=self._strategy.pad_across_processes if together else None,
                 after_batch=after_batch,
                 average_losses=self.average_eval_losses if self._is_overridden("average_eval_losses") else None,
                 num_samples_expected=num_samples,
                 main_input_name=self._main_input_name,
                 prepare_inputs=self._prepare_input,
-                order=functools.partial(from_args.sampled_order, batches),
-                budget=MemoryBudget.of_run(
-                    args.eval_memory_budget_gib, self._output_dir, self._strategy.num_processes_here
-                ),
             )
         finally:
             self._past = None
 
     def _rehearse_best_metric(self, ignore_keys: list[str] | None) -> None:
-        """Evaluate one batch before training, where a missing `metric_for_best_model` would stop the run hours
-        later.
-        """
-        name = self.args.metric_for_best_model
-        if (
-            self.compute_metrics is None
-            or self.args.batch_eval_metrics
-            or name is None
-            or name.removeprefix("eval_") == "loss"
-        ):
-            return
-        several = isinstance(self.eval_dataset, dict)
-        for dataset in self.eval_dataset if several else [None]:
-            prefix = f"eval_{dataset}" if several else "eval"
-            if several and not name.removeprefix("eval_").startswith(f"{dataset}_"):
-                continue
+        """Evaluate one batch where a missing `metric_for_best_model` would stop the run hours later."""
+        for dataset, prefix in rehearsal.sets_with_metric(self.args, self.eval_dataset, self.compute_metrics):
             loader = self.get_eval_dataloader(dataset)
             evaluate = functools.partial(
                 self._run_evaluation,
@@ -1906,7 +1570,7 @@ class Trainer:
                 ignore_keys=ignore_keys,
                 metric_key_prefix=prefix,
             )
-            rehearsal.rehearse(loader, evaluate, name)
+            rehearsal.rehearse(loader, evaluate, str(self.args.metric_for_best_model))
 
     def prediction_loop(
         self,
@@ -1916,9 +1580,7 @@ class Trainer:
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The older name of `evaluation_loop`, used with `use_legacy_prediction_loop=True`. Needs a loader with a
-        length.
-        """
+        """The older `evaluation_loop`, with `use_legacy_prediction_loop=True`. Needs a loader with a length."""
         if not loaders.has_length(dataloader):
             raise ValueError("prediction_loop needs a data loader with a length. Set use_legacy_prediction_loop=False.")
         return self.evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
@@ -1946,18 +1608,14 @@ class Trainer:
         return torch.float16 if self.args.fp16_full_eval else torch.bfloat16
 
     def _inputs_of_evaluation(self, inputs: Inputs) -> Inputs:
-        """The batch on the device, of the type that the weights have."""
+        """The batch on the device, of the type that the weights have where that is half the width."""
         inputs = self._prepare_inputs(inputs)
-        if self._half_inputs is None:
-            return inputs
-        return precision.with_floats_as(inputs, self._half_inputs, but=tuple(self.label_names))
+        return precision.with_floats_as(inputs, self._half_inputs, but=self.label_names)
 
     def prediction_step(
         self, model: nn.Module, inputs: Inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, Any, Any]:
-        """Hook: one evaluation batch. Returns (loss, logits, labels), each None where there is none, all on
-        the device.
-        """
+        """Hook: one evaluation batch. Returns (loss, logits, labels), None where there is none, on the device."""
         ignored = predict.ignored_outputs(self.model) if ignore_keys is None else ignore_keys
         has_loss = predict.gives_loss(inputs, self.label_names, self.can_return_loss)
         inputs = self._prepare_inputs(inputs) if self._half_inputs is None else self._inputs_of_evaluation(inputs)
@@ -1997,7 +1655,7 @@ class Trainer:
         if dataset is None:
             raise ValueError("Evaluation needs an eval_dataset: pass it to Trainer, or to evaluate().")
         if isinstance(dataset, str):
-            dataset = named_eval_set(self.eval_dataset, dataset)
+            dataset = checks.named_eval_set(self.eval_dataset, dataset)
         return self._get_dataloader(
             dataset, description="evaluation", batch_size=self.args.eval_batch_size, sampler_fn=self._get_eval_sampler
         )
@@ -2020,7 +1678,9 @@ class Trainer:
         """A loader with this run's collator, workers and column filter, shared out over the processes."""
         collator: Any = self.data_collator
         if is_training and self.args.packs:
-            dataset, collator, self._attend = packing_from_args.packed(
+            from trainwright.data.packing_from_args import packed
+
+            dataset, collator, self._attend = packed(
                 dataset, self.args, model=self.model, data_collator=collator, processing_class=self.processing_class
             )
         elif self.args.remove_unused_columns:
@@ -2117,9 +1777,7 @@ class Trainer:
         return optim_registry.optimizer_class_and_kwargs(args, model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Hook: names of the parameters that weight decay applies to: all but biases and those of
-        normalisation layers.
-        """
+        """Hook: names of the parameters that weight decay applies to: all but biases and those of norms."""
         return optim_groups.decay_parameter_names(model)
 
     def get_num_trainable_parameters(self) -> int:
@@ -2161,12 +1819,9 @@ class Trainer:
         return True
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Hook: write `checkpoint-N`: staged beside it, hashed, then renamed, so that it is there whole or not
-        at all.
-        """
-        is_beside = self._saves is not None and self._saves.is_beside
-        if not is_beside:  # a call from outside of the loop is over when it returns
-            self._settle_save()
+        """Hook: write `checkpoint-N`: staged, hashed, then renamed, so that it is there whole or not at all."""
+        if not self._saves.is_beside:  # a call from outside of the loop is over when it returns
+            self._saves.settle()
         run_dir = self._get_output_dir(trial)
         output_dir = os.path.join(run_dir, layout.checkpoint_name(self.state.global_step))
         switch_weights(self.optimizer, training=False)
@@ -2177,10 +1832,7 @@ class Trainer:
                 state.best_model_checkpoint = best_dir
         try:
             self._write_checkpoint(output_dir)
-            if is_beside:
-                self._saves.begin()  # type: ignore[union-attr]
-            else:
-                self._follow_save(output_dir)
+            self._saves.staged(output_dir)
         finally:
             self._set_training_mode(model, True)
 
@@ -2202,11 +1854,11 @@ class Trainer:
                 with self._at_once("_save_rng_state"):
                     self._save_rng_state(directory)
             if self.args.should_save:
-                checkpoint_save.save_loop_state(directory, loop_state(where, self.window, self.args))
-                state.stateful_callbacks = exported_callbacks(self.callback_handler, self.control)
+                checkpoint_save.save_loop_state(directory, resume.loop_state(where, self.window, self.args))
+                state.stateful_callbacks = resume.exported_callbacks(self.callback_handler, self.control)
                 checkpoint_save.save_trainer_state(directory, state)
 
-    def _at_once(self, *hooks: str) -> contextlib.AbstractContextManager[None]:
+    def _at_once(self, *hooks: str) -> Context:
         """Around hooks that write, with `async_save`: what a user's own one wrote must be there when it returns."""
         return at_once(any(map(self._is_overridden, hooks)))
 
@@ -2217,34 +1869,27 @@ class Trainer:
         if self.args.should_save:
             self._rotate_checkpoints(output_dir=os.path.dirname(checkpoint))
 
-    def _resume_point(self) -> ResumePoint:
+    def _resume_point(self) -> resume.ResumePoint:
         """Where a run goes on that is resumed from here; a finished pass counts as the start of the next."""
-        epoch = self._epoch
-        samples = self._micro_batches_in_epoch * self._samples_per_micro_batch() + self._samples_ahead
-        length = self.plan.len_dataloader if self.plan is not None else None
-        shares = self._shares.after(self._micro_batches_in_epoch) if self._shares is not None else None
-        if length is not None and self._micro_batches_in_epoch >= length:
-            epoch, samples, shares = epoch + 1, 0, None
-        return ResumePoint(
+        epoch, samples, shares = self._progress.next_sample()
+        return resume.ResumePoint(
             epoch,
             samples,
-            self._epoch_start_generators,
+            self._progress.generators,
             own_generators.states(self.data_collator),
             self._total_loss_scalar,
             self._globalstep_last_logged,
-            shares.to_dict() if shares is not None else None,
+            shares,
             self._found_size.to_save(self._train_batch_size, self._micro_batches, self._strategy.gather_objects),
         )
 
     def _load_callback_state(self) -> None:
         """Hook: give the callbacks the state they had in the checkpoint."""
         replace = self.args.restore_callback_states_from_checkpoint
-        restore_callbacks(self.callback_handler, self.state.stateful_callbacks, replace=replace)
+        resume.restore_callbacks(self.callback_handler, self.state.stateful_callbacks, replace=replace)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model and `processing_class` so that `from_pretrained` loads them. Writes on the main
-        process only.
-        """
+        """Save the model and `processing_class` so that `from_pretrained` loads them. Main process only."""
         output_dir = output_dir or self._output_dir
         if self.args.should_save:
             if _internal_call:  # into a checkpoint, which is staged already
@@ -2309,9 +1954,7 @@ class Trainer:
         checkpoint_save.save_rng(output_dir, rank=self._strategy.process_index, world_size=self._strategy.num_processes)
 
     def _rotate_checkpoints(self, use_mtime: bool = False, output_dir: str | None = None) -> None:
-        """Delete the oldest checkpoints above `save_total_limit`, never the best, the last, or what we did not
-        write.
-        """
+        """Delete the oldest checkpoints above `save_total_limit`, but never the best, the last, or others' files."""
         layout.rotate_checkpoints(
             output_dir or self._output_dir,
             self.args.save_total_limit,
@@ -2338,18 +1981,9 @@ class Trainer:
 
     def _load_best_model(self) -> None:
         """Hook: put the best checkpoint's weights into the model."""
-        self._settle_save()
-        path = best.locate(self.state.best_model_checkpoint, self._output_dir)
+        self._saves.settle()
+        path = best.undamaged(self.state.best_model_checkpoint, self._output_dir)
         if path is None:
-            logger.warning(
-                "The best checkpoint, %s, is gone; the model keeps its last weights.", self.state.best_model_checkpoint
-            )
-            return
-        damage = problems(path)
-        if damage:
-            logger.warning(
-                "THE BEST CHECKPOINT %s IS DAMAGED; the model keeps its last weights: %s.", path, "; ".join(damage)
-            )
             return
         logger.info("Loading the best model, from %s (score: %s).", path, self.state.best_metric)
         self._issue_warnings_after_load(checkpoint_weights.load_weights(self.model, path))
@@ -2357,9 +1991,7 @@ class Trainer:
             self._average.load(path, self.state.best_global_step or 0)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Say which weights of the model a checkpoint did not hold, and which of its weights the model has no place
-        for.
-        """
+        """Say which weights of the model a checkpoint did not hold, and for which the model has no place."""
         checkpoint_weights.issue_warnings_after_load(load_result, self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -2400,9 +2032,7 @@ class Trainer:
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Write a draft of a model card to `output_dir`, from what this trainer knows. A card written by hand
-        is kept.
-        """
+        """Write a draft of a model card to `output_dir`, from what is known here. A card written by hand is kept."""
         if self.is_world_process_zero():
             from trainwright.hub.session import write_card
 
@@ -2532,19 +2162,13 @@ class Trainer:
             apply_trial(self.args, trial)
 
     def _report_to_hp_search(self, trial: Any, step: int, metrics: dict[str, float]) -> None:
-        """Hook: tell the search how a trial is doing; the search may end the trial here, with an exception of
-        its own.
-        """
+        """Hook: tell the search how a trial is doing; it may end the trial here, with an exception of its own."""
         if self._search is None or trial is None:
             return
         self.objective = self._search.compute_objective(dict(metrics))
         try:
-            if self.hp_search_backend is HPSearchBackend.RAY and self.control.should_save:
-                with tempfile.TemporaryDirectory() as directory:
-                    self._tune_save_checkpoint(directory)
-                    self._search.engine.report(trial, self.objective, step, metrics, checkpoint_dir=directory)
-            else:
-                self._search.engine.report(trial, self.objective, step, metrics)
+            save = self._tune_save_checkpoint if self.control.should_save else None
+            self._search.report(trial, self.objective, step, metrics, save)
         except BaseException:
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             raise
@@ -2592,8 +2216,7 @@ class Trainer:
 
     def torch_jit_model_eval(self, model: nn.Module, dataloader: DataLoader[Any], training: bool = False) -> nn.Module:
         """`jit_mode_eval`: the model traced on the first batch of `dataloader`; the model itself when tracing fails."""
-        inputs = self._prepare_inputs(next(iter(dataloader)))
-        inputs = precision.with_floats_as(inputs, self._half_inputs, but=tuple(self.label_names))
+        inputs = self._inputs_of_evaluation(next(iter(dataloader)))
         return models.traced(model, inputs, self.autocast_smart_context_manager(False))
 
     def _nested_gather(self, tensors: Any, name: str | None = None) -> Any:

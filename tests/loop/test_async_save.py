@@ -513,7 +513,7 @@ def test_an_evaluation_of_the_best_waits_for_the_checkpoint_before(tmp_path, for
     determine = Trainer._determine_best_metric
 
     def watched(self, metrics, trial):
-        seen.append(self._saves.in_flight)
+        seen.append(self._saves.asynchronous.in_flight)
         return determine(self, metrics, trial)
 
     monkeypatch.setattr(Trainer, "_determine_best_metric", watched)
@@ -549,7 +549,7 @@ def test_a_disk_that_fails_costs_that_checkpoint_only(tmp_path, forks, caplog, n
     assert [step for step, _, _ in heard.saves] == [2, 6]
     assert "The checkpoint of step 4 could not be saved" in caplog.text and "TRAINING GOES ON" in caplog.text
     assert sorted(os.listdir(tmp_path)) == ["checkpoint-2", "checkpoint-6"]
-    assert trainer._save_trouble.num_failures == 0
+    assert trainer._saves.trouble.num_failures == 0
 
 
 def test_too_many_failures_end_the_run_and_an_error_in_code_does_at_once(tmp_path, forks):
@@ -658,7 +658,7 @@ def test_a_writer_that_cannot_be_started_is_an_error_before_the_first_step_and_l
     def kill(step):
         if step == 3:
             writer.launch = no_more
-            os.kill(trainer._saves._process.pid, signal.SIGKILL)
+            os.kill(trainer._saves.asynchronous._process.pid, signal.SIGKILL)
 
     heard = Heard(kill)
     trainer = make_run(tmp_path / "b", trainer={"callbacks": [heard]}, async_save=True, **SAVING)

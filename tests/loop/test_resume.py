@@ -195,7 +195,7 @@ def test_skipped_samples_are_not_fetched(make_trainer, line_model, line_data, tm
     assert sorted(data.fetched) == list(range(22))  # each once, over both runs
 
 
-@pytest.mark.parametrize("before, after", [(4, 8), (4, 2), (2, 3)])
+@pytest.mark.parametrize("before, after", [(4, 8), (4, 2), (2, 3), (2, 8)])
 def test_a_changed_batch_size_neither_skips_nor_repeats_a_sample(
     make_trainer, line_model, line_data, tmp_path, before, after
 ):

@@ -156,7 +156,7 @@ def test_a_second_run_and_a_run_that_failed_leave_nothing_wrapped(slow_trainer):
         trainer.train()
     assert "call_event" not in vars(trainer.callback_handler)
     assert trainer._backward == trainer._strategy.backward
-    assert trainer._breakdown is None
+    assert trainer._watchers.breakdown is None
 
 
 # ---------------------------------------------------------------------------------------------------------- speed ----

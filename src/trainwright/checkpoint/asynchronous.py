@@ -15,7 +15,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
 from multiprocessing import reduction
 from typing import Any
 
@@ -29,44 +28,8 @@ from trainwright.names import SaveStrategy
 
 logger = logging.getLogger(__name__)
 
-HOOKS_THAT_WRITE = (
-    "_save_checkpoint",
-    "save_model",
-    "_save",
-    "_save_optimizer_and_scheduler",
-    "_save_scaler",
-    "_save_rng_state",
-)
 MOST_DEATHS = 3  # processes that are started anew, before saves are made by the run itself
 _LONG_WAIT_S = 0.01  # a wait for the save before that is worth a line
-
-
-@dataclass
-class Save:
-    """One save of a run, remembered until what became of it is known."""
-
-    directory: str
-    step: int
-    epoch: float | None
-    # Metric, step and directory of the best checkpoint before the evaluation of this step; None: there was none.
-    best_before: tuple[Any, Any, Any] | None = None
-
-    @contextlib.contextmanager
-    def moment(self, state: Any) -> Iterator[None]:
-        """Within, `state` (TrainerState) stands at the step of this save: whoever hears of a checkpoint names it by
-        `state.global_step`.
-        """
-        now = state.global_step, state.epoch
-        state.global_step, state.epoch = self.step, self.epoch
-        try:
-            yield
-        finally:
-            state.global_step, state.epoch = now
-
-    def forget_best(self, state: Any) -> None:
-        """The save failed: where it would have been the best, the best that can be loaded is that of before."""
-        if self.best_before and state.best_global_step == self.step and not os.path.isdir(self.directory):
-            state.best_metric, state.best_global_step, state.best_model_checkpoint = self.best_before
 
 
 class AsyncSaves:
@@ -108,8 +71,8 @@ class AsyncSaves:
     ) -> AsyncSaves | None:
         """What `args` (TrainingArguments) ask for; None where there is nothing to write beside the training.
 
-        `name`: of the Trainer's class, `overridden`: those of HOOKS_THAT_WRITE that are its own. `num_bytes`: predicted
-        size of a checkpoint. All processes call it together. Raises MemoryError where the memory will not do.
+        `name`: of the Trainer's class, `overridden`: those of `saves.HOOKS_THAT_WRITE` that are its own. `num_bytes`:
+        predicted size of a checkpoint. All processes call it together. Raises MemoryError where the memory will not do.
         """
         if not args.async_save or args.save_strategy == SaveStrategy.NO:
             return None

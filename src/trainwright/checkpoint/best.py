@@ -7,6 +7,7 @@ of a run's checkpoints are best and last. Leaves to others: when metrics are com
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from trainwright.checkpoint.layout import same_place, sort_checkpoints
 from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.paths import is_ours, read_json, relative_files
 from trainwright.names import TRAINER_STATE_NAME, closest
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "eval_"
 
@@ -95,3 +98,18 @@ def locate(best_path: str | None, output_dir: str | os.PathLike[str]) -> str | N
     name = best_path.replace("\\", "/").rstrip("/").rpartition("/")[2]
     here = os.path.join(os.fspath(output_dir), name)
     return next((path for path in (here, best_path) if os.path.isdir(path)), None)
+
+
+def undamaged(best_path: str | None, output_dir: str | os.PathLike[str]) -> str | None:
+    """As `locate`, for loading: None, with a warning, where the best checkpoint is gone or damaged."""
+    path = locate(best_path, output_dir)
+    if path is None:
+        logger.warning("The best checkpoint, %s, is gone; the model keeps its last weights.", best_path)
+        return None
+    damage = problems(path)
+    if damage:
+        logger.warning(
+            "THE BEST CHECKPOINT %s IS DAMAGED; the model keeps its last weights: %s.", path, "; ".join(damage)
+        )
+        return None
+    return path

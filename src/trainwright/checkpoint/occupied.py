@@ -16,8 +16,11 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def occupied(directory: str) -> Iterator[None]:
+def occupied(directory: str, *, is_wanted: bool = True) -> Iterator[None]:
     """While the body runs, other runs that enter `directory` are told of it; warns where another one is inside."""
+    if not is_wanted:
+        yield
+        return
     try:
         import fcntl
 

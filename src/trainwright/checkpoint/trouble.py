@@ -22,6 +22,7 @@ from trainwright.checkpoint.commit import remove
 from trainwright.checkpoint.layout import sort_checkpoints
 from trainwright.checkpoint.paths import INCOMPLETE_NAME, is_ours
 from trainwright.interop.loaded import is_peft_model
+from trainwright.names import SaveStrategy
 
 logger = logging.getLogger(__name__)
 
@@ -192,6 +193,23 @@ def check_free_space(
             "only %s are free: room for %d. Free space, or set save_total_limit lower, or save_only_model=True.",
             num_kept, _gib(own), output_dir, limit, _gib(free), max(0, free - num_bytes_shared) // own,
         )  # fmt: skip
+
+
+def check_space_for_run(
+    args: Any, state: Any, model: nn.Module, optimizer: Any, more_bytes: int, num_bytes_shared: int, epochs_left: int
+) -> None:
+    """`check_free_space` for the rest of a run (`args`: TrainingArguments, `state`: TrainerState), each of whose
+    checkpoints holds `more_bytes` beside weights and optimizer, and `num_bytes_shared` of them are those of the first.
+    """
+    surely, probably = predicted_bytes(model, None if args.save_only_model else optimizer)
+    strategy, steps_left = SaveStrategy(args.save_strategy).value, state.max_steps - state.global_step
+    check_free_space(
+        str(args.output_dir),
+        (surely + more_bytes, probably + more_bytes),
+        num_saves_left(strategy, state.save_steps, steps_left, epochs_left),
+        args.save_total_limit,
+        num_bytes_shared,
+    )
 
 
 def num_saves_left(save_strategy: str, save_steps: float | None, steps_left: int, epochs_left: int) -> int | None:

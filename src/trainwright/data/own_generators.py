@@ -23,19 +23,24 @@ import torch
 
 _DEPTH = 6  # a filter of columns around a partial around a collator that holds a list
 _MOST_ITEMS = 64  # of a list or dict that are looked at: what holds more is data
-_KINDS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 _NAMES = ("generator", "rng", "_generator", "_rng")  # attributes that are None until the first batch needs them
+
+
+@functools.cache
+def _kinds() -> tuple[type, ...]:
+    """Asked for when first needed: NumPy imports its generators when they are first named."""
+    return torch.Generator, random.Random, np.random.Generator, np.random.RandomState
 
 
 def find(collator: Any) -> dict[str, Any]:
     """Path -> generator, in a fixed order; the path of an attribute is its name."""
-    return {path: value for path, value in _walk(collator, "", _DEPTH, set()) if isinstance(value, _KINDS)}
+    return {path: value for path, value in _walk(collator, "", _DEPTH, set()) if isinstance(value, _kinds())}
 
 
 def is_made_late(collator: Any) -> bool:
     """Whether the collator may make a generator, or another one in its place, when it sees its first batch."""
     return any(
-        isinstance(value, _KINDS) or (value is None and path.rpartition(".")[2] in _NAMES)
+        isinstance(value, _kinds()) or (value is None and path.rpartition(".")[2] in _NAMES)
         for path, value in _walk(collator, "", _DEPTH, set())
     )
 
@@ -89,7 +94,7 @@ def restore(collator: Any, saved: Mapping[str, Any] | str | None) -> None:
 def _walk(value: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
     """(path, value) of everything that may be a generator or hold one."""
     yield path, value
-    if depth == 0 or id(value) in seen or isinstance(value, (*_KINDS, torch.Tensor, torch.nn.Module, type)):
+    if depth == 0 or id(value) in seen or isinstance(value, (*_kinds(), torch.Tensor, torch.nn.Module, type)):
         return
     seen.add(id(value))
     inner: Mapping[Any, Any] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -39,6 +40,12 @@ def speed_metrics(
             if count is not None:
                 speeds[f"{split}_{unit}_per_second"] = round(float(count) / runtime_s, 3)
     return speeds
+
+
+def evaluation_speed(prefix: str, start_time: float, num_samples: int, samples_per_batch: int) -> dict[str, float]:
+    """`speed_metrics` of an evaluation; a step is a batch of `samples_per_batch`, over all processes."""
+    num_steps = math.ceil(num_samples / samples_per_batch)
+    return speed_metrics(prefix, start_time, num_samples=num_samples, num_steps=num_steps)
 
 
 def prefixed(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from trainwright.names import SaveStrategy, SchedulerType, closest
@@ -54,6 +54,21 @@ def check_metric_name(args: Any, eval_dataset: Any, has_metrics: bool) -> None:
                 f"{[f'eval_{metric}' for metric in known]}.{closest(name, known)} Pass compute_metrics=, or "
                 "choose one of these."
             )
+
+
+def sets_with_metric(args: Any, eval_dataset: Any, compute_metrics: Any) -> Iterator[tuple[str | None, str]]:
+    """(name or None, prefix) of the evaluation sets whose metrics may hold `metric_for_best_model`, so that it is worth
+    looking; none where it is known without running anything, or where metrics need more than one batch.
+    """
+    name = args.metric_for_best_model
+    if compute_metrics is None or args.batch_eval_metrics or name is None or name.removeprefix("eval_") == "loss":
+        return
+    if not isinstance(eval_dataset, dict):
+        yield None, "eval"
+        return
+    for dataset in eval_dataset:
+        if name.removeprefix("eval_").startswith(f"{dataset}_"):
+            yield dataset, f"eval_{dataset}"
 
 
 def rehearse(batches: Iterable[Any], evaluate: Callable[[Iterable[Any]], EvalLoopOutput], metric_name: str) -> None:

@@ -17,9 +17,23 @@ import torch
 from torch import nn
 
 from trainwright.interop.loaded import is_peft_model, is_pretrained_model
-from trainwright.techniques.checkpointing import checkpoint_activations
 
 logger = logging.getLogger(__name__)
+
+
+def built_by(model_init: Any, trial: Any) -> nn.Module:
+    """The model that `model_init` returns; it takes no argument, or `trial`."""
+    if not callable(model_init):
+        raise TypeError(f"model_init={model_init!r} must be a function that returns a model.")
+    parameters = inspect.signature(model_init).parameters.values()
+    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(required) > 1:
+        raise RuntimeError(f"model_init must take no argument, or one (the trial); it needs {len(required)}.")
+    takes = bool(required) or len(parameters) == 1
+    model = model_init(trial) if takes else model_init()
+    if not isinstance(model, nn.Module):
+        raise RuntimeError(f"model_init must return a torch.nn.Module; it returned {model!r}.")
+    return model
 
 
 def base_model_of(model: nn.Module) -> nn.Module:
@@ -205,6 +219,8 @@ def prepare_for_training(model: nn.Module, args: Any) -> Callable[[], None]:
     cache_before = [(config, config.use_cache) for config in _configs(model) if hasattr(config, "use_cache")]
     stop_checkpointing: Callable[[], None] | None = None
     if args.gradient_checkpointing or args.activation_checkpointing:
+        from trainwright.techniques.checkpointing import checkpoint_activations
+
         stop_checkpointing = checkpoint_activations(model, dict(args.gradient_checkpointing_kwargs or {}))
     for config, caches in cache_before:
         if caches and not args.use_cache:

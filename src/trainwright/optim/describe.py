@@ -1,6 +1,6 @@
-"""What an optimizer will do to which parameters, as a block of text to read before training.
+"""What a run is going to do, and its optimizer to which parameters, as text to read before training.
 
-Owns: the rows of that block. Leaves to others: its look (`report/plan_table.py`).
+Owns: its words and rows. Leaves to others: its look (`report/plan_table.py`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,30 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from trainwright.optim.groups import num_trainable_parameters
+from trainwright.plan import TrainingPlan
 from trainwright.report.plan_table import plan_table
 
 _MOST_NAMED = 3  # parameters of a group, from its start; its last one is named too
+
+
+def describe_run(
+    args: Any,
+    plan: TrainingPlan,
+    samples_per_update: int,
+    samples_per_micro_batch: int,
+    num_processes: int,
+    optimizer: Optimizer,
+    model: nn.Module,
+) -> str:
+    """The length of a run and the sizes of its batches, then `group_table`."""
+    epochs = args.num_train_epochs if plan.epoch_based else f"{plan.max_steps / plan.num_update_steps_per_epoch:.2f}"
+    return (
+        f"Training: {plan.num_examples:,} samples per epoch, {epochs} epochs, {samples_per_update:,} samples per "
+        f"update ({samples_per_micro_batch} per micro-batch x {args.gradient_accumulation_steps} accumulated x "
+        f"{num_processes} processes), {plan.max_steps:,} updates, {num_trainable_parameters(model):,} trainable "
+        f"parameters.\nOptimizer {type(optimizer).__name__}:\n{group_table(optimizer, model)}"
+    )
 
 
 def group_table(optimizer: Optimizer, model: nn.Module) -> str:

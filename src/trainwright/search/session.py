@@ -6,6 +6,7 @@ file each), training a trial (Trainer).
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,20 @@ class SearchSession:
     def apply(self, trial: Any, args: Any) -> None:
         """Put the trial's hyper-parameters into `args`, each as the type of its field."""
         apply_trial(args, self.engine.params_of(trial, self.hp_space))
+
+    def report(
+        self, trial: Any, objective: Any, step: int, metrics: dict[str, float], save: Callable[[str], None] | None
+    ) -> None:
+        """Tell the engine how a trial is doing; it may end the trial here, with an exception of its own.
+
+        `save(directory)` writes a checkpoint, for an engine that keeps them; None: there is none at this step.
+        """
+        if save is None or self.backend is not HPSearchBackend.RAY:
+            self.engine.report(trial, objective, step, metrics)
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            save(directory)
+            self.engine.report(trial, objective, step, metrics, checkpoint_dir=directory)
 
     def directory_of(self, trial: Any) -> str:
         """The name of the directory that a trial's checkpoints go into."""

@@ -1,13 +1,18 @@
 """The parts of a training loop, and wrapping them so that something can watch.
 
 Owns: the names of the parts and `Watchers`. Leaves to others: what a watcher does at a part's begin and end
-(`breakdown`, `speed`, `profile`). Without a watcher the loop calls its own functions, unwrapped: it costs nothing.
+(`breakdown`, `speed`, `profile`), which a run has (`watching`). Without a watcher the loop calls its own functions,
+unwrapped: it costs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from trainwright.seen.breakdown import TimeBreakdown
+    from trainwright.seen.speed import SpeedMeter
 
 # In the order of a step. Time in none of them is "other". A part inside another one interrupts it.
 PARTS = (
@@ -36,17 +41,48 @@ class Watcher(Protocol):
 
 
 class Watchers:
-    """All that watch one run."""
+    """All that watch one run, each None where nobody asked for it, and what they add to its log lines."""
 
-    def __init__(self, watchers: Iterable[Watcher | None] = ()) -> None:
-        self._all = [watcher for watcher in watchers if watcher is not None]
+    def __init__(
+        self, breakdown: TimeBreakdown | None = None, speed: SpeedMeter | None = None, profiler: Watcher | None = None
+    ) -> None:
+        self.breakdown, self.speed = breakdown, speed
+        # The last one is outermost: starting and writing a trace is "other", not a part of the loop.
+        self._all: list[Watcher] = [watcher for watcher in (breakdown, speed, profiler) if watcher is not None]
+        self._watched: list[tuple[Any, str]] = []
 
     def watch(self, part: str, function: Function) -> Function:
         for watcher in self._all:
             function = watcher.watch(part, function)
         return function
 
+    def watch_method(self, owner: Any, name: str, part: str) -> None:
+        """Watch a method of `owner`, until these watchers are closed."""
+        if self._all:
+            setattr(owner, name, self.watch(part, getattr(owner, name)))
+            self._watched.append((owner, name))
+
+    def line(self, step: int, num_tokens: int) -> dict[str, Any]:
+        """What they add to a log line of the training loss."""
+        values: dict[str, Any] = {}
+        if self.speed is not None:
+            values.update(self.speed.line(step, num_tokens))
+        if self.breakdown is not None and self.breakdown.in_log_lines:
+            values.update(self.breakdown.line())
+        return values
+
+    def total(self, step: int, num_tokens: int) -> dict[str, Any]:
+        """What they add to the metrics of the run."""
+        values: dict[str, Any] = {}
+        if self.breakdown is not None:
+            values.update(self.breakdown.total())
+        if self.speed is not None:
+            values.update(self.speed.total(step, num_tokens))
+        return values
+
     def close(self) -> None:
+        for owner, name in self._watched:
+            vars(owner).pop(name, None)
         for watcher in self._all:
             watcher.close()
-        self._all = []
+        self._all, self._watched = [], []

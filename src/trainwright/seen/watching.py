@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from trainwright.interop.models import undisturbed
+from trainwright.parallel.strategy import Strategy
 from trainwright.seen.breakdown import TimeBreakdown
 from trainwright.seen.parts import Watchers
 from trainwright.seen.profile import StepProfiler
@@ -23,10 +24,8 @@ from trainwright.seen.speed import ModelFlops, SpeedMeter, peak_of
 def watchers_for(
     args: Any,
     *,
-    device: torch.device,
-    process_index: int,
-    num_processes: int,
-    num_devices: int,
+    strategy: Strategy,
+    num_replicas: int,
     step_now: Callable[[], int],
     tokens_now: int,
     model: nn.Module,
@@ -35,13 +34,13 @@ def watchers_for(
     prepare_inputs: Callable[[Any], Any],
     drops_labels: bool,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
-) -> tuple[TimeBreakdown | None, SpeedMeter | None, Watchers]:
-    """(breakdown, speeds, all watchers), each None where `args` (TrainingArguments) does not ask for it.
+) -> Watchers:
+    """Those that `args` (TrainingArguments) ask for, of a run on `num_replicas` devices per process.
 
     step_now: gives the number of steps that are done. tokens_now: tokens seen when the run begins. flops_of: see
     `SpeedMeter`; None: counted on the first batch, with the model's own `forward`, without labels if `drops_labels`.
     """
-    speed = None
+    device, speed, profiler = strategy.device, None, None
     if args.log_speed:
 
         def forward(inputs: Any) -> None:
@@ -53,18 +52,15 @@ def watchers_for(
 
         peak = peak_of(device, _dtype_of_products(args, model), args.peak_tflops_per_s)
         speed = SpeedMeter(
-            num_processes=num_processes,
+            num_processes=strategy.num_processes,
             flops_of=flops_of or ModelFlops(forward, main_input_name),
-            peak_flops_per_s=None if peak is None else peak * num_devices,
+            peak_flops_per_s=None if peak is None else peak * strategy.num_processes * num_replicas,
             first_step=step_now(),
             first_tokens=tokens_now,
         )
-    profiler = None
     if args.profile_steps:
-        profiler = StepProfiler(args.profile_steps, str(args.output_dir), step_now, process_index)
-    breakdown = TimeBreakdown.for_run(args.time_breakdown, device)
-    # The last one is outermost: starting and writing a trace is "other", not a part of the loop.
-    return breakdown, speed, Watchers((breakdown, speed, profiler))
+        profiler = StepProfiler(args.profile_steps, str(args.output_dir), step_now, strategy.process_index)
+    return Watchers(TimeBreakdown.for_run(args.time_breakdown, device), speed, profiler)
 
 
 def _dtype_of_products(args: Any, model: nn.Module) -> torch.dtype:

@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -154,3 +155,14 @@ def check_optimizer(optimizer: object) -> None:
             f"ema_decay averages the weights, and {type(optimizer).__name__} keeps an average of its own: leave out "
             "ema_decay, or choose another optim."
         )
+
+
+def begin_average(
+    args: Any, model: nn.Module, optimizer: object, checkpoint: Path | None, step: int
+) -> AveragedWeights:
+    """The average that `args.ema_decay` asks for, of a run at `step` that is resumed from `checkpoint`, if any."""
+    check_optimizer(optimizer)
+    average = AveragedWeights(model, args.ema_decay, args.ema_start_step, args.ema_update_steps)
+    if checkpoint is not None:
+        average.load(checkpoint, step)
+    return average

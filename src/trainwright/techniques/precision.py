@@ -6,7 +6,7 @@ whether the device can (`args/device.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,7 +54,7 @@ def half_weights(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
             tensor.data = original.to(device)
 
 
-def with_floats_as(inputs: Any, dtype: torch.dtype | None, but: tuple[str, ...]) -> Any:
+def with_floats_as(inputs: Any, dtype: torch.dtype | None, but: Sequence[str]) -> Any:
     """A batch whose floating-point tensors are `dtype`, as half-width weights need, except those named in `but`."""
     if dtype is None or not isinstance(inputs, Mapping):
         return inputs

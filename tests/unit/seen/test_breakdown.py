@@ -156,5 +156,5 @@ def test_without_watchers_a_function_stays_itself():
         """Nothing."""
 
     assert Watchers().watch("data", function) is function
-    assert Watchers((None,)).watch("data", function) is function
+    assert Watchers(None).watch("data", function) is function
     assert TimeBreakdown.for_run(False, torch.device("cpu")) is None

@@ -1,0 +1,92 @@
+"""What becomes of the saves of a run, without a Trainer."""
+
+import errno
+import math
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from trainwright.checkpoint.saves import Saves
+from trainwright.checkpoint.trouble import SavingFailed
+from trainwright.finite import NonFiniteError
+from trainwright.parallel.strategy import Strategy
+from trainwright.state import TrainerControl, TrainerState
+
+
+class Run:
+    """As much of a run as saving needs; remembers what was followed up and told of."""
+
+    def __init__(self, out, **args):
+        self.out, self.followed, self.told = str(out), [], []
+        self.model, self.state, self.control = torch.nn.Linear(2, 1), TrainerState(), TrainerControl()
+        self.saves = Saves(lambda: (self.state, self.control), self.followed.append, self.tell)
+        self.args = SimpleNamespace(max_save_failures=3, nonfinite="raise", async_save=False, save_only_model=False)
+        vars(self.args).update(args)
+        strategy = Strategy(torch.device("cpu"))
+        self.saves.begin(
+            self.args, strategy, self.model, None, guard=None, exempt=(), trainer_class="Run", overridden=[]
+        )
+
+    def tell(self, checkpoint):
+        self.told.append((checkpoint, self.state.global_step))
+        self.control.should_save = False
+
+    def make(self, step, error=None, best_before=None):
+        self.state.global_step, self.control.should_save = step, True
+
+        def write():
+            if error is not None:
+                raise error
+            self.saves.staged(self.directory(step))
+
+        self.saves.make(self.out, write, best_before, lambda part, function: function)
+
+    def directory(self, step):
+        return os.path.join(self.out, f"checkpoint-{step}")
+
+
+def test_a_save_is_followed_up_and_told_of_and_is_the_last_one(tmp_path):
+    run = Run(tmp_path)
+    run.make(2)
+    assert run.followed == [run.directory(2)] and run.told == [(run.directory(2), 2)]
+    assert (run.saves.last_checkpoint, run.saves.saved_step) == (run.directory(2), 2)
+
+
+def test_a_failing_disk_leaves_the_last_checkpoint_and_the_best_one_as_they_were(tmp_path):
+    run = Run(tmp_path)
+    run.make(2)
+    run.state.best_metric, run.state.best_global_step = 0.5, 4
+    run.state.best_model_checkpoint = run.directory(2)
+    run.make(4, OSError(errno.ENOSPC, "No space left on device"), best_before=(0.9, 2))
+    assert run.saves.last_checkpoint == run.directory(2) and len(run.told) == 1
+    assert not run.control.should_save  # the end of an epoch does not try again
+    assert (run.state.best_metric, run.state.best_global_step) == (0.9, 2)
+
+
+def test_failures_in_a_row_are_borne_only_so_often(tmp_path):
+    run, full = Run(tmp_path, max_save_failures=2), OSError(errno.ENOSPC, "No space left on device")
+    run.make(1, full)
+    run.make(2)  # a success in between
+    run.make(3, full)
+    with pytest.raises(SavingFailed):
+        run.make(4, full)
+
+
+def test_an_error_that_is_none_of_the_disk_is_raised(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        Run(tmp_path).make(1, ZeroDivisionError())
+
+
+@pytest.mark.parametrize("policy", ["raise", "ignore"])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, policy):
+    run = Run(tmp_path, nonfinite=policy)
+    with torch.no_grad():
+        run.model.weight[0, 0] = math.nan
+    if policy == "raise":
+        with pytest.raises(NonFiniteError, match="weight"):
+            run.make(1)
+    else:
+        run.make(1)
+    assert run.followed == run.told == [] and run.saves.last_checkpoint is None
