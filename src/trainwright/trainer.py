@@ -860,11 +860,12 @@ class Trainer:
         switch_weights(self.optimizer, training)
 
     def _log_plan(self, args: TrainingArguments, plan: TrainingPlan) -> None:
+        num_trainable = self.get_num_trainable_parameters()
         if logger.isEnabledFor(logging.INFO):
             from trainwright.optim.describe import describe_run
 
             sizes = self.get_total_train_batch_size(args), self._train_batch_size, self._strategy.num_processes
-            logger.info("%s", describe_run(args, plan, *sizes, self.optimizer, self.model))
+            logger.info("%s", describe_run(args, plan, *sizes, num_trainable, self.optimizer, self.model))
 
     def _begin_saves(self, args: TrainingArguments, epochs_left: int) -> None:
         """Say where the checkpoints to come will not fit on the disk (an error: not even one), and be ready to save."""

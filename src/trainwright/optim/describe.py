@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from trainwright.optim.groups import num_trainable_parameters
 from trainwright.plan import TrainingPlan
 from trainwright.report.plan_table import plan_table
 
@@ -23,6 +22,7 @@ def describe_run(
     samples_per_update: int,
     samples_per_micro_batch: int,
     num_processes: int,
+    num_trainable_parameters: int,
     optimizer: Optimizer,
     model: nn.Module,
 ) -> str:
@@ -31,7 +31,7 @@ def describe_run(
     return (
         f"Training: {plan.num_examples:,} samples per epoch, {epochs} epochs, {samples_per_update:,} samples per "
         f"update ({samples_per_micro_batch} per micro-batch x {args.gradient_accumulation_steps} accumulated x "
-        f"{num_processes} processes), {plan.max_steps:,} updates, {num_trainable_parameters(model):,} trainable "
+        f"{num_processes} processes), {plan.max_steps:,} updates, {num_trainable_parameters:,} trainable "
         f"parameters.\nOptimizer {type(optimizer).__name__}:\n{group_table(optimizer, model)}"
     )
 
