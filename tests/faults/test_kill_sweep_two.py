@@ -8,8 +8,10 @@ with TRAINWRIGHT_FULL_SWEEP=1.
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
+import signal
 import sys
 
 import pytest
@@ -18,8 +20,9 @@ import torch
 sys.path.insert(0, os.path.dirname(__file__))
 
 from pairs import Pair
-from runs import complete_steps, difference, end_of, make_run, resume_or_start, watch_files
+from runs import complete_steps, difference, end_of, forked_writer, make_run, resume_or_start, watch_files
 
+from trainwright.checkpoint import writer
 from trainwright.checkpoint.manifest import problems
 
 BEST = {
@@ -155,3 +158,69 @@ def test_a_process_left_alone_neither_waits_for_ever_nor_commits_half_a_checkpoi
         assert step is not None, where
         assert die_rank == 0 or results == [None, None], f"{where}: process 0 went on alone"
         check_resume(pair, out, options, expected, where)
+
+
+ASYNCHRONOUS = {"max_steps": 3, "save_steps": 1, "save_total_limit": 2, "async_save": True}
+NEVER = 10**9
+
+
+def test_two_processes_and_their_writer_killed_at_any_of_its_calls_resume_and_end_the_same(pair, tmp_path, monkeypatch):
+    out, counted = tmp_path / "out", mmap.mmap(-1, 8)  # calls of the writer, which is a process of its own
+    launch = writer.launch
+
+    def writer_dying_at(point):
+        def prepare():
+            def on_call(kind, path, tear):
+                number = int.from_bytes(counted[:8], "little") + 1
+                counted[:8] = number.to_bytes(8, "little")
+                if number == point:
+                    if tear is not None:
+                        tear()
+                    os.kill(os.getppid(), signal.SIGKILL)  # process 0, and process 1 with it
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            watch_files(on_call)
+
+        counted[:8] = bytes(8)
+        return forked_writer(prepare)
+
+    expected = expected_ends(pair, out, ASYNCHRONOUS)
+    empty(out)
+    monkeypatch.setattr(writer, "launch", writer_dying_at(NEVER))
+    pair.run(lambda rank, trainers: train_and_save(trainers, out, ASYNCHRONOUS))
+    num_calls = int.from_bytes(counted[:8], "little")
+    assert num_calls >= 60  # three checkpoints
+    num_died = 0
+    for point in range(1, num_calls + 1, 1 if EVERY else 9):
+        empty(out)
+        monkeypatch.setattr(writer, "launch", writer_dying_at(point))
+        results, _ = pair.run(
+            lambda rank, trainers: train_and_save(trainers, out, ASYNCHRONOUS), die_rank=0, point=NEVER
+        )
+        num_died += results[1] is None
+        monkeypatch.setattr(writer, "launch", forked_writer())
+        check_resume(pair, out, ASYNCHRONOUS, expected, f"killed at call {point} of {num_calls} of the writer")
+    monkeypatch.setattr(writer, "launch", launch)
+    assert num_died >= num_calls // (1 if EVERY else 9) - 1
+
+
+def test_two_processes_killed_at_their_own_calls_of_an_asynchronous_save_resume_and_end_the_same(
+    pair, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    monkeypatch.setattr(writer, "launch", forked_writer())
+    expected = expected_ends(pair, out, ASYNCHRONOUS)
+    empty(out)
+    calls = calls_of(pair, out, ASYNCHRONOUS, first_step=2)
+    for die_rank, (first_call, num_calls) in enumerate(calls):
+        points = range(first_call, num_calls + 1, 1 if EVERY or die_rank == 1 else 6)
+        assert len(points) >= 3
+        for point in points:
+            empty(out)
+            _, step = pair.run(
+                lambda rank, trainers: train_and_save(trainers, out, ASYNCHRONOUS), die_rank=die_rank, point=point
+            )
+            where = f"process {die_rank} killed at call {point} of {num_calls}, at step {step}"
+            assert step is not None, where
+            from_step = check_resume(pair, out, ASYNCHRONOUS, expected, where)
+            assert step - from_step <= 2, where  # one save in flight, and the interval
