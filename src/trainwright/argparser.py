@@ -392,7 +392,8 @@ def _same(value: Any, default: Any) -> bool:
 def _first_line(owner: type) -> str:
     written = (owner.__doc__ or "").strip().splitlines()
     generated = not written or written[0].startswith(f"{owner.__name__}(")  # what @dataclass writes
-    return owner.__name__ if generated else f"{owner.__name__}: {written[0]}"
+    # Without its full stop: argparse ends a title with a colon.
+    return owner.__name__ if generated else f"{owner.__name__}: {written[0].removesuffix('.')}"
 
 
 def _type_function(hint: Any, enum_members: bool) -> Callable[[str], Any]:
