@@ -419,3 +419,14 @@ def test_the_plan_is_made_once_per_data_set(tmp_path, caplog):
             trainer.get_train_dataloader()
     assert Data.made == len(LENGTHS)
     assert caplog.text.count(f"{len(LENGTHS)} samples of {TOTAL} tokens") == 1
+
+
+@pytest.mark.parametrize("kind", [WithNumbers, WithPositions, WithOffsets])
+def test_tokens_without_padding_are_those_of_the_samples(kind, tmp_path):
+    class EndIsPadding:
+        pad_token_id = 1  # which samples hold too
+
+    trainer = trainer_for(kind(), tmp_path, num_train_epochs=1, include_num_input_tokens_seen="non_padding")
+    trainer.processing_class = EndIsPadding()
+    trainer.train()
+    assert trainer.state.num_input_tokens_seen == TOTAL
