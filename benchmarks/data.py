@@ -1,6 +1,7 @@
 """Measure what the layout of the data costs: padding, tokens per second, time spent waiting for batches.
 
-Owns: lengths, a small decoder, the order of measurements, the tables. Leaves to others: nothing; it runs by itself.
+Owns: lengths, a small Llama of `transformers`, the order of measurements, the tables. Leaves to others: nothing; it
+runs by itself.
 
     python benchmarks/data.py                  everything, in about five minutes on two cores
     python benchmarks/data.py --counts         padding only, exact on any machine, in seconds
@@ -15,16 +16,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import importlib
 import importlib.util
 import io
-import itertools
 import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 PACK, VOCABULARY, WIDTH, NUM_LAYERS, NUM_HEADS = 2048, 256, 128, 2, 4
 SLEEP_S, STEP_S, BATCH = 0.005, 0.04, 8  # of one sample's transform; of one step; samples: 20 ms per batch, two workers
+MASKED = "packing, mask"
 WARM_UP = 8  # micro-batches that are not measured
 
 
@@ -66,97 +66,56 @@ def pad(samples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": ids.masked_fill(ids == 0, -100), "attention_mask": (ids != 0).long()}
 
 
-Attention = Callable[..., torch.Tensor]  # of queries, keys, values (batch, heads, length, width of a head)
+def make_model() -> nn.Module:
+    """A small Llama of `transformers`, with the attention that it has unless asked for another: sdpa."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 3 * WIDTH, "num_hidden_layers": NUM_LAYERS}
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY, max_position_embeddings=PACK, num_attention_heads=NUM_HEADS, **sizes
+    )
+    return transformers.LlamaForCausalLM(config)
 
 
-class Decoder(nn.Module):
-    """A small transformer that notes when it is called, and how many tokens it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed, self.places = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(PACK, WIDTH)
-        self.mix = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(NUM_LAYERS))
-        self.up = nn.ModuleList(nn.Linear(WIDTH, 4 * WIDTH) for _ in range(NUM_LAYERS))
-        self.down = nn.ModuleList(nn.Linear(4 * WIDTH, WIDTH) for _ in range(NUM_LAYERS))
-        self.head = nn.Linear(WIDTH, VOCABULARY)
-        self.calls: list[tuple[float, int]] = []  # (seconds of the processor, tokens) of each forward pass
-
-    def run(self, attend: Attention, positions: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        ids, labels, num_tokens = inputs["input_ids"], inputs["labels"], int(inputs["attention_mask"].sum())
-        self.calls.append((time.process_time(), num_tokens))
-        x = self.embed(ids) + self.places(positions)  # (batch, length, width)
-        for mix, up, down in zip(self.mix, self.up, self.down):
-            query, key, value = mix(x).unflatten(-1, (3 * NUM_HEADS, -1)).transpose(1, 2).chunk(3, dim=1)
-            x = x + attend(query, key, value).transpose(1, 2).flatten(2)
-            x = x + down(torch.relu(up(x)))
-        logits = self.head(x)[:, :-1]
-        return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())}
-
-
-class Padded(Decoder):
-    """Sees what comes before; padding on the right needs no mask."""
-
-    def forward(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        attend = functools.partial(nn.functional.scaled_dot_product_attention, is_causal=True)
-        positions = torch.arange(input_ids.shape[1])
-        return self.run(attend, positions, input_ids=input_ids, labels=labels, attention_mask=attention_mask)
-
-
-class Masked(Decoder):
-    """Packs under a mask over all pairs of places, as sdpa and eager attention take them: most of it is not used."""
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        labels: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        seq_idx: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        same = (seq_idx[:, None, :, None] == seq_idx[:, None, None, :]).tril()  # (batch, 1, length, length)
-        attend = functools.partial(nn.functional.scaled_dot_product_attention, attn_mask=same)
-        return self.run(attend, position_ids, input_ids=input_ids, labels=labels, attention_mask=attention_mask)
-
-
-class Divided(Decoder):
-    """Packs by the offsets of their samples, as kernels for variable lengths (flash attention) take them."""
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        labels: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        cu_seqlens: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        borders = list(itertools.pairwise(cu_seqlens.tolist()))
-
-        def attend(*parts: torch.Tensor) -> torch.Tensor:
-            attention = nn.functional.scaled_dot_product_attention
-            return torch.cat([attention(*(x[:, :, a:b] for x in parts), is_causal=True) for a, b in borders], dim=2)
-
-        return self.run(attend, position_ids, input_ids=input_ids, labels=labels, attention_mask=attention_mask)
-
-
-def layouts(batch_size: int) -> dict[str, tuple[type[Decoder], dict[str, Any]]]:
-    """The model and the arguments of each way to lay out batches of about as many tokens."""
+def layouts(batch_size: int) -> dict[str, dict[str, Any]]:
+    """The arguments of each way to lay out batches of about as many tokens."""
     num_packs = max(1, round(batch_size * 400 / PACK))
     packing = {"per_device_train_batch_size": num_packs, "packing": True, "packing_length": PACK}
     return {
-        "padding": (Padded, {"per_device_train_batch_size": batch_size}),
-        "length grouping": (Padded, {"per_device_train_batch_size": batch_size, "group_by_length": True}),
-        "packing, mask": (Masked, packing),
-        "packing, offsets": (Divided, packing),
+        "padding": {"per_device_train_batch_size": batch_size},
+        "length grouping": {"per_device_train_batch_size": batch_size, "group_by_length": True},
+        MASKED: packing,
+        "packing": packing,
     }
 
 
+@contextlib.contextmanager
+def attention_of(layout: str) -> Iterator[None]:
+    """Within the block, `MASKED` packs as models do whose layers cannot attend within each sample by itself."""
+    from trainwright.interop import packed_attention
+
+    tried = packed_attention.why_not_divided
+    if layout == MASKED:
+        packed_attention.why_not_divided = lambda *_: "the benchmark measures the mask"
+    try:
+        yield
+    finally:
+        packed_attention.why_not_divided = tried
+
+
 def trainer_for(layout: str, batch_size: int, lengths: list[int], directory: str, num_steps: int) -> Any:
+    """A trainer that notes when its steps begin, in seconds of the processor, and how many tokens of text they have."""
     from trainwright import Trainer, TrainingArguments
 
-    model, arguments = layouts(batch_size)[layout]
+    class Noting(Trainer):
+        def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+            packs = inputs.get("sample_lengths")
+            num_tokens = sum(map(sum, packs)) if packs else int(inputs["attention_mask"].sum())
+            self.calls.append((time.process_time(), num_tokens))
+            return super().training_step(model, inputs, num_items_in_batch)
+
     args = TrainingArguments(
         directory,
         report_to="none",
@@ -165,9 +124,11 @@ def trainer_for(layout: str, batch_size: int, lengths: list[int], directory: str
         use_cpu=True,
         max_steps=num_steps,
         logging_steps=1000,
-        **arguments,
+        **layouts(batch_size)[layout],
     )
-    return Trainer(model(), args, train_dataset=Texts(lengths), data_collator=None if args.packing else pad)
+    trainer = Noting(make_model(), args, train_dataset=Texts(lengths), data_collator=None if args.packing else pad)
+    trainer.calls: list[tuple[float, int]] = []
+    return trainer
 
 
 def count_places(batch_size: int, lengths: list[int]) -> dict[str, tuple[int, int]]:
@@ -187,10 +148,10 @@ def count_places(batch_size: int, lengths: list[int]) -> dict[str, tuple[int, in
 def tokens_per_s(layout: str, batch_size: int, lengths: list[int], num_steps: int) -> float:
     """Tokens of text per second of training, set-up left out. Seconds are those of the processor, on one thread, so
     that what else runs on the machine does not count."""
-    with tempfile.TemporaryDirectory() as directory, quiet():
+    with tempfile.TemporaryDirectory() as directory, quiet(), attention_of(layout):
         trainer = trainer_for(layout, batch_size, lengths, directory, num_steps + 1)
         trainer.train()
-    calls = trainer.model.calls
+    calls = trainer.calls
     return sum(tokens for _, tokens in calls[:-1]) / (calls[-1][0] - calls[0][0])
 
 

@@ -29,6 +29,7 @@ MANIFEST_NAME = "manifest.json"
 LOOP_STATE_NAME = "loop_state.json"
 EMA_WEIGHTS_NAME = "ema.safetensors"
 
+SAMPLE_LENGTHS = "sample_lengths"  # in a batch of packs: for each pack the lengths of its samples; no model is given it
 IGNORE_INDEX = -100  # a label with this value takes no part in the loss, and pads label and prediction arrays
 
 

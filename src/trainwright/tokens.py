@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from trainwright.names import SAMPLE_LENGTHS
+
 
 class TokenCounter:
     """Tokens of the micro-batches since they were last taken, over all processes.
 
     `mode`: "all" counts every element of the main input, "non_padding" those the attention mask (or, without one, the
-    pad token) leaves.
+    pad token) leaves. Packs say how long their samples are.
     """
 
     def __init__(self, mode: str, input_name: str, pad_token_id: int | None, num_processes: int) -> None:
@@ -27,6 +29,10 @@ class TokenCounter:
     def add(self, inputs: Any) -> None:
         tokens = inputs.get(self._input_name)
         if not isinstance(tokens, torch.Tensor):
+            return
+        packs = inputs.get(SAMPLE_LENGTHS) if self._skips_padding else None
+        if packs is not None and len(tokens) in (1, len(packs)):  # else rows were taken from the batch since
+            self._on_host += sum(map(sum, packs)) * self._num_processes
             return
         mask = inputs.get("attention_mask") if self._skips_padding else None
         if mask is None and self._skips_padding and self._pad_token_id is not None:

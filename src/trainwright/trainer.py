@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Sampler
 
     from trainwright.data.prefetch import DevicePrefetcher
+    from trainwright.interop.packed_attention import PackedInputs
     from trainwright.seen.speed import SpeedMeter
     from trainwright.techniques.averaging import AveragedWeights
 
@@ -191,7 +192,7 @@ class Trainer:
         self._globalstep_last_logged = 0
         self._total_loss_scalar = 0.0  # sum of the losses of all updates that were logged
         self._past: Any = None
-        self._attend: Callable[[Inputs], Inputs] | None = None  # what a packed batch needs on the device
+        self._attend: PackedInputs | None = None  # what a packed batch needs on the device
         self._half_inputs: torch.dtype | None = None  # what an evaluation with half the width makes of its inputs
         self._keeps_predictions = False  # also where the metrics need none, which `predict` asks for
         self._signature_columns: list[str] | None = None
@@ -533,7 +534,7 @@ class Trainer:
         if args.packs:
             from trainwright.data.packing_from_args import check_packed
 
-            check_packed(args, train_dataloader, self.model, self._prepare_inputs)
+            check_packed(args, train_dataloader, self.model, self._attend, self._prepare_inputs)
         self.plan = plan = TrainingPlan(*self.set_initial_training_values(args, train_dataloader))
         epochs_trained, steps_trained = self._init_training_state(
             plan.max_steps, plan.num_update_steps_per_epoch, plan.num_train_epochs, resume_from_checkpoint, trial
@@ -732,6 +733,8 @@ class Trainer:
         undo = self._only_for_training
         undo.close()  # of an attempt that ran out of memory
         undo.enter_context(precision.float32_products(self.args.tf32))
+        if self._attend is not None:
+            undo.enter_context(self._attend.while_training(self.model))
         if DebugOption.UNDERFLOW_OVERFLOW in self.args.debug:
             from trainwright.overflow import OverflowWatch
 

@@ -20,17 +20,30 @@ def samples(lengths=LENGTHS, **columns):
     return [{"input_ids": row, "attention_mask": [1] * len(row), **columns} for row in rows]
 
 
+SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+WINDOW = {**SHAPE, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 6}
+KINDS = {
+    "gpt2": ("GPT2", "GPT2LMHeadModel", {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}),
+    "llama": ("Llama", "LlamaForCausalLM", SHAPE),
+    "grouped heads": ("Llama", "LlamaForCausalLM", {**SHAPE, "num_key_value_heads": 1}),
+    "mistral": ("Mistral", "MistralForCausalLM", WINDOW),  # a window in every layer
+    "qwen2": ("Qwen2", "Qwen2ForCausalLM", {**WINDOW, "use_sliding_window": True, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", "Qwen3ForCausalLM", {**WINDOW, "use_sliding_window": True, "max_window_layers": 1}),
+    "gemma2": ("Gemma2", "Gemma2ForCausalLM", {**WINDOW, "attn_logit_softcapping": 0.5}),
+    "gpt_oss": ("GptOss", "GptOssForCausalLM", {**WINDOW, "num_local_experts": 2, "num_experts_per_tok": 1}),  # sinks
+    "gptj": ("GPTJ", "GPTJForCausalLM", {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4}),
+}
+
+
 def tiny(kind, attention="sdpa", **config):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    if kind == "gpt2":
-        shape = {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
-        made, cls = transformers.GPT2Config(vocab_size=64, **shape, **config), transformers.GPT2LMHeadModel
-    else:
-        shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-        made = transformers.LlamaConfig(vocab_size=64, max_position_embeddings=64, **shape, **config)
-        cls = transformers.LlamaForCausalLM
-    return cls._from_config(made, attn_implementation=attention)
+    config_name, name, shape = KINDS[kind]
+    common = {"vocab_size": 64, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    if "n_positions" in shape:
+        del common["max_position_embeddings"]
+    made = getattr(transformers, f"{config_name}Config")(**{**common, **shape, **config})
+    return getattr(transformers, name)._from_config(made, attn_implementation=attention)
 
 
 def trainer_for(model, directory, data=None, cls=Trainer, collator=None, eval_dataset=None, **arguments):
@@ -342,8 +355,10 @@ def test_models_that_a_mask_cannot_divide_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"BertForMaskedLM is none.*group_by_length"):
         trainer_for(bert, tmp_path).train()
     shape = {"vocab_size": 64, "num_key_value_heads": 2, "attn_implementation": "sdpa", **small}
-    narrow = transformers.MistralForCausalLM(transformers.MistralConfig(sliding_window=8, **shape))
-    with pytest.raises(ValueError, match=r"sliding_window=8.*flash_attention_2"):
+    config = transformers.MistralConfig(sliding_window=8, **{**shape, "attn_implementation": "eager"})
+    narrow = transformers.MistralForCausalLM(config)
+    narrow.config.output_attentions = True  # the weights of all pairs, which attention by sample does not have
+    with pytest.raises(ValueError, match=r"sliding_window=8.*flash_attention_2.*output_attentions=True"):
         trainer_for(narrow, tmp_path).train()
     wide = transformers.MistralForCausalLM(transformers.MistralConfig(sliding_window=PACK, **shape)).eval()
     alone, packed = losses_alone(wide), losses_packed(trainer_for(wide, tmp_path))
@@ -404,3 +419,14 @@ def test_the_plan_is_made_once_per_data_set(tmp_path, caplog):
             trainer.get_train_dataloader()
     assert Data.made == len(LENGTHS)
     assert caplog.text.count(f"{len(LENGTHS)} samples of {TOTAL} tokens") == 1
+
+
+@pytest.mark.parametrize("kind", [WithNumbers, WithPositions, WithOffsets])
+def test_tokens_without_padding_are_those_of_the_samples(kind, tmp_path):
+    class EndIsPadding:
+        pad_token_id = 1  # which samples hold too
+
+    trainer = trainer_for(kind(), tmp_path, num_train_epochs=1, include_num_input_tokens_seen="non_padding")
+    trainer.processing_class = EndIsPadding()
+    trainer.train()
+    assert trainer.state.num_input_tokens_seen == TOTAL

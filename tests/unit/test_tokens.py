@@ -56,3 +56,13 @@ def test_a_batch_without_the_main_input_has_no_tokens():
     tokens.add({"input_ids": IDS})
     tokens.add({"pixels": "a string"})
     assert tokens.take_all() == 0
+
+
+def test_packs_say_how_many_tokens_they_hold_whatever_the_pad_token_is():
+    tokens = counter("non_padding", 5)  # as where the end of a text is also the pad token
+    tokens.add({"input_ids": IDS, "sample_lengths": [[2], [1, 2]]})
+    tokens.add({"input_ids": IDS.view(1, -1), "sample_lengths": [[2], [1, 2]]})  # one row of both packs
+    assert tokens.take() == (2 * 5, None)
+    tokens = counter("all")
+    tokens.add({"input_ids": IDS, "sample_lengths": [[2], [1, 2]]})
+    assert tokens.take_all() == 8

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from trainwright.data.collate_base import Array
-from trainwright.names import IGNORE_INDEX
+from trainwright.names import IGNORE_INDEX, SAMPLE_LENGTHS
 
 ROWS = ("position_ids", "attention_mask", "seq_idx")
 OFFSETS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "cu_seqlens", "max_seqlen")
@@ -31,6 +31,9 @@ class DataCollatorForPacking:
     - `cu_seq_lens_q`, `cu_seq_lens_k`, `cu_seqlens`: int32 `(num_samples + 1,)`, offsets of all samples of the batch;
       `max_length_q`, `max_length_k`, `max_seqlen`: int, the longest. With any of them the batch is one row.
 
+    - `sample_lengths`, with `names_lengths`: the lengths of the samples of each pack, without padding, as lists of int.
+      The host counts and divides by them without asking a device; whoever calls the model takes them out.
+
     Shapes are `(num_packs, packing_length)`, or `(1, num_packs * packing_length)` where the batch is one row, as
     attention over variable lengths takes it. The label of each sample's first token is -100, so that no token is
     predicted from another sample's; so are padding and tokens equal to `ignored_label`.
@@ -44,12 +47,14 @@ class DataCollatorForPacking:
         pad_token_id: int = 0,
         copies_labels: bool = False,
         ignored_label: int | None = None,
+        names_lengths: bool = False,
     ) -> None:
         self.packing_length = packing_length
         self.names = tuple(names)
         self.pad_token_id = pad_token_id
         self.copies_labels = copies_labels  # labels are the tokens, even where a sample has others
         self.ignored_label = ignored_label
+        self.names_lengths = names_lengths
         self.is_one_row = any(name in OFFSETS for name in self.names)
 
     def __call__(self, packs: list[list[dict[str, Any]]]) -> dict[str, Any]:
@@ -85,6 +90,8 @@ class DataCollatorForPacking:
         for name in OFFSETS:
             if name in self.names:
                 result[name] = max(sizes) if name.startswith("max_") else offsets
+        if self.names_lengths:
+            result[SAMPLE_LENGTHS] = [[len(sample["input_ids"]) for sample in pack] for pack in packs]
         return result
 
     def _labels(self, sample: dict[str, Any]) -> Array:

@@ -20,7 +20,8 @@ from trainwright.data.packed_dataset import PackedDataset, PackedStream
 from trainwright.data.packing import PackingPlan, plan_packs
 from trainwright.interop.loaded import is_hf_dataset
 from trainwright.interop.models import base_model_of
-from trainwright.interop.packed_attention import SHORTEST_PACK, packed_inputs, sees_other_samples
+from trainwright.interop.packed_attention import PackedInputs, packed_inputs
+from trainwright.interop.packed_checks import SHORTEST_PACK, sees_other_samples
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,8 @@ LANGUAGE_COLLATOR = "DataCollatorForLanguageModeling"
 
 def packed(
     dataset: Any, args: Any, *, model: Any, data_collator: Any, processing_class: Any
-) -> tuple[Any, DataCollatorForPacking, Callable[[Any], Any] | None]:
-    """`(packed data set, its collator, what a batch needs on the device or None)`.
+) -> tuple[Any, DataCollatorForPacking, PackedInputs]:
+    """`(packed data set, its collator, what a batch needs on the device)`.
 
     Raises ValueError for a model, collator or setting that packing contradicts, before a sample is read.
     """
@@ -56,13 +57,14 @@ def packed(
         length,
         inputs.names,
         pad_token_id=getattr(processing_class, "pad_token_id", None) or 0,
+        names_lengths=not _is_dispatched(args, is_iterable(dataset)),  # which joins tensors and nothing else
         **_label_rules(data_collator),
     )
     _check_settings(args, is_one_row=collator.is_one_row, is_stream=is_iterable(dataset))
     refused = frozenset(inspect.signature(base_model_of(model).forward).parameters) - PACKED_COLUMNS
     options = {"long_samples": args.packing_long_samples, "seed": data_seed(args)}
     if is_iterable(dataset):
-        return PackedStream(dataset, length, refused=refused, **options), collator, inputs.prepare
+        return PackedStream(dataset, length, refused=refused, **options), collator, inputs
     check_indexable(dataset)
     plan = _plan(dataset, args, length, options)
     longest = int((plan.ends - plan.begins).max())
@@ -74,7 +76,7 @@ def packed(
     if is_hf_dataset(dataset) and "input_ids" in dataset.column_names and dataset.format["type"] is None:
         kept = PACKED_COLUMNS | refused  # a refused one is left to be named in the error
         dataset = dataset.select_columns([name for name in dataset.column_names if name in kept]).with_format("numpy")
-    return PackedDataset(dataset, plan, refused), collator, inputs.prepare
+    return PackedDataset(dataset, plan, refused), collator, inputs
 
 
 def _default_length(most_positions: Any, processing_class: Any) -> int:
@@ -106,14 +108,18 @@ def _check_settings(args: Any, *, is_one_row: bool, is_stream: bool) -> None:
         )
     if not is_one_row:
         return
-    config = args.accelerator_config
-    is_dispatched = args.world_size > 1 and (config.dispatch_batches or (is_stream and config.dispatch_batches is None))
-    if args.n_gpu > 1 or config.split_batches or is_dispatched:
+    if args.n_gpu > 1 or args.accelerator_config.split_batches or _is_dispatched(args, is_stream):
         raise ValueError(
             "packing=True gives this model each batch as one row (it takes offsets of samples), and a row cannot be "
             "shared out over devices. Start one process per device with torchrun, and leave split_batches and "
             "dispatch_batches of accelerator_config at False."
         )
+
+
+def _is_dispatched(args: Any, is_stream: bool) -> bool:
+    """Whether one process reads for all of them."""
+    dispatches = args.accelerator_config.dispatch_batches
+    return bool(args.world_size > 1 and (is_stream if dispatches is None else dispatches))
 
 
 def _plan(dataset: Any, args: Any, length: int, options: dict[str, Any]) -> PackingPlan:
@@ -138,11 +144,14 @@ def _plan(dataset: Any, args: Any, length: int, options: dict[str, Any]) -> Pack
     return remembered(dataset, ("packs", length, args.length_column_name, *options.values()), make)
 
 
-def check_packed(args: Any, dataloader: Any, model: Any, prepare: Callable[[Any], Any]) -> None:
+def check_packed(
+    args: Any, dataloader: Any, model: Any, inputs: PackedInputs | None, prepare: Callable[[Any], Any]
+) -> None:
     """Find, before the first step, what `packing=True` cannot be trained with. Raises ValueError.
 
     A loader of the user's own, whose data are not packed; and a model that is told which samples belong together and
-    does not heed it. `prepare`: puts a batch on the device, as a step does.
+    does not heed it. `inputs`: as `packed` gave them; how attention is computed is chosen here. `prepare`: puts a batch
+    on the device, as a step does.
     """
     if not args.packs:
         return
@@ -155,13 +164,18 @@ def check_packed(args: Any, dataloader: Any, model: Any, prepare: Callable[[Any]
             "own. Call super().get_train_dataloader() there, or set packing=False and pack in your loader."
         )
     collator = getattr(dataloader, "collate_fn", None)
-    if not isinstance(collator, DataCollatorForPacking) or collator.packing_length < SHORTEST_PACK:
+    if not isinstance(collator, DataCollatorForPacking) or inputs is None:
         return
 
     def make_batch(samples: list[list[int]]) -> Any:
         return prepare(collator([[{"input_ids": np.array(tokens)} for tokens in samples]]))
 
-    if sees_other_samples(model, make_batch):
+    inputs.choose(model, make_batch, collator.packing_length)
+    if collator.packing_length < SHORTEST_PACK:
+        return
+    with inputs.while_training(model):
+        sees_others = sees_other_samples(model, make_batch)
+    if sees_others:
         name = type(base_model_of(model)).__name__
         raise ValueError(
             f"packing=True: {name} lets the samples of a pack see each other. What it says of a sample changed with "

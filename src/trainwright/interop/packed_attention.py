@@ -1,7 +1,7 @@
 """How a model is told which tokens of a packed sequence belong together.
 
-Owns: what `packing=True` gives to a model, the mask over pairs of tokens, finding a model that cannot be told. Leaves
-to others: laying out packs (data/collate_packing).
+Owns: what `packing=True` gives to a model, the mask over pairs of tokens. Leaves to others: laying out packs
+(data/collate_packing), attention by sample (divided_attention), trying what a model does (packed_checks).
 
 Source: `position_ids`, `cu_seq_lens_q/k`, `max_length_q/k` and `seq_idx` are the documented inputs of the flattening
 collator; that eager attention adds its mask and sdpa also takes one of booleans was observed in both releases.
@@ -9,20 +9,20 @@ collator; that eager attention adds its mask and sdpa also takes one of booleans
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from trainwright.interop.divided_attention import borders, divided
 from trainwright.interop.loaded import is_pretrained_model
 from trainwright.interop.models import base_model_of, shifts_labels
-from trainwright.loss import loss_of
-from trainwright.names import IGNORE_INDEX
+from trainwright.interop.packed_checks import SHORTEST_PACK, why_not_divided
+from trainwright.names import SAMPLE_LENGTHS
 
 logger = logging.getLogger(__name__)
 
@@ -30,28 +30,92 @@ PER_ROW = ("position_ids", "attention_mask", "seq_idx")
 FLASH = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 OWN_OFFSETS = ("cu_seqlens", "max_seqlen")
 SEPARATORS = ("position_ids", "seq_idx", "cu_seqlens", "cu_seq_lens_q")  # from any of these samples can be told apart
-
-# Tokens that every vocabulary has. The two others differ in what they hold, not only in its order, of which a mean
-# would not tell.
-OTHERS, SAMPLE = ([1, 2, 3, 3, 2], [3, 1, 1, 1, 1]), [2, 3, 1, 3, 2, 1]
-SHORTEST_PACK = len(OTHERS[0]) + len(SAMPLE)
-LARGEST_CHANGE = 1e-3  # of the largest prediction; of samples that are kept apart, nothing changes but rounding
+TOO_SHORT = f"packing_length is below {SHORTEST_PACK}, too short to try it"
 
 
-@dataclass(frozen=True)
 class PackedInputs:
-    """What a model gets beside tokens and labels, and what has to be done to a batch on its device (None: nothing)."""
+    """What a model gets beside tokens and labels (`names`), and what is done to a batch on its device (a call).
 
-    names: tuple[str, ...]
-    prepare: Callable[[Any], Any] | None = None
+    `is_masked`: a `transformers` model with "sdpa" or "eager" attention. While it trains, its layers are given borders
+    and attend by sample where `choose` found that they can. Else it gets a mask over pairs of tokens: of booleans, or
+    0 and the lowest value of `dtype`. `refusal`: why no such mask fits, where none does.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        *,
+        is_masked: bool = False,
+        dtype: torch.dtype | None = None,
+        refusal: str | None = None,
+    ) -> None:
+        self.names = names
+        self._is_masked, self._dtype, self._refusal = is_masked, dtype, refusal
+        self._divides = self._can_divide = False
+
+    def __call__(self, inputs: Any) -> Any:
+        """A batch as the model takes it. A batch without `seq_idx` (evaluation, which is not packed) stays as it is."""
+        if SAMPLE_LENGTHS not in inputs and not (self._is_masked and "seq_idx" in inputs):
+            return inputs
+        rest = {name: value for name, value in inputs.items() if name != SAMPLE_LENGTHS}
+        if not self._is_masked:
+            return rest
+        numbers = rest.pop("seq_idx")  # (packs, length)
+        if self._divides:
+            rest["attention_mask"] = borders(numbers, inputs.get(SAMPLE_LENGTHS))
+        elif self._refusal is not None:
+            raise ValueError(self._refusal)
+        else:
+            rest["attention_mask"] = mask_within_samples(numbers, self._dtype)
+        return rest
+
+    def choose(self, model: nn.Module, make_batch: Callable[[list[list[int]]], Any], packing_length: int) -> None:
+        """Try whether the layers of a model can attend by sample, and say what becomes of it. Raises ValueError where
+        they cannot and a mask cannot replace it. `make_batch`: the inputs of a pack of samples, on the model's device.
+        """
+        if not self._is_masked:
+            return
+        name = type(base_model_of(getattr(model, "_orig_mod", model))).__name__
+        reason: str | None = TOO_SHORT
+        if packing_length >= SHORTEST_PACK:
+            with self._dividing(model):
+                reason = why_not_divided(model, make_batch, packing_length)
+        self._can_divide = reason is None
+        if reason is None:
+            logger.info("packing: the layers of %s attend within each sample by itself.", name)
+        elif self._refusal is not None:
+            raise ValueError(f"{self._refusal} (Its layers cannot attend within each sample by itself: {reason}.)")
+        else:
+            logger.warning(
+                "packing: %s computes attention over whole packs, under a mask, which takes longer than within each "
+                "sample by itself. That was not possible: %s.",
+                name,
+                reason,
+            )
+
+    @contextlib.contextmanager
+    def while_training(self, model: nn.Module) -> Iterator[None]:
+        """Within the block the model is switched as `choose` found; after it, it is as it was."""
+        with self._dividing(model) if self._can_divide else contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def _dividing(self, model: nn.Module) -> Iterator[None]:
+        self._divides = True
+        try:
+            with divided(model):
+                yield
+        finally:
+            self._divides = False
 
 
 def packed_inputs(model: nn.Module, packing_length: int) -> PackedInputs:
     """How to keep samples apart in this model. Raises ValueError, with the remedy, for one that cannot.
 
-    `transformers` models that predict the next token: a mask over pairs of tokens for "sdpa" and "eager" attention,
-    offsets for flash attention. Any other module: those of `position_ids`, `seq_idx`, `attention_mask` (1 for tokens, 0
-    for padding), `cu_seqlens`, `max_seqlen`, `cu_seq_lens_q/k` and `max_length_q/k` that its `forward` names.
+    `transformers` models that predict the next token: borders or a mask over pairs of tokens for "sdpa" and "eager"
+    attention, offsets for flash attention. Any other module: those of `position_ids`, `seq_idx`, `attention_mask` (1
+    for tokens, 0 for padding), `cu_seqlens`, `max_seqlen`, `cu_seq_lens_q/k` and `max_length_q/k` that its `forward`
+    names.
     """
     base = base_model_of(getattr(model, "_orig_mod", model))
     name = type(base).__name__
@@ -79,13 +143,13 @@ def packed_inputs(model: nn.Module, packing_length: int) -> PackedInputs:
             f"packing=True keeps samples apart in attn_implementation 'sdpa', 'eager' and 'flash_attention_2' (or "
             f"another flash kernel), and {name} uses {attention!r}. Load the model with one of these."
         )
-    _check_layers(config, name, attention, packing_length)
     additive: Any = None if attention == "sdpa" else base.dtype
-    return PackedInputs(PER_ROW, functools.partial(attend_within_samples, dtype=additive))
+    refusal = _why_no_mask(config, name, attention, packing_length)
+    return PackedInputs(PER_ROW, is_masked=True, dtype=additive, refusal=refusal)
 
 
-def _check_layers(config: Any, name: str, attention: str, packing_length: int) -> None:
-    """Raise ValueError for layers that a mask over pairs of tokens would not bound, or bound wrongly."""
+def _why_no_mask(config: Any, name: str, attention: str, packing_length: int) -> str | None:
+    """What to say of layers that one mask over pairs of tokens would not bound, or bound wrongly; None: no such."""
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     for window in ("sliding_window", "attention_chunk_size"):
         size = getattr(config, window, None)
@@ -94,69 +158,25 @@ def _check_layers(config: Any, name: str, attention: str, packing_length: int) -
             kinds.add(f"{window}={size}")
         else:
             kinds -= {"sliding_attention" if window == "sliding_window" else "chunked_attention"}
-    if kinds:
-        raise ValueError(
-            f"packing=True with attn_implementation={attention!r} gives every layer one mask, and {name} has layers of "
-            f"another kind ({', '.join(sorted(kinds))}). Load it with attn_implementation='flash_attention_2', where "
-            "each layer keeps its own window, or lower packing_length to the window."
-        )
+    if not kinds:
+        return None
+    return (
+        f"packing=True with attn_implementation={attention!r} gives every layer one mask, and {name} has layers of "
+        f"another kind ({', '.join(sorted(kinds))}). Load it with attn_implementation='flash_attention_2', where "
+        "each layer keeps its own window, or lower packing_length to the window."
+    )
 
 
-def attend_within_samples(inputs: Any, dtype: torch.dtype | None) -> Any:
-    """A batch with the mask `(batch, 1, length, length)` of a causal model in place of `seq_idx` `(batch, length)`.
+def mask_within_samples(numbers: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """The mask `(packs, 1, length, length)` of a causal model for `numbers` of samples `(packs, length)`.
 
     True, or 0 in `dtype`, where a token may look: at tokens of its own sample up to itself. False, or the lowest value
     of `dtype`, elsewhere. Made on the device of the batch: from a worker it would be `length` times as many bytes
-    as the tokens are. A batch without `seq_idx` (evaluation, which is not packed) is returned as it is.
+    as the tokens are.
     """
-    if "seq_idx" not in inputs:
-        return inputs
-    rest = {name: value for name, value in inputs.items() if name != "seq_idx"}
-    numbers = inputs["seq_idx"]  # (batch, length)
-    may_look = (numbers[:, None, :, None] == numbers[:, None, None, :]).tril_()  # (batch, 1, length, length)
+    may_look = (numbers[:, None, :, None] == numbers[:, None, None, :]).tril_()
     if dtype is None:
-        return {**rest, "attention_mask": may_look}
+        return may_look
     lowest = torch.finfo(dtype).min
-    mask = torch.zeros(may_look.shape, dtype=dtype, device=may_look.device).masked_fill_(
-        may_look.logical_not_(), lowest
-    )
-    return {**rest, "attention_mask": mask}
-
-
-@torch.no_grad()
-def sees_other_samples(model: nn.Module, make_batch: Callable[[list[list[int]]], Any]) -> bool | None:
-    """Whether what a model says of one sample changes with the tokens of the sample before it; None: it cannot be told.
-
-    A `forward` may take `seq_idx` and not honour it, and its samples would silently train on each other. `make_batch`:
-    the inputs of a pack of samples, on the model's device. Costs two forward passes of one pack, once, and changes
-    nothing: no gradients, evaluation mode, random states and mode restored.
-    """
-    parameters = inspect.signature(base_model_of(model).forward).parameters
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    was_training, own = model.training, slice(len(OTHERS[0]), SHORTEST_PACK)
-    found: list[torch.Tensor] = []
-    devices = [value.device for value in model.parameters() if value.device.type == "cuda"][:1]
-    with torch.random.fork_rng(devices=devices):
-        model.eval()
-        try:
-            for other in OTHERS:
-                torch.manual_seed(0)  # for a model that draws in evaluation mode too
-                inputs = make_batch([other, SAMPLE])
-                inputs["labels"][:, : len(other)] = IGNORE_INDEX
-                outputs = model(**{name: value for name, value in inputs.items() if takes_any or name in parameters})
-                found.append(_said_of(outputs, inputs["input_ids"].shape, own))
-        except Exception as error:  # a model that needs other inputs, or another precision: training will tell
-            logger.info("Whether packed samples see each other cannot be checked: %s", error)
-            return None
-        finally:
-            model.train(was_training)
-    return bool((found[0] - found[1]).abs().max() > LARGEST_CHANGE * found[0].abs().max())
-
-
-def _said_of(outputs: Any, shape: torch.Size, places: slice) -> torch.Tensor:
-    """The predictions at `places` of the first row; the loss where a model returns no predictions."""
-    values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple) else [outputs]
-    for value in values:
-        if isinstance(value, torch.Tensor) and value.shape[:2] == shape:
-            return value[0, places].float()
-    return loss_of(outputs, {}).float()
+    mask = torch.zeros(may_look.shape, dtype=dtype, device=may_look.device)
+    return mask.masked_fill_(may_look.logical_not_(), lowest)

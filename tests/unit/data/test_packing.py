@@ -181,3 +181,9 @@ def test_a_long_sample_of_a_stream_is_told_of_once_or_refused(caplog):
     assert caplog.text.count("more than packing_length=8") == 1
     with pytest.raises(ValueError, match="sample 0 has 9 tokens"):
         list(PackedStream(Stream(samples), 8, long_samples="error"))
+
+
+def test_the_lengths_of_samples_are_given_only_where_they_are_asked_for():
+    packs = [[{"input_ids": np.array([1, 2])}, {"input_ids": np.array([3])}], [{"input_ids": np.array([4])}]]
+    assert DataCollatorForPacking(4, names_lengths=True)(packs)["sample_lengths"] == [[2, 1], [1]]
+    assert "sample_lengths" not in DataCollatorForPacking(4)(packs)

@@ -1,0 +1,69 @@
+"""Where samples lie in a batch of packs, and the masks of short neighbours."""
+
+import pytest
+import torch
+
+from trainwright.interop import divided_attention
+from trainwright.interop.divided_attention import Layout, allowed_pairs, borders, divided_layers, divisible_layers
+
+
+def test_short_neighbours_of_a_pack_share_a_call_and_packs_do_not():
+    layout = Layout([[70, 30, 30, 10], [60, 4, 1]])
+    assert layout.blocks == [[70], [30, 30], [10], [60, 4], [1]]
+    assert layout.sizes == [70, 60, 10, 64, 1]
+
+
+@pytest.mark.parametrize(("is_causal", "window"), [(True, None), (False, None), (True, 2), (False, 2), (True, 1)])
+def test_a_token_may_look_at_tokens_of_its_own_sample_within_the_window(is_causal, window):
+    lengths = [3, 1, 4]
+    numbers = [number for number, length in enumerate(lengths) for _ in range(length)]
+    pairs = allowed_pairs(lengths, is_causal, window)
+    for row, own in enumerate(numbers):
+        for column, other in enumerate(numbers):
+            is_near = window is None or abs(row - column) < window
+            assert pairs[row, column] == (own == other and is_near and (column <= row or not is_causal))
+
+
+def test_masks_are_made_once_and_serve_all_shorter_samples():
+    layout = Layout([[9, 5]])
+    arguments = (True, 3, torch.float32, torch.device("cpu"))
+    long, short = layout.mask([9], *arguments), layout.mask([5], *arguments)
+    assert short.shape == (1, 1, 5, 5) and short.data_ptr() == long.data_ptr()
+    assert torch.equal(short[0, 0] == 0, allowed_pairs([5], True, 3))
+    assert short.min() == torch.finfo(torch.float32).min
+    together = layout.mask([2, 3], True, None, torch.bool, torch.device("cpu"))
+    assert torch.equal(together[0, 0], allowed_pairs([2, 3], True, None))
+
+
+NUMBERS = torch.tensor([[0, 0, 0, 1, 2, 2], [0, 0, 1, 1, 1, 1]], dtype=torch.int32)
+
+
+@pytest.mark.parametrize("lengths", [[[3, 1], [2]], None, [[3, 1]]])
+def test_borders_are_those_of_the_host_or_else_read_from_the_batch(lengths, monkeypatch):
+    """The last one is of a batch that lost a row on the way."""
+    monkeypatch.setattr(divided_attention, "MERGED", 0)
+    mask = borders(NUMBERS, lengths)
+    assert mask.shape == (2, 1, 1, 6)
+    assert divided_attention._layout_of(mask).blocks == [[3], [1], [2], [2], [4]]
+
+
+def test_a_copy_and_a_view_of_a_mask_have_its_borders(monkeypatch):
+    monkeypatch.setattr(divided_attention, "MERGED", 0)
+    mask = borders(NUMBERS, [[3, 1], [2]])
+    layout = divided_attention._layout_of(mask)
+    assert divided_attention._layout_of(mask.detach()) is layout
+    assert divided_attention._layout_of(mask.clone()).sizes == layout.sizes  # activations were moved away and back
+    assert divided_attention._layout_of(mask[1:]).sizes == [2, 4]  # the share of a second device
+    assert divided_attention._layout_of(mask[:1]).sizes == [3, 1, 2]  # of the first: where the whole mask begins
+
+
+def test_many_batches_are_not_kept():
+    for _ in range(3 * divided_attention.REMEMBERED):
+        borders(NUMBERS.clone(), None)
+    assert len(divided_attention._recent) == divided_attention.REMEMBERED
+
+
+def test_layers_without_the_registry_are_left_alone():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    model[0].config = object()
+    assert divisible_layers(model) == divided_layers(model) == []
