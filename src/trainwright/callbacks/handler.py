@@ -45,7 +45,7 @@ class CallbackHandler(TrainerCallback):
 
     model = _Shared("model")
     processing_class = _Shared("processing_class", "tokenizer")
-    tokenizer = processing_class  # its name until 4.46
+    tokenizer = processing_class  # its older name
     optimizer = _Shared("optimizer")
     lr_scheduler = _Shared("lr_scheduler")
     train_dataloader = _Shared("train_dataloader")
