@@ -96,8 +96,8 @@ def _older_names() -> str:
     twins = "; ".join(f"`{older}` and `{newer}`" for older, newer in TWINS)
     return (
         "## Older names\n\nAccepted where values enter (constructor, command line, files), with one warning that names "
-        "the newer one and\npoints at the calling line. Gone by: the first of the two documented generations, 4.55 and 5.23, "
-        "without the name.\n\n"
+        "the newer one and\npoints at the calling line. Gone by: the first of the two documented generations, 4.55 and "
+        "5.23, without the name.\n\n"
         + _table(("Older", "Today", "Gone by"), names + values)
         + f"\nTwo names of one setting, both right, whichever is given sets the other: {twins}.\n"
     )

@@ -13,6 +13,7 @@ import platform
 import sys
 from collections.abc import Sequence
 
+from trainwright import __version__
 from trainwright.names import CHECKPOINT_PREFIX, TRAINER_STATE_NAME
 
 
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="To train: from trainwright import Trainer, TrainingArguments. Start with `make demo` in the "
         "repository.",
     )
+    parser.add_argument("--version", action="version", version=f"trainwright {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add(commands, "list", list_checkpoints, "the checkpoints of a run: step, size, best, last, damaged", "RUN")
     _add(commands, "check", check, "verify a checkpoint, or every checkpoint of a run, against its hashes", "DIR")
@@ -160,7 +162,8 @@ def report(options: argparse.Namespace) -> int:
 
 def environment(options: argparse.Namespace) -> int:
     print(f"python         {platform.python_version()} on {platform.platform()}")
-    for package in ("trainwright", "torch", "accelerate", "transformers", "safetensors", "numpy"):
+    print(f"trainwright    {__version__}")
+    for package in ("torch", "accelerate", "transformers", "safetensors", "numpy"):
         try:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -133,6 +133,18 @@ def test_uninstalling_puts_every_name_back(late):
     assert late["another module is theirs again"] and not late["active after"] and late["default arguments"]
 
 
+CALLED_OTHERWISE = {
+    "metrics_format(self)",  # a method in 4.55, a function in 5: ours is called in both ways, by position
+    "metrics_format(metrics)",
+    "rewrite_logs(d)",  # called by position everywhere
+    "distributed_broadcast_scalars(device)",  # a GPU there, where there may be none; None finds the device
+}
+
+
+def test_a_replaced_function_has_the_parameters_and_defaults_of_the_installed_one(late):
+    assert set(late["called otherwise"]) - CALLED_OTHERWISE == set()
+
+
 # -- programs of each generation ----
 
 ERAS = ["4_31", "4_37", "4_45", "4_55", "5_23"]

@@ -97,6 +97,16 @@ def test_env_names_versions_and_devices(capsys):
         assert name in printed
 
 
+def test_the_version_is_that_of_the_source_even_where_another_one_is_installed(capsys):
+    import trainwright
+
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"trainwright {trainwright.__version__}\n"
+    assert main(["env"]) == 0
+    assert f"trainwright    {trainwright.__version__}\n" in capsys.readouterr().out
+
+
 def test_without_a_command_help_is_printed(capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
