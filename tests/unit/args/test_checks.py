@@ -94,6 +94,7 @@ def test_a_switch_is_true_or_false_and_no_text_that_would_count_as_true(name):
         ({"use_cpu": True, "use_mps_device": True}, "exclude"),
         ({"ddp_backend": "ncl"}, "Did you mean 'nccl'"),
         ({"save_strategy": "best"}, "eval_strategy"),
+        ({"async_save": True, "save_strategy": "no"}, "save_strategy='no' makes none"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "eval_strategy"),
         ({"load_best_model_at_end": True}, "eval_strategy"),
         ({"load_best_model_at_end": True, "eval_strategy": "epoch"}, "save_strategy='steps'"),
