@@ -99,6 +99,13 @@ def test_replacing_a_field_of_derived_arguments_keeps_the_others(early):
     assert early["parsed"] == [1.0, "o"]
 
 
+def test_a_field_that_only_we_have_too_is_named_and_packing_is_left_to_the_program(early):
+    packing, warned = early["namesakes"]
+    assert packing == ["tight", False, True]
+    ((message, is_at_its_line),) = warned
+    assert message.startswith("Namesakes defines ema_decay, which is an argument of trainwright") and is_at_its_line
+
+
 def test_defaults_are_those_of_the_installed_generation(early):
     generation = "5.23" if early["version"].startswith("5.") else "4.55"
     expected = SURFACE[generation]["TrainingArguments"]
