@@ -1,4 +1,4 @@
-"""Averaged weights, activation checkpointing and half-width evaluation in two processes; what one process alone can do."""
+"""Averaged weights, checkpointed activations and half-width evaluation in two processes; what one alone can do."""
 
 from __future__ import annotations
 
