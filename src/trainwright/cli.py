@@ -60,7 +60,11 @@ def _add(
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     if path:
         command.add_argument(
-            "path", metavar=path, help="directory of the run (its output_dir)" if path == "RUN" else "directory"
+            "path",
+            metavar=path,
+            help="directory of the run (its output_dir)"
+            if path == "RUN"
+            else "a checkpoint, or the directory of a run",
         )
     command.set_defaults(command=function)
 
@@ -104,7 +108,8 @@ def run(options: argparse.Namespace) -> int:
         programs.run_module(spec, arguments)
         return 0
     if not os.path.isfile(name):
-        print(f"trainwright run: there is no file {name}. A module is run with -m.", file=sys.stderr)
+        what = f"{name} is a directory" if os.path.isdir(name) else f"there is no file {name}"
+        print(f"trainwright run: {what}. A module is run with -m.", file=sys.stderr)
         return 2
     programs.run_script(name, arguments)
     return 0
@@ -117,9 +122,11 @@ def list_checkpoints(options: argparse.Namespace) -> int:
     found = list_run(options.path) if os.path.isdir(options.path) else []
     if not found:
         print(f"{options.path} holds no {CHECKPOINT_PREFIX}-N directory of a Trainer.", file=sys.stderr)
-        return 1
-    print(plan_table([(one.name, f"{one.num_bytes / 2**20:.1f} MiB  {' '.join(one.marks)}".rstrip()) for one in found]))
-    return 0
+    else:
+        rows = [(one.name, f"{one.num_bytes / 2**20:.1f} MiB  {' '.join(one.marks)}".rstrip()) for one in found]
+        print(plan_table(rows))
+    _name_those_set_aside(options.path)
+    return int(not found)
 
 
 def check(options: argparse.Namespace) -> int:
@@ -129,6 +136,7 @@ def check(options: argparse.Namespace) -> int:
     directories = [options.path] if step_of(options.path) is not None else sort_checkpoints(options.path)
     if not directories:
         print(f"{options.path} is no checkpoint and holds none.", file=sys.stderr)
+        _name_those_set_aside(options.path)
         return 1
     damaged = False
     for directory in directories:
@@ -137,7 +145,15 @@ def check(options: argparse.Namespace) -> int:
         print(f"{directory}: {'good' if not found else 'DAMAGED'}")
         for problem in found:
             print(f"  {problem}")
+    _name_those_set_aside(options.path)
     return int(damaged)
+
+
+def _name_those_set_aside(path: str) -> None:
+    from trainwright.checkpoint.load import damaged_checkpoints
+
+    if names := damaged_checkpoints(path):
+        print(f"Found damaged by an earlier resume, and set aside: {', '.join(names)}.", file=sys.stderr)
 
 
 def report(options: argparse.Namespace) -> int:
