@@ -149,7 +149,7 @@ class Trainer:
         self.model_init = model_init
         self.optimizer: Any
         self.lr_scheduler: Any
-        self.optimizer, self.lr_scheduler = optimizers if optimizers is not None else (None, None)
+        self.optimizer, self.lr_scheduler = checks.optimizer_and_schedule(optimizers)
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
         self.model: Any = model
         self._validate_args()
