@@ -93,6 +93,16 @@ def test_nothing_left_of_a_plain_dict_lists_the_columns_and_the_nearest(make_tra
         make_trainer(trainer={"model": Never(), "train_dataset": rows}).train()
 
 
+@pytest.mark.parametrize("returned", [None, 0.5])
+def test_a_loss_that_is_no_tensor_is_shown(make_trainer, returned):
+    class Returns(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False):
+            return returned
+
+    with pytest.raises(TypeError, match=rf"compute_loss must return the loss, a tensor .* returned {returned}\."):
+        make_trainer(cls=Returns, max_steps=1).train()
+
+
 def test_labels_alone_are_nothing_to_train_on(make_trainer):
     rows = [{"text": "a", "labels": torch.zeros(1)}] * 4
     with pytest.raises(ValueError, match=r"nothing but labels would be left.*Columns: \['text', 'labels'\].*'x'"):
