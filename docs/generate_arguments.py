@@ -87,15 +87,18 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 def _older_names() -> str:
     names = [
-        (f"`{row.old}`", f"`{row.instead}`" if "=" in row.instead else row.instead, row.since)
+        (f"`{row.old}`", f"`{row.instead}`" if "=" in row.instead else row.instead, row.gone_by)
         for row in RENAMED.values()
     ]
-    values = [(f"`{name}='{old}'`", f"`{name}='{new}'`", since) for (name, old), (new, since) in RENAMED_VALUES.items()]
+    values = [
+        (f"`{name}='{old}'`", f"`{name}='{new}'`", gone_by) for (name, old), (new, gone_by) in RENAMED_VALUES.items()
+    ]
     twins = "; ".join(f"`{older}` and `{newer}`" for older, newer in TWINS)
     return (
         "## Older names\n\nAccepted where values enter (constructor, command line, files), with one warning that names "
-        "the newer one and\npoints at the calling line.\n\n"
-        + _table(("Older", "Today", "Outdated since"), names + values)
+        "the newer one and\npoints at the calling line. Gone by: the first of the two documented generations, 4.55 and "
+        "5.23, without the name.\n\n"
+        + _table(("Older", "Today", "Gone by"), names + values)
         + f"\nTwo names of one setting, both right, whichever is given sets the other: {twins}.\n"
     )
 

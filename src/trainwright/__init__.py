@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainwright.importing import collector_paused
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Module -> the public names it defines.
 _EXPORTS = {

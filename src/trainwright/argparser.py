@@ -422,16 +422,22 @@ def _closest(word: str, options: Iterable[str]) -> str:
 
 
 def _read(path: str | os.PathLike[str], kind: str | None = None) -> dict[str, Any]:
-    """A JSON or YAML file as a dict; the suffix decides where `kind` does not."""
+    """A JSON or YAML file as a dict; the suffix decides where `kind` does not. ValueError names one that is broken."""
     text = Path(path).read_text(encoding="utf-8")
     if (kind or Path(path).suffix) == ".json":
-        value = json.loads(text)
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{os.fspath(path)} is not valid JSON: {error}") from None
     else:
         try:
             import yaml
         except ModuleNotFoundError:
             raise ImportError(f"Reading {os.fspath(path)} needs PyYAML. Run: pip install 'trainwright[yaml]'") from None
-        value = yaml.safe_load(text)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{os.fspath(path)} is not valid YAML: {' '.join(str(error).split())}") from None
     if value is None:
         return {}
     if not isinstance(value, dict):

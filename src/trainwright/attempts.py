@@ -69,5 +69,5 @@ def in_memory(
             start_over(size, weights)
         return attempt(batch_size=size)
 
-    result: Result = find_executable_batch_size(with_size, starting_batch_size=first_size)()
+    result: Result = find_executable_batch_size(with_size, first_size, auto_find_batch_size=True)()
     return result

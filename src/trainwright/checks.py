@@ -105,6 +105,20 @@ def _check_model(model: Any, model_init: Any) -> None:
         raise TypeError(f"model= must be a torch.nn.Module; got a {type(model).__name__}.")
 
 
+def optimizer_and_schedule(optimizers: Any) -> tuple[Any, Any]:
+    """What `optimizers=` holds; TypeError for what is no pair, such as an optimizer by itself."""
+    if optimizers is None:
+        return None, None
+    is_sequence = isinstance(optimizers, (tuple, list))
+    if not is_sequence or len(optimizers) != 2:
+        got = f"{type(optimizers).__name__}{f' of {len(optimizers)}' if is_sequence else ''}"
+        raise TypeError(
+            f"optimizers= takes a pair, (optimizer, schedule), each of which may be None; got a {got}. For an "
+            "optimizer alone pass optimizers=(optimizer, None)."
+        )
+    return optimizers[0], optimizers[1]
+
+
 def _check_optimizers(trainer: Any) -> None:
     if (trainer.optimizer is not None or trainer.lr_scheduler is not None) and trainer.model_init is not None:
         raise ValueError(

@@ -13,6 +13,7 @@ import platform
 import sys
 from collections.abc import Sequence
 
+from trainwright import __version__
 from trainwright.names import CHECKPOINT_PREFIX, TRAINER_STATE_NAME
 
 
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="To train: from trainwright import Trainer, TrainingArguments. Start with `make demo` in the "
         "repository.",
     )
+    parser.add_argument("--version", action="version", version=f"trainwright {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add(commands, "list", list_checkpoints, "the checkpoints of a run: step, size, best, last, damaged", "RUN")
     _add(commands, "check", check, "verify a checkpoint, or every checkpoint of a run, against its hashes", "DIR")
@@ -58,7 +60,11 @@ def _add(
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     if path:
         command.add_argument(
-            "path", metavar=path, help="directory of the run (its output_dir)" if path == "RUN" else "directory"
+            "path",
+            metavar=path,
+            help="directory of the run (its output_dir)"
+            if path == "RUN"
+            else "a checkpoint, or the directory of a run",
         )
     command.set_defaults(command=function)
 
@@ -102,7 +108,8 @@ def run(options: argparse.Namespace) -> int:
         programs.run_module(spec, arguments)
         return 0
     if not os.path.isfile(name):
-        print(f"trainwright run: there is no file {name}. A module is run with -m.", file=sys.stderr)
+        what = f"{name} is a directory" if os.path.isdir(name) else f"there is no file {name}"
+        print(f"trainwright run: {what}. A module is run with -m.", file=sys.stderr)
         return 2
     programs.run_script(name, arguments)
     return 0
@@ -115,9 +122,11 @@ def list_checkpoints(options: argparse.Namespace) -> int:
     found = list_run(options.path) if os.path.isdir(options.path) else []
     if not found:
         print(f"{options.path} holds no {CHECKPOINT_PREFIX}-N directory of a Trainer.", file=sys.stderr)
-        return 1
-    print(plan_table([(one.name, f"{one.num_bytes / 2**20:.1f} MiB  {' '.join(one.marks)}".rstrip()) for one in found]))
-    return 0
+    else:
+        rows = [(one.name, f"{one.num_bytes / 2**20:.1f} MiB  {' '.join(one.marks)}".rstrip()) for one in found]
+        print(plan_table(rows))
+    _name_those_set_aside(options.path)
+    return int(not found)
 
 
 def check(options: argparse.Namespace) -> int:
@@ -127,6 +136,7 @@ def check(options: argparse.Namespace) -> int:
     directories = [options.path] if step_of(options.path) is not None else sort_checkpoints(options.path)
     if not directories:
         print(f"{options.path} is no checkpoint and holds none.", file=sys.stderr)
+        _name_those_set_aside(options.path)
         return 1
     damaged = False
     for directory in directories:
@@ -135,7 +145,15 @@ def check(options: argparse.Namespace) -> int:
         print(f"{directory}: {'good' if not found else 'DAMAGED'}")
         for problem in found:
             print(f"  {problem}")
+    _name_those_set_aside(options.path)
     return int(damaged)
+
+
+def _name_those_set_aside(path: str) -> None:
+    from trainwright.checkpoint.load import damaged_checkpoints
+
+    if names := damaged_checkpoints(path):
+        print(f"Found damaged by an earlier resume, and set aside: {', '.join(names)}.", file=sys.stderr)
 
 
 def report(options: argparse.Namespace) -> int:
@@ -160,7 +178,8 @@ def report(options: argparse.Namespace) -> int:
 
 def environment(options: argparse.Namespace) -> int:
     print(f"python         {platform.python_version()} on {platform.platform()}")
-    for package in ("trainwright", "torch", "accelerate", "transformers", "safetensors", "numpy"):
+    print(f"trainwright    {__version__}")
+    for package in ("torch", "accelerate", "transformers", "safetensors", "numpy"):
         try:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

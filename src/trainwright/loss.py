@@ -42,6 +42,13 @@ def loss_of(outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
     )
 
 
+def no_scalar(loss: Any) -> Exception:
+    """What to raise where an override of `compute_loss` gave something else than one number."""
+    if isinstance(loss, torch.Tensor):
+        return ValueError(f"The loss must be one number, but compute_loss gave {tuple(loss.shape)}: take its mean.")
+    return TypeError(f"compute_loss must return the loss, a tensor of one number, but it returned {loss!r}.")
+
+
 def count_items(batches: Iterable[Any], labels_are_shifted: bool) -> torch.Tensor | None:
     """Number of labels that take part in the loss of these micro-batches, as a scalar on the labels' device.
 

@@ -61,7 +61,7 @@ class IntervalStrategy(ExplicitEnum):
     EPOCH = "epoch"
 
 
-EvaluationStrategy = IntervalStrategy  # the name `eval_strategy` used until 4.45
+EvaluationStrategy = IntervalStrategy  # an older name of the enum, which 4.55 still has
 
 
 class SaveStrategy(ExplicitEnum):

@@ -47,7 +47,7 @@ from trainwright.evaluation.tensors import nested_numpify
 from trainwright.interop import models, signatures
 from trainwright.interop import older as older_names
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
-from trainwright.loss import LabelSmoother, count_items, loss_of
+from trainwright.loss import LabelSmoother, count_items, loss_of, no_scalar
 from trainwright.memory import EvaluationBatches, FoundSize, MicroBatches, why_no_retry
 from trainwright.names import TRAINER_STATE_NAME, DebugOption, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
 from trainwright.optim import build as optim_build
@@ -150,7 +150,7 @@ class Trainer:
         self.model_init = model_init
         self.optimizer: Any
         self.lr_scheduler: Any
-        self.optimizer, self.lr_scheduler = optimizers if optimizers is not None else (None, None)
+        self.optimizer, self.lr_scheduler = checks.optimizer_and_schedule(optimizers)
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
         self.model: Any = model
         self._validate_args()
@@ -1110,10 +1110,10 @@ class Trainer:
             loss = loss / self.current_gradient_accumulation_steps
         if self._backward_is_update:
             self._fused_backward(self.optimizer, loss)
-        elif loss.dim() == 0:
+        elif getattr(loss, "ndim", None) == 0:
             self._backward(loss)
         else:
-            raise ValueError(f"The loss must be one number, but compute_loss gave {tuple(loss.shape)}: take its mean.")
+            raise no_scalar(loss)
         return loss.detach()  # type: ignore[no-any-return]
 
     def _prepare_context_parallel_inputs(

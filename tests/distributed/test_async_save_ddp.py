@@ -1,13 +1,9 @@
-"""Asynchronous saves of two processes: one writer, one checkpoint, and both hear of it after the same step.
-
-The file is both sides: pytest starts it once under torchrun.
-"""
+"""Asynchronous saves of two processes: one writer, one checkpoint, and both hear of it after the same step."""
 
 from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,9 +65,8 @@ def failing_once(folder: Path) -> dict[str, Any]:
         AsyncSaves.result = result  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    results = {
+def scenarios(target: Path) -> dict[str, Any]:
+    return {
         "waited": train(target / "waited"),
         "beside": train(target / "beside", async_save=True),
         "resumed": train(target / "resumed", resume=str(target / "beside" / "checkpoint-6"), async_save=True),
@@ -79,23 +74,6 @@ if __name__ == "__main__":
         "frozen": train(target / "frozen", num_train_epochs=2),
         "frozen beside": train(target / "frozen beside", num_train_epochs=2, async_save=True),
     }
-    torch.save(results, target / f"results-{os.environ['RANK']}.pt")
-    torch.distributed.destroy_process_group()
-    raise SystemExit(0)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, str(path)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[:6000]
-    return path
-
-
-@pytest.fixture(scope="module")
-def two(folder: Path) -> list[dict[str, Any]]:
-    return [torch.load(folder / f"results-{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -1,19 +1,12 @@
-"""What processes exchange in a step, counted: nothing but the gradients and one number about signals.
-
-The file is both sides: pytest starts it once under torchrun for two processes, each of which writes what it counted.
-"""
+"""What processes exchange in a step, counted: nothing but the gradients and one number about signals."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 try:
@@ -61,40 +54,26 @@ def counted(directory: Path, **arguments: Any) -> dict[str, Any]:
     return {"exchanged": counter.exchanged, "syncs": dict(counter.syncs)}
 
 
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    results = {name: counted(target, **arguments) for name, arguments in RUNS.items()}
-    (target / f"counts-{os.environ['RANK']}.json").write_text(json.dumps(results))
-    torch.distributed.destroy_process_group()
-    raise SystemExit(0)
-
-
-@pytest.fixture(scope="module")
-def counts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes counted."""
-    path = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, str(path)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-6000:]
-    return [json.loads((path / f"counts-{rank}.json").read_text()) for rank in range(2)]
+def scenarios(target: Path) -> dict[str, Any]:
+    return {name: counted(target, **arguments) for name, arguments in RUNS.items()}
 
 
 GRADIENTS, SIGNALS, LOG_LINE = NUM_STEPS, NUM_STEPS, NUM_STEPS  # exchanges: of DDP, of the agreement, of means
 
 
 @pytest.mark.parametrize("run", ["between two log lines", "with accumulation"])
-def test_processes_exchange_gradients_and_one_number_per_step_and_wait_for_nothing(counts: Any, run: str) -> None:
-    for rank in counts:
+def test_processes_exchange_gradients_and_one_number_per_step_and_wait_for_nothing(two: Any, run: str) -> None:
+    for rank in two:
         assert rank[run] == {"exchanged": {"allreduce_": GRADIENTS + SIGNALS}, "syncs": {}}
 
 
-def test_without_signals_processes_exchange_gradients_only(counts: Any) -> None:
-    for rank in counts:
+def test_without_signals_processes_exchange_gradients_only(two: Any) -> None:
+    for rank in two:
         assert rank["without signals"] == {"exchanged": {"allreduce_": GRADIENTS}, "syncs": {}}
 
 
-def test_a_log_line_adds_one_exchange_and_one_read(counts: Any) -> None:
-    for rank in counts:
+def test_a_log_line_adds_one_exchange_and_one_read(two: Any) -> None:
+    for rank in two:
         run = rank["with a log line in each step"]
         assert run["exchanged"] == {"allreduce_": GRADIENTS + SIGNALS + LOG_LINE}
         assert run["syncs"] == {"tolist": NUM_STEPS}

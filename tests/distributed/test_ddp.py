@@ -1,13 +1,8 @@
-"""Two processes under torchrun train to what one process does with the same global batch.
-
-The file is both sides: pytest runs each scenario in one process, and starts itself once under torchrun for two.
-"""
+"""Two processes under torchrun train to what one process does with the same global batch."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,37 +231,8 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-def run_scenarios(folder: Path) -> dict[str, Any]:
+def scenarios(folder: Path) -> dict[str, Any]:
     return {name: scenario(folder) for name, scenario in SCENARIOS.items()}
-
-
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    torch.save(run_scenarios(target), target / f"results-{os.environ['RANK']}.pt")
-    torch.distributed.destroy_process_group()
-    raise SystemExit(0)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes left behind."""
-    path = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, str(path)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[:6000]
-    return path
-
-
-@pytest.fixture(scope="module")
-def two(folder: Path) -> list[dict[str, Any]]:
-    """The results of each of two processes."""
-    return [torch.load(folder / f"results-{rank}.pt", weights_only=False) for rank in range(2)]
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The results of one process."""
-    return run_scenarios(tmp_path_factory.mktemp("one"))
 
 
 def assert_same_run(run: dict[str, Any], other: dict[str, Any]) -> None:

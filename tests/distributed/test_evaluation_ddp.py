@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 
 NUM_SAMPLES, NUM_CLASSES, IGNORED = 21, 4, -100  # of two processes and batches of 2, the last is partly repeated
@@ -78,7 +75,7 @@ def streamed_metrics() -> dict[str, Any]:
     return {**metrics, **of_tokens}
 
 
-def results(folder: Path) -> dict[str, Any]:
+def scenarios(folder: Path) -> dict[str, Any]:
     from trainwright import Trainer, TrainingArguments
 
     def trainer(compute_metrics: Any = None, **arguments: Any) -> Any:
@@ -110,25 +107,10 @@ def results(folder: Path) -> dict[str, Any]:
     return found
 
 
-def on_each_rank(rank: int, folder: str, port: int) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )  # fmt: skip
-    torch.save(results(Path(folder)), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def runs(one: Any, two: list[Any]) -> list[dict[str, Any]]:
     """What one process found, then what each of two found."""
-    pytest.importorskip("accelerate")
-    folder = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(on_each_rank, args=(str(folder), port), nprocs=2)
-    return [results(folder), *(torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2))]
+    return [one, *two]
 
 
 def test_rows_come_back_in_the_order_of_the_data_set_whatever_the_order_and_the_budget(

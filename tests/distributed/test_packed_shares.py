@@ -1,13 +1,8 @@
-"""Two processes share out the packs, and learn from them what one process does with the same global batch.
-
-The file is both sides: pytest runs each scenario in one process, and starts itself once under torchrun for two.
-"""
+"""Two processes share out the packs, and learn from them what one process does with the same global batch."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,28 +73,9 @@ def scenarios(folder: Path) -> dict[str, Any]:
     return {str(number): train(folder, gradient_accumulation_steps=number) for number in (1, 2)}
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Those of one process, and those of each of two."""
-    folder = tmp_path_factory.mktemp("two")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        __file__,
-        str(folder),
-    ]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-6000:]
-    two = [torch.load(folder / f"results-{rank}.pt", weights_only=False) for rank in range(2)]
-    return scenarios(tmp_path_factory.mktemp("one")), two
-
-
 @pytest.mark.parametrize("accumulation", ["1", "2"])
-def test_two_processes_learn_from_packs_what_one_does(results, accumulation):
-    one, two = results[0][accumulation], [of_rank[accumulation] for of_rank in results[1]]
+def test_two_processes_learn_from_packs_what_one_does(one, two, accumulation):
+    one, two = one[accumulation], [of_rank[accumulation] for of_rank in two]
     assert two[0]["losses"] == pytest.approx(one["losses"], abs=1e-5)
     for weight, first, second in zip(one["weights"], two[0]["weights"], two[1]["weights"]):
         assert torch.equal(first, second)
@@ -107,16 +83,9 @@ def test_two_processes_learn_from_packs_what_one_does(results, accumulation):
 
 
 @pytest.mark.parametrize("accumulation", ["1", "2"])
-def test_each_pack_goes_to_one_process(results, accumulation):
-    one, two = results[0][accumulation], [of_rank[accumulation] for of_rank in results[1]]
+def test_each_pack_goes_to_one_process(one, two, accumulation):
+    one, two = one[accumulation], [of_rank[accumulation] for of_rank in two]
     assert len(one["seen"]) == 2 * 16  # of 17 packs the last one of each epoch is dropped
     assert sorted(two[0]["seen"] + two[1]["seen"]) == sorted(one["seen"])
     for epoch in (slice(0, 8), slice(8, 16)):
         assert not set(two[0]["seen"][epoch]) & set(two[1]["seen"][epoch])
-
-
-if __name__ == "__main__":
-    directory = Path(sys.argv[1])
-    torch.save(scenarios(directory / "out"), directory / f"results-{os.environ['RANK']}.pt")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()

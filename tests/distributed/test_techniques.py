@@ -1,13 +1,7 @@
-"""Averaged weights, activation checkpointing and half-width evaluation in two processes; what one process alone can do.
-
-The file is both sides: pytest starts it once under torchrun, and reads what the two processes left.
-"""
+"""Averaged weights, checkpointed activations and half-width evaluation in two processes; what one alone can do."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +56,7 @@ def weights(trainer: Any) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
 
 
-def results(folder: Path) -> dict[str, Any]:
+def scenarios(folder: Path) -> dict[str, Any]:
     saving = {"ema_decay": DECAY, "save_strategy": "steps", "save_steps": 1}
     averaging = run(folder / "ema", **saving)
     plain = run(folder / "plain")
@@ -81,27 +75,6 @@ def results(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         found["refused"] = str(error)
     return found
-
-
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    torch.save(results(target), target / f"results-{os.environ['RANK']}.pt")
-    torch.distributed.destroy_process_group()
-    raise SystemExit(0)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, str(path)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[:6000]
-    return path
-
-
-@pytest.fixture(scope="module")
-def two(folder: Path) -> list[dict[str, Any]]:
-    return [torch.load(folder / f"results-{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

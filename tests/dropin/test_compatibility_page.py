@@ -31,9 +31,9 @@ def names_after(text, start):
     return set(re.findall(r"`([^`]+)`", re.split(r"\n- |; new:|\(|\.\n| `AdamW`", item)[0]))
 
 
-def test_every_older_name_has_its_row_with_its_release():
-    table = {older.strip("`"): since for older, _, since, _ in rows("Arguments that were renamed")}
-    assert table == {name: row.since for name, row in RENAMED.items()}
+def test_every_older_name_has_its_row_with_the_generation_without_it():
+    table = {older.strip("`"): gone_by for older, _, gone_by, _ in rows("Arguments that were renamed")}
+    assert table == {name: row.gone_by for name, row in RENAMED.items()}
 
 
 def test_what_to_write_today_is_what_the_warning_says():

@@ -99,6 +99,13 @@ def test_replacing_a_field_of_derived_arguments_keeps_the_others(early):
     assert early["parsed"] == [1.0, "o"]
 
 
+def test_a_field_that_only_we_have_too_is_named_and_packing_is_left_to_the_program(early):
+    packing, warned = early["namesakes"]
+    assert packing == ["tight", False, True]
+    ((message, is_at_its_line),) = warned
+    assert message.startswith("Namesakes defines ema_decay, which is an argument of trainwright") and is_at_its_line
+
+
 def test_defaults_are_those_of_the_installed_generation(early):
     generation = "5.23" if early["version"].startswith("5.") else "4.55"
     expected = SURFACE[generation]["TrainingArguments"]
@@ -131,6 +138,18 @@ def test_a_callback_and_arguments_made_before_are_taken_over(late):
 def test_uninstalling_puts_every_name_back(late):
     assert late["restored"] == [] and late["left behind"] == []
     assert late["another module is theirs again"] and not late["active after"] and late["default arguments"]
+
+
+CALLED_OTHERWISE = {
+    "metrics_format(self)",  # a method in 4.55, a function in 5: ours is called in both ways, by position
+    "metrics_format(metrics)",
+    "rewrite_logs(d)",  # called by position everywhere
+    "distributed_broadcast_scalars(device)",  # a GPU there, where there may be none; None finds the device
+}
+
+
+def test_a_replaced_function_has_the_parameters_and_defaults_of_the_installed_one(late):
+    assert set(late["called otherwise"]) - CALLED_OTHERWISE == set()
 
 
 # -- programs of each generation ----

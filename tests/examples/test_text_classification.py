@@ -94,6 +94,7 @@ def test_numbers_are_regressed_and_several_labels_are_told_apart(script, model, 
         (["--task_name", "mrcp"], r"task_name='mrcp' is none of .*Did you mean 'mrpc'"),
         (["--validation_file", "BAD_LABEL"], r"bad\.csv, row 2 \(line 3.*label 'neu' .* 2 labels of .*train\.csv"),
         (["--validation_file", "EMPTY"], r"empty\.csv, row 1 .*column 'text' is empty"),
+        (["--validation_file", "HEADER"], r"header\.csv \(validation\) has no row\."),
         (["--train_file", "train.cvs"], "does not exist"),
     ],
 )
@@ -102,6 +103,7 @@ def test_bad_input_names_the_file_the_row_and_the_cure(script, model, tmp_path, 
     places = {
         "BAD_LABEL": write_csv(tmp_path / "bad.csv", [("a fine film", "pos"), ("a film", "neu")]),
         "EMPTY": write_csv(tmp_path / "empty.csv", [("", "pos")]),
+        "HEADER": write_csv(tmp_path / "header.csv", []),
     }
     change = [places.get(word, word) for word in change]
     with pytest.raises((ValueError, SystemExit)) as caught:

@@ -73,6 +73,32 @@ class FrozenLine(LineModel):
         return super().forward(self.before(x), labels)
 
 
+class PackedLanguage(torch.nn.Module):
+    """Predicts each token from the mean of those before it in its sample; told apart by `seq_idx`."""
+
+    accepts_loss_kwargs = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.embed, self.head, self.dropout = torch.nn.Embedding(32, 4), torch.nn.Linear(4, 32), torch.nn.Dropout(0.5)
+
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, seq_idx: torch.Tensor, num_items_in_batch: Any = None
+    ) -> dict[str, torch.Tensor]:
+        same = (seq_idx[:, :, None] == seq_idx[:, None, :]).tril().float()  # (packs, length, length)
+        logits = self.head(self.dropout(same @ self.embed(input_ids) / same.sum(-1, keepdim=True)))
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        return {"loss": loss / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)}
+
+
+def token_rows(num_rows: int = 40) -> list[dict[str, torch.Tensor]]:
+    """Samples of 2 to 12 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(2, 13, (num_rows,), generator=generator).tolist()
+    return [{"input_ids": torch.randint(0, 32, (length,), generator=generator)} for length in lengths]
+
+
 def train(out: str | os.PathLike[str], **options: Any) -> Trainer:
     trainer = make_run(out, **options)
     trainer.train()
@@ -106,6 +132,10 @@ def end_of(trainer: Trainer) -> dict[str, Any]:
     log = [{k: v for k, v in line.items() if "runtime" not in k and "per_second" not in k} for line in lines]
     state = trainer.state
     tensors = {name: tensor.clone() for name, tensor in tensors_of(everything).items()}
+    if trainer.args.ema_decay is not None:
+        with trainer.averaged_weights():
+            average = tensors_of(trainer.model.state_dict(), "average")
+            tensors.update({name: tensor.clone() for name, tensor in average.items()})
     return {
         "tensors": tensors,
         "groups": [{k: v for k, v in g.items() if k != "params"} for g in trainer.optimizer.param_groups],

@@ -20,7 +20,17 @@ import torch
 sys.path.insert(0, os.path.dirname(__file__))
 
 from pairs import Pair
-from runs import complete_steps, difference, end_of, forked_writer, make_run, resume_or_start, watch_files
+from runs import (
+    PackedLanguage,
+    complete_steps,
+    difference,
+    end_of,
+    forked_writer,
+    make_run,
+    resume_or_start,
+    token_rows,
+    watch_files,
+)
 
 from trainwright.checkpoint import writer
 from trainwright.checkpoint.manifest import problems
@@ -161,6 +171,11 @@ def test_a_process_left_alone_neither_waits_for_ever_nor_commits_half_a_checkpoi
 
 
 ASYNCHRONOUS = {"max_steps": 3, "save_steps": 1, "save_total_limit": 2, "async_save": True}
+PACKED = {"model": PackedLanguage, "trainer": {"train_dataset": token_rows(20)}, "packing": True, "packing_length": 16}
+OPTIONS = {
+    "alone": ASYNCHRONOUS,
+    "with packs and an average": {**ASYNCHRONOUS, **PACKED, "ema_decay": 0.5, "max_steps": 4},  # an epoch is 3 steps
+}
 NEVER = 10**9
 
 
@@ -204,23 +219,24 @@ def test_two_processes_and_their_writer_killed_at_any_of_its_calls_resume_and_en
     assert num_died >= num_calls // (1 if EVERY else 9) - 1
 
 
+@pytest.mark.parametrize("case", OPTIONS)
 def test_two_processes_killed_at_their_own_calls_of_an_asynchronous_save_resume_and_end_the_same(
-    pair, tmp_path, monkeypatch
+    pair, tmp_path, monkeypatch, case
 ):
-    out = tmp_path / "out"
+    options, out = OPTIONS[case], tmp_path / "out"
     monkeypatch.setattr(writer, "launch", forked_writer())
-    expected = expected_ends(pair, out, ASYNCHRONOUS)
+    expected = expected_ends(pair, out, {**options, "async_save": False})
     empty(out)
-    calls = calls_of(pair, out, ASYNCHRONOUS, first_step=2)
+    calls = calls_of(pair, out, options, first_step=2)
     for die_rank, (first_call, num_calls) in enumerate(calls):
         points = range(first_call, num_calls + 1, 1 if EVERY or die_rank == 1 else 6)
         assert len(points) >= 3
         for point in points:
             empty(out)
             _, step = pair.run(
-                lambda rank, trainers: train_and_save(trainers, out, ASYNCHRONOUS), die_rank=die_rank, point=point
+                lambda rank, trainers: train_and_save(trainers, out, options), die_rank=die_rank, point=point
             )
             where = f"process {die_rank} killed at call {point} of {num_calls}, at step {step}"
             assert step is not None, where
-            from_step = check_resume(pair, out, ASYNCHRONOUS, expected, where)
+            from_step = check_resume(pair, out, options, expected, where)
             assert step - from_step <= 2, where  # one save in flight, and the interval

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from of_runs import losses
 from trainwright import Trainer, TrainerCallback
 from trainwright.checkpoint.load import load_loop_state
 from trainwright.memory import CannotRetry, FoundSize
@@ -97,10 +98,6 @@ def trained(make_trainer, model, **options):
 
 def largest_difference(one, other):
     return max((a - b).abs().max().item() for a, b in zip(one.state_dict().values(), other.state_dict().values()))
-
-
-def losses(trainer):
-    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
 # ------------------------------------------------------------------------------------------------------- training ----

@@ -93,6 +93,22 @@ def test_nothing_left_of_a_plain_dict_lists_the_columns_and_the_nearest(make_tra
         make_trainer(trainer={"model": Never(), "train_dataset": rows}).train()
 
 
+@pytest.mark.parametrize("returned", [None, 0.5])
+def test_a_loss_that_is_no_tensor_is_shown(make_trainer, returned):
+    class Returns(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False):
+            return returned
+
+    with pytest.raises(TypeError, match=rf"compute_loss must return the loss, a tensor .* returned {returned}\."):
+        make_trainer(cls=Returns, max_steps=1).train()
+
+
+def test_labels_alone_are_nothing_to_train_on(make_trainer):
+    rows = [{"text": "a", "labels": torch.zeros(1)}] * 4
+    with pytest.raises(ValueError, match=r"nothing but labels would be left.*Columns: \['text', 'labels'\].*'x'"):
+        make_trainer(trainer={"train_dataset": rows}, max_steps=1).train()
+
+
 def test_nothing_left_of_a_datasets_dataset_lists_the_columns(make_trainer):
     datasets = pytest.importorskip("datasets")
     table = datasets.Dataset.from_dict({"text": ["a", "b"], "lables": [1, 2]})
@@ -166,6 +182,20 @@ def test_optimizers_do_not_go_with_model_init(tmp_path):
     optimizer = torch.optim.SGD(Never().parameters(), lr=0.1)
     with pytest.raises((ValueError, RuntimeError), match=r"optimizers=.*model_init="):
         Trainer(args=arguments(tmp_path), model_init=Never, optimizers=(optimizer, None))
+
+
+def test_an_optimizer_that_is_no_pair_with_a_schedule_says_how_to_write_it(make_trainer, line_model):
+    model = line_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for given, got in ((optimizer, "SGD"), ((optimizer,), "tuple of 1")):
+        with pytest.raises(TypeError, match=rf"takes a pair.*got a {got}\..*optimizers=\(optimizer, None\)"):
+            make_trainer(trainer={"model": model, "optimizers": given})
+    assert make_trainer(trainer={"model": model, "optimizers": [optimizer, None]}).optimizer is optimizer
+
+
+def test_predicting_without_data_says_what_a_data_set_is(make_trainer):
+    with pytest.raises(TypeError, match=r"The data set is a NoneType.*Pass a list"):
+        make_trainer().predict(None)
 
 
 def test_two_ways_to_choose_an_optimizer_are_one_too_many(make_trainer, line_model):

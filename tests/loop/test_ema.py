@@ -1,26 +1,14 @@
 """The moving average of the weights: its formula, what uses it, what is saved, and what a step pays for it."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
+from of_runs import benchmark_module
 from trainwright import Trainer, TrainerCallback
 
 safetensors = pytest.importorskip("safetensors.torch")
-BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 DECAY = 0.75
-
-
-def benchmark_module(name):
-    sys.path.insert(0, BENCHMARKS)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(BENCHMARKS)
 
 
 class Watch(TrainerCallback):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from of_runs import checkpoints, eval_steps
 from trainwright import Trainer
 
 BEST = {
@@ -15,22 +16,6 @@ BEST = {
     "load_best_model_at_end": True,
     "max_steps": 4,
 }
-
-
-def eval_steps(trainer, key="eval_loss"):
-    return [line["step"] for line in trainer.state.log_history if key in line]
-
-
-def checkpoints(trainer):
-    from pathlib import Path
-
-    return sorted(int(path.name.split("-")[1]) for path in Path(trainer.args.output_dir).glob("checkpoint-*"))
-
-
-def weights_in(path):
-    from safetensors.torch import load_file
-
-    return load_file(path / "model.safetensors")
 
 
 # ----------------------------------------------------------------------------------------------------------- when ----

@@ -4,25 +4,15 @@ Counts only, so the result does not depend on the machine or its load; `benchmar
 """
 
 import contextlib
-import importlib
 import io
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+from of_runs import benchmark_module
+
 MOST_PYTHON_CALLS, MOST_C_CALLS = 41, 39  # per batch above forward only, with progress bar, predictions and labels kept
 MOST_PYTHON_CALLS_LOSS_ONLY, MOST_C_CALLS_LOSS_ONLY = 37, 29
-
-
-def benchmark_module(name):
-    sys.path.insert(0, BENCHMARKS)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(BENCHMARKS)
 
 
 probes, evaluation = benchmark_module("probes"), benchmark_module("evaluation")

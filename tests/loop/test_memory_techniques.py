@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from of_runs import losses
 from trainwright import Trainer, TrainerCallback
 from trainwright.techniques import checkpointing
 
@@ -66,10 +67,6 @@ class SavedBytes(Trainer):
 @pytest.fixture(autouse=True)
 def count_from_zero():
     Block.calls = 0
-
-
-def losses(trainer):
-    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
 def assert_same_run(trainer, expected):

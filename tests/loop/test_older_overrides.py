@@ -5,12 +5,8 @@ import inspect
 import pytest
 import torch
 
+from of_runs import losses
 from trainwright import Trainer
-
-
-def losses(trainer):
-    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
-
 
 # ----------------------------------------------------------------------------------------------- older signatures ----
 

@@ -6,11 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from of_runs import losses
 from trainwright import Trainer, TrainerCallback
-
-
-def losses(trainer):
-    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
 class Tokens(nn.Module):

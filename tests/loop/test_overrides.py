@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from of_runs import losses
 from trainwright import Trainer
 
 FULL = {
@@ -20,10 +21,6 @@ FULL = {
     "include_num_input_tokens_seen": True,
     "max_steps": 2,
 }
-
-
-def losses(trainer):
-    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
 # -------------------------------------------------------------------------------- each hook is called in some run ----

@@ -1,30 +1,14 @@
 """Half precision, TF32 and compilation in a whole run, beside plain loops that say what must come out."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
+from of_runs import benchmark_module, losses
 from trainwright import Trainer, TrainerCallback
 
-BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 FLAT = {"optim": "adamw_torch", "lr_scheduler_type": "constant", "train_sampling_strategy": "sequential"}
 ON_CPU = {"fp16": True, "half_precision_backend": "cpu_amp"}
-
-
-def benchmark_module(name):
-    sys.path.insert(0, BENCHMARKS)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(BENCHMARKS)
-
-
-def losses(trainer):
-    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
 def assert_same_weights(model, other):

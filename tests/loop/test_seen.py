@@ -276,6 +276,22 @@ def test_a_run_that_ends_before_the_steps_says_so(make_trainer, tmp_path, caplog
     assert "nothing was profiled" in caplog.text
 
 
+def test_steps_that_are_run_again_after_a_rollback_get_a_trace_beside_the_first(make_trainer, line_model, tmp_path):
+    class FailsOnce(line_model):
+        num_batches = 0
+
+        def forward(self, x, labels=None):
+            outputs = super().forward(x, labels)
+            self.num_batches += self.training
+            return {**outputs, "loss": outputs["loss"] * (float("nan") if self.num_batches == 4 else 1.0)}
+
+    options = {"nonfinite": "rollback", "save_strategy": "steps", "save_steps": 2, "max_steps": 5}
+    make_trainer(trainer={"model": FailsOnce()}, profile_steps="3-4", **options).train()
+    first, second = (tmp_path / f"out/profile/steps-3-4-rank-0{number}.json" for number in ("", "-2"))
+    assert (ranges_in(first)["forward"], ranges_in(second)["forward"]) == (2, 1)  # step 4 is passed over
+    assert first.with_suffix(".txt").exists() and second.with_suffix(".txt").exists()
+
+
 def test_a_failing_run_stops_the_profiler(make_trainer, tmp_path):
     class Fails(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

@@ -5,28 +5,18 @@ Counts only, so the result does not depend on the machine or its load; `benchmar
 
 import contextlib
 import gc
-import importlib
 import io
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+from of_runs import benchmark_module
+
 NUM_STEPS = 100  # one log line
 MOST_PYTHON_CALLS, MOST_C_CALLS = 5, 2  # per step above the bare loop, with all default callbacks
 MOST_PYTHON_CALLS_OF_THE_CHECK, MOST_C_CALLS_OF_THE_CHECK = 32, 27  # for NaN, where clipping gives no norm to look at
 MOST_PYTHON_CALLS_PER_MICRO_BATCH, MOST_C_CALLS_PER_MICRO_BATCH = 6, 6
-
-
-def benchmark_module(name):
-    sys.path.insert(0, BENCHMARKS)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(BENCHMARKS)
 
 
 toy, probes, contenders = (benchmark_module(name) for name in ("toy", "probes", "contenders"))

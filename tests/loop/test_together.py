@@ -266,7 +266,7 @@ class OnEvaluation(TrainerCallback):
 
 @pytest.mark.parametrize("feature", ["ema_decay", "schedule_free", "learning_rate_per_module", "auto_find_batch_size"])
 def test_a_trial_goes_on_to_the_bit_from_what_a_search_engine_kept(tmp_path, feature):
-    evaluating = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no"}
+    evaluating = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no", "async_save": False}
     callback = OnEvaluation(tmp_path / "kept")
     callback.trainer = whole = run(tmp_path / "whole", (feature,), callbacks=[callback], **evaluating)
     whole.train()

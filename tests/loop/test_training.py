@@ -5,21 +5,10 @@ import math
 import pytest
 import torch
 
+from of_runs import losses, same, weights
 from trainwright import Trainer, TrainerCallback
 
 SGD = {"optim": "sgd", "lr_scheduler_type": "constant", "weight_decay": 0.0, "max_grad_norm": 0.0}
-
-
-def losses(trainer):
-    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
-
-
-def weights(trainer):
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 # --------------------------------------------------------------------------------------------------------- length ----

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from trainwright.args.renamed import RENAMED
 from trainwright.args.seq2seq import Seq2SeqTrainingArguments
 from trainwright.args.training import TrainingArguments
 
@@ -50,6 +51,13 @@ def test_generation_fields_and_defaults_agree():
     base = defaults_of(TrainingArguments)
     added = {name: value for name, value in ours.items() if name not in base}
     assert added == SURFACE["4.55"]["Seq2SeqTrainingArguments"] == SURFACE["5.23"]["Seq2SeqTrainingArguments"]
+
+
+def test_an_older_name_is_gone_by_the_first_documented_generation_without_it():
+    generations = ("4.55", "5.23")
+    assert {name: row.gone_by for name, row in RENAMED.items()} == {
+        name: next(each for each in generations if name not in SURFACE[each]["TrainingArguments"]) for name in RENAMED
+    }
 
 
 @pytest.mark.parametrize("generation", ["4.55", "5.23"])

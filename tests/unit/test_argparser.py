@@ -285,6 +285,13 @@ def test_a_file_without_names_is_refused(tmp_path):
         HfArgumentParser(Needed).parse_yaml_file(tmp_path / "a.yaml")
 
 
+@pytest.mark.parametrize(("name", "text"), [("a.yaml", "path: [\n"), ("a.json", '{"path": ')])
+def test_a_file_that_is_cut_short_is_named(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{name} is not valid (YAML|JSON): .*line"):
+        HfArgumentParser(Needed).parse_args_into_dataclasses([str(tmp_path / name)])
+
+
 def test_flags_override_a_file_in_one_call(tmp_path):
     (tmp_path / "a.yaml").write_text("path: from_file\nother: 5\n")
     parser = HfArgumentParser(Needed)

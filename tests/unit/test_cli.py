@@ -61,6 +61,21 @@ def test_check_of_a_damaged_checkpoint_names_the_file_and_fails(run_dir, capsys,
     assert main(["check", str(out / "checkpoint-3")]) == 0
 
 
+def test_checkpoints_that_a_resume_set_aside_are_named(run_dir, capsys):
+    out, _ = run_dir
+    (out / "checkpoint-3").rename(out / "checkpoint-3.damaged")
+    for command in ("list", "check"):
+        assert main([command, str(out)]) == 0
+        captured = capsys.readouterr()
+        assert "checkpoint-2" in captured.out and "checkpoint-3" not in captured.out
+        assert "set aside: checkpoint-3.damaged." in captured.err
+    for step in (1, 2):
+        (out / f"checkpoint-{step}").rename(out / f"checkpoint-{step}.damaged")
+    for command in ("list", "check"):
+        assert main([command, str(out)]) == 1
+        assert "checkpoint-1.damaged, checkpoint-2.damaged, checkpoint-3.damaged." in capsys.readouterr().err
+
+
 def test_report_writes_the_page_and_prints_its_path(run_dir, capsys):
     out, _ = run_dir
     assert main(["report", str(out)]) == 0
@@ -95,6 +110,16 @@ def test_env_names_versions_and_devices(capsys):
     assert torch.__version__.partition("+")[0] in printed
     for name in ("python", "trainwright", "torch", "accelerate", "safetensors", "numpy", "devices", "CPU cores"):
         assert name in printed
+
+
+def test_the_version_is_that_of_the_source_even_where_another_one_is_installed(capsys):
+    import trainwright
+
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"trainwright {trainwright.__version__}\n"
+    assert main(["env"]) == 0
+    assert f"trainwright    {trainwright.__version__}\n" in capsys.readouterr().out
 
 
 def test_without_a_command_help_is_printed(capsys):

@@ -40,44 +40,46 @@ def fits(limit, tried):
 
 def test_the_batch_size_is_halved_until_it_fits_and_further_arguments_are_passed_on():
     tried = []
-    assert find_executable_batch_size(fits(5, tried), 48)(1, key=2) == (3, (1,), {"key": 2})
+    assert find_executable_batch_size(fits(5, tried), 48, True)(1, key=2) == (3, (1,), {"key": 2})
     assert tried == [48, 24, 12, 6, 3]
 
 
 def test_it_may_be_a_decorator_and_begins_with_128():
     tried = []
 
-    @find_executable_batch_size
+    @find_executable_batch_size(auto_find_batch_size=True)
     def train(batch_size):
         return fits(40, tried)(batch_size)[0]
 
     assert train() == 32 and tried == [128, 64, 32]
-    assert find_executable_batch_size(starting_batch_size=10)(fits(9, tried))()[0] == 5
+    assert find_executable_batch_size(starting_batch_size=10, auto_find_batch_size=True)(fits(9, tried))()[0] == 5
 
 
 def test_each_call_starts_from_the_top():
     tried = []
-    train = find_executable_batch_size(fits(2, tried), 4)
+    train = find_executable_batch_size(fits(2, tried), 4, True)
     train(), train()
     assert tried == [4, 2, 4, 2]
 
 
-def test_switched_off_it_calls_once():
+def test_unless_it_is_switched_on_it_calls_once_whatever_place_the_batch_size_has():
     with pytest.raises(torch.OutOfMemoryError):
-        find_executable_batch_size(fits(1, []), 4, auto_find_batch_size=False)()
+        find_executable_batch_size(fits(1, []), 4)()
     assert find_executable_batch_size(fits(9, []), 4, auto_find_batch_size=False)()[0] == 4
+    assert find_executable_batch_size(lambda epochs, batch_size: (epochs, batch_size), 4)(7) == (7, 4)
+    assert find_executable_batch_size(lambda size, epochs: (size, epochs), 4)(7) == (4, 7)
 
 
 def test_one_sample_that_does_not_fit_says_so():
     tried = []
     with pytest.raises(RuntimeError, match="even with one sample"):
-        find_executable_batch_size(fits(0, tried), 3)()
+        find_executable_batch_size(fits(0, tried), 3, True)()
     assert tried == [3, 1]
 
 
 def test_another_error_is_not_retried():
     with pytest.raises(KeyError):
-        find_executable_batch_size(lambda batch_size: {}[batch_size], 4)()
+        find_executable_batch_size(lambda batch_size: {}[batch_size], 4, True)()
 
 
 def test_a_function_without_a_batch_size_is_an_error_that_names_it():
@@ -106,6 +108,6 @@ def test_what_the_failed_attempt_held_is_freed_before_the_next():
 
     gc.disable()
     try:
-        assert find_executable_batch_size(train, 4)() == 1 and len(held) == 3
+        assert find_executable_batch_size(train, 4, True)() == 1 and len(held) == 3
     finally:
         gc.enable()

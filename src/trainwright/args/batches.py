@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from typing import ClassVar
 
 from trainwright.args.checks import check_choice, check_number, check_switch
 from trainwright.args.options import option
@@ -20,6 +21,10 @@ LONG_SAMPLES = ("split", "truncate", "error")
 @dataclass
 class BatchArguments(RunArguments):
     """Batches: sizes, accumulation, data loading."""
+
+    _is_written_for_us: ClassVar[bool] = (
+        True  # not so where a program for `transformers` derives from `interop/generation`
+    )
 
     per_device_train_batch_size: int = option(
         8, "Samples per device in one micro-batch of training. The main lever on memory."
@@ -130,9 +135,12 @@ class BatchArguments(RunArguments):
 
     @property
     def packs(self) -> bool:
-        """Whether the Trainer packs. TRL's arguments have a `packing` of their own: its trainers pack themselves."""
+        """Whether the Trainer packs. TRL's arguments have a `packing` of their own: its trainers pack themselves. So
+        may those of any program that was written for another Trainer.
+        """
         owner = next(base for base in type(self).__mro__ if "packing" in inspect.get_annotations(base))
-        return bool(self.packing) and owner.__module__.partition(".")[0] != "trl"
+        package = owner.__module__.partition(".")[0]
+        return bool(self.packing) and package != "trl" and (self._is_written_for_us or package == "trainwright")
 
     def _settle_packing(self) -> None:
         if self.packing and not self.packs:

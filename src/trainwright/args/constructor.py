@@ -63,10 +63,10 @@ def accept(cls: type, given: dict[str, Any]) -> dict[str, Any]:
     order = list(given) if len(passed) == len(defaults) and passed != list(defaults) else None
     for name in [name for name in given if name in RENAMED]:
         _apply(RENAMED[name], given, defaults, order, cls)
-    for (name, older), (newer, since) in RENAMED_VALUES.items():
+    for (name, older), (newer, gone_by) in RENAMED_VALUES.items():
         if given.get(name) == older and isinstance(given[name], str):
             given[name] = newer
-            _warn(f"{name}={older!r} is no longer known since {since}; use {name}={newer!r} instead.")
+            _warn(f"{name}={older!r} is outdated (not in transformers {gone_by}); use {name}={newer!r}.")
     for older, newer in TWINS:
         if newer in defaults:
             _agree(older, newer, given, defaults, order)
@@ -97,7 +97,7 @@ def _apply(row: Renamed, given: dict[str, Any], defaults: dict[str, Any], order:
         given.update(newer)
     if used:
         instead = row.instead.replace("...", _shown(row.old, value))
-        _warn(f"The argument {row.old!r} is outdated since {row.since}; use {instead}.")
+        _warn(f"The argument {row.old!r} is outdated (not in transformers {row.gone_by}); use {instead}.")
 
 
 def _agree(older: str, newer: str, given: dict[str, Any], defaults: dict[str, Any], order: list[str] | None) -> None:

@@ -132,6 +132,12 @@ class IntervalArguments(RunArguments):
                 "async_save=True does not work on Windows, which cannot hand memory to a program that was started "
                 "without it: leave it out, and training waits for its checkpoints."
             )
+        if self.async_save and self.save_strategy == SaveStrategy.NO:
+            raise ValueError(
+                "async_save=True writes checkpoints beside the training, but save_strategy='no' makes none; the one "
+                "after a signal ends the run, which waits for it. Set save_strategy to 'steps', 'epoch' or 'best' (for "
+                "saves that only a callback asks for: 'steps', and save_steps beyond the end), or leave async_save out."
+            )
 
     def _check_every_save_is_evaluated(self) -> None:
         save_strategy, eval_strategy = (

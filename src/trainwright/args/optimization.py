@@ -85,6 +85,8 @@ class OptimizationArguments(RunArguments):
         check_number(self, "max_steps", -1, whole=True, hint="-1 leaves the length of the run to num_train_epochs.")
         if self.max_steps <= 0:
             check_number(self, "num_train_epochs", 0, above=True, hint="Use max_steps to count updates instead.")
+        else:
+            check_number(self, "num_train_epochs")
         for name in ("learning_rate", "weight_decay", "adam_epsilon"):
             check_number(self, name, 0)
         check_rates(self, "learning_rate_per_module")

@@ -1,8 +1,8 @@
 """Older and newer names of arguments: one row each.
 
-Owns: which name became which, since when, and how a value is carried over. Leaves to others: applying the rows to a
-call (`constructor.py`). Reading order of a row: old name, what to write today, first release (of the reference)
-without or against the old name, translation.
+Owns: which name became which, which generation no longer has it, and how a value is carried over. Leaves to others:
+applying the rows to a call (`constructor.py`). Reading order of a row: old name, what to write today, the generation
+without it, translation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Renamed:
 
     old: str
     instead: str  # what to write today, as code
-    since: str
+    gone_by: str  # "4.55" or "5.23", the first of the two documented generations that has no such name
     translate: Translate  # (value, everything that was passed) -> newer arguments
     merges: bool = False  # adds to a newer argument, so that passing both is no contradiction
 
@@ -77,56 +77,56 @@ RENAMED: dict[str, Renamed] = {
     row.old: row
     for row in (
         # Names that are no fields any more: accepted, translated, gone.
-        Renamed("evaluation_strategy", "eval_strategy=...", "4.46", _to("eval_strategy")),
-        Renamed("xpu_backend", "ddp_backend=...", "4.30", _to("ddp_backend")),
-        Renamed("sharded_ddp", "fsdp=...", "4.35", _sharded_ddp),
+        Renamed("evaluation_strategy", "eval_strategy=...", "4.55", _to("eval_strategy")),
+        Renamed("xpu_backend", "ddp_backend=...", "4.55", _to("ddp_backend")),
+        Renamed("sharded_ddp", "fsdp=...", "4.55", _sharded_ddp),
         Renamed(
             "dispatch_batches",
             "accelerator_config={'dispatch_batches': ...}",
-            "4.38",
+            "4.55",
             _into_accelerator_config("dispatch_batches"),
             merges=True,
         ),
         Renamed(
             "split_batches",
             "accelerator_config={'split_batches': ...}",
-            "4.38",
+            "4.55",
             _into_accelerator_config("split_batches"),
             merges=True,
         ),
         # Names that remain fields of 4.55: they keep their value and take effect.
         Renamed(
-            "per_gpu_train_batch_size", "per_device_train_batch_size=...", "3.1", _to("per_device_train_batch_size")
+            "per_gpu_train_batch_size", "per_device_train_batch_size=...", "5.23", _to("per_device_train_batch_size")
         ),
-        Renamed("per_gpu_eval_batch_size", "per_device_eval_batch_size=...", "3.1", _to("per_device_eval_batch_size")),
-        Renamed("no_cuda", "use_cpu=True", "4.33", _to("use_cpu")),
-        Renamed("adafactor", "optim='adafactor'", "4.15", _fixed(optim="adafactor")),
-        Renamed("fp16_backend", "half_precision_backend=...", "4.12", _half_precision_backend),
-        Renamed("torchdynamo", "torch_compile_backend=...", "4.26", _to("torch_compile_backend")),
-        Renamed("push_to_hub_token", "hub_token=...", "4.12", _to("hub_token")),
-        Renamed("push_to_hub_model_id", "hub_model_id='name'", "4.12", _hub_model_id),
-        Renamed("push_to_hub_organization", "hub_model_id='organization/name'", "4.12", _hub_model_id),
+        Renamed("per_gpu_eval_batch_size", "per_device_eval_batch_size=...", "5.23", _to("per_device_eval_batch_size")),
+        Renamed("no_cuda", "use_cpu=True", "5.23", _to("use_cpu")),
+        Renamed("adafactor", "optim='adafactor'", "5.23", _fixed(optim="adafactor")),
+        Renamed("fp16_backend", "half_precision_backend=...", "5.23", _half_precision_backend),
+        Renamed("torchdynamo", "torch_compile_backend=...", "5.23", _to("torch_compile_backend")),
+        Renamed("push_to_hub_token", "hub_token=...", "5.23", _to("hub_token")),
+        Renamed("push_to_hub_model_id", "hub_model_id='name'", "5.23", _hub_model_id),
+        Renamed("push_to_hub_organization", "hub_model_id='organization/name'", "5.23", _hub_model_id),
         Renamed(
-            "include_inputs_for_metrics", "include_for_metrics=['inputs']", "4.46", _add_metric_inputs, merges=True
+            "include_inputs_for_metrics", "include_for_metrics=['inputs']", "5.23", _add_metric_inputs, merges=True
         ),
-        Renamed("tpu_metrics_debug", "debug='tpu_metrics_debug'", "4.9", _no_change),
-        Renamed("use_mps_device", "nothing: the device is found by itself", "4.33", _no_change),
-        Renamed("fsdp_min_num_params", "fsdp_config={'min_num_params': ...}", "4.26", _no_change),
+        Renamed("tpu_metrics_debug", "debug='tpu_metrics_debug'", "5.23", _no_change),
+        Renamed("use_mps_device", "nothing: the device is found by itself", "5.23", _no_change),
+        Renamed("fsdp_min_num_params", "fsdp_config={'min_num_params': ...}", "5.23", _no_change),
         Renamed(
             "fsdp_transformer_layer_cls_to_wrap",
             "fsdp_config={'transformer_layer_cls_to_wrap': [...]}",
-            "4.26",
+            "5.23",
             _no_change,
         ),
-        Renamed("use_ipex", "nothing: PyTorch has these optimizations itself", "4.54", _no_change),
+        Renamed("use_ipex", "nothing: PyTorch has these optimizations itself", "5.23", _no_change),
     )
 }
 
-# Values that were renamed: (argument, older value) -> newer value, since when.
+# Values that were renamed: (argument, older value) -> newer value, the generation without it.
 RENAMED_VALUES: dict[tuple[str, str], tuple[str, str]] = {
-    ("optim", "adamw_hf"): ("adamw_torch", "4.50"),
-    ("half_precision_backend", "amp"): ("auto", "4.12"),
-    ("half_precision_backend", "cuda_amp"): ("auto", "4.31"),
+    ("optim", "adamw_hf"): ("adamw_torch", "4.55"),
+    ("half_precision_backend", "amp"): ("auto", "4.55"),
+    ("half_precision_backend", "cuda_amp"): ("auto", "4.55"),
 }
 
 # Two names of one setting, from the older and the newer generation. Both are right; whichever is passed sets the other.

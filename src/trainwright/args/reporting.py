@@ -86,8 +86,8 @@ class ReportingArguments(RunArguments):
     )
     profile_steps: dict[str, Any] | str | None = option(
         None,
-        "Write a torch.profiler trace of these steps, counted from 1, to output_dir/profile: '10-15', or a dict such "
-        'as {"first": 10, "last": 15, "shapes": true, "memory": true, "stacks": true}.',
+        "Write a torch.profiler trace of these steps, counted from 1, to output_dir/profile, beside earlier ones: "
+        '\'10-15\', or a dict such as {"first": 10, "last": 15, "shapes": true, "memory": true, "stacks": true}.',
         ours=True,
     )
     skip_memory_metrics: bool = option(

@@ -17,6 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainwright.args import device as devices
+from trainwright.args.checks import check_switch
 from trainwright.args.options import option
 from trainwright.args.renamed import TWINS, twin_value
 from trainwright.args.reporting import LOG_LEVELS, PASSIVE
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_SWITCHES = ("bool", "bool | None", bool, bool | None)  # the last two in a generation of `interop`
 _TWIN_OF = {**dict(TWINS), **{newer: older for older, newer in TWINS}}
 
 
@@ -77,6 +79,7 @@ class TrainingArguments(GroupedArguments):
     def __post_init__(self) -> None:
         """Bring every field to its one form. May run again on its own result, as `dataclasses.replace` does."""
         self.__dict__.pop("_settled", None)
+        self._refuse_text_for_switches()
         self._settle_run()
         self._settle_optimization()
         self._settle_batches()
@@ -90,6 +93,16 @@ class TrainingArguments(GroupedArguments):
         self._settle_safety()
         self._validate_args()
         self.__dict__["_settled"] = True
+
+    def _refuse_text_for_switches(self) -> None:
+        """Text such as "False" would count as true. Fields that a subclass brings are its own."""
+        for field in dataclasses.fields(self):
+            if (
+                isinstance(getattr(self, field.name, None), str)
+                and field.type in _SWITCHES
+                and "ours" in field.metadata
+            ):
+                check_switch(self, field.name)
 
     def _validate_args(self) -> None:
         """Refuse combinations across topics."""

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from trainwright.callbacks.base import EVENTS, TrainerCallback
+from trainwright.interop.signatures import check_events
 from trainwright.names import closest
 from trainwright.state import TrainerControl, TrainerState
 
 logger = logging.getLogger(__name__)
 
+OF_EVENTS = {"on_log": "logs", "on_evaluate": "metrics", "on_predict": "metrics", "on_save": "checkpoint_dir"}
 CONTROL_FIELDS = tuple(field.name for field in dataclasses.fields(TrainerControl))
 
 
@@ -45,7 +47,7 @@ class CallbackHandler(TrainerCallback):
 
     model = _Shared("model")
     processing_class = _Shared("processing_class", "tokenizer")
-    tokenizer = processing_class  # its name until 4.46
+    tokenizer = processing_class  # its older name
     optimizer = _Shared("optimizer")
     lr_scheduler = _Shared("lr_scheduler")
     train_dataloader = _Shared("train_dataloader")
@@ -87,6 +89,9 @@ class CallbackHandler(TrainerCallback):
                 f"callbacks: {callback!r} is not a callback, because it has none of the events ({', '.join(EVENTS)}). "
                 "Pass an instance or a subclass of TrainerCallback."
             )
+        if not type(instance).__module__.startswith("trainwright."):
+            keywords = {event: [*self._shared, *filter(None, [OF_EVENTS.get(event)])] for event in EVENTS}
+            check_events(instance, [event for event in EVENTS if _listens(instance, event)], keywords)
         if any(type(present) is type(instance) for present in self.callbacks):
             logger.warning(
                 "A %s is added, but there is already one, and both will be called. The callbacks were: %s.",

@@ -163,4 +163,7 @@ def length_of(dataloader: Any) -> int | None:
 
 
 def _epoch_text(state: TrainerState) -> str:
-    return f"Epoch {int(state.epoch or 0) + 1}{total_epochs_text(state)}"
+    total = total_epochs_text(state)
+    epoch = int(state.epoch or 0) + 1
+    # A run that is resumed at its end begins no other epoch.
+    return f"Epoch {min(epoch, state.num_train_epochs) if total else epoch}{total}"

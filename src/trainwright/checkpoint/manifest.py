@@ -8,7 +8,6 @@ Imports nothing outside the standard library.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import stat
@@ -179,7 +178,6 @@ def _checksum(body: dict[str, Any]) -> str:
 
 
 def _writer() -> str:
-    try:
-        return f"trainwright {importlib.metadata.version('trainwright')}"
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree that was never installed
-        return "trainwright"
+    from trainwright import __version__
+
+    return f"trainwright {__version__}"

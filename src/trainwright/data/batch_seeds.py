@@ -18,6 +18,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from trainwright.data import own_generators
+from trainwright.data.around import Around
 from trainwright.seeding import set_seed
 
 
@@ -27,18 +28,15 @@ class SeededBatch(list[Any]):
     seed: int = 0
 
 
-class SeededBatchSampler:
+class SeededBatchSampler(Around):
     """A batch sampler whose batches carry a seed. All else is asked of the one inside."""
+
+    _inside = "batch_sampler"
 
     def __init__(self, batch_sampler: Any, seed: int) -> None:
         self.batch_sampler = batch_sampler
         self.seed = seed
         self.epoch = 0
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "batch_sampler":  # not there yet while this object is copied or unpickled
-            raise AttributeError(name)
-        return getattr(self.batch_sampler, name)
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
@@ -58,7 +56,7 @@ class SeededBatchSampler:
         return batch
 
 
-class SeededPerBatch(Dataset[Any]):
+class SeededPerBatch(Around, Dataset[Any]):
     """A data set that seeds all generators of its process, and those of the collator, before it makes a batch. For
     workers only.
 
@@ -66,17 +64,14 @@ class SeededPerBatch(Dataset[Any]):
     first batch gets that batch twice, the first time only so that the generator is there to be seeded.
     """
 
+    _inside = "dataset"
+
     def __init__(self, dataset: Any, collator: Any = None) -> None:
         self.dataset = dataset
         self._collator = collator
         self._rehearses = collator is not None and own_generators.is_made_late(collator)
         self._fingerprint = own_generators.fingerprint(collator) if self._rehearses else 0
         self._has_generators = self._rehearses
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # not there yet while this object is copied or unpickled
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
 
     def __len__(self) -> int:
         return len(self.dataset)

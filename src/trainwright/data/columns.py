@@ -17,6 +17,7 @@ from trainwright.names import closest
 logger = logging.getLogger(__name__)
 
 LABEL_COLUMNS = ("label", "label_ids")  # what collators turn into `labels`
+_LABELS = {"labels", *LABEL_COLUMNS}
 
 
 def _unwrapped(model: Any) -> Any:
@@ -59,14 +60,15 @@ def can_return_loss(model_or_class: Any) -> bool:
 
 def _check_something_left(names: Iterable[str], accepted: Iterable[str], description: str | None) -> None:
     names, accepted = list(names), list(accepted)
-    if not names or set(names) & set(accepted):
+    left = set(names) & set(accepted)
+    if not names or not left <= _LABELS or (left and set(accepted) <= _LABELS):
         return
     hints = {hint for name in names if (hint := closest(name, accepted))}
     raise ValueError(
-        f"No column of the {description or 'given'} set is a parameter of the model's forward, so nothing would be "
-        f"left of a sample. Columns: {names}. forward and the labels accept: {accepted}.{''.join(sorted(hints))} "
-        "Rename the columns, or pass remove_unused_columns=False if your data_collator makes the model's inputs of "
-        "them."
+        f"No column of the {description or 'given'} set is a parameter of the model's forward, so nothing "
+        f"{'but labels ' if left else ''}would be left of a sample. Columns: {names}. forward and the labels accept: "
+        f"{accepted}.{''.join(sorted(hints))} Rename the columns, or pass remove_unused_columns=False if your "
+        "data_collator makes the model's inputs of them."
     )
 
 
@@ -129,7 +131,7 @@ class RemoveColumnsCollator:
         if not isinstance(feature, Mapping):
             return feature
         kept = {name: value for name, value in feature.items() if name in self._kept}
-        if not kept:
+        if kept.keys() <= _LABELS:
             _check_something_left(feature, self.signature_columns, self.description)
         if not self.message_logged and len(kept) < len(feature):
             self.message_logged = True

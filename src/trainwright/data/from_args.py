@@ -151,6 +151,8 @@ def loader_for(
 ) -> DataLoader[Any]:
     """A `DataLoader` with the run's workers. An evaluation draws nothing from the global generator, so that evaluating
     in between does not change what training sees. Workers outlive signals where the run answers those itself."""
+    if not is_iterable(dataset):
+        check_indexable(dataset)
     if not is_training and args.eval_sampling_strategy not in (None, "sequential"):
         if is_iterable(dataset) or not has_length(dataset):
             raise ValueError(

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from trainwright.data.around import Around
 from trainwright.data.order import Resumable
 
 logger = logging.getLogger(__name__)
@@ -94,18 +95,15 @@ class WorkerShares:
         return {"batch_size": self.batch_size, "before": list(self.before), "num_batches": self.num_batches}
 
 
-class SkippingBatchSampler:
+class SkippingBatchSampler(Around):
     """A batch sampler whose next iteration (only that) leaves out `num_batches` batches and `num_samples` samples."""
+
+    _inside = "batch_sampler"
 
     def __init__(self, batch_sampler: Any, num_batches: int, num_samples: int = 0) -> None:
         self.batch_sampler = batch_sampler
         self.num_batches = num_batches
         self.num_samples = num_samples
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "batch_sampler":  # not there yet while this object is copied or unpickled
-            raise AttributeError(name)
-        return getattr(self.batch_sampler, name)
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
@@ -144,20 +142,17 @@ class SkippingIterator:
         return next(self.batches)
 
 
-class SkippingStream(IterableDataset[Any]):
+class SkippingStream(Around, IterableDataset[Any]):
     """A stream whose next iteration reads and drops `num_samples` samples, with a progress bar. Applies once.
 
     Where workers share a stream, `num_samples` has a number for each of them.
     """
 
+    _inside = "dataset"
+
     def __init__(self, dataset: Any, num_samples: int | Sequence[int]) -> None:
         self.dataset = dataset
         self.num_samples = num_samples
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # not there yet while this object is copied or unpickled
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -172,17 +167,14 @@ class SkippingStream(IterableDataset[Any]):
         return samples
 
 
-class SkippingLoader:
+class SkippingLoader(Around):
     """Any iterable of batches, whose next iteration leaves out `num_batches`. Applies once."""
+
+    _inside = "dataloader"
 
     def __init__(self, dataloader: Iterable[Any], num_batches: int) -> None:
         self.dataloader = dataloader
         self.num_batches = num_batches
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "dataloader":  # not there yet while this object is copied or unpickled
-            raise AttributeError(name)
-        return getattr(self.dataloader, name)
 
     def __len__(self) -> int:
         return len(self.dataloader)  # type: ignore[arg-type]
@@ -194,20 +186,17 @@ class SkippingLoader:
         return batches
 
 
-class BegunLoader:
+class BegunLoader(Around):
     """An accelerate loader, whose iterator has drawn from torch's generator when it is made, as torch's own has.
 
     accelerate's is a Python generator: nothing happens before its first batch is asked for, which would be after the
     random states of a checkpoint were restored.
     """
 
+    _inside = "dataloader"
+
     def __init__(self, dataloader: Any) -> None:
         self.dataloader = dataloader
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "dataloader":  # not there yet while this object is copied or unpickled
-            raise AttributeError(name)
-        return getattr(self.dataloader, name)
 
     def __len__(self) -> int:
         return len(self.dataloader)

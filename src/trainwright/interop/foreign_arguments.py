@@ -7,11 +7,14 @@ Leaves to others: what the fields mean (`args/`).
 from __future__ import annotations
 
 import dataclasses
+import logging
 from enum import Enum
 from typing import Any
 
 from trainwright.args.seq2seq import Seq2SeqTrainingArguments
 from trainwright.args.training import TrainingArguments
+
+logger = logging.getLogger(__name__)
 
 # Made in the reference's own classes from what the fields say; ours make their own.
 _DERIVED = ("accelerator_config", "fsdp_config", "deepspeed_plugin", "distributed_state")
@@ -20,16 +23,21 @@ _DERIVED = ("accelerator_config", "fsdp_config", "deepspeed_plugin", "distribute
 def adopted(args: Any) -> Any:
     """`args` itself, or ours with the same values where they are a dataclass of another implementation.
 
-    What a subclass added comes along as an attribute. Raises TypeError naming the field that cannot be taken over.
+    What a subclass added comes along as an attribute, unless we have an argument of that name which no other
+    implementation has: it meant something else by it (TRL packs itself where its `packing` is set), so ours keeps its
+    default. Raises TypeError naming the field that cannot be taken over.
     """
     if isinstance(args, TrainingArguments) or not _is_foreign(args):
         return args
     ours = Seq2SeqTrainingArguments if hasattr(args, "predict_with_generate") else TrainingArguments
-    known = {field.name for field in dataclasses.fields(ours) if field.init}
-    given, extra = {}, {}
+    known = {field.name: field for field in dataclasses.fields(ours) if field.init}
+    given, extra, namesakes = {}, {}, []
     for field in dataclasses.fields(args):
         value = _plain(getattr(args, field.name))
-        if field.name in known and field.name not in _DERIVED:
+        if field.name in known and known[field.name].metadata["ours"]:
+            if value != known[field.name].default:
+                namesakes.append(f"{field.name}={value!r}")
+        elif field.name in known and field.name not in _DERIVED:
             given[field.name] = value
         elif field.name not in known and field.init:
             extra[field.name] = value
@@ -47,6 +55,14 @@ def adopted(args: Any) -> Any:
         ) from error
     for name, value in extra.items():
         setattr(made, name, value)
+    if namesakes:
+        logger.warning(
+            "%s of %s.%s was not taken over: an argument of that name means something else in trainwright. To set "
+            "trainwright's, build the arguments from trainwright.TrainingArguments.",
+            ", ".join(namesakes),
+            type(args).__module__,
+            type(args).__qualname__,
+        )
     return made
 
 

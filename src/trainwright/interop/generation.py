@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import typing
+import warnings
 from typing import Any
 
 from trainwright.args.seq2seq import Seq2SeqTrainingArguments as _Seq2Seq
@@ -43,6 +45,26 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
+class _ForOtherPrograms:
+    """What a program derives its arguments from that was written for `transformers`."""
+
+    _is_written_for_us = False  # so that a field `packing` of its own is its own (`BatchArguments.packs`)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Warn of other fields that only we have, too: they take effect as ours."""
+        super().__init_subclass__(**options)
+        if cls.__module__ == __name__:
+            return
+        ours = {field.name for field in dataclasses.fields(_Seq2Seq) if field.metadata["ours"]} - {"packing"}
+        if names := sorted(ours & set(inspect.get_annotations(cls))):
+            warnings.warn(
+                f"{cls.__qualname__} defines {', '.join(names)}, which is an argument of trainwright and takes effect "
+                "as such (docs/arguments.md). If it means something else here, give it another name.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
 def _with_defaults_of(theirs: type, bases: tuple[type, ...]) -> type:
     ours = bases[-1]
     hints, own = typing.get_type_hints(ours), {field.name: field for field in dataclasses.fields(ours)}
@@ -58,7 +80,7 @@ def _with_defaults_of(theirs: type, bases: tuple[type, ...]) -> type:
 
 def __getattr__(name: str) -> Any:
     if name == "TrainingArguments":
-        made = _with_defaults_of(_original(name), (_Training,))
+        made = _with_defaults_of(_original(name), (_ForOtherPrograms, _Training))
     elif name == "Seq2SeqTrainingArguments":
         bases = (__getattr__("TrainingArguments"), _Seq2Seq)
         made = _with_defaults_of(_original(name), bases)

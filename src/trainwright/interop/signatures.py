@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 # Hook -> arguments it gained after some releases; an override without room for one is called without it.
@@ -90,10 +90,35 @@ def check_overrides(instance: Any, base: type) -> None:
         try:
             signature.bind(*needed, **{newer: newer for newer in ALWAYS_GIVEN.get(name, ()) if accepts(method, newer)})
         except TypeError as error:
-            code = getattr(inspect.unwrap(getattr(method, "__func__", method)), "__code__", None)
-            where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
             called = ", ".join(needed)
             raise TypeError(
-                f"{type(instance).__name__}.{name}{signature}{where} cannot be called as {name}({called}): {error}. "
-                f"Give it the arguments ({called}), or accept *args, **kwargs."
+                f"{type(instance).__name__}.{name}{signature}{_place_of(method)} cannot be called as {name}({called}): "
+                f"{error}. Give it the arguments ({called}), or accept *args, **kwargs."
             ) from None
+
+
+def check_events(callback: Any, events: Iterable[str], keywords: Mapping[str, Iterable[str]]) -> None:
+    """Report an event of a callback that can never be called: found now, not hours later at the first save.
+
+    `keywords`: of each event, what it is called with behind args, state and control. Raises TypeError.
+    """
+    for event in events:
+        method = getattr(callback, event)
+        try:
+            signature = inspect.signature(method)
+        except (TypeError, ValueError):
+            continue
+        try:
+            signature.bind("args", "state", "control", **dict.fromkeys(keywords[event]))
+        except TypeError as error:
+            raise TypeError(
+                f"{type(callback).__name__}.{event}{signature}{_place_of(method)} cannot be called with args, state, "
+                f"control and the keywords {list(keywords[event])}: {error}. Write def {event}(self, args, state, "
+                "control, **kwargs)."
+            ) from None
+
+
+def _place_of(method: Callable[..., Any]) -> str:
+    """` (file:line)`, or "" where there is no source."""
+    code = getattr(inspect.unwrap(getattr(method, "__func__", method)), "__code__", None)
+    return f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""

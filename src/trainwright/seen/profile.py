@@ -30,8 +30,7 @@ class StepProfiler:
         options = dict(steps)
         self.first, self.last = int(options.pop("first")), int(options.pop("last"))
         self._options, self._step_now = options, step_now
-        name = f"steps-{self.first}-{self.last}-rank-{rank}"
-        self.path = os.path.join(output_dir, DIRECTORY, f"{name}.json")
+        self._base = os.path.join(output_dir, DIRECTORY, f"steps-{self.first}-{self.last}-rank-{rank}")
         self._profiler: Any = None
         self._is_done = False
 
@@ -63,15 +62,20 @@ class StepProfiler:
     def _write(self) -> None:
         profiler, self._profiler, self._is_done = self._profiler, None, True
         profiler.stop()
+        base, number = self._base, 1
+        while os.path.exists(f"{base}.json"):  # of an earlier attempt at these steps, before a rollback or a resume
+            number += 1
+            base = f"{self._base}-{number}"
+        path = f"{base}.json"
         try:
-            os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            profiler.export_chrome_trace(self.path)
-            with open(self.path.removesuffix(".json") + ".txt", "w", encoding="utf-8") as file:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            profiler.export_chrome_trace(path)
+            with open(f"{base}.txt", "w", encoding="utf-8") as file:
                 file.write(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=NUM_ROWS))
         except (OSError, RuntimeError) as error:  # a full disk must not end the run for the sake of a trace
-            logger.warning("profile_steps: the trace could not be written to %s: %s", self.path, error)
+            logger.warning("profile_steps: the trace could not be written to %s: %s", path, error)
         else:
-            logger.info("profile_steps: the trace of steps %s to %s is in %s.", self.first, self.last, self.path)
+            logger.info("profile_steps: the trace of steps %s to %s is in %s.", self.first, self.last, path)
 
     def close(self) -> None:
         """Write what there is, where the run ended first."""

@@ -112,6 +112,8 @@ def _from_file(datasets: Any, name: str, path: str, readers: dict[str, Reader]) 
     try:
         rows = datasets.load_dataset(kind, data_files={name: path}, split=name, **options)
     except Exception as error:
+        if "corresponds to no data" in str(error):  # how `datasets` says so, of a header alone
+            raise DataError(f"{path} ({name}) has no row.") from error
         raise DataError(f"{path} cannot be read as {kind}: {_root(error)}") from error
     return Split(name, rows, path)
 

@@ -7,6 +7,7 @@ import json
 import pathlib
 import pickle
 import sys
+import warnings
 
 import trainwright.dropin
 
@@ -34,6 +35,18 @@ class MyArguments(TrainingArguments):
 
     temperature: float = 0.5
     logging_steps: float = 10
+
+
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+
+    @dataclasses.dataclass
+    class Namesakes(TrainingArguments):
+        """A program's own fields, two of which only we have, too."""
+
+        packing: str = "tight"
+        ema_decay: float = 0.5
+        temperature: float = 0.5
 
 
 class MyTrainer(Trainer):
@@ -104,6 +117,10 @@ answers = {
         copy.deepcopy(arguments) == arguments,
     ],
     "replaced": [replaced.learning_rate, replaced.eval_steps, replaced.temperature, replaced.logging_steps],
+    "namesakes": [
+        [Namesakes("out").packing, Namesakes("out").packs, TrainingArguments("out", packing=True).packs],
+        [[str(warning.message), warning.filename == __file__] for warning in caught],
+    ],
     "first argument": arguments.output_dir,
     "parsed": [parsed.temperature, parsed.output_dir],
     "defaults": {

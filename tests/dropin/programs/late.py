@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 import json
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from transformers import Trainer as TheirTrainer
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_reporting_integration_callbacks  # noqa: F401
 from transformers.trainer_utils import IntervalStrategy
 
-from trainwright.interop.replaced_names import REPLACED
+from trainwright.interop.replaced_names import REPLACED, ours
 
 library = types.ModuleType("library")  # another library, which imported earlier
 library.Base, library.theirs = Trainer, transformers.training_args.TrainingArguments
@@ -48,6 +49,26 @@ class EarlierCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.steps += 1
+
+
+def called_otherwise():
+    """Parameters of replaced functions that ours lack, have at another place, or give another default."""
+    found = []
+    for module, rows in REPLACED.items():
+        if importlib.util.find_spec(f"transformers.{module}") is None:  # of another generation
+            continue
+        for name, where in rows.items():
+            original = getattr(importlib.import_module(f"transformers.{module}"), name, None)
+            if isinstance(original, types.FunctionType):
+                theirs, own = (
+                    inspect.signature(original).parameters,
+                    list(inspect.signature(ours(where)).parameters.values()),
+                )
+                for place, parameter in enumerate(theirs.values()):
+                    same = [one for one in own[place : place + 1] if one.name == parameter.name]
+                    if not same or parameter.default not in (inspect.Parameter.empty, same[0].default):
+                        found.append(f"{name}({parameter.name})")
+    return found
 
 
 def snapshot():
@@ -122,5 +143,6 @@ answers["left behind"] = sorted(
 answers["another module is theirs again"] = library.Base is theirs
 answers["active after"] = trainwright.dropin.is_active()
 trainwright.dropin.uninstall()  # nor does this
+answers["called otherwise"] = called_otherwise()
 answers["default arguments"] = trainwright.Trainer.default_arguments is trainwright.TrainingArguments
 json.dump(answers, sys.stdout, default=str)

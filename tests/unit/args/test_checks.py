@@ -1,5 +1,6 @@
 """Values: one form for each, and an error that names argument, value and cure for what is not allowed."""
 
+import dataclasses
 import json
 
 import pytest
@@ -25,9 +26,25 @@ def test_a_switch_is_true_or_false_and_no_text_that_would_count_as_true(name):
         new(**{name: 2})
 
 
+@pytest.mark.parametrize("name", ["bf16", "gradient_checkpointing", "save_safetensors", "predict_with_generate"])
+def test_text_is_no_switch_of_the_documented_arguments_either(name):
+    with pytest.raises(TypeError, match=f"{name}='False' must be True or False. Did you mean False, without quotes"):
+        Seq2SeqTrainingArguments("out", report_to="none", **{name: "False"})
+
+
+def test_text_in_a_switch_that_a_subclass_brings_is_its_own_affair():
+    @dataclasses.dataclass
+    class Config(TrainingArguments):
+        sharding: "bool" = False
+        bf16: "bool" = False
+
+    assert Config("out", report_to="none", sharding="auto", bf16="auto").sharding == "auto"
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        ({"num_train_epochs": "three", "max_steps": 5}, "num_train_epochs='three' is not a number"),
         ({"learning_rate": -1}, "learning_rate=-1"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"learning_rate": float("inf")}, "finite"),
@@ -94,6 +111,7 @@ def test_a_switch_is_true_or_false_and_no_text_that_would_count_as_true(name):
         ({"use_cpu": True, "use_mps_device": True}, "exclude"),
         ({"ddp_backend": "ncl"}, "Did you mean 'nccl'"),
         ({"save_strategy": "best"}, "eval_strategy"),
+        ({"async_save": True, "save_strategy": "no"}, "save_strategy='no' makes none"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "eval_strategy"),
         ({"load_best_model_at_end": True}, "eval_strategy"),
         ({"load_best_model_at_end": True, "eval_strategy": "epoch"}, "save_strategy='steps'"),

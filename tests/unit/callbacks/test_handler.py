@@ -231,6 +231,20 @@ def test_what_is_no_callback_is_refused(wrong: Any) -> None:
         handler_of().add_callback(wrong)
 
 
+def test_an_event_that_can_never_be_called_is_refused_with_its_place_before_it_happens() -> None:
+    class Saves(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any) -> None: ...
+
+    class Positions(TrainerCallback):
+        def on_log(self, args: Any, state: Any, **kwargs: Any) -> None: ...
+
+    for callback, event in ((Saves(), "on_save"), (Positions, "on_log")):
+        with pytest.raises(
+            TypeError, match=rf"{event}\(.*test_handler\.py:\d+\) cannot be called.*Write def {event}\("
+        ):
+            handler_of(callback)
+
+
 def test_a_class_that_needs_arguments_is_refused_with_the_way_to_pass_it() -> None:
     with pytest.raises(
         TypeError, match=r"Answering cannot be constructed without arguments.*callbacks=\[Answering\(\.\.\.\)\]"

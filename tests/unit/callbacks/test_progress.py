@@ -39,6 +39,13 @@ def test_a_resumed_run_starts_its_bar_where_it_stands_and_measures_speed_from_th
     callback.on_train_end(None, TrainerState(), CONTROL)
 
 
+def test_a_run_that_is_resumed_at_its_end_is_in_its_last_epoch() -> None:
+    callback = ProgressCallback()
+    begun(callback, global_step=4, epoch=2.0)
+    assert callback.training_bar.desc.startswith("Epoch 2/2")
+    callback.on_train_end(None, TrainerState(), CONTROL)
+
+
 def test_the_epoch_is_shown_without_a_total_when_the_number_of_steps_decides() -> None:
     callback = ProgressCallback()
     state = begun(callback, num_train_epochs=sys.maxsize)

@@ -39,6 +39,31 @@ def test_values_come_over_with_enums_by_value_and_added_fields_as_attributes():
     assert args.nonfinite == "raise"  # what they do not know has its default
 
 
+@dataclass
+class ForeignNamesakes(Foreign):
+    """As TRL's, whose trainers pack the data themselves."""
+
+    packing: bool = True
+    ema_decay: float = 2.0  # no value that ours would accept
+    async_save: bool = False
+
+
+def test_a_namesake_of_an_argument_that_only_we_have_is_not_taken_for_it(caplog):
+    args = adopted(ForeignNamesakes())
+    assert (args.packing, args.packs, args.ema_decay, args.async_save) == (False, False, None, False)
+    assert args.learning_rate == 0.5
+    (record,) = caplog.records
+    assert (
+        "packing=True, ema_decay=2.0 of " in record.message and "ForeignNamesakes was not taken over" in record.message
+    )
+
+
+def test_without_namesakes_nothing_is_said(caplog):
+    adopted(ForeignNamesakes(packing=False, ema_decay=None))
+    adopted(Foreign())
+    assert caplog.records == []
+
+
 def test_arguments_for_generation_become_those_for_generation():
     args = adopted(ForeignSeq2Seq())
     assert type(args) is Seq2SeqTrainingArguments and args.predict_with_generate

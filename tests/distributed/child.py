@@ -1,0 +1,18 @@
+"""One of two processes that torchrun starts: runs `scenarios(folder)` of a module here, and leaves what it gave back.
+
+`torchrun child.py MODULE FOLDER`, see `conftest.py`.
+"""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[2])
+    results = importlib.import_module(sys.argv[1]).scenarios(folder)
+    torch.save(results, folder / f"results-{os.environ['RANK']}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
