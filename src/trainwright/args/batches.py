@@ -22,9 +22,8 @@ LONG_SAMPLES = ("split", "truncate", "error")
 class BatchArguments(RunArguments):
     """Batches: sizes, accumulation, data loading."""
 
-    _is_written_for_us: ClassVar[bool] = (
-        True  # not so where a program for `transformers` derives from `interop/generation`
-    )
+    # False where a program for `transformers` derives its arguments, from `interop/generation`.
+    _is_written_for_us: ClassVar[bool] = True
 
     per_device_train_batch_size: int = option(
         8, "Samples per device in one micro-batch of training. The main lever on memory."
