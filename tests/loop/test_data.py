@@ -1,5 +1,8 @@
 """The data a run sees: every `dataloader_*` argument, orders, streams, and columns."""
 
+import gc
+import threading
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
@@ -78,6 +81,23 @@ def test_two_workers_give_the_same_batches_as_none(make_trainer, persistent):
     )
     alone.train(), shared.train()
     assert rows_of(alone) == rows_of(shared)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_no_thread_is_left_of_a_run_that_stops_in_mid_epoch_and_evaluates_with_workers(make_trainer, persistent):
+    before = threading.active_count()
+    trainer = make_trainer(
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=1,
+        dataloader_num_workers=2,
+        dataloader_persistent_workers=persistent,
+    )
+    trainer.train()
+    assert [line["step"] for line in trainer.state.log_history if "eval_loss" in line] == [1, 2, 3, 4]
+    del trainer
+    gc.collect()
+    assert threading.active_count() == before
 
 
 def test_every_loader_argument_reaches_the_loader(make_trainer):

@@ -18,6 +18,10 @@ import torch
 from torch.multiprocessing.reductions import reduce_tensor
 
 MOST_BYTES = 2**16  # of one tensor; beyond four times that, copying takes longer than the descriptor
+# Not those of which torch makes only some kinds of tensors, such as quantized ones.
+DTYPES = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}) | frozenset(
+    {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+)
 
 
 def start_sending_by_value(worker_id: int, then: Callable[[int], None] | None) -> None:
@@ -33,7 +37,8 @@ def _reduced(tensor: torch.Tensor) -> Any:
     is_plain = (
         tensor.layout is torch.strided
         and tensor.device.type == "cpu"
-        and not (tensor.is_nested or tensor.is_quantized or tensor.requires_grad or tensor.is_conj() or tensor.is_neg())
+        and tensor.dtype in DTYPES
+        and not (tensor.is_nested or tensor.requires_grad or tensor.is_neg())
         and tensor.is_contiguous()
         and 0 < tensor.nbytes <= MOST_BYTES
     )
