@@ -8,8 +8,10 @@ runs by itself.
     python benchmarks/data.py --rounds 5       more rounds, where the machine is busy
 
 Padding is counted over a whole epoch. Tokens per second are those of text, without padding, on one thread, and come
-from rounds in which all layouts take turns. Waiting is the share of the time that a loop spends asking its DataLoader
-for batches, taken from torch's own loader, so that it means the same in every loop.
+from rounds in which all layouts take turns. Waiting is the share of the time that a loop waits
+for batches: from asking the iterator of the epoch until the batch is there, on the thread of the loop, so that it means
+the same in every loop, whoever makes and receives the batches. Beside it stands all of the time that is no step, which
+holds what a loop might hide elsewhere.
 """
 
 from __future__ import annotations
@@ -24,12 +26,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 PACK, VOCABULARY, WIDTH, NUM_LAYERS, NUM_HEADS = 2048, 256, 128, 2, 4
 SLEEP_S, STEP_S, BATCH = 0.005, 0.04, 8  # of one sample's transform; of one step; samples: 20 ms per batch, two workers
@@ -173,40 +174,57 @@ class Waiting(nn.Module):
         super().__init__()
         self.linear = nn.Linear(16, 1)
         self.begun: list[float] = []
+        self.slept: list[float] = []  # seconds, a little more than asked for
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         self.begun.append(time.perf_counter())
         time.sleep(STEP_S)
+        self.slept.append(time.perf_counter() - self.begun[-1])
         return {"loss": (self.linear(x) - labels).pow(2).mean()}
 
 
-@contextlib.contextmanager
-def timed_loaders() -> Iterator[list[tuple[float, float]]]:
-    """`(when, seconds)` of every wait for a batch, in whatever loop asks a torch loader."""
-    waits: list[tuple[float, float]] = []
-    inner = _BaseDataLoaderIter.__next__
+class Timed:
+    """The iterator that a loop asks for batches, and how long each answer took, on the loop's own thread."""
 
-    def timed(self: Any) -> Any:
+    def __init__(self, iterator: Iterator[Any], waits: list[tuple[float, float]]) -> None:
+        self.iterator, self.waits = iterator, waits  # waits: (when, seconds)
+
+    def __iter__(self) -> Timed:
+        return self
+
+    def __next__(self) -> Any:
         begin = time.perf_counter()
         try:
-            return inner(self)
+            return next(self.iterator)
         finally:
-            waits.append((begin, time.perf_counter() - begin))
-
-    _BaseDataLoaderIter.__next__ = timed  # type: ignore[method-assign]
-    try:
-        yield waits
-    finally:
-        _BaseDataLoaderIter.__next__ = inner  # type: ignore[method-assign]
+            self.waits.append((begin, time.perf_counter() - begin))
 
 
-def wait_share(package: str, accumulation: int, num_batches: int) -> float:
-    """Share of the time spent waiting for batches: 0 none, 1 all. `package`: "torch" for a bare loop."""
-    model, total = Waiting(), WARM_UP + num_batches
-    with timed_loaders() as waits, quiet():
+def timed_trainer(trainer_class: type[Any], waits: list[tuple[float, float]]) -> type[Any]:
+    """A Trainer that asks for its batches through `Timed`: the hook is handed the iterator of the epoch."""
+
+    class TimedTrainer(trainer_class):  # type: ignore[misc]
+        def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+            return super().get_batch_samples(Timed(epoch_iterator, waits), *args, **kwargs)
+
+    return TimedTrainer
+
+
+class Waited(NamedTuple):
+    """Of the time of a loop, in shares: 0 none, 1 all."""
+
+    for_batches: float  # between asking for a batch and having it
+    besides_steps: float  # whatever is no step: waiting, the loop's own work, and what others take from it meanwhile
+
+
+def wait_share(package: str, accumulation: int, num_batches: int) -> Waited:
+    """What a loop waits when workers make its batches. `package`: "torch" for a bare loop."""
+    model, total, waits = Waiting(), WARM_UP + num_batches, []
+    with quiet():
         if package == "torch":
             optimizer = torch.optim.AdamW(model.parameters())
-            for number, batch in enumerate(DataLoader(Slow(), BATCH, shuffle=True, num_workers=2), start=1):
+            loader = DataLoader(Slow(), BATCH, shuffle=True, num_workers=2)
+            for number, batch in enumerate(Timed(iter(loader), waits), start=1):
                 (model(**batch)["loss"] / accumulation).backward()
                 if number % accumulation == 0:
                     optimizer.step()
@@ -228,9 +246,13 @@ def wait_share(package: str, accumulation: int, num_batches: int) -> float:
                     disable_tqdm=True,
                     use_cpu=True,
                 )
-                library.Trainer(model, args, train_dataset=Slow()).train()
+                timed_trainer(library.Trainer, waits)(model, args, train_dataset=Slow()).train()
+    if len(waits) < total:
+        raise RuntimeError(f"{package} took {total} batches, of which {len(waits)} through get_batch_samples.")
     begin, end = model.begun[WARM_UP - 1], model.begun[total - 1]
-    return sum(seconds for when, seconds in waits if begin <= when < end) / (end - begin)
+    waited = sum(seconds for when, seconds in waits if begin <= when < end)
+    stepped = sum(seconds for when, seconds in zip(model.begun, model.slept) if begin <= when < end)
+    return Waited(waited / (end - begin), 1 - stepped / (end - begin))
 
 
 @contextlib.contextmanager
@@ -278,14 +300,20 @@ def main() -> None:
 
     print(f"\nWaiting for data: {1000 * SLEEP_S:.0f} ms per sample, {BATCH} samples per batch, 2 workers,", end=" ")
     print(f"{1000 * STEP_S:.0f} ms per step")
-    print(f"{'accumulation':>12}  {'loop':<16}{'share of time':>14}")
+    print(f"{'accumulation':>12}  {'loop':<16}{'share of time':>14}{'all but steps':>15}")
     for accumulation in (1, 8):
-        for package in ("torch", "transformers", "trainwright"):
-            if importlib.util.find_spec(package) is None:
-                print(f"{accumulation:>12}  {package:<16}{'not installed':>14}")
+        found: dict[str, list[Waited]] = {"torch": [], "transformers": [], "trainwright": []}
+        for _ in range(options.rounds):
+            for package, shares in found.items():
+                if importlib.util.find_spec(package) is not None:
+                    shares.append(wait_share(package, accumulation, options.batches))
+        for package, shares in found.items():
+            row = f"{accumulation:>12}  {'bare ' * (package == 'torch') + package:<16}"
+            if not shares:
+                print(f"{row}{'not installed':>14}")
                 continue
-            share = statistics.median(wait_share(package, accumulation, options.batches) for _ in range(options.rounds))
-            print(f"{accumulation:>12}  {'bare ' * (package == 'torch') + package:<16}{share:>14.2%}")
+            waited, besides = (statistics.median(values) for values in zip(*shares))
+            print(f"{row}{waited:>14.2%}{besides:>15.2%}")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,12 @@ def several_epochs(folder: Path) -> dict[str, Any]:
     return result_of(trainer)
 
 
+def with_workers(folder: Path) -> dict[str, Any]:
+    trainer = make_trainer(folder / "workers", LineModel(), LineData(40), dataloader_num_workers=1)
+    trainer.train()
+    return result_of(trainer)
+
+
 def resumed(folder: Path, num_samples: int = 45, **arguments: Any) -> dict[str, Any]:
     """A run with dropout over data that fill no whole round, once whole and once from the middle of an epoch."""
     runs = {}
@@ -220,6 +226,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     function.__name__: function
     for function in (
         several_epochs,
+        with_workers,
         resumed,
         dispatched,
         rebalanced,
@@ -255,6 +262,13 @@ def test_every_epoch_has_the_order_of_one_process(two: Any, one: Any) -> None:
     assert merged([rank["several_epochs"]["seen"] for rank in two]) == one["several_epochs"]["seen"]
     epochs = [flat(one["several_epochs"]["seen"][begin : begin + 5]) for begin in (0, 5, 10)]
     assert all(sorted(epoch) == list(range(40)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
+
+
+def test_workers_change_nothing_in_two_processes(two: Any) -> None:
+    for rank in two:
+        with_workers, without = rank["with_workers"], rank["several_epochs"]
+        assert with_workers["seen"] == without["seen"] and with_workers["losses"] == without["losses"]
+        assert all(map(torch.equal, with_workers["weights"].values(), without["weights"].values()))
 
 
 def test_losses_norms_and_weights_over_several_epochs_are_those_of_one_process(two: Any, one: Any) -> None:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from trainwright import Trainer, TrainingArguments
@@ -24,6 +25,14 @@ class Faulty(Dataset):
     def __getitem__(self, index):
         self.fault(index)
         return {"x": torch.rand(3), "labels": torch.tensor([index / 24])}
+
+
+class FaultyLarge(Faulty):
+    """Samples whose batches come as file descriptors, which a worker that is gone cannot pass on."""
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return {**sample, "unused": torch.rand(2**15)}
 
 
 class FaultyStream(IterableDataset):
@@ -59,6 +68,17 @@ def hang():
     time.sleep(600)  # until the loader gives the worker up
 
 
+class LeavesOut(nn.Module):
+    """A model that is given inputs it has no use for."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, labels, unused=None):
+        return self.model(x, labels)
+
+
 def run(model, directory, dataset, **arguments):
     values = {
         "output_dir": str(directory),
@@ -73,13 +93,13 @@ def run(model, directory, dataset, **arguments):
         "learning_rate": 0.05,
         **arguments,
     }
-    trainer = Trainer(model, TrainingArguments(**values), train_dataset=dataset)
+    trainer = Trainer(LeavesOut(model), TrainingArguments(**values), train_dataset=dataset)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return losses, list(model.state_dict().values())
 
 
-@pytest.mark.parametrize("kind", [Faulty, FaultyStream])
+@pytest.mark.parametrize("kind", [Faulty, FaultyLarge, FaultyStream])
 @pytest.mark.parametrize("what, options", [(die, {}), (hang, {"dataloader_timeout": 1.0})], ids=["dies", "hangs"])
 def test_a_lost_worker_leaves_no_trace_in_the_run(line_model, tmp_path, caplog, kind, what, options):
     whole = run(line_model(dropout=0.2), tmp_path, kind(never))

@@ -1,10 +1,13 @@
 """The data a run sees: every `dataloader_*` argument, orders, streams, and columns."""
 
+import threading
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
 from trainwright import Trainer, default_data_collator
+from trainwright.data.receiving import Receiver
 
 
 class Stream(IterableDataset):
@@ -78,6 +81,26 @@ def test_two_workers_give_the_same_batches_as_none(make_trainer, persistent):
     )
     alone.train(), shared.train()
     assert rows_of(alone) == rows_of(shared)
+
+
+def test_no_thread_is_left_of_a_run_that_stops_in_mid_epoch_and_evaluates_with_workers(make_trainer):
+    before = set(threading.enumerate())
+    trainer = make_trainer(max_steps=4, eval_strategy="steps", eval_steps=1, dataloader_num_workers=2)
+    trainer.train()
+    assert [line["step"] for line in trainer.state.log_history if "eval_loss" in line] == [1, 2, 3, 4]
+    new = set(threading.enumerate()) - before
+    assert not [thread for thread in new if thread.name == "trainwright-batches"]
+
+
+def test_a_run_receives_the_batches_of_its_workers_ahead(make_trainer, monkeypatch):
+    started = []
+    monkeypatch.setattr(Receiver, "start", lambda self, start=Receiver.start: (started.append(self), start(self)))
+    trainer = make_trainer(max_steps=8, eval_strategy="epoch", dataloader_num_workers=2)  # 6 steps make an epoch
+    trainer.train()
+    assert len(started) == 4  # two epochs, and an evaluation after each
+    started.clear()
+    make_trainer(max_steps=8, eval_strategy="epoch").train()
+    assert not started
 
 
 def test_every_loader_argument_reaches_the_loader(make_trainer):

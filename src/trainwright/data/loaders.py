@@ -6,6 +6,7 @@ stands in the data (position).
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from trainwright.data.batch_seeds import SeededBatchSampler, SeededPerBatch
+from trainwright.data.by_value import start_sending_by_value
 from trainwright.data.rebalance import BatchRebalanceSampler
 from trainwright.data.samplers import SeededRandomSampler, has_length
 
@@ -82,7 +84,7 @@ def build_dataloader(
         "pin_memory": pin_memory and torch.accelerator.is_available(),
         "persistent_workers": persistent_workers,
         "prefetch_factor": prefetch_factor,
-        "worker_init_fn": worker_init_fn if num_workers else None,
+        "worker_init_fn": functools.partial(start_sending_by_value, then=worker_init_fn) if num_workers else None,
         "multiprocessing_context": multiprocessing_context,
         "in_order": in_order,
         "timeout": timeout_s if num_workers else 0,

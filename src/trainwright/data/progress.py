@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainwright.data import position
+from trainwright.data.receiving import iterate_ahead
 from trainwright.data.restart import RestartingIterator
 
 
@@ -66,7 +67,7 @@ class DataProgress:
             source = position.with_one_worker(dataloader) if alone else dataloader
             now = None if shares is None else shares.after(num_given)
             loader, num_left = position.seek(source, first_sample + num_given * size, size, now)
-            iterator: Iterator[Any] = iter(loader)
+            iterator = iterate_ahead(loader)
             position.discard_batches(iterator, num_left)
             return iterator
 

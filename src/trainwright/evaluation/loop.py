@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainwright.data.receiving import iterate_ahead
 from trainwright.evaluation.buffers import EvalLoopContainer
 from trainwright.evaluation.losses import EvalLosses, per_sample, targets_of, weighted_mean
 from trainwright.evaluation.metrics import prefixed
@@ -106,7 +107,7 @@ def run_evaluation(
     if streaming is not None:
         streaming.reset()
 
-    for step, inputs in enumerate(dataloader, start=1):
+    for step, inputs in enumerate(iterate_ahead(dataloader), start=1):
         loss, logits, labels = predict_batch(inputs)
         num_rows = _num_rows(inputs, labels, logits)
         losses: Any = None
