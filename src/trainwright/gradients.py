@@ -19,6 +19,10 @@ from torch import nn
 _kind = operator.attrgetter("device", "dtype", "layout", "__class__", "requires_grad")
 
 
+def gradients_of(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
+    return [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
+
+
 def norms_of(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
     """Scalars on the device that are finite, all of them, if and only if the gradients are; their norm is the norm of
     all. One per gradient, or a single one where they are of several kinds.
@@ -28,10 +32,20 @@ def norms_of(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
     return [nn.utils.get_total_norm(gradients)]
 
 
+def found_nonfinite(tensors: list[torch.Tensor], flag: torch.Tensor, one: torch.Tensor) -> bool:
+    """Set `flag` to 1.0 where one of `tensors` is not finite, in one operation. False where they are of several kinds,
+    and were not looked at. `one`: 1.0, beside `flag`; the operation, GradScaler's, multiplies all by it.
+    """
+    if not (_are_alike(tensors) and tensors[0].dtype.is_floating_point):
+        return False
+    torch._amp_foreach_non_finite_check_and_unscale_(tensors, flag, one)
+    return True
+
+
 def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
     """Scale the gradients down to `max_norm`, in place; return the norm they had, on their device."""
     parameters = list(parameters)
-    gradients = [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
+    gradients = gradients_of(parameters)
     if not _are_alike(gradients):
         return nn.utils.clip_grad_norm_(parameters, max_norm)
     norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

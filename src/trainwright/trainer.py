@@ -325,7 +325,10 @@ class Trainer:
 
     def _fitted(self, name: str) -> Callable[..., Any]:
         """The hook `name`, called without the arguments it gained after the user's override was written."""
-        return signatures.fitted(getattr(self, name), signatures.GAINED[name])
+        hook = getattr(self, name)
+        return (
+            hook if getattr(hook, "__func__", None) is _OWN[name] else signatures.fitted(hook, signatures.GAINED[name])
+        )
 
     # Attributes that other libraries read -----------------------------------------------------------------------------
 
@@ -1123,7 +1126,7 @@ class Trainer:
         """Whether losses of micro-batches add up to the update's: divided by its items, or the subclass says so."""
         if self.loss_is_scaled_for_ga is not None:
             return self.loss_is_scaled_for_ga
-        return self._was_divided_by_items(num_items_in_batch)
+        return num_items_in_batch is not None and self._was_divided_by_items(num_items_in_batch)
 
     def _was_divided_by_items(self, num_items_in_batch: Any) -> bool:
         if num_items_in_batch is None:
@@ -2230,6 +2233,7 @@ class Trainer:
 
 
 _NOTHING = contextlib.nullcontext()
+_OWN = {name: getattr(Trainer, name) for name in signatures.GAINED}  # have room for all: need not be looked at
 
 
 def _parameters_of(function: Callable[..., Any]) -> list[str]:

@@ -65,3 +65,14 @@ def test_only_gradients_of_one_kind_are_not_left_to_torch():
     for other in (random(2, dtype=torch.bfloat16), random(2).requires_grad_(), random(2).to_sparse()):
         with mock.patch.object(nn.utils, "clip_grad_norm_", return_value="torch's"):
             assert gradients.clip_grad_norm(parameters_with(random(3), other), 1.0) == "torch's"
+
+
+@pytest.mark.parametrize("make", GRADIENTS.values(), ids=GRADIENTS.keys())
+def test_one_operation_finds_what_is_not_finite_and_changes_no_bit(make):
+    given = [gradient for gradient in make() if gradient is not None]
+    before = [gradient.detach().clone() for gradient in given]
+    flag = torch.zeros(1)
+    looked = gradients.found_nonfinite(given, flag, torch.ones(()))
+    assert looked == (len({(one.dtype, one.requires_grad) for one in given}) == 1)
+    assert bool(flag) == (looked and not all(bool(one.isfinite().all()) for one in given))
+    assert all(torch.equal(one, other) for one, other in zip(given, before, strict=True))

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from trainwright.finite.updates import ADVICE, BadUpdate, NonFiniteError, Place, some
-from trainwright.gradients import norms_of
+from trainwright.gradients import found_nonfinite, gradients_of, norms_of
 from trainwright.window import LossWindow
 
 logger = logging.getLogger(__name__)
@@ -61,8 +61,9 @@ class NonFiniteGuard:
         self._asks_first = self._on_cpu or (policy == "skip" and not in_kernel)
         self._holds_back = (self._asks_first or in_kernel) and not updates_in_backward
         if self._asks_first:
-            self._numbers = torch.empty(0)
-            self._view: Any = None  # of the memory of `_numbers`
+            self._numbers, self._view = torch.empty(0), memoryview(b"")  # of its memory
+            self._flag, self._one = torch.zeros(1), torch.ones(())
+            self._flag_view = _memory_of(self._flag)
         else:
             self._found = torch.zeros((), device=device)  # 1.0: the optimizer's kernel does nothing
             # What holds back the next update, and what the host has to hear of, differ where "skip" clears the first
@@ -82,20 +83,27 @@ class NonFiniteGuard:
         """
         if num_micro_batches == 0:
             return False
-        norms = [grad_norm] if type(grad_norm) is torch.Tensor else _norms(grad_norm, parameters)
         losses = self._window.pending[-num_micro_batches:]
+        if grad_norm is None:
+            gradients = gradients_of(parameters)
+            if self._on_cpu and found_nonfinite([*losses, *gradients], self._flag, self._one):
+                if self._flag_view[0] == 0.0:
+                    return True
+                self._flag.zero_()
+            norms = norms_of(gradients)
+        else:
+            norms = [torch.as_tensor(grad_norm)]
         if not self._asks_first:
             self._check_on_device(losses, norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms)))
             return True
         values = [*losses, *norms]
         if self._on_cpu:
-            if len(values) != len(self._numbers):
+            if len(values) != len(self._view):
                 self._numbers = torch.empty(len(values))
-                buffer: Any = self._numbers.numpy()
-                self._view = memoryview(buffer)
+                self._view = _memory_of(self._numbers)
             torch.stack(values, out=self._numbers)
             # Reading it calls nothing of torch's, and shows what is in the tensor at that moment.
-            numbers = self._view
+            numbers: Any = self._view
         else:
             numbers = torch.stack([value.to(norms[0].device) for value in values]).tolist()
         # Of doubles, so that it is finite where all are.
@@ -226,8 +234,7 @@ def leaves_out_itself(optimizer: Any) -> bool:
     )
 
 
-def _norms(given: Any, parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
-    """`given` as a tensor, or norms of the gradients: finite if all of them are."""
-    if given is not None:
-        return [torch.as_tensor(given)]
-    return norms_of([gradient for parameter in parameters if (gradient := parameter.grad) is not None])
+def _memory_of(tensor: torch.Tensor) -> Any:
+    """A view of a tensor's memory on the host, which shows what is in it without calling anything of torch's."""
+    buffer: Any = tensor.numpy()
+    return memoryview(buffer)
