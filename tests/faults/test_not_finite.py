@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainwright import Trainer, TrainerCallback, finite
+from trainwright import Trainer, TrainerCallback
 from trainwright.args.training import TrainingArguments
-from trainwright.finite import NonFiniteError, NonFiniteGuard, Place, updates
 from trainwright.finite import guard as finite_guard
+from trainwright.finite import updates, weights
+from trainwright.finite.guard import NonFiniteGuard
+from trainwright.finite.updates import NonFiniteError, Place
 from trainwright.window import LossWindow
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
@@ -307,7 +309,7 @@ def test_weights_of_any_kind_are_checked_in_one_read():
     ):
         parameter = torch.nn.Parameter(torch.tensor(values, dtype=dtype), requires_grad=False)
         model.register_parameter(name, parameter)
-    assert finite.nonfinite_tensors(finite.checkable_tensors(model)) == ["in_bf16", "wrong"]
+    assert weights.nonfinite_tensors(weights.checkable_tensors(model)) == ["in_bf16", "wrong"]
 
 
 class Normed(torch.nn.Module):
@@ -346,10 +348,10 @@ def test_infinity_that_was_there_before_training_and_buffers_that_are_not_saved_
 
 
 def test_all_processes_refuse_where_one_has_such_a_tensor(caplog):
-    assert finite.may_be_saved([], False, 4, "raise")
+    assert weights.may_be_saved([], False, 4, "raise")
     with pytest.raises(NonFiniteError, match="step 4: another process has tensors"):
-        finite.may_be_saved([], True, 4, "raise")
-    assert not finite.may_be_saved(["a"], True, 4, "ignore") and "hold NaN or infinity: a." in caplog.text
+        weights.may_be_saved([], True, 4, "raise")
+    assert not weights.may_be_saved(["a"], True, 4, "ignore") and "hold NaN or infinity: a." in caplog.text
 
 
 # -- rollback ------------------------------------------------------------------------------------------------------

@@ -19,26 +19,3 @@ Cost per update: one small operation, none between two micro-batches; without cl
 for their norms. Every process sees the gradients of all, so all decide alike; a loss that is not finite while the
 gradients are is known to one process only, and blocks nothing when there are several: it is found later.
 """
-
-from trainwright.finite.guard import NonFiniteGuard
-from trainwright.finite.updates import BadUpdate, NonFiniteError, Place, check_rollback
-from trainwright.finite.weights import (
-    NonFiniteWeights,
-    checkable_tensors,
-    infinite_by_design,
-    may_be_saved,
-    nonfinite_tensors,
-)
-
-__all__ = [
-    "BadUpdate",
-    "NonFiniteError",
-    "NonFiniteGuard",
-    "NonFiniteWeights",
-    "Place",
-    "check_rollback",
-    "checkable_tensors",
-    "infinite_by_design",
-    "may_be_saved",
-    "nonfinite_tensors",
-]
