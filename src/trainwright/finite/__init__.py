@@ -15,7 +15,7 @@ How an update is kept from the weights and the optimizer's state, without touchi
   and "rollback" stay free and find out late: no checkpoint is written, but the weights in memory hold the update.
 - Optimizers that update during the backward pass (LOMO, layer-wise): "raise" and "rollback" as the last, no "skip".
 
-Cost per update: one small operation, none between two micro-batches; without clipping also one pass over the gradients
-for their norms. Every process sees the gradients of all, so all decide alike; a loss that is not finite while the
+Cost per update: one small operation, none between two micro-batches. Without clipping also one pass over the gradients:
+on a CPU in the same operation, on an accelerator for their norms. Every process sees the gradients of all, so all decide alike; a loss that is not finite while the
 gradients are is known to one process only, and blocks nothing when there are several: it is found later.
 """
