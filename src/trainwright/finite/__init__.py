@@ -16,6 +16,7 @@ How an update is kept from the weights and the optimizer's state, without touchi
 - Optimizers that update during the backward pass (LOMO, layer-wise): "raise" and "rollback" as the last, no "skip".
 
 Cost per update: one small operation, none between two micro-batches. Without clipping also one pass over the gradients:
-on a CPU in the same operation, on an accelerator for their norms. Every process sees the gradients of all, so all decide alike; a loss that is not finite while the
-gradients are is known to one process only, and blocks nothing when there are several: it is found later.
+on a CPU in the same operation, on an accelerator for their norms. Every process sees the gradients of all, so all
+decide alike; a loss that is not finite while the gradients are is known to one process only, and blocks nothing when
+there are several: it is found later.
 """
