@@ -136,6 +136,7 @@ def with_trainer(package: str, accumulation: int = 1, **more: Any) -> Run:
                 model=toy.ToyModel(),
                 args=arguments,
                 train_dataset=toy.ToyData(2 * num_steps * accumulation * toy.BATCH_SIZE),
+                eval_dataset=toy.ToyData(toy.EVAL_BATCHES * toy.BATCH_SIZE) if "eval_strategy" in more else None,
                 data_collator=collator,
             )
             trainer.train()

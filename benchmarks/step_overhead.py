@@ -143,7 +143,10 @@ def _row(contender: Contender, version: str, measure: Measure) -> dict[str, Any]
 
 def measure_all(rows: list[dict[str, Any]], num_steps: int, num_rounds: int) -> None:
     """Counts once, because they are exact; times in rounds A B C A B C, so that all meet the same disturbances."""
-    progress = Progress(len(rows) * (2 + num_rounds))
+    progress = Progress(len(rows) * (3 + num_rounds))
+    for row in rows:  # importing some of them changes functions of torch's for all that are measured after it
+        progress.say(f"{row['loop']} {row['version']}: once, to import it")
+        row["measure"]("time", toy.LOGGING_STEPS)
     for row in rows:
         for kind in ("calls", "ops"):
             progress.say(f"{row['loop']} {row['version']}: counting")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 BATCH_SIZE, WIDTH, LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 8, 16, 1e-3, 0.01, 1.0
-LOGGING_STEPS = 100
+LOGGING_STEPS, EVAL_BATCHES = 100, 4
 
 
 class ToyModel(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from trainwright.finite import NonFiniteError
+from trainwright.finite.updates import NonFiniteError
 from trainwright.memory import CannotRetry, find_executable_batch_size
 
 logger = logging.getLogger(__name__)

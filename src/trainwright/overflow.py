@@ -2,7 +2,7 @@
 
 Owns: `OverflowWatch`. Leaves to others: switching it on for a run (Trainer). Reads from the device after every module,
 which makes training several times slower: for debugging only. It watches forward passes; NaN that first appears in a
-gradient is found by `nonfinite` (finite.py). Source: seed 001 (`debug`).
+gradient is found by `nonfinite` (`finite`). Source: seed 001 (`debug`).
 """
 
 from __future__ import annotations

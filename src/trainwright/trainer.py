@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from trainwright import attempts, checks, finite, resume
+from trainwright import attempts, checks, resume
 from trainwright.args.training import TrainingArguments
 from trainwright.callbacks.base import TrainerCallback
 from trainwright.callbacks.defaults import default_progress
@@ -44,6 +44,9 @@ from trainwright.evaluation import predict, rehearsal
 from trainwright.evaluation import run as evaluation
 from trainwright.evaluation.memory import TrainerMemoryTracker
 from trainwright.evaluation.tensors import nested_numpify
+from trainwright.finite.guard import NonFiniteGuard
+from trainwright.finite.updates import NonFiniteError, Place, check_rollback
+from trainwright.finite.weights import infinite_by_design
 from trainwright.interop import models, signatures
 from trainwright.interop import older as older_names
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
@@ -204,7 +207,7 @@ class Trainer:
         self._speed: SpeedMeter | None = None
         self._interrupt = Interrupt()
         self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
-        self._guard: finite.NonFiniteGuard | None = None
+        self._guard: NonFiniteGuard | None = None
         self._saves = Saves(lambda: (self.state, self.control), self._follow_save, self._tell_of_save)
         self._data_to_pass_over: list[tuple[int, range]] = []
         self._hub: Any = None
@@ -326,7 +329,10 @@ class Trainer:
 
     def _fitted(self, name: str) -> Callable[..., Any]:
         """The hook `name`, called without the arguments it gained after the user's override was written."""
-        return signatures.fitted(getattr(self, name), signatures.GAINED[name])
+        hook = getattr(self, name)
+        return (
+            hook if getattr(hook, "__func__", None) is _OWN[name] else signatures.fitted(hook, signatures.GAINED[name])
+        )
 
     # Attributes that other libraries read -----------------------------------------------------------------------------
 
@@ -485,13 +491,13 @@ class Trainer:
                 )
             raise
 
-    def _roll_back(self, error: finite.NonFiniteError) -> str:
+    def _roll_back(self, error: NonFiniteError) -> str:
         """Load the last checkpoint of this run, to go on from it without the data of `error`. Returns its path; raises
         `error` where `nonfinite` asks for no rollback, or there is nothing to go back to.
         """
         self._saves.settle()
         last = self._saves.last_checkpoint
-        data = finite.check_rollback(error, self.args.nonfinite, last, self._data_to_pass_over)
+        data = check_rollback(error, self.args.nonfinite, last, self._data_to_pass_over)
         checkpoint = resume.find_checkpoint(last, self._output_dir, self.is_world_process_zero())
         assert checkpoint is not None
         self._data_to_pass_over = data
@@ -781,7 +787,7 @@ class Trainer:
             from trainwright.data.prefetch import DevicePrefetcher
 
             self._prefetch = DevicePrefetcher(self._strategy.device)
-        self._infinite_by_design = finite.infinite_by_design(self.model)
+        self._infinite_by_design = infinite_by_design(self.model)
         self._micro_batches = None
         if self.args.auto_find_batch_size and self.args.auto_find_batch_size_mode == "split":
             self._micro_batches = MicroBatches(
@@ -815,19 +821,19 @@ class Trainer:
         with self._weights_to_judge(), weights_to_keep(self.optimizer):
             yield
 
-    def _build_guard(self) -> finite.NonFiniteGuard | None:
+    def _build_guard(self) -> NonFiniteGuard | None:
         """What looks for NaN and infinity before the optimizer. None with "ignore", and in fp16, whose scaler does."""
         if self._guard is not None:
             self._guard.close()
         if self.args.nonfinite == "ignore" or self._strategy.scaler is not None:
             return None
         progress = self._progress
-        return finite.NonFiniteGuard(
+        return NonFiniteGuard(
             self.args.nonfinite,
             self.window,
             self.optimizer,
             self._strategy.device,
-            lambda: finite.Place(self.state.global_step + 1, progress.epoch, progress.samples, progress.size),
+            lambda: Place(self.state.global_step + 1, progress.epoch, progress.samples, progress.size),
             scheduler=None if self._schedule_waits_for_metric else self.lr_scheduler,
             is_distributed=self._strategy.is_distributed,
             updates_in_backward=self._changes_weights_in_backward,
@@ -1126,7 +1132,7 @@ class Trainer:
         """Whether losses of micro-batches add up to the update's: divided by its items, or the subclass says so."""
         if self.loss_is_scaled_for_ga is not None:
             return self.loss_is_scaled_for_ga
-        return self._was_divided_by_items(num_items_in_batch)
+        return num_items_in_batch is not None and self._was_divided_by_items(num_items_in_batch)
 
     def _was_divided_by_items(self, num_items_in_batch: Any) -> bool:
         if num_items_in_batch is None:
@@ -2233,6 +2239,7 @@ class Trainer:
 
 
 _NOTHING = contextlib.nullcontext()
+_OWN = {name: getattr(Trainer, name) for name in signatures.GAINED}  # have room for all: need not be looked at
 
 
 def _parameters_of(function: Callable[..., Any]) -> list[str]:

@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainwright import Trainer, TrainerCallback, finite
+from trainwright import Trainer, TrainerCallback
 from trainwright.args.training import TrainingArguments
-from trainwright.finite import NonFiniteError, NonFiniteGuard, Place
+from trainwright.finite import guard as finite_guard
+from trainwright.finite import updates, weights
+from trainwright.finite.guard import NonFiniteGuard
+from trainwright.finite.updates import NonFiniteError, Place
 from trainwright.window import LossWindow
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
@@ -24,7 +27,7 @@ MAX_STEPS, BAD_STEP, BAD_MICRO_BATCH, BATCH = 5, 3, 1, 4  # steps from 1, micro-
 
 @pytest.fixture
 def on_accelerator(monkeypatch):
-    monkeypatch.setattr(finite, "reads_are_free", lambda device: False)
+    monkeypatch.setattr(finite_guard, "reads_are_free", lambda device: False)
 
 
 class Poisoned(Trainer):
@@ -151,11 +154,11 @@ def test_an_optimizer_whose_kernel_cannot_skip_is_asked_before(make_trainer, lin
 
 @pytest.mark.parametrize("accelerator", [False, True])
 def test_skipped_updates_are_told_once_per_log_line(make_trainer, caplog, monkeypatch, accelerator):
-    monkeypatch.setattr(finite, "reads_are_free", lambda device: not accelerator)
+    monkeypatch.setattr(finite_guard, "reads_are_free", lambda device: not accelerator)
     trainer = make(make_trainer, bad_steps=(1, 3, 5), nonfinite="skip", max_steps=6, logging_steps=4)
-    with caplog.at_level(logging.WARNING, "trainwright.finite"):
+    with caplog.at_level(logging.WARNING, "trainwright.finite.guard"):
         trainer.train()
-    first, second = [record.getMessage() for record in caplog.records if record.name == "trainwright.finite"]
+    first, second = [record.getMessage() for record in caplog.records if record.name == "trainwright.finite.guard"]
     assert "2 in this process, of which 2 left out (steps 1, 3;" in first
     assert "1 in this process, of which 1 left out (steps 5;" in second
 
@@ -232,7 +235,7 @@ def test_losses_of_any_precision_are_looked_at_together(on_accelerator):
 
 
 def test_a_run_without_log_lines_finds_it_too(make_trainer, on_accelerator, monkeypatch):
-    monkeypatch.setattr(finite, "_SETTLE_AT", 4)
+    monkeypatch.setattr(finite_guard, "_SETTLE_AT", 4)
     trainer = make(make_trainer, logging_strategy="no", max_steps=9)
     with pytest.raises(NonFiniteError):
         trainer.train()
@@ -306,7 +309,7 @@ def test_weights_of_any_kind_are_checked_in_one_read():
     ):
         parameter = torch.nn.Parameter(torch.tensor(values, dtype=dtype), requires_grad=False)
         model.register_parameter(name, parameter)
-    assert finite.nonfinite_tensors(finite.checkable_tensors(model)) == ["in_bf16", "wrong"]
+    assert weights.nonfinite_tensors(weights.checkable_tensors(model)) == ["in_bf16", "wrong"]
 
 
 class Normed(torch.nn.Module):
@@ -345,10 +348,10 @@ def test_infinity_that_was_there_before_training_and_buffers_that_are_not_saved_
 
 
 def test_all_processes_refuse_where_one_has_such_a_tensor(caplog):
-    assert finite.may_be_saved([], False, 4, "raise")
+    assert weights.may_be_saved([], False, 4, "raise")
     with pytest.raises(NonFiniteError, match="step 4: another process has tensors"):
-        finite.may_be_saved([], True, 4, "raise")
-    assert not finite.may_be_saved(["a"], True, 4, "ignore") and "hold NaN or infinity: a." in caplog.text
+        weights.may_be_saved([], True, 4, "raise")
+    assert not weights.may_be_saved(["a"], True, 4, "ignore") and "hold NaN or infinity: a." in caplog.text
 
 
 # -- rollback ------------------------------------------------------------------------------------------------------
@@ -361,7 +364,7 @@ def test_all_processes_refuse_where_one_has_such_a_tensor(caplog):
 def test_a_rollback_ends_like_a_run_without_that_update(
     make_trainer, line_model, caplog, monkeypatch, bad_step, accelerator, optim
 ):
-    monkeypatch.setattr(finite, "reads_are_free", lambda device: not accelerator)
+    monkeypatch.setattr(finite_guard, "reads_are_free", lambda device: not accelerator)
     options = {"optim": optim, "save_strategy": "steps", "save_steps": 2, "logging_steps": 1}
     trainer = make(make_trainer, bad_steps=(bad_step,), nonfinite="rollback", **options)
     trainer.train()
@@ -380,7 +383,7 @@ def test_a_rollback_needs_a_checkpoint(make_trainer):
 
 
 def test_a_run_that_only_rolls_back_stops(make_trainer, monkeypatch):
-    monkeypatch.setattr(finite, "_MOST_ROLLBACKS", 2)
+    monkeypatch.setattr(updates, "_MOST_ROLLBACKS", 2)
     trainer = make(
         make_trainer, bad_steps=range(2, 9), nonfinite="rollback", max_steps=9, save_strategy="steps", save_steps=1
     )
@@ -407,9 +410,9 @@ def test_skip_is_refused_where_the_backward_pass_updates():
 
 
 def test_fused_sgd_is_trusted_to_skip_only_without_momentum():
-    assert finite.leaves_out_itself(sgd(fused=True))
-    assert not finite.leaves_out_itself(sgd(fused=True, momentum=0.9))
-    assert not finite.leaves_out_itself(sgd())
+    assert finite_guard.leaves_out_itself(sgd(fused=True))
+    assert not finite_guard.leaves_out_itself(sgd(fused=True, momentum=0.9))
+    assert not finite_guard.leaves_out_itself(sgd())
 
 
 def test_one_process_alone_does_not_hold_back_what_the_others_make():
@@ -438,7 +441,7 @@ def test_an_unknown_policy_is_named(tmp_path):
 @pytest.mark.parametrize("accelerator", [False, True])
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.0}, {"nonfinite": "skip"}, {"nonfinite": "rollback"}])
 def test_nothing_is_read_between_log_lines_and_one_read_makes_a_line(make_trainer, monkeypatch, options, accelerator):
-    monkeypatch.setattr(finite, "reads_are_free", lambda device: not accelerator)
+    monkeypatch.setattr(finite_guard, "reads_are_free", lambda device: not accelerator)
     monkeypatch.syspath_prepend(BENCHMARKS)
     toy, probes = importlib.import_module("toy"), importlib.import_module("probes")
     counter = probes.OpCounter()

@@ -27,7 +27,7 @@ from trainwright.checkpoint.shared_memory import Arena
 from trainwright.checkpoint.snapshot import Job, Snapshot
 from trainwright.checkpoint.tensors import load_tensors
 from trainwright.checkpoint.trouble import SavingFailed
-from trainwright.finite import NonFiniteError
+from trainwright.finite.updates import NonFiniteError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 

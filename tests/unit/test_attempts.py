@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainwright import attempts
-from trainwright.finite import NonFiniteError
+from trainwright.finite.updates import NonFiniteError
 from trainwright.memory import CannotRetry
 
 

@@ -1,7 +1,7 @@
 """What a run does when something goes wrong around it: full disks, too little memory, signals, NaN.
 
 Owns: the fields and their ranges. Leaves to others: noticing and acting (`checkpoint/trouble.py`, `memory.py`,
-`interrupt.py`, `finite.py`).
+`interrupt.py`, `finite/`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SafetyArguments(RunArguments):
         "raise",
         "What to do about a loss or gradient that is NaN or infinite, before the optimizer uses it: 'raise' an error "
         "that names step and samples; 'skip' the update; 'rollback' to the last checkpoint and pass over the data; "
-        "'ignore' it. See finite.py for what holds for which optimizer.",
+        "'ignore' it. docs/reliability.md says what holds for which optimizer.",
         ours=True,
     )
 

@@ -23,7 +23,7 @@ from trainwright.checkpoint.commit import flush_parents, sibling
 from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.shared_memory import Arena, check_room
 from trainwright.checkpoint.snapshot import Job, Snapshot
-from trainwright.finite import NonFiniteWeights, checkable_tensors, nonfinite_tensors
+from trainwright.finite.weights import NonFiniteWeights, checkable_tensors, nonfinite_tensors
 from trainwright.names import SaveStrategy
 
 logger = logging.getLogger(__name__)

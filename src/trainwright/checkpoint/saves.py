@@ -19,7 +19,8 @@ from torch import nn
 
 from trainwright.checkpoint.layout import checkpoint_name
 from trainwright.checkpoint.trouble import SaveTrouble, predicted_bytes
-from trainwright.finite import NonFiniteGuard, NonFiniteWeights, checkable_tensors, may_be_saved, nonfinite_tensors
+from trainwright.finite.guard import NonFiniteGuard
+from trainwright.finite.weights import NonFiniteWeights, checkable_tensors, may_be_saved, nonfinite_tensors
 from trainwright.state import TrainerControl, TrainerState
 
 if TYPE_CHECKING:

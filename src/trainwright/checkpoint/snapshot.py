@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from trainwright.checkpoint.shared_memory import Arena, Place, aligned
-from trainwright.finite import nonfinite_tensors
+from trainwright.finite.weights import nonfinite_tensors
 
 logger = logging.getLogger(__name__)
 

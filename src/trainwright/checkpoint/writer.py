@@ -29,7 +29,7 @@ import torch
 from trainwright.checkpoint import snapshot, weights
 from trainwright.checkpoint.save import commit
 from trainwright.checkpoint.shared_memory import Arena, Place
-from trainwright.finite import NonFiniteWeights
+from trainwright.finite.weights import NonFiniteWeights
 from trainwright.interrupt import SIGNALS
 
 _PROGRAM = "from trainwright.checkpoint.writer import main; main()"  # layout.py finds the process by this text

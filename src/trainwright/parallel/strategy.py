@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainwright import gradients
 from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.save import staged
 
@@ -72,7 +73,7 @@ class Strategy:
         """Scale gradients down to `max_norm`; return the norm they had, as a tensor on their device."""
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
-        return nn.utils.clip_grad_norm_(parameters, max_norm)
+        return gradients.clip_grad_norm(parameters, max_norm)
 
     def optimizer_step(self, optimizer: Any) -> bool:
         """Update the weights. False when fp16 gradients overflowed and the update was left out."""

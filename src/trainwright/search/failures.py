@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from trainwright.finite import NonFiniteError
+from trainwright.finite.updates import NonFiniteError
 from trainwright.memory import free_memory, is_out_of_memory
 from trainwright.search.backends import Objective, trial_id
 from trainwright.search.together import world

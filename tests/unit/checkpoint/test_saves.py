@@ -10,7 +10,7 @@ import torch
 
 from trainwright.checkpoint.saves import Saves
 from trainwright.checkpoint.trouble import SavingFailed
-from trainwright.finite import NonFiniteError
+from trainwright.finite.updates import NonFiniteError
 from trainwright.parallel.strategy import Strategy
 from trainwright.state import TrainerControl, TrainerState
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from trainwright.finite import NonFiniteError
+from trainwright.finite.updates import NonFiniteError
 from trainwright.memory import CannotRetry
 from trainwright.search import failures
 from trainwright.search.backends import NamedTrial
