@@ -155,7 +155,7 @@ def test_tensors_that_share_memory_share_it_in_the_file(tmp_path):
     (tmp_path / "waited").mkdir()
     torch.save(state, tmp_path / "waited" / "state.pt")  # the name of a file stands in it
     (file,) = job.files
-    torch.save(snapshot.read(arena, file.content), tmp_path / "state.pt")
+    torch.save(snapshot.read(arena, file), tmp_path / "state.pt")
     loaded = torch.load(tmp_path / "state.pt")
     loaded["a"][3] = -1.0
     assert loaded["b"][1] == -1.0 and loaded["c"][3, 0] == -1.0
@@ -241,22 +241,29 @@ def test_copies_by_way_of_a_device_are_in_their_places_and_not_used_before_they_
     arena, job = Arena(), Job(str(tmp_path), str(tmp_path / "final"), 1, 1, {})
     taken = Snapshot(arena, job)
 
-    def on_device(self, storages):
-        sources = [torch.tensor([], dtype=torch.uint8).set_(storage) for _, storage in storages]
+    real, from_device = snapshot.described_as, Snapshot._copy_from_device
+    device = torch.device("cuda", 0)
+
+    def on_device(tensor):
+        described = real(tensor)
+        return (*described[:4], device, *described[5:])
+
+    def copy(self, _, copies):
         with monkeypatch.context() as patch:
             if not has_room:
                 patch.setattr(torch, "empty", full)
-            self._copy_from_device(torch.device("cpu"), [(p, s) for (p, _), s in zip(storages, sources)])
+            from_device(self, torch.device("cpu"), copies)
 
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("full") if kwargs.get("device") is not None else empty(*args, **kwargs)
 
-    monkeypatch.setattr(Snapshot, "_copy", on_device)
+    monkeypatch.setattr(snapshot, "described_as", on_device)
+    monkeypatch.setattr(Snapshot, "_copy_from_device", copy)
     assert taken.take("torch", tmp_path / "a.pt", state) and taken.take("torch", tmp_path / "b.pt", {"d": state["a"]})
     assert pinned and len(taken._held) == (2 if has_room else 0)
     assert not taken.is_copied(wait=False) and taken.is_copied(wait=True) and taken._held == []
     assert taken.is_copied(wait=False)
-    found = [snapshot.read(arena, file.content) for file in job.files]
+    found = [snapshot.read(arena, file) for file in job.files]
     assert all(torch.equal(found[0][name], tensor) for name, tensor in state.items())
     assert torch.equal(found[1]["d"], state["a"])
 

@@ -34,6 +34,7 @@ class Block:
         populate = getattr(mmap, "MAP_POPULATE", 0) if fill else 0
         self.memory = mmap.mmap(descriptor, num_bytes, flags=mmap.MAP_SHARED | populate)
         self.bytes = torch.frombuffer(self.memory, dtype=torch.uint8)
+        self.address = self.bytes.data_ptr()
         self._is_pinned = False
 
     @classmethod
