@@ -155,6 +155,7 @@ def test_tensors_that_share_memory_share_it_in_the_file(tmp_path):
     (tmp_path / "waited").mkdir()
     torch.save(state, tmp_path / "waited" / "state.pt")  # the name of a file stands in it
     (file,) = job.files
+    taken.finish()
     torch.save(snapshot.read(arena, file), tmp_path / "state.pt")
     loaded = torch.load(tmp_path / "state.pt")
     loaded["a"][3] = -1.0
@@ -260,6 +261,7 @@ def test_copies_by_way_of_a_device_are_in_their_places_and_not_used_before_they_
     monkeypatch.setattr(snapshot, "described_as", on_device)
     monkeypatch.setattr(Snapshot, "_copy_from_device", copy)
     assert taken.take("torch", tmp_path / "a.pt", state) and taken.take("torch", tmp_path / "b.pt", {"d": state["a"]})
+    taken.finish()
     assert pinned and len(taken._held) == (2 if has_room else 0)
     assert not taken.is_copied(wait=False) and taken.is_copied(wait=True) and taken._held == []
     assert taken.is_copied(wait=False)

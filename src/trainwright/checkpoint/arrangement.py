@@ -8,8 +8,12 @@ tensor (snapshot.py).
 from __future__ import annotations
 
 import ctypes
+import os
 import pickle
+from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
 import torch
@@ -18,8 +22,11 @@ from trainwright.checkpoint.shared_memory import Arena, Place, aligned
 
 Description = tuple[Any, ...]  # of a tensor and its storage: see `described_as`
 StorageKey = tuple[torch.device, int]  # device and address
+Copy = tuple[int, int, int]  # to which address, from which, how many bytes
 
-_WORTH_THREADS = 1 << 20  # bytes, from which a copy is divided among torch's threads, where there are several
+_PIECE = 1 << 20  # bytes that are copied in one call
+_WORTH_THREADS = 4  # pieces, from which several cores copy: starting a thread takes as long as copying half of one
+_MOST_THREADS = 4  # more gain little: the memory is the limit
 
 
 class NotPlain(Exception):
@@ -34,18 +41,32 @@ class Arrangement:
     whole: Place  # reserved for all
     places: dict[StorageKey, Place]  # of the copy of each storage
     table: bytes  # pickled: a Place for each storage, and (storage, dtype, offset, shape, stride) of each tensor
-    copies: list[tuple[int, int, int]]  # within the host: to which address, from which, how many bytes
+    copies: list[Copy]  # within the host
     is_on_device: bool  # whether there are others
     num_bytes: int
 
-    def copy_in_host(self) -> None:
-        """Copy the storages that lie in the memory of the host."""
-        has_threads = torch.get_num_threads() > 1
-        for target, source, num_bytes in self.copies:
-            if has_threads and num_bytes >= _WORTH_THREADS:
-                _bytes_at(target, num_bytes).copy_(_bytes_at(source, num_bytes))
-            else:  # with one thread a quarter faster than torch's own copy
-                ctypes.memmove(target, source, num_bytes)
+
+def copy_within_host(copies: list[Copy]) -> None:
+    """Make all of `copies`; returns when they are made.
+
+    By several threads, because one core does not move as much as the memory could give, and the run waits. They are
+    gone afterwards: a process with threads is one that others do not like to fork.
+    """
+    left = deque(copies)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_helpers = min(cores, _MOST_THREADS) - 1 if len(copies) >= _WORTH_THREADS else 0
+    helpers = [Thread(target=_copy, args=(left,)) for _ in range(num_helpers)]
+    for helper in helpers:
+        helper.start()
+    _copy(left)
+    for helper in helpers:
+        helper.join()
+
+
+def _copy(left: deque[Copy]) -> None:
+    while left:
+        with suppress(IndexError):  # another thread took the last
+            ctypes.memmove(*left.popleft())  # lets go of the interpreter; a quarter faster than torch's own copy
 
 
 def described_as(tensor: torch.Tensor) -> Description:
@@ -91,9 +112,14 @@ def arranged(arena: Arena, described: list[Description], whole: Place | None = N
         for key, (dtype, start, shape, stride, *_) in zip(keys, described)
     ]
     copies = [
-        (arena.blocks[whole.block].address + places[key].offset, address, num_bytes)
+        (
+            arena.blocks[whole.block].address + places[key].offset + start,
+            address + start,
+            min(_PIECE, num_bytes - start),
+        )
         for key, (device, address, num_bytes) in ordered.items()
-        if device.type == "cpu" and num_bytes
+        if device.type == "cpu"
+        for start in range(0, num_bytes, _PIECE)
     ]
     return Arrangement(
         described,
@@ -104,8 +130,3 @@ def arranged(arena: Arena, described: list[Description], whole: Place | None = N
         any(device.type != "cpu" for device, *_ in ordered.values()),
         sum(num_bytes for *_, num_bytes in ordered.values()),
     )
-
-
-def _bytes_at(address: int, num_bytes: int) -> torch.Tensor:
-    """Memory of this process as a tensor; whoever owns it must outlive it."""
-    return torch.frombuffer((ctypes.c_char * num_bytes).from_address(address), dtype=torch.uint8)

@@ -143,6 +143,7 @@ class AsyncSaves:
             self._snapshot = Snapshot(self._arena, job, self._to_check, self._arrangements)
             with (frozen or FrozenWeights()).apart(staging, final, self._snapshot) as files:
                 yield staging
+            self._snapshot.finish()
             job.frozen = files.entries
             self._snapshot.pass_over(files.linked)
             names = nonfinite_tensors(self._snapshot.to_check)  # those the writer was not given

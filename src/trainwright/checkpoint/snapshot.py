@@ -19,7 +19,16 @@ from typing import Any
 
 import torch
 
-from trainwright.checkpoint.arrangement import Arrangement, Description, NotPlain, StorageKey, arranged, described_as
+from trainwright.checkpoint.arrangement import (
+    Arrangement,
+    Copy,
+    Description,
+    NotPlain,
+    StorageKey,
+    arranged,
+    copy_within_host,
+    described_as,
+)
 from trainwright.checkpoint.shared_memory import Arena, Place
 from trainwright.finite import nonfinite_tensors
 
@@ -83,6 +92,8 @@ class Snapshot:
         self.arena, self.job, self.to_check = arena, job, dict(to_check or {})
         self.num_bytes = 0  # of tensors
         self._arrangements = {} if arrangements is None else arrangements
+        self._copies: list[Copy] = []  # still to be made
+        self._sources: list[torch.Tensor] = []  # that these read
         # On an accelerator: what must be kept until the host has it, and the event that says so.
         self._held: list[torch.Tensor] = []
         self._copied: Any = None
@@ -90,7 +101,9 @@ class Snapshot:
     def take(
         self, kind: str, path: str | os.PathLike[str], content: Any, metadata: dict[str, str] | None = None
     ) -> bool:
-        """Copy `content`. False where it holds what another process may not know, or `path` lies elsewhere."""
+        """Take `content`, of which tensors in the host's memory must not change before `finish`, which copies them.
+
+        False where it holds what another process may not know, or `path` lies elsewhere."""
         name = os.path.relpath(path, self.job.staging)
         if name.startswith(os.pardir):
             return False
@@ -104,6 +117,11 @@ class Snapshot:
         table = self._copy(name, finder.tensors, described) if described else b""
         self.job.files.append(TakenFile(kind, name.replace(os.sep, "/"), text, table, metadata))
         return True
+
+    def finish(self) -> None:
+        """Nothing more comes: make the copies, after which the run may go on."""
+        copy_within_host(self._copies)
+        self._copies, self._sources = [], []
 
     def pass_over(self, tensors: list[torch.Tensor]) -> None:
         """`tensors` are in an earlier checkpoint, so they are finite."""
@@ -129,7 +147,8 @@ class Snapshot:
             arrangement = arranged(self.arena, described, whole)
         self._arrangements[name] = arrangement
         self.num_bytes += arrangement.num_bytes
-        arrangement.copy_in_host()
+        self._copies += arrangement.copies
+        self._sources += tensors
         if arrangement.is_on_device:
             by_device: dict[torch.device, dict[int, tuple[Place, torch.Tensor]]] = {}
             for tensor, (*_, device, address, num_bytes) in zip(tensors, described):
