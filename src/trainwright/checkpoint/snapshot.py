@@ -31,6 +31,7 @@ from trainwright.checkpoint.arrangement import (
 )
 from trainwright.checkpoint.shared_memory import Arena, Place
 from trainwright.finite import nonfinite_tensors
+from trainwright.log_text import SMALL_BYTES, StateText
 
 logger = logging.getLogger(__name__)
 
@@ -103,10 +104,13 @@ class Snapshot:
     ) -> bool:
         """Take `content`, of which tensors in the host's memory must not change before `finish`, which copies them.
 
-        False where it holds what another process may not know, or `path` lies elsewhere."""
+        False where it holds what another process may not know, or `path` lies elsewhere.
+        """
         name = os.path.relpath(path, self.job.staging)
         if name.startswith(os.pardir):
             return False
+        if kind == "log":
+            content = self._kept(content)
         finder = _Finder(_KNOWN_OBJECTS if kind == "object" else _KNOWN)
         try:
             text = finder.text(content)
@@ -117,6 +121,12 @@ class Snapshot:
         table = self._copy(name, finder.tensors, described) if described else b""
         self.job.files.append(TakenFile(kind, name.replace(os.sep, "/"), text, table, metadata))
         return True
+
+    def _kept(self, text: StateText) -> tuple[bytes, bytes | tuple[int, ...], bytes]:
+        """A long log is not put into the arena at each save: it stays there, and grows."""
+        is_short = len(text.log) < SMALL_BYTES
+        log = bytes(text.log) if is_short else tuple(self.arena.keep(text.log, text.version))
+        return text.head, log, text.tail
 
     def finish(self) -> None:
         """Nothing more comes: make the copies, after which the run may go on."""
@@ -206,8 +216,12 @@ def nonfinite(arena: Arena, checked: list[CheckedTensor]) -> list[str]:
 
 
 def read(arena: Arena, file: TakenFile) -> Any:
-    """Put a file's content together again; its tensors share the arena's memory."""
-    return _Together(arena, file).load()
+    """Put a file's content together again; its tensors, and a long log, share the arena's memory."""
+    content = _Together(arena, file).load()
+    if file.kind != "log":
+        return content
+    head, log, tail = content
+    return StateText(head, log if isinstance(log, bytes) else arena.memory(Place(*log)), tail)
 
 
 def _key(storage: torch.UntypedStorage) -> tuple[torch.device, int]:
