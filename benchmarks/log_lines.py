@@ -63,13 +63,13 @@ def measure(number: int, options: argparse.Namespace) -> str:
         return f"| {number:,} | {num_bytes / 1e6:.1f} | {1e3 * waited:.2f} | {1e3 * beside:.2f} |"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=1_000_000, help="lines of the long log (1,000,000)")
     parser.add_argument("--new", type=int, default=100, help="new lines before each save (100)")
     parser.add_argument("--saves", type=int, default=9, help="saves of each log (9)")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="where the files go (the system's scratch)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for name in ("lines", "new", "saves"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} {getattr(options, name)}: it must be 1 or more")

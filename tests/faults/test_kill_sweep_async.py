@@ -173,8 +173,8 @@ def test_a_run_killed_at_any_call_of_its_writer_resumes_and_ends_the_same(tmp_pa
 
 
 def test_a_run_that_dies_at_any_of_its_own_calls_resumes_and_ends_the_same(tmp_path, monkeypatch):
-    """Its own calls: the staging directory, what an override writes, taking the name of what rotation drops. The writer,
-    if it has a job, ends it; deleting is its own.
+    """Its own calls: the staging directory, what an override writes, and taking its name from what rotation drops. The
+    writer, if it has a job, ends it; deleting is a call of the writer's.
     """
     out, options = tmp_path / "out", OPTIONS | {"max_steps": 4, "save_total_limit": 1}
     make = lambda: make_run(out, cls=WithNotes, **options)  # noqa: E731

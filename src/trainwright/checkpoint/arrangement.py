@@ -55,12 +55,18 @@ def copy_within_host(copies: list[Copy]) -> None:
     left = deque(copies)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     num_helpers = min(cores, _MOST_THREADS) - 1 if len(copies) >= _WORTH_THREADS else 0
-    helpers = [Thread(target=_copy, args=(left,)) for _ in range(num_helpers)]
-    for helper in helpers:
-        helper.start()
-    _copy(left)
-    for helper in helpers:
-        helper.join()
+    helpers: list[Thread] = []
+    try:
+        with suppress(RuntimeError):  # no more threads: those there are do it all
+            for _ in range(num_helpers):
+                helper = Thread(target=_copy, args=(left,))
+                helper.start()
+                helpers.append(helper)
+        _copy(left)
+    finally:
+        left.clear()  # after an interrupt nobody may go on copying
+        for helper in helpers:
+            helper.join()
 
 
 def _copy(left: deque[Copy]) -> None:
