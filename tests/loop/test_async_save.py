@@ -271,7 +271,7 @@ def test_what_another_process_may_not_know_is_not_taken(tmp_path, strange):
 
 def test_a_file_outside_of_the_checkpoint_is_not_taken(tmp_path):
     taken = Snapshot(Arena(), Job(str(tmp_path / "staging"), str(tmp_path / "final"), 1, 1, {}))
-    assert not taken.take("text", tmp_path / "elsewhere.txt", "text")
+    assert not taken.take("json", tmp_path / "elsewhere.json", {})
 
 
 def test_the_memory_is_made_once_and_used_by_every_save(tmp_path, forks, monkeypatch):

@@ -71,7 +71,7 @@ def write_and_commit(job: snapshot.Job, arena: Arena) -> None:
 
 def write(kind: str, path: str, content: Any, metadata: dict[str, str] | None = None) -> None:
     """Write one file. `kind`: "torch" or "object" (`torch.save`), "tensors" (safetensors, with `metadata`), "json",
-    "text", "log" (a `StateText`).
+    "log" (a `StateText`).
     """
     if kind in ("torch", "object"):
         torch.save(content, path)
@@ -81,7 +81,7 @@ def write(kind: str, path: str, content: Any, metadata: dict[str, str] | None = 
         weights.save_file(content, path, metadata=metadata)
     else:
         with open(path, "w", encoding="utf-8") as file:
-            file.write(content if kind == "text" else json.dumps(content, indent=2, sort_keys=True) + "\n")
+            file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 # -- starting it -------------------------------------------------------------------------------------------------------
