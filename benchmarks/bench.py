@@ -27,6 +27,7 @@ QUICK = {  # arguments that make a script fast; a script with an argument --quic
     "start": ["--rounds", "1"],
     "memory": ["--steps", "500"],
     "gpu": ["--rounds", "1"],
+    "log_lines": ["--lines", "100000"],
     "frozen_weights": ["--rounds", "1", "--mib", "64"],
 }
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainwright.log_text import LogText
+from trainwright.log_text import LogText, StateText
 
 _EMPTY_LOG = '\n  "log_history": []'
 
@@ -92,15 +92,22 @@ class TrainerState:
 
     def to_json(self) -> str:
         """Every field, as `save_to_json` writes it. Of the log history only new and changed lines are encoded."""
+        return b"".join(self.text_parts()[:3]).decode()
+
+    def text_parts(self, *, thoroughly: bool = True) -> StateText:
+        """`to_json` in parts; of a long log without `thoroughly` not all lines are looked at again (`LogText`)."""
         rest = json.dumps(self.to_dict() | {"log_history": []}, indent=2, sort_keys=True, default=_plain)
         # Only a field itself stands at this indent, and in a text the line break would be written as two letters.
         head, _, tail = rest.partition(_EMPTY_LOG)
-        return f"{head}{_EMPTY_LOG[:-2]}{self._log_text.text(list(self.log_history))}{tail}\n"
+        lines = self.log_history if isinstance(self.log_history, list) else list(self.log_history)
+        log = self._log_text.update(lines, thoroughly=thoroughly)
+        end = self._log_text.closing + f"{tail}\n".encode()
+        return StateText(f"{head}{_EMPTY_LOG[:-2]}".encode(), log, end, (self._log_text, self._log_text.num_rewritten))
 
     def save_to_json(self, json_path: str | os.PathLike[str]) -> None:
         """Write every field to `json_path`."""
-        with open(json_path, "w", encoding="utf-8") as file:
-            file.write(self.to_json())
+        with open(json_path, "wb") as file:
+            file.write(self.to_json().encode())
 
     @classmethod
     def load_from_json(cls, json_path: str | os.PathLike[str]) -> TrainerState:

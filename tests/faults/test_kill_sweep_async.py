@@ -173,7 +173,9 @@ def test_a_run_killed_at_any_call_of_its_writer_resumes_and_ends_the_same(tmp_pa
 
 
 def test_a_run_that_dies_at_any_of_its_own_calls_resumes_and_ends_the_same(tmp_path, monkeypatch):
-    """Its own calls: the staging directory, what an override writes, rotation. The writer, if it has a job, ends it."""
+    """Its own calls: the staging directory, what an override writes, and taking its name from what rotation drops. The
+    writer, if it has a job, ends it; deleting is a call of the writer's.
+    """
     out, options = tmp_path / "out", OPTIONS | {"max_steps": 4, "save_total_limit": 1}
     make = lambda: make_run(out, cls=WithNotes, **options)  # noqa: E731
     monkeypatch.setattr(writer, "launch", forked_writer())
@@ -212,7 +214,7 @@ def test_a_run_that_dies_at_any_of_its_own_calls_resumes_and_ends_the_same(tmp_p
         assert hidden(out) == [], where
         assert all((out / name / "notes.txt").read_text() == "mine" for name in os.listdir(out)), where
         shutil.rmtree(out)
-    assert num_died > 20
+    assert num_died > 15
 
 
 def test_a_run_that_dies_while_it_copies_leaves_nothing_that_is_taken_for_a_checkpoint(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from trainwright import Trainer, TrainerCallback, TrainingArguments
-from trainwright.checkpoint import asynchronous, deferred, shared_memory, snapshot, writer
+from trainwright.checkpoint import asynchronous, commit, deferred, shared_memory, snapshot, writer
 from trainwright.checkpoint.asynchronous import AsyncSaves
 from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.shared_memory import Arena
@@ -123,6 +124,102 @@ def test_the_files_are_the_same_byte_for_byte_as_those_of_a_save_that_is_waited_
     assert hidden("beside") == []
 
 
+@pytest.mark.parametrize("dies", [False, True], ids=["one writer", "a new writer for the last save"])
+def test_a_long_log_is_handed_over_line_by_line_and_written_whole(tmp_path, forks, monkeypatch, caplog, dies):
+    """Also by a writer that never saw the earlier lines."""
+    made, sizes = [], []
+    monkeypatch.setattr(asynchronous, "Arena", lambda *args: made.append(Arena(*args)) or made[-1])
+    monkeypatch.setattr(snapshot, "SMALL_BYTES", 1)
+    keep = Arena.keep
+
+    def counted(self, text, version):
+        sizes.append((len(text), place := keep(self, text, version))[0])
+        assert self.memory(place) == text
+        return place
+
+    monkeypatch.setattr(Arena, "keep", counted)
+
+    def at(step):
+        if step == 5 and dies:
+            os.kill(trainer._saves.asynchronous._process.pid, signal.SIGKILL)
+
+    trainer = make_run(tmp_path / "beside", trainer={"callbacks": [Heard(at)]}, async_save=True, **SAVING)
+    trainer.train()
+    whole = train(tmp_path / "waited", **SAVING)
+    assert difference(end_of(whole), end_of(trainer)) == "" and ("SIGKILL" in caplog.text) == dies
+    for step in (2, 4, 6):
+        one, other = (tmp_path / name / f"checkpoint-{step}" / "trainer_state.json" for name in ("waited", "beside"))
+        assert one.read_bytes() == other.read_bytes()
+    (arena,) = made
+    assert sizes == sorted(sizes) and sizes[1] - sizes[0] < sizes[0] + 2
+    assert (arena.num_bytes_kept_anew, arena.num_made) == (sizes[-1], 2)
+
+
+def test_a_text_that_grew_is_copied_by_what_it_grew_and_one_that_was_changed_whole():
+    arena, text, counts = Arena(), bytearray(b"x" * 4000), []
+    for content, version in [
+        (text, 0),
+        (text + b"z" * 10, 0),
+        (text, 1),
+        (text, 1),
+        (b"q" * 3000, 2),
+        (b"y" * 99999, 3),
+    ]:
+        before = arena.num_bytes_kept_anew
+        assert arena.memory(arena.keep(content, version)) == content
+        counts.append(arena.num_bytes_kept_anew - before)
+        arena.clear()
+        assert arena.reserve(64).block != arena._kept
+    assert counts == [4000, 10, 4000, 0, 3000, 99999] and arena.num_made == 3
+
+
+def test_tensors_that_stay_where_they_are_are_arranged_once(tmp_path, forks, monkeypatch):
+    arranged = []
+    real = snapshot.arranged
+    monkeypatch.setattr(snapshot, "arranged", lambda *args: arranged.append(len(args[1])) or real(*args))
+    trainer = train(tmp_path, async_save=True, save_steps=1, max_steps=8)
+    num_parameters = len(list(trainer.model.parameters()))
+    states = sum(isinstance(value, torch.Tensor) for one in trainer.optimizer.state.values() for value in one.values())
+    random_states = len(trainer.state.log_history) - 1  # torch hands them out in new memory, now and then the same
+    assert [number for number in arranged if number > 1] == [num_parameters, states]
+    assert arranged.count(1) <= random_states
+
+
+def test_tensors_that_moved_or_changed_are_arranged_anew(tmp_path):
+    arena, arrangements = Arena(), {}
+    first, second = torch.arange(9.0), torch.arange(4)
+    states = [
+        {"a": first, "b": second},
+        {"a": first + 1, "b": second},
+        {"a": first.view(3, 3).t(), "b": second},
+        {"a": first[2:5], "b": second.to(torch.int8)},
+        {"b": second},
+        {"a": first, "b": second, "c": first[:2], "d": torch.empty(0)},
+    ]
+    for state in states:
+        arena.clear()
+        job = Job(str(tmp_path), str(tmp_path / "final"), 1, 1, {})
+        taken = Snapshot(arena, job, None, arrangements)
+        assert taken.take("torch", tmp_path / "state.pt", state)
+        taken.finish()
+        found = snapshot.read(arena, job.files[0])
+        assert {name: (t.dtype, t.stride(), t.tolist()) for name, t in found.items()} == {
+            name: (t.dtype, t.stride(), t.tolist()) for name, t in state.items()
+        }
+
+
+def test_a_copy_by_several_threads_is_whole_and_leaves_none_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda number: range(8))
+    state = {name: torch.randn(700_001) for name in "abcd"} | {"e": torch.randn(3)}
+    arena, job = Arena(), Job(str(tmp_path), str(tmp_path / "final"), 1, 1, {})
+    taken, before = Snapshot(arena, job), threading.active_count()
+    assert taken.take("torch", tmp_path / "state.pt", state)
+    taken.finish()
+    assert threading.active_count() == before
+    found = snapshot.read(arena, job.files[0])
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
 def test_a_run_goes_on_from_such_a_checkpoint_as_if_nothing_had_happened(tmp_path, forks):
     whole = train(tmp_path / "whole", async_save=True, **SAVING)
     again = make_run(tmp_path / "again", async_save=True, **SAVING)
@@ -155,7 +252,8 @@ def test_tensors_that_share_memory_share_it_in_the_file(tmp_path):
     (tmp_path / "waited").mkdir()
     torch.save(state, tmp_path / "waited" / "state.pt")  # the name of a file stands in it
     (file,) = job.files
-    torch.save(snapshot.read(arena, file.content), tmp_path / "state.pt")
+    taken.finish()
+    torch.save(snapshot.read(arena, file), tmp_path / "state.pt")
     loaded = torch.load(tmp_path / "state.pt")
     loaded["a"][3] = -1.0
     assert loaded["b"][1] == -1.0 and loaded["c"][3, 0] == -1.0
@@ -173,7 +271,7 @@ def test_what_another_process_may_not_know_is_not_taken(tmp_path, strange):
 
 def test_a_file_outside_of_the_checkpoint_is_not_taken(tmp_path):
     taken = Snapshot(Arena(), Job(str(tmp_path / "staging"), str(tmp_path / "final"), 1, 1, {}))
-    assert not taken.take("text", tmp_path / "elsewhere.txt", "text")
+    assert not taken.take("json", tmp_path / "elsewhere.json", {})
 
 
 def test_the_memory_is_made_once_and_used_by_every_save(tmp_path, forks, monkeypatch):
@@ -241,22 +339,30 @@ def test_copies_by_way_of_a_device_are_in_their_places_and_not_used_before_they_
     arena, job = Arena(), Job(str(tmp_path), str(tmp_path / "final"), 1, 1, {})
     taken = Snapshot(arena, job)
 
-    def on_device(self, storages):
-        sources = [torch.tensor([], dtype=torch.uint8).set_(storage) for _, storage in storages]
+    real, from_device = snapshot.described_as, Snapshot._copy_from_device
+    device = torch.device("cuda", 0)
+
+    def on_device(tensor):
+        described = real(tensor)
+        return (*described[:4], device, *described[5:])
+
+    def copy(self, _, copies):
         with monkeypatch.context() as patch:
             if not has_room:
                 patch.setattr(torch, "empty", full)
-            self._copy_from_device(torch.device("cpu"), [(p, s) for (p, _), s in zip(storages, sources)])
+            from_device(self, torch.device("cpu"), copies)
 
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("full") if kwargs.get("device") is not None else empty(*args, **kwargs)
 
-    monkeypatch.setattr(Snapshot, "_copy", on_device)
+    monkeypatch.setattr(snapshot, "described_as", on_device)
+    monkeypatch.setattr(Snapshot, "_copy_from_device", copy)
     assert taken.take("torch", tmp_path / "a.pt", state) and taken.take("torch", tmp_path / "b.pt", {"d": state["a"]})
+    taken.finish()
     assert pinned and len(taken._held) == (2 if has_room else 0)
     assert not taken.is_copied(wait=False) and taken.is_copied(wait=True) and taken._held == []
     assert taken.is_copied(wait=False)
-    found = [snapshot.read(arena, file.content) for file in job.files]
+    found = [snapshot.read(arena, file) for file in job.files]
     assert all(torch.equal(found[0][name], tensor) for name, tensor in state.items())
     assert torch.equal(found[1]["d"], state["a"])
 
@@ -442,6 +548,21 @@ def test_rotation_and_the_best_checkpoint_follow_the_commit(tmp_path, forks):
     assert sorted(os.listdir(tmp_path / "beside")) == sorted(os.listdir(tmp_path / "waited"))
     assert difference(end_of(whole), end_of(beside)) == ""
     assert os.path.basename(beside.state.best_model_checkpoint) == os.path.basename(whole.state.best_model_checkpoint)
+
+
+def test_what_rotation_drops_is_deleted_by_the_writer(tmp_path, forks, monkeypatch):
+    deleted = []
+    monkeypatch.setattr(commit, "delete", lambda path: deleted.append(path))  # the run's own
+    trainer = train(tmp_path, async_save=True, save_steps=1, max_steps=4, save_total_limit=1)
+    assert deleted == [] and os.listdir(tmp_path) == ["checkpoint-4"]
+    assert trainer._saves.asynchronous is None
+
+
+def test_a_writer_that_dies_while_it_deletes_leaves_nothing_behind(tmp_path, forks):
+    forks(lambda: setattr(writer, "delete", lambda path: os._exit(3)))
+    heard = Heard()
+    train(tmp_path, trainer={"callbacks": [heard]}, async_save=True, save_steps=1, max_steps=4, save_total_limit=1)
+    assert [step for step, _, _ in heard.saves] == [1, 2, 3, 4] and os.listdir(tmp_path) == ["checkpoint-4"]
 
 
 def test_a_signal_leaves_with_the_checkpoint_durable(tmp_path, forks):

@@ -48,6 +48,12 @@ def test_the_model_of_the_gpu_rows_has_the_size_it_is_named_after(benchmark):
     assert {name: round(count / 1e6) for name, count in sizes.items()} == {"124M": 124, "10M": 11, "1.2B": 1320}
 
 
+def test_what_log_lines_cost_a_save_is_measured(benchmark, capsys):
+    benchmark("log_lines").main(["--lines", "5000", "--saves", "2"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| 1,000 |", "| 5,000 |"))]
+    assert len(rows) == 2 and all(float(cell) > 0 for row in rows for cell in row.split("|")[2:5])
+
+
 def test_memory_is_measured(benchmark, capsys):
     benchmark("memory").main(["--steps", "100", "--width", "64", "--only", "bare", "trainwright"])
     assert "| trainwright" in capsys.readouterr().out

@@ -4,11 +4,14 @@ import copy
 import dataclasses
 import json
 import math
+from random import Random
 
 import numpy as np
 import pytest
 import torch
 
+from trainwright import log_text
+from trainwright.checkpoint.save import save_trainer_state
 from trainwright.log_text import LogText
 from trainwright.state import TrainerState, _plain
 
@@ -121,4 +124,113 @@ def test_a_run_encodes_each_line_once_over_all_its_saves(make_trainer):
 
 
 def test_lines_of_an_empty_text_are_an_empty_list():
-    assert LogText().text([]) == "[]"
+    assert LogText().update([]) + LogText().closing == b"[]"
+
+
+# ------------------------------------------------------------------------------------------------------- a long log
+
+
+@pytest.fixture
+def short_turns(monkeypatch):
+    """A log of more than eight lines counts as long."""
+    monkeypatch.setattr(log_text, "MOST_COMPARED", 8)
+
+
+def written(state):
+    """What a save in the middle of a run writes."""
+    return b"".join(state.text_parts(thoroughly=False)[:3]).decode()
+
+
+def test_what_a_save_does_depends_on_the_new_lines_and_not_on_how_many_there_are():
+    counts = {}
+    for number in (10_000, 100_000):
+        state = TrainerState(log_history=lines(number))
+        state.to_json()
+        for _ in range(3):
+            state.log_history += lines(7)
+            before = state._log_text.num_encoded, state._log_text.num_compared
+            text = state.text_parts(thoroughly=False)
+            after = state._log_text.num_encoded, state._log_text.num_compared
+            counts.setdefault(number, []).append([b - a for a, b in zip(before, after)])
+        assert b"".join(text[:3]).decode() == whole(state)
+    assert counts[10_000] == counts[100_000] == [[7, log_text.MOST_COMPARED]] * 3
+
+
+def test_a_late_line_that_is_changed_in_place_is_in_the_next_file_and_an_early_one_some_files_later(short_turns):
+    state = TrainerState(log_history=lines(40))
+    state.to_json()
+    state.log_history[-2]["loss"] = -1.0
+    assert written(state) == whole(state)
+    state.log_history[30]["loss"] = -2.0
+    saves = 1
+    while written(state) != whole(state):
+        saves += 1
+    assert 1 < saves <= 40 // 4 + 1
+    state.log_history[3]["loss"] = -3.0
+    assert state.to_json() == whole(state)  # by name, or at the end of a run
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_long_log_that_was_changed_is_written_as_it_is_after_a_turn(short_turns, name):
+    state = TrainerState(log_history=lines(40))
+    state.to_json()
+    CHANGES[name][0](state.log_history)
+    for _ in range(11):
+        text = written(state)
+    assert text == whole(state)
+
+
+def test_lines_that_move_are_noticed_at_once(short_turns):
+    for change in (lambda h: h.pop(0), lambda h: h.insert(5, {"step": 1}), lambda h: h.reverse(), lambda h: h.clear()):
+        state = TrainerState(log_history=lines(40))
+        state.to_json()
+        change(state.log_history)
+        assert written(state) == whole(state)
+
+
+def test_lines_that_could_change_unseen_do_not_have_a_long_log_compared_whole(short_turns):
+    state = TrainerState(log_history=[{"list": [i]} for i in range(40)])
+    state.to_json()
+    before = state._log_text.num_compared, state._log_text.num_encoded, state._log_text.num_rewritten
+    assert written(state) == whole(state)
+    after = state._log_text.num_compared, state._log_text.num_encoded, state._log_text.num_rewritten
+    assert [b - a for a, b in zip(before, after)] == [8, 8, 0]
+
+
+def test_any_changes_to_a_log_are_written_byte_for_byte():
+    random = Random(0)
+    state = TrainerState(log_history=lines(5))
+    for turn in range(300):
+        history = state.log_history
+        for _ in range(random.randrange(4)):
+            at = random.randrange(len(history) + 1)
+            line = {"step": turn, "text": "x" * random.randrange(9), "list": [turn] * random.randrange(2)}
+            match random.randrange(4) if history else 0:
+                case 0:
+                    history.insert(at, line)
+                case 1:
+                    history[at - 1] = line
+                case 2:
+                    del history[at - 1]
+                case _:
+                    history[at - 1]["more"] = turn
+        assert state.to_json() == whole(state)
+
+
+def test_the_last_save_of_a_run_compares_every_line(short_turns, tmp_path):
+    state = TrainerState(log_history=lines(40), global_step=1, max_steps=2)
+    save_trainer_state(tmp_path, state)
+    state.log_history[20]["loss"] = -1.0
+    state.global_step = 2
+    save_trainer_state(tmp_path, state)
+    assert (tmp_path / "trainer_state.json").read_text() == whole(state)
+
+
+class Named(TrainerState):
+    def to_json(self):
+        return "mine"
+
+
+def test_a_state_with_its_own_text_writes_that(tmp_path):
+    save_trainer_state(tmp_path, Named())
+    assert (tmp_path / "trainer_state.json").read_text() == "mine"

@@ -288,6 +288,8 @@ class TrainingArguments(GroupedArguments):
 
 def _plain(value: Any) -> Any:
     """Enums by value, objects that can say what they are as dicts; copies, so that changing the result is safe."""
+    if type(value) in (bool, int, float, str, type(None)):  # nearly all of them, at each save
+        return value
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, dict):

@@ -19,7 +19,8 @@ from multiprocessing import reduction
 from typing import Any
 
 from trainwright.checkpoint import writer
-from trainwright.checkpoint.commit import flush_parents, sibling
+from trainwright.checkpoint.arrangement import Arrangement
+from trainwright.checkpoint.commit import delete, flush_parents, sibling
 from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.shared_memory import Arena, check_room
 from trainwright.checkpoint.snapshot import Job, Snapshot
@@ -53,9 +54,11 @@ class AsyncSaves:
         self._process: writer.ProcessLike | None = None
         self._line: Any = None
         self._snapshot: Snapshot | None = None
+        self._arrangements: dict[str, Arrangement] = {}  # by file, how the save before was taken apart
         self._is_sent = False
         self._answer: dict[str, Any] | None = None
         self._is_answered = False
+        self._doomed: list[str] = []  # directories that the writer was given to delete, since its last answer
         if is_main:
             try:
                 self._start()
@@ -137,9 +140,10 @@ class AsyncSaves:
         try:
             self._arena.clear()
             job = Job(staging, final, step, world_size, position)
-            self._snapshot = Snapshot(self._arena, job, self._to_check)
+            self._snapshot = Snapshot(self._arena, job, self._to_check, self._arrangements)
             with (frozen or FrozenWeights()).apart(staging, final, self._snapshot) as files:
                 yield staging
+            self._snapshot.finish()
             job.frozen = files.entries
             self._snapshot.pass_over(files.linked)
             names = nonfinite_tensors(self._snapshot.to_check)  # those the writer was not given
@@ -218,6 +222,17 @@ class AsyncSaves:
                 step, waited_s, self.num_waits, self.num_saves + 1, self.waited_s,
             )  # fmt: skip
 
+    def delete(self, path: str) -> bool:
+        """Have the writer delete `path`, before the next save that it is given. False: it cannot."""
+        if self._process is None:
+            return False
+        try:
+            self._line.send(("delete", path))
+        except OSError:  # it died; who needs it next will notice
+            return False
+        self._doomed.append(path)
+        return True
+
     def close(self, wait: bool = True) -> None:
         """See the save in flight through, whatever becomes of it, and end the writer. Without `wait`, the writer
         finishes it by itself.
@@ -233,9 +248,12 @@ class AsyncSaves:
             if self._line is not None:
                 self._line.close()
             if self._process is not None and is_idle and self._process.poll() is None:
-                os.kill(self._process.pid, signal.SIGKILL)  # it may still be importing what it needs
+                if not self._doomed:
+                    os.kill(self._process.pid, signal.SIGKILL)  # it may still be importing what it needs
                 self._process.wait()
             self._process = self._line = None
+            if is_idle:
+                self._delete_doomed()
             self._arena.close()
             if self._agreement is not None:
                 self._agreement.close()
@@ -283,9 +301,17 @@ class AsyncSaves:
             return False
         try:
             self._answer, self._is_answered = self._line.recv(), True
+            self._doomed = []
         except (EOFError, OSError):
             self._bury("while it wrote a checkpoint", "This run makes that save itself")
         return True
+
+    def _delete_doomed(self) -> None:
+        """What the writer did not live to delete. A run that dies before has it deleted at its resume."""
+        for path in self._doomed:
+            if os.path.lexists(path):
+                delete(path)
+        self._doomed = []
 
     def _bury(self, when: str, consequence: str) -> None:
         assert self._process is not None
@@ -302,6 +328,7 @@ class AsyncSaves:
             self._process.pid, how, cause, when, consequence, future,
         )  # fmt: skip
         self._process = self._line = None
+        self._delete_doomed()
 
     def _write_here(self, job: Job) -> None:
         """Make the save of a writer that died. All it was given is still in memory."""

@@ -1,7 +1,8 @@
 """Whether a file of a checkpoint is written now, or handed to whoever writes it while training goes on.
 
-Owns: knowing whether somebody takes the files of the save that is being made. Leaves to others: who that is
-(snapshot.py), what stands in the files and writing those that nobody takes (save.py, weights.py).
+Owns: knowing whether somebody takes the files of the save that is being made, and what is to be deleted after it.
+Leaves to others: who that is (snapshot.py, asynchronous.py), what stands in the files and writing those that nobody
+takes (save.py, weights.py).
 
 The hooks that write (`_save`, `_save_optimizer_and_scheduler` ...) are public: they are given a directory and nothing
 else, so who takes the files cannot be one of their arguments and is known here instead, while one save is made.
@@ -27,7 +28,8 @@ class Taker(Protocol):
         ...
 
 
-_scope = threading.local()  # of the save that this thread makes: its `taker`, and `frozen` (`frozen.FrozenFiles`)
+# Of the save that this thread makes: its `taker`, and `frozen` (`frozen.FrozenFiles`); who is to `delete` after it.
+_scope = threading.local()
 
 
 @contextmanager
@@ -42,6 +44,23 @@ def taking(taker: Taker | None, frozen: Any = None) -> Iterator[None]:
         yield
     finally:
         _scope.taker, _scope.frozen = before
+
+
+@contextmanager
+def deleting(delete: Callable[[str], bool]) -> Iterator[None]:
+    """Within, what this thread deletes is offered to `delete` first, which says whether it will see to it."""
+    before = getattr(_scope, "delete", None)
+    _scope.delete = delete
+    try:
+        yield
+    finally:
+        _scope.delete = before
+
+
+def deleted(path: str) -> bool:
+    """Whether somebody deletes the directory `path`, which has lost its name already; if not, the caller does."""
+    delete = getattr(_scope, "delete", None)
+    return delete is not None and bool(delete(path))
 
 
 @contextmanager

@@ -96,10 +96,11 @@ class FrozenFiles:
         A single file of weights is divided, with an index beside it; one of several shards is taken as it is.
         """
         folder, name = os.path.split(os.path.abspath(file.path))
-        if folder != self._staging:
+        num_bytes = _num_bytes(file.tensors)
+        if folder != self._staging or num_bytes < LEAST_BYTES:
             return [file]
         frozen = _frozen_part(model, file.tensors)
-        num_frozen, num_bytes = _num_bytes(frozen), _num_bytes(file.tensors)
+        num_frozen = _num_bytes(frozen)
         if not frozen or num_frozen < LEAST_BYTES:
             return [file]
         if len(frozen) == len(file.tensors) and _SHARD.fullmatch(name):

@@ -11,9 +11,11 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from trainwright.checkpoint.foreign import structural_problems
@@ -54,9 +56,12 @@ def write_manifest(
     world_size: int,
     position: dict[str, Any],
     frozen: Mapping[str, dict[str, Any]] | None = None,
+    flush: Callable[[str], None] = lambda path: None,
 ) -> Manifest:
     """Hash every file under `directory` and write `manifest.json`; the caller makes it durable and visible.
 
+    `flush` is called with the path of each file, one after the other, while they are hashed: one keeps the disk busy,
+    the other a core. The manifest is written after both.
     `frozen`: what is known of files of frozen weights; one whose "sha256" is known is not hashed.
     Raises ValueError when a link or a device stands in the directory: only plain files can be promised.
     """
@@ -64,8 +69,10 @@ def write_manifest(
     paths = {name: inside(directory, name) for name in names}
     known = frozen or {}
     to_hash = [name for name in names if "sha256" not in known.get(name, ())]
-    with ThreadPoolExecutor(NUM_HASH_THREADS) as pool:
+    with ThreadPoolExecutor(NUM_HASH_THREADS) as pool, ThreadPoolExecutor(1) as beside:
+        flushed = beside.map(flush, paths.values())
         hashes = dict(zip(to_hash, pool.map(lambda name: sha256_of(paths[name]), to_hash)))
+        list(flushed)  # raises what a call raised
     files = {
         name: {"size": os.path.getsize(path), "sha256": hashes.get(name)} | known.get(name, {})
         for name, path in paths.items()
@@ -123,8 +130,9 @@ def problems(directory: str | os.PathLike[str], *, deep: bool = True) -> list[st
     other_step = wrong_step(directory, MANIFEST_NAME, manifest.step)
     if other_step:
         return [other_step]
-    with ThreadPoolExecutor(NUM_HASH_THREADS) as pool:
-        found = pool.map(lambda item: _problem_of(directory, *item, deep=deep), manifest.files.items())
+    check = partial(_problem_of, directory, deep=deep)
+    with ThreadPoolExecutor(NUM_HASH_THREADS) if deep else nullcontext() as pool:
+        found = (pool.map if pool is not None else map)(check, manifest.files, manifest.files.values())
         result = [
             sentence + (FROZEN_NOTE if isinstance(entry, dict) and "frozen" in entry else "")
             for sentence, entry in zip(found, manifest.files.values())

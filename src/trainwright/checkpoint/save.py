@@ -84,9 +84,7 @@ def commit(
 
     `frozen`: as for `write_manifest`.
     """
-    for name in relative_files(staging):
-        flush(os.path.join(staging, name))
-    write_manifest(staging, step, world_size, position, frozen)
+    write_manifest(staging, step, world_size, position, frozen, flush)
     flush(os.path.join(staging, MANIFEST_NAME))
     for folder, _, _ in os.walk(staging, topdown=False):
         flush_directory(folder)
@@ -195,9 +193,12 @@ def save_loop_state(directory: Path, state: dict[str, Any]) -> None:
 def save_trainer_state(directory: Path, state: Any) -> None:
     """Write a `TrainerState` to `trainer_state.json`."""
     path = os.path.join(directory, TRAINER_STATE_NAME)
-    is_ours = type(state).save_to_json is TrainerState.save_to_json
-    if not (is_ours and taken("text", path, state.to_json())):
+    if any(getattr(type(state), name) is not getattr(TrainerState, name) for name in ("save_to_json", "to_json")):
         state.save_to_json(path)
+        return
+    text = state.text_parts(thoroughly=state.global_step >= state.max_steps)
+    if not taken("log", path, text):
+        text.write(path)
 
 
 def accelerator(name: str) -> Any:

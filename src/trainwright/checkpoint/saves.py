@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from trainwright.checkpoint import deferred
 from trainwright.checkpoint.layout import checkpoint_name
 from trainwright.checkpoint.trouble import SaveTrouble, predicted_bytes
 from trainwright.finite.guard import NonFiniteGuard
@@ -177,7 +178,7 @@ class Saves:
         try:
             with self.trouble.borne(save.directory, save.step):
                 self.asynchronous.settle(self._strategy.first_error)
-                with save.moment(state):
+                with save.moment(state), deferred.deleting(self.asynchronous.delete):
                     self._follow(save.directory)
             self._is_over(save)
         except NonFiniteWeights as found:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+Buffer = bytes | bytearray | memoryview
+
 ALIGNMENT = 64  # bytes; what torch's own allocator and files use
 ROOM_FOR_SMALL_FILES = 1 << 20  # bytes, beside the tensors that were predicted
 
@@ -34,6 +36,7 @@ class Block:
         populate = getattr(mmap, "MAP_POPULATE", 0) if fill else 0
         self.memory = mmap.mmap(descriptor, num_bytes, flags=mmap.MAP_SHARED | populate)
         self.bytes = torch.frombuffer(self.memory, dtype=torch.uint8)
+        self.address = self.bytes.data_ptr()
         self._is_pinned = False
 
     @classmethod
@@ -80,7 +83,11 @@ class Arena:
     def __init__(self, num_bytes: int = 0) -> None:
         self.blocks: list[Block] = []
         self.num_made = 0  # blocks since the beginning
+        self.num_bytes_kept_anew = 0  # bytes that `keep` copied, since the beginning
         self._current = self._used = 0  # block that is being handed out, and bytes of it
+        # Block of its own for a text that stays from save to save, how much of it is there, and its version.
+        self._kept: int | None = None
+        self._kept_bytes, self._kept_version = 0, None
         if num_bytes:
             self._add(num_bytes + ROOM_FOR_SMALL_FILES)
 
@@ -91,7 +98,7 @@ class Arena:
     def reserve(self, num_bytes: int) -> Place:
         """Room for `num_bytes` in one piece, at a multiple of ALIGNMENT."""
         while self._current < len(self.blocks):
-            if self._used + num_bytes <= self.blocks[self._current].num_bytes:
+            if self._current != self._kept and self._used + num_bytes <= self.blocks[self._current].num_bytes:
                 break
             self._current, self._used = self._current + 1, 0
         else:
@@ -114,15 +121,38 @@ class Arena:
         """The bytes at `place`, as a tensor that shares them."""
         return self.blocks[place.block].bytes[place.offset : place.offset + place.num_bytes]
 
+    def memory(self, place: Place) -> memoryview:
+        """The bytes at `place`, not copied."""
+        return memoryview(self.blocks[place.block].memory)[place.offset : place.offset + place.num_bytes]
+
     def read(self, place: Place) -> bytes:
         """A copy of the bytes at `place`."""
-        return self.blocks[place.block].memory[place.offset : place.offset + place.num_bytes]
+        return bytes(self.memory(place))
 
     def put(self, content: bytes) -> Place:
         """Copy `content` into the arena."""
         place = self.reserve(len(content))
         self.blocks[place.block].memory[place.offset : place.offset + len(content)] = content
         return place
+
+    def keep(self, text: Buffer, version: Any) -> Place:
+        """Have `text` in the arena, at a place that `clear` does not touch. Of a text of the same `version` as that of
+        the call before, only what it is longer by is copied.
+        """
+        num_bytes = len(text)
+        if self._kept is None or self.blocks[self._kept].num_bytes < num_bytes:
+            self._add(num_bytes + num_bytes // 4)
+            if self._kept is not None:
+                self.blocks[self._kept].close()
+                self.blocks[self._kept] = self.blocks.pop()
+            self._kept = len(self.blocks) - 1 if self._kept is None else self._kept
+            self._kept_version = None
+        begin = self._kept_bytes if version == self._kept_version and self._kept_bytes <= num_bytes else 0
+        with memoryview(text) as all_of_it, all_of_it[begin:] as new:
+            self.blocks[self._kept].memory[begin:num_bytes] = new
+        self._kept_bytes, self._kept_version = num_bytes, version
+        self.num_bytes_kept_anew += num_bytes - begin
+        return Place(self._kept, 0, num_bytes)
 
     def _add(self, num_bytes: int) -> None:
         self.blocks.append(Block.new(-(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE))

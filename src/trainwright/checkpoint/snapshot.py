@@ -4,7 +4,8 @@ Owns: taking files apart into tensors (copied byte by byte) and the rest (pickle
 again. Leaves to others: the memory (shared_memory.py), which files there are (save.py), writing them (writer.py).
 
 Storages are copied whole and once each, so tensors that share memory still do when they are read, and `torch.save`
-writes the same bytes as it would have here.
+writes the same bytes as it would have here. How a file was taken apart is remembered (arrangement.py) while its tensors
+keep their places, shapes and types, so that a save costs little more than the copy.
 """
 
 from __future__ import annotations
@@ -13,14 +14,24 @@ import io
 import logging
 import os
 import pickle
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from trainwright.checkpoint.shared_memory import Arena, Place, aligned
+from trainwright.checkpoint.arrangement import (
+    Arrangement,
+    Copy,
+    Description,
+    NotPlain,
+    StorageKey,
+    arranged,
+    copy_within_host,
+    described_as,
+)
+from trainwright.checkpoint.shared_memory import Arena, Place
 from trainwright.finite.weights import nonfinite_tensors
+from trainwright.log_text import SMALL_BYTES, StateText
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +42,14 @@ _KNOWN_TO_TORCH = (torch.dtype, torch.device, torch.Size, torch.layout, torch.me
 _KNOWN_OBJECTS = _KNOWN | {"copyreg", "enum", "trainwright"}  # in `training_args.bin`, which is never read by us
 
 
-class NotPlain(Exception):
-    """Something that cannot be put together again in another process."""
-
-
 @dataclass
 class TakenFile:
-    """One file of a checkpoint, in shared memory."""
+    """One file of a checkpoint; the bytes of its tensors are in shared memory."""
 
     kind: str  # how it is written: see writer.py
     name: str  # relative to the directory of the checkpoint
-    content: Place
+    text: bytes  # its content, pickled, with numbers in place of tensors
+    table: bytes  # pickled: a `Place` for each storage, and (storage, dtype, offset, shape, stride) of each tensor
     metadata: dict[str, str] | None = None
 
 
@@ -72,11 +80,21 @@ class Snapshot:
     """Takes the files of one checkpoint, each as it is when it comes. A `deferred.Taker`.
 
     `to_check`: parameters that the writer looks at before it writes; those that were in no file are left in it.
+    `arrangements`: by file, those of the save before in the same arena; brought up to date.
     """
 
-    def __init__(self, arena: Arena, job: Job, to_check: dict[str, torch.Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        job: Job,
+        to_check: dict[str, torch.Tensor] | None = None,
+        arrangements: dict[str, Arrangement] | None = None,
+    ) -> None:
         self.arena, self.job, self.to_check = arena, job, dict(to_check or {})
         self.num_bytes = 0  # of tensors
+        self._arrangements = {} if arrangements is None else arrangements
+        self._copies: list[Copy] = []  # still to be made
+        self._sources: list[torch.Tensor] = []  # that these read
         # On an accelerator: what must be kept until the host has it, and the event that says so.
         self._held: list[torch.Tensor] = []
         self._copied: Any = None
@@ -84,19 +102,36 @@ class Snapshot:
     def take(
         self, kind: str, path: str | os.PathLike[str], content: Any, metadata: dict[str, str] | None = None
     ) -> bool:
-        """Copy `content`. False where it holds what another process may not know, or `path` lies elsewhere."""
+        """Take `content`, of which tensors in the host's memory must not change before `finish`, which copies them.
+
+        False where it holds what another process may not know, or `path` lies elsewhere.
+        """
         name = os.path.relpath(path, self.job.staging)
         if name.startswith(os.pardir):
             return False
+        if kind == "log":
+            content = self._kept(content)
+        finder = _Finder(_KNOWN_OBJECTS if kind == "object" else _KNOWN)
         try:
-            text, storages = _taken_apart(content, self._reserve, _KNOWN_OBJECTS if kind == "object" else _KNOWN)
+            text = finder.text(content)
+            described = [described_as(tensor) for tensor in finder.tensors]
         except NotPlain as reason:
             logger.info("%s is written before training goes on: %s.", name, reason)
             return False
-        self._copy(storages)
-        self._find_checked(storages)
-        self.job.files.append(TakenFile(kind, name.replace(os.sep, "/"), self.arena.put(text), metadata))
+        table = self._copy(name, finder.tensors, described) if described else b""
+        self.job.files.append(TakenFile(kind, name.replace(os.sep, "/"), text, table, metadata))
         return True
+
+    def _kept(self, text: StateText) -> tuple[bytes, bytes | tuple[int, ...], bytes]:
+        """A long log is not put into the arena at each save: it stays there, and grows."""
+        is_short = len(text.log) < SMALL_BYTES
+        log = bytes(text.log) if is_short else tuple(self.arena.keep(text.log, text.version))
+        return text.head, log, text.tail
+
+    def finish(self) -> None:
+        """Nothing more comes: make the copies, after which the run may go on."""
+        copy_within_host(self._copies)
+        self._copies, self._sources = [], []
 
     def pass_over(self, tensors: list[torch.Tensor]) -> None:
         """`tensors` are in an earlier checkpoint, so they are finite."""
@@ -113,40 +148,36 @@ class Snapshot:
         self._copied, self._held = None, []
         return True
 
-    def _find_checked(self, storages: list[tuple[Place, torch.UntypedStorage]]) -> None:
-        if not self.to_check:
-            return
-        places = {_key(storage): place for place, storage in storages if place.num_bytes}
+    def _copy(self, name: str, tensors: list[torch.Tensor], described: list[Description]) -> bytes:
+        """Copy the storages of `tensors` into the arena; the table by which they are found there."""
+        arrangement = self._arrangements.get(name)
+        if arrangement is None or arrangement.described != described:
+            arrangement = arranged(self.arena, described)
+        elif (whole := self.arena.reserve(arrangement.whole.num_bytes)) != arrangement.whole:
+            arrangement = arranged(self.arena, described, whole)
+        self._arrangements[name] = arrangement
+        self.num_bytes += arrangement.num_bytes
+        self._copies += arrangement.copies
+        self._sources += tensors
+        if arrangement.is_on_device:
+            by_device: dict[torch.device, dict[int, tuple[Place, torch.Tensor]]] = {}
+            for tensor, (*_, device, address, num_bytes) in zip(tensors, described):
+                if device.type != "cpu" and num_bytes:
+                    storage = tensor.untyped_storage()
+                    flat = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+                    by_device.setdefault(device, {})[address] = arrangement.places[device, address], flat
+            for device, copies in by_device.items():
+                self._copy_from_device(device, list(copies.values()))
+        self._find_checked(arrangement.places)
+        return arrangement.table
+
+    def _find_checked(self, places: dict[StorageKey, Place]) -> None:
         for name, tensor in list(self.to_check.items()):
             place = places.get(_key(tensor.untyped_storage()))
             if place is not None:
                 described = (tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
                 self.job.checked.append(CheckedTensor(name, place, described))
                 del self.to_check[name]
-
-    def _reserve(self, storages: list[torch.UntypedStorage]) -> list[Place]:
-        """A place for each storage of a file; those of one device lie one behind the other, in one block."""
-        places = [Place(0, 0, 0)] * len(storages)
-        for device in dict.fromkeys(storage.device for storage in storages):
-            sizes = {number: one.nbytes() for number, one in enumerate(storages) if one.device == device}
-            whole = self.arena.reserve(sum(map(aligned, sizes.values())))
-            offset = whole.offset
-            for number, size in sizes.items():
-                places[number] = Place(whole.block, offset, size)
-                offset += aligned(size)
-        return places
-
-    def _copy(self, storages: list[tuple[Place, torch.UntypedStorage]]) -> None:
-        self.num_bytes += sum(place.num_bytes for place, _ in storages)
-        by_device: dict[torch.device, list[tuple[Place, torch.Tensor]]] = {}
-        for place, storage in storages:
-            source = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-            by_device.setdefault(storage.device, []).append((place, source))
-        for device, copies in by_device.items():
-            if device.type == "cpu":
-                torch._foreach_copy_([self.arena.view(place) for place, _ in copies], [source for _, source in copies])
-            else:
-                self._copy_from_device(device, copies)
 
     def _copy_from_device(self, device: torch.device, copies: list[tuple[Place, torch.Tensor]]) -> None:
         """Copy on the device, at its own speed; from there to the host on a stream of its own, while training goes on.
@@ -184,29 +215,13 @@ def nonfinite(arena: Arena, checked: list[CheckedTensor]) -> list[str]:
     return nonfinite_tensors({one.name: _tensor_in(arena, one.storage, *one.described) for one in checked})
 
 
-def read(arena: Arena, place: Place) -> Any:
-    """Put a file's content together again; its tensors share the arena's memory."""
-    return _Together(arena, arena.read(place)).load()
-
-
-def _taken_apart(
-    content: Any, reserve: Callable[[list[torch.UntypedStorage]], list[Place]], known: frozenset[str]
-) -> tuple[bytes, list[tuple[Place, torch.UntypedStorage]]]:
-    """`content` without the bytes of its tensors, pickled, and the storages with a place for each.
-
-    Two passes, because places are known only when all storages are: they should lie in one piece.
-    """
-    finder = _Finder(known)
-    try:
-        finder.dump(content)
-    except NotPlain:
-        raise
-    except Exception as error:  # whatever an object does when it is pickled
-        raise NotPlain(f"{type(error).__name__}: {error}") from error
-    storages = list(finder.storages.values())
-    places = reserve(storages)
-    text = pickle.dumps((places, finder.buffer.getvalue()), protocol=pickle.HIGHEST_PROTOCOL)
-    return text, list(zip(places, storages))
+def read(arena: Arena, file: TakenFile) -> Any:
+    """Put a file's content together again; its tensors, and a long log, share the arena's memory."""
+    content = _Together(arena, file).load()
+    if file.kind != "log":
+        return content
+    head, log, tail = content
+    return StateText(head, log if isinstance(log, bytes) else arena.memory(Place(*log)), tail)
 
 
 def _key(storage: torch.UntypedStorage) -> tuple[torch.device, int]:
@@ -220,19 +235,29 @@ def _tensor_in(
 
 
 class _Finder(pickle.Pickler):
-    """Pickles everything but tensors, which become numbers of storages with a shape."""
+    """Pickles everything but tensors, which become numbers; `tensors` are those, in this order."""
 
     def __init__(self, known: frozenset[str]) -> None:
-        self.buffer = io.BytesIO()
-        super().__init__(self.buffer, pickle.HIGHEST_PROTOCOL)
+        self._buffer = io.BytesIO()
+        super().__init__(self._buffer, pickle.HIGHEST_PROTOCOL)
         self._known = known
-        self.storages: dict[Any, torch.UntypedStorage] = {}
-        self._numbers: dict[Any, int] = {}
+        self.tensors: list[torch.Tensor] = []
+
+    def text(self, content: Any) -> bytes:
+        """`content`, pickled. NotPlain where another process could not read it."""
+        try:
+            self.dump(content)
+        except NotPlain:
+            raise
+        except Exception as error:  # whatever an object does when it is pickled
+            raise NotPlain(f"{type(error).__name__}: {error}") from error
+        return self._buffer.getvalue()
 
     def reducer_override(self, item: Any) -> Any:
         """Called for whatever is no plain value of Python."""
         if type(item) is torch.Tensor:
-            return _tensor, self._described(item)
+            self.tensors.append(item)
+            return _tensor, (len(self.tensors) - 1,)
         if item is _tensor or (item if isinstance(item, type) else type(item)) in _KNOWN_TO_TORCH:
             return NotImplemented
         named = item if hasattr(item, "__qualname__") else type(item)  # a class or function, or an instance
@@ -240,31 +265,13 @@ class _Finder(pickle.Pickler):
             raise NotPlain(f"it holds {named.__module__}.{named.__qualname__}")
         return NotImplemented
 
-    def _described(self, tensor: torch.Tensor) -> tuple[Any, ...]:
-        if (
-            tensor.layout is not torch.strided
-            or tensor.device.type not in ("cpu", "cuda")
-            or tensor.requires_grad
-            or tensor.is_quantized
-            or tensor.is_conj()
-            or tensor.is_neg()
-            or tensor.__dict__
-        ):
-            raise NotPlain(f"it holds a tensor on {tensor.device} that is not plain ({tensor.layout})")
-        storage = tensor.untyped_storage()
-        # An empty one has no address, and nothing to share.
-        key = _key(storage) if storage.data_ptr() else -len(self._numbers) - 1
-        number = self._numbers.setdefault(key, len(self._numbers))
-        self.storages.setdefault(key, storage)
-        return number, tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
-
 
 class _Together(pickle.Unpickler):
-    """Undoes `_taken_apart`."""
+    """Undoes `Snapshot.take`."""
 
-    def __init__(self, arena: Arena, text: bytes) -> None:
-        places, content = pickle.loads(text)
-        super().__init__(io.BytesIO(content))
+    def __init__(self, arena: Arena, file: TakenFile) -> None:
+        super().__init__(io.BytesIO(file.text))
+        places, self._table = pickle.loads(file.table) if file.table else ([], [])
         self._storages = [arena.blocks[place.block].storage(place) for place in places]
 
     def find_class(self, module: str, name: str) -> Any:
@@ -272,12 +279,11 @@ class _Together(pickle.Unpickler):
             return self._tensor
         return super().find_class(module, name)
 
-    def _tensor(
-        self, number: int, dtype: torch.dtype, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
-    ) -> torch.Tensor:
-        return torch.empty(0, dtype=dtype).set_(self._storages[number], offset, shape, stride)
+    def _tensor(self, number: int) -> torch.Tensor:
+        storage, dtype, *where = self._table[number]
+        return torch.empty(0, dtype=dtype).set_(self._storages[storage], *where)
 
 
-def _tensor(*described: Any) -> torch.Tensor:
+def _tensor(number: int) -> torch.Tensor:
     """Stands in a pickle for a tensor; `_Together` knows where its bytes are."""
     raise TypeError("a snapshot is read with snapshot.read")
