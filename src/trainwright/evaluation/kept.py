@@ -6,9 +6,11 @@ joining rows (`buffers`), losses (`losses`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from trainwright.evaluation.buffers import EvalLoopContainer
 from trainwright.evaluation.spill import MemoryBudget
@@ -30,6 +32,15 @@ class KeptRows:
         predictions.add(logits)
         label_ids.add(labels)
         inputs.add(main_inputs)
+
+    def add_alike(self, logits: Sequence[torch.Tensor] | None, labels: torch.Tensor | None) -> None:
+        """Batches whose logits have one shape and dtype, none of them a slice; the labels of all in one."""
+        predictions, label_ids, _ = self._containers
+        if logits is None:
+            predictions.add(None)
+        else:
+            predictions.add_alike(logits)
+        label_ids.add(labels)
 
     def to_host(self) -> None:
         for container in self._containers:

@@ -111,8 +111,9 @@ def _collector(
     if gather is not None and across_processes is not None:
         return GatheringCollector(settings, rows, main_inputs, gather=gather, across_processes=across_processes)
     collector = Collector(settings, rows, main_inputs)
-    sees_each = settings.batch_metrics or main_inputs is not None or not settings.concat_batches
-    return collector if sees_each else Runs(collector)
+    if isinstance(rows, EachBatch) or main_inputs is not None or not settings.concat_batches:
+        return collector
+    return Runs(collector, rows)
 
 
 def _with_logits_seen(

@@ -22,7 +22,7 @@ class Predictor:
 
     Made once for an evaluation, so that a batch pays only for what can differ between batches.
     prepare: moves inputs to the device, and refuses a batch without any. compute_loss, around: hooks of the Trainer.
-    Each of the three is left out where `idle` names it: it would do nothing but what happens here anyway.
+    idle: those of the three that would do nothing but what happens here anyway, so that they need no call.
     keep_past: given what a model without a loss returned, where the next batch needs it.
     """
 
@@ -46,8 +46,8 @@ class Predictor:
         self._ignore_keys = ignore_keys
         self._loss_only = loss_only
         self._prepare, self._prepares = prepare, "prepare" not in idle
-        self._compute_loss = None if "compute_loss" in idle else compute_loss
-        self._around = None if "around" in idle else around
+        self._compute_loss, self._around = compute_loss, around
+        self._is_plain = idle >= {"compute_loss", "around"}  # whether the loss is what the model itself returns
         self._keep_past = keep_past
 
     def __call__(self, inputs: Any) -> tuple[torch.Tensor | None, Any, Any]:
@@ -63,11 +63,13 @@ class Predictor:
         if has_loss and (type(labels) is not torch.Tensor or labels.requires_grad):
             labels = labels_in(inputs, self._label_names)
         # `torch.no_grad()` in 3 calls, not 11. Not around the loop: a loader or a callback may want gradients.
+        loss: torch.Tensor | None
         had_gradients = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
-            if self._around is None:
-                loss, outputs = self._ask(inputs, has_loss)
+            if has_loss and self._is_plain:
+                outputs = self._model(**inputs)
+                loss = loss_of(outputs, inputs)
             else:
                 with self._around():
                     loss, outputs = self._ask(inputs, has_loss)
@@ -85,10 +87,7 @@ class Predictor:
             if self._keep_past is not None:
                 self._keep_past(outputs)
             return None, outputs
-        if self._compute_loss is not None:
-            return self._compute_loss(self._model, inputs, return_outputs=True)  # type: ignore[no-any-return]
-        outputs = self._model(**inputs)
-        return loss_of(outputs, inputs), outputs
+        return self._compute_loss(self._model, inputs, return_outputs=True)  # type: ignore[no-any-return]
 
 
 def gives_loss(inputs: Mapping[str, Any], label_names: Sequence[str], can_return_loss: bool) -> bool:
@@ -113,7 +112,7 @@ def labels_in(inputs: Mapping[str, Any], label_names: Sequence[str]) -> Any:
 
 def predictions_in(outputs: Any, ignore_keys: Sequence[str], holds_loss: bool) -> Any:
     """The predictions among a model's outputs: all but the loss and `ignore_keys`; a tuple where there are several."""
-    if isinstance(outputs, (dict, Mapping)):  # dict first: the check of an abstract class costs calls
+    if type(outputs) is dict or isinstance(outputs, Mapping):
         values = []
         for key, value in outputs.items():
             if key not in ignore_keys and not (holds_loss and key == "loss"):

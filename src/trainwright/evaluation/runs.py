@@ -4,27 +4,31 @@ Owns: when two batches are alike, and how much a run of them may hold. Leaves to
 (`collect`), which still takes every batch that is not like the one before it.
 
 Between two batches the processor's caches hold the model, so each Python call there costs a microsecond or more; the
-same calls one after the other do not. A run holds what is kept anyway, and copies it once when it ends.
+same calls one after the other do not. A run holds what is kept anyway.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from trainwright.evaluation.collect import Collected, Collector, rows_of
+from trainwright.evaluation.kept import KeptRows
 from trainwright.evaluation.losses import num_items, without_first
 from trainwright.evaluation.tensors import Nested
 
 MOST_BATCHES = 32
-MOST_BYTES = 2**20  # of predictions and labels that a run holds: where they are larger, calls are no cost
+MOST_BYTES = 2**20  # of predictions and labels that a run holds: where they are larger, calls are no cost, and they
+# have to be moved or written out in time
 
 _NOTHING = torch.empty(0)  # stands for what is None, so that everything has the attributes of a tensor
 
 
-class _Likeness(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Likeness:
     """What the batches of a run have in common."""
 
     names: list[str]  # of the inputs
@@ -38,8 +42,8 @@ class _Likeness(NamedTuple):
 class Runs:
     """Stands in front of a `Collector` of one process that joins batches, and takes them instead of it."""
 
-    def __init__(self, collector: Collector) -> None:
-        self._collector = collector
+    def __init__(self, collector: Collector, rows: KeptRows) -> None:
+        self._collector, self._rows = collector, rows
         self._settings = collector.settings
         self._keeps_rows = collector.settings.keeps_rows
         self._like: _Likeness | None = None  # None: there is no run
@@ -50,7 +54,7 @@ class Runs:
         """`Collector.add`; a batch that continues the run is only held."""
         like = self._like
         if like is not None and type(inputs) is dict and [*inputs] == like.names:
-            marks, batch, targets = self._look_at(inputs, loss, logits, labels, like.target_name)
+            marks, batch, targets = self._look_at(inputs, like.target_name, loss, logits, labels)
             if marks == like.marks:
                 items = None
                 if like.counts and targets is not batch[2]:
@@ -72,7 +76,7 @@ class Runs:
         return self._collector.collected(limit, order)
 
     def _look_at(
-        self, inputs: dict[str, Any], loss: Any, logits: Nested, labels: Nested, target_name: str | None
+        self, inputs: Any, target_name: str | None, loss: Any, logits: Nested, labels: Nested
     ) -> tuple[tuple[Any, ...], tuple[Any, Any, Any], Any]:
         """What is equal for batches that are alike, empty for one in no run; loss, logits and labels that are kept; the
         targets.
@@ -84,14 +88,11 @@ class Runs:
         if labels is None or not self._keeps_rows:
             labels = _NOTHING
         targets = _NOTHING if target_name is None else inputs[target_name]
-        column = next(iter(inputs.values()))  # whose rows are the samples
-        if not type(loss) is type(logits) is type(labels) is type(targets) is type(column) is torch.Tensor:
+        if not type(loss) is type(logits) is type(labels) is type(targets) is torch.Tensor:
             return (), (loss, logits, labels), targets
         marks = (
-            column.shape[:1], targets.dtype, targets.ndim, targets is labels,
-            loss.dtype, loss.shape, loss.requires_grad,
-            logits.dtype, logits.shape, logits.requires_grad, logits.device,
-            labels.dtype, labels.shape, labels.requires_grad, labels.device,
+            targets is labels, targets.shape, targets.dtype, loss.ndim, loss.requires_grad,
+            logits.shape, logits.dtype, logits.requires_grad, labels.shape, labels.dtype,
         )  # fmt: skip
         return marks, (loss, logits, labels), targets
 
@@ -104,9 +105,12 @@ class Runs:
         if not names and labels is not None:  # the loss may be a mean over labels that are not among the inputs
             return None
         target_name = names[0] if len(names) == 1 and settings.loss_average == "items" else None
-        marks, batch, _ = self._look_at(inputs, loss, logits, labels, target_name)
+        marks, batch, targets = self._look_at(inputs, target_name, loss, logits, labels)
         if not marks or any(tensor.requires_grad for tensor in batch) or (loss is not None and loss.ndim):
             return None
+        num_rows = rows_of(inputs, labels, logits)
+        if num_rows not in [tensor.shape[0] for tensor in (*batch[1:], targets) if tensor.ndim]:
+            return None  # samples are not the rows of anything that is compared
         kept = [tensor for tensor in batch[1:] if tensor is not _NOTHING]
         # A slice keeps all of what it is a slice of alive, so it cannot wait.
         if not all(tensor.ndim for tensor in kept) or batch[1].untyped_storage().nbytes() > batch[1].nbytes:
@@ -117,7 +121,7 @@ class Runs:
         if most < 2:
             return None
         counts = loss is not None and self._collector.targets(inputs, labels) is not None
-        return _Likeness([*inputs], target_name, marks, rows_of(inputs, labels, logits), counts, most)
+        return _Likeness([*inputs], target_name, marks, num_rows, counts, most)
 
     def _make_room(self) -> None:
         """Let the run end where rows are moved to the host, at the latest."""
@@ -138,7 +142,9 @@ class Runs:
             counted = self._counted(items, labels) if like.counts else None
             self._collector.losses.add_batches(torch.stack(losses), counted, like.num_rows)
         if self._keeps_rows:
-            self._collector.rows.add(_joined(logits), _joined(labels), None)
+            self._rows.add_alike(
+                None if logits[0] is _NOTHING else logits, None if labels[0] is _NOTHING else torch.cat(labels)
+            )
         self._collector.count([like.num_rows] * len(held))
         self._make_room()
 
@@ -148,7 +154,3 @@ class Runs:
             return torch.stack(items)  # type: ignore[arg-type]
         targets = without_first(torch.cat(labels), self._settings.labels_are_shifted)  # type: ignore[arg-type]
         return num_items(targets.reshape(len(labels), -1), each_row=True)
-
-
-def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    return None if tensors[0] is _NOTHING else torch.cat(tensors)  # type: ignore[arg-type]
