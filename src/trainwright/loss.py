@@ -29,6 +29,8 @@ def loss_of(outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
         loss = outputs[0] if outputs else None
     elif hasattr(outputs, "loss"):
         loss = outputs.loss
+    if type(loss) is torch.Tensor and not loss.ndim:
+        return loss
     # One loss, or one of each replica in DataParallel; anything larger is the model's predictions.
     if isinstance(loss, torch.Tensor) and (loss.dim() == 0 or (loss.dim() == 1 and loss is not outputs)):
         return loss

@@ -40,9 +40,10 @@ from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
 from trainwright.data import columns, from_args, loaders, own_generators
 from trainwright.data.progress import DataProgress
 from trainwright.evaluation import metrics as metric_text
-from trainwright.evaluation import predict, rehearsal
+from trainwright.evaluation import rehearsal
 from trainwright.evaluation import run as evaluation
 from trainwright.evaluation.memory import TrainerMemoryTracker
+from trainwright.evaluation.predict import Predictor, ignored_outputs
 from trainwright.evaluation.tensors import nested_numpify
 from trainwright.finite.guard import NonFiniteGuard
 from trainwright.finite.updates import NonFiniteError, Place, check_rollback
@@ -1514,7 +1515,7 @@ class Trainer:
 
         def after_batch() -> None:
             if handler.listeners["on_prediction_step"]:
-                self.control = handler.on_prediction_step(self.args, self.state, self.control)
+                self.control = handler.call_event("on_prediction_step", self.args, self.state, self.control)
             if self._interrupt.in_evaluation:
                 self._interrupt.leave_evaluation()
 
@@ -1540,10 +1541,13 @@ class Trainer:
         after_batch: Callable[[], None] | None = None,
     ) -> EvalLoopOutput:
         """`evaluation/run.py`, with the hooks of this trainer."""
+        predict_batch: Callable[[Inputs], tuple[Any, Any, Any]]
+        if self._is_overridden("prediction_step"):
 
-        def predict_batch(inputs: Inputs) -> tuple[Any, Any, Any]:
-            return self.prediction_step(model, inputs, loss_only, ignore_keys=ignore_keys)
-
+            def predict_batch(inputs: Inputs) -> tuple[Any, Any, Any]:
+                return self.prediction_step(model, inputs, loss_only, ignore_keys=ignore_keys)
+        else:
+            predict_batch = self._predictor(model, loss_only, ignore_keys, self._idle_in_evaluation())
         if self._evaluation_batches is not None:
             predict_batch = functools.partial(self._evaluation_batches.predict, predict_part=predict_batch)
         self._past = None
@@ -1626,23 +1630,45 @@ class Trainer:
         self, model: nn.Module, inputs: Inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, Any, Any]:
         """Hook: one evaluation batch. Returns (loss, logits, labels), None where there is none, on the device."""
-        ignored = predict.ignored_outputs(self.model) if ignore_keys is None else ignore_keys
-        has_loss = predict.gives_loss(inputs, self.label_names, self.can_return_loss)
-        inputs = self._prepare_inputs(inputs) if self._half_inputs is None else self._inputs_of_evaluation(inputs)
-        labels = predict.labels_in(inputs, self.label_names) if has_loss else None
-        loss = None
-        with torch.no_grad(), self.compute_loss_context_manager():
-            if has_loss:
-                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-                if loss.ndim or loss.requires_grad:  # one per device, or of a model that turns gradients on
-                    loss = loss.detach().mean()
-            else:
-                outputs = model(**inputs)
-                if self.args.past_index >= 0:
-                    self._past = outputs[self.args.past_index - 1]  # without a loss the outputs begin one place earlier
-        if prediction_loss_only:
-            return loss, None, None
-        return loss, predict.predictions_in(outputs, ignored, holds_loss=has_loss), labels
+        return self._predictor(model, prediction_loss_only, ignore_keys)(inputs)
+
+    def _predictor(
+        self, model: nn.Module, loss_only: bool, ignore_keys: list[str] | None, idle: frozenset[str] = frozenset()
+    ) -> Predictor:
+        """What predicts batches with the hooks of this trainer, but those that are `idle`."""
+        return Predictor(
+            model,
+            label_names=self.label_names,
+            can_return_loss=self.can_return_loss,
+            ignore_keys=ignored_outputs(self.model) if ignore_keys is None else ignore_keys,
+            loss_only=loss_only,
+            prepare=self._prepare_inputs if self._half_inputs is None else self._inputs_of_evaluation,
+            compute_loss=self.compute_loss,
+            around=self.compute_loss_context_manager,
+            keep_past=None if self.args.past_index < 0 else self._keep_past_without_loss,
+            idle=idle,
+        )
+
+    def _keep_past_without_loss(self, outputs: Any) -> None:
+        self._past = outputs[self.args.past_index - 1]  # without a loss the outputs begin one place earlier
+
+    def _idle_in_evaluation(self) -> frozenset[str]:
+        """The hooks that `Predictor` need not call in this evaluation: not overridden, and with nothing to do."""
+        overridden, args = self._is_overridden, self.args
+        idle = set()
+        if not (
+            overridden("_prepare_inputs") or overridden("_prepare_input") or self._half_inputs is not None
+            or self._attend is not None or self.args.past_index >= 0
+            or self._strategy.device.type != "cpu" or not self.place_model_on_device
+        ):  # fmt: skip
+            idle.add("prepare")
+        own_loss = self.compute_loss_func is not None or self.label_smoother is not None
+        if not (overridden("compute_loss") or own_loss or args.past_index >= 0):
+            idle.add("compute_loss")
+        wraps = overridden("compute_loss_context_manager") or overridden("autocast_smart_context_manager")
+        if not (wraps or args.bf16 or args.fp16):
+            idle.add("around")
+        return frozenset(idle)
 
     # -- data ----------------------------------------------------------------------------------------------------------
 

@@ -356,3 +356,48 @@ def test_a_callback_may_evaluate_in_the_middle_of_training(make_trainer, line_mo
     trainer.train()
     assert torch.equal(plain.model.linear.weight, trainer.model.linear.weight)
     assert eval_steps(trainer) == [1, 2, 3, 4]
+
+
+# ------------------------------------------------------------------------------------------- hooks with each batch ----
+
+HOOKS = ("prediction_step", "compute_loss", "_prepare_inputs", "_prepare_input", "compute_loss_context_manager")
+
+
+@pytest.mark.parametrize("hook", [*HOOKS, "autocast_smart_context_manager"])
+def test_an_overridden_hook_is_called_for_each_batch_and_changes_nothing_else(make_trainer, hook):
+    calls = []
+
+    def override(self, *args, **kwargs):
+        calls.append(1)
+        return getattr(Trainer, hook)(self, *args, **kwargs)
+
+    plain = make_trainer(per_device_eval_batch_size=2)
+    hooked = make_trainer(cls=type("Hooked", (Trainer,), {hook: override}), per_device_eval_batch_size=2)
+    expected, found = plain.predict(plain.eval_dataset), hooked.predict(hooked.eval_dataset)
+    assert len(calls) >= len(hooked.get_eval_dataloader()) > 1
+    assert np.array_equal(found.predictions, expected.predictions)
+    assert found.metrics["test_loss"] == expected.metrics["test_loss"]
+
+
+def test_gradients_are_off_in_the_model_alone(make_trainer):
+    seen = {"model": set(), "loader": set()}
+
+    def collate(rows):
+        seen["loader"].add(torch.is_grad_enabled())
+        return torch.utils.data.default_collate(rows)
+
+    trainer = make_trainer(trainer={"data_collator": collate})
+    trainer.model.register_forward_hook(lambda *_: seen["model"].add(torch.is_grad_enabled()))
+    trainer.evaluate()
+    assert seen == {"model": {False}, "loader": {True}} and torch.is_grad_enabled()
+
+
+def test_gradients_are_on_again_after_a_model_that_fails(make_trainer):
+    def fail(*_):
+        raise RuntimeError("no answer")
+
+    trainer = make_trainer()
+    trainer.model.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="no answer"):
+        trainer.evaluate()
+    assert torch.is_grad_enabled()

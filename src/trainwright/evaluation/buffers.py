@@ -8,7 +8,7 @@ repeated result this equals bit for bit), rows beyond the memory budget (`spill`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,19 @@ class ArrayBuffer:
             budget.held_bytes += leaf.nbytes
             if budget.held_bytes > budget.limit_bytes:
                 budget.write_out()
+
+    def add_alike(self, leaves: Sequence[torch.Tensor]) -> None:
+        """Append batches of one shape and dtype, none of them a slice, as `add` would one after the other."""
+        first, *rest = leaves
+        self.add(first)
+        if first.dtype is not self._dtype or {leaf.device for leaf in rest} - {first.device}:
+            for leaf in rest:  # they have to be cast or moved
+                self.add(leaf)
+            return
+        (self._on_host if first.is_cpu else self._on_device).extend(rest)
+        self.num_rows += len(rest) * first.shape[0]
+        if first.is_cpu and self.budget is not None:
+            self.budget.hold(len(rest) * first.nbytes)
 
     def _checked(self, leaf: Any) -> Any:
         """`leaf` as a tensor or array that fits the batches so far, in their dtype; None for one that adds nothing."""
@@ -293,6 +306,15 @@ class EvalLoopContainer:
             self._buffers.add(tensors)
         else:
             self._buffers = _add(self._buffers, tensors)
+
+    def add_alike(self, batches: Sequence[torch.Tensor]) -> None:
+        """`add` each of these, which have one shape and dtype and are no slices. Not where batches are kept apart."""
+        if self._buffers is None:
+            self._buffers = ArrayBuffer(self.padding_index, self.budget)
+        if type(self._buffers) is ArrayBuffer:
+            self._buffers.add_alike(batches)
+        else:
+            self.add(batches[0])  # a tensor after a nesting of them: says what is wrong
 
     def to_cpu_and_numpy(self) -> None:
         """Move what was added since the last call to the host. Waits for the device."""

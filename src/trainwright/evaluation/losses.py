@@ -33,10 +33,16 @@ class EvalLosses:
         if loss.ndim or loss.requires_grad:
             loss = loss.detach().mean()  # a loss per device becomes one
         self._losses.append(loss)
-        self._items.append(None if targets is None else (targets != IGNORE_INDEX).sum())
+        self._items.append(None if targets is None else num_items(targets))
         self._num_rows.append(num_rows)
         if len(self._losses) == BATCHES_AT_ONCE:
             self._join()
+
+    def add_batches(self, losses: torch.Tensor, items: torch.Tensor | None, num_rows: int) -> None:
+        """The mean losses (batches,) and items (None: each sample is one) of batches of `num_rows` samples each."""
+        self._join()
+        all_rows = [num_rows] * len(losses)
+        self._joined.append((losses.float(), torch.tensor(all_rows) if items is None else items, all_rows))
 
     def add_samples(self, losses: torch.Tensor, items: torch.Tensor) -> None:
         """Losses and items of single samples, both (n,)."""
@@ -51,7 +57,8 @@ class EvalLosses:
         if not self._joined:
             return None, None
         losses = numpify(torch.cat([losses for losses, _, _ in self._joined]))
-        items = numpify(torch.cat([items for _, items, _ in self._joined])).astype(np.float64)
+        device = self._joined[-1][1].device  # items that are one for each sample were counted on the host
+        items = numpify(torch.cat([items.to(device) for _, items, _ in self._joined])).astype(np.float64)
         num_rows = np.concatenate([rows for _, _, rows in self._joined])
         return np.repeat(losses, num_rows), np.repeat(items / num_rows, num_rows)
 
@@ -66,6 +73,12 @@ class EvalLosses:
             items = torch.stack([torch.tensor(n, device=device) if i is None else i for i, n in counts])
         self._joined.append((torch.stack(self._losses).float(), items, self._num_rows))
         self._losses, self._items, self._num_rows = [], [], []
+
+
+def num_items(targets: torch.Tensor, each_row: bool = False) -> torch.Tensor:
+    """How many of `targets` are no -100; `each_row`: of each row of them."""
+    taking_part = targets != IGNORE_INDEX
+    return taking_part.sum(dim=1) if each_row else taking_part.sum()
 
 
 def per_sample(loss: torch.Tensor, targets: torch.Tensor | None, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,6 +110,11 @@ def targets_of(
         labels = found if num_found < 2 else None
     if not isinstance(labels, torch.Tensor) or labels.ndim == 0 or labels.is_floating_point():
         return None
+    return without_first(labels, labels_are_shifted)
+
+
+def without_first(labels: torch.Tensor, labels_are_shifted: bool) -> torch.Tensor:
+    """Labels (batch, ...) without the first of each sequence, where that is no target."""
     return labels[:, 1:] if labels_are_shifted and labels.ndim > 1 else labels
 
 

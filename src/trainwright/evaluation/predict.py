@@ -1,18 +1,93 @@
 """One evaluation batch: what to ask of the model, and what to keep of its answer.
 
-Owns: which inputs are labels, whether there is a loss, which outputs are predictions. Leaves to others: computing the
-loss (`Trainer.compute_loss`), devices, the loop over batches (`loop`). Source: seed 001 (`prediction_step`,
-`label_names`, `ignore_keys`).
+Owns: which inputs are labels, whether there is a loss, which outputs are predictions, and their order (`Predictor`).
+Leaves to others: computing the loss (`Trainer.compute_loss`), devices, the loop over batches (`loop`). Source: seed 001
+(`prediction_step`, `label_names`, `ignore_keys`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
 from trainwright.evaluation.tensors import nested_detach
+from trainwright.loss import loss_of
+
+
+class Predictor:
+    """inputs -> (mean loss, predictions, labels), each None where there is none, on the model's device.
+
+    Made once for an evaluation, so that a batch pays only for what can differ between batches.
+    prepare: moves inputs to the device, and refuses a batch without any. compute_loss, around: hooks of the Trainer.
+    idle: those of the three that would do nothing but what happens here anyway, so that they need no call.
+    keep_past: given what a model without a loss returned, where the next batch needs it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        label_names: Sequence[str],
+        can_return_loss: bool,
+        ignore_keys: Sequence[str],
+        loss_only: bool,
+        prepare: Callable[[Any], Any],
+        compute_loss: Callable[..., Any],
+        around: Callable[[], AbstractContextManager[Any]],
+        keep_past: Callable[[Any], None] | None = None,
+        idle: frozenset[str] = frozenset(),
+    ) -> None:
+        self._model = model
+        self._label_names, self._can_return_loss = label_names, can_return_loss
+        self._label_name = label_names[0] if len(label_names) == 1 else None
+        self._ignore_keys = ignore_keys
+        self._loss_only = loss_only
+        self._prepare, self._prepares = prepare, "prepare" not in idle
+        self._compute_loss, self._around = compute_loss, around
+        self._is_plain = idle >= {"compute_loss", "around"}  # whether the loss is what the model itself returns
+        self._keep_past = keep_past
+
+    def __call__(self, inputs: Any) -> tuple[torch.Tensor | None, Any, Any]:
+        labels = None
+        if self._label_name is not None:  # as nearly always
+            labels = inputs.get(self._label_name)
+            has_loss = labels is not None
+        else:
+            has_loss = gives_loss(inputs, self._label_names, self._can_return_loss)
+        if self._prepares or not inputs:
+            inputs = self._prepare(inputs)
+            labels = None
+        if has_loss and (type(labels) is not torch.Tensor or labels.requires_grad):
+            labels = labels_in(inputs, self._label_names)
+        # `torch.no_grad()` in 3 calls, not 11. Not around the loop: a loader or a callback may want gradients.
+        loss: torch.Tensor | None
+        had_gradients = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            if has_loss and self._is_plain:
+                outputs = self._model(**inputs)
+                loss = loss_of(outputs, inputs)
+            else:
+                with self._around():
+                    loss, outputs = self._ask(inputs, has_loss)
+            if loss is not None and (loss.ndim or loss.requires_grad):
+                loss = loss.detach().mean()  # one per device, or of a model that turns gradients on
+        finally:
+            torch._C._set_grad_enabled(had_gradients)
+        if self._loss_only:
+            return loss, None, None
+        return loss, predictions_in(outputs, self._ignore_keys, holds_loss=has_loss), labels
+
+    def _ask(self, inputs: Any, has_loss: bool) -> tuple[torch.Tensor | None, Any]:
+        if not has_loss:
+            outputs = self._model(**inputs)
+            if self._keep_past is not None:
+                self._keep_past(outputs)
+            return None, outputs
+        return self._compute_loss(self._model, inputs, return_outputs=True)  # type: ignore[no-any-return]
 
 
 def gives_loss(inputs: Mapping[str, Any], label_names: Sequence[str], can_return_loss: bool) -> bool:
@@ -37,11 +112,12 @@ def labels_in(inputs: Mapping[str, Any], label_names: Sequence[str]) -> Any:
 
 def predictions_in(outputs: Any, ignore_keys: Sequence[str], holds_loss: bool) -> Any:
     """The predictions among a model's outputs: all but the loss and `ignore_keys`; a tuple where there are several."""
-    if isinstance(outputs, (dict, Mapping)):  # dict first: the check of an abstract class costs calls
+    if type(outputs) is dict or isinstance(outputs, Mapping):
         values = []
         for key, value in outputs.items():
             if key not in ignore_keys and not (holds_loss and key == "loss"):
-                values.append(_detached(value))
+                has_graph = type(value) is not torch.Tensor or value.requires_grad
+                values.append(nested_detach(value) if has_graph else value)
     elif isinstance(outputs, torch.Tensor):
         values = [_detached(outputs)]
     else:

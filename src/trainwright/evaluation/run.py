@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from trainwright.data.from_args import sampled_order
-from trainwright.evaluation.loop import LoopSettings, run_evaluation
+from trainwright.evaluation.loop import run_evaluation
+from trainwright.evaluation.settings import LoopSettings
 from trainwright.evaluation.spill import MemoryBudget
 from trainwright.evaluation.streaming import StreamingMetrics, is_streaming
 from trainwright.outputs import EvalLoopOutput

@@ -13,7 +13,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
-from trainwright.evaluation.loop import LoopSettings, run_evaluation, weighted_mean
+from trainwright.evaluation.loop import run_evaluation
+from trainwright.evaluation.losses import weighted_mean
+from trainwright.evaluation.settings import LoopSettings
 from trainwright.evaluation.tensors import nested_concat
 from trainwright.names import IGNORE_INDEX
 from trainwright.outputs import EvalPrediction

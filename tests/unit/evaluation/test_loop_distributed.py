@@ -13,7 +13,8 @@ import torch.multiprocessing as mp
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from trainwright.evaluation.loop import LoopSettings, run_evaluation
+from trainwright.evaluation.loop import run_evaluation
+from trainwright.evaluation.settings import LoopSettings
 from trainwright.names import IGNORE_INDEX
 
 NUM_SAMPLES = 11  # of two processes and batches of 2, the last is partly repeated samples
