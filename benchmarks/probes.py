@@ -110,11 +110,18 @@ class OpCounter(TorchDispatchMode):
 
 
 def has_storage(item: Any) -> bool:
-    """Whether `item` is a tensor with bytes of its own: sparse ones keep theirs in other tensors, meta ones have none.
+    """Whether `item` is a tensor with bytes of its own: sparse ones keep theirs in other tensors, meta ones and those
+    that a compiler traces with have none.
 
     By its type alone: `isinstance` would ask some objects for their `__class__`, and wake them.
     """
-    return issubclass(type(item), torch.Tensor) and item.layout == torch.strided and not item.is_meta
+    if not issubclass(type(item), torch.Tensor) or item.layout != torch.strided or item.is_meta:
+        return False
+    try:
+        item.untyped_storage().data_ptr()
+    except RuntimeError:
+        return False
+    return True
 
 
 class MemoryCounter(TorchDispatchMode):
