@@ -117,6 +117,8 @@ def has_storage(item: Any) -> bool:
     """
     if not issubclass(type(item), torch.Tensor) or item.layout != torch.strided or item.is_meta:
         return False
+    if type(item).__module__.startswith("torch._subclasses") or torch._is_functional_tensor(item):
+        return False
     try:
         item.untyped_storage().data_ptr()
     except RuntimeError:
