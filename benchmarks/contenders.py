@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,6 +116,7 @@ def with_trainer(package: str, accumulation: int = 1, **more: Any) -> Run:
 
     def run(collator: Any, num_steps: int, cpu: bool) -> None:
         library = importlib.import_module(package)
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # transformers 4.55 leaves bf16 on for the trainers after it
         with tempfile.TemporaryDirectory() as directory:
             values: dict[str, Any] = {
                 "output_dir": directory,
