@@ -29,7 +29,8 @@ def norms_of(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
     """
     if _are_alike(gradients):
         return list(torch._foreach_norm(gradients))
-    return [nn.utils.get_total_norm(gradients)]
+    dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+    return [nn.utils.get_total_norm(dense)]
 
 
 def found_nonfinite(tensors: list[torch.Tensor], flag: torch.Tensor, one: torch.Tensor) -> bool:

@@ -59,6 +59,14 @@ def test_the_norm_of_the_norms_is_the_norm_of_all(make):
     assert all(math.isfinite(norm) for norm in norms) == finite
 
 
+@pytest.mark.parametrize("value", [3.0, math.inf, math.nan])
+def test_a_sparse_gradient_counts_by_the_sums_of_its_rows(value):
+    sparse = torch.sparse_coo_tensor([[1, 1, 4]], torch.tensor([[1.0, 0.0], [1.0, value], [2.0, 0.0]]), (6, 2))
+    (norm,) = gradients.norms_of([random(3), sparse])
+    expected = nn.utils.get_total_norm([random(3), sparse.to_dense()])
+    assert norm.item() == pytest.approx(expected.item(), nan_ok=True)
+
+
 def test_only_gradients_of_one_kind_are_not_left_to_torch():
     with mock.patch.object(nn.utils, "clip_grad_norm_", side_effect=AssertionError):
         gradients.clip_grad_norm(parameters_with(random(3), random(2)), 1.0)
