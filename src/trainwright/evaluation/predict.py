@@ -7,6 +7,7 @@ Leaves to others: computing the loss (`Trainer.compute_loss`), devices, the loop
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -87,7 +88,8 @@ class Predictor:
             if self._keep_past is not None:
                 self._keep_past(outputs)
             return None, outputs
-        return self._compute_loss(self._model, inputs, return_outputs=True)  # type: ignore[no-any-return]
+        # The hook may take labels out, as many do and ours for a loss of its own; they are still to be counted.
+        return self._compute_loss(self._model, copy.copy(inputs), return_outputs=True)  # type: ignore[no-any-return]
 
 
 def gives_loss(inputs: Mapping[str, Any], label_names: Sequence[str], can_return_loss: bool) -> bool:
