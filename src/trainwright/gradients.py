@@ -1,7 +1,8 @@
 """The norm of all gradients, and scaling them down to a largest one.
 
 Owns: doing what `torch.nn.utils.clip_grad_norm_` does, to the bit, with a third of the calls where all gradients are of
-one kind. Leaves to others: gradients of several kinds, which torch's own functions group; when to clip (the loop).
+one kind, and for sparse ones, which that refuses. Leaves to others: grouping gradients of several kinds (torch's own
+functions), when to clip (the loop).
 
 torch's functions ask each tensor for its device and type several times, move each norm, and enter `no_grad` twice: for
 a small model that costs as much again as the operations, 30 us of 490 in a step of `benchmarks/step_overhead.py`.
@@ -29,7 +30,7 @@ def norms_of(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
     """
     if _are_alike(gradients):
         return list(torch._foreach_norm(gradients))
-    return [nn.utils.get_total_norm(gradients)]
+    return [_norm_of_several_kinds(gradients)]
 
 
 def found_nonfinite(tensors: list[torch.Tensor], flag: torch.Tensor, one: torch.Tensor) -> bool:
@@ -47,12 +48,20 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> torch
     """Scale the gradients down to `max_norm`, in place; return the norm they had, on their device."""
     parameters = list(parameters)
     gradients = gradients_of(parameters)
+    norm: torch.Tensor
     if not _are_alike(gradients):
-        return nn.utils.clip_grad_norm_(parameters, max_norm)
-    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norm = _norm_of_several_kinds(gradients)
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        return norm
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     # Multiplied also where nothing is to clip: asking first would make the host wait for the device.
     torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
     return norm
+
+
+def _norm_of_several_kinds(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """By torch's own function, also of sparse gradients, which that does not take."""
+    return nn.utils.get_total_norm([one.coalesce().values() if one.is_sparse else one for one in gradients])
 
 
 def _are_alike(gradients: list[torch.Tensor]) -> bool:

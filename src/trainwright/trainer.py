@@ -326,7 +326,7 @@ class Trainer:
         return self.args.optimizer_in_backward or updates_in_backward(self.optimizer)
 
     def _is_overridden(self, name: str) -> bool:
-        return name in self.__dict__ or getattr(type(self), name) is not getattr(Trainer, name)
+        return name in self.__dict__ or getattr(type(self), name) is not _OWN[name]
 
     def _fitted(self, name: str) -> Callable[..., Any]:
         """The hook `name`, called without the arguments it gained after the user's override was written."""
@@ -2265,7 +2265,7 @@ class Trainer:
 
 
 _NOTHING = contextlib.nullcontext()
-_OWN = {name: getattr(Trainer, name) for name in signatures.GAINED}  # have room for all: need not be looked at
+_OWN = {name: getattr(Trainer, name) for name in vars(Trainer)}  # as written: a program may put others in their place
 
 
 def _parameters_of(function: Callable[..., Any]) -> list[str]:

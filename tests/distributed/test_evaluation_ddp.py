@@ -22,9 +22,11 @@ class Tagger(nn.Module):
         self.embedding = nn.Embedding(50, NUM_CLASSES)
         self.num_positions = 0
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         self.num_positions += input_ids.numel()
         logits = self.embedding(input_ids)  # (batch, seq, classes)
+        if labels is None:
+            return {"logits": logits}
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
         return {"loss": loss, "logits": logits}
 
@@ -75,6 +77,18 @@ def streamed_metrics() -> dict[str, Any]:
     return {**metrics, **of_tokens}
 
 
+class OfEachBatch:
+    """Metrics that are called with each batch and its inputs."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, int] = {}
+
+    def __call__(self, prediction: Any, compute_result: bool) -> dict[str, int]:
+        for name, values in prediction.inputs.items():
+            self.rows[name] = self.rows.get(name, 0) + len(values)
+        return self.rows
+
+
 def scenarios(folder: Path) -> dict[str, Any]:
     from trainwright import Trainer, TrainingArguments
 
@@ -102,6 +116,8 @@ def scenarios(folder: Path) -> dict[str, Any]:
             )  # fmt: skip
     metrics = trainer(streamed_metrics(), eval_sampling_strategy="length_sorted").evaluate(samples())
     found["streamed"] = {k: v for k, v in metrics.items() if not k.endswith(("runtime", "per_second"))}
+    smoothed = {"batch_eval_metrics": True, "include_for_metrics": ["inputs"], "label_smoothing_factor": 0.1}
+    found["smoothed"] = trainer(OfEachBatch(), **smoothed).evaluate(samples())
     output = trainer(streamed_metrics(), eval_memory_budget_gib=1e-7).predict(samples())
     found["streamed beyond the budget"] = np.array(output.predictions), output.label_ids, output.metrics
     return found
@@ -119,7 +135,7 @@ def test_rows_come_back_in_the_order_of_the_data_set_whatever_the_order_and_the_
     logits, labels, loss, _, _ = runs[0]["sequential None"]
     for run in runs:
         for name, found in run.items():
-            if name.startswith("streamed"):
+            if name.startswith(("streamed", "smoothed")):
                 continue
             assert np.array_equal(found[0], logits) and np.array_equal(found[1], labels), name
             assert found[2] == pytest.approx(loss, rel=1e-6)  # that of the samples, none of them twice
@@ -148,3 +164,9 @@ def test_rows_beyond_the_budget_and_streamed_metrics_of_the_same_samples_go_toge
         is_label = labels != IGNORED
         assert metrics["test_accuracy"] == pytest.approx((logits.argmax(-1) == labels)[is_label].mean(), rel=1e-9)
         assert metrics["test_rows"] == NUM_SAMPLES
+
+
+def test_a_loss_that_takes_the_labels_out_leaves_them_to_be_counted_and_shown(runs: list[dict[str, Any]]) -> None:
+    for run in runs:
+        assert run["smoothed"]["eval_loss"] == pytest.approx(runs[0]["smoothed"]["eval_loss"], rel=1e-6)
+        assert {run["smoothed"][f"eval_{name}"] for name in ("input_ids", "labels")} == {NUM_SAMPLES}

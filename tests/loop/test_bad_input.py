@@ -103,6 +103,22 @@ def test_a_loss_that_is_no_tensor_is_shown(make_trainer, returned):
         make_trainer(cls=Returns, max_steps=1).train()
 
 
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        (torch.tensor(1.0), r"must return \(loss, outputs\).* but it returned a Tensor\. End it with: return "),
+        ((0.5, {}), r"must return the loss, a tensor .* returned 0\.5\."),
+    ],
+)
+def test_what_a_loss_must_return_in_an_evaluation_is_said(make_trainer, returned, says):
+    class Returns(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False):
+            return returned
+
+    with pytest.raises(TypeError, match=f"compute_loss {says}"):
+        make_trainer(cls=Returns).evaluate()
+
+
 def test_labels_alone_are_nothing_to_train_on(make_trainer):
     rows = [{"text": "a", "labels": torch.zeros(1)}] * 4
     with pytest.raises(ValueError, match=r"nothing but labels would be left.*Columns: \['text', 'labels'\].*'x'"):

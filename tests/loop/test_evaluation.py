@@ -322,6 +322,40 @@ def test_the_evaluation_loss_is_averaged_over_labels_or_over_batches(make_traine
         assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+class Tags(nn.Module):
+    """One of three tags for each of two tokens; label -100 is none."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(1, 6)
+
+    def forward(self, x, labels=None):
+        return {"logits": self.linear(x).reshape(-1, 2, 3)}
+
+
+class TakesLabelsOut(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        loss = nn.functional.cross_entropy(outputs["logits"].flatten(0, 1), inputs.pop("labels").flatten())
+        return (loss, outputs) if return_outputs else loss
+
+
+@pytest.mark.parametrize(("cls", "smoothing"), [(TakesLabelsOut, 0.0), (Trainer, 0.1)])
+def test_labels_are_counted_also_where_the_loss_takes_them_out_of_the_inputs(make_trainer, cls, smoothing):
+    rows = [{"x": torch.tensor([float(i)]), "labels": torch.tensor([i % 3, -100 if i < 2 else 1])} for i in range(4)]
+    of_loss_alone, with_predictions = (
+        make_trainer(
+            trainer={"model": Tags(), "train_dataset": rows, "eval_dataset": rows, "compute_metrics": compute_metrics},
+            cls=cls,
+            label_smoothing_factor=smoothing,
+            per_device_eval_batch_size=2,
+        ).evaluate()["eval_loss"]
+        for compute_metrics in (None, lambda prediction: {})
+    )
+    assert of_loss_alone == with_predictions
+
+
 def test_keys_may_be_left_out_of_the_evaluations_during_training(make_trainer, line_data):
     data = line_data(6)
     rows = [{"x": x, "first": y, "second": -y} for x, y in zip(data.x, data.y)]

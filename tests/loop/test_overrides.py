@@ -290,3 +290,22 @@ def test_what_training_step_returns_is_what_the_log_shows(make_trainer):
     trainer = make_trainer(cls=Constant, max_steps=2)
     trainer.train()
     assert losses(trainer) == [2.5, 2.5]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "prediction_step", "compute_loss", "compute_loss_context_manager", "autocast_smart_context_manager",
+        "_prepare_inputs", "_prepare_input",
+    ],
+)  # fmt: skip
+def test_an_evaluation_calls_a_hook_that_was_replaced_in_the_class_itself(name, make_trainer, monkeypatch):
+    calls, own = [], getattr(Trainer, name)
+
+    def replaced(self, *args, **kwargs):
+        calls.append(name)
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, name, replaced)
+    make_trainer(per_device_eval_batch_size=4).evaluate()
+    assert len(calls) >= 3

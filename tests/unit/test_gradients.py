@@ -59,12 +59,26 @@ def test_the_norm_of_the_norms_is_the_norm_of_all(make):
     assert all(math.isfinite(norm) for norm in norms) == finite
 
 
+@pytest.mark.parametrize("value", [3.0, math.inf, math.nan])
+def test_a_sparse_gradient_counts_and_is_clipped_by_the_sums_of_its_rows(value):
+    sparse = torch.sparse_coo_tensor([[1, 1, 4]], [[1.0, 0.0], [1.0, value], [2.0, 0.0]], (6, 2), check_invariants=True)
+    ours, dense = parameters_with(random(3), sparse), parameters_with(random(3), sparse.to_dense())
+    (measured,) = gradients.norms_of([parameter.grad for parameter in ours])
+    norm, expected = gradients.clip_grad_norm(ours, 0.5), nn.utils.clip_grad_norm_(dense, 0.5)
+    assert measured.item() == norm.item() == pytest.approx(expected.item()) or math.isnan(value)
+    assert math.isfinite(norm) == math.isfinite(expected)
+    if math.isfinite(value):
+        torch.testing.assert_close(ours[1].grad.to_dense(), dense[1].grad)
+        torch.testing.assert_close(ours[0].grad, dense[0].grad)
+
+
 def test_only_gradients_of_one_kind_are_not_left_to_torch():
-    with mock.patch.object(nn.utils, "clip_grad_norm_", side_effect=AssertionError):
+    with mock.patch.object(nn.utils, "get_total_norm", side_effect=AssertionError):
         gradients.clip_grad_norm(parameters_with(random(3), random(2)), 1.0)
     for other in (random(2, dtype=torch.bfloat16), random(2).requires_grad_(), random(2).to_sparse()):
-        with mock.patch.object(nn.utils, "clip_grad_norm_", return_value="torch's"):
-            assert gradients.clip_grad_norm(parameters_with(random(3), other), 1.0) == "torch's"
+        torchs = torch.tensor(7.0)
+        with mock.patch.object(nn.utils, "get_total_norm", return_value=torchs):
+            assert gradients.clip_grad_norm(parameters_with(random(3), other), 1.0) is torchs
 
 
 @pytest.mark.parametrize("make", GRADIENTS.values(), ids=GRADIENTS.keys())

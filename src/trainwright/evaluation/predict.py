@@ -7,6 +7,7 @@ Leaves to others: computing the loss (`Trainer.compute_loss`), devices, the loop
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from trainwright.evaluation.tensors import nested_detach
-from trainwright.loss import loss_of
+from trainwright.loss import loss_of, no_scalar
 
 
 class Predictor:
@@ -87,7 +88,17 @@ class Predictor:
             if self._keep_past is not None:
                 self._keep_past(outputs)
             return None, outputs
-        return self._compute_loss(self._model, inputs, return_outputs=True)  # type: ignore[no-any-return]
+        # The hook may take labels out, as many do and ours for a loss of its own; they are still to be counted.
+        found = self._compute_loss(self._model, copy.copy(inputs), return_outputs=True)
+        if not isinstance(found, (tuple, list)) or len(found) != 2:
+            raise TypeError(
+                "compute_loss must return (loss, outputs) where return_outputs=True, as in an evaluation, but it "
+                f"returned a {type(found).__name__}. End it with: return (loss, outputs) if return_outputs else loss."
+            )
+        loss, outputs = found
+        if not isinstance(loss, torch.Tensor):
+            raise no_scalar(loss)
+        return loss, outputs
 
 
 def gives_loss(inputs: Mapping[str, Any], label_names: Sequence[str], can_return_loss: bool) -> bool:

@@ -83,9 +83,8 @@ def check_overrides(instance: Any, base: type) -> None:
         method = getattr(instance, name)
         if getattr(method, "__func__", method) is getattr(base, name):
             continue
-        try:
-            signature = inspect.signature(method)
-        except (TypeError, ValueError):
+        signature = _taken_by(method)
+        if signature is None:
             continue
         try:
             signature.bind(*needed, **{newer: newer for newer in ALWAYS_GIVEN.get(name, ()) if accepts(method, newer)})
@@ -104,9 +103,8 @@ def check_events(callback: Any, events: Iterable[str], keywords: Mapping[str, It
     """
     for event in events:
         method = getattr(callback, event)
-        try:
-            signature = inspect.signature(method)
-        except (TypeError, ValueError):
+        signature = _taken_by(method)
+        if signature is None:
             continue
         try:
             signature.bind("args", "state", "control", **dict.fromkeys(keywords[event]))
@@ -116,6 +114,14 @@ def check_events(callback: Any, events: Iterable[str], keywords: Mapping[str, It
                 f"control and the keywords {list(keywords[event])}: {error}. Write def {event}(self, args, state, "
                 "control, **kwargs)."
             ) from None
+
+
+def _taken_by(method: Callable[..., Any]) -> inspect.Signature | None:
+    """What can be passed to `method`: to a decorator's wrapper, not to what it wraps. None where that is unreadable."""
+    try:
+        return inspect.signature(method, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return None
 
 
 def _place_of(method: Callable[..., Any]) -> str:

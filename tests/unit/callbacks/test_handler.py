@@ -1,5 +1,6 @@
 """Who is called at an event, with what, and what becomes of the answer."""
 
+import functools
 import logging
 from typing import Any
 
@@ -243,6 +244,26 @@ def test_an_event_that_can_never_be_called_is_refused_with_its_place_before_it_h
             TypeError, match=rf"{event}\(.*test_handler\.py:\d+\) cannot be called.*Write def {event}\("
         ):
             handler_of(callback)
+
+
+def test_an_event_in_a_wrapper_that_takes_what_it_is_called_with_is_accepted() -> None:
+    def once(function: Any) -> Any:
+        @functools.wraps(function)
+        def called(self: Any, *args: Any, **kwargs: Any) -> None:
+            function(self)
+
+        return called
+
+    class Counts(TrainerCallback):
+        count = 0
+
+        @once
+        def on_step_end(self) -> None:
+            self.count += 1
+
+    counts = Counts()
+    call(handler_of(counts))
+    assert counts.count == 1
 
 
 def test_a_class_that_needs_arguments_is_refused_with_the_way_to_pass_it() -> None:

@@ -60,6 +60,8 @@ def test_overrides_that_can_be_called_pass():
     check_overrides(subclass(log=lambda self, *args, **kwargs: 0), Base)
     check_overrides(subclass(get_train_dataloader=lambda self: 0), Base)
     check_overrides(subclass(create_optimizer=functools.partialmethod(lambda self, model=None: 0)), Base)
+    wrapper = functools.wraps(lambda self: 0)(lambda self, *args, **kwargs: 0)
+    check_overrides(subclass(log=wrapper), Base)
 
 
 @pytest.mark.parametrize("name", [name for name, needed in CALLED_WITH.items() if needed])
