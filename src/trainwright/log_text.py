@@ -94,14 +94,15 @@ class LogText:
         self.num_compared += end - begin
         if lines[begin:end] == self._copies[begin:end]:
             return False
-        is_changed = False
-        texts: dict[int, bytes] = {}
-        for index in range(begin, end):
-            copy = self._copies[index]
-            if copy is _ALWAYS_ANEW or lines[index] != copy:
-                self._copies[index], texts[index] = self._encoded(lines[index])
-                is_changed |= copy is not _ALWAYS_ANEW
-        self._replace({index: text for index, text in texts.items() if text != self._text[self._span(index)]})
+        made = {
+            index: self._encoded(lines[index])
+            for index in range(begin, end)
+            if self._copies[index] is _ALWAYS_ANEW or lines[index] != self._copies[index]
+        }
+        is_changed = any(self._copies[index] is not _ALWAYS_ANEW for index in made)
+        self._replace({index: text for index, (_, text) in made.items() if text != self._text[self._span(index)]})
+        for index, (copy, _) in made.items():  # last: a line that cannot be encoded must leave none half remembered
+            self._copies[index] = copy
         return is_changed
 
     def _span(self, index: int) -> slice:

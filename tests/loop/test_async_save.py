@@ -260,6 +260,18 @@ def test_tensors_that_share_memory_share_it_in_the_file(tmp_path):
     assert (tmp_path / "state.pt").read_bytes() == (tmp_path / "waited" / "state.pt").read_bytes()
 
 
+def test_tensors_of_other_sizes_that_begin_at_one_address_are_each_whole(tmp_path):
+    """As two views of an array do that torch was lent."""
+    array = torch.arange(10.0).numpy()
+    state = {"a": torch.from_numpy(array[:2]), "b": torch.from_numpy(array)}
+    arena, job = Arena(), Job(str(tmp_path), str(tmp_path / "final"), 1, 1, {})
+    taken = Snapshot(arena, job)
+    assert taken.take("torch", tmp_path / "state.pt", state)
+    taken.finish()
+    found = snapshot.read(arena, job.files[0])
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
 @pytest.mark.parametrize(
     "strange", [nn.Parameter(torch.ones(2)), torch.eye(2).to_sparse(), SavingFailed("own class"), lambda: None, os.stat]
 )

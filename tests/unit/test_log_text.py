@@ -234,3 +234,13 @@ class Named(TrainerState):
 def test_a_state_with_its_own_text_writes_that(tmp_path):
     save_trainer_state(tmp_path, Named())
     assert (tmp_path / "trainer_state.json").read_text() == "mine"
+
+
+def test_a_line_that_cannot_be_encoded_costs_no_change_of_another():
+    text, history = LogText(), [{"loss": 1.0}, {"loss": 2.0}]
+    text.update(history)
+    history[0]["loss"], history[1] = 5.0, {("a", "tuple"): 1}
+    with pytest.raises(TypeError, match="keys must be"):
+        text.update(history)
+    history[1] = {"loss": 2.0}
+    assert json.loads(bytes(text.update(history)) + text.closing) == [{"loss": 5.0}, {"loss": 2.0}]

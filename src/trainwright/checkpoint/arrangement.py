@@ -21,7 +21,7 @@ import torch
 from trainwright.checkpoint.shared_memory import Arena, Place, aligned
 
 Description = tuple[Any, ...]  # of a tensor and its storage: see `described_as`
-StorageKey = tuple[torch.device, int]  # device and address
+StorageKey = tuple[torch.device, int, int]  # device, address and size: two that NumPy lent may begin at one address
 Copy = tuple[int, int, int]  # to which address, from which, how many bytes
 
 _PIECE = 1 << 20  # bytes that are copied in one call
@@ -99,11 +99,12 @@ def described_as(tensor: torch.Tensor) -> Description:
 
 def arranged(arena: Arena, described: list[Description], whole: Place | None = None) -> Arrangement:
     """A place for each storage of a file; those of one device lie one behind the other. `whole`: reserved already."""
-    storages: dict[Any, tuple[torch.device, int, int]] = {}  # device, address, number of bytes
+    storages: dict[Any, StorageKey] = {}
     keys: list[Any] = []
     for *_, device, address, num_bytes in described:
-        keys.append((device, address) if num_bytes else len(keys))  # an empty one has no address, and nothing to share
-        storages.setdefault(keys[-1], (device, address, num_bytes))
+        storage = (device, address, num_bytes)
+        keys.append(storage if num_bytes else len(keys))  # an empty one has no address, and nothing to share
+        storages[keys[-1]] = storage
     ordered = dict(sorted(storages.items(), key=lambda item: str(item[1][0])))
     if whole is None:
         whole = arena.reserve(sum(aligned(num_bytes) for *_, num_bytes in ordered.values()))

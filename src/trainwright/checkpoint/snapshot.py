@@ -160,12 +160,12 @@ class Snapshot:
         self._copies += arrangement.copies
         self._sources += tensors
         if arrangement.is_on_device:
-            by_device: dict[torch.device, dict[int, tuple[Place, torch.Tensor]]] = {}
+            by_device: dict[torch.device, dict[StorageKey, tuple[Place, torch.Tensor]]] = {}
             for tensor, (*_, device, address, num_bytes) in zip(tensors, described):
                 if device.type != "cpu" and num_bytes:
-                    storage = tensor.untyped_storage()
+                    storage, key = tensor.untyped_storage(), (device, address, num_bytes)
                     flat = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-                    by_device.setdefault(device, {})[address] = arrangement.places[device, address], flat
+                    by_device.setdefault(device, {})[key] = arrangement.places[key], flat
             for device, copies in by_device.items():
                 self._copy_from_device(device, list(copies.values()))
         self._find_checked(arrangement.places)
@@ -224,8 +224,8 @@ def read(arena: Arena, file: TakenFile) -> Any:
     return StateText(head, log if isinstance(log, bytes) else arena.memory(Place(*log)), tail)
 
 
-def _key(storage: torch.UntypedStorage) -> tuple[torch.device, int]:
-    return storage.device, storage.data_ptr()
+def _key(storage: torch.UntypedStorage) -> StorageKey:
+    return storage.device, storage.data_ptr(), storage.nbytes()
 
 
 def _tensor_in(

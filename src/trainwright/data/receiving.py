@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader
 
 MOST_AHEAD = 32  # batches; each of their tensors holds a file descriptor open, and many systems allow only 1024
 CHECK_S = 5.0  # a worker killed while it writes takes a lock with it, and then nothing can wake the thread
+# After that a thread is given up: it reads a message of which the worker that was killed wrote only a part.
+MOST_WAIT_S = 2 * CHECK_S
 # What is used of torch's iterator that it does not document; an iterator without one of them is left as it is.
 USED = ("_worker_result_queue", "_data_queue", "_next_data", "_num_yielded", "_IterableDataset_len_called")
 
@@ -63,7 +65,7 @@ class Receiver(threading.Thread):
     def join(self, timeout: float | None = None) -> None:
         self._room.release()  # it may be waiting for room
         if threading.current_thread() is not self:  # which is where the garbage collector may have found the loader
-            super().join(timeout)
+            super().join(MOST_WAIT_S if timeout is None else timeout)
 
 
 class ReceivedBatches:

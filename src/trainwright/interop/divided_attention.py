@@ -102,7 +102,8 @@ def borders(numbers: torch.Tensor, lengths: list[list[int]] | None) -> torch.Ten
 
 
 def _layout_of(mask: torch.Tensor) -> Layout:
-    for known, layout in _recent:  # also a view of it, such as recomputed activations are given
+    # A copy, because threads of nn.DataParallel add theirs meanwhile. Also views, as recomputed activations are given.
+    for known, layout in _recent.copy():
         if known.data_ptr() == mask.data_ptr() and known.shape == mask.shape and known.device == mask.device:
             return layout
     layout = _read(mask)

@@ -32,6 +32,16 @@ def test_strides_that_say_how_places_of_one_element_lie_are_kept():
     assert is_by_value and function(*arguments).stride() == tensor.stride()
 
 
+@pytest.mark.parametrize("shape", [(1,), (1, 1)])
+def test_one_element_out_of_a_row_arrives_though_its_stride_is_that_of_the_row(shape):
+    """As the first tokens of a batch of one sample: its message must not be lost, for which the loop would wait."""
+    tensor = torch.randn(1, 5).as_strided(shape, (5,) * len(shape), 2)
+    assert tensor.is_contiguous()
+    is_by_value, function, arguments = sent(tensor)
+    received = function(*arguments)
+    assert is_by_value and torch.equal(received, tensor) and received.stride() == tensor.stride()
+
+
 @pytest.mark.parametrize("dtype", sorted(by_value.DTYPES, key=str), ids=str)
 def test_every_dtype_arrives_bit_by_bit(dtype):
     tensor = torch.randn(7).mul(100).to(dtype)

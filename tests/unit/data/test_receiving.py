@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
-from trainwright.data import receiving
+from trainwright.data import receiving, restart
 from trainwright.data.receiving import ReceivedBatches, Receiver, iterate_ahead
 
 NUM_BATCHES = 6
@@ -129,6 +129,26 @@ def test_a_thread_that_waits_for_room_ends_with_its_iterator(monkeypatch):
     assert eventually(lambda: receivers()[0]._received.qsize() == 1)
     del iterator
     assert not receivers()
+
+
+def test_a_worker_killed_in_the_middle_of_a_message_does_not_stop_the_loop(monkeypatch):
+    """The thread then reads for as long as anybody could write the rest, and is not waited for."""
+    monkeypatch.setattr(receiving, "MOST_AHEAD", 1)
+    monkeypatch.setattr(receiving, "MOST_WAIT_S", 0.1)
+    samples = [b"x" * 2**20] * 4  # more than a pipe holds
+    iterator = iterate_ahead(DataLoader(samples, batch_size=None, num_workers=1, prefetch_factor=4))
+    restart._leave_losses_to_us()
+    (receiver,), (worker,) = receivers(), iterator._workers
+    assert eventually(lambda: receiver._received.qsize() == 1)
+    assert eventually(lambda: not iterator._worker_result_queue.empty())
+    worker.kill()
+    worker.join()
+    assert next(iterator) == samples[0]
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        next(iterator)
+    iterator._shutdown_workers()
+    iterator._worker_result_queue._writer.close()  # the last end at which it could be written
+    assert eventually(lambda: not receivers())
 
 
 def test_persistent_workers_keep_one_thread_over_epochs_also_after_one_that_was_left():

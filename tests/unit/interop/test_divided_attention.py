@@ -1,5 +1,7 @@
 """Where samples lie in a batch of packs, and the masks of short neighbours."""
 
+from collections import deque
+
 import pytest
 import torch
 
@@ -55,6 +57,19 @@ def test_a_copy_and_a_view_of_a_mask_have_its_borders(monkeypatch):
     assert divided_attention._layout_of(mask.clone()).sizes == layout.sizes  # activations were moved away and back
     assert divided_attention._layout_of(mask[1:]).sizes == [2, 4]  # the share of a second device
     assert divided_attention._layout_of(mask[:1]).sizes == [3, 1, 2]  # of the first: where the whole mask begins
+
+
+def test_masks_that_another_device_adds_meanwhile_do_not_disturb_the_search(monkeypatch):
+    """Threads of nn.DataParallel share what is remembered."""
+
+    class AddsOne:
+        def data_ptr(self):
+            borders(NUMBERS, None)
+            return 0
+
+    monkeypatch.setattr(divided_attention, "_recent", deque([(AddsOne(), None)], maxlen=8))
+    mask = NUMBERS[:, None, None, :]
+    assert divided_attention._layout_of(mask).sizes == Layout([[3, 1, 2], [2, 4]]).sizes
 
 
 def test_many_batches_are_not_kept():
