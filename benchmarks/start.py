@@ -68,8 +68,10 @@ PROGRAMS: dict[str, tuple[list[str], str | None, str]] = {
 
 def measure(program: list[str]) -> tuple[float, float]:
     """(wall seconds, CPU seconds) of one start."""
+    environment = {**os.environ}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what pip installs is compiled; a source tree is once, by itself
     before, start = os.times(), time.perf_counter()
-    done = subprocess.run([sys.executable, *program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *program], capture_output=True, text=True, env=environment)
     wall_s, after = time.perf_counter() - start, os.times()
     if done.returncode:
         sys.exit(f"{program} failed:\n{done.stderr}")

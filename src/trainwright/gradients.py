@@ -35,12 +35,15 @@ def norms_of(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
 
 def found_nonfinite(tensors: list[torch.Tensor], flag: torch.Tensor, one: torch.Tensor) -> bool:
     """Set `flag` to 1.0 where one of `tensors` is not finite, in one operation. False where they were not looked at:
-    they are of several kinds, or of one that a CPU converts there and back, in three times the time that norms take.
-    `one`: 1.0, beside `flag`; the operation, GradScaler's, multiplies all by it.
+    they are of several kinds, may not be written to, or are of a type that a CPU converts there and back, in three
+    times the time that norms take. `one`: 1.0, beside `flag`; the operation, GradScaler's, multiplies all by it.
     """
     if not (_are_alike(tensors) and tensors[0].dtype is torch.float32):
         return False
-    torch._amp_foreach_non_finite_check_and_unscale_(tensors, flag, one)
+    try:
+        torch._amp_foreach_non_finite_check_and_unscale_(tensors, flag, one)
+    except RuntimeError:  # one that may not be written to, such as an expanded one that a user's hook assigned
+        return False
     return True
 
 

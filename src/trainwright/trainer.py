@@ -331,9 +331,8 @@ class Trainer:
     def _fitted(self, name: str) -> Callable[..., Any]:
         """The hook `name`, called without the arguments it gained after the user's override was written."""
         hook = getattr(self, name)
-        return (
-            hook if getattr(hook, "__func__", None) is _OWN[name] else signatures.fitted(hook, signatures.GAINED[name])
-        )
+        is_ours = getattr(hook, "__func__", None) is _OWN[name]
+        return hook if is_ours else signatures.fitted(hook, signatures.GAINED[name])
 
     # Attributes that other libraries read -----------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 CHILD = Path(__file__).parent / "child.py"
+MOST_WAIT_S = 600  # ten times what the longest module takes on two cores
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.mktemp("two")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launcher, str(CHILD), request.path.stem, str(path)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=MOST_WAIT_S)
     assert done.returncode == 0, done.stderr[:6000]
     return path
 

@@ -90,3 +90,9 @@ def test_one_operation_finds_what_is_not_finite_and_changes_no_bit(make):
     assert looked == ({(one.dtype, one.requires_grad) for one in given} == {(torch.float32, False)})
     assert bool(flag) == (looked and not all(bool(one.isfinite().all()) for one in given))
     assert all(torch.equal(one, other) for one, other in zip(given, before, strict=True))
+
+
+def test_a_gradient_that_may_not_be_written_to_is_not_looked_at():
+    given = [random(3), torch.ones(1).expand(4)]
+    assert not gradients.found_nonfinite(given, torch.zeros(1), torch.ones(()))
+    assert all(math.isfinite(norm) for norm in gradients.norms_of(given))

@@ -142,10 +142,11 @@ class Arena:
         num_bytes = len(text)
         if self._kept is None or self.blocks[self._kept].num_bytes < num_bytes:
             self._add(num_bytes + num_bytes // 4)
-            if self._kept is not None:
-                self.blocks[self._kept].close()
-                self.blocks[self._kept] = self.blocks.pop()
-            self._kept = len(self.blocks) - 1 if self._kept is None else self._kept
+            if self._kept is None:
+                self._kept = len(self.blocks) - 1
+            else:
+                outgrown, self.blocks[self._kept] = self.blocks[self._kept], self.blocks.pop()
+                outgrown.close()
             self._kept_version = None
         begin = self._kept_bytes if version == self._kept_version and self._kept_bytes <= num_bytes else 0
         with memoryview(text) as all_of_it, all_of_it[begin:] as new:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+# How the object inside is copied and pickled, which would lose what stands around it.
+OF_COPIES = {"__copy__", "__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__"}
+
 
 class Around:
     """`_inside` names the attribute that holds the object inside."""
@@ -14,8 +17,6 @@ class Around:
     _inside: str
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            inner = self.__dict__[self._inside]
-        except KeyError:  # not there yet while this object is copied or unpickled
-            raise AttributeError(name) from None
-        return getattr(inner, name)
+        if self._inside not in self.__dict__ or name in OF_COPIES:  # not there yet while this object is unpickled
+            raise AttributeError(name)
+        return getattr(self.__dict__[self._inside], name)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-MOST_AHEAD = 32  # batches; each of their tensors holds a file descriptor open, and many systems allow only 1024
+MOST_AHEAD = 8  # batches; each of their tensors may hold a file descriptor open, and many systems allow only 1024
 CHECK_S = 5.0  # a worker killed while it writes takes a lock with it, and then nothing can wake the thread
 # After that a thread is given up: it reads a message of which the worker that was killed wrote only a part.
 MOST_WAIT_S = 2 * CHECK_S

@@ -212,18 +212,18 @@ def divided(model: nn.Module) -> Iterator[None]:
     """Within the block the divisible layers of `model` attend by sample where their mask says where samples begin."""
     before: list[tuple[Any, Any]] = []
     copies: dict[int, Any] = {}
-    for layer in divisible_layers(model):
-        config: Any = layer.config
-        own = config._attn_implementation
-        registry = _globals_of(layer)["ALL_ATTENTION_FUNCTIONS"]
-        registry.register(PREFIX + own, functools.partial(_attend, own))
-        _own[own, type(layer)] = _globals_of(layer)["eager_attention_forward"] if own == "eager" else registry[own]
-        if id(config) not in copies:
-            copies[id(config)] = copy.copy(config)
-            copies[id(config)]._attn_implementation_internal = PREFIX + own  # the setter changes configs inside it too
-        before.append((layer, config))
-        layer.config = copies[id(config)]
     try:
+        for layer in divisible_layers(model):
+            config: Any = layer.config
+            own = config._attn_implementation
+            registry = _globals_of(layer)["ALL_ATTENTION_FUNCTIONS"]
+            registry.register(PREFIX + own, functools.partial(_attend, own))
+            _own[own, type(layer)] = _globals_of(layer)["eager_attention_forward"] if own == "eager" else registry[own]
+            if id(config) not in copies:
+                copies[id(config)] = copy.copy(config)
+                copies[id(config)]._attn_implementation_internal = PREFIX + own  # its setter changes configs inside too
+            before.append((layer, config))
+            layer.config = copies[id(config)]
         yield
     finally:
         for layer, config in before:

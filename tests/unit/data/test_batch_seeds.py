@@ -1,5 +1,6 @@
 """Randomness in workers that does not depend on which worker made which batch before."""
 
+import copy
 import random
 
 import numpy as np
@@ -18,6 +19,16 @@ class Noisy(Dataset):
 
     def __getitem__(self, index):
         return torch.tensor([index, random.random(), np.random.rand(), torch.rand(()).item()], dtype=torch.float64)
+
+
+class CopiesItself(Noisy):
+    def __deepcopy__(self, memo):
+        return CopiesItself()
+
+
+def test_a_copy_is_one_of_what_stands_around_the_data_set_too():
+    copied = copy.deepcopy(SeededPerBatch(CopiesItself()))
+    assert type(copied) is SeededPerBatch and len(copied) == 24
 
 
 def batches(num_workers, epoch=0, seed=1, indices=tuple(range(24))):
