@@ -12,8 +12,8 @@ import torch
 
 from of_runs import benchmark_module
 
-MOST_PYTHON_CALLS, MOST_C_CALLS = 11, 14  # per batch above forward only, with progress bar, predictions and labels kept
-MOST_PYTHON_CALLS_LOSS_ONLY, MOST_C_CALLS_LOSS_ONLY = 12, 12
+MOST_PYTHON_CALLS, MOST_C_CALLS = 13, 18  # per batch above forward only, with progress bar, predictions and labels kept
+MOST_PYTHON_CALLS_LOSS_ONLY, MOST_C_CALLS_LOSS_ONLY = 14, 16
 
 
 probes, evaluation = benchmark_module("probes"), benchmark_module("evaluation")

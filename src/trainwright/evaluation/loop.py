@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainwright.data.receiving import iterate_ahead
+from trainwright.data.batch_groups import in_groups
 from trainwright.evaluation.collect import Collected, Collector, GatheringCollector, main_input_of, padded_gather
 from trainwright.evaluation.each_batch import EachBatch, as_dict
 from trainwright.evaluation.kept import KeptRows
@@ -80,7 +80,7 @@ def run_evaluation(
     )
     predict = _with_logits_seen(predict_batch, settings, preprocess_logits, streaming, across_processes)
     take = collector.add
-    for inputs in iterate_ahead(dataloader):
+    for inputs in in_groups(dataloader):
         loss, logits, labels = predict(inputs)
         take(inputs, loss, logits, labels)
         if after_batch is not None:
