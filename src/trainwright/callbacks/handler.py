@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from trainwright.callbacks.base import EVENTS, TrainerCallback
-from trainwright.interop.signatures import check_events
+from trainwright.interop.signatures import warn_of_events
 from trainwright.names import closest
 from trainwright.state import TrainerControl, TrainerState
 
@@ -91,7 +91,7 @@ class CallbackHandler(TrainerCallback):
             )
         if not type(instance).__module__.startswith("trainwright."):
             keywords = {event: [*self._shared, *filter(None, [OF_EVENTS.get(event)])] for event in EVENTS}
-            check_events(instance, [event for event in EVENTS if _listens(instance, event)], keywords)
+            warn_of_events(instance, [event for event in EVENTS if _listens(instance, event)], keywords)
         if any(type(present) is type(instance) for present in self.callbacks):
             logger.warning(
                 "A %s is added, but there is already one, and both will be called. The callbacks were: %s.",

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 # Hook -> arguments it gained after some releases; an override without room for one is called without it.
 GAINED: dict[str, tuple[str, ...]] = {
@@ -96,10 +99,11 @@ def check_overrides(instance: Any, base: type) -> None:
             ) from None
 
 
-def check_events(callback: Any, events: Iterable[str], keywords: Mapping[str, Iterable[str]]) -> None:
-    """Report an event of a callback that can never be called: found now, not hours later at the first save.
+def warn_of_events(callback: Any, events: Iterable[str], keywords: Mapping[str, Iterable[str]]) -> None:
+    """Warn of an event of a callback that cannot be called: now, not hours later at the first save. No error, since it
+    may never be: sentence-transformers has one that is called by nobody but itself.
 
-    `keywords`: of each event, what it is called with behind args, state and control. Raises TypeError.
+    `keywords`: of each event, what it is called with behind args, state and control.
     """
     for event in events:
         method = getattr(callback, event)
@@ -109,11 +113,17 @@ def check_events(callback: Any, events: Iterable[str], keywords: Mapping[str, It
         try:
             signature.bind("args", "state", "control", **dict.fromkeys(keywords[event]))
         except TypeError as error:
-            raise TypeError(
-                f"{type(callback).__name__}.{event}{signature}{_place_of(method)} cannot be called with args, state, "
-                f"control and the keywords {list(keywords[event])}: {error}. Write def {event}(self, args, state, "
-                "control, **kwargs)."
-            ) from None
+            logger.warning(
+                "%s.%s%s%s cannot be called with args, state, control and the keywords %s: %s. A run that comes to it "
+                "will end there. Write def %s(self, args, state, control, **kwargs).",
+                type(callback).__name__,
+                event,
+                signature,
+                _place_of(method),
+                list(keywords[event]),
+                error,
+                event,
+            )
 
 
 def _taken_by(method: Callable[..., Any]) -> inspect.Signature | None:
