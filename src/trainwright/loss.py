@@ -29,11 +29,10 @@ def loss_of(outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
         loss = outputs[0] if outputs else None
     elif hasattr(outputs, "loss"):
         loss = outputs.loss
-    if type(loss) is torch.Tensor and not loss.ndim:
-        return loss
     # One loss, or one of each replica in DataParallel; anything larger is the model's predictions.
-    if isinstance(loss, torch.Tensor) and (loss.dim() == 0 or (loss.dim() == 1 and loss is not outputs)):
-        return loss
+    is_tensor = type(loss) is torch.Tensor or isinstance(loss, torch.Tensor)  # the first, as nearly always, is no call
+    if is_tensor and (loss.ndim == 0 or (loss.ndim == 1 and loss is not outputs)):
+        return loss  # type: ignore[no-any-return]
     returned = f"the keys {list(outputs)}" if isinstance(outputs, Mapping) else f"a {type(outputs).__name__}"
     if isinstance(loss, torch.Tensor):
         returned += f" whose loss has the shape {tuple(loss.shape)}, which is no scalar"

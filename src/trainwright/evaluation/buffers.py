@@ -38,9 +38,8 @@ class ArrayBuffer:
         self.budget = budget
         if budget is not None:
             budget.join(self)
-        self._on_device: list[
-            torch.Tensor
-        ] = []  # batches (rows, width, ...) that have not reached the host, the newest
+        # Batches (rows, width, ...), the newest ones, that have not reached the host.
+        self._on_device: list[torch.Tensor] = []
         self._on_host: list[Any] = []  # batches before them, all tensors or all arrays
         self._file: RowsFile | None = None  # batches before those, where they are too many for main memory
         self._is_none = False

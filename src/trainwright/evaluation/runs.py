@@ -112,7 +112,8 @@ class Runs:
         if num_rows not in [tensor.shape[0] for tensor in (*batch[1:], targets) if tensor.ndim]:
             return None  # samples are not the rows of anything that is compared
         kept = [tensor for tensor in batch[1:] if tensor is not _NOTHING]
-        # A slice keeps all of what it is a slice of alive, so it cannot wait.
+        # A slice keeps all of what it is a slice of alive, so it cannot wait. Asked of the first batch only: a model
+        # that returns a slice of its outputs does so each time.
         if not all(tensor.ndim for tensor in kept) or batch[1].untyped_storage().nbytes() > batch[1].nbytes:
             return None
         most = min(MOST_BATCHES, MOST_BYTES // max(1, sum(tensor.nbytes for tensor in kept)))
