@@ -342,7 +342,9 @@ class Trainer:
         if self._accelerator is None:
             from trainwright.parallel.accelerator import build_accelerator
 
-            self._accelerator = build_accelerator(**self._build_accelerator_args())
+            self._accelerator = build_accelerator(self.args, **self._build_accelerator_args())
+            if "_strategy" in vars(self):  # overrides scale fp16 losses here, the loop unscales gradients there
+                self._accelerator.scaler = self._strategy.scaler
             self._watchers.watch_method(self._accelerator, "backward", "backward")
         return self._accelerator
 

@@ -15,6 +15,9 @@ from typing import Any
 from trainwright.args.checks import parse_json, read_json_file, typed
 from trainwright.names import closest
 
+ACCUMULATION_SETTINGS = ("num_steps", "adjust_scheduler", "sync_with_dataloader", "sync_each_batch")
+_ACCUMULATION = "accelerator_config: gradient_accumulation_kwargs"
+
 
 @dataclass
 class AcceleratorConfig:
@@ -33,13 +36,21 @@ class AcceleratorConfig:
     )
     use_seedable_sampler: bool = field(
         default=True,
-        metadata={"help": "Shuffle with a sampler that is seeded anew each epoch, so that runs repeat exactly."},
+        metadata={
+            "help": "Shuffle with a sampler that is seeded anew each epoch, so that runs repeat exactly. For loaders "
+            "that a script prepares with trainer.accelerator itself; those of the Trainer always are."
+        },
     )
     non_blocking: bool = field(
         default=False, metadata={"help": "Copy batches to the device while the host goes on. Needs pinned memory."}
     )
     gradient_accumulation_kwargs: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Settings of accelerate's GradientAccumulationPlugin."}
+        default=None,
+        metadata={
+            "help": "Settings of accelerate's GradientAccumulationPlugin: sync_each_batch (exchange gradients after "
+            "every micro-batch, which saves memory), adjust_scheduler and sync_with_dataloader (for what a script "
+            "prepares with trainer.accelerator itself), num_steps (the same as gradient_accumulation_steps)."
+        },
     )
     use_configured_state: bool = field(
         default=False, metadata={"help": "Use the accelerate state that the script has set up, instead of a fresh one."}
@@ -84,3 +95,24 @@ class AcceleratorConfig:
     def pop(self, key: str, default: Any = None) -> Any:
         """Remove and return one setting, as `dict.pop` does; `default` where it is absent."""
         return self.__dict__.pop(key, default)
+
+
+def num_accumulation_steps(settings: Any) -> int | None:
+    """`num_steps` in what `gradient_accumulation_kwargs` says; None where it is not set.
+
+    Raises TypeError or ValueError for settings that accelerate's GradientAccumulationPlugin does not have.
+    """
+    if settings is None:
+        return None
+    if not isinstance(settings, dict):
+        raise TypeError(f"{_ACCUMULATION}={settings!r} must be a dict of {list(ACCUMULATION_SETTINGS)}.")
+    for name, value in settings.items():
+        if name not in ACCUMULATION_SETTINGS:
+            allowed = list(ACCUMULATION_SETTINGS)
+            raise ValueError(f"{_ACCUMULATION} has no setting {name!r}; it has {allowed}.{closest(name, allowed)}")
+        if name != "num_steps" and not isinstance(value, bool):
+            raise TypeError(f"{_ACCUMULATION}: {name}={value!r} must be True or False.")
+    num_steps = settings.get("num_steps")
+    if num_steps is not None and (isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1):
+        raise ValueError(f"{_ACCUMULATION}: num_steps={num_steps!r} must be a whole number of at least 1.")
+    return num_steps

@@ -77,12 +77,37 @@ def find_device(args: TrainingArguments) -> torch.device:
 def _device_type(args: TrainingArguments) -> str:
     import torch
 
+    if getattr(args.accelerator_config, "use_configured_state", False):
+        return _configured_device_type(args)
     if args.use_cpu:
         return "cpu"
     found = torch.accelerator.current_accelerator(check_available=True)
     kind = "cpu" if found is None else found.type
     if args.use_mps_device and kind != "mps":
         raise ValueError("use_mps_device=True, but Apple's GPU is not available here: leave it out to use what is.")
+    return kind
+
+
+def _configured_device_type(args: TrainingArguments) -> str:
+    """The device of the accelerate state that the script set up (`use_configured_state`), which must fit `args`."""
+    states: Any = sys.modules.get("accelerate.state")  # not imported: nothing can be set up
+    if states is None or not states.PartialState._shared_state:
+        raise ValueError(
+            "accelerator_config: use_configured_state=True uses the accelerate state that the script has set up, and "
+            "there is none: make an accelerate.Accelerator or PartialState before the Trainer, or leave it out."
+        )
+    kind = str(states.PartialState().device.type)
+    if args.use_cpu and kind != "cpu":
+        raise ValueError(
+            f"use_cpu=True, but the accelerate state to use (use_configured_state=True) computes on {kind!r}: make it "
+            "with cpu=True, or leave one of both out."
+        )
+    precision = states.AcceleratorState._shared_state.get("_mixed_precision", args.mixed_precision)
+    if precision != args.mixed_precision:
+        raise ValueError(
+            f"The accelerate state to use (use_configured_state=True) has mixed_precision={precision!r}, and the "
+            f"arguments say {args.mixed_precision!r} (bf16={args.bf16}, fp16={args.fp16}): let both say the same."
+        )
     return kind
 
 

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from trainwright.args.accelerator_config import AcceleratorConfig
+from trainwright.args.accelerator_config import AcceleratorConfig, num_accumulation_steps
 from trainwright.args.checks import check_choice, check_dict, check_number, parse_enum
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
@@ -102,9 +102,21 @@ class ParallelArguments(RunArguments):
                 f"'{{', nor an existing .json file."
             )
         self.accelerator_config = AcceleratorConfig.parse(self.accelerator_config)
+        self._settle_accumulation(getattr(self.accelerator_config, "gradient_accumulation_kwargs", None))
         self._process_fsdp_args()
         if self.fsdp and self.deepspeed:
             raise ValueError("fsdp and deepspeed both shard the model: keep one of them.")
+
+    def _settle_accumulation(self, settings: Any) -> None:
+        """`num_steps` in `accelerator_config` is another way to set `gradient_accumulation_steps`."""
+        args: Any = self  # the field is that of BatchArguments
+        num_steps, of_run = num_accumulation_steps(settings), args.gradient_accumulation_steps
+        if num_steps is not None and of_run not in (1, num_steps):
+            raise ValueError(
+                f"gradient_accumulation_steps={of_run} and num_steps={num_steps} in the gradient_accumulation_kwargs "
+                "of accelerator_config set the same number: leave out one of them."
+            )
+        args.gradient_accumulation_steps = num_steps or of_run
 
     def _process_fsdp_args(self) -> None:
         """Bring `fsdp` to a list of options and `fsdp_config` to a dict without prefixes and with its defaults."""

@@ -30,17 +30,27 @@ class DistributedStrategy(Strategy):
     is_distributed = True
 
     def __init__(self, accelerator: Any, args: Any) -> None:
-        super().__init__(accelerator.device)
+        super().__init__(accelerator.device, fp16=args.fp16)
         self.accelerator = accelerator
-        self.scaler = accelerator.scaler
+        if accelerator.scaler is not None:  # accelerate makes none on a CPU
+            self.scaler = accelerator.scaler
+        accelerator.scaler = self.scaler
         self.num_processes = accelerator.num_processes
         self.process_index = accelerator.process_index
         self.num_processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.num_processes))
         self.num_batches_at_once = 1 if args.accelerator_config.split_batches else self.num_processes
         self._ddp_kwargs = _ddp_arguments(args)
         self._timeout = args.ddp_timeout_delta
+        self._syncs_each_batch = bool(
+            (args.accelerator_config.gradient_accumulation_kwargs or {}).get("sync_each_batch")
+        )
         self.repeats_alone = bool(args.auto_find_batch_size)
         self._exchange: GradientExchange | None = None
+        if args.auto_find_batch_size and self._syncs_each_batch:
+            raise ValueError(
+                "accelerator_config: sync_each_batch=True exchanges gradients after every micro-batch, and "
+                "auto_find_batch_size with several processes once per update: leave out one of them."
+            )
         if args.auto_find_batch_size and args.auto_find_batch_size_mode == "restart":
             raise ValueError(
                 "auto_find_batch_size_mode='restart' needs a run with one process: the others do not know that this "
@@ -71,7 +81,9 @@ class DistributedStrategy(Strategy):
         )
 
     def without_grad_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
+        if self._syncs_each_batch or not isinstance(model, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return model.no_sync()  # type: ignore[no-any-return]
 
     def begin_update(self, model: nn.Module) -> None:
         if self._exchange is not None:

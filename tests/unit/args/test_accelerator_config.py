@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from trainwright import TrainingArguments
 from trainwright.args.accelerator_config import AcceleratorConfig
 
 DEFAULTS = {
@@ -54,3 +55,36 @@ def test_what_it_cannot_be_is_an_error(value, error):
 def test_the_class_is_named_where_an_instance_is_needed():
     with pytest.raises(TypeError, match=r"AcceleratorConfig\(\)"):
         AcceleratorConfig.parse(AcceleratorConfig)
+
+
+def arguments(settings, **options):
+    return TrainingArguments(accelerator_config={"gradient_accumulation_kwargs": settings}, **options)
+
+
+def test_num_steps_is_another_name_of_gradient_accumulation_steps():
+    assert arguments({"num_steps": 4}).gradient_accumulation_steps == 4
+    assert arguments({"num_steps": 4}, gradient_accumulation_steps=4).gradient_accumulation_steps == 4
+    assert arguments({}, gradient_accumulation_steps=3).gradient_accumulation_steps == 3
+    config = AcceleratorConfig(gradient_accumulation_kwargs={"num_steps": 5})
+    assert TrainingArguments(accelerator_config=config).gradient_accumulation_steps == 5
+
+
+def test_num_steps_and_gradient_accumulation_steps_that_differ_are_an_error():
+    with pytest.raises(ValueError, match="gradient_accumulation_steps=2 and num_steps=4"):
+        arguments({"num_steps": 4}, gradient_accumulation_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "text"),
+    [
+        ({"num_stpes": 4}, ValueError, "Did you mean 'num_steps'"),
+        ({"num_steps": 0}, ValueError, "num_steps=0 must be a whole number of at least 1"),
+        ({"num_steps": True}, ValueError, "num_steps=True"),
+        ({"num_steps": 2.0}, ValueError, "num_steps=2.0"),
+        ({"sync_each_batch": "False"}, TypeError, "sync_each_batch='False' must be True or False"),
+        ("num_steps", TypeError, "must be a dict"),
+    ],
+)
+def test_accumulation_settings_that_accelerate_does_not_have_are_an_error(settings, error, text):
+    with pytest.raises(error, match=text):
+        arguments(settings)
