@@ -40,8 +40,8 @@ class Interrupt:
 
     Signals are caught in the main thread only, elsewhere Python allows no handlers; a signal that the program ignores
     (as under nohup) stays ignored. Leaving puts the earlier handlers back and, when a signal came, ends the process:
-    first a handler of the program's own is called, late but with the checkpoint on disk, then SystemExit is raised with
-    `exit_code`, or 128 plus the signal's number.
+    first a handler of a callback (`put_on_top`) and then one of the program's own is called, late but with the
+    checkpoint on disk, then SystemExit is raised with `exit_code`, or 128 plus the signal's number.
     """
 
     def __init__(self, names: tuple[str, ...] = (), exit_code: int | None = None, agreement: Any = None) -> None:
@@ -52,7 +52,9 @@ class Interrupt:
         self._signal = 0  # the signal that this process received, or that all agreed on
         self._had_sigint = False
         self._previous: dict[int, Any] = {}
+        self._of_callbacks: dict[int, Any] = {}
         self._pid = os.getpid()
+        self._has_ended = False
 
     @classmethod
     def for_run(cls, args: Any, is_distributed: bool) -> Interrupt:
@@ -118,8 +120,19 @@ class Interrupt:
                     self._previous[number] = signal.signal(number, self._note)
         return self
 
+    def put_on_top(self) -> None:
+        """Catch the signals again that a callback took for itself, as CodeCarbon does, whose handler ends the process
+        at once. Called after the event in which trackers start.
+        """
+        for number in self._previous:
+            handler = signal.getsignal(number)
+            if handler not in (self._note, signal.SIG_IGN, None):
+                self._of_callbacks[number] = handler
+                signal.signal(number, self._note)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a fork of this process inherited the handler
+        # Inherited by a fork of this process; or called by a handler that found it here, after the run.
+        if os.getpid() != self._pid or self._has_ended:
             return
         if number == signal.SIGINT:
             if self._had_sigint:
@@ -135,14 +148,18 @@ class Interrupt:
             os.write(2, text.encode())
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        self._has_ended = True
         for number, previous in self._previous.items():
             signal.signal(number, previous)
         if self._agreement is not None:
             self._agreement.close()
         if error is None and self._signal:
-            self._leave_process(self._previous.get(self._signal))
+            self._leave_process(self._of_callbacks.get(self._signal), self._previous.get(self._signal))
 
-    def _leave_process(self, previous: Any) -> None:
+    def _leave_process(self, of_callback: Any, previous: Any) -> None:
+        if callable(of_callback):
+            with contextlib.suppress(SystemExit):  # the exit code is that of the run
+                of_callback(self._signal, None)
         if callable(previous) and previous is not signal.default_int_handler:
             previous(self._signal, None)
         code = 128 + self._signal if self.exit_code is None else self.exit_code

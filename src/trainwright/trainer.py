@@ -560,6 +560,7 @@ class Trainer:
         start_time = time.time()
         owes_evaluation = resume_from_checkpoint is not None and owed_evaluation(self.state.stateful_callbacks)
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
+        self._interrupt.put_on_top()
         with contextlib.suppress(EvaluationAbandoned):
             if args.eval_on_start and not resume_from_checkpoint:
                 evaluate = self._watchers.watch("evaluation", self._fitted("_evaluate"))

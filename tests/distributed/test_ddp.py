@@ -51,7 +51,9 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def make_trainer(output_dir: Path, model: nn.Module, data: Any, collate: Any = None, **arguments: Any) -> Any:
+def make_trainer(
+    output_dir: Path, model: nn.Module, data: Any, collate: Any = None, cls: Any = None, **arguments: Any
+) -> Any:
     from trainwright import Trainer, TrainingArguments
 
     values: dict[str, Any] = {
@@ -61,10 +63,11 @@ def make_trainer(output_dir: Path, model: nn.Module, data: Any, collate: Any = N
         "learning_rate": 0.05,
         "logging_steps": 1,
         "save_strategy": "no",
+        "use_cpu": True,
     }
     values.update(arguments)
-    args = TrainingArguments(str(output_dir), report_to="none", use_cpu=True, disable_tqdm=True, **values)
-    return Trainer(model, args, train_dataset=data, data_collator=collate)
+    args = TrainingArguments(str(output_dir), report_to="none", disable_tqdm=True, **values)
+    return (cls or Trainer)(model, args, train_dataset=data, data_collator=collate)
 
 
 def result_of(trainer: Any) -> dict[str, Any]:

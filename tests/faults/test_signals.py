@@ -448,6 +448,68 @@ def test_a_handler_of_the_program_is_called_once_the_checkpoint_is_there(tmp_pat
     assert calls == [(signal.SIGUSR1, [2])]
 
 
+class EndsTheProcess(TrainerCallback):
+    """Installs handlers as trackers do that guard a file of theirs: they end the process at once."""
+
+    def __init__(self, numbers: tuple[int, ...], puts_back: bool = False) -> None:
+        self.calls: list[int] = []
+        self.numbers, self.puts_back, self.found = numbers, puts_back, {}
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.found = {number: signal.signal(number, self.handle) for number in self.numbers}
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        for number, found in self.found.items() if self.puts_back else ():
+            signal.signal(number, found)
+
+    def handle(self, number: int, frame: Any) -> None:
+        self.calls.append(number)
+        raise SystemExit(1)
+
+
+@pytest.mark.parametrize("number", CAUGHT, ids=lambda number: number.name)
+@pytest.mark.parametrize("puts_back", [False, True])
+def test_a_run_whose_tracker_took_the_signals_still_ends_with_a_checkpoint(
+    tmp_path: Path, number: signal.Signals, puts_back: bool
+) -> None:
+    before = [signal.getsignal(each) for each in CAUGHT]
+    tracker = EndsTheProcess(CAUGHT, puts_back)
+    with pytest.raises(SystemExit) as ended:
+        make(tmp_path, tracker, At("on_step_end", 2, lambda: send(number))).train()
+    assert good_steps(tmp_path) == [2] and ended.value.code == 128 + number
+    assert tracker.calls == [number]  # late, with the checkpoint on the disk
+    assert [signal.getsignal(each) for each in CAUGHT] == before
+
+
+@pytest.mark.parametrize("puts_back", [False, True])
+def test_handlers_of_trackers_do_not_outlast_the_run(tmp_path: Path, puts_back: bool) -> None:
+    before = [signal.getsignal(each) for each in CAUGHT]
+    for _ in range(2):
+        tracker = EndsTheProcess(CAUGHT, puts_back)
+        make(tmp_path, tracker, max_steps=1).train()
+        assert [signal.getsignal(each) for each in CAUGHT] == before and not tracker.calls
+
+
+def test_a_tracker_that_ignores_a_signal_on_purpose_is_obeyed(tmp_path: Path) -> None:
+    class Ignores(EndsTheProcess):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    trainer = make(tmp_path, Ignores(()), At("on_step_end", 2, lambda: send(signal.SIGUSR1)), max_steps=4)
+    trainer.train()
+    assert trainer.state.global_step == 4 and good_steps(tmp_path) == []
+
+
+def test_without_save_on_signal_the_handlers_of_a_tracker_stay(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    tracker = EndsTheProcess((signal.SIGUSR1,))
+    try:
+        make(tmp_path, tracker, save_on_signal=False, max_steps=1).train()
+        assert signal.getsignal(signal.SIGUSR1) == tracker.handle
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_a_signal_that_the_program_ignores_stays_ignored(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:

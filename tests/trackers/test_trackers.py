@@ -10,6 +10,7 @@ import csv
 import glob
 import json
 import os
+import signal
 import struct
 import sys
 import threading
@@ -22,6 +23,7 @@ import pytest
 import torch
 from safetensors.torch import save_model
 
+from trainwright import TrainerCallback
 from trainwright.args import TrainingArguments
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.tracking.environment import EnvironmentValueError
@@ -574,6 +576,22 @@ def test_codecarbon_writes_the_energy_of_each_training(offline):
         rows = list(csv.DictReader(file))
     assert len(rows) == 2
     assert all(row["country_iso_code"] == "FRA" and float(row["duration"]) > 0 for row in rows)
+
+
+def test_a_run_measured_by_codecarbon_alone_on_its_machine_ends_with_a_checkpoint(offline, make_trainer, monkeypatch):
+    tracker("codecarbon")
+    monkeypatch.setenv("CODECARBON_ALLOW_MULTIPLE_RUNS", "False")
+
+    class Signals(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = make_trainer(trainer={"callbacks": [Signals()]}, report_to="codecarbon")
+    with pytest.raises(SystemExit) as ended:
+        trainer.train()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert (Path(trainer.args.output_dir) / "checkpoint-2" / "manifest.json").is_file()
 
 
 # SwanLab, Trackio

@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from trainwright.data.receiving import iterate_ahead
+from trainwright.data.run_loader import RunLoader
 
 MOST_BATCHES = 16
 MOST_BYTES = 2**20  # of a group; its last batch may go beyond
@@ -32,7 +33,8 @@ def in_groups(dataloader: Any) -> Iterator[Any]:
     An error of the data set comes after the batches before it.
     """
     batches = iterate_ahead(dataloader)
-    if type(dataloader) is not DataLoader or dataloader.num_workers or isinstance(dataloader.dataset, IterableDataset):
+    is_ours = type(dataloader) in (DataLoader, RunLoader)
+    if not is_ours or dataloader.num_workers or isinstance(dataloader.dataset, IterableDataset):
         return batches
     return _grouped(batches)
 

@@ -116,7 +116,7 @@ def set_epoch(dataloader: Any, epoch: int) -> None:
         if part is None or id(part) in seen:
             continue
         seen.add(id(part))
-        if hasattr(part, "set_epoch"):
+        if hasattr(part, "set_epoch") and getattr(part, "base_dataloader", None) is not part:  # RunLoader asks us
             part.set_epoch(epoch)
         waiting += [getattr(part, name, None) for name in ("batch_sampler", "sampler")]
 

@@ -325,7 +325,8 @@ def seek(dataloader: Any, num_samples: int, batch_size: int, shares: WorkerShare
 
 
 def _begun(dataloader: Any) -> Any:
-    return BegunLoader(dataloader) if hasattr(dataloader, "base_dataloader") else dataloader
+    is_wrapper = getattr(dataloader, "base_dataloader", dataloader) is not dataloader
+    return BegunLoader(dataloader) if is_wrapper else dataloader
 
 
 def _num_shares(dataloader: Any, batch_size: int) -> int:

@@ -74,7 +74,7 @@ class DistributedStrategy(Strategy):
 
     def prepare_dataloader(self, dataloader: Any) -> Any:
         if isinstance(dataloader.batch_sampler, BatchRebalanceSampler):  # it plans for all and gives each its own
-            return dataloader
+            return super().prepare_dataloader(dataloader)
         # Batches that one process reads for all have to travel over devices; others are moved when they are needed.
         return self.accelerator.prepare_data_loader(
             dataloader, device_placement=bool(self.accelerator.dispatch_batches)

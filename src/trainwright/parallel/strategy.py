@@ -16,6 +16,7 @@ from torch import nn
 from trainwright import gradients
 from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.save import staged
+from trainwright.data.run_loader import with_answers
 
 
 class Strategy:
@@ -43,7 +44,7 @@ class Strategy:
 
     def prepare_dataloader(self, dataloader: Any) -> Any:
         """Give each process its share of the batches."""
-        return dataloader
+        return with_answers(dataloader)
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """The model the user passed, out of whatever wraps it."""
