@@ -29,7 +29,7 @@ from trainwright.optim.greedy import GreedyLR
 from trainwright.optim.groups import parameter_groups
 from trainwright.optim.in_backward import is_lomo
 from trainwright.optim.lomo import fused_backward
-from trainwright.optim.registry import ROWS, optimizer_class_and_kwargs
+from trainwright.optim.registry import ROWS, check_device, optimizer_class_and_kwargs
 from trainwright.report.history import Curve, Panel
 from trainwright.report.html import STYLE
 from trainwright.report.svg import HEIGHT, WIDTH, panel_svg
@@ -151,6 +151,7 @@ def bytes_per_parameter(name: str) -> float | None:
     with warnings.catch_warnings(), mock.patch.object(torch, "compile", lambda function, **options: function):
         warnings.simplefilter("ignore")
         try:
+            check_device(args)
             cls, kwargs = optimizer_class_and_kwargs(args, model)
         except (MissingExtra, RuntimeError):
             return None

@@ -1791,6 +1791,8 @@ class Trainer:
         """Hook: build `self.optimizer` from `args.optim`; weight decay leaves out biases and norms."""
         if self.optimizer is None:
             model = model if model is not None else self.model
+            if self.optimizer_cls_and_kwargs is None:
+                optim_registry.check_device(self.args)
             optimizer_class, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, model
             )

@@ -13,8 +13,11 @@ import re
 from types import ModuleType
 
 
-class MissingExtra(ImportError):
-    """An optional dependency is needed and absent; the message names the pip command that adds it."""
+class MissingExtra(ImportError, ValueError):
+    """An optional dependency is needed and absent; the message names the pip command that adds it.
+
+    Also a ValueError, for scripts that fall back on another value of an argument after one.
+    """
 
     def __init__(self, needed_for: str, package: str, extra: str | None = None) -> None:
         remedy = f"pip install 'trainwright[{extra}]'" if extra else f"pip install {package}"

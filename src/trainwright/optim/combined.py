@@ -27,10 +27,13 @@ class CombinedOptimizer(Optimizer):
         ValueError: there is no entry, two share a parameter, or one updates during the backward pass.
     """
 
+    _is_built = False
+
     def __init__(self, optimizers: Sequence[Optimizer], defaults: dict[str, Any] | None = None) -> None:
         self.optimizers = list(optimizers)
         self._check()
         super().__init__(self._groups_inside(), dict(self.optimizers[0].defaults if defaults is None else defaults))
+        self._is_built = True
 
     def _check(self) -> None:
         from trainwright.optim.in_backward import updates_in_backward
@@ -92,8 +95,25 @@ class CombinedOptimizer(Optimizer):
             if callable(switch):
                 switch()
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused once it is built: an optimizer inside must step the group, and only the caller knows which."""
+        if self._is_built:
+            raise ValueError(
+                "A CombinedOptimizer takes no further parameter group: nobody inside would step it. Give the group to "
+                "one of the optimizers first, and combine them then."
+            )
+        super().add_param_group(param_group)
+
     def state_dict(self) -> dict[str, Any]:
         """State by the position of the parameter, and groups, as every optimizer of torch writes them."""
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        written = self._state_dict_inside()
+        for after in self._optimizer_state_dict_post_hooks.values():
+            written = _or_else(after(self, written), written)
+        return written
+
+    def _state_dict_inside(self) -> dict[str, Any]:
         state: dict[int, Any] = {}
         groups: list[dict[str, Any]] = []
         first = 0
@@ -106,6 +126,13 @@ class CombinedOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Give every optimizer its part. Each loads it itself, because some keep state that must not be cast."""
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = _or_else(before(self, state_dict), state_dict)
+        self._load_inside(state_dict)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def _load_inside(self, state_dict: dict[str, Any]) -> None:
         groups = state_dict["param_groups"]
         if len(groups) != len(self.param_groups):
             raise ValueError(
@@ -119,3 +146,8 @@ class CombinedOptimizer(Optimizer):
             optimizer.load_state_dict({"state": state, "param_groups": groups[first:last]})
             first = last
         self.param_groups = self._groups_inside()  # loading replaced the dicts
+
+
+def _or_else(result: dict[str, Any] | None, otherwise: dict[str, Any]) -> dict[str, Any]:
+    """What a hook returned, or where it returned nothing, what it was given."""
+    return otherwise if result is None else result

@@ -193,7 +193,7 @@ def optimizer_class_and_kwargs(args: Any, model: Any = None) -> tuple[Callable[.
     """The class that `args.optim` names and the arguments that `args` and `args.optim_args` give it, "lr" among them.
 
     `model` is needed by optimizers that choose their own parameters (GaLore, APOLLO, LOMO, Muon). Errors: ValueError on
-    an unknown name or option, MissingExtra where a package is absent, RuntimeError where the device is.
+    an unknown name or option, MissingExtra where a package is absent. No device is needed (`check_device`).
     """
     name = args.optim.value if isinstance(args.optim, Enum) else str(args.optim)
     if name not in ROWS:
@@ -207,12 +207,13 @@ def optimizer_class_and_kwargs(args: Any, model: Any = None) -> tuple[Callable[.
     spec = builder(request)
     if not isinstance(spec, OptimizerSpec):
         raise TypeError(f"The builder of optim={name!r} must return an OptimizerSpec(cls, kwargs); it gave {spec!r}.")
-    _check_device(name, row.device)
     return spec.cls, with_options(spec.cls, spec.kwargs, request.options, name)
 
 
-def _check_device(name: str, device: str | None) -> None:
-    if device != "cuda":
+def check_device(args: Any) -> None:
+    """Raise RuntimeError where the optimizer that `args.optim` names cannot run on this machine."""
+    name = args.optim.value if isinstance(args.optim, Enum) else str(args.optim)
+    if name not in ROWS or ROWS[name].device != "cuda":
         return  # the packages of the other devices do not even import elsewhere
     import torch
 

@@ -11,6 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 
+def keeps_two_sets(optimizer: Any) -> Any:
+    """The optimizer that keeps two sets of weights: `optimizer`, or one that it combines; None where none does."""
+    inside = getattr(optimizer, "optimizers", None)
+    if isinstance(inside, list):  # a CombinedOptimizer, whose `eval` switches those inside
+        return next((found for part in inside if (found := keeps_two_sets(part)) is not None), None)
+    return optimizer if callable(getattr(optimizer, "eval", None)) else None
+
+
 def switch_weights(optimizer: Any, training: bool) -> None:
     """Put the weights to train, or those to evaluate and save, into the model; nothing for other optimizers."""
     switch = getattr(optimizer, "train" if training else "eval", None)

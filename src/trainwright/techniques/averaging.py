@@ -23,6 +23,7 @@ from torch import nn
 from trainwright.checkpoint.deferred import taken
 from trainwright.checkpoint.paths import inside
 from trainwright.names import EMA_WEIGHTS_NAME
+from trainwright.optim.two_modes import keeps_two_sets
 
 logger = logging.getLogger(__name__)
 
@@ -150,9 +151,10 @@ class AveragedWeights:
 
 def check_optimizer(optimizer: object) -> None:
     """Raise ValueError for an optimizer that keeps an average itself and swaps it in under `eval()`."""
-    if callable(getattr(optimizer, "eval", None)):
+    holder = keeps_two_sets(optimizer)
+    if holder is not None:
         raise ValueError(
-            f"ema_decay averages the weights, and {type(optimizer).__name__} keeps an average of its own: leave out "
+            f"ema_decay averages the weights, and {type(holder).__name__} keeps an average of its own: leave out "
             "ema_decay, or choose another optim."
         )
 

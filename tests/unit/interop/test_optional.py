@@ -45,7 +45,11 @@ def test_what_is_missing_names_what_needs_it_and_the_command(extra, package, com
         MissingExtra, match=rf"^the search needs the package .* is not installed\. Run: {command}$"
     ) as e:
         require("no_such_module.part", "the search", package=package, extra=extra)
-    assert isinstance(e.value, ImportError) and e.value.package == (package or "no_such_module")
+    assert (
+        isinstance(e.value, ImportError)
+        and isinstance(e.value, ValueError)
+        and e.value.package == (package or "no_such_module")
+    )
 
 
 def test_a_package_that_lacks_a_package_of_its_own_says_so_itself(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from trainwright.optim.groups import decay_parameter_names, parameter_groups
 from trainwright.optim.in_backward import is_lomo
 from trainwright.optim.lomo import fused_backward
 from trainwright.optim.own_rates import with_own_rates
-from trainwright.optim.registry import ROWS, optimizer_class_and_kwargs
+from trainwright.optim.registry import ROWS, check_device, optimizer_class_and_kwargs
 
 NAMES = sorted(ROWS)
 LR, BETAS, EPS, DECAY = 1e-2, (0.9, 0.99), 1e-8, 0.1
@@ -73,6 +73,7 @@ def built(optim: str, model: nn.Module | None = None, **changes: Any) -> tuple[A
     model = Model() if model is None else model
     args = make_args(optim, **changes)
     try:
+        check_device(args)
         cls, kwargs = optimizer_class_and_kwargs(args, model)
     except (MissingExtra, RuntimeError) as error:
         pytest.skip(str(error).partition(". ")[0])

@@ -31,7 +31,7 @@ from battery import (
 
 from trainwright.interop.optional import MissingExtra, is_installed
 from trainwright.optim.in_backward import is_lomo
-from trainwright.optim.registry import ROWS, optimizer_class_and_kwargs
+from trainwright.optim.registry import ROWS, check_device, optimizer_class_and_kwargs
 
 NUM_STEPS = 8  # schedule-free RAdam makes no update before the sixth
 
@@ -159,7 +159,8 @@ def test_an_optimizer_that_cannot_run_here_says_what_it_needs(optim: str) -> Non
     elif row.device == "cuda" and not torch.cuda.is_available():
         assert optim in NEEDS_CUDA
         with pytest.raises(RuntimeError, match=rf"optim='{optim}' runs on CUDA devices only, and none is visible here"):
-            optimizer_class_and_kwargs(make_args(optim), Model())
+            check_device(make_args(optim))
+        assert optimizer_class_and_kwargs(make_args(optim), Model())  # looking a class up needs no device
     else:
         _, optimizer = built(optim)
         assert optimizer.param_groups

@@ -17,7 +17,7 @@ from trainwright.optim.groups import decay_parameter_names, parameter_groups
 from trainwright.optim.in_backward import is_lomo
 from trainwright.optim.layerwise import LayerWiseDummyOptimizer, LayerWiseDummyScheduler
 from trainwright.optim.lomo import fused_backward
-from trainwright.optim.registry import optimizer_class_and_kwargs
+from trainwright.optim.registry import check_device, optimizer_class_and_kwargs
 
 
 class Model(nn.Module):
@@ -56,6 +56,7 @@ def make(optim: str, **changes: Any) -> tuple[Model, Any]:
     torch.manual_seed(0)
     model, args = Model(), make_args(optim=optim, **changes)
     try:
+        check_device(args)
         cls, kwargs = optimizer_class_and_kwargs(args, model)
     except (MissingExtra, RuntimeError) as error:
         pytest.skip(str(error).partition(".")[0])

@@ -99,3 +99,23 @@ def test_what_cannot_be_combined_is_named() -> None:
         CombinedOptimizer([sgd, torch.optim.Adam([model.weight])])
     with pytest.raises(ValueError, match="LayerWiseDummyOptimizer updates weights during the backward pass"):
         CombinedOptimizer([sgd, LayerWiseDummyOptimizer(lr=0.1)])
+
+
+def test_hooks_run_as_those_of_every_optimizer() -> None:
+    model, combined = make()
+    calls: list[str] = []
+    combined.register_step_pre_hook(lambda optimizer, args, kwargs: calls.append("before the step"))
+    combined.register_step_post_hook(lambda optimizer, args, kwargs: calls.append("after the step"))
+    combined.register_state_dict_pre_hook(lambda optimizer: calls.append("before writing"))
+    combined.register_state_dict_post_hook(lambda optimizer, state: {**state, "note": 1})
+    combined.register_load_state_dict_pre_hook(lambda optimizer, state: calls.append(f"note {state.get('note')}"))
+    combined.register_load_state_dict_post_hook(lambda optimizer: calls.append("after loading"))
+    step(model, combined)
+    combined.load_state_dict(combined.state_dict())
+    assert calls == ["before the step", "after the step", "before writing", "note 1", "after loading"]
+
+
+def test_a_group_that_nobody_inside_would_step_is_refused() -> None:
+    _, combined = make()
+    with pytest.raises(ValueError, match="takes no further parameter group"):
+        combined.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})

@@ -22,7 +22,7 @@ from trainwright.interop.optional import MissingExtra
 from trainwright.names import ParallelMode
 from trainwright.optim.in_backward import updates_in_backward
 from trainwright.optim.lomo import gradient_norm
-from trainwright.optim.registry import optimizer_class_and_kwargs
+from trainwright.optim.registry import check_device, optimizer_class_and_kwargs
 
 ROWS = [{"input_ids": torch.tensor(n), "labels": torch.tensor((n + 1) % WIDTH)} for n in range(WIDTH)]
 
@@ -54,6 +54,7 @@ def make(path: Path, optim: str = "adamw_torch", trainer: Any = None, model: Any
     args = TrainingArguments(str(path), **(values | changes))
     model = Model() if model is None else model
     try:
+        check_device(args)
         optimizer_class_and_kwargs(args, model)
     except (MissingExtra, RuntimeError) as error:
         pytest.skip(str(error).partition(". ")[0])
@@ -88,6 +89,38 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(
         resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
         assert_same(resumed, whole)
     assert "holds objects" not in caplog.text and "foreign" not in caplog.text
+
+
+@pytest.mark.parametrize("optim", NAMES)
+def test_weights_are_averaged_over_the_steps_of_every_optimizer_and_resume_bit_for_bit(
+    optim: str, tmp_path: Path
+) -> None:
+    averaging = {"ema_decay": 0.5, "save_strategy": "steps", "save_steps": 2, "max_steps": 4, "learning_rate": LR}
+    steps: list[dict[str, torch.Tensor]] = []
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+            steps.append({name: value.detach().clone() for name, value in model.named_parameters()})
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            self.on_train_begin(*args, **kwargs)
+
+    whole = make(tmp_path / "run", optim, trainer={"callbacks": [Watch()]}, **averaging)
+    if optim.startswith("schedule_free"):
+        with pytest.raises(ValueError, match="keeps an average of its own: leave out ema_decay"):
+            whole.train()
+        return
+    whole.train()
+    expected = steps[0]
+    for weights in steps[1:]:
+        expected = {name: torch.lerp(value, weights[name], 0.5) for name, value in expected.items()}
+    found = load_file(tmp_path / "run" / "checkpoint-4" / "ema.safetensors")
+    assert len(steps) == 5 and all(torch.equal(found[name], value) for name, value in expected.items())
+    resumed = make(tmp_path / "again", optim, **averaging)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert_same(resumed, whole)
+    again = load_file(tmp_path / "again" / "checkpoint-4" / "ema.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in found.items())
 
 
 @pytest.mark.parametrize("optim", NAMES)
