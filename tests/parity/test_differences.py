@@ -274,6 +274,36 @@ def test_lengths_are_grouped_in_an_order_that_the_seed_alone_decides(columns: An
     assert order("reference", 1) != order("reference", 2)
 
 
+def test_a_batch_that_does_not_fit_is_halved() -> None:
+    from transformers import trainer_utils
+
+    from trainwright.memory import find_executable_batch_size
+
+    for search, expected in (
+        (find_executable_batch_size, [20, 10]),
+        (trainer_utils.find_executable_batch_size, [20, 18, 16, 14, 12, 10]),  # nine tenths, without fractions
+    ):
+        tried: list[int] = []
+
+        def run(size: int, tried: list[int] = tried) -> None:
+            tried.append(size)
+            if size > 10:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        search(run, starting_batch_size=20, auto_find_batch_size=True)()
+        assert tried == expected
+
+
+@pytest.mark.parametrize("order", [(True, False), (False, True)])
+def test_every_trainer_of_a_process_has_its_own_accelerator(columns: Any, order: tuple[bool, bool]) -> None:
+    expected = ["bf16" if bf16 else "no" for bf16 in order]
+    for column in COLUMNS:
+        trainers = [columns.trainer(column, "regression", bf16=bf16) for bf16 in order]
+        found = [getattr(trainer.accelerator.state, "_mixed_precision", None) for trainer in trainers]
+        print(column, found)
+        assert (found == expected) == (column == "ours")
+
+
 def test_precision_is_not_left_behind_in_the_process(columns: Any, is_older: bool, monkeypatch: Any) -> None:
     import os
 

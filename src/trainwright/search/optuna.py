@@ -86,14 +86,22 @@ def run(
         result: BestRun | list[BestRun] = follow(run_trial)
         return result
 
+    numbers: set[int] = set()
+
     def train(trial: Any) -> Any:
+        numbers.add(trial.number)
         if num_processes > 1:
             announce(trial.number)
             trial = SharedTrial(trial, trial.number)
         return _checked(objective(trial), directions)
 
-    study = optuna.create_study(directions=directions, **create)
+    try:
+        study = _study(optuna, directions, create)
+    except Exception as error:
+        finish(error)  # the other processes wait for a trial
+        raise
     study.optimize(train, n_trials=n_trials, **optimize)
+    _warn_of_another_space(study, numbers, directions)
     best = [
         BestRun(str(trial.number), trial.values if len(directions) > 1 else trial.values[0], trial.params)
         for trial in _best_trials(study, directions)
@@ -159,6 +167,30 @@ def _split(kwargs: dict[str, Any], optuna: Any) -> tuple[dict[str, Any], dict[st
     # A finished trial leaves a model in reference cycles; collecting it costs milliseconds and frees its memory.
     optimize = {"gc_after_trial": True} | {name: value for name, value in kwargs.items() if name in for_optimize}
     return create, optimize
+
+
+def _study(optuna: Any, directions: list[str], create: dict[str, Any]) -> Any:
+    """A new study, or with `load_if_exists` the stored one, which must optimise in the same directions."""
+    study = optuna.create_study(directions=directions, **create)
+    stored = [direction.name.lower() for direction in study.directions]
+    if stored != directions:
+        raise ValueError(
+            f"direction={directions}, but the stored study {study.study_name!r} has {stored}: with it the worst trials "
+            "would be returned as the best. Search in its direction, or choose another study_name."
+        )
+    return study
+
+
+def _warn_of_another_space(study: Any, numbers: set[int], directions: list[str]) -> None:
+    """Say where the best trial is one of an earlier search over other hyper-parameters."""
+    names = {name for trial in study.trials if trial.number in numbers for name in trial.params}
+    for trial in _best_trials(study, directions):
+        if trial.number not in numbers and set(trial.params) != names:
+            logger.warning(
+                "The best trial of the stored study %r is number %d of an earlier search, over %s; this one searched "
+                "%s. Choose another study_name to leave the earlier trials out.",
+                study.study_name, trial.number, sorted(trial.params), sorted(names),
+            )  # fmt: skip
 
 
 def _checked(value: Any, directions: list[str]) -> float | list[float]:

@@ -79,6 +79,7 @@ def run(
     context = context or SearchContext()
     mode = goal[:3]
     _check_scheduler(kwargs.get("scheduler"), context)
+    _check_mode(kwargs, goal)
     if "resources_per_trial" not in kwargs:
         kwargs["resources_per_trial"] = {"cpu": 1, "gpu": context.num_gpus}
         logger.info("Each Ray trial gets %s; resources_per_trial= changes that.", kwargs["resources_per_trial"])
@@ -119,6 +120,17 @@ def _check_scheduler(scheduler: Any, context: SearchContext) -> None:
             f"scheduler={type(scheduler).__name__} compares trials while they train, but nothing is evaluated during "
             "training. Set eval_strategy to 'steps' or 'epoch'."
         )
+
+
+def _check_mode(kwargs: dict[str, Any], goal: str) -> None:
+    """ValueError where Ray, its scheduler or its search algorithm are told to optimise in the other direction."""
+    modes = {"mode": kwargs.get("mode")}
+    for part in ("scheduler", "search_alg"):
+        owner = kwargs.get(part)
+        modes[f"the mode of {part}"] = getattr(owner, "_mode", None) or getattr(owner, "mode", None)
+    for name, mode in modes.items():
+        if mode in ("min", "max") and mode != goal[:3]:
+            raise ValueError(f"direction={goal!r}, but {name} is {mode!r}: let both say the same.")
 
 
 def _scoped_value(trial: Any, scope: str, mode: str) -> float:

@@ -42,9 +42,13 @@ def announce(trial: Any) -> None:
 
 
 def follow(run_trial: Callable[[Any], None]) -> Any:
-    """Called by every other process: run each announced trial until process 0 finishes; return its result."""
+    """Called by every other process: run each announced trial until process 0 finishes; return its result, or raise it
+    where it is the error that process 0 failed with.
+    """
     while True:
         kind, payload = share()
+        if kind == "over" and isinstance(payload, Exception):
+            raise payload
         if kind == "over":
             return payload
         run_trial(payload)

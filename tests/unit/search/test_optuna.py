@@ -98,6 +98,52 @@ def test_a_stored_study_is_continued_and_its_earlier_best_trial_counts(tmp_path)
     assert [trial.number for trial in study.trials] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("minimize", "maximize"), ("maximize", "minimize"), (["minimize"] * 2, ["minimize", "maximize"])],
+)
+@pytest.mark.parametrize("by_object", [False, True])
+def test_a_stored_study_with_another_direction_is_refused_before_its_first_trial(tmp_path, first, second, by_object):
+    storage = f"sqlite:///{tmp_path}/study.db"
+    storage = optuna.storages.RDBStorage(storage) if by_object else storage
+    keep = {"study_name": "toy", "storage": storage, "load_if_exists": True}
+    several = isinstance(first, list)
+    calls = []
+
+    def objective(trial):
+        calls.append(trial.number)
+        return [parabola(trial)] * 2 if several else parabola(trial)
+
+    engine.run(objective, 1, first, space, **keep)
+    with pytest.raises(ValueError, match=r"direction=\['m.*the stored study 'toy' has \['m") as caught:
+        engine.run(objective, 1, second, space, **keep)
+    assert calls == [0]
+    for direction in (first, second):
+        assert str(direction if several else [direction]) in str(caught.value)
+
+
+def test_a_stored_study_with_another_number_of_directions_is_refused(tmp_path):
+    keep = {"study_name": "toy", "storage": f"sqlite:///{tmp_path}/study.db", "load_if_exists": True}
+    engine.run(parabola, 1, "minimize", space, **keep)
+    with pytest.raises(ValueError, match="the stored study 'toy' has"):
+        engine.run(parabola, 1, ["minimize", "maximize"], space, **keep)
+
+
+def test_a_best_trial_of_another_search_space_is_named(tmp_path, caplog):
+    keep = {"study_name": "toy", "storage": f"sqlite:///{tmp_path}/study.db", "load_if_exists": True}
+
+    def other_space(trial):
+        return {"y": trial.suggest_float("y", 0, 1)}
+
+    engine.run(lambda trial: -1.0 + 0 * parabola(trial), 1, "minimize", space, **keep)
+    assert "earlier search" not in caplog.text
+    best = engine.run(
+        lambda trial: 1.0 + 0 * engine.params_of(trial, other_space)["y"], 1, "minimize", other_space, **keep
+    )
+    assert best.run_id == "0"
+    assert "number 0 of an earlier search, over ['x']; this one searched ['y']" in caplog.text
+
+
 def test_a_hopeless_trial_is_pruned_in_the_middle():
     steps_done = {}
 

@@ -33,6 +33,14 @@ def test_the_best_run_carries_the_trial_its_objective_and_the_analysis(tmp_path)
     assert results[best.run_id] == 1.0
 
 
+@pytest.mark.parametrize(
+    "told", [{"mode": "max"}, {"scheduler": tune.schedulers.ASHAScheduler(metric="objective", mode="max")}]
+)
+def test_a_mode_against_the_direction_is_refused(told):
+    with pytest.raises(ValueError, match=r"direction='minimize', but .*mode.* is 'max'"):
+        engine.run(lambda trial: trial["x"], 1, "minimize", grid, **told)
+
+
 def test_a_trial_that_fails_by_itself_is_left_out(tmp_path):
     def objective(trial):
         if trial["x"] == 1.0:

@@ -29,10 +29,20 @@ def objective(trial):
         engine.report(trial, 100.0 * trial.number, step)
     return x * x
 
+refused = None
+keep = {"study_name": "toy", "storage": f"sqlite:///{folder}/study.db", "load_if_exists": True}
+if rank == 0:
+    optuna.create_study(direction="maximize", **keep)
+dist.barrier()
+try:
+    engine.run(objective, 1, "minimize", space, **keep)
+except ValueError as error:
+    refused = str(error)
+
 best = engine.run(objective, 4, "minimize", space, catch=(MemoryError,),
                   pruner=optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0))
 with open(f"{folder}/{rank}.json", "w") as file:
-    json.dump({"best": best, "trials": trials}, file)
+    json.dump({"best": best, "trials": trials, "refused": refused}, file)
 dist.destroy_process_group()
 """
 
@@ -44,7 +54,7 @@ def test_two_processes_train_prune_and_fail_the_same_trials_and_return_the_same_
     ]
     assert [process.wait(timeout=240) for process in processes] == [0, 0]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert first == second
+    assert first == second and "the stored study 'toy' has ['maximize']" in first["refused"]
     assert [trial[0] for trial in first["trials"]] == [0, 1, 2, 3]
     # Trial 0 failed, trial 1 ran to its end, the two after it were pruned at their first report.
     assert [trial[3:] for trial in first["trials"]] == [[], [0, 1, 2, 3], [0], [0]]
