@@ -1186,7 +1186,9 @@ class Trainer:
         else:
             outputs = model(**inputs)
         if self.args.past_index >= 0:
-            self._past = outputs[self.args.past_index]
+            self._past = outputs[
+                self.args.past_index - (labels is not None)
+            ]  # without labels there is no loss before it
         if labels is None:
             loss = loss_of(outputs, inputs)
         elif self.compute_loss_func is not None:
