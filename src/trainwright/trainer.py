@@ -198,7 +198,7 @@ class Trainer:
         self._past: Any = None
         self._attend: PackedInputs | None = None  # what a packed batch needs on the device
         self._half_inputs: torch.dtype | None = None  # what an evaluation with half the width makes of its inputs
-        self._keeps_predictions = False  # also where the metrics need none, which `predict` asks for
+        self._keeps_predictions = True  # also where the metrics need none: all but `evaluate` ask for them
         self._signature_columns: list[str] | None = None
         self._progress = DataProgress()
         self._parameters: list[nn.Parameter] = []
@@ -1454,14 +1454,15 @@ class Trainer:
         dataloader = self.get_eval_dataloader(eval_dataset)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         start_time = time.time()
-        output = loop(
-            dataloader,
-            description="Evaluation",
-            # Without a metric nobody reads the predictions, so they are not kept.
-            prediction_loss_only=True if self.compute_metrics is None else None,
-            ignore_keys=ignore_keys,
-            metric_key_prefix=metric_key_prefix,
-        )
+        with self._predictions_kept(False):
+            output = loop(
+                dataloader,
+                description="Evaluation",
+                # Without a metric nobody reads the predictions, so they are not kept.
+                prediction_loss_only=True if self.compute_metrics is None else None,
+                ignore_keys=ignore_keys,
+                metric_key_prefix=metric_key_prefix,
+            )
         metrics = self._with_speed(output, metric_key_prefix, start_time)
         self._fitted("log")(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -1479,17 +1480,22 @@ class Trainer:
         dataloader = self.get_test_dataloader(test_dataset)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         start_time = time.time()
-        self._keeps_predictions = not self.args.batch_eval_metrics  # they are what the caller asked for
-        try:
+        with self._predictions_kept(True):
             output = loop(
                 dataloader, description="Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
             )
-        finally:
-            self._keeps_predictions = False
         metrics = self._with_speed(output, metric_key_prefix, start_time)
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
         self._memory_tracker.stop_and_update_metrics(metrics)
         return PredictionOutput(predictions=output.predictions, label_ids=output.label_ids, metrics=metrics)
+
+    @contextlib.contextmanager
+    def _predictions_kept(self, keeps: bool) -> Iterator[None]:
+        self._keeps_predictions, before = keeps, self._keeps_predictions
+        try:
+            yield
+        finally:
+            self._keeps_predictions = before
 
     def _with_speed(self, output: EvalLoopOutput, prefix: str, start_time: float) -> dict[str, float]:
         batch_size = self.args.eval_batch_size * self._strategy.num_processes
@@ -1564,6 +1570,7 @@ class Trainer:
                 labels_are_shifted=self._labels_are_shifted,
                 label_names=tuple(self.label_names),
                 metric_key_prefix=metric_key_prefix,
+                token_padding=self._token_padding(),
                 preprocess_logits=self.preprocess_logits_for_metrics,
                 after_batch=after_batch,
                 average_losses=self.average_eval_losses if self._is_overridden("average_eval_losses") else None,
@@ -1573,6 +1580,10 @@ class Trainer:
             )
         finally:
             self._past = None
+
+    def _token_padding(self) -> int | None:
+        """What pads rows of integers among the predictions to the widest; None: -100, as everything else."""
+        return None
 
     def _rehearse_best_metric(self, ignore_keys: list[str] | None) -> None:
         """Evaluate one batch where a missing `metric_for_best_model` would stop the run hours later."""
