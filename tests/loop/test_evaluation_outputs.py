@@ -204,7 +204,7 @@ def images(num_samples: int = NUM_SAMPLES) -> list[dict[str, Any]]:
         pixels = torch.tensor([float(index), 1.0, 2.0, 3.0])
         boxes = index + torch.arange(4.0 * num_boxes(pixels)).reshape(-1, 4)
         label = {"image_id": torch.tensor([index]), "boxes": boxes, "class_labels": torch.arange(len(boxes))}
-        samples.append({"pixels": pixels, "labels": label, "length": (index * 5) % 7 + 1})
+        samples.append({"pixels": pixels, "labels": label, "ids": range((index * 5) % 7)})
     return samples
 
 
@@ -251,6 +251,7 @@ def test_a_list_of_samples_has_an_entry_for_each_in_order(make_trainer: Any, arg
         },
         **{"remove_unused_columns": False, "per_device_eval_batch_size": 4, **arguments},
     )  # fmt: skip
+    trainer._length_input_name = lambda: "ids"
     trainer.evaluate()
     output = trainer.predict(data)
     pixels = torch.stack([sample["pixels"] for sample in data])

@@ -70,14 +70,11 @@ def with_room_for(dtype: Any, fill: int) -> Any:
 
 
 def padding_for(dtype: Any, padding_index: int, token_padding: int | None) -> int:
-    """`token_padding` for integers where it is given: they are tokens, to be decoded. Else `padding_index`."""
-    if token_padding is None:
-        return padding_index
-    if isinstance(dtype, torch.dtype):
-        is_token = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
-    else:
-        is_token = dtype.kind in "iu"
-    return token_padding if is_token else padding_index
+    """`token_padding`, where it is given, for the types that tokens have, to be decoded. Else `padding_index`: smaller
+    types are masks and bytes, also where `with_room_for` made them of bool.
+    """
+    is_token = str(dtype).removeprefix("torch.") in ("int32", "int64")
+    return token_padding if is_token and token_padding is not None else padding_index
 
 
 def fill_for(dtype: Any, padding_index: int) -> Any:
