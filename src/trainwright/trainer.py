@@ -226,6 +226,15 @@ class Trainer:
     def _validate_args(self) -> None:
         """Hook: find, before anything is built, what can never work; each error names the argument and the cure."""
         checks.check_given(self, makes_eval_loader=self._is_overridden("get_eval_dataloader"))
+        signatures.give_defaults(
+            self,
+            Trainer,
+            {
+                "get_eval_dataloader": {"eval_dataset": lambda: self.eval_dataset},
+                "create_optimizer": {"model": lambda: self.model},
+                "create_scheduler": {"optimizer": lambda: self.optimizer},
+            },
+        )
         signatures.check_overrides(self, Trainer)
         if self.compute_loss_func is not None:
             self.compute_loss_func = signatures.fitted(self.compute_loss_func, ("num_items_in_batch",))
@@ -284,7 +293,9 @@ class Trainer:
         self._main_input_name = models.main_input_name(model)
         self._probe_loss_kwargs = self.model_accepts_loss_kwargs and not models.states_loss_kwargs(model)
         if self.args.label_names is not None:
-            checks.check_label_names(model, self.args.label_names)
+            consumers = ("compute_loss", "prediction_step", "_prepare_inputs")  # where a column may stay
+            if not any(map(self._is_overridden, consumers)):
+                checks.check_label_names(model, self.args.label_names)
         self.label_names = (
             self.args.label_names if self.args.label_names is not None else columns.find_label_names(model)
         )
@@ -1451,7 +1462,7 @@ class Trainer:
                 )
             return metrics
         self._memory_tracker.start()
-        dataloader = self.get_eval_dataloader(eval_dataset)
+        dataloader = self.get_eval_dataloader(chosen)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         start_time = time.time()
         with self._predictions_kept(False):
@@ -1588,7 +1599,7 @@ class Trainer:
     def _rehearse_best_metric(self, ignore_keys: list[str] | None) -> None:
         """Evaluate one batch where a missing `metric_for_best_model` would stop the run hours later."""
         for dataset, prefix in rehearsal.sets_with_metric(self.args, self.eval_dataset, self.compute_metrics):
-            loader = self.get_eval_dataloader(dataset)
+            loader = self.get_eval_dataloader(self.eval_dataset if dataset is None else dataset)
             evaluate = functools.partial(
                 self._run_evaluation,
                 model=self._model_for_evaluation(loader),
@@ -1795,7 +1806,7 @@ class Trainer:
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """Hook: build `self.optimizer` and `self.lr_scheduler`, unless they were passed in."""
         self.create_optimizer()
-        self.create_scheduler(num_training_steps=num_training_steps, optimizer=self.optimizer)
+        self._fitted("create_scheduler")(num_training_steps=num_training_steps, optimizer=self.optimizer)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Hook: build `self.optimizer` from `args.optim`; weight decay leaves out biases and norms."""

@@ -219,23 +219,6 @@ def test_ragged_masks_and_bytes_are_padded_with_what_is_no_value_of_theirs(colum
     assert values[0].tolist() == [1, 2, 3, 156, 156]
 
 
-def test_a_metric_per_batch_needs_no_predictions_in_an_evaluation(columns: Any) -> None:
-    def metric(prediction: Any, compute_result: bool) -> dict[str, float]:
-        return {"rows": float(len(prediction.predictions))}
-
-    kept = []
-    for column in COLUMNS:
-        trainer = columns.trainer(column, "bert", batch_eval_metrics=True, given={"compute_metrics": metric})
-        loop, outputs = trainer.evaluation_loop, []
-        trainer.evaluation_loop = lambda *a, loop=loop, outputs=outputs, **k: (
-            outputs.append(loop(*a, **k)) or outputs[-1]
-        )
-        trainer.evaluate()
-        kept.append(outputs[0].predictions)
-        assert len(trainer.predict(columns.build_data("bert", 7)).predictions) == 7  # asked for, so both return them
-    assert kept[0] is None and kept[1] is not None
-
-
 def test_a_metric_per_batch_without_a_metric_is_an_error(columns: Any) -> None:
     with pytest.raises(ValueError, match="compute_metrics is None"):
         columns.trainer("ours", "bert", batch_eval_metrics=True)

@@ -144,3 +144,20 @@ def test_the_parameters_that_decay_are_the_same(columns: Any, kind: str) -> None
     names = ours.get_decay_parameter_names(ours.model)
     assert sorted(names) == sorted(theirs.get_decay_parameter_names(theirs.model))
     assert 0 < len(names) < len(list(ours.model.parameters()))
+
+
+def test_a_metric_per_batch_needs_no_predictions_in_an_evaluation(columns: Any) -> None:
+    def metric(prediction: Any, compute_result: bool) -> dict[str, float]:
+        return {"rows": float(len(prediction.predictions))}
+
+    kept = []
+    for column in ("ours", "reference"):
+        trainer = columns.trainer(column, "bert", batch_eval_metrics=True, given={"compute_metrics": metric})
+        loop, outputs = trainer.evaluation_loop, []
+        trainer.evaluation_loop = lambda *a, loop=loop, outputs=outputs, **k: (
+            outputs.append(loop(*a, **k)) or outputs[-1]
+        )
+        trainer.evaluate()
+        kept.append(outputs[0].predictions)
+        assert len(trainer.predict(columns.build_data("bert", 7)).predictions) == 7
+    assert kept == [None, None]

@@ -58,11 +58,14 @@ class Predictor:
             has_loss = labels is not None
         else:
             has_loss = gives_loss(inputs, self._label_names, self._can_return_loss)
+        unprepared = None
         if self._prepares or not inputs:
             inputs = self._prepare(inputs)
-            labels = None
+            unprepared, labels = labels, None
         if has_loss and (type(labels) is not torch.Tensor or labels.requires_grad):
             labels = labels_in(inputs, self._label_names)
+            if labels is None:  # an override of `_prepare_inputs` renamed them
+                labels = _detached(unprepared)
         # `torch.no_grad()` in 3 calls, not 11. Not around the loop: a loader or a callback may want gradients.
         loss: torch.Tensor | None
         had_gradients = torch.is_grad_enabled()
