@@ -7,18 +7,14 @@ else. Source: seeds 001 and 003.
 
 from __future__ import annotations
 
-import copy
-import os
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from trainwright.data import from_args
-from trainwright.interop.optional import require
+from trainwright.interop.generation_settings import padding_token, read_config
 from trainwright.outputs import PredictionOutput
 from trainwright.trainer import Inputs, Trainer
 
@@ -83,33 +79,12 @@ class Seq2SeqTrainer(Trainer):
 
     @staticmethod
     def load_generation_config(gen_config_arg: Any) -> Any:
-        """A validated `GenerationConfig`, from one, from a directory or JSON file, or from a model's name on the hub.
+        """A validated `GenerationConfig`: from one, from its settings as a dict or JSON text, from a directory or a
+        JSON file, or from a model's name on the hub.
 
-        Raises ValueError for a config that `generate` could not follow, such as a beam-search option with one beam.
+        Raises ValueError for a setting that there is not, and for settings that `generate` could not follow.
         """
-        transformers = require("transformers", "generation_config", extra="transformers")
-        if isinstance(gen_config_arg, transformers.GenerationConfig):
-            config = copy.deepcopy(gen_config_arg)
-        else:
-            path = Path(os.fspath(gen_config_arg))
-            if path.is_file():
-                config = transformers.GenerationConfig.from_pretrained(path.parent, config_file_name=path.name)
-            else:  # a directory, or a name on the hub
-                config = transformers.GenerationConfig.from_pretrained(os.fspath(gen_config_arg))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                try:
-                    config.validate(strict=True)
-                except TypeError:  # releases before 4.56 have no `strict`
-                    config.validate()
-            except ValueError as error:
-                raise ValueError(f"generation_config={gen_config_arg!r} cannot be used: {error}") from error
-        if caught:
-            raise ValueError(
-                f"generation_config={gen_config_arg!r} contradicts itself: {'; '.join(str(w.message) for w in caught)}"
-            )
-        return config
+        return read_config(gen_config_arg)
 
     def evaluate(
         self,
@@ -159,8 +134,10 @@ class Seq2SeqTrainer(Trainer):
         inputs = self._inputs_of_evaluation(inputs)
         settings = {k: v for k, v in (gen_kwargs or self._gen_kwargs).items() if v is not None}
         generator: Any = self._strategy.unwrap(model)
+        self._check_rows_each(settings.get("num_return_sequences", generator.generation_config.num_return_sequences))
         with torch.no_grad(), self.compute_loss_context_manager():
-            generated = generator.generate(**_generation_inputs(inputs), **settings)  # (batch, length)
+            generated = generator.generate(**_generation_inputs(inputs), **settings)
+        generated = getattr(generated, "sequences", generated)  # (batch, length), also of return_dict_in_generate
         # `generate` marks a config it derived from a model's; left so, a later save_pretrained would write it back
         # changed.
         if getattr(generator.generation_config, "_from_model_config", False):
@@ -178,6 +155,18 @@ class Seq2SeqTrainer(Trainer):
                 labels = self._pad_tensors_to_max_len(labels, length)
         return loss, generated, labels
 
+    def _check_rows_each(self, num_return_sequences: int | None) -> None:
+        """Raise ValueError for several rows per sample where rows have to be matched with samples later."""
+        if (num_return_sequences or 1) == 1:
+            return
+        strategy = self.args.eval_sampling_strategy or self.args.train_sampling_strategy
+        if self._strategy.is_distributed or strategy in ("group_by_length", "length_sorted", "batch_rebalance"):
+            raise ValueError(
+                f"num_return_sequences={num_return_sequences} gives several rows for a sample, which can be matched "
+                "with samples only by one process that takes these in order. Generate one sequence, or set "
+                'eval_sampling_strategy="sequential" and start one process.'
+            )
+
     @staticmethod
     def _generated_length(config: Any, settings: dict[str, Any]) -> int:
         """Tokens that every generated row is padded to, so that batches are as wide as each other."""
@@ -186,13 +175,13 @@ class Seq2SeqTrainer(Trainer):
             return int(new_tokens) + 1  # and the decoder's start token
         return int(settings.get("max_length") or config.max_length or 0)
 
+    def _token_padding(self) -> int | None:
+        """The pad token where predictions are generated, so that rows of batches of different width can be decoded."""
+        return padding_token(self.processing_class, self.model) if self.args.predict_with_generate else None
+
     def _pad_tensors_to_max_len(self, tensor: torch.Tensor, max_length: int) -> torch.Tensor:
         """(batch, length) to (batch, max_length) with the pad token, or the end token where there is none."""
-        pad = getattr(self.processing_class, "pad_token_id", None)
-        if pad is None:
-            pad = getattr(self.processing_class, "eos_token_id", None)
-        if pad is None:
-            pad = getattr(getattr(self.model, "config", None), "pad_token_id", None)
+        pad = padding_token(self.processing_class, self.model)
         if pad is None:
             raise ValueError(
                 "Generated rows are padded to one length, which needs a pad token: set model.config.pad_token_id."

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from trainwright.evaluation.tensors import rebuild, torch_pad_and_concatenate
+from trainwright.evaluation.tensors import lists_samples, rebuild, torch_pad_and_concatenate
 from trainwright.loss import count_items
 
 
@@ -77,9 +77,11 @@ def mean_weights(parts: Sequence[Any], labels_are_shifted: bool = False) -> list
 
 def join_rows(results: Sequence[Any]) -> Any:
     """The rows of several results as one: tensors along dimension 0, padded on the right with -100 where they differ
-    in dimension 1. Numbers and None are taken from the first.
+    in dimension 1. Lists with an entry per sample follow each other. Numbers and None are taken from the first.
     """
     first = results[0]
+    if all(_is_list_of_samples(result) or lists_samples(result, None) for result in results):
+        return [entry for result in results for entry in result]
     if isinstance(first, Mapping):
         return type(first)({key: join_rows([result[key] for result in results]) for key in first})  # type: ignore[call-arg]
     if isinstance(first, (list, tuple)):
@@ -104,8 +106,8 @@ def _has_rows(value: Any) -> bool:
 
 
 def _tensors(value: Any, name: str = "the batch") -> Iterator[tuple[str, Any]]:
-    """Every tensor or array that has rows, with the name of the input it belongs to."""
-    if _has_rows(value):
+    """Every tensor or array that has rows, and every list of dicts, with the name of the input it belongs to."""
+    if _has_rows(value) or _is_list_of_samples(value):
         yield name, value
     elif _is_mapping(value):
         for key in value:
@@ -115,8 +117,13 @@ def _tensors(value: Any, name: str = "the batch") -> Iterator[tuple[str, Any]]:
             yield from _tensors(item, name)
 
 
+def _is_list_of_samples(value: Any) -> bool:
+    """Whether this is a list of a dict for each sample, as labels of images are: it has as many rows as entries."""
+    return type(value) is list and bool(value) and _is_mapping(value[0])
+
+
 def _rows_of(value: Any, rows: slice, num_rows: int) -> Any:
-    if _has_rows(value):
+    if _has_rows(value) or _is_list_of_samples(value):
         return value[rows]
     if _is_mapping(value):
         return type(value)({key: _rows_of(value[key], rows, num_rows) for key in value})

@@ -198,7 +198,7 @@ class Trainer:
         self._past: Any = None
         self._attend: PackedInputs | None = None  # what a packed batch needs on the device
         self._half_inputs: torch.dtype | None = None  # what an evaluation with half the width makes of its inputs
-        self._keeps_predictions = False  # also where the metrics need none, which `predict` asks for
+        self._keeps_predictions = True  # also where the metrics need none: all but `evaluate` ask for them
         self._signature_columns: list[str] | None = None
         self._progress = DataProgress()
         self._parameters: list[nn.Parameter] = []
@@ -226,6 +226,15 @@ class Trainer:
     def _validate_args(self) -> None:
         """Hook: find, before anything is built, what can never work; each error names the argument and the cure."""
         checks.check_given(self, makes_eval_loader=self._is_overridden("get_eval_dataloader"))
+        signatures.give_defaults(
+            self,
+            Trainer,
+            {
+                "get_eval_dataloader": {"eval_dataset": lambda: self.eval_dataset},
+                "create_optimizer": {"model": lambda: self.model},
+                "create_scheduler": {"optimizer": lambda: self.optimizer},
+            },
+        )
         signatures.check_overrides(self, Trainer)
         if self.compute_loss_func is not None:
             self.compute_loss_func = signatures.fitted(self.compute_loss_func, ("num_items_in_batch",))
@@ -284,7 +293,9 @@ class Trainer:
         self._main_input_name = models.main_input_name(model)
         self._probe_loss_kwargs = self.model_accepts_loss_kwargs and not models.states_loss_kwargs(model)
         if self.args.label_names is not None:
-            checks.check_label_names(model, self.args.label_names)
+            consumers = ("compute_loss", "prediction_step", "_prepare_inputs")  # where a column may stay
+            if not any(map(self._is_overridden, consumers)):
+                checks.check_label_names(model, self.args.label_names)
         self.label_names = (
             self.args.label_names if self.args.label_names is not None else columns.find_label_names(model)
         )
@@ -1189,7 +1200,9 @@ class Trainer:
         else:
             outputs = model(**inputs)
         if self.args.past_index >= 0:
-            self._past = outputs[self.args.past_index]
+            self._past = outputs[
+                self.args.past_index - (labels is not None)
+            ]  # without labels there is no loss before it
         if labels is None:
             loss = loss_of(outputs, inputs)
         elif self.compute_loss_func is not None:
@@ -1452,17 +1465,18 @@ class Trainer:
                 )
             return metrics
         self._memory_tracker.start()
-        dataloader = self.get_eval_dataloader(eval_dataset)
+        dataloader = self.get_eval_dataloader(chosen)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         start_time = time.time()
-        output = loop(
-            dataloader,
-            description="Evaluation",
-            # Without a metric nobody reads the predictions, so they are not kept.
-            prediction_loss_only=True if self.compute_metrics is None else None,
-            ignore_keys=ignore_keys,
-            metric_key_prefix=metric_key_prefix,
-        )
+        with self._predictions_kept(False):
+            output = loop(
+                dataloader,
+                description="Evaluation",
+                # Without a metric nobody reads the predictions, so they are not kept.
+                prediction_loss_only=True if self.compute_metrics is None else None,
+                ignore_keys=ignore_keys,
+                metric_key_prefix=metric_key_prefix,
+            )
         metrics = self._with_speed(output, metric_key_prefix, start_time)
         self._fitted("log")(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -1480,17 +1494,22 @@ class Trainer:
         dataloader = self.get_test_dataloader(test_dataset)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         start_time = time.time()
-        self._keeps_predictions = not self.args.batch_eval_metrics  # they are what the caller asked for
-        try:
+        with self._predictions_kept(True):
             output = loop(
                 dataloader, description="Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
             )
-        finally:
-            self._keeps_predictions = False
         metrics = self._with_speed(output, metric_key_prefix, start_time)
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
         self._memory_tracker.stop_and_update_metrics(metrics)
         return PredictionOutput(predictions=output.predictions, label_ids=output.label_ids, metrics=metrics)
+
+    @contextlib.contextmanager
+    def _predictions_kept(self, keeps: bool) -> Iterator[None]:
+        self._keeps_predictions, before = keeps, self._keeps_predictions
+        try:
+            yield
+        finally:
+            self._keeps_predictions = before
 
     def _with_speed(self, output: EvalLoopOutput, prefix: str, start_time: float) -> dict[str, float]:
         batch_size = self.args.eval_batch_size * self._strategy.num_processes
@@ -1565,6 +1584,7 @@ class Trainer:
                 labels_are_shifted=self._labels_are_shifted,
                 label_names=tuple(self.label_names),
                 metric_key_prefix=metric_key_prefix,
+                token_padding=self._token_padding(),
                 preprocess_logits=self.preprocess_logits_for_metrics,
                 after_batch=after_batch,
                 average_losses=self.average_eval_losses if self._is_overridden("average_eval_losses") else None,
@@ -1575,10 +1595,14 @@ class Trainer:
         finally:
             self._past = None
 
+    def _token_padding(self) -> int | None:
+        """What pads rows of integers among the predictions to the widest; None: -100, as everything else."""
+        return None
+
     def _rehearse_best_metric(self, ignore_keys: list[str] | None) -> None:
         """Evaluate one batch where a missing `metric_for_best_model` would stop the run hours later."""
         for dataset, prefix in rehearsal.sets_with_metric(self.args, self.eval_dataset, self.compute_metrics):
-            loader = self.get_eval_dataloader(dataset)
+            loader = self.get_eval_dataloader(self.eval_dataset if dataset is None else dataset)
             evaluate = functools.partial(
                 self._run_evaluation,
                 model=self._model_for_evaluation(loader),
@@ -1785,7 +1809,7 @@ class Trainer:
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """Hook: build `self.optimizer` and `self.lr_scheduler`, unless they were passed in."""
         self.create_optimizer()
-        self.create_scheduler(num_training_steps=num_training_steps, optimizer=self.optimizer)
+        self._fitted("create_scheduler")(num_training_steps=num_training_steps, optimizer=self.optimizer)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Hook: build `self.optimizer` from `args.optim`; weight decay leaves out biases and norms."""

@@ -89,6 +89,58 @@ class OfEachBatch:
         return self.rows
 
 
+class Detector(nn.Module):
+    """For each image a score, as many boxes as it has, and a mask as wide as the widest image of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, pixels: torch.Tensor, labels: Any = None, parts: Any = None) -> dict[str, Any]:
+        sizes = [1 + int(row[0]) % 3 for row in pixels]
+        outputs: dict[str, Any] = {
+            "scores": pixels[:, :1] * self.weight,
+            "boxes": [
+                {"boxes": row.repeat(size, 1), "name": f"image {int(row[0])}"} for row, size in zip(pixels, sizes)
+            ],
+            "masks": pixels[:, : max(sizes)] >= 0,
+            "tokens": pixels[:, : max(sizes)].long(),
+        }
+        if labels is None:
+            return outputs
+        return {"loss": self.weight * torch.stack([label["boxes"].mean() for label in labels]).mean(), **outputs}
+
+
+def images() -> list[dict[str, Any]]:
+    rows = [torch.tensor([float(index), 0.0, 1.0, 2.0]) for index in range(NUM_SAMPLES)]
+    return [
+        {
+            "pixels": row,
+            "labels": {"boxes": row.repeat(1 + index % 3, 1), "id": torch.tensor([index])},
+            "parts": row[: 1 + index % 4],
+        }
+        for index, row in enumerate(rows)
+    ]
+
+
+def collate_images(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    lists = {name: [row[name] for row in rows] for name in ("labels", "parts")}
+    return {"pixels": torch.stack([row["pixels"] for row in rows]), **lists}
+
+
+class Boxes:
+    """A metric that is given lists of dicts, as detection metrics are; it cannot be added up."""
+
+    def update(self, predictions: Any, labels: Any) -> None:
+        self.found.append((len(predictions[1]), len(labels[0])))
+
+    def compute(self) -> dict[str, int]:
+        return {"predictions": sum(n for n, _ in self.found), "labels": sum(n for _, n in self.found)}
+
+    def reset(self) -> None:
+        self.found: list[tuple[int, int]] = []
+
+
 def scenarios(folder: Path) -> dict[str, Any]:
     from trainwright import Trainer, TrainingArguments
 
@@ -119,6 +171,16 @@ def scenarios(folder: Path) -> dict[str, Any]:
     smoothed = {"batch_eval_metrics": True, "include_for_metrics": ["inputs"], "label_smoothing_factor": 0.1}
     found["smoothed"] = trainer(OfEachBatch(), **smoothed).evaluate(samples())
     output = trainer(streamed_metrics(), eval_memory_budget_gib=1e-7).predict(samples())
+    for order in ("sequential", "length_sorted"):
+        args = TrainingArguments(
+            str(folder / "out"), report_to="none", use_cpu=True, disable_tqdm=True, per_device_eval_batch_size=2,
+            remove_unused_columns=False, label_names=["labels", "parts"], eval_sampling_strategy=order,
+        )  # fmt: skip
+        detecting = Trainer(Detector(), args, data_collator=collate_images, compute_metrics=Boxes())
+        detecting._token_padding = lambda: 7
+        detecting._length_input_name = lambda: "ids"
+        found_here = detecting.predict([{**row, "ids": range((index * 5) % 7)} for index, row in enumerate(images())])
+        found[f"detected {order}"] = found_here.predictions, found_here.label_ids, found_here.metrics
     found["streamed beyond the budget"] = np.array(output.predictions), output.label_ids, output.metrics
     return found
 
@@ -135,7 +197,7 @@ def test_rows_come_back_in_the_order_of_the_data_set_whatever_the_order_and_the_
     logits, labels, loss, _, _ = runs[0]["sequential None"]
     for run in runs:
         for name, found in run.items():
-            if name.startswith(("streamed", "smoothed")):
+            if name.startswith(("streamed", "smoothed", "detected")):
                 continue
             assert np.array_equal(found[0], logits) and np.array_equal(found[1], labels), name
             assert found[2] == pytest.approx(loss, rel=1e-6)  # that of the samples, none of them twice
@@ -170,3 +232,31 @@ def test_a_loss_that_takes_the_labels_out_leaves_them_to_be_counted_and_shown(ru
     for run in runs:
         assert run["smoothed"]["eval_loss"] == pytest.approx(runs[0]["smoothed"]["eval_loss"], rel=1e-6)
         assert {run["smoothed"][f"eval_{name}"] for name in ("input_ids", "labels")} == {NUM_SAMPLES}
+
+
+@pytest.mark.parametrize("order", ["sequential", "length_sorted"])
+def test_entries_of_single_samples_come_back_once_each_and_in_order(runs: list[dict[str, Any]], order: str) -> None:
+    for run in runs:
+        (scores, boxes, _, _), (labels, parts), metrics = run[f"detected {order}"]
+        assert scores[:, 0].tolist() == list(range(NUM_SAMPLES))
+        assert len(boxes) == len(labels) == len(parts) == NUM_SAMPLES
+        for index, sample in enumerate(images()):
+            expected = sample["labels"]["boxes"].tolist()
+            assert labels[index]["boxes"].tolist() == boxes[index]["boxes"].tolist() == expected
+            assert labels[index]["id"].tolist() == [index] and boxes[index]["name"] == f"image {index}"
+            assert parts[index].tolist() == sample["parts"].tolist()
+        of_samples = [sample["labels"]["boxes"].mean().item() for sample in images()]
+        assert (metrics["test_boxes_predictions"], metrics["test_boxes_labels"]) == (NUM_SAMPLES, NUM_SAMPLES)
+        if order == "sequential" and run is runs[0]:
+            assert metrics["test_loss"] == pytest.approx(sum(of_samples) / NUM_SAMPLES, rel=1e-5)
+
+
+@pytest.mark.parametrize("order", ["sequential", "length_sorted"])
+def test_rows_of_processes_that_differ_in_width_are_padded_with_what_is_no_data(
+    runs: list[dict[str, Any]], order: str
+) -> None:
+    for run in runs:
+        _, _, masks, tokens = run[f"detected {order}"][0]
+        assert masks.dtype == np.int8 and set(np.unique(masks)) == {1, -100}  # no value is False
+        padded = masks == -100
+        assert padded.any() and (tokens[padded] == 7).all() and (tokens[:, 0] == np.arange(NUM_SAMPLES)).all()

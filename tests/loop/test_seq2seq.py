@@ -194,9 +194,118 @@ def test_rows_are_padded_to_the_length_that_was_asked_for(generating):
 
 def test_padding_without_any_pad_token_says_what_to_set(generating):
     trainer = generating()
-    trainer.model.config.pad_token_id = None
+    for part in (trainer.model.config, trainer.model.generation_config):
+        part.pad_token_id = part.eos_token_id = None
     with pytest.raises(ValueError, match=r"needs a pad token: set model\.config\.pad_token_id"):
         trainer._pad_tensors_to_max_len(torch.zeros(1, 2), 3)
+
+
+class OfEachRow:
+    """A model that generates a number of tokens that its first input token says, and pads as `generate` does."""
+
+    def __init__(self, model, rows_each=1):
+        self.generate, self.rows_each = model.generate, rows_each
+        model.generate = self
+
+    def __call__(self, input_ids, **settings):
+        rows = [torch.full((int(ids[0]),), int(ids[0])) for ids in input_ids for _ in range(self.rows_each)]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+
+
+def gpt2():
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=VOCAB, n_layer=1, n_head=2, n_embd=8, n_positions=32, bos_token_id=EOS, eos_token_id=EOS
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+OF_LENGTHS = [{"input_ids": torch.tensor([length, 3, 4])} for length in (5, 2, 4, 3, 6, 2, 7)]
+
+
+class Tokenizer:
+    """Only the numbers of its tokens."""
+
+    def __init__(self, pad_token_id=None, eos_token_id=None):
+        self.pad_token_id, self.eos_token_id = pad_token_id, eos_token_id
+
+
+@pytest.mark.parametrize("make_model", [t5, bart, gpt2])
+@pytest.mark.parametrize(
+    ("tokenizer", "pad"), [(None, None), (Tokenizer(9, 8), 9), (Tokenizer(None, 8), 8)], ids=["", "pad", "end"]
+)
+@pytest.mark.parametrize("arguments", [{}, {"eval_accumulation_steps": 1}, {"eval_sampling_strategy": "length_sorted"}])
+def test_generated_rows_of_batches_of_any_width_can_be_decoded(tmp_path, make_model, tokenizer, pad, arguments):
+    model = make_model()
+    if pad is None:
+        pad = EOS if make_model is gpt2 else PAD
+    model.config.max_length = model.generation_config.max_length = None  # no length is set
+    OfEachRow(model)
+    args = arguments_with(predict_with_generate=True, per_device_eval_batch_size=2, **arguments)
+    seen = []
+    trainer = Seq2SeqTrainer(
+        model, args, processing_class=tokenizer, compute_metrics=lambda p: seen.append(p.predictions) or {},
+        data_collator=lambda rows: {"input_ids": torch.stack([row["input_ids"] for row in rows])},
+    )  # fmt: skip
+    found = trainer.predict(OF_LENGTHS).predictions
+    assert found.shape == (7, 7) and found.min() >= 0
+    for row, sample in zip(found.tolist(), OF_LENGTHS):
+        length = int(sample["input_ids"][0])
+        assert row[:length] == [length] * length and set(row[length:]) <= {PAD, pad}
+        assert length > 4 or row[-1] == pad  # of another batch than the widest row
+
+
+def test_labels_beside_generated_rows_are_still_filled_with_minus_100(generating):
+    model = t5()
+    model.config.max_length = model.generation_config.max_length = None
+    OfEachRow(model)
+    rows = [{**row, "labels": torch.tensor([3] * int(row["input_ids"][0]))} for row in OF_LENGTHS]
+    collate = lambda rows: {  # noqa: E731
+        "input_ids": torch.stack([row["input_ids"] for row in rows]),
+        "labels": torch.nn.utils.rnn.pad_sequence([row["labels"] for row in rows], True, -100),
+    }
+    trainer = generating(model, {"data_collator": collate})
+    trainer.args.per_device_eval_batch_size = 1
+    output = trainer.predict(rows)
+    assert output.predictions.min() >= 0
+    assert [row.tolist() for row in output.label_ids] == [
+        [3] * len(row["labels"]) + [-100] * (7 - len(row["labels"])) for row in rows
+    ]
+
+
+def test_beams_of_batches_of_any_width_can_be_decoded(generating):
+    model = gpt2()
+    model.config.max_length = model.generation_config.max_length = None
+    trainer = generating(model, generation_num_beams=2)
+    trainer.args.per_device_eval_batch_size = 2
+    rows = [{"input_ids": torch.arange(2, 2 + length)} for length in (2, 2, 5, 5, 3)]
+    found = trainer.predict(rows, max_new_tokens=2).predictions
+    assert found.shape == (5, 7) and found.min() >= 0
+    for row, sample in zip(found.tolist(), rows):
+        with torch.no_grad():
+            alone = model.generate(input_ids=sample["input_ids"][None], max_new_tokens=2, num_beams=2)[0].tolist()
+        assert row == alone + [EOS] * (7 - len(alone))
+
+
+def test_several_sequences_for_a_sample_are_rows_that_follow_each_other(generating):
+    model = t5()
+    OfEachRow(model, rows_each=2)
+    trainer = generating(model)
+    found = trainer.predict(OF_LENGTHS, num_return_sequences=2).predictions
+    assert found[:, 0].tolist() == [int(row["input_ids"][0]) for row in OF_LENGTHS for _ in range(2)]
+    trainer.args.eval_sampling_strategy = "length_sorted"
+    with pytest.raises(ValueError, match=r"num_return_sequences=2 .* eval_sampling_strategy"):
+        trainer.predict(OF_LENGTHS, num_return_sequences=2)
+
+
+@MODELS
+def test_sequences_are_taken_out_of_a_generation_that_returns_a_dict(generating, make_model):
+    as_dict, plain = generating(make_model()), generating(make_model())
+    call = {"return_dict_in_generate": True, "output_scores": True}
+    found = as_dict.predict(ROWS, max_length=6, **call)
+    assert np.array_equal(found.predictions, plain.predict(ROWS, max_length=6).predictions)
+    config = transformers.GenerationConfig(**{**SETTINGS, "return_dict_in_generate": True})
+    assert generating(t5(), generation_config=config).predict(ROWS).predictions.shape == (6, 6)
 
 
 # ----------------------------------------------------------------------------------------------- generation_config ----
@@ -204,7 +313,11 @@ def test_padding_without_any_pad_token_says_what_to_set(generating):
 SETTINGS = {"max_length": 6, "num_beams": 2, "pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": PAD}
 
 
-@pytest.mark.parametrize("given_as", ["object", "directory", "file", "path"])
+def arguments_with(**given):
+    return Seq2SeqTrainingArguments("out", report_to="none", use_cpu=True, **given)
+
+
+@pytest.mark.parametrize("given_as", ["object", "directory", "file", "path", "dict", "its own json", "json text"])
 def test_a_generation_config_may_be_an_object_a_directory_or_a_file(generating, tmp_path, given_as):
     config = transformers.GenerationConfig(**SETTINGS)
     folder = tmp_path / "settings"
@@ -215,6 +328,9 @@ def test_a_generation_config_may_be_an_object_a_directory_or_a_file(generating, 
         "directory": str(folder),
         "file": str(folder / "other.json"),
         "path": folder / "other.json",
+        "dict": SETTINGS,
+        "its own json": json.loads(arguments_with(generation_config=config).to_json_string())["generation_config"],
+        "json text": json.dumps(SETTINGS),
     }[given_as]
     trainer = generating(generation_config=given)
     assert {name: getattr(trainer.model.generation_config, name) for name in SETTINGS} == SETTINGS
@@ -241,6 +357,20 @@ def test_the_generation_config_is_saved_with_the_model_as_it_was_given(generatin
 def test_a_config_that_contradicts_itself_is_an_error_at_construction(generating, tmp_path, wrong):
     with pytest.raises(ValueError, match=r"generation_config=.*" + "|".join(wrong)):
         generating(generation_config=transformers.GenerationConfig(**{**SETTINGS, **wrong}))
+
+
+def test_arguments_read_their_own_json_again(tmp_path):
+    first = arguments_with(generation_config=transformers.GenerationConfig(**SETTINGS))
+    again = json.loads(first.to_json_string())
+    trainer = Seq2SeqTrainer(t5(), arguments_with(generation_config=again["generation_config"]))
+    assert {name: getattr(trainer.model.generation_config, name) for name in SETTINGS} == SETTINGS
+
+
+@pytest.mark.parametrize("wrong", [{"num_beam": 2}, {"max_length": 6, "temprature": 0.5, "beams": 2}])
+def test_a_setting_that_there_is_not_is_named(generating, wrong):
+    unknown = [name for name in wrong if name != "max_length"]
+    with pytest.raises(ValueError, match=f"'{unknown[0]}'.*of GenerationConfig"):
+        generating(generation_config=wrong)
 
 
 @pytest.mark.parametrize("missing", ["nowhere", "nowhere.json"])

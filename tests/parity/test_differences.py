@@ -190,19 +190,33 @@ def test_predictions_of_samples_grouped_by_length_are_in_the_order_of_the_data(c
     assert found != samples and sorted(found) == sorted(samples)
 
 
-def test_a_metric_per_batch_keeps_no_predictions(columns: Any) -> None:
-    def metric(prediction: Any, compute_result: bool) -> dict[str, float]:
-        return {"rows": float(len(prediction.predictions))}
+class RaggedBytes(torch.nn.Module):
+    """A mask and bytes for each token, in batches whose width differs."""
 
-    outputs = [
-        columns.trainer(column, "bert", batch_eval_metrics=True, given={"compute_metrics": metric}).predict(
-            columns.build_data("bert", 7)
-        )
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, input_ids: Any, labels: Any = None) -> Any:
+        outputs = {"mask": input_ids > 0, "bytes": input_ids.to(torch.uint8)}
+        return outputs if labels is None else {"loss": self.weight * 0, **outputs}
+
+
+def test_ragged_masks_and_bytes_are_padded_with_what_is_no_value_of_theirs(columns: Any) -> None:
+    rows = [{"input_ids": torch.arange(1, 2 + width), "labels": torch.tensor(0)} for width in (2, 4)]
+    ours, theirs = (
+        columns.trainer(
+            column, "regression", given={"model": RaggedBytes()}, per_device_eval_batch_size=1, report_to="none"
+        ).predict(rows)
         for column in COLUMNS
-    ]
-    assert outputs[0].predictions is None and outputs[0].label_ids is None
-    assert len(outputs[1].predictions) == 7
-    assert outputs[0].metrics["test_rows"] == outputs[1].metrics["test_rows"]
+    )
+    mask, values = ours.predictions
+    assert (mask.dtype, values.dtype) == (np.int8, np.int16)
+    assert mask.tolist() == [[1, 1, 1, -100, -100], [1] * 5]
+    assert values.tolist() == [[1, 2, 3, -100, -100], [1, 2, 3, 4, 5]]
+    mask, values = theirs.predictions
+    assert mask.all()  # True is also what the mask itself says
+    assert values[0].tolist() == [1, 2, 3, 156, 156]
 
 
 def test_a_metric_per_batch_without_a_metric_is_an_error(columns: Any) -> None:

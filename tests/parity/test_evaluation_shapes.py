@@ -28,7 +28,7 @@ KINDS: dict[str, Any] = {
     "bfloat16": lambda logits: {"logits": logits.bfloat16()},
     "float16": lambda logits: {"logits": logits.half()},
     "double": lambda logits: {"logits": logits.double()},
-    "booleans": lambda logits: {"logits": logits > 0},
+    "booleans": lambda logits: {"logits": (logits > 0).all(1)},  # of one width; ragged ones: test_differences.py
     "a tuple in a dict": lambda logits: {"logits": logits, "layers": (logits[:, 0], narrow(logits))},
     "a list in a dict": lambda logits: {"logits": logits, "layers": [logits + 1, [logits.bfloat16()]]},
     "a dict in a dict": lambda logits: {"logits": {"a": logits, "b": narrow(logits)}, "x": (logits.bfloat16(),)},

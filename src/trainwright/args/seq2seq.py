@@ -30,7 +30,9 @@ class Seq2SeqTrainingArguments(TrainingArguments):
         None, "Beams of the search while evaluating. None: as the model's config says."
     )
     generation_config: Any = option(
-        None, "Generation settings: a GenerationConfig, a folder that holds one, or the name of a model on the hub."
+        None,
+        "Generation settings: a GenerationConfig, a dict (or JSON) of its settings, a folder or file that holds one, "
+        "or the name of a model on the hub.",
     )
 
     def __post_init__(self) -> None:

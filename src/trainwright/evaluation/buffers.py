@@ -8,14 +8,24 @@ repeated result this equals bit for bit), rows beyond the memory budget (`spill`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from trainwright.evaluation.spill import MemoryBudget, RowsFile, place
-from trainwright.evaluation.tensors import Nested, atleast_1d, map_leaves, numpify, rebuild
+from trainwright.evaluation.tensors import (
+    Nested,
+    atleast_1d,
+    fill_for,
+    lists_samples,
+    map_leaves,
+    numpify,
+    padding_for,
+    rebuild,
+    with_room_for,
+)
 from trainwright.names import IGNORE_INDEX
 
 Array = np.ndarray[Any, Any]
@@ -30,11 +40,14 @@ BATCHES_AT_ONCE = 32  # that one call joins; they are held twice until it return
 class ArrayBuffer:
     """The batches of one leaf: tensors on any device, or arrays; or None in every batch.
 
-    The dtype follows `nested_concat`: batches of one width promote, one of another width is cast to the dtype so far.
+    The dtype follows `nested_concat`: batches of one width promote, one of another width is cast to the dtype so far,
+    which then has room for the padding (`with_room_for`).
     """
 
-    def __init__(self, padding_index: int = IGNORE_INDEX, budget: MemoryBudget | None = None) -> None:
-        self.padding_index = padding_index
+    def __init__(
+        self, padding_index: int = IGNORE_INDEX, budget: MemoryBudget | None = None, token_padding: int | None = None
+    ) -> None:
+        self.padding_index, self.token_padding = padding_index, token_padding
         self.budget = budget
         if budget is not None:
             budget.join(self)
@@ -128,14 +141,15 @@ class ArrayBuffer:
                 "(samples) and 1 (padded on the right) may differ, others not. "
                 "eval_do_concat_batches=False keeps batches apart."
             )
-        if leaf.dtype == self._dtype:
-            return leaf
-        if width == self._width:
+        dtype = self._dtype
+        if leaf.dtype != dtype and (width == self._width or _is_text(dtype)):
             promote: Any = torch.promote_types if self._is_tensor else np.promote_types
-            dtype = promote(self._dtype, leaf.dtype)
-            if dtype != self._dtype:
-                self._recast(dtype)
-        return _cast(leaf, self._dtype)
+            dtype = promote(dtype, leaf.dtype)
+        if width != self._width:
+            dtype = with_room_for(dtype, padding_for(dtype, self.padding_index, self.token_padding))
+        if dtype != self._dtype:
+            self._recast(dtype)
+        return leaf if leaf.dtype == dtype else _cast(leaf, dtype)
 
     def _recast(self, dtype: Any) -> None:
         """Bring the batches so far into `dtype`. Their padding is cast with them, so they are padded first."""
@@ -143,7 +157,7 @@ class ArrayBuffer:
         if self._file is not None:
             self.to_host()
             self.flush()
-            padded, self._file = self._file.mapped(self._final_row_shape(), self.padding_index), None
+            padded, self._file = self._file.mapped(self._final_row_shape(), self._fill()), None
             for start in range(0, len(padded), ROWS_AT_ONCE):
                 rows = np.array(padded[start : start + ROWS_AT_ONCE])
                 self._on_host.append(_cast(torch.from_numpy(rows) if self._is_tensor else rows, dtype))
@@ -164,7 +178,7 @@ class ArrayBuffer:
     def _joined_on_device(self, batches: list[torch.Tensor]) -> torch.Tensor:
         rows = sum(batch.shape[0] for batch in batches)
         joined = batches[0].new_empty((rows, *self._final_row_shape()))
-        _copy_all(joined, batches, self.padding_index)
+        _copy_all(joined, batches, self._fill())
         return joined
 
     def to_host(self) -> None:
@@ -201,7 +215,7 @@ class ArrayBuffer:
         self.to_host()
         if self._file is not None:
             self.flush()
-            array = self._file.mapped(self._final_row_shape(), self.padding_index, positions)
+            array = self._file.mapped(self._final_row_shape(), self._fill(), positions)
             self._file = None
         else:
             array = self._joined(positions)
@@ -223,15 +237,25 @@ class ArrayBuffer:
             start = 0
             while batches:
                 rows = batches.pop()
-                place(target, _cast(rows, target.dtype), start, self.padding_index, where)
+                place(target, _cast(rows, target.dtype), start, self._fill(), where)
                 start += rows.shape[0]
             return placed
         if len(batches) == 1:
             return first  # type: ignore[no-any-return]
         # Allocated by NumPy, which asks for huge pages: new memory costs half as much to touch as torch's.
         joined: Array = np.empty((self.num_rows, *self._final_row_shape()), first.dtype)
-        _copy_all(torch.from_numpy(joined) if self._is_tensor else joined, batches, self.padding_index)
+        _copy_all(torch.from_numpy(joined) if self._is_tensor else joined, batches, self._fill())
         return joined
+
+    def _fill(self) -> Any:
+        return fill_for(self._dtype, padding_for(self._dtype, self.padding_index, self.token_padding))
+
+    def rows(self, positions: Array | None, num_rows: int | None, limit: int | None) -> Array | None:
+        """`array`, in the order of `positions` and at most `limit` rows, where its rows are the `num_rows` samples."""
+        array = self.array(positions if self.num_rows == num_rows else None)
+        if array is None or limit is None or num_rows is None or limit >= num_rows or len(array) != num_rows:
+            return array
+        return array[:limit]
 
     def _final_row_shape(self) -> tuple[int, ...]:
         return (self._width, *self._row_shape[1:]) if len(self._row_shape) else ()
@@ -240,7 +264,81 @@ class ArrayBuffer:
 KEEP_APART = "eval_do_concat_batches=False keeps batches apart."
 
 
-def _copy_all(target: Any, batches: list[Any], padding_index: int) -> None:
+class ListBuffer:
+    """A list in every batch: an entry for each sample, or always the same outputs. The batches tell which, together.
+
+    Entries of samples may be anything and stay what they are, but tensors become arrays; they are never written to
+    files. new_buffers: what a nesting of outputs is put into.
+    """
+
+    def __init__(self, new_buffers: Callable[[Nested], Nested]) -> None:
+        self._new_buffers = new_buffers
+        self._batches: list[tuple[list[Any], int]] = []  # with the samples of each, where these may be samples
+        self._num_on_host = 0
+        self._outputs: Nested = None  # buffers, where these are outputs
+
+    def add(self, values: Nested, num_rows: int | None) -> None:
+        """Append the list of a batch of `num_rows` samples."""
+        if self._outputs is not None:
+            self._outputs = _add(self._outputs, values, num_rows)
+        elif lists_samples(values, num_rows) is not False and num_rows is not None:
+            self._batches.append((values, num_rows))
+        elif any(lists_samples(*batch) for batch in self._batches):
+            kind = f"{len(values)} entries" if isinstance(values, (list, tuple)) else f"a {type(values).__name__}"
+            raise ValueError(
+                f"the first batches gave a list with an entry for each sample, a later batch of {num_rows} samples "
+                f"gave {kind}. {KEEP_APART}"
+            )
+        else:
+            self._become_outputs()
+            self.add(values, num_rows)
+
+    def _become_outputs(self) -> None:
+        batches, self._batches = self._batches, []
+        self._outputs = [self._new_buffers(value) for value in batches[0][0]]
+        for values, num_rows in batches:
+            self._outputs = _add(self._outputs, values, num_rows)
+
+    def to_host(self) -> None:
+        """Move entries that lie on a device to the host."""
+        if self._outputs is not None:
+            map_leaves(lambda buffer: buffer.to_host(), self._outputs)
+        for index in range(self._num_on_host, len(self._batches)):
+            values, num_rows = self._batches[index]
+            self._batches[index] = (map_leaves(numpify, values), num_rows)
+        self._num_on_host = len(self._batches)
+
+    def rows(self, positions: Array | None, num_rows: int | None, limit: int | None) -> Nested:
+        """A list with an entry per sample, in the order of `positions` and at most `limit`; or a list of arrays."""
+        if self._outputs is None and not self._are_samples():
+            self._become_outputs()
+        if self._outputs is not None:
+            return map_leaves(lambda buffer: buffer.rows(positions, num_rows, limit), self._outputs)
+        self.to_host()
+        entries = [entry for values, _ in self._batches for entry in values]
+        if len(entries) != num_rows:
+            return entries
+        if positions is not None:
+            ordered: list[Any] = [None] * len(positions)
+            for position, entry in zip(positions, entries):
+                ordered[position] = entry
+            entries = ordered
+        return entries[:limit]
+
+    def _are_samples(self) -> bool:
+        """Lists as long as batches that differ in length are of samples; so are dicts, where nothing tells."""
+        return (
+            len({num_rows for _, num_rows in self._batches}) > 1
+            or any(lists_samples(*batch) for batch in self._batches)
+            or isinstance(self._batches[0][0][0], Mapping)
+        )
+
+
+def _is_text(dtype: Any) -> bool:
+    return getattr(dtype, "kind", "") in ("U", "S")
+
+
+def _copy_all(target: Any, batches: list[Any], padding_index: Any) -> None:
     """Fill `target` with the rows of `batches`, all tensors or all arrays, and empty the list on the way."""
     concatenate: Any = torch.cat if isinstance(target, torch.Tensor) else np.concatenate
     batches.reverse()
@@ -274,21 +372,29 @@ class EvalLoopContainer:
 
     do_nested_concat: one array per leaf with all samples; False: a list with one entry per batch.
     padding_index: what fills the right of dimension 1 where batches differ in width.
-    budget: bytes beyond which rows go to files; it holds for `do_nested_concat` only.
+    budget: bytes beyond which rows go to files; it holds for `do_nested_concat` only. token_padding: what fills rows of
+    integers instead, where these are tokens.
     """
 
     def __init__(
-        self, do_nested_concat: bool = True, padding_index: int = IGNORE_INDEX, *, budget: MemoryBudget | None = None
+        self,
+        do_nested_concat: bool = True,
+        padding_index: int = IGNORE_INDEX,
+        *,
+        budget: MemoryBudget | None = None,
+        token_padding: int | None = None,
     ) -> None:
         self.do_nested_concat = do_nested_concat
-        self.padding_index = padding_index
+        self.padding_index, self.token_padding = padding_index, token_padding
         self.budget = budget
-        self._buffers: Nested = None  # an ArrayBuffer per leaf, nested as the first batch was
+        self._buffers: Nested = None  # an ArrayBuffer per leaf, nested as the first batch was; a ListBuffer per list
         self._batches: list[Nested] = []  # of do_nested_concat=False
         self._num_on_host = 0  # how many of `_batches` are arrays already
 
-    def add(self, tensors: Nested) -> None:
+    def add(self, tensors: Nested, num_rows: int | None = None) -> None:
         """Append one batch; tensors stay on their device. None, what a dataset without labels gives, adds nothing.
+
+        num_rows: the samples of the batch. Without it no list is taken for one with an entry per sample.
 
         Raises ValueError for None after a batch that had something: rows would no longer belong to samples.
         """
@@ -300,16 +406,27 @@ class EvalLoopContainer:
             self._batches.append(tensors)
             return
         if self._buffers is None:
-            self._buffers = map_leaves(lambda leaf: ArrayBuffer(self.padding_index, self.budget), tensors)
+            self._buffers = self._new_buffers(tensors, num_rows)
         if type(self._buffers) is ArrayBuffer:
             self._buffers.add(tensors)
         else:
-            self._buffers = _add(self._buffers, tensors)
+            self._buffers = _add(self._buffers, tensors, num_rows)
+
+    def _new_buffers(self, tensors: Nested, num_rows: int | None = None) -> Nested:
+        """Empty buffers for what is nested as `tensors` are."""
+        if type(tensors) is list and num_rows is not None and lists_samples(tensors, num_rows) is not False:
+            return ListBuffer(self._new_buffers)
+        if isinstance(tensors, Mapping):
+            empty = {key: self._new_buffers(value, num_rows) for key, value in tensors.items()}
+            return type(tensors)(empty)  # type: ignore[call-arg]
+        if isinstance(tensors, (list, tuple)):
+            return rebuild(tensors, [self._new_buffers(value, num_rows) for value in tensors])
+        return ArrayBuffer(self.padding_index, self.budget, self.token_padding)
 
     def add_alike(self, batches: Sequence[torch.Tensor]) -> None:
         """`add` each of these, which have one shape and dtype and are no slices. Not where batches are kept apart."""
         if self._buffers is None:
-            self._buffers = ArrayBuffer(self.padding_index, self.budget)
+            self._buffers = self._new_buffers(batches[0])
         if type(self._buffers) is ArrayBuffer:
             self._buffers.add_alike(batches)
         else:
@@ -319,31 +436,37 @@ class EvalLoopContainer:
         """Move what was added since the last call to the host. Waits for the device."""
         if self.do_nested_concat:
             if self._buffers is not None:
-                map_leaves(ArrayBuffer.to_host, self._buffers)
+                map_leaves(lambda buffer: buffer.to_host(), self._buffers)
             return
         for index in range(self._num_on_host, len(self._batches)):
             self._batches[index] = map_leaves(numpify, self._batches[index])
         self._num_on_host = len(self._batches)
 
-    def get_arrays(self, positions: Array | None = None, num_rows: int | None = None) -> Nested:
+    def get_arrays(
+        self, positions: Array | None = None, num_rows: int | None = None, limit: int | None = None
+    ) -> Nested:
         """What was added as arrays (without concatenation, a list with an entry per batch); None where nothing was.
 
-        positions: where each row belongs, for leaves that have `num_rows` rows (`ArrayBuffer.array`).
+        positions: where each row belongs, for leaves that have `num_rows` rows (`ArrayBuffer.array`); of these at most
+        `limit` are returned.
         """
         if self.do_nested_concat:
             if self._buffers is None:
                 return None
-            return map_leaves(
-                lambda buffer: buffer.array(positions if buffer.num_rows == num_rows else None), self._buffers
-            )
+            return map_leaves(lambda buffer: buffer.rows(positions, num_rows, limit), self._buffers)
         self.to_cpu_and_numpy()
         return self._batches or None
 
 
-def _add(buffers: Nested, tensors: Nested) -> Nested:
-    """Add each leaf to its buffer. A sequence keeps the length of the shortest, a mapping the keys of the first."""
+def _add(buffers: Nested, tensors: Nested, num_rows: int | None = None) -> Nested:
+    """Add each leaf to its buffer. A mapping keeps the keys of the first batch. Raises where a sequence has another
+    length than in the first batch: its entries would be lost.
+    """
     if type(buffers) is ArrayBuffer:
         buffers.add(tensors)
+        return buffers
+    if type(buffers) is ListBuffer:
+        buffers.add(tensors, num_rows)
         return buffers
     if type(buffers) is not type(tensors):
         kinds = f"a nesting of {type(buffers).__name__}, then of {type(tensors).__name__}"
@@ -351,7 +474,9 @@ def _add(buffers: Nested, tensors: Nested) -> Nested:
     if isinstance(buffers, (dict, Mapping)):  # dict first: the check of an abstract class costs calls
         if missing := [key for key in buffers if key not in tensors]:
             raise KeyError(f"a batch lacks the outputs {missing} that the first one had; it has {list(tensors)}.")
-        joined = {key: _add(buffer, tensors[key]) for key, buffer in buffers.items()}
+        joined = {key: _add(buffer, tensors[key], num_rows) for key, buffer in buffers.items()}
         return buffers if joined == dict(buffers) else type(buffers)(joined)  # type: ignore[call-arg]
-    added = [_add(buffer, tensor) for buffer, tensor in zip(buffers, tensors)]
+    if len(buffers) != len(tensors):
+        raise ValueError(f"one batch gave {len(buffers)} outputs, a later one {len(tensors)}. {KEEP_APART}")
+    added = [_add(buffer, tensor, num_rows) for buffer, tensor in zip(buffers, tensors)]
     return buffers if added == list(buffers) else rebuild(buffers, added)

@@ -14,7 +14,7 @@ import torch
 
 from trainwright.evaluation.buffers import EvalLoopContainer
 from trainwright.evaluation.spill import MemoryBudget
-from trainwright.evaluation.tensors import Nested, find_batch_size, nested_truncate
+from trainwright.evaluation.tensors import Nested
 
 Array = np.ndarray[Any, Any]
 
@@ -24,14 +24,20 @@ class KeptRows:
 
     needs_losses = False  # they are asked for at the end
 
-    def __init__(self, concat_batches: bool, budget: MemoryBudget | None) -> None:
-        self._containers = [EvalLoopContainer(concat_batches, budget=budget) for _ in range(3)]
+    def __init__(self, concat_batches: bool, budget: MemoryBudget | None, token_padding: int | None = None) -> None:
+        self._containers = [
+            EvalLoopContainer(concat_batches, budget=budget, token_padding=padding)
+            for padding in (token_padding, None, None)
+        ]
 
-    def add(self, logits: Nested, labels: Nested, main_inputs: Nested, losses: Any = None) -> None:
+    def add(
+        self, logits: Nested, labels: Nested, main_inputs: Nested, losses: Any = None, num_rows: int | None = None
+    ) -> None:
+        """Append a batch of `num_rows` samples."""
         predictions, label_ids, inputs = self._containers
-        predictions.add(logits)
-        label_ids.add(labels)
-        inputs.add(main_inputs)
+        predictions.add(logits, num_rows)
+        label_ids.add(labels, num_rows)
+        inputs.add(main_inputs, num_rows)
 
     def add_alike(self, logits: Sequence[torch.Tensor] | None, labels: torch.Tensor | None) -> None:
         """Batches whose logits have one shape and dtype, none of them a slice; the labels of all in one."""
@@ -46,9 +52,12 @@ class KeptRows:
         for container in self._containers:
             container.to_cpu_and_numpy()
 
-    def arrays(self, places: Array | None, num_rows: int) -> tuple[Nested, ...]:
-        """Predictions, labels and inputs, None where nothing came; each row at its place, where `places` says it."""
-        return tuple(container.get_arrays(places, num_rows) for container in self._containers)
+    def arrays(self, places: Array | None, num_rows: int, num_samples: int) -> tuple[Nested, ...]:
+        """Predictions, labels and inputs, None where nothing came; each row at its place, where `places` says it.
+
+        Of `num_rows` rows the first `num_samples` are returned; of rows that are no samples (one per token) all.
+        """
+        return tuple(container.get_arrays(places, num_rows, num_samples) for container in self._containers)
 
 
 def places_of(sampled: Any, num_samples: int) -> Array | None:
@@ -68,8 +77,3 @@ def placed(values: Array, places: Array) -> Array:
     result = np.empty_like(values, shape=places.shape)
     result[places] = values[: len(places)]
     return result
-
-
-def without_repeats(rows: Nested, num_samples: int, num_rows: int) -> Nested:
-    """The first `num_samples` of `num_rows` rows. Rows that are no samples, such as one per token, stay as they are."""
-    return nested_truncate(rows, num_samples) if num_samples < num_rows and find_batch_size(rows) == num_rows else rows

@@ -16,7 +16,14 @@ import numpy as np
 import torch
 
 from trainwright.data.batch_groups import in_groups
-from trainwright.evaluation.collect import Collected, Collector, GatheringCollector, main_input_of, padded_gather
+from trainwright.evaluation.collect import (
+    AcrossProcesses,
+    Collected,
+    Collector,
+    GatheringCollector,
+    main_input_of,
+    padded_gather,
+)
 from trainwright.evaluation.each_batch import EachBatch, as_dict
 from trainwright.evaluation.kept import KeptRows
 from trainwright.evaluation.losses import weighted_mean
@@ -42,6 +49,8 @@ def run_evaluation(
     preprocess_logits: Callable[[Nested, Nested], Nested] | None = None,
     gather: Callable[[Nested], Nested] | None = None,
     pad_across_processes: Callable[..., Nested] | None = None,
+    gather_objects: Callable[[Any], list[Any]] | None = None,
+    num_own_rows: Callable[[int], int] | None = None,
     after_batch: Callable[[], None] | None = None,
     average_losses: Callable[[Array], float] | None = None,
     num_samples_expected: int | None = None,
@@ -58,7 +67,8 @@ def run_evaluation(
     streaming: metrics that are given each batch, in place of `compute_metrics`.
     preprocess_logits: (logits, labels) -> what to keep instead of the logits.
     gather: rows of all processes, without the samples that were repeated to make shares equal.
-    pad_across_processes: called as (tensors, dim=1, pad_index=-100) before `gather`.
+    pad_across_processes: called as (tensor, dim=1, pad_index=-100) before `gather`.
+    gather_objects: one value of each process; num_own_rows: the rows of a batch that are not repeated from elsewhere.
     average_losses: losses (num_samples,), each sample's being the mean of its batch -> loss; instead of `loss_average`.
     num_samples_expected: length of the dataset, where known: what was gathered beyond it is cut off.
     prepare_inputs: moves the inputs that `include_inputs` keeps to the device, which gathering needs.
@@ -70,11 +80,14 @@ def run_evaluation(
     for one that returns no dict.
     """
     rows: KeptRows | EachBatch
+    kept = KeptRows(settings.concat_batches, budget, settings.token_padding)
     if settings.batch_metrics:
-        rows = EachBatch(compute_metrics, needs_losses=settings.include_losses)
+        rows = EachBatch(compute_metrics, settings.include_losses, kept if settings.keep_predictions else None)
     else:
-        rows = KeptRows(settings.concat_batches, budget)
-    across_processes = None if gather is None else padded_gather(gather, pad_across_processes)
+        rows = kept
+    across_processes = None
+    if gather is not None:
+        across_processes = padded_gather(gather, pad_across_processes, gather_objects, num_own_rows)
     collector = _collector(
         settings, rows, main_input_of(main_input_name, prepare_inputs, settings), gather, across_processes
     )
@@ -106,7 +119,7 @@ def _collector(
     rows: KeptRows | EachBatch,
     main_inputs: Callable[[Any], Nested] | None,
     gather: Callable[[Nested], Nested] | None,
-    across_processes: Callable[[Nested], Nested] | None,
+    across_processes: AcrossProcesses | None,
 ) -> Collector | Runs:
     """What takes the batches: one process or several; in runs where nothing has to see a batch by itself."""
     if gather is not None and across_processes is not None:
@@ -122,7 +135,7 @@ def _with_logits_seen(
     settings: LoopSettings,
     preprocess: Callable[[Nested, Nested], Nested] | None,
     streaming: StreamingMetrics | None,
-    across_processes: Callable[[Nested], Nested] | None,
+    across_processes: AcrossProcesses | None,
 ) -> Predict:
     """`predict`, whose logits are preprocessed and then counted by `streaming`; without logits where only the loss was
     asked for.

@@ -58,11 +58,14 @@ class Predictor:
             has_loss = labels is not None
         else:
             has_loss = gives_loss(inputs, self._label_names, self._can_return_loss)
+        unprepared = None
         if self._prepares or not inputs:
             inputs = self._prepare(inputs)
-            labels = None
+            unprepared, labels = labels, None
         if has_loss and (type(labels) is not torch.Tensor or labels.requires_grad):
             labels = labels_in(inputs, self._label_names)
+            if labels is None:  # an override of `_prepare_inputs` renamed them
+                labels = _detached(unprepared)
         # `torch.no_grad()` in 3 calls, not 11. Not around the loop: a loader or a callback may want gradients.
         loss: torch.Tensor | None
         had_gradients = torch.is_grad_enabled()
@@ -80,7 +83,8 @@ class Predictor:
             torch._C._set_grad_enabled(had_gradients)
         if self._loss_only:
             return loss, None, None
-        return loss, predictions_in(outputs, self._ignore_keys, holds_loss=has_loss), labels
+        holds_loss = has_loss and (self._is_plain or begins_with_loss(outputs, self._model))
+        return loss, predictions_in(outputs, self._ignore_keys, holds_loss), labels
 
     def _ask(self, inputs: Any, has_loss: bool) -> tuple[torch.Tensor | None, Any]:
         if not has_loss:
@@ -121,8 +125,28 @@ def labels_in(inputs: Mapping[str, Any], label_names: Sequence[str]) -> Any:
     return tuple(_detached(inputs.get(name)) for name in label_names) or None
 
 
+def begins_with_loss(outputs: Any, model: Any) -> bool:
+    """Whether the first of a model's outputs is a loss, where the loss of the batch may have been computed elsewhere:
+    a tuple of a model that was given no labels begins with a prediction.
+
+    A loss is one number, or None in its place, or a number of each replica of a DataParallel `model`.
+    """
+    if isinstance(outputs, Mapping):
+        return True  # which has it under its name, if at all
+    first = outputs
+    if isinstance(outputs, (tuple, list)):
+        first = outputs[0] if outputs else None
+    if isinstance(first, torch.Tensor):
+        return first.ndim == 0 or (first.ndim == 1 and isinstance(model, torch.nn.DataParallel))
+    return first is None
+
+
 def predictions_in(outputs: Any, ignore_keys: Sequence[str], holds_loss: bool) -> Any:
-    """The predictions among a model's outputs: all but the loss and `ignore_keys`; a tuple where there are several."""
+    """The predictions among a model's outputs: all but the loss and `ignore_keys`; a tuple where there are several.
+
+    holds_loss: the loss is among them, under "loss" in a mapping, else first. A list of a dict for each sample, as
+    detectors return it, is one prediction; an object that is none of these is its attributes.
+    """
     if type(outputs) is dict or isinstance(outputs, Mapping):
         values = []
         for key, value in outputs.items():
@@ -130,9 +154,13 @@ def predictions_in(outputs: Any, ignore_keys: Sequence[str], holds_loss: bool) -
                 has_graph = type(value) is not torch.Tensor or value.requires_grad
                 values.append(nested_detach(value) if has_graph else value)
     elif isinstance(outputs, torch.Tensor):
+        values = [] if holds_loss and outputs.ndim == 0 else [_detached(outputs)]
+    elif isinstance(outputs, list) and outputs and isinstance(outputs[0], Mapping):
         values = [_detached(outputs)]
-    else:
+    elif isinstance(outputs, (tuple, list)):
         values = [_detached(value) for value in (outputs[1:] if holds_loss else outputs)]
+    else:
+        return predictions_in(vars(outputs), ignore_keys, holds_loss)
     return values[0] if len(values) == 1 else tuple(values)
 
 

@@ -6,12 +6,12 @@ out of predictions and labels (gathering). A model gives one loss per batch, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from trainwright.evaluation.tensors import Nested, map_leaves
+from trainwright.evaluation.tensors import Nested, lists_samples, rebuild
 from trainwright.splitting import CannotSplit, first_rows, num_samples
 
 
@@ -33,8 +33,14 @@ def predict_own_rows(
     loss, logits, labels = predict_batch(first_rows(inputs, own))
 
     def filled(tensor: Any) -> Any:
+        if lists_samples(tensor, own):
+            return tensor + tensor[-1:] * (num_rows - own)
+        if isinstance(tensor, Mapping):
+            return type(tensor)({key: filled(value) for key, value in tensor.items()})  # type: ignore[call-arg]
+        if isinstance(tensor, (list, tuple)):
+            return rebuild(tensor, [filled(value) for value in tensor])
         if not isinstance(tensor, torch.Tensor) or tensor.ndim == 0 or len(tensor) != own:
             return tensor
         return torch.cat([tensor, tensor[-1:].expand(num_rows - own, *tensor.shape[1:])])
 
-    return loss, map_leaves(filled, logits), map_leaves(filled, labels)
+    return loss, filled(logits), filled(labels)

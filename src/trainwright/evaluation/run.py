@@ -31,6 +31,7 @@ def evaluate(
     labels_are_shifted: bool,
     label_names: tuple[str, ...],
     metric_key_prefix: str,
+    token_padding: int | None = None,
     **for_loop: Any,
 ) -> EvalLoopOutput:
     """Evaluate over `batches` as `args` (TrainingArguments) ask, in all processes of the run together.
@@ -45,11 +46,12 @@ def evaluate(
         concat_batches=args.eval_do_concat_batches,
         include_inputs="inputs" in args.include_for_metrics,
         include_losses="loss" in args.include_for_metrics,
-        keep_predictions=keeps_predictions or not streams,
+        keep_predictions=keeps_predictions or not (streams or args.batch_eval_metrics),
         batch_metrics=args.batch_eval_metrics and not streams,
         loss_average=args.eval_loss_average,
         labels_are_shifted=labels_are_shifted,
         label_names=label_names,
+        token_padding=token_padding,
         metric_key_prefix=metric_key_prefix,
     )
     streaming = None
@@ -61,10 +63,10 @@ def evaluate(
             sum_over_processes=strategy.sum if together else None,
             without_repeats=functools.partial(strategy.without_repeats, dataloader=batches) if together else None,
         )
+    num_own = functools.partial(strategy.num_own_rows, dataloader=batches)
     if together:
         from trainwright.evaluation.repeated import predict_own_rows
 
-        num_own = functools.partial(strategy.num_own_rows, dataloader=batches)
         predict = functools.partial(predict_own_rows, predict_batch=predict, num_own=num_own)
     return run_evaluation(
         batches,
@@ -74,6 +76,8 @@ def evaluate(
         streaming=streaming,
         gather=strategy.gather_for_metrics if together else None,
         pad_across_processes=strategy.pad_across_processes if together else None,
+        gather_objects=strategy.gather_objects if together else None,
+        num_own_rows=num_own,
         order=functools.partial(sampled_order, batches),
         budget=MemoryBudget.of_run(args.eval_memory_budget_gib, str(args.output_dir), strategy.num_processes_here),
         **for_loop,

@@ -25,10 +25,11 @@ class LoopSettings:
     concat_batches: bool = True  # False: lists with an entry per batch [eval_do_concat_batches]
     include_inputs: bool = False  # [include_for_metrics]
     include_losses: bool = False  # [include_for_metrics]
-    batch_metrics: bool = False  # compute_metrics sees each batch and nothing is kept [batch_eval_metrics]
+    batch_metrics: bool = False  # compute_metrics sees each batch [batch_eval_metrics]
     loss_average: str = "items"  # "items": over labels, whatever the batch size; "batches": of batch means, by samples
     labels_are_shifted: bool = False  # position t predicts label t + 1, so a sample's first label is no target
     label_names: tuple[str, ...] = ("labels",)  # where labels stand in the inputs [label_names]
+    token_padding: int | None = None  # pads integers among the predictions, where these are generated tokens
     metric_key_prefix: str = "eval"
 
     def __post_init__(self) -> None:

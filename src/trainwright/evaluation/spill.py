@@ -120,7 +120,7 @@ class RowsFile:
         else:
             self._runs.append((rows.shape, rows.dtype))
 
-    def mapped(self, row_shape: tuple[int, ...], padding_index: int, positions: Array | None = None) -> Array:
+    def mapped(self, row_shape: tuple[int, ...], padding_index: Any, positions: Array | None = None) -> Array:
         """All rows as one memory map (num_rows, *row_shape), padded on the right of dimension 1.
 
         positions: where each row belongs, as in `buffers.ArrayBuffer.array`. The file itself is mapped where rows lie
@@ -153,7 +153,7 @@ class RowsFile:
                 yield np.frombuffer(bytearray(content), dtype).reshape(shape)
 
 
-def place(target: Any, rows: Any, start: int, padding_index: int, positions: Any) -> None:
+def place(target: Any, rows: Any, start: int, padding_index: Any, positions: Any) -> None:
     """Write `rows`, the `start`-th and following of all, into `target`: in a row, or where `positions` says.
 
     All are arrays, or all are tensors. positions: None, or the row of `target` for each of all rows.

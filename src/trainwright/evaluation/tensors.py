@@ -38,18 +38,65 @@ def atleast_1d(tensor_or_array: Any) -> Any:
     return np.atleast_1d(tensor_or_array)
 
 
+def with_room_for(dtype: Any, fill: int) -> Any:
+    """The dtype, of torch or NumPy, of rows that are padded with `fill`: `dtype`, or for integers and bool that cannot
+    hold it the smallest signed one that holds it and all their values: a mask padded with -100 becomes int8, uint8
+    becomes int16.
+
+    Raises ValueError for uint64, whose values no signed type holds.
+    """
+    is_torch = isinstance(dtype, torch.dtype)
+    if is_torch and (dtype.is_floating_point or dtype.is_complex):
+        return dtype
+    name = str(dtype).removeprefix("torch.")
+    if name == "bool":
+        least, most = 0, 1
+    elif is_torch or dtype.kind in "iu":
+        values: Any = torch.iinfo(dtype) if is_torch else np.iinfo(dtype)
+        least, most = int(values.min), int(values.max)
+        if least <= fill <= most:
+            return dtype
+    else:
+        return dtype
+    for size in (8, 16, 32, 64):
+        limit = 2 ** (size - 1)
+        if -limit <= min(least, fill) and max(most, fill) < limit:
+            return getattr(torch, f"int{size}") if is_torch else np.dtype(f"int{size}")
+    raise ValueError(
+        f"Rows of {name} differ in width, and no integer type holds all of its values and the padding {fill}. Convert "
+        "them in preprocess_logits_for_metrics or in the collator, or keep batches apart with "
+        "eval_do_concat_batches=False."
+    )
+
+
+def padding_for(dtype: Any, padding_index: int, token_padding: int | None) -> int:
+    """`token_padding`, where it is given, for the types that tokens have, to be decoded. Else `padding_index`: smaller
+    types are masks and bytes, also where `with_room_for` made them of bool.
+    """
+    is_token = str(dtype).removeprefix("torch.") in ("int32", "int64")
+    return token_padding if is_token and token_padding is not None else padding_index
+
+
+def fill_for(dtype: Any, padding_index: int) -> Any:
+    """What pads rows of `dtype`, which has room for it: `padding_index`, an empty text, not-a-time."""
+    kind = getattr(dtype, "kind", "f")
+    return {"U": "", "S": b"", "M": "NaT", "m": "NaT"}.get(kind, padding_index)
+
+
 def torch_pad_and_concatenate(
     tensor1: torch.Tensor, tensor2: torch.Tensor, padding_index: int = IGNORE_INDEX
 ) -> torch.Tensor:
     """Concatenate along dimension 0; where dimension 1 differs, the shorter is padded on the right.
 
-    A padded result has the dtype of `tensor1`; a plain concatenation promotes.
+    A padded result has the dtype of `tensor1`, or one that has room for the padding (`with_room_for`); a plain
+    concatenation promotes.
     """
     tensor1, tensor2 = atleast_1d(tensor1), atleast_1d(tensor2)
     if tensor1.ndim == 1 or tensor1.shape[1] == tensor2.shape[1]:
         return torch.cat((tensor1, tensor2), dim=0)
     rows, width = len(tensor1), max(tensor1.shape[1], tensor2.shape[1])
-    joined = tensor1.new_full((rows + len(tensor2), width, *tensor1.shape[2:]), padding_index)
+    dtype = with_room_for(tensor1.dtype, padding_index)
+    joined = tensor1.new_full((rows + len(tensor2), width, *tensor1.shape[2:]), padding_index, dtype=dtype)
     joined[:rows, : tensor1.shape[1]] = tensor1
     joined[rows:, : tensor2.shape[1]] = tensor2
     return joined
@@ -61,10 +108,18 @@ def numpy_pad_and_concatenate(array1: Any, array2: Any, padding_index: int = IGN
     if array1.ndim == 1 or array1.shape[1] == array2.shape[1]:
         return np.concatenate((array1, array2), axis=0)
     rows, width = len(array1), max(array1.shape[1], array2.shape[1])
-    joined = np.full_like(array1, padding_index, shape=(rows + len(array2), width, *array1.shape[2:]))
+    dtype = with_room_for(
+        np.promote_types(array1.dtype, array2.dtype) if _is_text(array1) else array1.dtype, padding_index
+    )
+    fill = fill_for(dtype, padding_index)
+    joined = np.full_like(array1, fill, dtype=dtype, shape=(rows + len(array2), width, *array1.shape[2:]))
     joined[:rows, : array1.shape[1]] = array1
     joined[rows:, : array2.shape[1]] = array2
     return joined
+
+
+def _is_text(array: np.ndarray[Any, Any]) -> bool:
+    return array.dtype.kind in "US"
 
 
 def nested_concat(tensors: Nested, new_tensors: Nested, padding_index: int = IGNORE_INDEX) -> Nested:
@@ -104,11 +159,14 @@ def find_batch_size(tensors: Nested) -> int | None:
 
 
 def numpify(tensor: Any) -> Any:
-    """One tensor as an array. NumPy has no bfloat16, so that becomes float32, which holds its values exactly."""
+    """One tensor as an array. NumPy has no bfloat16 and no float8, so these become float32, which holds their values
+    exactly.
+    """
     if not isinstance(tensor, torch.Tensor):
         return tensor
     tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    has_none = tensor.dtype == torch.bfloat16 or (tensor.is_floating_point() and tensor.itemsize == 1)
+    return (tensor.float() if has_none else tensor).numpy()
 
 
 def nested_numpify(tensors: Nested) -> Nested:
@@ -126,12 +184,39 @@ def nested_truncate(tensors: Nested, limit: int) -> Nested:
     return map_leaves(lambda leaf: leaf[:limit], tensors)
 
 
+def first_samples(tensors: Nested, limit: int, num_rows: int) -> Nested:
+    """The first `limit` of the `num_rows` samples in `tensors`, whose lists may have an entry for each of them."""
+    if type(tensors) is list and (lists_samples(tensors, num_rows) or num_samples_in(tensors) == len(tensors)):
+        return tensors[:limit]
+    if isinstance(tensors, Mapping):
+        values = {key: first_samples(value, limit, num_rows) for key, value in tensors.items()}
+        return type(tensors)(values)  # type: ignore[call-arg]
+    if isinstance(tensors, (list, tuple)):
+        return rebuild(tensors, [first_samples(value, limit, num_rows) for value in tensors])
+    return tensors[:limit]
+
+
+def num_samples_in(tensors: Nested) -> int | None:
+    """`find_batch_size`, for which a list of dicts has an entry for each sample, as detectors return it."""
+    if type(tensors) is list and tensors and isinstance(tensors[0], Mapping):
+        return len(tensors)
+    if isinstance(tensors, Mapping):
+        tensors = list(tensors.values())
+    if isinstance(tensors, (list, tuple)):
+        return next((size for size in map(num_samples_in, tensors) if size is not None), None)
+    return find_batch_size(tensors)
+
+
 def nested_new_like(arrays: Nested, num_samples: int, padding_index: int = IGNORE_INDEX) -> Nested:
-    """Arrays of `num_samples` rows filled with `padding_index`, otherwise of the shape and dtype of `arrays`."""
+    """Arrays of `num_samples` rows filled with `padding_index`, otherwise of the shape and dtype of `arrays` (or one
+    that has room for the padding).
+    """
 
     def new_like(array: Any) -> np.ndarray[Any, Any]:
         empty: np.ndarray[Any, Any] = np.empty(0, dtype=numpify(array[:0] if array.ndim else array).dtype)
-        return np.full_like(empty, padding_index, shape=(num_samples, *array.shape[1:]))
+        dtype = with_room_for(empty.dtype, padding_index)
+        fill = fill_for(dtype, padding_index)
+        return np.full_like(empty, fill, dtype=dtype, shape=(num_samples, *array.shape[1:]))
 
     return map_leaves(new_like, arrays)
 
@@ -140,9 +225,26 @@ def expand_like(
     arrays: np.ndarray[Any, Any], new_seq_length: int, padding_index: int = IGNORE_INDEX
 ) -> np.ndarray[Any, Any]:
     """`arrays` with dimension 1 widened to `new_seq_length`, padded on the right."""
-    widened = np.full_like(arrays, padding_index, shape=(len(arrays), new_seq_length, *arrays.shape[2:]))
+    dtype = with_room_for(arrays.dtype, padding_index)
+    fill, shape = fill_for(dtype, padding_index), (len(arrays), new_seq_length, *arrays.shape[2:])
+    widened = np.full_like(arrays, fill, dtype=dtype, shape=shape)
     widened[:, : arrays.shape[1]] = arrays
     return widened
+
+
+def lists_samples(values: Nested, num_rows: int | None) -> bool | None:
+    """Whether the list `values` of a batch of `num_rows` samples has an entry for each of them, as the boxes of images
+    do, and not for each of several outputs. None: nothing tells. num_rows=None: not known.
+
+    Outputs are tensors that have a row for each sample; what has other rows, or none, can only be of one sample.
+    """
+    if type(values) is not list or not values or (num_rows is not None and len(values) != num_rows):
+        return False
+    sizes: list[Any] = []
+    map_leaves(lambda leaf: sizes.append(len(leaf) if getattr(leaf, "ndim", 0) else None), values)
+    if num_rows is None:
+        num_rows = sizes[0] if sizes else None
+    return None if sizes and all(size == num_rows is not None for size in sizes) else True
 
 
 def denumpify_detensorize(metrics: Nested) -> Nested:

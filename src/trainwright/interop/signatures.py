@@ -26,6 +26,7 @@ GAINED: dict[str, tuple[str, ...]] = {
     "_load_from_checkpoint": ("model",),
     "_evaluate": ("skip_scheduler",),
     "create_optimizer": ("model",),
+    "create_scheduler": ("optimizer",),
 }
 
 # Hook -> positional arguments it is called with; an override that cannot take them can never work.
@@ -73,6 +74,53 @@ def fitted(function: Callable[..., Any], newer: Iterable[str]) -> Callable[..., 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **{name: value for name, value in kwargs.items() if name not in missing})
+
+    return call
+
+
+def give_defaults(instance: Any, base: type, values: Mapping[str, Mapping[str, Callable[[], Any]]]) -> None:
+    """Let overrides of methods of `base` demand arguments that these have defaults for: where a call leaves one out,
+    they get that default, or what `values[method][argument]` returns. The rest stay as they are, and cost nothing.
+    """
+    for name, own in vars(base).items():
+        if not inspect.isfunction(own) or name.startswith("__"):
+            continue
+        method = getattr(instance, name)
+        if getattr(method, "__func__", method) is own:
+            continue
+        if left_out := _defaults_left_out(method, own):
+            given = {argument: values.get(name, {}).get(of, lambda v=v: v) for argument, of, v in left_out}  # type: ignore[misc]
+            setattr(instance, name, _filled(method, given))
+
+
+def _defaults_left_out(method: Callable[..., Any], own: Callable[..., Any]) -> list[tuple[str, str, Any]]:
+    """Arguments that `method` demands and `own`, which it overrides, has a default for: its name here, there, and the
+    default. An argument with another name is told by its place.
+    """
+    signature = _taken_by(method)
+    if signature is None:
+        return []
+    of_own = list(inspect.signature(own).parameters.values())[1:]  # without self
+    named = {parameter.name: parameter for parameter in of_own}
+    found = []
+    for place, parameter in enumerate(signature.parameters.values()):
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            continue
+        same = named.get(parameter.name)
+        if same is None and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and place < len(of_own):
+            same = of_own[place]
+        if parameter.default is parameter.empty and same is not None and same.default is not same.empty:
+            found.append((parameter.name, same.name, same.default))
+    return found
+
+
+def _filled(method: Callable[..., Any], given: Mapping[str, Callable[[], Any]]) -> Callable[..., Any]:
+    signature = inspect.signature(method, follow_wrapped=False)
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        known = signature.bind_partial(*args, **kwargs).arguments
+        return method(*args, **kwargs, **{name: value() for name, value in given.items() if name not in known})
 
     return call
 

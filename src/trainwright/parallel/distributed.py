@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from trainwright.data.rebalance import BatchRebalanceSampler
-from trainwright.evaluation.tensors import find_batch_size, nested_truncate
+from trainwright.evaluation.tensors import first_samples, num_samples_in
 from trainwright.parallel.exchange import GradientExchange
 from trainwright.parallel.strategy import Strategy
 
@@ -111,8 +111,8 @@ class DistributedStrategy(Strategy):
         return min(max(int(state.remainder) - first, 0), num_rows)
 
     def without_repeats(self, value: Any, dataloader: Any) -> Any:
-        num_rows = find_batch_size(value)
-        return value if num_rows is None else nested_truncate(value, self.num_own_rows(num_rows, dataloader))
+        num_rows = num_samples_in(value)
+        return value if num_rows is None else first_samples(value, self.num_own_rows(num_rows, dataloader), num_rows)
 
     def pad_across_processes(self, value: Any, dim: int = 1, pad_index: int = -100) -> Any:
         return self.accelerator.pad_across_processes(value, dim=dim, pad_index=pad_index)

@@ -232,7 +232,7 @@ def test_batch_metrics_see_every_batch_and_summarise_on_the_last(num_batches: in
     def unsized() -> Iterator[Any]:
         yield from loader(4, num_samples=4 * num_batches)
 
-    settings = LoopSettings(batch_metrics=True, include_inputs=True, include_losses=True)
+    settings = LoopSettings(batch_metrics=True, keep_predictions=False, include_inputs=True, include_losses=True)
     output = run_evaluation(unsized(), settings, predict_batch=predict, compute_metrics=metrics)
     assert calls == [(4, False)] * (num_batches - 1) + [(4, True)]
     assert output.predictions is None and output.label_ids is None
