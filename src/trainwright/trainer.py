@@ -270,6 +270,7 @@ class Trainer:
     def _adopt_model(self, model: nn.Module) -> None:
         """Make `model` the one this trainer works on: check it, move it, find out what it takes and returns."""
         checks.check_trainable(model)
+        models.warn_of_untied_head(model)
         self.is_model_parallel = models.spans_devices(model)
         self.place_model_on_device = self.args.place_model_on_device and not self.is_model_parallel
         if self.args.use_liger_kernel:
@@ -2243,11 +2244,8 @@ class Trainer:
         return self.args.process_index == 0
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        """Hook: move the model to its device; weights that were tied stay tied."""
-        model.to(device)
-        tie_weights: Any = getattr(model, "tie_weights", None)
-        if tie_weights is not None:
-            tie_weights()
+        """Hook: move the model to its device; weights that were tied stay tied, and those that were not stay apart."""
+        models.move_with_ties(model, device)
 
     def torch_jit_model_eval(self, model: nn.Module, dataloader: DataLoader[Any], training: bool = False) -> nn.Module:
         """`jit_mode_eval`: the model traced on the first batch of `dataloader`; the model itself when tracing fails."""
