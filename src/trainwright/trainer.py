@@ -172,7 +172,9 @@ class Trainer:
             self.model = self.call_model_init()
         self._adopt_model(self.model)
         self.data_collator = (
-            data_collator if data_collator is not None else from_args.default_collator_for(processing_class)
+            data_collator
+            if data_collator is not None
+            else from_args.default_collator_for(processing_class, self.model, packs=self.args.packs)
         )
 
         self.state = TrainerState()
@@ -542,6 +544,8 @@ class Trainer:
             from trainwright.data.packing_from_args import check_packed
 
             check_packed(args, train_dataloader, self.model, self._attend, self._prepare_inputs)
+        if args.eval_strategy != "no" and not resume_from_checkpoint and not self._is_overridden("get_eval_dataloader"):
+            self._try_evaluation_batches()
         self.plan = plan = TrainingPlan(*self.set_initial_training_values(args, train_dataloader))
         epochs_trained, steps_trained = self._init_training_state(
             plan.max_steps, plan.num_update_steps_per_epoch, plan.num_train_epochs, resume_from_checkpoint, trial
@@ -1572,6 +1576,12 @@ class Trainer:
             )
         finally:
             self._past = None
+
+    def _try_evaluation_batches(self) -> None:
+        """Make one batch of each evaluation set, to find what would end the run at its first evaluation."""
+        for name in self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]:
+            description = "eval_dataset" if name is None else f"eval_dataset[{name!r}]"
+            rehearsal.try_batch(self.get_eval_dataloader(name), self.args, description)
 
     def _rehearse_best_metric(self, ignore_keys: list[str] | None) -> None:
         """Evaluate one batch where a missing `metric_for_best_model` would stop the run hours later."""

@@ -71,25 +71,48 @@ def as_mappings(features: Sequence[Any]) -> list[Mapping[str, Any]]:
 def _is_whole(value: Any) -> bool:
     """Whether a number, array or tensor holds whole numbers: class indices rather than regression targets."""
     if isinstance(value, torch.Tensor):
-        return not value.is_floating_point()
+        return not (value.is_floating_point() or value.is_complex())
     return np.asarray(value).dtype.kind in "iub"
 
 
-def _label_dtype(name: str, value: Any, framework: Any) -> Any:
-    """int64 for class indices, float32 for targets: real numbers, and several labels at once under `label`."""
-    if name == "label_ids" and isinstance(value, torch.Tensor):
+def _label_dtype(name: str, values: list[Any], framework: Any) -> Any:
+    """int64 for class indices, float32 for targets: where any is a real number, and for several labels under `label`.
+
+    Asked of every label: the first of a regression may be a whole number that a data set wrote as one.
+    """
+    if name == "label_ids" and isinstance(values[0], torch.Tensor):
         return None  # keeps its own
-    is_multi_label = name == "label" and np.ndim(value) > 0
-    return framework.int64 if not is_multi_label and _is_whole(value) else framework.float32
+    is_multi_label = name == "label" and np.ndim(values[0]) > 0
+    are_whole = {*map(type, values)} <= {int, bool} or all(map(_is_whole, values))
+    return framework.int64 if not is_multi_label and are_whole else framework.float32
+
+
+def whole_labels(values: list[Any], framework: str = "pt", name: str = "labels") -> Any:
+    """Labels that are class indices or tokens, as int64 tensors ("pt") or arrays ("np").
+
+    Raises ValueError, with the row, for one that is no whole number: cut to one, it would be another label.
+    """
+    tensor = torch.tensor(values)
+    if tensor.is_floating_point() and tensor.numel():
+        wrong = (tensor != tensor.trunc()).nonzero()
+        if len(wrong):
+            place = wrong[0].tolist()
+            raise ValueError(
+                f"{name} hold {tensor[tuple(place)].item():g} in row {place[0]} of a batch, and this collator is for "
+                "labels that are whole numbers (classes or tokens). For targets of a regression use "
+                "DataCollatorWithPadding or default_data_collator."
+            )
+    tensor = tensor.to(torch.int64)
+    return tensor if framework == "pt" else tensor.numpy()
 
 
 def _stack(name: str, values: list[Any], framework: Any, dtype: Any = None) -> Any:
-    """One column of a batch: `values` of equal shape joined along a new first axis."""
+    """One column of a batch: `values` of equal shape joined along a new first axis, in a type that holds them all."""
     try:
         if framework is np:
             return np.array([to_numpy(v) if isinstance(v, torch.Tensor) else v for v in values], dtype=dtype)
         if isinstance(values[0], torch.Tensor):
-            return torch.stack(values).to(dtype or values[0].dtype)
+            return torch.stack([*map(torch.as_tensor, values)]).to(dtype)
         if isinstance(values[0], np.ndarray):
             return torch.from_numpy(np.stack(values)).to(dtype)
         return torch.tensor(values, dtype=dtype)
@@ -107,8 +130,8 @@ def _collate(features: Sequence[Any], framework: Any) -> dict[str, Any]:
     batch: dict[str, Any] = {}
     label_name = next((name for name in LABEL_KEYS if first.get(name) is not None), None)
     if label_name is not None:
-        dtype = _label_dtype(label_name, first[label_name], framework)
-        batch["labels"] = _stack(label_name, [sample[label_name] for sample in samples], framework, dtype)
+        labels = [sample[label_name] for sample in samples]
+        batch["labels"] = _stack(label_name, labels, framework, _label_dtype(label_name, labels, framework))
     for name, value in first.items():
         if name not in LABEL_KEYS and value is not None and not isinstance(value, str):
             batch[name] = _stack(name, [sample[name] for sample in samples], framework)

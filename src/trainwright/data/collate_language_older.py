@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from trainwright.data.collate_base import whole_labels
 from trainwright.data.collate_language import DataCollatorForLanguageModeling
 
 MAX_MASKED_TOKENS = 512  # per sample
@@ -77,10 +78,9 @@ class DataCollatorForSOP(DataCollatorForLanguageModeling):
 
     def __call__(self, examples: Any, return_tensors: str | None = None) -> Any:
         """What the tokenizer pads, `labels` int64 `(batch, seq)` and `sentence_order_label` int64 `(batch,)`."""
-        order = [int(example["sentence_order_label"]) for example in examples]
+        labels = whole_labels([example["sentence_order_label"] for example in examples], name="sentence_order_label")
         rows = [{name: row[name] for name in ("input_ids", "token_type_ids")} for row in examples]
         batch = super().__call__(rows, return_tensors)
-        labels = torch.tensor(order)  # (batch,)
         batch["sentence_order_label"] = labels if isinstance(batch["labels"], torch.Tensor) else labels.numpy()
         return batch
 

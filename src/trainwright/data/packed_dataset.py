@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
 from trainwright.data.collate_base import Array, to_numpy
@@ -176,5 +177,9 @@ def token_columns(sample: Any, number: int, refused: frozenset[str] = frozenset(
         raise ValueError(
             f"packing=True needs one label per token; sample {number} has {tokens.shape[0]} tokens and labels of shape "
             f"{labels.shape}."
+        )
+    if labels.dtype.kind == "f" and (labels != np.trunc(labels)).any():
+        raise ValueError(
+            f"packing=True is for labels that are tokens, and sample {number} has {labels[labels != np.trunc(labels)][0]}."
         )
     return {"input_ids": tokens, "labels": labels}
