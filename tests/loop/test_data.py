@@ -100,7 +100,7 @@ def test_drop_last_with_fewer_samples_than_one_batch_is_named_before_training(
         assert "do not fill" not in caplog.text
         return
     with pytest.raises(
-        ValueError, match="3 samples do not fill the batches of 8.*dataloader_drop_last=True.*at most 3"
+        ValueError, match=r"3 samples do not fill the batches of 8.*dataloader_drop_last=True.*at most 3"
     ):
         make_trainer(data, **options, **best).train()
     caplog.clear()

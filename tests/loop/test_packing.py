@@ -232,7 +232,7 @@ def test_a_model_that_skips_positions_has_fewer_of_them(tmp_path):
     model, row = without_dropout("RobertaForCausalLM", DECODER), [3, 4, 5, 6]  # 66 positions, of which 2 are skipped
     fits, too_long = ([{"input_ids": row * 16}], [{"input_ids": row * 16 + [3]}])
     assert trainer_for(model, tmp_path, data=fits, packing_length=None).get_train_dataloader()
-    with pytest.raises(ValueError, match="has positions for 64 .*without the first 2.*at most 64"):
+    with pytest.raises(ValueError, match=r"has positions for 64 .*without the first 2.*at most 64"):
         trainer_for(model, tmp_path, data=too_long, packing_length=66).get_train_dataloader()
 
 
@@ -424,7 +424,7 @@ def test_evaluation_data_that_cannot_be_collated_are_found_before_the_first_step
     trainer = trainer_for(
         tiny("gpt2"), tmp_path, cls=Counted, collator=default_data_collator, eval_dataset=EVALUATED, **arguments
     )
-    with pytest.raises(ValueError, match="eval_dataset cannot be made into batches.*pads labels too"):
+    with pytest.raises(ValueError, match=r"eval_dataset cannot be made into batches.*pads labels too"):
         trainer.train()
     assert steps == []
 

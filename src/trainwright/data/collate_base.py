@@ -7,6 +7,7 @@ Source: `api.json` of both generations (names, fields); values and dtypes were o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NewType, NoReturn
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 
 from trainwright.names import closest
+
+logger = logging.getLogger(__name__)
 
 InputDataClass = NewType("InputDataClass", Any)  # type: ignore[valid-newtype]  # one sample: a mapping, or an object with fields
 DataCollator = Callable[[list[Any]], dict[str, Any]]
@@ -159,6 +162,29 @@ def tf_default_data_collator(features: Sequence[Any]) -> dict[str, Any]:
 def default_data_collator(features: Sequence[Any], return_tensors: str = "pt") -> dict[str, Any]:
     """Batch samples that already have equal shapes, as torch tensors ("pt") or NumPy arrays ("np")."""
     return _collate(features, torch if check_framework(return_tensors) == "pt" else np)
+
+
+def warn_of_replaced_labels(collator: Any, examples: Sequence[Any], remedy: str) -> None:
+    """Warn, at the first batch of `collator`, of labels that it replaces and that are not the tokens themselves.
+
+    `remedy`: a sentence. Of later batches nothing is asked; of loader workers the first one looks.
+    """
+    if "_has_looked_at_labels" in vars(collator):
+        return
+    collator._has_looked_at_labels = True
+    worker = torch.utils.data.get_worker_info()
+    if worker is not None and worker.id > 0:
+        return
+    for row in examples:
+        labels = row.get("labels") if isinstance(row, Mapping) else None
+        if labels is not None and not np.array_equal(to_numpy(labels), to_numpy(row["input_ids"])):
+            logger.warning(
+                "%s makes labels itself, and the samples have 'labels' that differ from their tokens: these are not "
+                "used. %s",
+                type(collator).__name__,
+                remedy,
+            )
+            return
 
 
 class DataCollatorMixin:

@@ -1,8 +1,8 @@
 """Batches of packs: full sequences, in which every sample keeps its own positions and sees only itself; and batches of
 the same samples one by one, for an evaluation.
 
-Owns: `DataCollatorForPacking`, `DataCollatorForUnpacked`. Leaves to others: choosing the samples of a pack (packing), what a model needs to keep
-them apart (interop/packed_attention), the mask over pairs of tokens, which is made on the device.
+Owns: `DataCollatorForPacking`, `DataCollatorForUnpacked`. Leaves to others: choosing the samples of a pack (packing),
+what a model needs to keep them apart (interop/packed_attention), the mask over pairs of tokens, which is made on the device.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainwright.data.collate_base import Array, to_numpy
+from trainwright.data.collate_base import Array, to_numpy, warn_of_replaced_labels
 from trainwright.names import IGNORE_INDEX, SAMPLE_LENGTHS
 
 TOKENS = ("input_ids", "labels", "attention_mask")
@@ -27,7 +27,8 @@ class DataCollatorForPacking:
     A pack is a list of samples: dicts of `input_ids` and, where they differ, `labels`, arrays `(num_tokens,)`. `names`:
     what a batch holds beside both of them.
 
-    - `position_ids`, int64: from `first_position` in every sample, and 0 for padding, so that none lies beyond the model's table.
+    - `position_ids`, int64: from `first_position` in every sample, and 0 for padding, so that none lies beyond the
+      model's table.
     - `attention_mask`, int64: 1 for tokens, 0 for padding.
     - `seq_idx`, int32: number of the sample in its pack, from 0; padding has a number of its own.
     - `cu_seq_lens_q`, `cu_seq_lens_k`, `cu_seqlens`: int32 `(num_samples + 1,)`, offsets of all samples of the batch;
@@ -62,6 +63,9 @@ class DataCollatorForPacking:
         self.is_one_row = any(name in OFFSETS for name in self.names)
 
     def __call__(self, packs: list[list[dict[str, Any]]]) -> dict[str, Any]:
+        if self.copies_labels and "_has_looked_at_labels" not in vars(self):
+            samples = [sample for pack in packs for sample in pack]
+            warn_of_replaced_labels(self, samples, "Leave data_collator out: packing then uses the labels of samples.")
         shape = (len(packs), self.packing_length)
         tokens = np.full(shape, self.pad_token_id, dtype=np.int64)
         labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)

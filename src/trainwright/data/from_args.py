@@ -108,8 +108,8 @@ def why_no_batch(dataset: Any, args: Any, batch_size: int) -> str | None:
         return None
     return (
         f"{len(dataset)} samples do not fill the batches of {batch_size} (per_device_eval_batch_size) that "
-        f"{shares} process(es) take, and dataloader_drop_last=True leaves out what does not fill them, so an evaluation "
-        f"sees nothing. Set per_device_eval_batch_size to at most {max(1, len(dataset) // shares)}, or "
+        f"{shares} process(es) take, and dataloader_drop_last=True leaves out what does not fill them, so an "
+        f"evaluation sees nothing. Set per_device_eval_batch_size to at most {max(1, len(dataset) // shares)}, or "
         "dataloader_drop_last=False."
     )
 

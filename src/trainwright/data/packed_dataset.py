@@ -178,8 +178,6 @@ def token_columns(sample: Any, number: int, refused: frozenset[str] = frozenset(
             f"packing=True needs one label per token; sample {number} has {tokens.shape[0]} tokens and labels of shape "
             f"{labels.shape}."
         )
-    if labels.dtype.kind == "f" and (labels != np.trunc(labels)).any():
-        raise ValueError(
-            f"packing=True is for labels that are tokens, and sample {number} has {labels[labels != np.trunc(labels)][0]}."
-        )
+    if labels.dtype.kind == "f" and len(wrong := labels[labels != np.trunc(labels)]):
+        raise ValueError(f"packing=True is for labels that are tokens, and sample {number} has {wrong[0]} as a label.")
     return {"input_ids": tokens, "labels": labels}

@@ -1,7 +1,8 @@
 """Finding out before the first step that an evaluation would fail, or that the best model could never be chosen.
 
 Owns: making one batch of the evaluation data; the checks of `metric_for_best_model`: against what is known without
-running anything, then against the metrics of one batch. Leaves to others: when to rehearse (Trainer), the evaluation itself (`loop`).
+running anything, then against the metrics of one batch. Leaves to others: when to rehearse (Trainer), the evaluation
+itself (`loop`).
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def try_batch(loader: Any, args: Any, description: str) -> None:
             name = args.metric_for_best_model
             raise ValueError(f"{description}: {nothing} metric_for_best_model={name!r} could not be computed.")
         return  # building the loader has warned of it
-    if args.dataloader_num_workers and args.world_size > 1 or own_generators.is_made_late(collator):
+    if (args.dataloader_num_workers and args.world_size > 1) or own_generators.is_made_late(collator):
         return  # what a data set opens belongs into its workers; a generator of a collator would move on
     states = generator_states()
     try:

@@ -280,18 +280,50 @@ def _configs(model: nn.Module) -> list[Any]:
 
 def traced(model: nn.Module, inputs: Mapping[str, Any], autocast: contextlib.AbstractContextManager[Any]) -> nn.Module:
     """`model` compiled by tracing it once on `inputs`; `model` itself, with a warning, when it cannot be traced."""
-    names = inspect.signature(base_model_of(model).forward).parameters
-    example = {name: inputs[name] for name in names if name in inputs}
+    parameters = inspect.signature(base_model_of(model).forward).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    example = {name: inputs[name] for name in parameters if name in inputs}
+    others = {name: value for name, value in inputs.items() if takes_any and name not in parameters}
     try:
         with autocast, torch.no_grad():
-            graph = torch.jit.trace(  # type: ignore[no-untyped-call]
-                model.eval(), example_kwarg_inputs=example, strict=False
-            )
-            frozen = torch.jit.freeze(graph)
+            if others:  # a graph has no **kwargs: it is given them by position
+                names = [*example, *others]
+                example = {**example, **others}
+                graph = torch.jit.trace(  # type: ignore[no-untyped-call]
+                    _ByPosition(model, names).eval(), tuple(example.values()), strict=False
+                )
+                frozen: nn.Module = _ByName(torch.jit.freeze(graph), names)
+            else:
+                graph = torch.jit.trace(  # type: ignore[no-untyped-call]
+                    model.eval(), example_kwarg_inputs=example, strict=False
+                )
+                frozen = torch.jit.freeze(graph)
             frozen(**example)
-        return frozen  # type: ignore[no-any-return]
-    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+        return frozen
+    except Exception as error:  # whatever a model or the tracer raises
         logger.warning(
             "jit_mode_eval: %s cannot be traced (%s); it is evaluated as it is.", type(model).__name__, error
         )
         return model
+
+
+class _ByPosition(nn.Module):
+    """Calls a model with its inputs by name, given in the order of `names`."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *values: Any) -> Any:
+        return self.model(**dict(zip(self.names, values)))
+
+
+class _ByName(nn.Module):
+    """Calls a graph with its inputs in the order of `names`, given by name; others were none when it was traced."""
+
+    def __init__(self, graph: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.graph, self.names = graph, names
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.graph(*[inputs[name] for name in self.names])

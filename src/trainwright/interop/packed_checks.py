@@ -1,5 +1,5 @@
-"""Running a model on one small pack, to find out whether it keeps samples apart and gives each the positions that it has
-alone, and whether it can do so faster.
+"""Running a model on one small pack, to find out whether it keeps samples apart and gives each the positions that it
+has alone, and whether it can do so faster.
 
 Owns: these checks, which run before the first step. Leaves to others: what follows from them (data/packing_from_args,
 packed_attention).
