@@ -172,7 +172,9 @@ class Trainer:
             self.model = self.call_model_init()
         self._adopt_model(self.model)
         self.data_collator = (
-            data_collator if data_collator is not None else from_args.default_collator_for(processing_class)
+            data_collator
+            if data_collator is not None
+            else from_args.default_collator_for(processing_class, self.model, packs=self.args.packs)
         )
 
         self.state = TrainerState()
@@ -279,6 +281,7 @@ class Trainer:
     def _adopt_model(self, model: nn.Module) -> None:
         """Make `model` the one this trainer works on: check it, move it, find out what it takes and returns."""
         checks.check_trainable(model)
+        models.warn_of_untied_head(model)
         self.is_model_parallel = models.spans_devices(model)
         self.place_model_on_device = self.args.place_model_on_device and not self.is_model_parallel
         if self.args.use_liger_kernel:
@@ -554,6 +557,8 @@ class Trainer:
             from trainwright.data.packing_from_args import check_packed
 
             check_packed(args, train_dataloader, self.model, self._attend, self._prepare_inputs)
+        if args.eval_strategy != "no" and not resume_from_checkpoint and not self._is_overridden("get_eval_dataloader"):
+            self._try_evaluation_batches()
         self.plan = plan = TrainingPlan(*self.set_initial_training_values(args, train_dataloader))
         epochs_trained, steps_trained = self._init_training_state(
             plan.max_steps, plan.num_update_steps_per_epoch, plan.num_train_epochs, resume_from_checkpoint, trial
@@ -1599,6 +1604,12 @@ class Trainer:
         """What pads rows of integers among the predictions to the widest; None: -100, as everything else."""
         return None
 
+    def _try_evaluation_batches(self) -> None:
+        """Make one batch of each evaluation set, to find what would end the run at its first evaluation."""
+        for name in self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]:
+            description = "eval_dataset" if name is None else f"eval_dataset[{name!r}]"
+            rehearsal.try_batch(self.get_eval_dataloader(name), self.args, description)
+
     def _rehearse_best_metric(self, ignore_keys: list[str] | None) -> None:
         """Evaluate one batch where a missing `metric_for_best_model` would stop the run hours later."""
         for dataset, prefix in rehearsal.sets_with_metric(self.args, self.eval_dataset, self.compute_metrics):
@@ -2272,11 +2283,8 @@ class Trainer:
         return self.args.process_index == 0
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        """Hook: move the model to its device; weights that were tied stay tied."""
-        model.to(device)
-        tie_weights: Any = getattr(model, "tie_weights", None)
-        if tie_weights is not None:
-            tie_weights()
+        """Hook: move the model to its device; weights that were tied stay tied, and those that were not stay apart."""
+        models.move_with_ties(model, device)
 
     def torch_jit_model_eval(self, model: nn.Module, dataloader: DataLoader[Any], training: bool = False) -> nn.Module:
         """`jit_mode_eval`: the model traced on the first batch of `dataloader`; the model itself when tracing fails."""

@@ -1,5 +1,6 @@
 """The data a run sees: every `dataloader_*` argument, orders, streams, and columns."""
 
+import random
 import threading
 
 import pytest
@@ -66,6 +67,46 @@ def test_drop_last_leaves_the_incomplete_batch_out(make_trainer):
     trainer = make_trainer(cls=Losses, dataloader_drop_last=True, num_train_epochs=1)
     assert trainer.train().global_step == 5
     assert {len(batch["x"]) for batch in trainer.batches} == {4}
+
+
+def test_one_batch_of_each_evaluation_set_is_made_before_the_first_step(make_trainer, line_data):
+    made = []
+
+    def collate(rows):
+        made.append(len(rows))
+        torch.rand(1), random.random()  # what it draws must not move the run's generators
+        return default_data_collator(rows)
+
+    def losses(**evaluates):
+        sets = {"one": line_data(9, seed=5), "two": line_data(3, seed=6)}
+        trainer = make_trainer({"data_collator": collate, "eval_dataset": sets}, max_steps=3, **evaluates)
+        trainer.train()
+        return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+    plain, tried = losses(), losses(eval_strategy="epoch")  # which comes after the third step
+    assert plain == tried
+    assert made[:3] == [4, 4, 4] and made[3:8] == [8, 3, 4, 4, 4]
+
+
+@pytest.mark.parametrize("num_samples", [3, 8])
+def test_drop_last_with_fewer_samples_than_one_batch_is_named_before_training(
+    make_trainer, line_data, num_samples, caplog
+):
+    data = {"eval_dataset": line_data(num_samples)}
+    best = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 1, "metric_for_best_model": "loss"}
+    options = {"max_steps": 2, "dataloader_drop_last": True, "eval_strategy": "steps", "eval_steps": 1}
+    if num_samples == 8:
+        make_trainer(data, **options, **best).train()
+        assert "do not fill" not in caplog.text
+        return
+    with pytest.raises(
+        ValueError, match=r"3 samples do not fill the batches of 8.*dataloader_drop_last=True.*at most 3"
+    ):
+        make_trainer(data, **options, **best).train()
+    caplog.clear()
+    trainer = make_trainer(data, **options)
+    assert "eval_loss" not in trainer.evaluate()
+    assert "3 samples do not fill the batches of 8" in caplog.text
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -382,3 +423,29 @@ def test_a_list_of_batches_may_serve_as_the_loader(make_trainer, line_data):
 
     trainer = make_trainer(cls=Own, num_train_epochs=2)
     assert trainer.train().global_step == 4
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_a_regression_whose_first_label_is_whole_has_one_loss_and_its_labels_for_every_batch_size(make_trainer, groups):
+    rows = [{"x": torch.ones(3) * n, "label": label} for n, label in enumerate([0, 1, 0.5, 0.75, 1, 0.25])]
+
+    class OneNumber(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.linear = torch.nn.Linear(3, 1)
+
+        def forward(self, x, labels):
+            found = self.linear(x).squeeze(-1)  # (batch,)
+            return {"loss": torch.nn.functional.mse_loss(found, labels), "logits": found}
+
+    expected = [row["label"] for row in rows]
+    model, losses = OneNumber(), []
+    for size in (1, 2, 3, 6):
+        data = {"model": model, "eval_dataset": rows, "train_dataset": rows}
+        trainer = make_trainer(data, per_device_eval_batch_size=size, max_steps=1, prediction_loss_only=groups)
+        losses.append(trainer.evaluate()["eval_loss"])
+        if not groups:
+            assert trainer.predict(rows).label_ids.tolist() == expected
+    found = model(torch.stack([row["x"] for row in rows]), torch.tensor(expected))["loss"].item()
+    assert losses == pytest.approx([found] * 4)

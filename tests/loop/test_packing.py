@@ -1,5 +1,6 @@
 """`packing=True`: the same losses as without it, in fewer tokens, on models of several kinds; what it refuses."""
 
+import copy
 import itertools
 import logging
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainwright import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+from trainwright import DataCollatorForLanguageModeling, Trainer, TrainingArguments, default_data_collator
 
 LENGTHS = [5, 9, 3, 12, 7, 2, 16, 4, 8, 1, 6, 11, 10]
 TOTAL, PACK = sum(LENGTHS), 16
@@ -135,6 +136,117 @@ def test_an_update_over_all_samples_is_the_same_packed_and_padded(kind, attentio
     assert packed[0] == padded[0] == [TOTAL - len(LENGTHS)]
     assert abs(packed[1] - padded[1]) <= 1e-6
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(packed[2], padded[2]))
+
+
+DECODER = {**SHAPE, "vocab_size": 64, "max_position_embeddings": 66, "is_decoder": True, "pad_token_id": 1}
+FROM_PADDING_ON = [
+    "Roberta",
+    "XLMRoberta",
+    "Camembert",
+    "Data2VecText",
+]  # their first position is behind that of padding
+ALSO = {
+    "OPTForCausalLM": {**SHAPE, "ffn_dim": 32, "word_embed_proj_dim": 16},  # an offset of 2 inside
+    "BertLMHeadModel": {**DECODER, "pad_token_id": 0},
+    "GPTNeoXForCausalLM": SHAPE,
+    "FalconForCausalLM": SHAPE,
+}
+CANNOT = {
+    ("FalconForCausalLM", "alibi=True weighs pairs"): {**SHAPE, "alibi": True},
+    ("BloomForCausalLM", "forward of BloomForCausalLM takes none"): {"hidden_size": 16, "n_layer": 1, "n_head": 2},
+    ("BartForCausalLM", "forward of BartForCausalLM takes none"): {"d_model": 16, "decoder_layers": 1},
+    ("EsmForMaskedLM", "not known to predict the next token"): {**SHAPE, "pad_token_id": 1, "mask_token_id": 3},
+    ("OpenAIGPTLMHeadModel", "runs on a sample alone, but not on a pack"): {"n_embd": 16, "n_layer": 1, "n_head": 2},
+}
+
+
+def without_dropout(name, values):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    cls = getattr(transformers, name)
+    model = cls._from_config(cls.config_class(**{"vocab_size": 64, **values}), attn_implementation="eager")
+    for module in model.modules():
+        for attribute, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in attribute or attribute == "p"):
+                setattr(module, attribute, 0.0)
+    for parameter in model.parameters():  # of the size of trained ones, so that positions matter
+        parameter.data.mul_(5)
+    return model
+
+
+def padded_batch(rows, filler):
+    longest = max(len(row["input_ids"]) for row in rows)
+    ids = torch.tensor([row["input_ids"] + [filler] * (longest - len(row["input_ids"])) for row in rows])
+    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+@pytest.mark.parametrize("name", [*(f"{family}ForCausalLM" for family in FROM_PADDING_ON), *ALSO])
+def test_positions_in_a_pack_are_those_that_the_model_counts_itself(name, tmp_path):
+    model = without_dropout(name, ALSO.get(name, DECODER))
+    if name not in ALSO or name == "BertLMHeadModel":
+        needs_newer_bert(model)
+    data = [{"input_ids": [max(token, 3) for token in sample["input_ids"]]} for sample in samples()]
+    whole = {"per_device_train_batch_size": 99, "num_train_epochs": 1, "optim": "sgd"}
+    packed = one_update(trainer_for(copy.deepcopy(model), tmp_path, data=data, **whole))
+    filler = model.config.pad_token_id or 0
+    whole = {**whole, "packing": False, "packing_length": None}
+    padded = one_update(
+        trainer_for(model, tmp_path, data=data, collator=lambda rows: padded_batch(rows, filler), **whole)
+    )
+    assert packed[0] == padded[0] == [TOTAL - len(LENGTHS)]
+    assert packed[1] == pytest.approx(padded[1], rel=1e-6)
+
+
+def needs_newer_bert(model):
+    """Older releases of this family take no mask over pairs of tokens."""
+    try:
+        model(input_ids=torch.full((1, 2), 3), attention_mask=torch.ones(1, 1, 2, 2, dtype=torch.bool))
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("name, reason", CANNOT)
+def test_a_model_that_no_mask_and_no_positions_keep_alike_is_refused_with_the_reason(name, reason, tmp_path):
+    trainer = trainer_for(without_dropout(name, CANNOT[name, reason]), tmp_path, max_steps=1)
+    with pytest.raises(ValueError, match=f"packing=True.*{name}.*{reason}"):
+        trainer.train()
+
+
+def test_a_model_whose_positions_cannot_be_found_is_refused(tmp_path):
+    transformers = pytest.importorskip("transformers")
+
+    class Shifted(transformers.GPT2LMHeadModel):
+        def forward(self, input_ids=None, position_ids=None, **inputs):
+            if position_ids is None:
+                position_ids = torch.arange(input_ids.shape[1])[None] + 7
+            return super().forward(input_ids=input_ids, position_ids=position_ids, **inputs)
+
+    Shifted.__name__ = "GPT2LMHeadModel"
+    model = Shifted(transformers.GPT2Config(vocab_size=64, **KINDS["gpt2"][2]))
+    with pytest.raises(ValueError, match="predicts otherwise of a sample in a pack than of the same sample alone"):
+        trainer_for(model, tmp_path, max_steps=1).train()
+
+
+def test_a_model_that_skips_positions_has_fewer_of_them(tmp_path):
+    model, row = without_dropout("RobertaForCausalLM", DECODER), [3, 4, 5, 6]  # 66 positions, of which 2 are skipped
+    fits, too_long = ([{"input_ids": row * 16}], [{"input_ids": row * 16 + [3]}])
+    assert trainer_for(model, tmp_path, data=fits, packing_length=None).get_train_dataloader()
+    with pytest.raises(ValueError, match=r"has positions for 64 .*without the first 2.*at most 64"):
+        trainer_for(model, tmp_path, data=too_long, packing_length=66).get_train_dataloader()
+
+
+def test_a_module_that_counts_positions_otherwise_without_them_is_warned_of(tmp_path, caplog):
+    class Offset(PlainModel):
+        def forward(self, input_ids, labels=None, position_ids=None):
+            first = 1 if position_ids is None else 0
+            if position_ids is None:
+                position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+            numbers = (position_ids == 0).cumsum(1)
+            return self.run(input_ids + first, labels, numbers[:, :, None] == numbers[:, None, :])
+
+    trainer_for(Offset(), tmp_path, max_steps=1).train()
+    assert "Offset predicts otherwise of a sample in a pack than of the same sample alone" in caplog.text
 
 
 def test_training_under_bf16_autocast_keeps_samples_apart(tmp_path):
@@ -287,6 +399,36 @@ def test_evaluation_is_not_packed(tmp_path):
     assert batch["input_ids"].tolist() == [[1, 2, 3]] * 4
 
 
+EVALUATED = [{**row, "labels": [-100, *row["input_ids"][1:]]} for row in samples()]
+
+
+@pytest.mark.parametrize("data", [samples(), EVALUATED], ids=["tokens", "labels"])
+def test_an_evaluation_without_a_collator_has_the_loss_of_the_packed_samples(data, tmp_path):
+    arguments = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 1, "learning_rate": 0.0}
+    trainer = trainer_for(tiny("gpt2"), tmp_path, data=data, eval_dataset=data, **arguments)
+    alone = losses_alone(trainer.model.eval())
+    trainer.train()
+    assert len(alone) == TOTAL - len(LENGTHS)
+    (found,) = (line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line)
+    assert found == pytest.approx(sum(alone.values()) / len(alone), rel=1e-6)
+
+
+def test_evaluation_data_that_cannot_be_collated_are_found_before_the_first_step(tmp_path):
+    steps, arguments = [], {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
+
+    class Counted(Trainer):
+        def training_step(self, *args):
+            steps.append(1)
+            return super().training_step(*args)
+
+    trainer = trainer_for(
+        tiny("gpt2"), tmp_path, cls=Counted, collator=default_data_collator, eval_dataset=EVALUATED, **arguments
+    )
+    with pytest.raises(ValueError, match=r"eval_dataset cannot be made into batches.*pads labels too"):
+        trainer.train()
+    assert steps == []
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_is_packed_while_it_is_read(tmp_path, workers):
     class Stream(torch.utils.data.IterableDataset):
@@ -352,7 +494,7 @@ def test_models_that_a_mask_cannot_divide_are_refused(tmp_path):
     transformers = pytest.importorskip("transformers")
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     bert = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=64, **small))
-    with pytest.raises(ValueError, match=r"BertForMaskedLM is none.*group_by_length"):
+    with pytest.raises(ValueError, match=r"BertForMaskedLM cannot be packed.*group_by_length"):
         trainer_for(bert, tmp_path).train()
     shape = {"vocab_size": 64, "num_key_value_heads": 2, "attn_implementation": "sdpa", **small}
     config = transformers.MistralConfig(sliding_window=8, **{**shape, "attn_implementation": "eager"})

@@ -1,5 +1,7 @@
 """An adapter (LoRA) on a tiny GPT-2: only it is trained, saved and loaded."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -86,6 +88,48 @@ def test_the_best_adapter_is_in_the_model_at_the_end(adapter_trainer, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[best], rel=1e-6)
     saved = safetensors.load_file(tmp_path / "out" / f"checkpoint-{best}" / "adapter_model.safetensors")
     assert_equal(peft.get_peft_model_state_dict(trainer.model), saved)
+
+
+PARTS = {
+    "embedding": {"modules_to_save": ["wte"]},
+    "head": {"modules_to_save": ["lm_head"]},
+    "both": {"modules_to_save": ["wte", "lm_head"]},
+    "tokens": {"trainable_token_indices": {"wte": [1, 2]}},
+    "tied embedding": {"modules_to_save": ["wte"], "ensure_weight_tying": True},
+    "tied tokens": {"trainable_token_indices": {"wte": [1, 2]}, "ensure_weight_tying": True},
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_an_adapter_trains_of_a_tied_embedding_or_head_is_what_it_saves(adapter_trainer, part, tmp_path):
+    options = PARTS[part]
+    if not {*options} <= {*inspect.signature(peft.LoraConfig).parameters}:
+        pytest.skip("peft here has no ensure_weight_tying")
+
+    def adapted():
+        return peft.get_peft_model(gpt2(), peft.LoraConfig(target_modules=["c_attn"], **options, **LORA))
+
+    model, rows = adapted(), torch.stack([row["input_ids"] for row in ROWS])
+    before = [[name for name, other in named(model) if other is value] for _, value in named(model)]
+    whole = adapter_trainer(
+        model, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, greater_is_better=True
+    )
+    assert [[name for name, other in named(model) if other is value] for _, value in named(model)] == before
+    whole.train()
+    best = whole.state.best_global_step
+    assert best < 6
+    again = peft.PeftModel.from_pretrained(gpt2(), tmp_path / "out" / f"checkpoint-{best}")
+    with torch.no_grad():
+        assert torch.equal(again.eval()(rows).logits, whole.model.eval()(rows).logits)
+    resumed = adapter_trainer(adapted(), name="resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
+    last = peft.PeftModel.from_pretrained(gpt2(), tmp_path / "out" / "checkpoint-6")
+    with torch.no_grad():
+        assert torch.equal(last.eval()(rows).logits, resumed.model.eval()(rows).logits)
+
+
+def named(model):
+    return list(model.named_parameters(remove_duplicate=False))
 
 
 @pytest.mark.parametrize("adapts", [["c_attn"], ["wte"]])

@@ -7,6 +7,7 @@ Source: `api.json` of both generations (names, fields); values and dtypes were o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NewType, NoReturn
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 
 from trainwright.names import closest
+
+logger = logging.getLogger(__name__)
 
 InputDataClass = NewType("InputDataClass", Any)  # type: ignore[valid-newtype]  # one sample: a mapping, or an object with fields
 DataCollator = Callable[[list[Any]], dict[str, Any]]
@@ -71,25 +74,48 @@ def as_mappings(features: Sequence[Any]) -> list[Mapping[str, Any]]:
 def _is_whole(value: Any) -> bool:
     """Whether a number, array or tensor holds whole numbers: class indices rather than regression targets."""
     if isinstance(value, torch.Tensor):
-        return not value.is_floating_point()
+        return not (value.is_floating_point() or value.is_complex())
     return np.asarray(value).dtype.kind in "iub"
 
 
-def _label_dtype(name: str, value: Any, framework: Any) -> Any:
-    """int64 for class indices, float32 for targets: real numbers, and several labels at once under `label`."""
-    if name == "label_ids" and isinstance(value, torch.Tensor):
+def _label_dtype(name: str, values: list[Any], framework: Any) -> Any:
+    """int64 for class indices, float32 for targets: where any is a real number, and for several labels under `label`.
+
+    Asked of every label: the first of a regression may be a whole number that a data set wrote as one.
+    """
+    if name == "label_ids" and isinstance(values[0], torch.Tensor):
         return None  # keeps its own
-    is_multi_label = name == "label" and np.ndim(value) > 0
-    return framework.int64 if not is_multi_label and _is_whole(value) else framework.float32
+    is_multi_label = name == "label" and np.ndim(values[0]) > 0
+    are_whole = {*map(type, values)} <= {int, bool} or all(map(_is_whole, values))
+    return framework.int64 if not is_multi_label and are_whole else framework.float32
+
+
+def whole_labels(values: list[Any], framework: str = "pt", name: str = "labels") -> Any:
+    """Labels that are class indices or tokens, as int64 tensors ("pt") or arrays ("np").
+
+    Raises ValueError, with the row, for one that is no whole number: cut to one, it would be another label.
+    """
+    tensor = torch.tensor(values)
+    if tensor.is_floating_point() and tensor.numel():
+        wrong = (tensor != tensor.trunc()).nonzero()
+        if len(wrong):
+            place = wrong[0].tolist()
+            raise ValueError(
+                f"{name} hold {tensor[tuple(place)].item():g} in row {place[0]} of a batch, and this collator is for "
+                "labels that are whole numbers (classes or tokens). For targets of a regression use "
+                "DataCollatorWithPadding or default_data_collator."
+            )
+    tensor = tensor.to(torch.int64)
+    return tensor if framework == "pt" else tensor.numpy()
 
 
 def _stack(name: str, values: list[Any], framework: Any, dtype: Any = None) -> Any:
-    """One column of a batch: `values` of equal shape joined along a new first axis."""
+    """One column of a batch: `values` of equal shape joined along a new first axis, in a type that holds them all."""
     try:
         if framework is np:
             return np.array([to_numpy(v) if isinstance(v, torch.Tensor) else v for v in values], dtype=dtype)
         if isinstance(values[0], torch.Tensor):
-            return torch.stack(values).to(dtype or values[0].dtype)
+            return torch.stack([*map(torch.as_tensor, values)]).to(dtype)
         if isinstance(values[0], np.ndarray):
             return torch.from_numpy(np.stack(values)).to(dtype)
         return torch.tensor(values, dtype=dtype)
@@ -107,8 +133,8 @@ def _collate(features: Sequence[Any], framework: Any) -> dict[str, Any]:
     batch: dict[str, Any] = {}
     label_name = next((name for name in LABEL_KEYS if first.get(name) is not None), None)
     if label_name is not None:
-        dtype = _label_dtype(label_name, first[label_name], framework)
-        batch["labels"] = _stack(label_name, [sample[label_name] for sample in samples], framework, dtype)
+        labels = [sample[label_name] for sample in samples]
+        batch["labels"] = _stack(label_name, labels, framework, _label_dtype(label_name, labels, framework))
     for name, value in first.items():
         if name not in LABEL_KEYS and value is not None and not isinstance(value, str):
             batch[name] = _stack(name, [sample[name] for sample in samples], framework)
@@ -136,6 +162,29 @@ def tf_default_data_collator(features: Sequence[Any]) -> dict[str, Any]:
 def default_data_collator(features: Sequence[Any], return_tensors: str = "pt") -> dict[str, Any]:
     """Batch samples that already have equal shapes, as torch tensors ("pt") or NumPy arrays ("np")."""
     return _collate(features, torch if check_framework(return_tensors) == "pt" else np)
+
+
+def warn_of_replaced_labels(collator: Any, examples: Sequence[Any], remedy: str) -> None:
+    """Warn, at the first batch of `collator`, of labels that it replaces and that are not the tokens themselves.
+
+    `remedy`: a sentence. Of later batches nothing is asked; of loader workers the first one looks.
+    """
+    if "_has_looked_at_labels" in vars(collator):
+        return
+    collator._has_looked_at_labels = True
+    worker = torch.utils.data.get_worker_info()
+    if worker is not None and worker.id > 0:
+        return
+    for row in examples:
+        labels = row.get("labels") if isinstance(row, Mapping) else None
+        if labels is not None and not np.array_equal(to_numpy(labels), to_numpy(row["input_ids"])):
+            logger.warning(
+                "%s makes labels itself, and the samples have 'labels' that differ from their tokens: these are not "
+                "used. %s",
+                type(collator).__name__,
+                remedy,
+            )
+            return
 
 
 class DataCollatorMixin:

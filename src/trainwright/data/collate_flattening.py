@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainwright.data.collate_base import DefaultDataCollator, as_mappings, check_framework, tolist
+from trainwright.data.collate_base import DefaultDataCollator, as_mappings, check_framework, tolist, whole_labels
 from trainwright.names import IGNORE_INDEX
 
 
@@ -63,7 +63,7 @@ class DataCollatorWithFlattening(DefaultDataCollator):
                 return torch.tensor([values], dtype=torch.int64 if bits == 64 else torch.int32)  # (1, total)
             return np.array([values], dtype=np.int64 if bits == 64 else np.int32)  # (1, total)
 
-        batch = {"input_ids": row_of(ids, 64), "labels": row_of(labels, 64)}
+        batch = {"input_ids": row_of(ids, 64), "labels": whole_labels([labels], framework)}
         if self.return_position_ids:
             start = self.position_ids_start
             batch["position_ids"] = row_of([start + place for length in lengths for place in range(length)], 64)

@@ -15,9 +15,15 @@ from typing import Any
 import torch
 from torch.utils.data import get_worker_info
 
-from trainwright.data.collate_base import DataCollatorMixin, refuse_tensorflow, to_numpy
+from trainwright.data.collate_base import DataCollatorMixin, refuse_tensorflow, to_numpy, warn_of_replaced_labels
 from trainwright.data.collate_padding import _torch_collate_batch, pad_rows, pad_without_fast_tokenizer_warning
 from trainwright.names import IGNORE_INDEX
+
+CAUSAL_REMEDY = (
+    "Tokens that they exclude (a prompt, as -100) are trained on. DataCollatorForSeq2Seq(tokenizer) pads the labels "
+    "that samples have; packing=True without a data_collator uses them too."
+)
+MASKED_REMEDY = "Remove that column, or use DataCollatorForTokenClassification(tokenizer), which pads them."
 
 
 @dataclass
@@ -86,6 +92,7 @@ class DataCollatorForLanguageModeling(DataCollatorMixin):
     def torch_call(self, examples: Any) -> Any:
         """Batch as torch tensors: `input_ids`, `labels` int64 `(batch, seq)`, and what else the tokenizer pads."""
         self.create_rng()
+        warn_of_replaced_labels(self, examples, MASKED_REMEDY if self.mlm else CAUSAL_REMEDY)
         batch, offsets = self._pad(examples)
         special_tokens_mask = batch.pop("special_tokens_mask", None)
         if self.mlm:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from trainwright.data.collate_language import DataCollatorForLanguageModeling
+from trainwright.data.collate_base import warn_of_replaced_labels, whole_labels
+from trainwright.data.collate_language import MASKED_REMEDY, DataCollatorForLanguageModeling
 
 MAX_MASKED_TOKENS = 512  # per sample
 
@@ -27,6 +28,7 @@ class DataCollatorForWholeWordMask(DataCollatorForLanguageModeling):
     def torch_call(self, examples: Any) -> Any:
         """Batch as torch tensors: `input_ids`, `labels` int64 `(batch, seq)`, and what else the tokenizer pads."""
         self.create_rng()
+        warn_of_replaced_labels(self, examples, MASKED_REMEDY)
         rows = [{"input_ids": row} if not isinstance(row, Mapping) else row for row in examples]
         batch, _ = self._pad([{k: v for k, v in row.items() if k not in ("labels", "label")} for row in rows])
         special = self.special_tokens(batch["input_ids"], batch.pop("special_tokens_mask", None))
@@ -77,10 +79,10 @@ class DataCollatorForSOP(DataCollatorForLanguageModeling):
 
     def __call__(self, examples: Any, return_tensors: str | None = None) -> Any:
         """What the tokenizer pads, `labels` int64 `(batch, seq)` and `sentence_order_label` int64 `(batch,)`."""
-        order = [int(example["sentence_order_label"]) for example in examples]
+        warn_of_replaced_labels(self, examples, MASKED_REMEDY)
+        labels = whole_labels([example["sentence_order_label"] for example in examples], name="sentence_order_label")
         rows = [{name: row[name] for name in ("input_ids", "token_type_ids")} for row in examples]
         batch = super().__call__(rows, return_tensors)
-        labels = torch.tensor(order)  # (batch,)
         batch["sentence_order_label"] = labels if isinstance(batch["labels"], torch.Tensor) else labels.numpy()
         return batch
 

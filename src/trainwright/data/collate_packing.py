@@ -1,20 +1,22 @@
-"""Batches of packs: full sequences, in which every sample keeps its own positions and sees only itself.
+"""Batches of packs: full sequences, in which every sample keeps its own positions and sees only itself; and batches of
+the same samples one by one, for an evaluation.
 
-Owns: `DataCollatorForPacking`. Leaves to others: choosing the samples of a pack (packing), what a model needs to keep
-them apart (interop/packed_attention), the mask over pairs of tokens, which is made on the device.
+Owns: `DataCollatorForPacking`, `DataCollatorForUnpacked`. Leaves to others: choosing the samples of a pack (packing),
+what a model needs to keep them apart (interop/packed_attention), the mask over pairs of tokens, which is made on the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from trainwright.data.collate_base import Array
+from trainwright.data.collate_base import Array, to_numpy, warn_of_replaced_labels
 from trainwright.names import IGNORE_INDEX, SAMPLE_LENGTHS
 
+TOKENS = ("input_ids", "labels", "attention_mask")
 ROWS = ("position_ids", "attention_mask", "seq_idx")
 OFFSETS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "cu_seqlens", "max_seqlen")
 
@@ -25,7 +27,8 @@ class DataCollatorForPacking:
     A pack is a list of samples: dicts of `input_ids` and, where they differ, `labels`, arrays `(num_tokens,)`. `names`:
     what a batch holds beside both of them.
 
-    - `position_ids`, int64: from 0 in every sample, and 0 for padding, so that none lies beyond the model's table.
+    - `position_ids`, int64: from `first_position` in every sample, and 0 for padding, so that none lies beyond the
+      model's table.
     - `attention_mask`, int64: 1 for tokens, 0 for padding.
     - `seq_idx`, int32: number of the sample in its pack, from 0; padding has a number of its own.
     - `cu_seq_lens_q`, `cu_seq_lens_k`, `cu_seqlens`: int32 `(num_samples + 1,)`, offsets of all samples of the batch;
@@ -48,6 +51,7 @@ class DataCollatorForPacking:
         copies_labels: bool = False,
         ignored_label: int | None = None,
         names_lengths: bool = False,
+        first_position: int = 0,
     ) -> None:
         self.packing_length = packing_length
         self.names = tuple(names)
@@ -55,9 +59,13 @@ class DataCollatorForPacking:
         self.copies_labels = copies_labels  # labels are the tokens, even where a sample has others
         self.ignored_label = ignored_label
         self.names_lengths = names_lengths
+        self.first_position = first_position
         self.is_one_row = any(name in OFFSETS for name in self.names)
 
     def __call__(self, packs: list[list[dict[str, Any]]]) -> dict[str, Any]:
+        if self.copies_labels and "_has_looked_at_labels" not in vars(self):
+            samples = [sample for pack in packs for sample in pack]
+            warn_of_replaced_labels(self, samples, "Leave data_collator out: packing then uses the labels of samples.")
         shape = (len(packs), self.packing_length)
         tokens = np.full(shape, self.pad_token_id, dtype=np.int64)
         labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
@@ -73,7 +81,7 @@ class DataCollatorForPacking:
                 tokens[row, begin:end] = ids
                 labels[row, begin:end] = self._labels(sample)
                 labels[row, begin] = IGNORE_INDEX
-                positions[row, begin:end] = np.arange(len(ids))
+                positions[row, begin:end] = np.arange(self.first_position, self.first_position + len(ids))
                 numbers[row, begin:end] = number
                 sizes.append(len(ids))
                 begin = end
@@ -103,3 +111,42 @@ class DataCollatorForPacking:
     def _tensor(self, values: Array) -> torch.Tensor:
         tensor = torch.from_numpy(values)  # (num_packs, packing_length)
         return tensor.reshape(1, -1) if self.is_one_row else tensor
+
+
+class DataCollatorForUnpacked:
+    """Evaluation batches of a run that packs: tokens padded with `pad_token_id`, labels with -100, on the right.
+
+    A sample without `labels` is its own label, as in a pack. The batch holds `input_ids`, `attention_mask` and
+    `labels`, int64 `(batch, longest)`. Samples with other columns, or labels that are not one per token, are batched by
+    `otherwise`.
+    """
+
+    def __init__(self, otherwise: Callable[[list[Any]], Any], pad_token_id: int = 0) -> None:
+        self.otherwise = otherwise
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, features: list[Any]) -> Any:
+        if not all(map(_has_tokens_alone, features)):
+            return self.otherwise(features)
+        rows = [to_numpy(sample["input_ids"]) for sample in features]
+        shape = (len(rows), max(map(len, rows)))
+        tokens = np.full(shape, self.pad_token_id, dtype=np.int64)
+        labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+        mask = np.zeros(shape, dtype=np.int64)
+        for number, (sample, row) in enumerate(zip(features, rows)):
+            own = sample.get("labels")
+            tokens[number, : len(row)], mask[number, : len(row)] = row, 1
+            labels[number, : len(row)] = row if own is None else to_numpy(own)
+        batch = {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+        return {name: torch.from_numpy(values) for name, values in batch.items()}  # (batch, longest)
+
+
+def _has_tokens_alone(sample: Any) -> bool:
+    """Whether a sample is a row of tokens that are not padded yet and, perhaps, a label for each."""
+    if not isinstance(sample, Mapping) or sample.get("input_ids") is None:
+        return False
+    if any(value is not None and not isinstance(value, str) for name, value in sample.items() if name not in TOKENS):
+        return False
+    shapes = {to_numpy(sample[name]).shape for name in TOKENS if sample.get(name) is not None}
+    mask = sample.get("attention_mask")
+    return len(shapes) == 1 and len(*shapes) == 1 and (mask is None or bool(to_numpy(mask).all()))

@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainwright.data.collate_base import Array, DataCollatorMixin, check_framework, refuse_tensorflow, tolist
+from trainwright.data.collate_base import (
+    Array,
+    DataCollatorMixin,
+    check_framework,
+    refuse_tensorflow,
+    tolist,
+    whole_labels,
+)
 from trainwright.names import IGNORE_INDEX
 
 
@@ -79,10 +86,6 @@ def _tf_collate_batch(examples: Sequence[Any], tokenizer: Any, pad_to_multiple_o
 
 def _label_name(features: Sequence[Mapping[str, Any]]) -> str:
     return "label" if "label" in features[0] else "labels"
-
-
-def _as_tensors(values: Any, framework: str) -> Any:
-    return torch.tensor(values, dtype=torch.int64) if framework == "pt" else np.array(values, dtype=np.int64)
 
 
 def _without(features: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -149,7 +152,7 @@ class DataCollatorForTokenClassification(DataCollatorMixin):
         if name in features[0]:
             seq = batch["input_ids"].shape[1]
             labels = [feature[name] for feature in features]
-            batch[name] = _as_tensors(
+            batch[name] = whole_labels(
                 pad_rows(labels, self.label_pad_token_id, self.tokenizer.padding_side, seq), framework
             )
         return batch
@@ -183,7 +186,7 @@ class DataCollatorForSeq2Seq:
             pad_to_multiple_of=self.pad_to_multiple_of,
             return_tensors=framework,
         )
-        batch["labels"] = _as_tensors(self._pad_labels(labels), framework) if labels else None  # (batch, target_seq)
+        batch["labels"] = whole_labels(self._pad_labels(labels), framework) if labels else None  # (batch, target_seq)
         shift_labels = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
         if labels and shift_labels is not None:
             batch["decoder_input_ids"] = shift_labels(labels=batch["labels"])  # (batch, target_seq)
@@ -235,5 +238,5 @@ class DataCollatorForMultipleChoice(DataCollatorMixin):
         )
         batch = {key: value.reshape(len(examples), num_choices, -1) for key, value in padded.items()}
         if name in examples[0]:
-            batch["labels"] = _as_tensors([int(example[name]) for example in examples], framework)  # (batch,)
+            batch["labels"] = whole_labels([example[name] for example in examples], framework)  # (batch,)
         return batch

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainwright.data.collate_base import DataCollatorMixin
+from trainwright.data.collate_base import DataCollatorMixin, warn_of_replaced_labels
 from trainwright.data.collate_padding import _torch_collate_batch
 from trainwright.names import IGNORE_INDEX
 
@@ -34,6 +34,7 @@ class DataCollatorForPermutationLanguageModeling(DataCollatorMixin):
 
     def torch_call(self, examples: Any) -> dict[str, Any]:
         """Batch as torch tensors."""
+        warn_of_replaced_labels(self, examples, "Remove that column.")
         rows = [row["input_ids"] if isinstance(row, Mapping) else row for row in examples]
         names = ("input_ids", "perm_mask", "target_mapping", "labels")
         return dict(zip(names, self.torch_mask_tokens(_torch_collate_batch(rows, self.tokenizer))))

@@ -75,11 +75,10 @@ def _check_something_left(names: Iterable[str], accepted: Iterable[str], descrip
 def _log_ignored(
     ignored: list[str], description: str | None, model_name: str | None, to: logging.Logger | None = None
 ) -> None:
+    # Finished: a logger that is not of `logging` may take nothing else.
     (to or logger).info(
-        "Columns of the %s set that %s.forward does not take are left out: %s.",
-        description or "given",
-        model_name or "the model",
-        ", ".join(ignored),
+        f"Columns of the {description or 'given'} set that {model_name or 'the model'}.forward does not take are left "
+        f"out: {', '.join(ignored)}."
     )
 
 

@@ -6,6 +6,7 @@ Owns: reading `args`. Leaves to others: building (loaders, samplers, collate), w
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from trainwright.data.collate_base import default_data_collator
+from trainwright.data.collate_packing import DataCollatorForUnpacked
 from trainwright.data.collate_padding import DataCollatorWithPadding
 from trainwright.data.distributed_samplers import get_dataloader_sampler
 from trainwright.data.length_grouping import LengthGroupedSampler, LengthSortedSampler
@@ -20,6 +22,8 @@ from trainwright.data.loaders import build_dataloader
 from trainwright.data.samplers import build_eval_sampler, build_train_sampler, has_length
 from trainwright.data.workers import seed_worker, shield
 from trainwright.interop.loaded import is_hf_dataset, is_hf_iterable_dataset
+
+logger = logging.getLogger(__name__)
 
 TORCH_PREFETCH_FACTOR = 2
 
@@ -54,8 +58,17 @@ def check_train_dataset(dataset: Any, args: Any) -> None:
         )
 
 
-def default_collator_for(processing_class: Any) -> Callable[[list[Any]], Any]:
-    """Padding, where `processing_class` is a tokenizer or feature extractor that pads; stacking otherwise."""
+def default_collator_for(
+    processing_class: Any, model: Any = None, *, packs: bool = False
+) -> Callable[[list[Any]], Any]:
+    """Padding, where `processing_class` is a tokenizer or feature extractor that pads; stacking otherwise. Where
+    training samples are packed, those of an evaluation get labels as packs do, and padding for tokens and labels.
+    """
+    if packs:
+        config = getattr(model, "config", None)
+        known = (getattr(owner, "pad_token_id", None) for owner in (processing_class, config))
+        pad = next((token for token in known if isinstance(token, int) and token >= 0), 0)
+        return DataCollatorForUnpacked(default_collator_for(processing_class), pad)
     if hasattr(processing_class, "pad") and (
         hasattr(processing_class, "pad_token_id") or hasattr(processing_class, "padding_value")
     ):
@@ -84,6 +97,21 @@ def check_indexable(dataset: Any) -> None:
             f"The data set is a {type(dataset).__name__}, whose samples cannot be had by index. Pass a list, an object "
             "with __getitem__ and __len__, or a torch.utils.data.IterableDataset."
         )
+
+
+def why_no_batch(dataset: Any, args: Any, batch_size: int) -> str | None:
+    """Why an evaluation of `dataset` gives no batch though there are samples, and what to do; None: it gives some."""
+    if not args.dataloader_drop_last or is_iterable(dataset) or not has_length(dataset):
+        return None
+    shares = 1 if args.accelerator_config.split_batches else args.world_size
+    if not 0 < len(dataset) < batch_size * shares:
+        return None
+    return (
+        f"{len(dataset)} samples do not fill the batches of {batch_size} (per_device_eval_batch_size) that "
+        f"{shares} process(es) take, and dataloader_drop_last=True leaves out what does not fill them, so an "
+        f"evaluation sees nothing. Set per_device_eval_batch_size to at most {max(1, len(dataset) // shares)}, or "
+        "dataloader_drop_last=False."
+    )
 
 
 def data_seed(args: Any) -> int:
@@ -160,6 +188,9 @@ def loader_for(
                 f"and the evaluation data ({type(dataset).__name__}) has no length. Use a map-style data set, or leave "
                 "it unset."
             )
+    nothing = None if is_training else why_no_batch(dataset, args, batch_size)
+    if nothing is not None:
+        logger.warning("%s", nothing)
     loader = build_dataloader(
         dataset,
         batch_size=batch_size,

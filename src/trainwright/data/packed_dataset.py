@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
 from trainwright.data.collate_base import Array, to_numpy
@@ -177,4 +178,6 @@ def token_columns(sample: Any, number: int, refused: frozenset[str] = frozenset(
             f"packing=True needs one label per token; sample {number} has {tokens.shape[0]} tokens and labels of shape "
             f"{labels.shape}."
         )
+    if labels.dtype.kind == "f" and len(wrong := labels[labels != np.trunc(labels)]):
+        raise ValueError(f"packing=True is for labels that are tokens, and sample {number} has {wrong[0]} as a label.")
     return {"input_ids": tokens, "labels": labels}

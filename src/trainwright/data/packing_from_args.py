@@ -20,7 +20,7 @@ from trainwright.data.packed_dataset import PackedDataset, PackedStream
 from trainwright.data.packing import PackingPlan, plan_packs
 from trainwright.interop.loaded import is_hf_dataset
 from trainwright.interop.models import base_model_of
-from trainwright.interop.packed_attention import PackedInputs, packed_inputs
+from trainwright.interop.packed_attention import PackedInputs, first_position, packed_inputs
 from trainwright.interop.packed_checks import SHORTEST_PACK, sees_other_samples
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ PADDING_COLLATORS = (
     "DataCollatorWithFlattening",
     "DataCollatorForSeq2Seq",
     "DataCollatorForTokenClassification",
+    "DataCollatorForUnpacked",
 )
 LANGUAGE_COLLATOR = "DataCollatorForLanguageModeling"
 
@@ -50,7 +51,8 @@ def packed(
     Raises ValueError for a model, collator or setting that packing contradicts, before a sample is read.
     """
     config = getattr(base_model_of(model), "config", None)
-    most = getattr(config, "max_position_embeddings", None)
+    most, first = getattr(config, "max_position_embeddings", None), first_position(model)
+    most = most - first if isinstance(most, int) else None
     length = args.packing_length or _default_length(most, processing_class)
     inputs = packed_inputs(model, length)
     collator = DataCollatorForPacking(
@@ -58,6 +60,7 @@ def packed(
         inputs.names,
         pad_token_id=getattr(processing_class, "pad_token_id", None) or 0,
         names_lengths=not _is_dispatched(args, is_iterable(dataset)),  # which joins tensors and nothing else
+        first_position=first,
         **_label_rules(data_collator),
     )
     _check_settings(args, is_one_row=collator.is_one_row, is_stream=is_iterable(dataset))
@@ -71,7 +74,8 @@ def packed(
     if isinstance(most, int) and longest > most:
         raise ValueError(
             f"packing_length={length} lets samples of {longest} tokens through, and the model has positions for {most} "
-            f"(max_position_embeddings). Set packing_length to at most {most}."
+            f"(max_position_embeddings{f' without the first {first}' if first else ''}). Set packing_length to at most "
+            f"{most}."
         )
     if is_hf_dataset(dataset) and "input_ids" in dataset.column_names and dataset.format["type"] is None:
         kept = PACKED_COLUMNS | refused  # a refused one is left to be named in the error
@@ -91,7 +95,7 @@ def _label_rules(data_collator: Any) -> dict[str, Any]:
         return {}
     if name == LANGUAGE_COLLATOR and not data_collator.mlm:
         return {"copies_labels": True, "ignored_label": getattr(data_collator.tokenizer, "pad_token_id", None)}
-    known = [*PADDING_COLLATORS[3:], f"{LANGUAGE_COLLATOR}(mlm=False)"]
+    known = [*PADDING_COLLATORS[3:-1], f"{LANGUAGE_COLLATOR}(mlm=False)"]
     what = "masks tokens" if name == LANGUAGE_COLLATOR else "is not known to do no more than pad"
     raise ValueError(
         f"packing=True makes the batches itself, so data_collator={name} would not be used for training, and it "
@@ -182,6 +186,7 @@ def check_packed(
             f"the tokens of the one before it, although it was given {list(collator.names)}. Have forward keep them "
             "apart, or set packing=False."
         )
+    inputs.check_alike(model, make_batch)
 
 
 def check_resumed(args: Any, point: Any) -> None:

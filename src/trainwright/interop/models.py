@@ -137,6 +137,42 @@ def spans_devices(model: nn.Module) -> bool:
     return bool(getattr(model, "is_parallelizable", False) and getattr(model, "model_parallel", False))
 
 
+def move_with_ties(model: nn.Module, device: torch.device) -> None:
+    """Move `model` to `device`. Parameters that were one before are one after it, and no others.
+
+    torch keeps them one where a device takes the place of their data; where it does not (XLA), each gets one of its
+    own. A model's `tie_weights` would ask the config instead, and replace a head that was untied on purpose.
+    """
+    shared: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                shared.setdefault(id(parameter), []).append((module, name))
+    model.to(device)
+    for (module, name), *others in shared.values():
+        for other, other_name in others:
+            other._parameters[other_name] = module._parameters[name]
+
+
+def warn_of_untied_head(model: nn.Module) -> None:
+    """Warn of a head that has weights of its own where the config says that it shares the embedding's: it is trained
+    and saved as it is, but `from_pretrained` of some releases replaces it.
+    """
+    base: Any = model
+    if not (is_pretrained_model(model) and getattr(base, "_tied_weights_keys", None)):
+        return
+    weight = getattr(base.get_output_embeddings(), "weight", None)
+    if weight is None or not getattr(base.config, "tie_word_embeddings", False):
+        return
+    if sum(parameter is weight for _, parameter in model.named_parameters(remove_duplicate=False)) == 1:
+        logger.warning(
+            "%s has a head with weights of its own, and its config says tie_word_embeddings=True. They are trained and "
+            "saved as they are, but from_pretrained may replace them by the embedding's. Set "
+            "model.config.tie_word_embeddings = False.",
+            type(model).__name__,
+        )
+
+
 def is_quantised(model: nn.Module) -> bool:
     """Whether the model says that its weights are quantised; asked of itself or through a peft wrapper."""
     return bool(getattr(model, "is_quantized", False)) or getattr(model, "quantization_method", None) is not None
@@ -244,18 +280,50 @@ def _configs(model: nn.Module) -> list[Any]:
 
 def traced(model: nn.Module, inputs: Mapping[str, Any], autocast: contextlib.AbstractContextManager[Any]) -> nn.Module:
     """`model` compiled by tracing it once on `inputs`; `model` itself, with a warning, when it cannot be traced."""
-    names = inspect.signature(base_model_of(model).forward).parameters
-    example = {name: inputs[name] for name in names if name in inputs}
+    parameters = inspect.signature(base_model_of(model).forward).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    example = {name: inputs[name] for name in parameters if name in inputs}
+    others = {name: value for name, value in inputs.items() if takes_any and name not in parameters}
     try:
         with autocast, torch.no_grad():
-            graph = torch.jit.trace(  # type: ignore[no-untyped-call]
-                model.eval(), example_kwarg_inputs=example, strict=False
-            )
-            frozen = torch.jit.freeze(graph)
+            if others:  # a graph has no **kwargs: it is given them by position
+                names = [*example, *others]
+                example = {**example, **others}
+                graph = torch.jit.trace(  # type: ignore[no-untyped-call]
+                    _ByPosition(model, names).eval(), tuple(example.values()), strict=False
+                )
+                frozen: nn.Module = _ByName(torch.jit.freeze(graph), names)
+            else:
+                graph = torch.jit.trace(  # type: ignore[no-untyped-call]
+                    model.eval(), example_kwarg_inputs=example, strict=False
+                )
+                frozen = torch.jit.freeze(graph)
             frozen(**example)
-        return frozen  # type: ignore[no-any-return]
-    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+        return frozen
+    except Exception as error:  # whatever a model or the tracer raises
         logger.warning(
             "jit_mode_eval: %s cannot be traced (%s); it is evaluated as it is.", type(model).__name__, error
         )
         return model
+
+
+class _ByPosition(nn.Module):
+    """Calls a model with its inputs by name, given in the order of `names`."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *values: Any) -> Any:
+        return self.model(**dict(zip(self.names, values)))
+
+
+class _ByName(nn.Module):
+    """Calls a graph with its inputs in the order of `names`, given by name; others were none when it was traced."""
+
+    def __init__(self, graph: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.graph, self.names = graph, names
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.graph(*[inputs[name] for name in self.names])

@@ -21,7 +21,7 @@ from torch import nn
 from trainwright.interop.divided_attention import borders, divided
 from trainwright.interop.loaded import is_pretrained_model
 from trainwright.interop.models import base_model_of, shifts_labels
-from trainwright.interop.packed_checks import SHORTEST_PACK, why_not_divided
+from trainwright.interop.packed_checks import SHORTEST_PACK, unlike_alone, why_not_divided
 from trainwright.names import SAMPLE_LENGTHS
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,22 @@ class PackedInputs:
                 reason,
             )
 
+    def check_alike(self, model: nn.Module, make_batch: Callable[[list[list[int]]], Any]) -> None:
+        """Raise ValueError where a `transformers` model predicts otherwise of a sample in a pack than alone; warn of
+        another module, which is given what it asks for. `choose` has found it out where layers attend by sample.
+        """
+        difference = None if self._can_divide else unlike_alone(model, make_batch)
+        if difference is None:
+            return
+        base = base_model_of(getattr(model, "_orig_mod", model))
+        text = f"packing=True: {type(base).__name__} {difference}."
+        if is_pretrained_model(base):
+            raise ValueError(
+                f"{text} Its training would not be that of the unpacked samples. Use "
+                "train_sampling_strategy='group_by_length', which wastes little on padding with any model."
+            )
+        logger.warning("%s Evaluation, which is not packed, will see another model than training does.", text)
+
     @contextlib.contextmanager
     def while_training(self, model: nn.Module) -> Iterator[None]:
         """Within the block the model is switched as `choose` found; after it, it is as it was."""
@@ -107,6 +123,15 @@ class PackedInputs:
                 yield
         finally:
             self._divides = False
+
+
+def first_position(model: nn.Module) -> int:
+    """The position of a sample's first token: 0, or the one behind the padding token's in a table of positions that
+    holds one for it, as in RoBERTa."""
+    for name, module in base_model_of(getattr(model, "_orig_mod", model)).named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.padding_idx + 1
+    return 0
 
 
 def packed_inputs(model: nn.Module, packing_length: int) -> PackedInputs:
@@ -129,12 +154,21 @@ def packed_inputs(model: nn.Module, packing_length: int) -> PackedInputs:
                 "would see each other. Add one of these arguments and honour it, or set packing=False."
             )
         return PackedInputs(names)
-    if not shifts_labels(base) or "position_ids" not in parameters:
-        raise ValueError(
-            f"packing=True is for models that predict the next token and take position_ids; {name} is none. Use "
-            "train_sampling_strategy='group_by_length', which wastes little on padding with any model."
-        )
     config: Any = base.config
+    lack = (
+        "it is not known to predict the next token"
+        if not shifts_labels(base)
+        else f"the forward of {name} takes none"
+        if "position_ids" not in parameters
+        else "its alibi=True weighs pairs of tokens by how far apart they lie in the whole row"
+        if getattr(config, "alibi", False)
+        else None
+    )
+    if lack is not None:
+        raise ValueError(
+            f"packing=True is for models that predict the next token and take position_ids; {name} cannot be packed: "
+            f"{lack}. Use train_sampling_strategy='group_by_length', which wastes little on padding with any model."
+        )
     attention = str(getattr(config, "_attn_implementation", "eager") or "eager")
     if "flash" in attention:
         return PackedInputs(("position_ids", *FLASH))

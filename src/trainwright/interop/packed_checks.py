@@ -1,6 +1,7 @@
-"""Running a model on one small pack, to find out whether it keeps samples apart, and whether it can do so faster.
+"""Running a model on one small pack, to find out whether it keeps samples apart and gives each the positions that it
+has alone, and whether it can do so faster.
 
-Owns: both checks, which run before the first step. Leaves to others: what follows from them (data/packing_from_args,
+Owns: these checks, which run before the first step. Leaves to others: what follows from them (data/packing_from_args,
 packed_attention).
 """
 
@@ -21,8 +22,8 @@ from trainwright.names import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
 
-# Tokens that every vocabulary has. The two others differ in what they hold, not only in its order, of which a mean
-# would not tell.
+# Tokens that every vocabulary has (see `_tokens`). The two others differ in what they hold, not only in its order, of
+# which a mean would not tell.
 OTHERS, SAMPLE = ([1, 2, 3, 3, 2], [3, 1, 1, 1, 1]), [2, 3, 1, 3, 2, 1]
 SHORTEST_PACK = len(OTHERS[0]) + len(SAMPLE)
 LARGEST_CHANGE = 1e-3  # of the largest prediction; of samples that are kept apart, nothing changes but rounding
@@ -41,14 +42,15 @@ def sees_other_samples(model: nn.Module, make_batch: Callable[[list[list[int]]],
     parameters = inspect.signature(base_model_of(model).forward).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     was_training, own = model.training, slice(len(OTHERS[0]), SHORTEST_PACK)
+    sample, *others = _tokens(model, SAMPLE, *OTHERS)
     found: list[torch.Tensor] = []
     devices = [value.device for value in model.parameters() if value.device.type == "cuda"][:1]
     with torch.random.fork_rng(devices=devices):
         model.eval()
         try:
-            for other in OTHERS:
+            for other in others:
                 torch.manual_seed(0)  # for a model that draws in evaluation mode too
-                inputs = make_batch([other, SAMPLE])
+                inputs = make_batch([other, sample])
                 inputs["labels"][:, : len(other)] = IGNORE_INDEX
                 outputs = model(**{name: value for name, value in inputs.items() if takes_any or name in parameters})
                 found.append(_said_of(outputs, inputs["input_ids"].shape, own))
@@ -58,6 +60,52 @@ def sees_other_samples(model: nn.Module, make_batch: Callable[[list[list[int]]],
         finally:
             model.train(was_training)
     return bool((found[0] - found[1]).abs().max() > LARGEST_CHANGE * found[0].abs().max())
+
+
+def unlike_alone(model: nn.Module, make_batch: Callable[[list[list[int]]], Any]) -> str | None:
+    """In what a model treats a sample of a pack otherwise than the same sample alone, which it is given without
+    positions, as in an evaluation; None where in nothing, or where it cannot be told.
+
+    A model may count positions from another number than 0, or weigh pairs by where they lie in the pack. `make_batch`:
+    as for `sees_other_samples`. Costs two forward passes, once, and changes nothing.
+    """
+    base: Any = base_model_of(getattr(model, "_orig_mod", model))
+    parameters = inspect.signature(base.forward).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    own = slice(len(OTHERS[0]), SHORTEST_PACK)
+    sample, other = _tokens(model, SAMPLE, OTHERS[0])
+    batch = make_batch([other, sample])
+    batch["labels"][:, : len(other)] = IGNORE_INDEX
+    batch = {name: value for name, value in batch.items() if takes_any or name in parameters}
+    whole = {name: value[:, own] for name, value in batch.items() if name in ("input_ids", "labels")}
+    try:
+        with undisturbed(model, whole):
+            alone = _said_of(model(**whole), whole["input_ids"].shape, slice(None))
+    except Exception as error:  # a model that needs other inputs, or another precision: training will tell
+        logger.info("Whether a sample is the same in a pack as alone cannot be checked: %s", error)
+        return None
+    try:
+        with undisturbed(model, batch):
+            together = _said_of(model(**batch), batch["input_ids"].shape, own)
+    except Exception as error:
+        return f"runs on a sample alone, but not on a pack ({type(error).__name__}: {error})"
+    if together.shape == alone.shape and _is_close(together, alone, base):
+        return None
+    return "predicts otherwise of a sample in a pack than of the same sample alone"
+
+
+def _is_close(together: torch.Tensor, alone: torch.Tensor, model: nn.Module) -> bool:
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    bound = LARGEST_CHANGE if dtypes <= {torch.float32, torch.float64} else LARGEST_CHANGE_IN_HALF
+    return bool((together - alone).abs().max() <= bound * alone.abs().max())
+
+
+def _tokens(model: nn.Module, *samples: list[int]) -> list[list[int]]:
+    """`samples` without the padding token, to which some models give a position of its own."""
+    config: Any = getattr(base_model_of(getattr(model, "_orig_mod", model)), "config", None)
+    padding, size = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    other = 4 if isinstance(size, int) and size > 4 else 0
+    return [[other if token == padding else token for token in sample] for sample in samples]
 
 
 def _said_of(outputs: Any, shape: torch.Size, places: slice) -> torch.Tensor:
@@ -87,7 +135,7 @@ def why_not_divided(model: nn.Module, make_batch: Callable[[list[list[int]]], An
     windows = [getattr(text, name, None) for name in WINDOWS]
     length = max([len(SAMPLE), *(size + 2 for size in windows if isinstance(size, int))])
     length = min(length, packing_length - len(OTHERS[0]))
-    sample = (SAMPLE * (length // len(SAMPLE) + 1))[:length]
+    sample, other = _tokens(model, (SAMPLE * (length // len(SAMPLE) + 1))[:length], OTHERS[0])
     seen: set[int] = set()
     different: list[str] = []
 
@@ -96,9 +144,9 @@ def why_not_divided(model: nn.Module, make_batch: Callable[[list[list[int]]], An
         if not _follows(own, mask, length, is_causal, window):
             different.append(type(layer).__name__)
 
-    places = slice(len(OTHERS[0]), len(OTHERS[0]) + length)
+    places = slice(len(other), len(other) + length)
     try:
-        batch = make_batch([OTHERS[0], sample])
+        batch = make_batch([other, sample])
         rest = {name: value for name, value in batch.items() if name != "labels"}
         ids = batch["input_ids"]
         with undisturbed(model, rest):
@@ -111,8 +159,7 @@ def why_not_divided(model: nn.Module, make_batch: Callable[[list[list[int]]], An
         return f"{different[0]} looks at other tokens than its is_causal and sliding_window say"
     if len(seen) < len(layers):
         return f"{len(layers) - len(seen)} of its {len(layers)} layers were not asked"
-    bound = LARGEST_CHANGE if base.dtype == torch.float32 else LARGEST_CHANGE_IN_HALF
-    if not bool((together - alone).abs().max() <= bound * alone.abs().max()):
+    if not _is_close(together, alone, base):
         return "a trial gave other predictions for a sample in a pack than alone"
     return None
 

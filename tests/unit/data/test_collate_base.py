@@ -58,6 +58,41 @@ def test_tensor_labels_keep_whole_numbers_whole():
     assert default_data_collator(samples, "np")["labels"].dtype == np.int64
 
 
+FRACTIONS = [0, 0.5, 0.75, 1]
+KINDS_OF_NUMBER = {
+    "numbers": lambda value: value,
+    "tensors": torch.tensor,
+    "numpy scalars": lambda value: np.float64(value) if isinstance(value, float) else np.int64(value),
+    "arrays": np.array,
+    "a bool first": lambda value: False if value == 0 else value,
+    "a tensor among numbers": lambda value: torch.tensor(value) if value == 0.5 else value,
+    "a number among tensors": lambda value: value if value == 0.5 else torch.tensor(value),
+}
+
+
+@pytest.mark.parametrize("framework", ["pt", "np"])
+@pytest.mark.parametrize("name", ["label", "label_ids", "labels", "score"])
+@pytest.mark.parametrize("make", KINDS_OF_NUMBER.values(), ids=KINDS_OF_NUMBER.keys())
+@pytest.mark.parametrize("size", [2, 4])
+def test_no_fraction_is_cut_because_the_first_value_is_whole(framework, name, make, size):
+    samples = [{name: make(value), "x": 1.0} for value in FRACTIONS]
+    found = []
+    for begin in range(0, 4, size):
+        batch = default_data_collator(samples[begin : begin + size], framework)
+        found += batch["labels" if name.startswith("label") else name].tolist()
+    assert found == FRACTIONS
+
+
+def test_rows_of_labels_are_not_cut_either_and_whole_ones_stay_whole():
+    rows = [[0, 1], [0.5, 1]]
+    for name in ("label_ids", "labels", "label"):
+        for make in (list, np.array, torch.tensor, tuple):
+            assert default_data_collator([{name: make(row)} for row in rows])["labels"].tolist() == rows
+    for name in ("label", "label_ids", "labels"):
+        assert default_data_collator([{name: value} for value in (0, True, 2)])["labels"].dtype == torch.int64
+    assert default_data_collator([{"label": 0}, {"label": 0.5}])["labels"].dtype == torch.float32
+
+
 def test_samples_may_be_objects_with_attributes():
     class Sample:
         def __init__(self, x):

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from trainwright.data import collate as ours
+from trainwright.data.collate_packing import DataCollatorForPacking
 
 reference = pytest.importorskip("transformers.data.data_collator")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##want", "##ed", "the", "dog", "runs", "##ner", "a", "b"]
@@ -224,3 +225,41 @@ def test_masking_needs_a_mask_token_and_no_tensorflow(tokenizer):
         ours.DataCollatorForPermutationLanguageModeling(ByT5Tokenizer())([[5, 6]])
     with pytest.raises(NotImplementedError, match="TensorFlow"):
         ours.DataCollatorForLanguageModeling(tokenizer, tf_experimental_compile=True)
+
+
+TOKENS = [5, 6, 7, 8]
+LANGUAGE_COLLATORS = {
+    "causal": lambda tokenizer: ours.DataCollatorForLanguageModeling(tokenizer, mlm=False),
+    "masked": lambda tokenizer: ours.DataCollatorForLanguageModeling(tokenizer),
+    "whole words": lambda tokenizer: ours.DataCollatorForWholeWordMask(tokenizer),
+    "permutation": lambda tokenizer: ours.DataCollatorForPermutationLanguageModeling(tokenizer),
+    "packing": lambda tokenizer: DataCollatorForPacking(8, copies_labels=True),
+}
+
+
+@pytest.mark.parametrize("kind", LANGUAGE_COLLATORS)
+@pytest.mark.parametrize("labels, warnings", [([-100, -100, 7, 8], 1), (TOKENS, 0), (None, 0)])
+def test_labels_that_are_replaced_are_warned_of_once_with_what_to_use(kind, labels, warnings, tokenizer, caplog):
+    collator = LANGUAGE_COLLATORS[kind](tokenizer)
+    row = {"input_ids": TOKENS, **({} if labels is None else {"labels": labels})}
+    if kind == "packing":
+        row = {name: np.array(values) for name, values in row.items()}
+    for _ in range(3):
+        batch = collator([[row, row]] if kind == "packing" else [row, row])
+    texts = [record.getMessage() for record in caplog.records if "makes labels itself" in record.getMessage()]
+    assert len(texts) == warnings
+    if warnings:
+        remedy = {"causal": "DataCollatorForSeq2Seq(tokenizer)", "packing": "Leave data_collator out"}
+        assert remedy.get(kind, "Remove that column") in texts[0]
+    if kind == "causal":
+        assert batch["labels"].tolist() == [TOKENS, TOKENS]  # as documented
+
+
+def test_labels_are_compared_with_tokens_at_the_first_batch_alone(tokenizer, monkeypatch):
+    compared = []
+    compare = np.array_equal
+    monkeypatch.setattr(np, "array_equal", lambda *pair: compared.append(1) or compare(*pair))
+    collator = LANGUAGE_COLLATORS["causal"](tokenizer)
+    for _ in range(3):
+        collator([{"input_ids": TOKENS, "labels": TOKENS}] * 2)
+    assert len(compared) == 2

@@ -130,3 +130,34 @@ def test_tensorflow_is_refused():
         ours._tf_collate_batch([[1]], make_tokenizer())
     with pytest.raises(NotImplementedError, match="TensorFlow"):
         ours.DataCollatorForTokenClassification(make_tokenizer(), return_tensors="tf")(copy.deepcopy(WITH_LABELS))
+
+
+@pytest.mark.parametrize("name", ["label", "label_ids", "labels"])
+@pytest.mark.parametrize("make", [lambda value: value, torch.tensor, np.array, np.float64])
+def test_fractions_stay_what_they_are_though_the_first_label_is_whole(name, make):
+    rows = [{"input_ids": [5, 6], name: make(value)} for value in (0, 0.5, 0.75, 1)]
+    batch = ours.DataCollatorWithPadding(make_tokenizer())(rows)
+    assert batch["labels"].tolist() == [0, 0.5, 0.75, 1]
+
+
+FRACTIONAL = {
+    "DataCollatorForTokenClassification": [{"input_ids": row, "labels": [0.0, 1.0, 0.5]} for row in ([5, 6, 1],) * 2],
+    "DataCollatorForSeq2Seq": [{"input_ids": [5, 1], "labels": [1, 0.5]}, {"input_ids": [5, 1], "labels": [1]}],
+    "DataCollatorForMultipleChoice": [{"input_ids": [[2, 3]], "label": label} for label in (0, 0.5)],
+}
+
+
+@pytest.mark.parametrize("name", FRACTIONAL)
+def test_a_fraction_among_labels_that_are_classes_or_tokens_is_an_error(name):
+    with pytest.raises(ValueError, match=r"labels hold 0\.5 in row \d of a batch.*whole numbers"):
+        getattr(ours, name)(make_tokenizer())(FRACTIONAL[name])
+    rows = copy.deepcopy(FRACTIONAL[name])
+    for row in rows:
+        key = "label" if "label" in row else "labels"
+        row[key] = 1.0 if key == "label" else [2.0] * len(row[key])  # whole, as tables with gaps hold them
+    assert getattr(ours, name)(make_tokenizer())(rows)["labels"].dtype == torch.int64
+
+
+def test_a_fraction_among_labels_of_a_flattened_batch_is_an_error():
+    with pytest.raises(ValueError, match=r"labels hold 0\.5"):
+        ours.DataCollatorWithFlattening()([{"input_ids": [5, 6], "labels": [1, 0.5]}])

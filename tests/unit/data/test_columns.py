@@ -122,3 +122,19 @@ def test_the_collator_drops_columns_of_dicts_and_says_so_once(caplog):
     assert len(caplog.records) == 1
     assert "b" in caplog.records[0].getMessage()
     assert collator([[1, 2]]) == [[1, 2]]
+
+
+def test_a_logger_that_takes_finished_text_is_enough():
+    class Lines:
+        def __init__(self):
+            self.lines = []
+
+        def info(self, text):
+            self.lines.append(text)
+
+    lines = Lines()
+    collator = RemoveColumnsCollator(list, ["a"], lines, "Model", "100 % evaluation")
+    for _ in range(2):
+        collator([{"a": 1, "b": 2}])
+    (line,) = lines.lines
+    assert "100 % evaluation set" in line and line.endswith("left out: b.")

@@ -285,3 +285,17 @@ def test_a_model_that_cannot_be_traced_is_used_as_it_is(caplog):
     model = Cannot()
     assert models.traced(model, {"x": torch.ones(1, 2)}, contextlib.nullcontext()) is model
     assert "Cannot cannot be traced (not for tracing" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_column_that_forward_takes_among_its_keywords_is_traced_too(caplog):
+    class Weighted(Regression):
+        def forward(self, x, **others):
+            return {"loss": (super().forward(x)["loss"] * others["weight"]).mean()}
+
+    model, inputs = Weighted().eval(), {"x": torch.ones(3, 2), "weight": torch.arange(3.0)}
+    traced = models.traced(model, inputs, contextlib.nullcontext())
+    assert traced is not model and not caplog.records
+    for factor in (1, 2):
+        given = {"weight": inputs["weight"] * factor, "x": inputs["x"]}  # in another order, with other numbers
+        torch.testing.assert_close(traced(**given)["loss"], model(**given)["loss"])
