@@ -55,9 +55,11 @@ class ReportingArguments(RunArguments):
         None, "Show no progress bar and no table in notebooks. None: shown unless only errors are logged."
     )
     log_level: str = option(
-        "passive", "Log level of the first process: 'debug' to 'critical'; 'passive' leaves it as it is."
+        "passive",
+        "Log level of the first process: 'debug' to 'critical'; 'passive' leaves it as it is.",
+        choices=LOG_LEVELS,
     )
-    log_level_replica: str = option("warning", "Log level of the other processes.")
+    log_level_replica: str = option("warning", "Log level of the other processes.", choices=LOG_LEVELS)
     log_on_each_node: bool = option(True, "On several machines log once per machine instead of once.")
     include_num_input_tokens_seen: str | bool = option(
         False,
