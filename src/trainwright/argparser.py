@@ -8,6 +8,7 @@ when a YAML file is read. Source: seed 003.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -20,7 +21,20 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trainwright.argtypes import accepts_dict, accepts_sequence, convert, describe, is_boolean, parse_literal
+from trainwright.argtypes import (
+    READABLE,
+    accepts_dict,
+    accepts_sequence,
+    argparse_type,
+    choices_of,
+    convert,
+    describe,
+    is_boolean,
+    is_readable,
+    is_switch_or_text,
+    named,
+    parse_literal,
+)
 
 FILE_SUFFIXES = (".json", ".yaml", ".yml")
 
@@ -66,7 +80,7 @@ class HfArgumentParser(argparse.ArgumentParser):
         elif not isinstance(dataclass_types, Iterable) or isinstance(dataclass_types, type):
             dataclass_types = (dataclass_types,)
         self.dataclass_types: list[Any] = list(dataclass_types)
-        self._dict_names: set[str] = set()
+        self._dict_hints: dict[str, Any] = {}
         self._groups: dict[str, Any] = {}
         self._hints: dict[Any, dict[str, Any]] = {}
         self._left_out: dict[Any, set[str]] = {}
@@ -94,6 +108,12 @@ class HfArgumentParser(argparse.ArgumentParser):
         for field in _init_fields(dataclass_type):
             if field.name in self._left_out[dataclass_type]:
                 continue
+            if _default(field) is dataclasses.MISSING and not is_readable(hints[field.name]):
+                raise TypeError(
+                    f"{dataclass_type.__name__}.{field.name}: {named(hints[field.name])} cannot be written on a "
+                    f"command line: {READABLE}. Change the annotation, or give the field a default or "
+                    "field(init=False)."
+                )
             self._add_field(self._group_of(dataclass_type, field.name), field, hints[field.name])
         for name in getattr(dataclass_type, "_hidden_arguments", ()):
             self.add_argument(*_flags(name), dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -117,32 +137,59 @@ class HfArgumentParser(argparse.ArgumentParser):
         aliases = field.metadata.get("aliases", [])
         flags = [*_flags(field.name), *([aliases] if isinstance(aliases, str) else aliases)]
         default = _default(field)
-        options: dict[str, Any] = {"dest": field.name, "help": field.metadata.get("help"), "metavar": describe(hint)}
+        options: dict[str, Any] = {"dest": field.name, "help": field.metadata.get("help")}
         # Members of plain enums are handed over by value, as scripts expect, unless the default is a member.
-        members = isinstance(default, Enum)
-        takes_words = accepts_sequence(hint)
-        if not takes_words:
-            options["type"] = _type_function(hint, members)
+        checks_itself = "ours" in field.metadata  # an argument of this library, with an error that names the nearest
+        reading = _Reading(hint, isinstance(default, Enum), None if checks_itself else field.metadata.get("choices"))
+        options["type"] = argparse_type(hint) or reading.read
         options.update({key: field.metadata[key] for key in ("choices", "metavar", "nargs") if key in field.metadata})
-        if options.get("choices") is not None and "metavar" not in field.metadata:
-            options["metavar"] = "{" + ",".join(map(str, options["choices"])) + "}"
         if is_boolean(hint):
-            options.update(nargs="?", const=True)
             default = False if default is dataclasses.MISSING else default
-            if default is True:
-                options["help"] = f"{options['help'] or ''} Off: --no_{field.name}.".strip()
-        elif takes_words:
+        if is_boolean(hint) or is_switch_or_text(hint):
+            options.update(nargs="?", const=True)
+        elif reading.takes_words:
             options.setdefault("nargs", "+")
-            options.update(action=_Gather, hint=hint)
-        if accepts_dict(hint):
-            self._dict_names.add(field.name)
-        if default is dataclasses.MISSING:
-            group.add_argument(*flags, required=True, **options)
         else:
-            group.add_argument(*flags, default=default, **options)
+            options.setdefault("choices", choices_of(hint))
+        if accepts_dict(hint):
+            self._dict_hints[field.name] = hint
+        if default is dataclasses.MISSING:
+            action = group.add_argument(*flags, required=True, **options)
+        else:
+            action = group.add_argument(*flags, default=default, **options)
+        action.reading = reading
         if is_boolean(hint) and default is True:
             off = [f"--no_{field.name}", *([f"--no-{field.name.replace('_', '-')}"])]
-            group.add_argument(*off, action="store_false", dest=field.name, default=default, help=argparse.SUPPRESS)
+            help = field.metadata.get("help")
+            complement = group.add_argument(*off, action="store_false", dest=field.name, default=False, help=help)
+            action.off, complement.is_complement = off[0], True
+
+    # What argparse asks for each flag that was met. A field is read by its annotation, not by `type`, which tells other
+    # programs (shell completion) what the flag takes.
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        reading = getattr(action, "reading", None)
+        if reading is None or not reading.takes_words:
+            return super()._get_values(action, arg_strings)  # type: ignore[misc]
+        words = [word for word in arg_strings if word != "--"]
+        value = self._get_value(action, words[0] if len(words) == 1 else words)
+        for item in [value] if isinstance(value, str) or not isinstance(value, Iterable) else value:
+            self._check_value(action, item)
+        return value
+
+    def _get_value(self, action: argparse.Action, arg_string: Any) -> Any:
+        reading = getattr(action, "reading", None)
+        if reading is None:
+            return super()._get_value(action, arg_string)  # type: ignore[misc]
+        try:
+            return reading.read(arg_string)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(action, str(error)) from None
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        reading = getattr(action, "reading", None)
+        if reading is None or (reading.choices is not None and value is not None):
+            super()._check_value(action, value)  # type: ignore[misc]
 
     # Command lines.
 
@@ -152,7 +199,11 @@ class HfArgumentParser(argparse.ArgumentParser):
         dotted, rest = self._take_dotted(tokens)
         namespace, remaining = super().parse_known_args(rest, namespace)
         for name, keys, value in dotted:
-            setattr(namespace, name, self._with_key(name, getattr(namespace, name, None), keys, value))
+            changed = self._with_key(name, getattr(namespace, name, None), keys, value)
+            try:
+                setattr(namespace, name, convert(changed, self._dict_hints[name]))
+            except (TypeError, ValueError) as error:
+                self.error(f"--{name}.{'.'.join(keys)}: {error}")
         return namespace, remaining
 
     def parse_args_into_dataclasses(
@@ -300,7 +351,7 @@ class HfArgumentParser(argparse.ArgumentParser):
             flag, equals, text = token.partition("=")
             name, *keys = flag.removeprefix("--").split(".")
             name = name.replace("-", "_")
-            if not (token.startswith("--") and keys and name in self._dict_names):
+            if not (token.startswith("--") and keys and name in self._dict_hints):
                 rest.append(token)
                 continue
             if not equals:
@@ -316,9 +367,11 @@ class HfArgumentParser(argparse.ArgumentParser):
         """A copy of the dict `current` with `value` at the nested `keys`."""
         if isinstance(current, str) and current.endswith(".json"):
             current = _read(current, ".json")
+        if dataclasses.is_dataclass(current):
+            current = {field.name: getattr(current, field.name) for field in _init_fields(type(current))}
         if current and not isinstance(current, dict):
             self.error(f"--{name}.{'.'.join(keys)} changes one key, but --{name} is {current!r}, which is no dict")
-        result = json.loads(json.dumps(current or {}))
+        result = copy.deepcopy(current or {})
         inner = result
         for key in keys[:-1]:
             inner = inner.setdefault(key, {})
@@ -332,22 +385,23 @@ class HfArgumentParser(argparse.ArgumentParser):
         return "".join(_closest(word.partition("=")[0], flags) for word in remaining if word.startswith("-"))
 
 
-class _Gather(argparse.Action):
-    """Stores a list; `['a', 'b']` in one word is one as well (what `str(list)` writes).
+class _Reading:
+    """How the words of a flag become the value of a field.
 
-    Where the annotation allows text, too, a single word stays text.
+    Several words are one list; `['a', 'b']` in one word is one as well (what `str(list)` writes). Where the annotation
+    allows text, too, a single word stays text.
     """
 
-    def __init__(self, *args: Any, hint: Any = list, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.hint = hint
+    def __init__(self, hint: Any, enum_members: bool, choices: Any = None) -> None:
+        self.hint, self.enum_members = hint, enum_members
+        self.choices = choices  # of the field's metadata; an Enum or a Literal checks itself
+        self.takes_words = accepts_sequence(hint)
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        single = isinstance(values, list) and len(values) == 1
+    def read(self, text: Any) -> Any:
         try:
-            setattr(namespace, self.dest, convert(values[0] if single else values, self.hint))
+            return convert(text, self.hint, self.enum_members)
         except (TypeError, ValueError) as error:
-            raise argparse.ArgumentError(self, str(error)) from None
+            raise argparse.ArgumentTypeError(str(error)) from None
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -363,14 +417,28 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         shown = [flag for flag in action.option_strings if "-" not in flag.lstrip("-")] or action.option_strings[:1]
         return f"{', '.join(shown)} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
 
+    def add_argument(self, action: argparse.Action) -> None:
+        if not hasattr(action, "is_complement"):  # the flag that it switches off says so
+            super().add_argument(action)
+
+    def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
+        reading = getattr(action, "reading", None)
+        if reading is None or action.metavar is not None or (action.choices and len(list(action.choices)) <= 8):
+            return super()._metavar_formatter(action, default_metavar)
+        return lambda number: (describe(reading.hint),) * number
+
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, "", argparse.SUPPRESS) or action.default in ([], {}):
-            return action.help
-        return super()._get_help_string(action)
+        text = f"{action.help or ''} Off: {action.off}.".strip() if hasattr(action, "off") else action.help
+        if text is None or action.default in (None, "", argparse.SUPPRESS) or action.default in ([], {}):
+            return text
+        return text if "%(default)" in text else f"{text} (default: %(default)s)"
 
 
 def _init_fields(dataclass_type: Any) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(dataclass_type) if field.init]
+    """The arguments of the constructor: the fields, and what is only passed to `__post_init__` (InitVar)."""
+    marked = vars(dataclasses)["_FIELD_CLASSVAR"]
+    found = dataclass_type.__dataclass_fields__.values()
+    return [field for field in found if field.init and field._field_type is not marked]
 
 
 def _is_ours(field: dataclasses.Field[Any]) -> bool:
@@ -394,18 +462,6 @@ def _first_line(owner: type) -> str:
     generated = not written or written[0].startswith(f"{owner.__name__}(")  # what @dataclass writes
     # Without its full stop: argparse ends a title with a colon.
     return owner.__name__ if generated else f"{owner.__name__}: {written[0].removesuffix('.')}"
-
-
-def _type_function(hint: Any, enum_members: bool) -> Callable[[str], Any]:
-    """What argparse calls on a word."""
-
-    def parse(text: str) -> Any:
-        try:
-            return convert(text, hint, enum_members)
-        except (TypeError, ValueError) as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse
 
 
 def _take_flag(flag: str, tokens: list[str]) -> tuple[list[str], list[str]]:

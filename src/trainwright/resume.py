@@ -15,8 +15,9 @@ from typing import Any
 from trainwright.callbacks.handler import CallbackHandler
 from trainwright.checkpoint.layout import clean_up_staging, get_last_checkpoint, sort_checkpoints
 from trainwright.checkpoint.load import damaged_checkpoints, find_resumable, load_loop_state
+from trainwright.names import TRAINER_STATE_NAME
 from trainwright.plan import TrainingPlan
-from trainwright.state import ExportableState, TrainerControl, TrainerState, exported_states
+from trainwright.state import ExportableState, TrainerControl, TrainerState, exported_states, interval_in_steps
 from trainwright.window import LossWindow
 
 logger = logging.getLogger(__name__)
@@ -154,20 +155,37 @@ def micro_batches_done(samples_in_epoch: int, samples_per_micro_batch: int, plan
 
 
 def report_changes(args: Any, state: TrainerState, train_batch_size: int) -> None:
-    """Say which settings differ from the checkpoint's. The new ones are used: changing them is what the user
-    asked for.
+    """Warn of intervals and batch sizes that differ from the checkpoint's, by argument. The new ones are used: changing
+    them is what the user asked for.
+
+    Args:
+        args: of the run that begins.
+        state: of the checkpoint.
+        train_batch_size: samples per micro-batch and process of the run that begins.
     """
+    changed: dict[str, tuple[Any, Any]] = {}
     for name in ("logging_steps", "eval_steps", "save_steps"):
-        now, then = getattr(args, name), getattr(state, name)
-        if now is not None and now >= 1 and now != then:
-            logger.info("%s was %s in the checkpoint and is %s from here on.", name, then, now)
-    if state.train_batch_size is not None and state.train_batch_size != train_batch_size:
+        now = getattr(args, name)
+        if now is not None and (now >= 1 or state.max_steps > 0):
+            # A share of the run is compared in steps of the run that was saved.
+            changed[name] = (interval_in_steps(now, state.max_steps), getattr(state, name))
+    if state.train_batch_size is not None:
+        num_devices = max(1, args.n_gpu)
+        changed["per_device_train_batch_size"] = (train_batch_size / num_devices, state.train_batch_size / num_devices)
+    lines = [
+        f"\t{name}: {_plain(now)} (from args) != {_plain(then)} (from {TRAINER_STATE_NAME})"
+        for name, (now, then) in changed.items()
+        if now != then
+    ]
+    if lines:
         logger.warning(
-            "The micro-batch was %s samples in the checkpoint and is %s from here on; no sample is skipped or "
-            "repeated.",
-            state.train_batch_size,
-            train_batch_size,
+            "These settings are not those of the checkpoint; those of the arguments are used from here on:\n%s",
+            "\n".join(lines),
         )
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def exported_callbacks(handler: CallbackHandler, control: TrainerControl) -> dict[str, Any]:
@@ -175,9 +193,26 @@ def exported_callbacks(handler: CallbackHandler, control: TrainerControl) -> dic
     return exported_states(item for item in [*handler.callbacks, control] if isinstance(item, ExportableState))
 
 
+def _warn_of_lost_states(handler: CallbackHandler, saved: dict[str, Any]) -> None:
+    """Name the callbacks whose state the checkpoint holds, and that this run has not, or has fewer times."""
+    present = [type(item).__name__ for item in handler.callbacks if isinstance(item, ExportableState)]
+    lost = []
+    for name, states in saved.items():
+        count = len(states) if isinstance(states, list) else 1
+        if name != TrainerControl.__name__ and present.count(name) < count:
+            lost.append(f"{name} ({present.count(name)} of {count})" if count > 1 and name in present else name)
+    if lost:
+        logger.warning(
+            "The checkpoint holds the state of callbacks that this Trainer does not have: %s. Unless they are passed "
+            "in callbacks=, they do not run, and checkpoints from here on are without their state.",
+            ", ".join(lost),
+        )
+
+
 def restore_callbacks(handler: CallbackHandler, saved: dict[str, Any], *, replace: bool) -> None:
     """Give the callbacks the state they had: what they counted (attributes) always; with `replace`
     (`restore_callback_states_from_checkpoint`) also what they were constructed with."""
+    _warn_of_lost_states(handler, saved)
     seen: dict[str, int] = {}
     for number, callback in enumerate(handler.callbacks):
         name = type(callback).__name__

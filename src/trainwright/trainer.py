@@ -51,6 +51,7 @@ from trainwright.finite.weights import infinite_by_design
 from trainwright.interop import models, signatures
 from trainwright.interop import older as older_names
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
+from trainwright.log_output import show_messages
 from trainwright.loss import LabelSmoother, count_items, loss_of, no_scalar
 from trainwright.memory import EvaluationBatches, FoundSize, MicroBatches, why_no_retry
 from trainwright.names import TRAINER_STATE_NAME, DebugOption, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
@@ -146,6 +147,7 @@ class Trainer:
 
             args = adopted(args)
         self.args = args if args is not None else self.default_arguments(output_dir="tmp_trainer")
+        self._set_log_level()
         self.compute_loss_func = compute_loss_func
         self.compute_metrics = compute_metrics
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
@@ -165,7 +167,6 @@ class Trainer:
         self.hp_name: Callable[[Any], str] | None = None
         self._memory_tracker = TrainerMemoryTracker(self.args.skip_memory_metrics)
         self._memory_tracker.start()
-        self._set_log_level()
         self.create_accelerator_and_postprocess()
 
         if self.model is None:
@@ -248,8 +249,8 @@ class Trainer:
             set_seed(self.args.seed)
 
     def _set_log_level(self) -> None:
-        level = self.args.get_process_log_level()
-        logging.getLogger("trainwright").setLevel(level)
+        is_left_alone = self.args.should_log and self.args.log_level == "passive"
+        show_messages(None if is_left_alone else self.args.get_process_log_level())
 
     def create_accelerator_and_postprocess(self) -> None:
         """Choose how this run talks to devices and processes. One process on one device builds no Accelerator."""
@@ -1939,6 +1940,7 @@ class Trainer:
 
     def _follow_save(self, checkpoint: str) -> None:
         """What comes after a checkpoint is on the disk: pushing it, and deleting older ones."""
+        logger.info("Saved %s.", checkpoint)
         if self.args.push_to_hub:
             self._push_from_checkpoint(checkpoint)
         if self.args.should_save:

@@ -5,6 +5,7 @@ Each process answers many questions at once (`programs/`), since starting one co
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -150,6 +151,34 @@ CALLED_OTHERWISE = {
 
 def test_a_replaced_function_has_the_parameters_and_defaults_of_the_installed_one(late):
     assert set(late["called otherwise"]) - CALLED_OTHERWISE == set()
+
+
+# -- messages ----
+
+
+def test_messages_follow_the_verbosity_and_the_loggers_of_the_installed_release(tmp_path):
+    done = python(PROGRAMS / "verbosity.py", tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads(done.stdout.strip().splitlines()[-1]) == {
+        "TRANSFORMERS_VERBOSITY=error silences a warning": True,
+        "verbosity info": True,
+        "verbosity warning": False,
+        "log_level info": True,
+        "verbosity after log_level info": logging.INFO,
+        "log_level error": False,
+        "verbosity after log_level error": logging.ERROR,
+        "disable_tqdm at verbosity error": True,
+        "process level": logging.ERROR,
+        "disable_tqdm at verbosity warning": False,
+        "callback twice": True,
+        "changed settings": [
+            "save_steps: 2 (from args) != 1 (from trainer_state.json)",
+            "per_device_train_batch_size: 4 (from args) != 8 (from trainer_state.json)",
+        ],
+        "imported later": True,
+        "after uninstall": [True, False],
+    }
+    assert done.stderr.count("Running training") == 2  # by their handler, and by no other
 
 
 # -- programs of each generation ----

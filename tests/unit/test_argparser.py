@@ -5,10 +5,13 @@ import subprocess
 import sys
 import warnings
 from argparse import ArgumentParser
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableSequence, Sequence, Sized
+from collections.abc import Set as AbstractSet
+from dataclasses import KW_ONLY, InitVar, dataclass, field, make_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, NewType
 
 import pytest
 import yaml
@@ -224,6 +227,195 @@ def test_defaults_set_on_the_parser_are_used():
     parser = HfArgumentParser(Everything)
     parser.set_defaults(number=8)
     assert parser.parse_args_into_dataclasses([])[0].number == 8
+
+
+# Every kind of annotation: the declared type, or an error that names the field.
+
+
+@dataclass
+class Inner:
+    size: int = 1
+    names: list[str] = field(default_factory=list)
+
+
+Count = NewType("Count", int)
+
+
+@dataclass
+class Kinds:
+    a_set: set[str] = field(default_factory=set)
+    frozen: frozenset[int] = frozenset()
+    sequence: Sequence[str] = ()
+    mutable: MutableSequence[int] = field(default_factory=list)
+    iterable: Iterable[str] = ()
+    collection: Collection[int] = ()
+    abstract_set: AbstractSet[str] = frozenset()
+    queue: deque[int] = field(default_factory=deque)
+    maybe_set: set[int] | None = None
+    maybe_sequence: "Sequence[float] | None" = None
+    several: tuple[int, ...] = ()
+    pair: tuple[int, str] = (1, "a")
+    colours: list[Colour] = field(default_factory=list)
+    modes: list[Literal["fast", 2]] = field(default_factory=list)
+    maybe_modes: list[Literal["fast", "slow"]] | None = None
+    numbers: dict[str, int] = field(default_factory=dict)
+    mapping: Mapping[str, float] = field(default_factory=dict)
+    inner: Inner = field(default_factory=Inner)
+    maybe_inner: Inner | None = None
+    inners: list[Inner] = field(default_factory=list)
+    switch_or_text: bool | str = False
+    maybe_switch_or_text: bool | str | None = None
+    text_or_list: str | list[str] = "one"
+    annotated: Annotated[int, "in seconds"] = 1
+    renamed: Count = Count(1)
+    final: Final[int] = 1
+    maybe_path: Path | None = None
+    number: complex = 0j
+    called: Callable[[int], int] = abs
+    in_all: ClassVar[int] = 7
+    _: KW_ONLY
+    last: int = 3
+    only_passed: InitVar[int] = 0
+
+    def __post_init__(self, only_passed: int) -> None:
+        self.passed = only_passed
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "expected"),
+    [
+        (["--a_set", "a", "b", "a"], "a_set", {"a", "b"}),
+        (["--a_set", "{'a', 'b'}"], "a_set", {"a", "b"}),
+        (["--a_set", "['a', 'b']"], "a_set", {"a", "b"}),
+        (["--frozen", "1", "2"], "frozen", frozenset({1, 2})),
+        (["--sequence", "a", "b"], "sequence", ["a", "b"]),
+        (["--sequence", "a"], "sequence", ["a"]),
+        (["--mutable", "1"], "mutable", [1]),
+        (["--iterable", "a", "b"], "iterable", ["a", "b"]),
+        (["--collection", "1", "2"], "collection", [1, 2]),
+        (["--abstract_set", "a"], "abstract_set", {"a"}),
+        (["--queue", "1", "2"], "queue", deque([1, 2])),
+        (["--maybe_set", "1", "1"], "maybe_set", {1}),
+        (["--maybe_set", "None"], "maybe_set", None),
+        (["--maybe_sequence", "1", "2.5"], "maybe_sequence", [1.0, 2.5]),
+        (["--several", "1", "2", "3"], "several", (1, 2, 3)),
+        (["--pair", "2", "b"], "pair", (2, "b")),
+        (["--colours", "red", "blue"], "colours", [Colour.RED, Colour.BLUE]),
+        (["--modes", "2", "fast"], "modes", [2, "fast"]),
+        (["--maybe_modes", "slow"], "maybe_modes", ["slow"]),
+        (["--numbers", '{"a": "1"}'], "numbers", {"a": 1}),
+        (["--numbers.a", "1e3"], "numbers", {"a": 1000}),
+        (["--mapping", '{"a": 1}'], "mapping", {"a": 1.0}),
+        (["--inner", '{"size": "3", "names": ["a"]}'], "inner", Inner(3, ["a"])),
+        (["--inner.size", "4"], "inner", Inner(4)),
+        (["--maybe_inner", '{"size": 2}'], "maybe_inner", Inner(2)),
+        (["--maybe_inner.size", "2"], "maybe_inner", Inner(2)),
+        (["--inners", '[{"size": 1}, {"size": 2}]'], "inners", [Inner(1), Inner(2)]),
+        (["--switch_or_text"], "switch_or_text", True),
+        (["--switch_or_text", "false"], "switch_or_text", False),
+        (["--switch_or_text", "maybe"], "switch_or_text", "maybe"),
+        (["--maybe_switch_or_text"], "maybe_switch_or_text", True),
+        (["--maybe_switch_or_text", "None"], "maybe_switch_or_text", None),
+        (["--text_or_list", "a"], "text_or_list", "a"),
+        (["--text_or_list", "a", "b"], "text_or_list", ["a", "b"]),
+        (["--annotated", "2"], "annotated", 2),
+        (["--renamed", "2"], "renamed", 2),
+        (["--final", "2"], "final", 2),
+        (["--maybe_path", "a/b"], "maybe_path", Path("a/b")),
+        (["--number", "1+2j"], "number", 1 + 2j),
+        ([], "called", abs),
+        (["--last", "5"], "last", 5),
+        (["--only_passed", "5"], "passed", 5),
+    ],
+)
+def test_a_flag_becomes_the_declared_type(words, name, expected):
+    (found,) = parse(*words, types=Kinds)
+    value = getattr(found, name)
+    assert value == expected and type(value) is type(expected)
+    if isinstance(value, (list, set, tuple)):
+        assert sorted(map(type, value), key=str) == sorted(map(type, expected), key=str)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--frozen", "1", "b"], "'b' is not a whole number"),
+        (["--pair", "1"], "not the 2 of tuple[int, str]"),
+        (["--colours", "green"], "['red', 'blue']"),
+        (["--maybe_modes", "fast", "slowly"], "['fast', 'slow']"),
+        (["--numbers.a", "many"], "'many' is not a whole number"),
+        (["--inner", '{"sise": 3}'], "Inner has no field 'sise'; it has size, names"),
+        (["--inner.size", "big"], "'big' is not a whole number"),
+        (["--called", "abs"], "cannot become"),
+        (["--in_all", "1"], "--in_all"),
+    ],
+)
+def test_a_word_that_is_not_of_the_declared_type_ends_with_a_message(words, message, capsys):
+    with pytest.raises((SystemExit, ValueError)) as left:
+        parse(*words, types=Kinds)
+    assert message in (str(left.value) + capsys.readouterr().err)
+
+
+def test_nested_dataclasses_and_sets_are_read_from_a_dict():
+    given = {"inner": {"size": "2"}, "a_set": ["a"], "maybe_inner": None, "sequence": ["a"], "numbers": {"a": "3"}}
+    (found,) = HfArgumentParser(Kinds).parse_dict(given)
+    assert (found.inner, found.a_set, found.maybe_inner) == (Inner(2), {"a"}, None)
+    assert (found.sequence, found.numbers) == (["a"], {"a": 3})
+
+
+@pytest.mark.parametrize("annotation", [bytes, type, Callable[[int], int], list[bytes], dict[str, Callable], Sized])
+def test_an_annotation_that_no_text_becomes_is_refused_when_the_parser_is_built(annotation):
+    needed = make_dataclass("Odd", [("thing", annotation)])
+    with pytest.raises(TypeError, match=r"Odd\.thing: .* cannot be written on a command line: .*Change the annotation"):
+        HfArgumentParser(needed)
+
+
+# What other programs read off the flags: shell completion, documentation.
+
+
+def action_of(name, types=Everything):
+    return next(one for one in HfArgumentParser(types)._actions if f"--{name}" in one.option_strings)
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [("colour", ["red", "blue"]), ("size", ["small", "large"]), ("mode", ("fast", 2)), ("number", None)],
+)
+def test_a_flag_of_an_enum_or_a_literal_lists_its_values_as_choices(name, choices):
+    assert action_of(name).choices == choices
+
+
+@pytest.mark.parametrize(
+    ("name", "type_"), [("number", int), ("rate", float), ("name", str), ("maybe", float), ("counts", int)]
+)
+def test_a_flag_shows_the_class_of_a_word_as_its_type_and_no_metavar(name, type_):
+    action = action_of(name)
+    assert action.type is type_ and action.metavar is None
+
+
+def test_the_flag_that_switches_off_is_documented_and_off():
+    action = action_of("no_on")
+    assert (action.dest, action.const, action.default, action.nargs) == ("on", False, False, 0)
+    assert action.help is action_of("on").help
+
+
+def test_arguments_that_allow_a_few_texts_list_them_and_say_themselves_what_is_wrong():
+    parser = HfArgumentParser(TrainingArguments)
+    assert action_of("log_level", TrainingArguments).choices[:2] == ["detail", "debug"]
+    assert action_of("ddp_backend", TrainingArguments).choices[:2] == ["nccl", "gloo"]
+    with pytest.raises(ValueError, match="mean 'warning'"):
+        parser.parse_args_into_dataclasses(["--output_dir", "o", "--log_level", "warnin"], look_for_args_file=False)
+    assert train_args("--ddp_backend", "None").ddp_backend is None
+
+
+def test_choices_of_a_list_are_checked_word_by_word(capsys):
+    @dataclass
+    class Choice:
+        sizes: list[int] = field(default_factory=list, metadata={"choices": [1, 2]})
+
+    assert parse("--sizes", "1", "2", types=Choice)[0].sizes == [1, 2]
+    with pytest.raises(SystemExit):
+        parse("--sizes", "1", "3", types=Choice)
 
 
 # Dicts and files.

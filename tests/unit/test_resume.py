@@ -132,20 +132,38 @@ def test_a_requeued_job_starts_first_and_goes_on_later_with_the_same_arguments(m
     assert steps == [0, 3]
 
 
-def test_changed_settings_are_said(caplog):
-    caplog.set_level(logging.INFO, logger="trainwright.resume")
-    args = types.SimpleNamespace(logging_steps=5, eval_steps=None, save_steps=0.1)
-    report_changes(args, TrainerState(logging_steps=10, save_steps=20, train_batch_size=4), train_batch_size=8)
-    assert [record.getMessage() for record in caplog.records] == [
-        "logging_steps was 10 in the checkpoint and is 5 from here on.",
-        "The micro-batch was 4 samples in the checkpoint and is 8 from here on; no sample is skipped or repeated.",
-    ]
+def settings(**values):
+    return types.SimpleNamespace(**{"logging_steps": 10, "eval_steps": 20, "save_steps": 30, "n_gpu": 0, **values})
 
 
-def test_unchanged_settings_are_not_mentioned(caplog):
-    caplog.set_level(logging.INFO, logger="trainwright.resume")
-    args = types.SimpleNamespace(logging_steps=10, eval_steps=20, save_steps=30)
-    report_changes(args, TrainerState(logging_steps=10, eval_steps=20, save_steps=30, train_batch_size=4), 4)
+SAVED = {"logging_steps": 10, "eval_steps": 20, "save_steps": 30, "max_steps": 100, "train_batch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("now", "train_batch_size", "changed"),
+    [
+        ({"logging_steps": 5}, 4, ["logging_steps: 5 (from args) != 10"]),
+        (
+            {"eval_steps": 40, "save_steps": 60},
+            4,
+            ["eval_steps: 40 (from args) != 20", "save_steps: 60 (from args) != 30"],
+        ),
+        ({"save_steps": 0.5}, 4, ["save_steps: 50 (from args) != 30"]),  # of 100 steps
+        ({}, 8, ["per_device_train_batch_size: 8 (from args) != 4"]),
+        ({"n_gpu": 2}, 6, ["per_device_train_batch_size: 3 (from args) != 2"]),
+    ],
+)
+def test_a_setting_that_is_not_the_checkpoints_is_warned_of_with_both_values(caplog, now, train_batch_size, changed):
+    report_changes(settings(**now), TrainerState(**SAVED), train_batch_size)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().splitlines()[1:] == [f"\t{line} (from trainer_state.json)" for line in changed]
+
+
+@pytest.mark.parametrize("now", [{}, {"eval_steps": None}, {"logging_steps": 0.1, "save_steps": 0.3}])
+def test_unchanged_settings_are_not_mentioned(caplog, now):
+    caplog.set_level(logging.DEBUG)
+    report_changes(settings(**now), TrainerState(**SAVED), 4)
     assert caplog.records == []
 
 
@@ -187,3 +205,16 @@ def test_a_replaced_callback_hears_the_events():
     restore_callbacks(handler, {"Hearing": Hearing(7).state()}, replace=True)
     handler.on_step_end(None, TrainerState(), TrainerControl())
     assert heard == [7]
+
+
+@pytest.mark.parametrize(
+    ("present", "lost"),
+    [([], "Patience"), ([Patience()], "Patience (1 of 2)"), ([Other()], "Patience"), ([Patience(), Patience()], None)],
+)
+def test_a_state_in_the_checkpoint_whose_callback_is_missing_is_warned_of(caplog, present, lost):
+    saved = exported_callbacks(handler_of(Patience(), Patience()), TrainerControl())
+    handler = handler_of(*present)
+    caplog.clear()
+    restore_callbacks(handler, saved, replace=False)
+    found = [record.getMessage() for record in caplog.records if "does not have" in record.getMessage()]
+    assert [text.split(": ")[1].split(". Unless")[0] for text in found] == ([lost] if lost else [])

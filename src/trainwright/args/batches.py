@@ -14,6 +14,7 @@ from trainwright.args.checks import check_choice, check_number, check_switch
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
 
+START_METHODS = ("fork", "spawn", "forkserver")
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance")
 LONG_SAMPLES = ("split", "truncate", "error")
 
@@ -45,6 +46,7 @@ class BatchArguments(RunArguments):
         "Order of the training data: 'random', 'sequential', 'group_by_length', which puts samples of similar length "
         "into one batch and so wastes little on padding, or 'batch_rebalance', which splits each update's samples into "
         "micro-batches of unequal size and like cost.",
+        choices=SAMPLING_STRATEGIES,
     )
     group_by_length: bool = option(
         False, "The same as train_sampling_strategy='group_by_length'; the two always agree."
@@ -91,7 +93,9 @@ class BatchArguments(RunArguments):
         "Keep the workers from one epoch to the next: no start-up time, but their memory stays in use. Needs workers.",
     )
     dataloader_multiprocessing_context: str | None = option(
-        None, "How workers are started: 'fork', 'spawn' or 'forkserver'. None: the system's default. Needs workers."
+        None,
+        "How workers are started: 'fork', 'spawn' or 'forkserver'. None: the system's default. Needs workers.",
+        choices=START_METHODS,
     )
     dataloader_in_order: bool = option(
         True,
@@ -119,7 +123,7 @@ class BatchArguments(RunArguments):
         self.group_by_length = self.train_sampling_strategy == "group_by_length"
         self._settle_packing()
         if self.dataloader_multiprocessing_context is not None:
-            check_choice(self, "dataloader_multiprocessing_context", ("fork", "spawn", "forkserver"))
+            check_choice(self, "dataloader_multiprocessing_context", START_METHODS)
         if self.dataloader_num_workers == 0:
             for name in (
                 "dataloader_prefetch_factor",

@@ -8,7 +8,7 @@ so.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -17,6 +17,7 @@ def option(
     help: str = "",
     *,
     factory: Callable[[], Any] | None = None,
+    choices: Iterable[str] | None = None,
     ours: bool = False,
     init: bool = True,
     repr: bool = True,
@@ -24,9 +25,12 @@ def option(
 ) -> Any:
     """A dataclass field with `help` (unit, consequence; %% for a percent sign).
 
+    `choices`: the texts that are allowed, for `--help` and shell completion; the dataclass itself checks its value.
     `ours`: no documented implementation has it, so a script may use the name for a field of its own (`argparser.py`).
     """
     metadata: dict[str, Any] = {"help": help, "ours": ours}
+    if choices is not None:
+        metadata["choices"] = list(choices)
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata, init=init, repr=repr, compare=compare)
     return dataclasses.field(default=default, metadata=metadata, init=init, repr=repr, compare=compare)

@@ -20,6 +20,8 @@ from trainwright.names import FSDPOption
 
 FSDP_CONFIG_DEFAULTS = {"min_num_params": 0, "xla": False, "xla_fsdp_v2": False, "xla_fsdp_grad_ckpt": False}
 
+BACKENDS = ("nccl", "gloo", "mpi", "ccl", "xccl", "hccl", "cncl", "mccl")
+
 
 @dataclass
 class ParallelArguments(RunArguments):
@@ -34,6 +36,7 @@ class ParallelArguments(RunArguments):
     ddp_backend: str | None = option(
         None,
         "How processes talk: 'nccl', 'gloo', 'mpi', 'ccl', 'hccl', 'cncl', 'mccl'. None: the one that fits the device.",
+        choices=BACKENDS,
     )
     ddp_timeout: int = option(1800, "Seconds a process waits for the others in a collective call before it gives up.")
     ddp_find_unused_parameters: bool | None = option(
@@ -89,7 +92,7 @@ class ParallelArguments(RunArguments):
         if self.use_cpu and self.use_mps_device:
             raise ValueError("use_cpu=True and use_mps_device=True exclude each other: keep one.")
         if self.ddp_backend is not None:
-            check_choice(self, "ddp_backend", ("nccl", "gloo", "mpi", "ccl", "xccl", "hccl", "cncl", "mccl"))
+            check_choice(self, "ddp_backend", BACKENDS)
         check_number(self, "ddp_timeout", 0, above=True, hint="It is in seconds.")
         check_number(self, "ddp_bucket_cap_mb", 1, whole=True, optional=True)
         check_number(self, "tpu_num_cores", 1, whole=True, optional=True)

@@ -17,6 +17,7 @@ from typing import Any
 from trainwright.args.checks import check_choice, check_number, check_switch, parse_enum, parse_json, typed
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
+from trainwright.log_output import library_logger
 from trainwright.names import DebugOption, closest
 
 PASSIVE = -1
@@ -54,9 +55,11 @@ class ReportingArguments(RunArguments):
         None, "Show no progress bar and no table in notebooks. None: shown unless only errors are logged."
     )
     log_level: str = option(
-        "passive", "Log level of the first process: 'debug' to 'critical'; 'passive' leaves it as it is."
+        "passive",
+        "Log level of the first process: 'debug' to 'critical'; 'passive' leaves it as it is.",
+        choices=LOG_LEVELS,
     )
-    log_level_replica: str = option("warning", "Log level of the other processes.")
+    log_level_replica: str = option("warning", "Log level of the other processes.", choices=LOG_LEVELS)
     log_on_each_node: bool = option(True, "On several machines log once per machine instead of once.")
     include_num_input_tokens_seen: str | bool = option(
         False,
@@ -115,7 +118,7 @@ class ReportingArguments(RunArguments):
         check_choice(self, "log_level", LOG_LEVELS)
         check_choice(self, "log_level_replica", LOG_LEVELS)
         if self.disable_tqdm is None:
-            self.disable_tqdm = logging.getLogger("trainwright").getEffectiveLevel() > logging.WARNING
+            self.disable_tqdm = library_logger().getEffectiveLevel() > logging.WARNING
         counting = str(self.include_num_input_tokens_seen).lower()
         counting = {"false": "no", "none": "no", "true": "all"}.get(counting, counting)
         if counting not in ("no", "all", "non_padding"):

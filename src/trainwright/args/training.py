@@ -23,6 +23,7 @@ from trainwright.args.renamed import TWINS, twin_value
 from trainwright.args.reporting import LOG_LEVELS, PASSIVE
 from trainwright.args.setters import GroupedArguments
 from trainwright.interop.optional import require
+from trainwright.log_output import library_logger
 from trainwright.names import ParallelMode
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ class TrainingArguments(GroupedArguments):
         level = LOG_LEVELS[self.log_level if self.should_log else self.log_level_replica]
         if level != PASSIVE:
             return level
-        return logging.getLogger("trainwright").getEffectiveLevel() if self.should_log else logging.WARNING
+        return library_logger().getEffectiveLevel() if self.should_log else logging.WARNING
 
     @contextlib.contextmanager
     def main_process_first(self, local: bool = True, desc: str = "work") -> Iterator[None]:

@@ -94,9 +94,8 @@ class CallbackHandler(TrainerCallback):
             warn_of_events(instance, [event for event in EVENTS if _listens(instance, event)], keywords)
         if any(type(present) is type(instance) for present in self.callbacks):
             logger.warning(
-                "A %s is added, but there is already one, and both will be called. The callbacks were: %s.",
-                type(instance).__name__,
-                ", ".join(self.callback_list.split()),
+                f"A callback {type(instance)} is added, but there is already one, and both will be called. The "
+                f"callbacks were: {', '.join(self.callback_list.split())}."
             )
         self.callbacks.append(instance)
         self.refresh_listeners()

@@ -1,6 +1,7 @@
 """Make the Trainer of the installed `transformers` be ours.
 
-Owns: putting our objects where the reference's are, in every loaded module, and taking them out again. Leaves to
+Owns: putting our objects where the reference's are, in every loaded module, and taking them out again; sending our
+messages through the reference's loggers. Leaves to
 others: which names (`replaced_names.py`), defaults of the installed generation (`generation.py`), running a program
 (`program.py`). The reference's modules are imported because their names are replaced in them; its Trainer classes are
 neither called nor subclassed.
@@ -9,15 +10,17 @@ neither called nor subclassed.
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+from trainwright import log_output
 from trainwright.interop import generation
 from trainwright.interop.optional import installed_version, require
-from trainwright.interop.replaced_names import OF_PACKAGES, REPLACED, ours
+from trainwright.interop.replaced_names import OF_PACKAGES, REPLACED, logger_of, ours
 
 OLDEST = (4, 55)
 _ABSENT = object()
@@ -111,8 +114,26 @@ def install() -> None:
         for name, where in names.items():
             if not hasattr(sys.modules[package], name):
                 dropin.set(vars(sys.modules[package]), name, ours(where))
+    _log_as_theirs(dropin)
     ours("trainer:Trainer").default_arguments = generation.TrainingArguments
     _active = dropin
+
+
+def _log_as_theirs(dropin: _DropIn) -> None:
+    """Send our messages through the loggers of `transformers`, so that its verbosity and its handlers are theirs, too.
+
+    A module that is imported later has a logger of our own, whose messages arrive at that of the Trainer.
+    """
+    version = (installed_version("transformers") or OLDEST)[0]
+    dropin.set(vars(log_output), "library", "transformers")
+    for name, module in list(sys.modules.items()):
+        package, _, rest = name.partition(".")
+        if package == "trainwright" and isinstance(vars(module).get("logger"), logging.Logger):
+            dropin.set(vars(module), "logger", logging.getLogger(logger_of(rest, version)))
+    library = logging.getLogger(log_output.LIBRARY)
+    dropin.set(vars(library), "parent", logging.getLogger("transformers.trainer"))
+    dropin.set(vars(library), "level", logging.NOTSET)
+    library.setLevel(logging.NOTSET)  # forgets which levels were found enabled
 
 
 def uninstall() -> None:
@@ -121,6 +142,8 @@ def uninstall() -> None:
     if _active is None:
         return
     _active.undo()
+    library = logging.getLogger(log_output.LIBRARY)
+    library.setLevel(library.level)  # forgets which levels were found enabled
     _active = None
     ours("trainer:Trainer").default_arguments = ours("args.training:TrainingArguments")
 

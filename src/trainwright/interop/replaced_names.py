@@ -1,9 +1,9 @@
 """Which names of the installed `transformers` become ours, and where ours are.
 
 Owns: the table, module by module, each name at the module that defines it (other modules that hold the same object are
-found by identity). Leaves to others: putting them in place (`dropin.py`). What is not listed here stays the original:
-availability checks, DeepSpeed's configuration (models read it), private helpers; `tests/dropin/data/kept.json` lists
-them all, so that a new release cannot add a name unnoticed.
+found by identity), and whose logger our messages go to. Leaves to others: putting them in place (`dropin.py`). What is
+not listed here stays the original: availability checks, DeepSpeed's configuration (models read it), private helpers;
+`tests/dropin/test_dropin.py` lists them all, so that a new release cannot add a name unnoticed.
 Standard library only. Source: `api.json` of both generations, and `dir()` of the installed one.
 """
 
@@ -150,6 +150,30 @@ OF_PACKAGES: dict[str, dict[str, str]] = {
     package: {name: REPLACED[module][name] for module, names in rows.items() for name in names.split()}
     for package, rows in _OF_PACKAGES.items()
 }
+
+# Module of this package, or package -> module of `transformers` whose logger its messages go to.
+_LOGGERS: dict[str, str] = {
+    "args": "training_args",
+    "argparser": "hf_argparser",
+    "callbacks": "trainer_callback",
+    "data.collate": "data.data_collator",
+    "data.collate_language": "data.data_collator",
+    "optim": "optimization",
+    "seq2seq": "trainer_seq2seq",
+    "tracking": "integrations.integration_utils",
+}
+_LOGGERS_SINCE_5 = {"resume": "trainer_utils"}  # which warns of changed settings there
+
+
+def logger_of(module: str, generation: int) -> str:
+    """Name of the logger of `transformers` for the messages of our module `module` ("callbacks.handler").
+
+    What is in no row is the Trainer's: a program that captures its log finds the messages of all its parts there.
+    `generation`: the major number of the installed release.
+    """
+    rows = {**_LOGGERS, **_LOGGERS_SINCE_5} if generation >= 5 else _LOGGERS
+    theirs = rows.get(module) or rows.get(module.partition(".")[0]) or "trainer"
+    return f"transformers.{theirs}"
 
 
 def ours(where: str) -> Any:

@@ -29,8 +29,8 @@ def describe_run(
     """The length of a run and the sizes of its batches, then `group_table`."""
     epochs = args.num_train_epochs if plan.epoch_based else f"{plan.max_steps / plan.num_update_steps_per_epoch:.2f}"
     return (
-        f"Training: {plan.num_examples:,} samples per epoch, {epochs} epochs, {samples_per_update:,} samples per "
-        f"update ({samples_per_micro_batch} per micro-batch x {args.gradient_accumulation_steps} accumulated x "
+        f"Running training: {plan.num_examples:,} samples per epoch, {epochs} epochs, {samples_per_update:,} samples "
+        f"per update ({samples_per_micro_batch} per micro-batch x {args.gradient_accumulation_steps} accumulated x "
         f"{num_processes} processes), {plan.max_steps:,} updates, {num_trainable_parameters:,} trainable "
         f"parameters.\nOptimizer {type(optimizer).__name__}:\n{group_table(optimizer, model)}"
     )

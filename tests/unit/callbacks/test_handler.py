@@ -280,7 +280,7 @@ def test_a_second_callback_of_a_class_is_added_with_a_warning(caplog: pytest.Log
     handler = handler_of(Recorder)
     with caplog.at_level(logging.WARNING):
         handler.add_callback(Recorder())
-    assert "A Recorder is added, but there is already one" in caplog.text
+    assert f"A callback {Recorder} is added, but there is already one" in caplog.text
     assert handler.callback_list == "DefaultFlowCallback\nRecorder\nRecorder"
 
 

@@ -1,0 +1,70 @@
+"""Where the messages of this package are shown, and from which level on.
+
+Owns: the level that arguments ask for, and a handler for programs that configure no logging. Both come with the first
+Trainer: importing the package configures nothing. Leaves to others: which level a process has (`args/`), and following
+`transformers` under the drop-in (`interop/dropin.py`). Standard library only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+LIBRARY = "trainwright"
+library = LIBRARY  # whose level counts: that of `transformers` under the drop-in
+
+
+def library_logger() -> logging.Logger:
+    """The logger whose level decides what is shown."""
+    return logging.getLogger(library)
+
+
+def show_messages(level: int | None) -> None:
+    """Show messages from `level` on; None leaves the level as it is ("passive").
+
+    Where nothing else shows them they are written to stderr, above progress bars. As soon as a program has a handler,
+    on the root logger (`logging.basicConfig`) or on this package's, that one alone shows them.
+    """
+    if level is not None:
+        library_logger().setLevel(level)
+    logger = logging.getLogger(LIBRARY)
+    if not any(isinstance(handler, _LastResort) for handler in logger.handlers):
+        logger.addHandler(_LastResort())
+
+
+class _LastResort(logging.Handler):
+    """Writes a record to stderr unless another handler shows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter(f"[{LIBRARY}] %(levelname)s: %(message)s"))
+        self._process = os.getpid()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._is_shown_elsewhere(record.levelno):
+            return
+        try:
+            self._write(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+    def _is_shown_elsewhere(self, level: int) -> bool:
+        logger: logging.Logger | None = logging.getLogger(LIBRARY)
+        while logger is not None:
+            for handler in logger.handlers:
+                if handler is not self and not isinstance(handler, logging.NullHandler) and level >= handler.level:
+                    return True
+            logger = logger.parent if logger.propagate else None
+        return False
+
+    def _write(self, text: str) -> None:
+        if sys.stderr is None:  # pythonw
+            return
+        bars = sys.modules.get("tqdm.std")
+        # A forked process has copies of the bars, which are not its to draw.
+        if bars is not None and bars.tqdm._instances and os.getpid() == self._process:
+            bars.tqdm.write(text, file=sys.stderr)
+            return
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
