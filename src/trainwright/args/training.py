@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainwright.args import device as devices
 from trainwright.args.checks import check_switch
+from trainwright.args.constructor import placeholder
 from trainwright.args.options import option
 from trainwright.args.renamed import TWINS, twin_value
 from trainwright.args.reporting import LOG_LEVELS, PASSIVE
@@ -253,10 +254,13 @@ class TrainingArguments(GroupedArguments):
     # Serialisation: tokens never leave.
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as plain data: enums by value, configs as dicts, tokens replaced by their name."""
+        """Every field as plain data: enums by value, configs as dicts, tokens replaced by their name.
+
+        `TrainingArguments(**args.to_dict())` is equal but for tokens: such a name in place of one reads as None.
+        """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
         plain = {name: _plain(value) for name, value in values.items()}
-        plain.update({name: f"<{name.upper()}>" for name in plain if name.endswith("_token")})
+        plain.update({name: placeholder(name) for name in plain if name.endswith("_token")})
         self._dict_dtype_to_str(plain)
         return plain
 
