@@ -350,9 +350,10 @@ def test_a_callback_that_is_none_is_named(make_trainer):
 BEST = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
 
 
-def test_a_metric_no_evaluation_can_return_is_found_at_construction(make_trainer):
+def test_a_metric_no_evaluation_can_return_is_found_before_the_model_runs(make_trainer):
+    trainer = make_trainer(trainer={"model": Never()}, metric_for_best_model="accuracy", **BEST)
     with pytest.raises(ValueError, match=r"metric_for_best_model='accuracy'.*eval_loss.*compute_metrics"):
-        make_trainer(trainer={"model": Never()}, metric_for_best_model="accuracy", **BEST)
+        trainer.train()
 
 
 def test_a_metric_that_compute_metrics_does_not_return_is_found_before_the_first_step(make_trainer):
@@ -368,7 +369,7 @@ def test_a_metric_that_compute_metrics_does_not_return_is_found_before_the_first
 def test_with_several_evaluation_sets_the_metric_must_say_which(make_trainer, line_data):
     sets = {"easy": line_data(3), "hard": line_data(3)}
     with pytest.raises(ValueError, match=r"metric_for_best_model='loss'.*easy.*hard.*eval_easy_loss"):
-        make_trainer(trainer={"eval_dataset": sets}, metric_for_best_model="loss", **BEST)
+        make_trainer(trainer={"eval_dataset": sets}, metric_for_best_model="loss", **BEST).train()
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints ----
