@@ -502,3 +502,14 @@ def test_a_checkpoint_that_is_no_path_is_named(make_trainer):
 def test_a_misspelt_label_name_suggests_the_argument_of_forward(make_trainer):
     with pytest.raises(ValueError, match=r"lables.*Did you mean 'labels'"):
         make_trainer(label_names=["lables"])
+
+
+def test_a_class_of_transformers_that_is_given_our_arguments_says_to_take_the_trainer_too(tmp_path):
+    """`transformers.Trainer` reads arguments that ours lack; the first depends on its release."""
+    args = arguments(tmp_path)
+    reads = {"__name__": "transformers.trainer", "args": args}
+    with pytest.raises(AttributeError, match="from trainwright import Trainer, TrainingArguments"):
+        exec("args.fsdp_plugin_args", reads)
+    assert exec("found = hasattr(args, 'no_such_name')", reads) is None and reads["found"] is False
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'$"):
+        _ = args.no_such_name

@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -75,6 +76,9 @@ class TrainingArguments(GroupedArguments):
         "split_batches",
     )
 
+    # Whether eval_strategy="steps" also evaluates at a last step that is no multiple of eval_steps.
+    _evaluates_last_step: ClassVar[bool] = True
+
     deepspeed_plugin: ClassVar[Any] = None  # accelerate's, where DeepSpeed is on; libraries ask for it
 
     def __post_init__(self) -> None:
@@ -115,6 +119,18 @@ class TrainingArguments(GroupedArguments):
         twin = _TWIN_OF.get(name)
         if twin is not None and "_settled" in self.__dict__:
             object.__setattr__(self, twin, twin_value(name, value, getattr(self, twin)))
+
+    if not TYPE_CHECKING:  # which would take every misspelt name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if sys._getframe(1).f_globals.get("__name__", "").startswith("transformers."):
+                message += (
+                    ". These are trainwright's arguments, and the class that reads them is of transformers: take both "
+                    "from trainwright (from trainwright import Trainer, TrainingArguments), or call "
+                    "trainwright.dropin.install() before transformers is imported."
+                )
+            raise AttributeError(message, name=name, obj=self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the device: another process finds its own."""
