@@ -14,7 +14,6 @@ from typing import Any
 from torch import nn
 
 from trainwright.data.from_args import check_train_dataset
-from trainwright.evaluation.rehearsal import check_metric_name
 from trainwright.evaluation.streaming import is_streaming, is_streaming_class, named_metrics
 from trainwright.interop import models
 from trainwright.interop.signatures import accepts
@@ -66,7 +65,6 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
             "batch_eval_metrics=True calls compute_metrics(prediction, compute_result=...) for each batch, but "
             "compute_metrics takes no argument compute_result. Add it, or set batch_eval_metrics=False."
         )
-    check_metric_name(args, trainer.eval_dataset, has_metrics=metrics is not None)
 
 
 def _check_engine(args: Any) -> None:

@@ -201,4 +201,4 @@ def rescue(error: Exception, save: Callable[[], None], *, step: int, is_saved: b
         except Exception as second:
             logger.error("%s, and its state could not be saved either: %s: %s", what, type(second).__name__, second)
         else:
-            logger.error("%s; a checkpoint of step %s was written (save_on_exception).", what, step)
+            logger.error("%s; a checkpoint of step %s was written.", what, step)

@@ -40,7 +40,7 @@ from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
 from trainwright.data import columns, from_args, loaders, own_generators
 from trainwright.data.progress import DataProgress
 from trainwright.evaluation import metrics as metric_text
-from trainwright.evaluation import rehearsal
+from trainwright.evaluation import batch_trial, rehearsal
 from trainwright.evaluation import run as evaluation
 from trainwright.evaluation.memory import TrainerMemoryTracker
 from trainwright.evaluation.predict import Predictor, ignored_outputs
@@ -498,7 +498,8 @@ class Trainer:
             return attempts.with_rollback(attempt, checkpoint, self._roll_back)
         except Exception as error:
             self._saves.drain()
-            if self.args.save_on_exception:
+            has_no_metric = isinstance(error, best.MetricNotFound) and not self._strategy.is_distributed
+            if self.args.save_on_exception or (has_no_metric and self.args.save_strategy != SaveStrategy.NO):
                 rescue(
                     error,
                     functools.partial(self._save_and_tell, self.model_wrapped, trial),
@@ -569,8 +570,7 @@ class Trainer:
         self._log_plan(args, plan)
         self._begin_saves(args, plan.num_train_epochs - epochs_trained)
 
-        if rehearsal.needs_metric(args) and not resume_from_checkpoint:
-            self._rehearse_best_metric(ignore_keys_for_eval)
+        self._rehearse_best_metric(ignore_keys_for_eval)
         self._first_step_of_run = self._saves.saved_step = self.state.global_step
         self._first_token_of_run = self.state.num_input_tokens_seen
         self._start_watching(args)
@@ -1566,8 +1566,9 @@ class Trainer:
         metric_key_prefix: str,
         num_samples: int | None = None,
         after_batch: Callable[[], None] | None = None,
+        functions: Mapping[str, Any] | None = None,
     ) -> EvalLoopOutput:
-        """`evaluation/run.py`, with the hooks of this trainer."""
+        """`evaluation/run.py`, with the hooks of this trainer, and its functions unless others are given."""
         predict_batch: Callable[[Inputs], tuple[Any, Any, Any]]
         if self._is_overridden("prediction_step"):
 
@@ -1577,21 +1578,20 @@ class Trainer:
             predict_batch = self._predictor(model, loss_only, ignore_keys, self._idle_in_evaluation())
         if self._evaluation_batches is not None:
             predict_batch = functools.partial(self._evaluation_batches.predict, predict_part=predict_batch)
-        self._past = None
+        self._past, preprocess = None, self.preprocess_logits_for_metrics
         try:
             return evaluation.evaluate(
                 batches,
                 self.args,
                 self._strategy,
                 predict_batch,
-                self.compute_metrics,
                 loss_only=loss_only,
                 keeps_predictions=self._keeps_predictions,
                 labels_are_shifted=self._labels_are_shifted,
                 label_names=tuple(self.label_names),
                 metric_key_prefix=metric_key_prefix,
                 token_padding=self._token_padding(),
-                preprocess_logits=self.preprocess_logits_for_metrics,
+                **(functions or {"compute_metrics": self.compute_metrics, "preprocess_logits": preprocess}),
                 after_batch=after_batch,
                 average_losses=self.average_eval_losses if self._is_overridden("average_eval_losses") else None,
                 num_samples_expected=num_samples,
@@ -1609,20 +1609,35 @@ class Trainer:
         """Make one batch of each evaluation set, to find what would end the run at its first evaluation."""
         for name in self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]:
             description = "eval_dataset" if name is None else f"eval_dataset[{name!r}]"
-            rehearsal.try_batch(self.get_eval_dataloader(name), self.args, description)
+            batch_trial.try_batch(self.get_eval_dataloader(name), self.args, description)
 
     def _rehearse_best_metric(self, ignore_keys: list[str] | None) -> None:
-        """Evaluate one batch where a missing `metric_for_best_model` would stop the run hours later."""
-        for dataset, prefix in rehearsal.sets_with_metric(self.args, self.eval_dataset, self.compute_metrics):
-            loader = self.get_eval_dataloader(self.eval_dataset if dataset is None else dataset)
-            evaluate = functools.partial(
-                self._run_evaluation,
-                model=self._model_for_evaluation(loader),
-                loss_only=False,
-                ignore_keys=ignore_keys,
-                metric_key_prefix=prefix,
-            )
-            rehearsal.rehearse(loader, evaluate, str(self.args.metric_for_best_model))
+        """Find out now what would stop the run hours later: no evaluation has `metric_for_best_model`."""
+        callbacks, overridden = self.callback_handler.callbacks, self._is_overridden
+        wanted = rehearsal.wanted_metric(
+            self.args, callbacks, self.lr_scheduler, schedule_waits=self._schedule_waits_for_metric
+        )
+        if wanted is None or overridden("_determine_best_metric"):
+            return
+
+        def run(dataset: str | None, prefix: str, compute_metrics: Any, preprocess_logits: Any) -> EvalLoopOutput:
+            loader = self.get_eval_dataloader(dataset)
+            model, loss_only = self._model_for_evaluation(loader), compute_metrics is None
+            functions = {"compute_metrics": compute_metrics, "preprocess_logits": preprocess_logits}
+            batches = rehearsal.first(loader)
+            return self._run_evaluation(batches, model, loss_only, ignore_keys, prefix, functions=functions)
+
+        adders = [f"{type(self).__name__}.{hook}" for hook in rehearsal.HOOKS if overridden(hook)]
+        adders += rehearsal.adding_callbacks(callbacks)
+        tried = rehearsal.Tried(
+            run,
+            self.compute_metrics,
+            self.preprocess_logits_for_metrics,
+            is_seen=any(map(overridden, rehearsal.SEES_BATCHES)),
+            has_labels=lambda data: rehearsal.seems_labelled(data, self.label_names, self.can_return_loss),
+        )
+        classes = [*(type(callback) for callback in callbacks), *([type(self)] if adders else [])]
+        rehearsal.find_metric(wanted, self.args, self.eval_dataset, tried, adders, classes)
 
     def prediction_loop(
         self,
@@ -1886,6 +1901,8 @@ class Trainer:
         name = self.args.metric_for_best_model
         if name is None:
             return False
+        if not (rehearsal.needs_metric(self.args) or best.has_metric(metrics, name)):
+            return False  # said before the first step
         value = best.metric_value(metrics, name)
         if not best.is_better(value, self.state.best_metric, bool(self.args.greater_is_better)):
             return False

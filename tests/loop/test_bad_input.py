@@ -350,9 +350,10 @@ def test_a_callback_that_is_none_is_named(make_trainer):
 BEST = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
 
 
-def test_a_metric_no_evaluation_can_return_is_found_at_construction(make_trainer):
+def test_a_metric_no_evaluation_can_return_is_found_before_the_model_runs(make_trainer):
+    trainer = make_trainer(trainer={"model": Never()}, metric_for_best_model="accuracy", **BEST)
     with pytest.raises(ValueError, match=r"metric_for_best_model='accuracy'.*eval_loss.*compute_metrics"):
-        make_trainer(trainer={"model": Never()}, metric_for_best_model="accuracy", **BEST)
+        trainer.train()
 
 
 def test_a_metric_that_compute_metrics_does_not_return_is_found_before_the_first_step(make_trainer):
@@ -368,7 +369,7 @@ def test_a_metric_that_compute_metrics_does_not_return_is_found_before_the_first
 def test_with_several_evaluation_sets_the_metric_must_say_which(make_trainer, line_data):
     sets = {"easy": line_data(3), "hard": line_data(3)}
     with pytest.raises(ValueError, match=r"metric_for_best_model='loss'.*easy.*hard.*eval_easy_loss"):
-        make_trainer(trainer={"eval_dataset": sets}, metric_for_best_model="loss", **BEST)
+        make_trainer(trainer={"eval_dataset": sets}, metric_for_best_model="loss", **BEST).train()
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints ----
@@ -501,3 +502,14 @@ def test_a_checkpoint_that_is_no_path_is_named(make_trainer):
 def test_a_misspelt_label_name_suggests_the_argument_of_forward(make_trainer):
     with pytest.raises(ValueError, match=r"lables.*Did you mean 'labels'"):
         make_trainer(label_names=["lables"])
+
+
+def test_a_class_of_transformers_that_is_given_our_arguments_says_to_take_the_trainer_too(tmp_path):
+    """`transformers.Trainer` reads arguments that ours lack; the first depends on its release."""
+    args = arguments(tmp_path)
+    reads = {"__name__": "transformers.trainer", "args": args}
+    with pytest.raises(AttributeError, match="from trainwright import Trainer, TrainingArguments"):
+        exec("args.fsdp_plugin_args", reads)
+    assert exec("found = hasattr(args, 'no_such_name')", reads) is None and reads["found"] is False
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'$"):
+        _ = args.no_such_name

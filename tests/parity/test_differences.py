@@ -172,6 +172,13 @@ def test_the_last_step_is_evaluated(columns: Any, is_older: bool) -> None:
         evaluated.append([line["step"] for line in trainer.state.log_history if "eval_loss" in line])
     assert evaluated[0] == [5, 10, 12]
     assert evaluated[1] == ([5, 10] if is_older else [5, 10, 12])
+    from trainwright.interop.generation import TrainingArguments  # of the drop-in
+
+    trainer = columns.trainer("ours", "regression", dropout=0.0, eval_strategy="steps", eval_steps=5)
+    values = {name: value for name, value in trainer.args.to_dict().items() if not name.endswith("_token")}
+    trainer.args = TrainingArguments(**values)
+    trainer.train()
+    assert [line["step"] for line in trainer.state.log_history if "eval_loss" in line] == evaluated[1]
 
 
 def test_metrics_before_training_hold_no_preparation_time_and_no_epoch(columns: Any, is_older: bool) -> None:

@@ -55,25 +55,37 @@ class ArgumentsMeta(type):
 
 def accept(cls: type, given: dict[str, Any]) -> dict[str, Any]:
     """The arguments of one call in today's names; warns once for every older name that was used."""
-    given = dict(given)
+    given = {name: None if is_hidden(name, value) else value for name, value in given.items()}
     defaults = _defaults(cls)
-    # `dataclasses.replace` passes every field, the changed ones first: of two that disagree, the first was changed.
-    # A call that passes all fields in their order (a parser, a loaded dict) has changed nothing by its order.
-    passed = [name for name in given if name in defaults]
-    order = list(given) if len(passed) == len(defaults) and passed != list(defaults) else None
+    changed = _changed_by_replace([name for name in given if name in defaults], list(defaults))
     for name in [name for name in given if name in RENAMED]:
-        _apply(RENAMED[name], given, defaults, order, cls)
+        _apply(RENAMED[name], given, defaults, changed, cls)
     for (name, older), (newer, gone_by) in RENAMED_VALUES.items():
         if given.get(name) == older and isinstance(given[name], str):
             given[name] = newer
             _warn(f"{name}={older!r} is outdated (not in transformers {gone_by}); use {name}={newer!r}.")
     for older, newer in TWINS:
         if newer in defaults:
-            _agree(older, newer, given, defaults, order)
+            _agree(older, newer, given, defaults, changed)
     return given
 
 
-def _apply(row: Renamed, given: dict[str, Any], defaults: dict[str, Any], order: list[str] | None, cls: type) -> None:
+def _changed_by_replace(passed: list[str], fields: list[str]) -> frozenset[str]:
+    """The fields that `dataclasses.replace` was told to change: it passes every field, the changed ones first.
+
+    Empty for any other call: one that leaves fields out, or that passes all of them in their order (a parser, a loaded
+    dict). All but a few for a dict in another order, such as a sorted one: there both of two names count as changed.
+    """
+    if len(passed) != len(fields):
+        return frozenset()
+    place = {name: index for index, name in enumerate(fields)}
+    start = len(passed) - 1
+    while start > 0 and place[passed[start - 1]] < place[passed[start]]:
+        start -= 1
+    return frozenset(passed[:start])
+
+
+def _apply(row: Renamed, given: dict[str, Any], defaults: dict[str, Any], changed: frozenset[str], cls: type) -> None:
     """Carry one older argument over into `given`."""
     is_field = row.old in defaults
     if is_field and row.old not in _documented_fields(cls):
@@ -82,8 +94,8 @@ def _apply(row: Renamed, given: dict[str, Any], defaults: dict[str, Any], order:
     used = value is not None and not (is_field and value == defaults[row.old])
     newer = row.translate(value, given)
     differing = [name for name, wanted in newer.items() if name in given and given[name] != wanted]
-    if is_field and order and differing:  # replace() changed one of the two
-        if order.index(row.old) > order.index(differing[0]):
+    if is_field and differing and (row.old in changed) != (differing[0] in changed):  # replace() changed one of the two
+        if differing[0] in changed:
             given[row.old] = defaults[row.old]  # the newer one: the older lets go
             return
         given.update({name: defaults[name] if wanted is None else wanted for name, wanted in newer.items()})
@@ -100,7 +112,7 @@ def _apply(row: Renamed, given: dict[str, Any], defaults: dict[str, Any], order:
         _warn(f"The argument {row.old!r} is outdated (not in transformers {row.gone_by}); use {instead}.")
 
 
-def _agree(older: str, newer: str, given: dict[str, Any], defaults: dict[str, Any], order: list[str] | None) -> None:
+def _agree(older: str, newer: str, given: dict[str, Any], defaults: dict[str, Any], changed: frozenset[str]) -> None:
     """Make two names of one setting agree in `given`; whichever was passed sets the other."""
     if older not in given and newer not in given:
         return
@@ -113,8 +125,8 @@ def _agree(older: str, newer: str, given: dict[str, Any], defaults: dict[str, An
     if older in given and newer in given:
         if not differs(older, newer) and not differs(newer, older):
             return
-        if order:
-            source = min(older, newer, key=order.index)
+        if (older in changed) != (newer in changed):
+            source = older if older in changed else newer
         elif given[newer] in (None, defaults[newer]):
             source = older
         elif given[older] in (None, defaults[older]):
@@ -128,7 +140,7 @@ def _agree(older: str, newer: str, given: dict[str, Any], defaults: dict[str, An
     else:
         source = older if older in given else newer
     twin = newer if source == older else older
-    if given[source] is not None or order:
+    if given[source] is not None or changed:
         given[twin] = twin_value(source, given[source], given.get(twin, defaults[twin]))
 
 
@@ -147,6 +159,16 @@ def _documented_fields(cls: type) -> set[str]:
         base for base in cls.__mro__ if base.__module__.startswith("trainwright.") and dataclasses.is_dataclass(base)
     ]
     return {field.name for base in ours for field in dataclasses.fields(base)}
+
+
+def placeholder(name: str) -> str:
+    """What every serialised form says in place of the token `name`."""
+    return f"<{name.upper()}>"
+
+
+def is_hidden(name: str, value: Any) -> bool:
+    """Whether `value` is what a serialised form says in place of the token `name`: nobody's token."""
+    return name.endswith("_token") and isinstance(value, str) and value == placeholder(name)
 
 
 def _shown(name: str, value: Any) -> str:

@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainwright.args import device as devices
 from trainwright.args.checks import check_switch
+from trainwright.args.constructor import placeholder
 from trainwright.args.options import option
 from trainwright.args.renamed import TWINS, twin_value
 from trainwright.args.reporting import LOG_LEVELS, PASSIVE
@@ -75,6 +77,9 @@ class TrainingArguments(GroupedArguments):
         "split_batches",
     )
 
+    # Whether eval_strategy="steps" also evaluates at a last step that is no multiple of eval_steps.
+    _evaluates_last_step: ClassVar[bool] = True
+
     deepspeed_plugin: ClassVar[Any] = None  # accelerate's, where DeepSpeed is on; libraries ask for it
 
     def __post_init__(self) -> None:
@@ -115,6 +120,18 @@ class TrainingArguments(GroupedArguments):
         twin = _TWIN_OF.get(name)
         if twin is not None and "_settled" in self.__dict__:
             object.__setattr__(self, twin, twin_value(name, value, getattr(self, twin)))
+
+    if not TYPE_CHECKING:  # which would take every misspelt name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if sys._getframe(1).f_globals.get("__name__", "").startswith("transformers."):
+                message += (
+                    ". These are trainwright's arguments, and the class that reads them is of transformers: take both "
+                    "from trainwright (from trainwright import Trainer, TrainingArguments), or call "
+                    "trainwright.dropin.install() before transformers is imported."
+                )
+            raise AttributeError(message, name=name, obj=self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the device: another process finds its own."""
@@ -254,10 +271,13 @@ class TrainingArguments(GroupedArguments):
     # Serialisation: tokens never leave.
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as plain data: enums by value, configs as dicts, tokens replaced by their name."""
+        """Every field as plain data: enums by value, configs as dicts, tokens replaced by their name.
+
+        `TrainingArguments(**args.to_dict())` is equal but for tokens: such a name in place of one reads as None.
+        """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
         plain = {name: _plain(value) for name, value in values.items()}
-        plain.update({name: f"<{name.upper()}>" for name in plain if name.endswith("_token")})
+        plain.update({name: placeholder(name) for name in plain if name.endswith("_token")})
         self._dict_dtype_to_str(plain)
         return plain
 

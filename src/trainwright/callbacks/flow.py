@@ -4,7 +4,7 @@ Owns: turning the strategies and intervals of the arguments into flags on `contr
 flags ask for (the loop), and intervals given as a share of the run (`TrainerState.compute_steps`).
 Source: seed 001 (strategies, `eval_delay`, `logging_first_step`). The flags were compared with both generations, which
 differ in one: the newer also evaluates at the last step. So do we, because otherwise the weights that a run ends with
-are never measured.
+are never measured; under the drop-in the installed generation decides (`_evaluates_last_step` of the arguments).
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ class DefaultFlowCallback(TrainerCallback):
         is_log_step = args.logging_strategy == STEPS and step % state.logging_steps == 0
         if is_log_step or (step == 1 and args.logging_first_step):
             control.should_log = True
-        if args.eval_strategy == STEPS and (is_last or step % state.eval_steps == 0) and args.eval_delay <= step:
-            control.should_evaluate = True
+        if args.eval_strategy == STEPS and args.eval_delay <= step:
+            is_end = is_last and getattr(args, "_evaluates_last_step", True)
+            if is_end or step % state.eval_steps == 0:
+                control.should_evaluate = True
         if args.save_strategy == SAVE_STEPS and (is_last or (state.save_steps > 0 and step % state.save_steps == 0)):
             control.should_save = True
         if is_last:  # epoch strategies act in on_epoch_end, which follows

@@ -62,13 +62,23 @@ def list_run(output_dir: str | os.PathLike[str]) -> list[Listed]:
     ]
 
 
+def has_metric(metrics: Mapping[str, Any], name: str) -> bool:
+    """Whether `metrics` have `name`, with or without "eval_"."""
+    return any(candidate in metrics for candidate in _spellings(name))
+
+
+def _spellings(name: str) -> tuple[str, str, str]:
+    bare = name.removeprefix(PREFIX)
+    return PREFIX + bare, bare, name
+
+
 def metric_value(metrics: Mapping[str, Any], name: str) -> float:
     """The value of metric `name`, with or without "eval_", as a float.
 
     Raises MetricNotFound, which is a KeyError and a ValueError, listing what is there and the nearest name.
     """
     bare = name.removeprefix(PREFIX)
-    for candidate in (PREFIX + bare, bare, name):
+    for candidate in _spellings(name):
         if candidate in metrics:
             return float(metrics[candidate])
     raise MetricNotFound(

@@ -1,20 +1,22 @@
-"""Finding out before the first step that an evaluation would fail, or that the best model could never be chosen.
+"""Finding out before the first step that no evaluation will have `metric_for_best_model`.
 
-Owns: making one batch of the evaluation data; the checks of `metric_for_best_model`: against what is known without
-running anything, then against the metrics of one batch. Leaves to others: when to rehearse (Trainer), the evaluation
-itself (`loop`).
+Owns: who reads the metric, which names an evaluation is known to return, trying the rest on one batch, and what follows
+from a name that was not found. Leaves to others: the evaluation itself (`loop`), copies of the user's functions
+(`copies`), the metrics of real evaluations (`checkpoint/best.py`).
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from trainwright.data import own_generators
-from trainwright.data.from_args import is_iterable, why_no_batch
-from trainwright.data.samplers import has_length
+from torch.utils.data import IterableDataset
+
+from trainwright.evaluation.copies import CannotCopy, copied, strings_of
+from trainwright.evaluation.predict import gives_loss
 from trainwright.names import SaveStrategy, SchedulerType, closest
 from trainwright.outputs import EvalLoopOutput
 from trainwright.seeding import generator_states, restore_generators
@@ -22,118 +24,202 @@ from trainwright.seeding import generator_states, restore_generators
 logger = logging.getLogger(__name__)
 
 _ALWAYS_THERE = ("loss", "runtime", "samples_per_second", "steps_per_second")
+_PREFIX = "eval_"
+
+# Hooks of a Trainer that see or make the metrics of an evaluation: an override may add some.
+HOOKS = ("evaluate", "_evaluate", "evaluation_loop", "prediction_loop", "log")
+# Hooks that a try would call with a batch more: an override may count what it sees.
+SEES_BATCHES = ("compute_loss", "prediction_step", "_prepare_inputs")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A metric that is looked for in evaluations, and what depends on it."""
+
+    name: str  # as it was set
+    needed_by: str  # "" where nothing does
+
+    @property
+    def bare(self) -> str:
+        return self.name.removeprefix(_PREFIX)
+
+    def is_in(self, names: Iterable[str]) -> bool:
+        return not {self.name, self.bare, _PREFIX + self.bare}.isdisjoint(names)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What is tried on one batch: `run(name of the set or None, prefix, compute_metrics, preprocess)`."""
+
+    run: Callable[[str | None, str, Any, Any], EvalLoopOutput]
+    compute_metrics: Any
+    preprocess_logits: Any
+    is_seen: bool  # by an override that may count batches
+    has_labels: Callable[[Any], bool]  # of an evaluation set, as far as that is known; False: it has no loss
 
 
 def needs_metric(args: Any) -> bool:
-    """Whether the run reads `metric_for_best_model` from its evaluations."""
+    """Whether the arguments alone make the run read `metric_for_best_model` from its evaluations."""
+    return bool(args.metric_for_best_model) and args.eval_strategy != "no" and bool(_reader(args))
+
+
+def _reader(args: Any) -> str:
+    if args.load_best_model_at_end:
+        return "load_best_model_at_end=True"
+    if args.save_strategy == SaveStrategy.BEST:
+        return "save_strategy='best'"
+    if args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
+        return f"lr_scheduler_type={SchedulerType(args.lr_scheduler_type).value!r}"
+    return ""
+
+
+def wanted_metric(args: Any, callbacks: Iterable[Any], schedule: Any, *, schedule_waits: bool) -> Wanted | None:
+    """The metric that evaluations of this run are asked for. None: there is none, or there are no evaluations.
+
+    schedule_waits: whether `schedule` steps on it, which reads the loss where no metric was named.
+    """
+    if args.eval_strategy == "no":
+        return None
+    name = args.metric_for_best_model
+    if schedule_waits:
+        return Wanted(name or "loss", _reader(args) or f"the schedule ({type(schedule).__name__})")
+    if not name:
+        return None
+    stopping = [type(one).__name__ for one in callbacks if _is_a(one, "EarlyStoppingCallback")]
+    return Wanted(name, _reader(args) or (stopping[0] if stopping else ""))
+
+
+def adding_callbacks(callbacks: Iterable[Any]) -> list[str]:
+    """Those of the user's callbacks that are shown the metrics of an evaluation, and may add to them."""
+    return [
+        f"{type(callback).__name__}.on_evaluate"
+        for callback in callbacks
+        if list(methods_of(type(callback)))
+        and not _is_a(callback, "EarlyStoppingCallback")
+        and getattr(callback.on_evaluate, "__qualname__", "") != "TrainerCallback.on_evaluate"
+    ]
+
+
+def methods_of(class_: type) -> Iterator[Any]:
+    """The functions that `class_` has from the user's classes, not from those it is derived from of a library."""
+    for base in class_.__mro__:
+        if base.__module__.partition(".")[0] not in ("trainwright", "transformers", "builtins"):
+            yield from (value for value in vars(base).values() if callable(value) and not isinstance(value, type))
+
+
+def seems_labelled(dataset: Any, label_names: Sequence[str], can_return_loss: bool) -> bool:
+    """Whether a model can compute its loss from `dataset`, as far as its first sample shows without a collator."""
+    if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        return True
+    sample = dataset[0] if len(dataset) else None
     return (
-        bool(args.metric_for_best_model)
-        and args.eval_strategy != "no"
-        and (
-            bool(args.load_best_model_at_end)
-            or args.save_strategy is SaveStrategy.BEST
-            or args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
-        )
+        not isinstance(sample, Mapping)
+        or not {"label", "label_ids"}.isdisjoint(sample)  # which the default collator calls labels
+        or gives_loss(sample, label_names, can_return_loss)
     )
 
 
-def check_metric_name(args: Any, eval_dataset: Any, has_metrics: bool) -> None:
-    """Raise ValueError for a metric that no evaluation of this run can return, as far as its name tells."""
-    if not needs_metric(args):
-        return
-    name = args.metric_for_best_model.removeprefix("eval_")
-    sets = list(eval_dataset) if isinstance(eval_dataset, dict) else []
-    if sets and not any(name.startswith(f"{dataset}_") for dataset in sets):
-        choices = [f"eval_{dataset}_loss" for dataset in sets]
-        raise ValueError(
-            f"metric_for_best_model={args.metric_for_best_model!r} must name one of the evaluation sets "
-            f"{sets}, because each "
-            f"has its own metrics: for example {choices[0]!r}.{closest(f'eval_{name}', choices)}"
-        )
-    if not has_metrics:
-        known = [f"{dataset}_{metric}" for dataset in sets for metric in _ALWAYS_THERE] or list(_ALWAYS_THERE)
-        if name not in known:
-            raise ValueError(
-                f"metric_for_best_model={args.metric_for_best_model!r}, but without compute_metrics an "
-                "evaluation returns only "
-                f"{[f'eval_{metric}' for metric in known]}.{closest(name, known)} Pass compute_metrics=, or "
-                "choose one of these."
-            )
+def _is_a(callback: Any, class_name: str) -> bool:
+    return any(base.__name__ == class_name for base in type(callback).__mro__)
 
 
-def try_batch(loader: Any, args: Any, description: str) -> None:
-    """Make one batch of an evaluation set as `loader` would, so that what cannot be collated is found before training.
+def find_metric(
+    wanted: Wanted, args: Any, eval_dataset: Any, tried: Tried, adders: Sequence[str], classes: Iterable[type]
+) -> None:
+    """Look for `wanted` among what evaluations of this run return.
 
-    Raises ValueError where it cannot, and where a metric is needed and `dataloader_drop_last` leaves no batch. Costs
-    the fetching of one batch; random states are restored. Streams, which may give each sample once, are left alone.
+    adders: names of hooks that may add a metric, which only a whole evaluation shows. classes: those of the user, which
+    may name it.
+
+    Where it is not found: raises ValueError if something depends on it and nothing may add it; else warns.
     """
-    dataset, collator = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
-    if dataset is None or collator is None or is_iterable(dataset) or not has_length(dataset) or not len(dataset):
+    sets: list[str | None] = list(eval_dataset) if isinstance(eval_dataset, dict) else [None]
+    prefixes = {name: "" if name is None else f"{name}_" for name in sets}
+    found = {prefix + metric for prefix in prefixes.values() for metric in _ALWAYS_THERE}
+    without_loss = _sets_without_loss(wanted, eval_dataset, prefixes, tried)
+    found -= {f"{prefixes[name]}loss" for name in without_loss}
+    is_open = False
+    if not wanted.is_in(found):
+        if wanted.is_in(strings_of(method for class_ in classes for method in methods_of(class_))):
+            return
+        for name in sets:
+            names, is_known = _metrics_of_set(wanted, args, name, prefixes[name], tried, name in without_loss)
+            found |= names
+            is_open |= not is_known
+    found = {metric if metric.startswith(_PREFIX) else _PREFIX + metric for metric in found}
+    if wanted.is_in(found):
         return
-    nothing = why_no_batch(dataset, args, args.eval_batch_size)
-    if nothing is not None:
-        if needs_metric(args):
-            name = args.metric_for_best_model
-            raise ValueError(f"{description}: {nothing} metric_for_best_model={name!r} could not be computed.")
-        return  # building the loader has warned of it
-    if (args.dataloader_num_workers and args.world_size > 1) or own_generators.is_made_late(collator):
-        return  # what a data set opens belongs into its workers; a generator of a collator would move on
-    states = generator_states()
+    message = _message(wanted, sets, found, tried.compute_metrics is not None and not args.prediction_loss_only)
+    if adders or is_open:
+        doubt = f"{' or '.join(adders)} may add it" if adders else "compute_metrics could not be tried"
+        end = f" If it is not there, the run ends then, since {wanted.needed_by} reads it." if wanted.needed_by else ""
+        logger.warning("%s The first evaluation will show whether it is there: %s.%s", message, doubt, end)
+    elif wanted.needed_by:
+        raise ValueError(message)
+    else:
+        logger.warning("%s Nothing in this run depends on it, so no step will be called the best.", message)
+
+
+def _sets_without_loss(
+    wanted: Wanted, eval_dataset: Any, prefixes: Mapping[str | None, str], tried: Tried
+) -> list[str | None]:
+    """The evaluation sets whose loss is wanted, and that seem to have no labels to compute it from."""
+    asked = [name for name, prefix in prefixes.items() if wanted.bare == f"{prefix}loss"]
+    return [name for name in asked if not tried.has_labels(eval_dataset if name is None else eval_dataset[name])]
+
+
+def _metrics_of_set(
+    wanted: Wanted, args: Any, name: str | None, prefix: str, tried: Tried, lacks_labels: bool
+) -> tuple[set[str], bool]:
+    """(metrics of this evaluation set as far as they matter, whether they are known)."""
+    function = None if args.prediction_loss_only else tried.compute_metrics
+    if not wanted.bare.startswith(prefix) or (function is None and not lacks_labels):
+        return set(), True
+    texts = strings_of([function]) if function is not None else set()
+    shown = any(text in texts for text in (wanted.bare, wanted.name, wanted.bare.removeprefix(prefix)))
+    if shown and tried.is_seen:
+        return {wanted.bare}, True
     try:
-        if args.dataloader_num_workers:
-            next(iter(loader))
-        else:
-            collator([dataset[number] for number in range(min(args.eval_batch_size, len(dataset)))])
-    except Exception as error:
-        raise ValueError(
-            f"{description} cannot be made into batches, so the first evaluation would end the run: "
-            f"{type(error).__name__}: {error}"
-            + (
-                " packing=True makes the training batches itself, and those of evaluation are made by data_collator: "
-                "leave it out, or pass one that pads labels too, such as DataCollatorForSeq2Seq(tokenizer)."
-                if args.packs
-                else ""
-            )
-        ) from error
-    finally:
-        restore_generators(states)
-
-
-def sets_with_metric(args: Any, eval_dataset: Any, compute_metrics: Any) -> Iterator[tuple[str | None, str]]:
-    """(name or None, prefix) of the evaluation sets whose metrics may hold `metric_for_best_model`, so that it is worth
-    looking; none where it is known without running anything, or where metrics need more than one batch.
-    """
-    name = args.metric_for_best_model
-    if compute_metrics is None or args.batch_eval_metrics or name is None or name.removeprefix("eval_") == "loss":
-        return
-    if not isinstance(eval_dataset, dict):
-        yield None, "eval"
-        return
-    for dataset in eval_dataset:
-        if name.removeprefix("eval_").startswith(f"{dataset}_"):
-            yield dataset, f"eval_{dataset}"
-
-
-def rehearse(batches: Iterable[Any], evaluate: Callable[[Iterable[Any]], EvalLoopOutput], metric_name: str) -> None:
-    """Evaluate one batch and look for `metric_name` among the metrics.
-
-    Raises ValueError when it is missing. A `compute_metrics` that fails on one batch may still work on a whole set (a
-    class may be missing), so that is only a warning.
-    """
+        function, preprocess = copied((function, tried.preprocess_logits))
+    except CannotCopy as error:
+        if not shown:
+            logger.info("compute_metrics is not tried before training, which would change it: %s.", error)
+        return ({wanted.bare} if shown else set()), shown
     try:
-        metrics = evaluate(itertools.islice(batches, 1)).metrics or {}
+        generators = generator_states()
+        output = tried.run(name, f"eval_{prefix}".removesuffix("_"), function, preprocess)
+        restore_generators(generators)
     except Exception as error:
         logger.warning(
-            "compute_metrics failed on one batch, tried before training: %s: %s. If it cannot work on the "
-            "whole set either, "
-            "the first evaluation will stop the run.",
+            "compute_metrics failed on one batch, tried before training: %s: %s. If it cannot work on the whole set "
+            "either, the first evaluation will stop the run.",
             type(error).__name__,
             error,
         )
-        return
-    bare = metric_name.removeprefix("eval_")
-    if not any(candidate in metrics for candidate in (f"eval_{bare}", bare)):
-        raise ValueError(
-            f"metric_for_best_model={metric_name!r} is not among the metrics of an evaluation: {sorted(metrics)}."
-            f"{closest(f'eval_{bare}', metrics)} Return it from compute_metrics, or choose one of these."
+        return {wanted.bare}, True
+    return set(output.metrics or {}), True
+
+
+def first(batches: Iterable[Any]) -> Iterable[Any]:
+    """The batch that is tried."""
+    return itertools.islice(batches, 1)
+
+
+def _message(wanted: Wanted, sets: list[str | None], found: set[str], has_metrics: bool) -> str:
+    what = f"metric_for_best_model={wanted.name!r}"
+    if None not in sets and not any(wanted.bare.startswith(f"{name}_") for name in sets):
+        choices = sorted(name for name in found if name.endswith("_loss"))
+        return (
+            f"{what} must name one of the evaluation sets {sets}, because each has its own metrics: for example "
+            f"{choices[0]!r}.{closest(_PREFIX + wanted.bare, choices)}"
         )
+    near = closest(_PREFIX + wanted.bare, found)
+    if not has_metrics:
+        return (
+            f"{what}, but without compute_metrics an evaluation returns only {sorted(found)}.{near} Pass "
+            "compute_metrics=, or choose one of these."
+        )
+    return (
+        f"{what} is not among the metrics of an evaluation: {sorted(found)}.{near} Return it from compute_metrics, or "
+        "choose one of these."
+    )

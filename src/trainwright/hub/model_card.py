@@ -96,7 +96,7 @@ class TrainingSummary:
         parts = [
             f"---\n{to_yaml(self.metadata())}\n---",
             f"{MARK} Check it, complete it, and remove this line: a card without it is never overwritten. -->",
-            f"# {self.model_name}",
+            f"# {_one_line(self.model_name)}",
             self._introduction(),
         ]
         for heading in ("Model description", "Intended uses and limits", "Training and evaluation data"):
@@ -108,14 +108,15 @@ class TrainingSummary:
         if table:
             parts.append(f"### Results during training\n\n{table}")
         if self.framework_versions:
-            parts.append("### Versions\n\n" + "\n".join(f"- {n} {v}" for n, v in self.framework_versions.items()))
+            versions = "\n".join(f"- {_one_line(f'{name} {v}')}" for name, v in self.framework_versions.items())
+            parts.append(f"### Versions\n\n{versions}")
         return "\n\n".join(parts) + "\n"
 
     def _introduction(self) -> str:
         base = self.finetuned_from
         origin = f"Fine-tuned from [{base}](https://huggingface.co/{base})" if base else "Trained from scratch"
         names = _listed(self.dataset) or _listed(self.dataset_tags)
-        text = f"{origin} on {' and '.join(names)}." if names else f"{origin}."
+        text = _one_line(f"{origin} on {' and '.join(names)}." if names else f"{origin}.")
         if self.results:
             text += "\n\nResults on the evaluation set:\n\n" + _bullets(
                 {name: _number(value) for name, value in self.results.items()}
@@ -154,7 +155,7 @@ def results_table(log_history: Sequence[Mapping[str, Any]]) -> str:
             row = {"Training loss": training_loss, "Epoch": _number(line.get("epoch"))}
             row["Step"] = str(line.get("step", ""))
             metrics = {("Validation loss" if n == "Loss" else n): v for n, v in _shown_metrics(line).items()}
-            rows.append(row | {name: _number(value) for name, value in metrics.items()})
+            rows.append(row | {_cell(name): _cell(_number(value)) for name, value in metrics.items()})
     if not rows:
         return ""
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -201,5 +202,14 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "| " + " | ".join(cell.rjust(width) for cell, width in zip(cells, widths)) + " |"
 
 
+def _one_line(text: Any) -> str:
+    return " ".join(str(text).split())
+
+
+def _cell(text: str) -> str:
+    """Text that neither ends a cell of a table nor its row."""
+    return _one_line(text).replace("|", "\\|")
+
+
 def _bullets(values: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in values.items())
+    return "\n".join(f"- {_one_line(name)}: {_one_line(value)}" for name, value in values.items())

@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+
 
 def to_yaml(value: Any, indent: int = 0) -> str:
     """Mappings, lists and scalars as YAML, in the order given.
@@ -26,7 +28,8 @@ def to_yaml(value: Any, indent: int = 0) -> str:
     """
     pad = " " * indent
     lines = []
-    for name, item in value.items():
+    for key, item in value.items():
+        name = _yaml_scalar(key)
         if isinstance(item, Mapping) and item:
             lines.append(f"{pad}{name}:\n{to_yaml(item, indent + 2)}")
         elif isinstance(item, (list, tuple)) and item:
@@ -50,5 +53,10 @@ def _yaml_scalar(value: Any) -> str:
     text = str(value)
     plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_./ -]*[A-Za-z0-9_]|[A-Za-z]", text)
     reserved = text.lower() in {"true", "false", "yes", "no", "on", "off", "null", "none", "y", "n", "nan", "inf"}
-    # A JSON string is a YAML string in double quotes.
-    return text if plain and not reserved else json.dumps(text, ensure_ascii=False)
+    # A JSON string is a YAML string in double quotes, but for characters that YAML does not print or takes for a line's
+    # end.
+    return (
+        text
+        if plain and not reserved
+        else _NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
+    )

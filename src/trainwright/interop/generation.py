@@ -17,6 +17,10 @@ from typing import Any
 
 from trainwright.args.seq2seq import Seq2SeqTrainingArguments as _Seq2Seq
 from trainwright.args.training import TrainingArguments as _Training
+from trainwright.interop.optional import installed_version
+
+# The first release that evaluates at a last step between two evaluations (`eval_strategy="steps"`).
+_EVALUATES_LAST_STEP = (5, 1)
 
 _ORIGINALS = {
     "TrainingArguments": "transformers.training_args",
@@ -48,6 +52,8 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 class _ForOtherPrograms:
     """What a program derives its arguments from that was written for `transformers`."""
 
+    # As the installed generation does: programs count the evaluations that they find in the log.
+    _evaluates_last_step = (installed_version("transformers") or _EVALUATES_LAST_STEP) >= _EVALUATES_LAST_STEP
     _is_written_for_us = False  # so that a field `packing` of its own is its own (`BatchArguments.packs`)
 
     def __init_subclass__(cls, **options: Any) -> None:

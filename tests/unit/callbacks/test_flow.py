@@ -126,3 +126,12 @@ def test_the_flags_equal_those_of_the_reference_over_a_grid_of_settings() -> Non
             assert ours == theirs, (args, event, step)
             num_compared += 1
     assert num_compared == 3 * 3 * 4 * 2 * 3 * 2 * 5
+
+
+@pytest.mark.parametrize(("evaluates", "step", "expected"), [(False, 4, False), (True, 4, True), (False, 6, True)])
+def test_a_generation_that_does_not_evaluate_at_the_last_step_still_does_where_it_is_a_multiple(
+    evaluates, step, expected
+):
+    options = {"eval_strategy": IntervalStrategy.STEPS, "_evaluates_last_step": evaluates}
+    asked_for = flags("on_step_end", step, max_steps=step, **options)
+    assert ("should_evaluate" in asked_for) == expected and "should_training_stop" in asked_for

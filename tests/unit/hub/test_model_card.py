@@ -1,5 +1,7 @@
 """The model card of a run."""
 
+import re
+
 import pytest
 import yaml
 
@@ -134,3 +136,28 @@ def test_the_template_that_peft_leaves_is_replaced(tmp_path):
     (tmp_path / "README.md").write_text("---\nlibrary_name: peft\n---\n\n# Model Card for Model ID\n")
     assert write_model_card(tmp_path, model_name="m", library_name="peft")
     assert header_of((tmp_path / "README.md").read_text())["library_name"] == "peft"
+
+
+def test_a_metric_with_a_bar_or_a_line_end_in_its_name_or_value_keeps_the_table_whole():
+    history = [{"eval_loss": 1.0, "eval_f1|macro": 0.5, "eval_note": "a|b\nc", "epoch": 1.0, "step": 2}]
+    head, rule, row = results_table(history).splitlines()
+    columns = ["Training loss", "Epoch", "Step", "Validation loss", r"F1\|macro", "Note"]
+    assert [cell.strip() for cell in re.split(r"(?<!\\)\|", head)[1:-1]] == columns
+    assert [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]][-2:] == ["0.5000", r"a\|b c"]
+    assert len(rule.strip("|").split("|")) == len(columns) and len(head) == len(rule) == len(row)
+
+
+def test_no_value_of_the_card_ends_its_line_or_its_header():
+    text = "a|b: 'c'\n---\n# d\u2028e"
+    summary = TrainingSummary(
+        text, language=text, license=text, tags=[text], finetuned_from=text, tasks=text, dataset=text,
+        dataset_tags=text, dataset_args=text, log_history=[{"eval_loss": 1.0, f"eval_{text}": text, "epoch": 1.0, "step": 2}],
+        hyperparameters={text: text}, framework_versions={text: text},
+    )  # fmt: skip
+    card = summary.to_model_card()
+    header, body = card.removeprefix("---\n").split("\n---\n", 1)
+    found = yaml.safe_load(header)
+    assert [found["license"], *found["tags"][:1], *found["datasets"]] == [text] * 3
+    assert found["model-index"][0]["results"][0]["dataset"] == {"name": text, "type": text, "args": text}
+    assert [line for line in body.splitlines() if line.startswith("#")][0].startswith("# a|b: 'c' --- # d e")
+    assert not any(line.startswith(("---", "# d")) for line in body.splitlines())
