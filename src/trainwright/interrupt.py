@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from trainwright.forks import hold_alone
+
 logger = logging.getLogger(__name__)
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # Windows has no SIGUSR1
@@ -116,10 +118,16 @@ class Interrupt:
                 # None: a handler that Python does not know and could not put back.
                 if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._previous[number] = signal.signal(number, self._note)
+            hold_alone(self)
         return self
 
+    def let_go(self) -> None:
+        """In a fork: it obeys signals as the program would; a process that ignores them could not be ended."""
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a fork of this process inherited the handler
+        if os.getpid() != self._pid:  # a fork that Python did not make inherited the handler
             return
         if number == signal.SIGINT:
             if self._had_sigint:
