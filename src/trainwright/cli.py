@@ -157,11 +157,12 @@ def _name_those_set_aside(path: str) -> None:
 
 
 def report(options: argparse.Namespace) -> int:
-    from trainwright.checkpoint.layout import get_last_checkpoint
+    from trainwright.checkpoint.layout import sort_checkpoints
+    from trainwright.checkpoint.runs import oldest_first
     from trainwright.report.html import write_report
     from trainwright.state import TrainerState
 
-    for directory in (options.path, get_last_checkpoint(options.path) or options.path):
+    for directory in (options.path, *oldest_first(sort_checkpoints(options.path))[-1:]):
         path = os.path.join(directory, TRAINER_STATE_NAME)
         if os.path.isfile(path):
             state = TrainerState.load_from_json(path)

@@ -94,6 +94,7 @@ def content(directory):
     random_states = load_tensors(Path(directory, "rng_state.pth"))
     del files["rng_state.pth"]  # a NumPy array is pickled otherwise once it went through a pickle
     loop = json.loads(files.pop("loop_state.json"))
+    assert loop.pop("run")
     for name in ("output_dir", "async_save", "run_name", "logging_dir"):
         loop["arguments"].pop(name, None)
     del files["manifest.json"], files["training_args.bin"]  # hashes of the others, and the same names again
