@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from trainwright.checkpoint.accept import how_to_accept
 from trainwright.checkpoint.layout import same_place, sort_checkpoints
 from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.paths import is_ours, read_json, relative_files
@@ -114,7 +115,10 @@ def undamaged(best_path: str | None, output_dir: str | os.PathLike[str]) -> str 
     damage = problems(path)
     if damage:
         logger.warning(
-            "THE BEST CHECKPOINT %s IS DAMAGED; the model keeps its last weights: %s.", path, "; ".join(damage)
+            "THE BEST CHECKPOINT %s IS DAMAGED; the model keeps its last weights: %s.%s",
+            path,
+            "; ".join(damage),
+            how_to_accept(path),
         )
         return None
     return path

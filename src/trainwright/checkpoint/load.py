@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainwright.checkpoint.accept import how_to_accept
 from trainwright.checkpoint.layout import sort_checkpoints
 from trainwright.checkpoint.manifest import FROZEN_NOTE, problems
-from trainwright.checkpoint.paths import is_ours, read_json, rng_name, step_of
+from trainwright.checkpoint.paths import DAMAGED, is_ours, read_json, rng_name, step_of
 from trainwright.checkpoint.runs import of_earlier_runs, oldest_first
 from trainwright.checkpoint.save import ACCELERATORS, accelerator
 from trainwright.checkpoint.tensors import load_tensors
@@ -37,13 +38,11 @@ logger = logging.getLogger(__name__)
 
 Path = str | os.PathLike[str]
 
-_DAMAGED = ".damaged"  # what is appended to the name of a checkpoint that is not to be used any more
-
 
 def damaged_checkpoints(output_dir: Path) -> list[str]:
     """Names of the checkpoints in `output_dir` that earlier looks for one found damaged and set aside."""
-    names = [name for name in os.listdir(output_dir) if name.endswith(_DAMAGED)]
-    return sorted(name for name in names if step_of(name.removesuffix(_DAMAGED)) is not None)
+    names = [name for name in os.listdir(output_dir) if name.endswith(DAMAGED)]
+    return sorted(name for name in names if step_of(name.removesuffix(DAMAGED)) is not None)
 
 
 def find_resumable(path_or_output_dir: Path, is_explicit: bool) -> str:
@@ -62,6 +61,7 @@ def find_resumable(path_or_output_dir: Path, is_explicit: bool) -> str:
         raise ValueError(
             f"The checkpoint {path} cannot be used: {'; '.join(found)}."
             f"{_good_neighbour(path) or ' There is no good checkpoint beside it.' + _remedy(found)}"
+            f"{how_to_accept(path) if is_ours(path) else ''}"
         )
     by_step = sort_checkpoints(path) if os.path.isdir(path) else []
     rejected = []
@@ -223,12 +223,12 @@ def _set_aside(checkpoint: str) -> str:
     """Rename a damaged checkpoint so that it is neither found nor rotated again; what was done, as a sentence."""
     if not is_ours(checkpoint):
         return " It stays where it is."
-    target = checkpoint + _DAMAGED
+    target = checkpoint + DAMAGED
     try:
         if os.path.lexists(target):
             raise FileExistsError(f"{target} exists")
         os.rename(checkpoint, target)
-        return f" It is kept as {target}."
+        return f" It is kept as {target}.{how_to_accept(target)}"
     except OSError as error:
         return f" It could not be renamed ({error}) and stays where it is."
 
