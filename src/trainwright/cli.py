@@ -43,7 +43,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trainwright {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add(commands, "list", list_checkpoints, "the checkpoints of a run: step, size, best, last, damaged", "RUN")
-    _add(commands, "check", check, "verify a checkpoint, or every checkpoint of a run, against its hashes", "DIR")
+    command = _add(
+        commands, "check", check, "verify a checkpoint, or every checkpoint of a run, against its hashes", "DIR"
+    )
+    command.add_argument(
+        "--accept",
+        action="store_true",
+        help="take the checkpoint DIR as it is now, after it was edited on purpose: hash its files anew, if all can be "
+        "read; one that a resume has set aside gets its name back",
+    )
     _add(commands, "report", report, "write training_report.html with the loss curve and the numbers of a run", "RUN")
     _add(commands, "env", environment, "versions and devices, for a bug report")
     _add_run(commands)
@@ -56,7 +64,7 @@ def _add(
     function: object,
     text: str,
     path: str = "",
-) -> None:
+) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     if path:
         command.add_argument(
@@ -67,6 +75,7 @@ def _add(
             else "a checkpoint, or the directory of a run",
         )
     command.set_defaults(command=function)
+    return command
 
 
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -133,6 +142,10 @@ def check(options: argparse.Namespace) -> int:
     from trainwright.checkpoint.layout import sort_checkpoints, step_of
     from trainwright.checkpoint.manifest import problems
 
+    if options.accept:
+        return _accept(options.path)
+    from trainwright.checkpoint.accept import how_to_accept
+
     directories = [options.path] if step_of(options.path) is not None else sort_checkpoints(options.path)
     if not directories:
         print(f"{options.path} is no checkpoint and holds none.", file=sys.stderr)
@@ -145,8 +158,30 @@ def check(options: argparse.Namespace) -> int:
         print(f"{directory}: {'good' if not found else 'DAMAGED'}")
         for problem in found:
             print(f"  {problem}")
+        if found:
+            print(how_to_accept(directory).strip())
     _name_those_set_aside(options.path)
     return int(damaged)
+
+
+def _accept(path: str) -> int:
+    from trainwright.checkpoint.accept import Unreadable, accept
+    from trainwright.checkpoint.layout import sort_checkpoints
+    from trainwright.checkpoint.manifest import problems
+
+    if sort_checkpoints(path):
+        print(f"{path} is the directory of a run: name the checkpoint in it that you edited.", file=sys.stderr)
+        return 1
+    changes = problems(path)
+    try:
+        final = accept(path)
+    except (Unreadable, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{final}: accepted as it is")
+    for change in changes:
+        print(f"  {change}")
+    return 0
 
 
 def _name_those_set_aside(path: str) -> None:
@@ -157,11 +192,12 @@ def _name_those_set_aside(path: str) -> None:
 
 
 def report(options: argparse.Namespace) -> int:
-    from trainwright.checkpoint.layout import get_last_checkpoint
+    from trainwright.checkpoint.layout import sort_checkpoints
+    from trainwright.checkpoint.runs import oldest_first
     from trainwright.report.html import write_report
     from trainwright.state import TrainerState
 
-    for directory in (options.path, get_last_checkpoint(options.path) or options.path):
+    for directory in (options.path, *oldest_first(sort_checkpoints(options.path))[-1:]):
         path = os.path.join(directory, TRAINER_STATE_NAME)
         if os.path.isfile(path):
             state = TrainerState.load_from_json(path)

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from trainwright.forks import hold_alone
+
 logger = logging.getLogger(__name__)
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # Windows has no SIGUSR1
@@ -118,6 +120,7 @@ class Interrupt:
                 # None: a handler that Python does not know and could not put back.
                 if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._previous[number] = signal.signal(number, self._note)
+            hold_alone(self)
         return self
 
     def put_on_top(self) -> None:
@@ -130,8 +133,15 @@ class Interrupt:
                 self._of_callbacks[number] = handler
                 signal.signal(number, self._note)
 
+    def let_go(self) -> None:
+        """In a fork: it obeys signals as the program would; a process that ignores them could not be ended."""
+        if self._has_ended:  # the handlers there now are the program's
+            return
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # Inherited by a fork of this process; or called by a handler that found it here, after the run.
+        # Inherited by a fork that Python did not make; or called by a handler that found it here, after the run.
         if os.getpid() != self._pid or self._has_ended:
             return
         if number == signal.SIGINT:

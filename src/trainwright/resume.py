@@ -97,18 +97,16 @@ def warn_of_another_run(output_dir: str) -> None:
     last = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
     if last is not None:
         logger.warning(
-            "This run starts anew, but %s holds checkpoints of another one (up to %s). Resuming later would "
-            "take the newest "
-            "by number, and save_total_limit would delete the lowest. Pass resume_from_checkpoint=True to go "
-            "on from it, "
-            "or another output_dir.",
+            "This run starts anew, but %s holds checkpoints of another one (up to %s). One of the same number is "
+            "replaced, and save_total_limit counts all of them and deletes those of earlier runs first. Pass "
+            "resume_from_checkpoint=True to go on from there, or another output_dir.",
             output_dir,
             os.path.basename(last),
         )
 
 
-def loop_state(point: ResumePoint, window: LossWindow, args: Any) -> dict[str, Any]:
-    """What `loop_state.json` holds; JSON. Reads the running loss from the device."""
+def loop_state(point: ResumePoint, window: LossWindow, args: Any, run: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What `loop_state.json` holds; JSON. Reads the running loss from the device. `run`: of `runs.continued`."""
     return {
         "position": point.position(),
         "epoch_start_generators": point.generators,
@@ -119,6 +117,7 @@ def loop_state(point: ResumePoint, window: LossWindow, args: Any) -> dict[str, A
         "worker_shares": point.worker_shares,
         "batch_size": point.batch_size,
         "save_only_model": args.save_only_model,
+        "run": run,
         "arguments": args.to_dict(),
     }
 

@@ -39,8 +39,8 @@ from trainwright.checkpoint.occupied import occupied
 from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
 from trainwright.data import columns, from_args, loaders, own_generators
 from trainwright.data.progress import DataProgress
-from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import batch_trial, rehearsal
+from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import run as evaluation
 from trainwright.evaluation.memory import TrainerMemoryTracker
 from trainwright.evaluation.predict import Predictor, ignored_outputs
@@ -463,7 +463,8 @@ class Trainer:
                 resume.warn_of_another_run(self._get_output_dir(trial))
             self._found_size = FoundSize.of_checkpoint(self.args, checkpoint)
             self._train_batch_size = self._found_size.micro_batch
-            self._saves.last_checkpoint, self._data_to_pass_over = checkpoint, []
+            self._saves.begin_run(checkpoint, self._get_output_dir(trial))
+            self._data_to_pass_over = []
             self._interrupt = Interrupt.for_run(self.args, self._strategy.is_distributed)
             with self._interrupt, occupied(self._output_dir, is_wanted=self._saves_checkpoints):
                 return self._run_to_its_end(checkpoint, trial, ignore_keys_for_eval)
@@ -1947,7 +1948,8 @@ class Trainer:
                 with self._at_once("_save_rng_state"):
                     self._save_rng_state(directory)
             if self.args.should_save:
-                checkpoint_save.save_loop_state(directory, resume.loop_state(where, self.window, self.args))
+                loop = resume.loop_state(where, self.window, self.args, self._saves.run)
+                checkpoint_save.save_loop_state(directory, loop)
                 state.stateful_callbacks = resume.exported_callbacks(self.callback_handler, self.control)
                 checkpoint_save.save_trainer_state(directory, state)
 

@@ -11,6 +11,8 @@ import builtins
 import importlib.util
 import os
 import random
+import subprocess
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing import Pipe
@@ -287,6 +289,11 @@ class Forked:
         return self.code
 
     def wait(self, timeout: float | None = None) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while deadline is not None and self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("a forked writer", timeout)
+            time.sleep(0.001)
         if self.code is None:
             self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.code
@@ -297,13 +304,13 @@ def forked_writer(prepare: Callable[[], Any] = lambda: None) -> Callable[[], Any
 
     def launch() -> Any:
         ours, theirs = Pipe()
-        pid = os.fork()
+        run_pid, pid = os.getpid(), os.fork()
         if pid == 0:
             try:
                 ours.close()
                 torch.set_num_threads(1)
                 prepare()
-                writer.serve(theirs)
+                writer.serve(theirs, run_pid)
                 os._exit(0)
             except BaseException:
                 traceback.print_exc()

@@ -4,15 +4,17 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-from runs import difference, end_of, make_run
+from runs import LineModel, difference, end_of, make_run
 
-from trainwright.checkpoint.layout import get_last_checkpoint
+from trainwright import TrainerCallback
+from trainwright.checkpoint import runs
 from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.weights import load_weights
 from trainwright.cli import main
@@ -146,9 +148,123 @@ def test_the_list_says_which_checkpoint_is_damaged_and_does_not_call_it_last(tmp
     assert "DAMAGED" in capsys.readouterr().out
 
 
-def test_the_checkpoint_just_written_stays_though_older_runs_left_higher_numbers(tmp_path):
+def test_the_checkpoint_just_written_stays_where_a_run_went_back_and_left_higher_numbers(tmp_path):
     make_run(tmp_path, max_steps=4, save_steps=2).train()
     run = make_run(tmp_path, max_steps=3, save_steps=1, save_total_limit=1)
     run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert problems(tmp_path / "checkpoint-3") == []
-    assert get_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert problems(tmp_path / "checkpoint-3") == [] and os.listdir(tmp_path) == ["checkpoint-3"]
+
+
+# ------------------------------------------------------------------------------------------- several runs in one place
+
+
+def kill_at(step):
+    class Kill(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                raise ConnectionAbortedError("killed")
+
+    return {"callbacks": [Kill()]}
+
+
+def names(out):
+    return sorted(path.name for path in Path(out).glob("checkpoint-*"))
+
+
+def without_record(out):
+    """As an older release, or another implementation, leaves its checkpoints."""
+    for path in Path(out).glob("checkpoint-*"):
+        (path / "loop_state.json").unlink()
+        (path / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize("is_foreign", [False, True], ids=["ours", "of another implementation"])
+def test_a_run_keeps_and_resumes_its_own_checkpoints_where_an_older_one_came_further(tmp_path, is_foreign):
+    make_run(tmp_path, max_steps=8, save_steps=2).train()
+    if is_foreign:
+        without_record(tmp_path)
+    options = {"max_steps": 7, "save_steps": 1, "save_total_limit": 2, "learning_rate": 0.05}
+    with pytest.raises(ConnectionAbortedError):
+        make_run(tmp_path, trainer=kill_at(1), **options).train()
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-8"]
+    again = make_run(tmp_path, trainer=kill_at(3), **options)
+    with pytest.raises(ConnectionAbortedError):
+        again.train(resume_from_checkpoint="auto")
+    assert again._first_step_of_run == 1 and names(tmp_path) == ["checkpoint-2", "checkpoint-3"]
+    whole = make_run(tmp_path / "whole", **options)
+    whole.train()
+    again = make_run(tmp_path, **options)
+    again.train(resume_from_checkpoint=True)
+    assert again._first_step_of_run == 3 and names(tmp_path) == ["checkpoint-6", "checkpoint-7"]
+    assert difference(end_of(whole), end_of(again)) == ""
+
+
+def test_what_is_passed_over_is_named_and_can_be_resumed_from(tmp_path, caplog, capsys):
+    make_run(tmp_path, max_steps=4, save_steps=2).train()
+    make_run(tmp_path, max_steps=1, save_steps=1).train()
+    run = make_run(tmp_path, max_steps=3, save_steps=1)
+    run.train(resume_from_checkpoint=True)
+    assert run._first_step_of_run == 1
+    assert "checkpoint-2, checkpoint-4 were written by an earlier one" in caplog.text
+    assert f"resume_from_checkpoint={str(tmp_path / 'checkpoint-4')!r}" in caplog.text
+    assert listed(tmp_path, capsys)["checkpoint-3"] == {"last"}
+    assert main(["list", str(tmp_path)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if "earlier" in line] == ["checkpoint-4"]
+    last = make_run(tmp_path, max_steps=6, save_steps=1, save_total_limit=1)
+    last.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))  # the newest run from now on
+    assert last._first_step_of_run == 4 and names(tmp_path) == ["checkpoint-6"]
+
+
+def test_a_run_that_goes_back_is_the_newest_from_there_on(tmp_path):
+    make_run(tmp_path, max_steps=6, save_steps=2).train()
+    with pytest.raises(ConnectionAbortedError):
+        back = make_run(tmp_path, max_steps=6, save_steps=1, trainer=kill_at(3))
+        back.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    again = make_run(tmp_path, max_steps=6, save_steps=1, save_total_limit=3)
+    again.train(resume_from_checkpoint="auto")
+    assert again._first_step_of_run == 3 and names(tmp_path) == ["checkpoint-4", "checkpoint-5", "checkpoint-6"]
+
+
+def test_a_run_from_a_checkpoint_of_another_directory_is_one_of_its_own(tmp_path):
+    make_run(tmp_path / "first", max_steps=4, save_steps=2).train()
+    make_run(tmp_path / "second", max_steps=8, save_steps=8).train()
+    run = make_run(tmp_path / "second", max_steps=6, save_steps=1, save_total_limit=2)
+    run.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-2"))
+    assert names(tmp_path / "second") == ["checkpoint-5", "checkpoint-6"]
+    again = make_run(tmp_path / "second", max_steps=7, save_steps=1)
+    again.train(resume_from_checkpoint="auto")
+    assert again._first_step_of_run == 6 and names(tmp_path / "first") == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_copied_directory_goes_on_as_the_run_that_it_was(tmp_path):
+    make_run(tmp_path / "first", max_steps=4, save_steps=2).train()
+    make_run(tmp_path / "first", max_steps=3, save_steps=3).train()
+    shutil.copytree(tmp_path / "first", tmp_path / "copy", copy_function=shutil.copyfile)  # without any time
+    run = make_run(tmp_path / "copy", max_steps=5, save_steps=1, save_total_limit=2)
+    run.train(resume_from_checkpoint=True)
+    assert run._first_step_of_run == 3 and names(tmp_path / "copy") == ["checkpoint-4", "checkpoint-5"]
+
+
+def test_a_checkpoint_that_another_implementation_wrote_later_is_the_newest(tmp_path):
+    make_run(tmp_path, max_steps=2, save_steps=1).train()
+    make_run(tmp_path / "other", max_steps=4, save_steps=4).train()
+    without_record(tmp_path / "other")
+    os.rename(tmp_path / "other" / "checkpoint-4", tmp_path / "checkpoint-4")
+    run = make_run(tmp_path, max_steps=5, save_steps=1, save_total_limit=2)
+    run.train(resume_from_checkpoint=True)
+    assert run._first_step_of_run == 4 and names(tmp_path) == ["checkpoint-4", "checkpoint-5"]
+
+
+def test_a_clock_that_was_put_back_does_not_make_a_new_run_an_older_one(tmp_path, monkeypatch):
+    make_run(tmp_path, max_steps=4, save_steps=2).train()
+    monkeypatch.setattr(runs, "time", SimpleNamespace(time=lambda: 0.0))
+    make_run(tmp_path, max_steps=2, save_steps=1, save_total_limit=2).train()
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_trials_of_a_search_are_runs_of_their_own_directories(tmp_path):
+    pytest.importorskip("optuna")
+    search = make_run(tmp_path, max_steps=2, save_steps=1, save_total_limit=1, eval_strategy="epoch",
+                      trainer={"model": None, "model_init": LineModel})  # fmt: skip
+    search.hyperparameter_search(hp_space=lambda trial: {"seed": trial.suggest_int("seed", 1, 9)}, n_trials=2)
+    assert [names(folder) for folder in sorted(tmp_path.glob("run-*"))] == [["checkpoint-2"]] * 2

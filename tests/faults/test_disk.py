@@ -5,6 +5,7 @@ writers that are not Python (torch and safetensors), with the errors those raise
 """
 
 import builtins
+import contextlib
 import errno
 import os
 import shutil
@@ -16,9 +17,13 @@ import torch
 from torch import nn
 
 from trainwright import TrainerCallback
-from trainwright.checkpoint import trouble, weights
+from trainwright.checkpoint import trouble, weights, writer
 from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.trouble import SavingFailed, check_free_space, disk_errno, predicted_bytes
+
+sys.path.insert(0, os.path.dirname(__file__))
+
+from runs import LineModel, forked_writer, train
 
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT)
 STEPS = 3  # one checkpoint each
@@ -213,6 +218,49 @@ def test_a_mount_that_vanished_is_a_failing_disk_but_a_file_of_the_user_is_not(t
         assert disk_errno(error, out) == errno.ENOSPC
 
 
+@pytest.mark.parametrize("error", [
+    RuntimeError("basic_ios::clear: iostream error"),  # GNU's C++ stream, below torch's zip writer
+    RuntimeError("ios_base::clear: unspecified iostream_category error"),  # LLVM's
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+    ValueError('Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space left" })'),
+    ValueError("Error while serializing: I/O error: File too large (os error 27)"),
+    OSError("1000 requested and 96 written"),  # numpy.save
+    OSError("failed to write whole buffer"),
+    *(OSError(number, os.strerror(number)) for number in (errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.EDQUOT)),
+], ids=str)  # fmt: skip
+def test_every_way_in_which_a_writer_says_that_the_disk_failed_is_known(error, tmp_path):
+    assert disk_errno(error, str(tmp_path)) is not None
+    assert disk_errno(type(error)("a mistake in code"), str(tmp_path)) is None
+
+
+def test_a_file_that_grows_beyond_the_limit_of_the_process_costs_the_checkpoint(tmp_path):
+    """What each writer really raises, of NumPy's, torch's, safetensors' and Python's."""
+    resource = pytest.importorskip("resource")
+    code = f"""
+import resource, sys
+import numpy, torch
+from safetensors.torch import save_file
+from trainwright.checkpoint.trouble import disk_errno
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+out = {str(tmp_path)!r}
+for write in (
+    lambda: numpy.save(out + "/a.npy", numpy.zeros(3000)),
+    lambda: torch.save({{"a": torch.zeros(3000)}}, out + "/a.pt"),
+    lambda: torch.save({{"a": torch.zeros(1150)}}, out + "/b.pt"),
+    lambda: save_file({{"a": torch.zeros(3000)}}, out + "/a.safetensors"),
+    lambda: open(out + "/a.json", "w").write("x" * 10000),
+):
+    try:
+        write()
+    except Exception as error:
+        print(disk_errno(error, out) is not None, type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    lines = done.stdout.splitlines()
+    assert resource and len([line for line in lines if line.startswith(("True", "False"))]) == 5, done.stderr
+    assert not [line for line in lines if line.startswith("False")]
+
+
 class Unpicklable:
     def __reduce__(self):
         raise TypeError("cannot pickle this")
@@ -297,20 +345,27 @@ if saves == "steps":
 """
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 3 MiB in memory."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
+@contextlib.contextmanager
+def disk_of(size_kib, directory):
+    """A file system in memory, empty at first."""
+    directory.mkdir(exist_ok=True)
     if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("mounting a file system needs Linux and root")
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", directory], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "tmpfs", directory], capture_output=True, text=True
     )
     if mounted.returncode != 0:
         pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
-    yield directory
-    subprocess.run(["umount", directory], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    with disk_of(3072, tmp_path / "disk") as directory:
+        yield directory
 
 
 def test_a_run_on_a_disk_that_is_full_for_a_while_ends_like_one_that_saves_nothing(small_disk, tmp_path):
@@ -324,6 +379,36 @@ def test_a_run_on_a_disk_that_is_full_for_a_while_ends_like_one_that_saves_nothi
     assert full.stderr.count("TRAINING GOES ON") == 2 and "Failure 2 of at most 3" in full.stderr
     assert "checkpoint-4', 'checkpoint-5']" in full.stdout
     assert problems(small_disk / "checkpoint-5") == [] and not hidden(small_disk)
+
+
+class WiderLine(LineModel):
+    """Whose weights, and the states of their optimizer, take more than a page."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.Linear(40, 30)
+
+    def forward(self, x, labels=None):
+        outputs = super().forward(x, labels)
+        return outputs | {"loss": outputs["loss"] + self.wide(torch.ones(1, 40)).pow(2).mean()}
+
+
+@pytest.mark.parametrize("is_async, sizes_kib", [(False, range(16, 136, 4)), (True, range(20, 48, 4))])
+def test_a_disk_of_any_size_costs_the_checkpoints_that_do_not_fit(monkeypatch, tmp_path, is_async, sizes_kib):
+    """In steps of one page: a writer fails where it opens, writes or closes, each of which it says in its own way."""
+    monkeypatch.setattr(trouble, "check_free_space", lambda *args: None)
+    monkeypatch.setattr(writer, "launch", forked_writer())
+    options = {"model": WiderLine, "max_steps": 2, "save_steps": 1, "optim": "adamw_torch", "max_save_failures": 99}
+    whole = train(tmp_path / "whole", **options)
+    lost = []
+    for size_kib in sizes_kib:
+        with disk_of(size_kib, tmp_path / "disk") as out:
+            trainer = train(out, async_save=is_async, **options)
+            assert same_weights(trainer, whole), size_kib
+            assert [problems(out / name) for name in checkpoints(out)] == [[]] * len(checkpoints(out)), size_kib
+            assert not hidden(out), size_kib
+            lost.append(2 - len(checkpoints(out)))
+    assert lost == sorted(lost, reverse=True) and lost[0] == 2 and (is_async or lost[-1] == 1)
 
 
 # ------------------------------------------------------------------------------------------------- before a step ----

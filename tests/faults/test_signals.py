@@ -212,6 +212,19 @@ def test_a_worker_heeds_the_sigterm_of_the_process_that_started_it_alone() -> No
     assert worker.exitcode == 0
 
 
+def test_a_process_that_a_callback_forks_is_ended_by_a_signal_as_without_us() -> None:
+    """With the run's handler it would take note of it, and go on: `terminate()` and `join()` would never return."""
+    with Interrupt(("SIGTERM",)) as interrupt:
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(60)
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGTERM and not interrupt.asked
+
+
 def wait_shielded(is_ready: Any) -> None:
     start_shielded(0, then=lambda worker_id: is_ready.send("ready"))
     threading.Event().wait()

@@ -32,7 +32,7 @@ from trainwright.finite.updates import NonFiniteError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 
-from runs import difference, end_of, forked_writer, make_run, train
+from runs import Forked, difference, end_of, forked_writer, make_run, train
 
 SAVING = {"save_steps": 2, "max_steps": 6}
 
@@ -94,6 +94,7 @@ def content(directory):
     random_states = load_tensors(Path(directory, "rng_state.pth"))
     del files["rng_state.pth"]  # a NumPy array is pickled otherwise once it went through a pickle
     loop = json.loads(files.pop("loop_state.json"))
+    assert loop.pop("run")
     for name in ("output_dir", "async_save", "run_name", "logging_dir"):
         loop["arguments"].pop(name, None)
     del files["manifest.json"], files["training_args.bin"]  # hashes of the others, and the same names again
@@ -825,6 +826,193 @@ def test_a_run_that_is_killed_leaves_a_writer_that_finishes_and_a_resume_that_wa
     assert again._first_step_of_run == 2
     assert difference(end_of(whole), end_of(again)) == ""
     assert hidden(tmp_path / "out") == []
+
+
+# ---------------------------------------------------------------------------------- processes that the run forks
+
+
+FORKING = """
+import itertools, multiprocessing, os, sys
+sys.path.insert(0, {faults!r})
+from runs import forked_writer, make_run
+from trainwright import TrainerCallback
+from trainwright import forks
+from trainwright.checkpoint import writer
+
+class Pool(TrainerCallback):
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.pool = multiprocessing.get_context("fork").Pool(1)
+
+real = writer.launch, forks._held
+writer.launch = forked_writer()
+for workers, persistent, evaluation, limit, unseen in {cells!r}:
+    if unseen:  # forks that Python does not make run no code of ours
+        forks._held = set()
+    pool = Pool()
+    options = dict(save_steps=1, max_steps=3, dataloader_num_workers=workers, dataloader_persistent_workers=persistent,
+                   save_total_limit=limit, eval_strategy="steps" if evaluation else "no", eval_steps=1)
+    out = os.path.join({out!r}, f"{{workers}}-{{persistent}}-{{evaluation}}-{{limit}}-{{unseen}}")
+    run = make_run(out, trainer={{"callbacks": [] if workers else [pool]}}, async_save=True, **options)
+    run.train()
+    alive = len(multiprocessing.active_children())
+    print(os.path.basename(out), alive, len(os.listdir(out)), flush=True)
+    if not workers:
+        pool.pool.terminate()
+    del run
+    writer.launch = forked_writer()
+    forks._held = real[1]
+"""
+
+
+def test_a_run_ends_though_processes_that_it_forked_live_on(tmp_path):
+    """Workers x persistent ones x evaluating x a limit; without workers a callback's pool. All in one process, because
+    a run that does not end can only be waited for.
+    """
+    cells = [
+        (workers, persistent, evaluation, limit, unseen)
+        for workers in (0, 1)
+        for persistent in ((False, True) if workers else (False,))
+        for evaluation, limit, unseen in ((False, None, False), (False, 1, False), (True, 1, True), (True, 2, False))
+    ]
+    code = FORKING.format(faults=str(Path(__file__).parents[1] / "faults"), cells=cells, out=str(tmp_path))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    found = {line.split()[0]: tuple(map(int, line.split()[1:])) for line in ended.stdout.splitlines()}
+    assert len(found) == len(cells)
+    for workers, persistent, evaluation, limit, unseen in cells:
+        alive, num_checkpoints = found[f"{workers}-{persistent}-{evaluation}-{limit}-{unseen}"]
+        assert num_checkpoints == (limit or 3)
+        assert alive >= 1 or (workers and not persistent)  # else the cell shows nothing
+
+
+def open_files():
+    """What the descriptors of this process lead to."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return found
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads what Linux tells of a process")
+def test_a_fork_holds_neither_the_line_to_the_writer_nor_the_lock_of_the_directory(tmp_path, forks):
+    def ours(files):
+        return sorted(name.partition(":")[0] for name in files if name.startswith("socket:") or name == out)
+
+    out, seen = str(tmp_path / "out"), []
+
+    def look(step):
+        reading, writing = os.pipe()
+        if os.fork() == 0:
+            os.write(writing, json.dumps(open_files()).encode())
+            os._exit(0)
+        seen.append((ours(open_files()), ours(json.loads(os.read(reading, 1 << 16)))))
+        os.wait()
+
+    before = ours(open_files())
+    train(out, trainer={"callbacks": [Heard(look)]}, async_save=True, save_steps=1, max_steps=3)
+    assert seen == [(sorted([*before, out, "socket"]), before)] * 3
+
+
+@pytest.mark.parametrize("leave", [sys.exit, lambda: 1 / 0], ids=["SystemExit", "an exception"])
+def test_a_fork_that_leaves_the_run_ends_nothing_of_it(tmp_path, forks, leave, caplog):
+    """It passes through all that ends a run: the writer, what it was given, and the lock are the run's."""
+    gate, forked = Gate(), []
+    forks(gate.hold)
+    out = tmp_path / "out"
+
+    class Fork(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:  # the save of step 2 is in flight
+                pid = os.fork()
+                if pid == 0:
+                    forked.append(True)
+                    leave()
+                os.waitpid(pid, 0)
+                gate.open(3)
+
+    heard, caught = Heard(), None
+    trainer = make_run(out, trainer={"callbacks": [Fork(), heard]}, async_save=True, **SAVING)
+    try:
+        trainer.train()
+    except BaseException as error:
+        caught = error
+    if forked:
+        os._exit(0)  # whatever it raised
+    assert caught is None
+    assert [step for step, _, _ in heard.saves] == [2, 4, 6] and all(good for _, _, good in heard.saves)
+    assert "The process that writes checkpoints" not in caplog.text and hidden(out) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not count what a file in memory takes")
+def test_the_memory_of_a_run_that_is_over_is_given_back_though_a_fork_maps_it():
+    arena = Arena(1 << 22)
+    copy = os.dup(arena.blocks[0].descriptor)  # as a fork has one
+    assert os.fstat(copy).st_blocks >= (1 << 22) // 512
+    arena.close(is_over=True)
+    assert os.fstat(copy).st_blocks == 0
+    os.close(copy)
+
+
+def test_a_writer_ends_when_its_run_is_gone_though_another_process_holds_the_line(monkeypatch):
+    monkeypatch.setattr(writer, "LOOK_FOR_RUN_S", 0.01)
+    told, tells = os.pipe()
+    ours, theirs = writer.Pipe()
+    if (run := os.fork()) == 0:
+        if os.fork() == 0:
+            os.close(told)
+            writer.serve(theirs, os.getppid())
+            os.write(tells, b"over")
+            os._exit(0)
+        os._exit(0)
+    os.waitpid(run, 0)
+    assert os.read(told, 4) == b"over"
+    assert not ours.closed
+
+
+def test_a_writer_that_does_not_end_is_ended_and_that_is_said(tmp_path, forks, monkeypatch, caplog):
+    forks(lambda: setattr(writer, "delete", lambda path: signal.pause()))
+    monkeypatch.setattr(asynchronous, "MOST_WAIT_S", 0.01)
+    train(tmp_path, async_save=True, save_steps=3, max_steps=6, save_total_limit=1)
+    assert "was asked to delete" in caplog.text and ".checkpoint-3.deleted-" in caplog.text
+    assert problems(tmp_path / "checkpoint-6") == [] and len(hidden(tmp_path)) == 1
+    make_run(tmp_path, save_steps=3, max_steps=6).train(resume_from_checkpoint=True)
+    assert os.listdir(tmp_path) == ["checkpoint-6"]
+
+
+def test_a_save_that_takes_long_is_waited_for_and_that_is_said(tmp_path, forks, monkeypatch, caplog):
+    gate = Gate()
+    forks(gate.hold)
+    monkeypatch.setattr(asynchronous, "MOST_WAIT_S", 0.0)
+    monkeypatch.setattr(asynchronous, "_LOOK_S", 0.001)
+    warning = logging.Logger.warning
+
+    def hear(self, message, *args):
+        if "is still being written" in message:
+            gate.open()
+        warning(self, message, *args)
+
+    monkeypatch.setattr(logging.Logger, "warning", hear)
+    train(tmp_path, async_save=True, save_steps=3, max_steps=3)
+    assert "checkpoint-3 is still being written" in caplog.text and problems(tmp_path / "checkpoint-3") == []
+
+
+def test_a_writer_that_dies_unseen_because_a_process_holds_its_end_of_the_line_is_found(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(asynchronous, "_LOOK_S", 0.001)
+    ends = []
+
+    def launch():
+        ours, theirs = writer.Pipe()
+        ends.append(theirs)  # stays open here
+        pid = os.fork()
+        if pid == 0:
+            writer.commit = lambda *args, **kwargs: os._exit(3)
+            writer.serve(theirs, os.getppid())
+        return Forked(pid), ours
+
+    monkeypatch.setattr(writer, "launch", launch)
+    train(tmp_path, async_save=True, save_steps=3, max_steps=3)
+    assert "ended with exit code 3 while it wrote" in caplog.text and problems(tmp_path / "checkpoint-3") == []
 
 
 # ------------------------------------------------------------------------------------------------------ arguments

@@ -13,6 +13,7 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Container, Iterator
 from multiprocessing import reduction
@@ -25,12 +26,15 @@ from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.shared_memory import Arena, check_room
 from trainwright.checkpoint.snapshot import Job, Snapshot
 from trainwright.finite.weights import NonFiniteWeights, checkable_tensors, nonfinite_tensors
+from trainwright.forks import hold_alone
 from trainwright.names import SaveStrategy
 
 logger = logging.getLogger(__name__)
 
 MOST_DEATHS = 3  # processes that are started anew, before saves are made by the run itself
+MOST_WAIT_S = 600.0  # for a writer that has only to end; one that writes is waited for, with a line as often as this
 _LONG_WAIT_S = 0.01  # a wait for the save before that is worth a line
+_LOOK_S = 1.0  # how often a wait looks whether the writer lives, which a copy of its end of the line could hide
 
 
 class AsyncSaves:
@@ -49,7 +53,13 @@ class AsyncSaves:
         self._to_check: dict[str, Any] = {}
         if is_main:
             check_room(num_bytes)
-        self._arena = Arena(num_bytes if is_main else 0)  # the memory is made now
+        try:
+            self._arena = Arena(num_bytes if is_main else 0)  # the memory is made now
+        except OSError as error:
+            raise RuntimeError(
+                f"async_save=True needs about {num_bytes / 2**30:.1f} GiB of shared memory, which the system refused: "
+                f"{error}. Leave it out, and training waits for its checkpoints."
+            ) from error
         self._known_blocks = 0  # what `num_made` of the arena was when the writer was last told of its blocks
         self._process: writer.ProcessLike | None = None
         self._line: Any = None
@@ -59,6 +69,7 @@ class AsyncSaves:
         self._answer: dict[str, Any] | None = None
         self._is_answered = False
         self._doomed: list[str] = []  # directories that the writer was given to delete, since its last answer
+        hold_alone(self)
         if is_main:
             try:
                 self._start()
@@ -246,23 +257,44 @@ class AsyncSaves:
         finally:  # whoever waits may lose patience
             self.in_flight = False
             if self._line is not None:
-                self._line.close()
+                writer.hang_up(self._line)
             if self._process is not None and is_idle and self._process.poll() is None:
-                if not self._doomed:
-                    os.kill(self._process.pid, signal.SIGKILL)  # it may still be importing what it needs
-                self._process.wait()
+                self._end(self._process)
             self._process = self._line = None
             if is_idle:
                 self._delete_doomed()
-            self._arena.close()
+            self._arena.close(is_over=is_idle)
             if self._agreement is not None:
                 self._agreement.close()
+
+    def let_go(self) -> None:
+        """In a fork: the writer, and what it is to write and delete, are the business of the run."""
+        if self._line is not None:
+            self._line.close()
+        self._process = self._line = self._snapshot = None
+        self._doomed, self.in_flight = [], False
 
     # -- the writer ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         self._process, self._line = writer.launch()
         self._known_blocks = 0
+
+    def _end(self, process: writer.ProcessLike) -> None:
+        """Wait for a writer that has at most directories to delete; for one that cannot, no longer than MOST_WAIT_S."""
+        if self._doomed:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(MOST_WAIT_S)
+                return
+            logger.warning(
+                "The process that writes checkpoints (number %d) was asked to delete %s and is not done after %d s: it "
+                "is ended. What is left of it is deleted when the run is resumed, or here: look at the disk.",
+                process.pid, ", ".join(self._doomed), MOST_WAIT_S,
+            )  # fmt: skip
+            self._doomed = []
+        os.kill(process.pid, signal.SIGKILL)  # it may still be importing what it needs
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process that waits for a disk ends when that answers
+            process.wait(MOST_WAIT_S)
 
     def _make_sure_of_writer(self) -> None:
         """A writer that died between two saves is replaced, MOST_DEATHS times."""
@@ -297,13 +329,32 @@ class AsyncSaves:
         """Whether the writer answered, or died; `wait` until it does."""
         if self._is_answered or self._process is None:
             return True
-        if not self._send(wait) or not self._line.poll(None if wait else 0):
+        if not self._send(wait):
             return False
         try:
+            if not self._has_answer(wait):
+                return False
             self._answer, self._is_answered = self._line.recv(), True
             self._doomed = []
         except (EOFError, OSError):
             self._bury("while it wrote a checkpoint", "This run makes that save itself")
+        return True
+
+    def _has_answer(self, wait: bool) -> bool:
+        """Whether the line holds an answer, or its end; `wait` until it does. EOFError where the writer just died."""
+        assert self._process is not None and self._snapshot is not None
+        begin = told = time.monotonic()
+        while not self._line.poll(_LOOK_S if wait else 0):
+            if not wait:
+                return False
+            if self._process.poll() is not None and not self._line.poll(0):
+                raise EOFError
+            if (now := time.monotonic()) - told > MOST_WAIT_S:
+                told = now
+                logger.warning(
+                    "%s is still being written, for %d s now, by process %d: the disk is slow, or does not answer.",
+                    self._snapshot.job.final, now - begin, self._process.pid,
+                )  # fmt: skip
         return True
 
     def _delete_doomed(self) -> None:

@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from trainwright.checkpoint.accept import how_to_accept
 from trainwright.checkpoint.layout import same_place, sort_checkpoints
 from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.paths import is_ours, read_json, relative_files
+from trainwright.checkpoint.runs import of_earlier_runs, oldest_first
 from trainwright.names import TRAINER_STATE_NAME, closest
 
 logger = logging.getLogger(__name__)
@@ -36,18 +38,19 @@ class Listed(NamedTuple):
 
     name: str
     num_bytes: int
-    marks: list[str]  # "best", "last", "DAMAGED"
+    marks: list[str]  # "best", "last", "DAMAGED", "(an earlier run)"
 
 
 def list_run(output_dir: str | os.PathLike[str]) -> list[Listed]:
     """The checkpoints of a run, oldest first; not what others put beside them.
 
-    The last is the newest that is whole by its sizes; it also knows which is the best. `problems(path)` reads every
-    byte.
+    The last is the newest (of the run that began last) that is whole by its sizes; it also knows which is the best.
+    `problems(path)` reads every byte.
     """
     paths = [path for path in sort_checkpoints(output_dir) if is_ours(path)]
     damaged = {path for path in paths if problems(path, deep=False)}
-    last = next((path for path in reversed(paths) if path not in damaged), None)
+    last = next((path for path in reversed(oldest_first(paths)) if path not in damaged), None)
+    earlier = of_earlier_runs(paths)
     best = None
     if last is not None:
         with suppress(ValueError, AttributeError):  # damaged where only a hash can see it
@@ -56,7 +59,10 @@ def list_run(output_dir: str | os.PathLike[str]) -> list[Listed]:
         Listed(
             os.path.basename(path),
             sum(os.path.getsize(os.path.join(path, name)) for name in relative_files(path)),
-            ["last"] * (path == last) + ["best"] * same_place(path, best) + ["DAMAGED"] * (path in damaged),
+            ["last"] * (path == last)
+            + ["best"] * same_place(path, best)
+            + ["DAMAGED"] * (path in damaged)
+            + ["(an earlier run)"] * (path in earlier),
         )
         for path in paths
     ]
@@ -119,7 +125,10 @@ def undamaged(best_path: str | None, output_dir: str | os.PathLike[str]) -> str 
     damage = problems(path)
     if damage:
         logger.warning(
-            "THE BEST CHECKPOINT %s IS DAMAGED; the model keeps its last weights: %s.", path, "; ".join(damage)
+            "THE BEST CHECKPOINT %s IS DAMAGED; the model keeps its last weights: %s.%s",
+            path,
+            "; ".join(damage),
+            how_to_accept(path),
         )
         return None
     return path

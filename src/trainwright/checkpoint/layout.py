@@ -18,6 +18,7 @@ from trainwright.checkpoint.commit import flush_tree, publish, remove
 from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.paths import INCOMPLETE_NAME, is_ours
 from trainwright.checkpoint.paths import step_of as step_of  # where others look for it
+from trainwright.checkpoint.runs import oldest_first
 from trainwright.names import CHECKPOINT_PREFIX, MANIFEST_NAME
 
 logger = logging.getLogger(__name__)
@@ -57,12 +58,16 @@ def sort_checkpoints(
         step = step_of(entry.name, checkpoint_prefix)
         if step is not None and entry.is_dir() and not os.path.lexists(os.path.join(entry.path, INCOMPLETE_NAME)):
             found.append((entry.stat().st_mtime_ns if use_mtime else step, step, entry.path))
-    ordered = [path for _, _, path in sorted(found)]
-    best = next((path for path in ordered[:-1] if same_place(path, best_model_checkpoint)), None)
-    if best is not None:
-        ordered.remove(best)
-        ordered.insert(len(ordered) - 1, best)
-    return ordered
+    return _best_late([path for _, _, path in sorted(found)], best_model_checkpoint)
+
+
+def _best_late(ordered: list[str], best: str | None) -> list[str]:
+    """`ordered`, with the best before the last."""
+    found = next((path for path in ordered[:-1] if same_place(path, best)), None)
+    if found is None:
+        return ordered
+    others = [path for path in ordered if path != found]
+    return [*others[:-1], found, others[-1]]
 
 
 def checkpoints_to_delete(
@@ -76,12 +81,14 @@ def checkpoints_to_delete(
 ) -> list[str]:
     """Which checkpoints of ours go when at most `limit` may stay. Deletes nothing.
 
-    The newest and the best always stay, so a limit of 1 keeps two where they differ. Those in `keep` stay as well, on
-    top of the limit. No limit, or one below 1, deletes nothing.
+    Those of earlier runs go before those of the newest (runs.py), within a run the lowest step first. The newest and
+    the best always stay, so a limit of 1 keeps two where they differ. Those in `keep` stay as well, beyond the limit.
+    No limit, or one below 1, deletes nothing.
     """
     if limit is None or limit < 1:
         return []
-    ordered = [p for p in sort_checkpoints(output_dir, checkpoint_prefix, use_mtime, best) if is_ours(p)]
+    ordered = [p for p in sort_checkpoints(output_dir, checkpoint_prefix, use_mtime) if is_ours(p)]
+    ordered = _best_late(ordered if use_mtime else oldest_first(ordered), best)
     if len(ordered) > 1 and same_place(ordered[-2], best):
         limit = max(limit, 2)
     kept = [os.fspath(path) for path in keep]
@@ -105,7 +112,7 @@ def rotate_checkpoints(
     going = checkpoints_to_delete(output_dir, save_total_limit, best_model_checkpoint, written, **select)  # type: ignore[arg-type]
     if not going:
         return
-    staying = [p for p in sort_checkpoints(output_dir, checkpoint_prefix, use_mtime) if p not in going and is_ours(p)]
+    staying = [p for p in sort_checkpoints(output_dir, checkpoint_prefix) if p not in going and is_ours(p)]
     if all(problems(path, deep=False) for path in reversed(staying)):
         last_good = next((path for path in reversed(going) if not problems(path, deep=False)), None)
         if last_good is not None:

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainwright.checkpoint.accept import how_to_accept
 from trainwright.checkpoint.layout import sort_checkpoints
 from trainwright.checkpoint.manifest import FROZEN_NOTE, problems
-from trainwright.checkpoint.paths import is_ours, read_json, rng_name, step_of
+from trainwright.checkpoint.paths import DAMAGED, is_ours, read_json, rng_name, step_of
+from trainwright.checkpoint.runs import of_earlier_runs, oldest_first
 from trainwright.checkpoint.save import ACCELERATORS, accelerator
 from trainwright.checkpoint.tensors import load_tensors
 from trainwright.names import LOOP_STATE_NAME, OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
@@ -36,22 +38,20 @@ logger = logging.getLogger(__name__)
 
 Path = str | os.PathLike[str]
 
-_DAMAGED = ".damaged"  # what is appended to the name of a checkpoint that is not to be used any more
-
 
 def damaged_checkpoints(output_dir: Path) -> list[str]:
     """Names of the checkpoints in `output_dir` that earlier looks for one found damaged and set aside."""
-    names = [name for name in os.listdir(output_dir) if name.endswith(_DAMAGED)]
-    return sorted(name for name in names if step_of(name.removesuffix(_DAMAGED)) is not None)
+    names = [name for name in os.listdir(output_dir) if name.endswith(DAMAGED)]
+    return sorted(name for name in names if step_of(name.removesuffix(DAMAGED)) is not None)
 
 
 def find_resumable(path_or_output_dir: Path, is_explicit: bool) -> str:
     """The checkpoint to resume from, verified byte by byte.
 
     `is_explicit`: the path is the checkpoint itself; a damaged one raises ValueError with what is wrong and the newest
-    good one beside it. Otherwise it is an output directory: its newest good checkpoint is returned, each damaged newer
-    one is named in a warning and renamed to `<name>.damaged`. Raises ValueError where none is good. Call it in one
-    process and tell the others.
+    good one beside it. Otherwise it is an output directory: its newest good checkpoint (by runs.py) is returned, each
+    damaged newer one is named in a warning and renamed to `<name>.damaged`. Raises ValueError where none is good. Call
+    it in one process and tell the others.
     """
     path = os.fspath(path_or_output_dir)
     if is_explicit:
@@ -61,12 +61,14 @@ def find_resumable(path_or_output_dir: Path, is_explicit: bool) -> str:
         raise ValueError(
             f"The checkpoint {path} cannot be used: {'; '.join(found)}."
             f"{_good_neighbour(path) or ' There is no good checkpoint beside it.' + _remedy(found)}"
+            f"{how_to_accept(path) if is_ours(path) else ''}"
         )
-    ordered = sort_checkpoints(path) if os.path.isdir(path) else []
+    by_step = sort_checkpoints(path) if os.path.isdir(path) else []
     rejected = []
-    for checkpoint in reversed(ordered):
+    for checkpoint in reversed(oldest_first(by_step)):
         found = problems(checkpoint)
         if not found:
+            _name_higher_ones(checkpoint, by_step)
             return checkpoint
         rejected.append(f"{checkpoint}: {'; '.join(found)}")
         logger.warning(
@@ -82,6 +84,17 @@ def find_resumable(path_or_output_dir: Path, is_explicit: bool) -> str:
     raise ValueError(
         f"There is no checkpoint in {path} to resume from. Call train() without resume_from_checkpoint to start."
     )
+
+
+def _name_higher_ones(checkpoint: str, by_step: list[str]) -> None:
+    """Say that checkpoints with higher numbers are passed over, because an earlier run wrote them."""
+    higher = [p for p in by_step[by_step.index(checkpoint) + 1 :] if is_ours(p) and p in of_earlier_runs(by_step)]
+    if higher:
+        logger.warning(
+            "The run is resumed from %s, the newest of the run that began last in this directory. %s %s written by an "
+            "earlier one. To go on from there, name it: resume_from_checkpoint=%r.",
+            checkpoint, ", ".join(map(os.path.basename, higher)), "was" if len(higher) == 1 else "were", higher[-1],
+        )  # fmt: skip
 
 
 def load_optimizer(directory: Path, optimizer: Any, device: torch.device | str = "cpu") -> None:
@@ -210,12 +223,12 @@ def _set_aside(checkpoint: str) -> str:
     """Rename a damaged checkpoint so that it is neither found nor rotated again; what was done, as a sentence."""
     if not is_ours(checkpoint):
         return " It stays where it is."
-    target = checkpoint + _DAMAGED
+    target = checkpoint + DAMAGED
     try:
         if os.path.lexists(target):
             raise FileExistsError(f"{target} exists")
         os.rename(checkpoint, target)
-        return f" It is kept as {target}."
+        return f" It is kept as {target}.{how_to_accept(target)}"
     except OSError as error:
         return f" It could not be renamed ({error}) and stays where it is."
 

@@ -12,7 +12,31 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from trainwright.forks import hold_alone
+
 logger = logging.getLogger(__name__)
+
+
+class _OpenDirectory:
+    """A directory that is open in this process, and in none that it forks. The lock is that of the open directory: a
+    worker of a loader that outlives the run would hold it, and a fork that leaves the run would end it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+        hold_alone(self)
+
+    def let_go(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+    def unlock(self) -> None:
+        import fcntl
+
+        with suppress(OSError):
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # a fork that Python did not make may share the descriptor
+        self.let_go()
 
 
 @contextmanager
@@ -24,28 +48,27 @@ def occupied(directory: str, *, is_wanted: bool = True) -> Iterator[None]:
     try:
         import fcntl
 
-        descriptor = os.open(directory, os.O_RDONLY)
+        opened = _OpenDirectory(directory)
     except (ImportError, OSError):  # Windows; nothing there to be locked
         yield
         return
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(opened.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             logger.warning(
                 "ANOTHER RUN (%s on this machine) IS TRAINING INTO %s. Both would overwrite and delete each other's "
                 "checkpoints: give each its own output_dir. Where it is one that you have just stopped, it is about to "
                 "end, and nothing needs to be done.",
-                _holder(descriptor),
+                _holder(opened.descriptor),
                 directory,
             )
         except OSError:  # a mount without locks
             pass
         yield
     finally:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # loader workers share the descriptor, and may live on
-        os.close(descriptor)
+        if opened.descriptor >= 0:  # else this is a fork, which leaves the lock to its run
+            opened.unlock()
 
 
 def _holder(descriptor: int) -> str:

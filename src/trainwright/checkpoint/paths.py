@@ -15,6 +15,7 @@ from typing import Any
 from trainwright import names
 
 INCOMPLETE_NAME = ".incomplete"  # present while a checkpoint is copied into place where rename is missing
+DAMAGED = ".damaged"  # what is appended to the name of a checkpoint that is not to be used any more
 MAX_JSON_BYTES = 1 << 29  # a log of a million lines has about 1/4 of this
 
 # A loader takes the first of these that it finds, so two of them in one directory must belong together.

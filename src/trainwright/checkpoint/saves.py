@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from trainwright.checkpoint import deferred
-from trainwright.checkpoint.layout import checkpoint_name
+from trainwright.checkpoint.layout import checkpoint_name, sort_checkpoints
+from trainwright.checkpoint.paths import is_ours
+from trainwright.checkpoint.runs import Record, continued
 from trainwright.checkpoint.trouble import SaveTrouble, predicted_bytes
 from trainwright.finite.guard import NonFiniteGuard
 from trainwright.finite.weights import NonFiniteWeights, checkable_tensors, may_be_saved, nonfinite_tensors
@@ -83,9 +85,16 @@ class Saves:
     ) -> None:
         self._now, self._follow, self._tell = now, follow, tell
         self.last_checkpoint: str | None = None  # of this run; what a rollback goes back to
+        self.run: Record | None = None  # that its checkpoints name as theirs
         self.saved_step = 0  # the last step with nothing to lose: it has a checkpoint, or the run began there
         self.asynchronous: AsyncSaves | None = None  # with `async_save`, while a run may save
         self._to_tell: Save | None = None  # the one in flight
+
+    def begin_run(self, checkpoint: str | None, run_dir: str) -> None:
+        """A run begins at `checkpoint` (None: anew), which saves into `run_dir`."""
+        self.last_checkpoint = checkpoint
+        others = sort_checkpoints(run_dir) if os.path.isdir(run_dir) else []
+        self.run = continued(checkpoint, [path for path in others if is_ours(path)])
 
     def begin(
         self,

@@ -9,9 +9,12 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
+
+from trainwright.forks import hold_alone
 
 Buffer = bytes | bytearray | memoryview
 
@@ -42,9 +45,10 @@ class Block:
     @classmethod
     def new(cls, num_bytes: int) -> Block:
         """A fresh block. Raises OSError where the system has no room for it."""
-        if hasattr(os, "memfd_create"):
+        try:
             descriptor = os.memfd_create("trainwright-checkpoint")
-        else:  # a file without a name does the same on other Unix systems, with some writing to the disk
+        except (AttributeError, OSError):  # other Unix systems, and sandboxes that forbid it
+            # A file without a name does the same, with some writing to the disk.
             descriptor, path = tempfile.mkstemp(prefix="trainwright-checkpoint-")
             os.unlink(path)
         try:
@@ -68,12 +72,17 @@ class Block:
             torch.cuda.check_error(runtime.cudaHostRegister(self.bytes.data_ptr(), self.num_bytes, 0))
             self._is_pinned = True
 
-    def close(self) -> None:
-        """Let go of the memory. Tensors that still share it keep it."""
+    def close(self, *, is_over: bool = False) -> None:
+        """Let go of the memory. Tensors that still share it keep it, unless it `is_over`: then the system has it back,
+        although a fork of this process may still map it, and whoever looks finds zeros.
+        """
         if self._is_pinned:
             runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
             torch.cuda.check_error(runtime.cudaHostUnregister(self.bytes.data_ptr()))
             self._is_pinned = False
+        if is_over and hasattr(mmap, "MADV_REMOVE"):  # Linux
+            with suppress(OSError):
+                self.memory.madvise(mmap.MADV_REMOVE)
         os.close(self.descriptor)
 
 
@@ -88,6 +97,7 @@ class Arena:
         # Block of its own for a text that stays from save to save, how much of it is there, and its version.
         self._kept: int | None = None
         self._kept_bytes, self._kept_version = 0, None
+        hold_alone(self)
         if num_bytes:
             self._add(num_bytes + ROOM_FOR_SMALL_FILES)
 
@@ -112,9 +122,16 @@ class Arena:
         """Map a block that another process made."""
         self.blocks.append(Block(descriptor, num_bytes))
 
-    def close(self) -> None:
+    def close(self, *, is_over: bool = False) -> None:
+        """Let go of all blocks, each as `Block.close`."""
         for block in self.blocks:
-            block.close()
+            block.close(is_over=is_over)
+        self.blocks = []
+
+    def let_go(self) -> None:
+        """In a fork: the memory is that of the process that made it."""
+        for block in self.blocks:
+            os.close(block.descriptor)
         self.blocks = []
 
     def view(self, place: Place) -> torch.Tensor:

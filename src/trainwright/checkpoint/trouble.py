@@ -31,6 +31,10 @@ _REMEDIES = {
     errno.EDQUOT: "Your quota is used up: delete what is not needed, or ask for more.",
     errno.EROFS: "The file system is read-only, often after an error of the disk: have it checked and mounted again.",
     errno.EIO: "The disk or the connection to it fails: look into the system's log.",
+    errno.EFBIG: "A file is larger than the file system, or the limit of this process (ulimit -f), allows.",
+    errno.ENOMEM: "The system had no memory for it: look what else takes it.",
+    errno.EMFILE: "This process has too many open files: raise its limit (ulimit -n), or look what keeps them open.",
+    errno.ENFILE: "The system has too many open files.",
 }
 _OF_MOUNTS = "The mount seems to be gone or changed: bring it back."
 # What else a mount that vanished answers, or one that came back with other rights. The latter may also be a mistake in
@@ -38,9 +42,14 @@ _OF_MOUNTS = "The mount seems to be gone or changed: bring it back."
 _BY_NAME = ("ENXIO", "ENOTCONN", "ESTALE", "EREMOTEIO", "ETIMEDOUT", "EHOSTDOWN")
 _ALWAYS = frozenset(_REMEDIES) | {getattr(errno, name) for name in _BY_NAME if hasattr(errno, name)}
 _WHERE_WE_WRITE = frozenset((errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENODEV))
-# Writers in C++ and Rust raise their own types: safetensors names the number, torch's zip writer its own source file.
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
-_TORCH_WRITER = re.compile(r"inline_container\.cc|PytorchStreamWriter|Parent directory .* does not exist")
+# Writers in C++ and Rust raise their own types. safetensors names the number, in two ways. torch's zip writer names its
+# own source file, but what it writes while it is closed fails in the C++ stream, which says no more than that.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+)")
+_TORCH_WRITER = re.compile(
+    r"inline_container\.cc|PytorchStreamWriter|Parent directory .* does not exist|basic_ios::|ios_base::|iostream error"
+)
+# Of a write that came back short, NumPy and Rust tell no number.
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|failed to write whole buffer")
 
 # Numbers that an optimizer keeps for each of a parameter's, before options that add one.
 _STATE_PER_PARAMETER = {
@@ -65,7 +74,9 @@ def disk_errno(error: BaseException, run_dir: str) -> int | None:
         seen.add(id(current))
         text = str(current)
         named = _OS_ERROR.search(text)
-        number = current.errno if isinstance(current, OSError) else int(named[1]) if named else None
+        number = int(named[1] or named[2]) if named else current.errno if isinstance(current, OSError) else None
+        if number is None and _SHORT_WRITE.search(text):
+            number = errno.ENOSPC
         if isinstance(current, RuntimeError) and _TORCH_WRITER.search(text):
             # Only opening names a reason; a write that fails is found by its position in the file.
             known = {os.strerror(number): number for number in _ALWAYS | _WHERE_WE_WRITE}

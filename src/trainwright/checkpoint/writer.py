@@ -6,6 +6,9 @@ to its end. Leaves to others: taking snapshots (snapshot.py), deciding what to d
 It is a new program, not a fork: it shares neither the interpreter lock nor the memory of the run, knows nothing of the
 user's script, and outlives the run for as long as a checkpoint takes that it was already given. It ignores the signals
 that end a run, which reach a whole process group.
+
+The run says that it is over by shutting the line down, which no copy of its end in another process can prevent, as a
+mere close can be: such a copy is in every process that the run forks. That the run died is noticed by its number.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -33,6 +37,7 @@ from trainwright.checkpoint.shared_memory import Arena, Place
 from trainwright.finite.weights import NonFiniteWeights
 from trainwright.interrupt import SIGNALS
 
+LOOK_FOR_RUN_S = 1.0  # how often a writer that has nothing to do asks whether its run is still there
 _PROGRAM = "from trainwright.checkpoint.writer import main; main()"  # layout.py finds the process by this text
 
 
@@ -91,13 +96,14 @@ def launch() -> tuple[ProcessLike, Connection[Any, Any]]:
     """Start the process; (process, the line to it). Does not wait for it: it reads what was sent once it is ready."""
     ours, theirs = Pipe()
     number = theirs.fileno()
+    program = f"import sys; sys.path[:] = {sys.path!r}; {_PROGRAM}"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     # Blocked signals stay blocked in a program that is started, so that there is no moment without the shield.
     shielded = {getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, shielded)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {_PROGRAM}", str(number)],
+            [sys.executable, "-c", program, str(os.getpid()), str(number)],
             pass_fds=[number],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -111,12 +117,19 @@ def launch() -> tuple[ProcessLike, Connection[Any, Any]]:
     return process, ours
 
 
+def hang_up(line: Connection[Any, Any]) -> None:
+    """End the line to a writer: it finishes what it was sent, and ends."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(line.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
+    line.close()
+
+
 def main() -> None:
-    """The program: serve the run at the other end of the file descriptor that is the last argument."""
+    """The program. Its last two arguments: the number of the run's process, the file descriptor of the line to it."""
     torch.set_num_threads(1)
     manifest.NUM_HASH_THREADS = 1  # the other cores are the run's
     _step_back()
-    serve(Connection(int(sys.argv[-1])))
+    serve(Connection(int(sys.argv[-1])), int(sys.argv[-2]))
     os._exit(0)  # the run may wait for this: taking the interpreter down costs more than a small checkpoint
 
 
@@ -129,11 +142,14 @@ def _step_back() -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def serve(connection: Connection[Any, Any]) -> None:
-    """Do what is asked until the other end is closed. What was asked before the run died is still done."""
+def serve(connection: Connection[Any, Any], run_pid: int) -> None:
+    """Do what is asked until the run hangs up, or its process, our parent, is gone. What was asked is still done."""
     arena = Arena()
     while True:
         try:
+            while not connection.poll(LOOK_FOR_RUN_S):
+                if os.getppid() != run_pid and not connection.poll(0):
+                    return
             what, *rest = connection.recv()
             if what == "delete":
                 delete(*rest)

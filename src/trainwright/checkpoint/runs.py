@@ -1,0 +1,78 @@
+"""Which run wrote a checkpoint, and which checkpoint is the newest where several runs wrote into one directory.
+
+Owns: the record of a run ("run" in `loop_state.json`), the order of runs. Leaves to others: names and steps
+(layout.py), what is deleted (layout.py) and resumed (load.py) in that order.
+
+A number alone does not tell: a run that starts anew in the directory of one that came further has the lower numbers. A
+run that is resumed from the newest checkpoint of a directory continues it, and keeps its record. Every other one is a
+new run, later than all that are there: one that starts anew, or goes back to an older checkpoint, or comes from another
+directory. What has no record (other implementations, older releases) counts as one run, as old as its newest file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from trainwright.checkpoint.paths import is_ours, read_json
+from trainwright.names import LOOP_STATE_NAME, TRAINER_STATE_NAME
+
+Record = dict[str, Any]  # "id"; "started_s": seconds since 1970, later than those of the runs before it in a directory
+
+_LEAST_S = 0.001  # between the starts of two runs in a directory, where the clock was put back
+
+
+def record_of(checkpoint: str) -> Record | None:
+    """The record of the run that wrote `checkpoint`, or None."""
+    try:
+        record = read_json(os.path.join(checkpoint, LOOP_STATE_NAME))["run"]
+        started_s = float(record["started_s"])
+        return {"id": str(record["id"]), "started_s": started_s} if math.isfinite(started_s) else None
+    except (OSError, ValueError, LookupError, TypeError):  # another's, an older release's, or damaged
+        return None
+
+
+def oldest_first(checkpoints: Iterable[str]) -> list[str]:
+    """`checkpoints`, which come in the order of their steps, by the run that wrote them, the newest run last."""
+    ordered = list(checkpoints)
+    started = _started_s(ordered)
+    return sorted(ordered, key=lambda path: started[path])  # steps stay in order within a run
+
+
+def of_earlier_runs(checkpoints: Iterable[str]) -> list[str]:
+    """Those of `checkpoints` that another run than the newest wrote."""
+    started = _started_s(list(checkpoints))
+    newest = max(started.values(), default=0.0)
+    return [path for path, when in started.items() if when < newest]
+
+
+def continued(checkpoint: str | None, others: list[str]) -> Record:
+    """The record of a run that begins at `checkpoint` (None: anew), where `others` are there already."""
+    ordered = oldest_first(others)
+    if checkpoint is not None and ordered and os.path.realpath(checkpoint) == os.path.realpath(ordered[-1]):
+        record = record_of(checkpoint)
+        if record is not None:
+            return record
+    latest = max(_started_s(ordered).values(), default=0.0)
+    return {"id": uuid.uuid4().hex, "started_s": max(time.time(), latest + _LEAST_S)}
+
+
+def _started_s(checkpoints: list[str]) -> dict[str, float]:
+    """When the run of each of `checkpoints` began."""
+    records = {path: record_of(path) for path in checkpoints}
+    without = [path for path, record in records.items() if record is None]
+    newest = max((_modified_s(path) for path in without if is_ours(path)), default=0.0)
+    return {path: record["started_s"] if record is not None else newest for path, record in records.items()}
+
+
+def _modified_s(checkpoint: str) -> float:
+    for path in (os.path.join(checkpoint, TRAINER_STATE_NAME), checkpoint):
+        try:
+            return os.stat(path).st_mtime
+        except OSError:
+            continue
+    return 0.0
