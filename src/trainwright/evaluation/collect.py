@@ -16,9 +16,10 @@ import torch
 
 from trainwright.evaluation.each_batch import EachBatch
 from trainwright.evaluation.kept import KeptRows, placed, places_of, without_repeats
-from trainwright.evaluation.losses import EvalLosses, per_sample, targets_of
+from trainwright.evaluation.losses import EvalLosses, per_sample
 from trainwright.evaluation.settings import LoopSettings
 from trainwright.evaluation.tensors import Nested, find_batch_size
+from trainwright.loss import targets_of
 from trainwright.names import IGNORE_INDEX, closest
 
 Array = np.ndarray[Any, Any]

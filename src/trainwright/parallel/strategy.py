@@ -16,6 +16,7 @@ from torch import nn
 from trainwright import gradients
 from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.save import staged
+from trainwright.interop.models import unwrapped
 
 
 class Strategy:
@@ -47,9 +48,7 @@ class Strategy:
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """The model the user passed, out of whatever wraps it."""
-        while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        return getattr(model, "_orig_mod", model)  # torch.compile
+        return unwrapped(model)  # type: ignore[no-any-return]
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
