@@ -53,9 +53,7 @@ def no_scalar(loss: Any) -> Exception:
     return TypeError(f"compute_loss must return the loss, a tensor of one number, but it returned {loss!r}.")
 
 
-def targets_of(
-    inputs: Any, labels: Any, label_names: Sequence[str], labels_are_shifted: bool
-) -> torch.Tensor | None:
+def targets_of(inputs: Any, labels: Any, label_names: Sequence[str], labels_are_shifted: bool) -> torch.Tensor | None:
     """The labels that a batch's loss is a mean over, (batch, ...); None where a sample is one item.
 
     That is so for labels that are no class indices, and where several labels share one loss. Labels are looked for in
@@ -102,12 +100,12 @@ def count_items(batches: Iterable[Any], labels_are_shifted: bool) -> torch.Tenso
     return total
 
 
-def labels_for(own_loss: Any, model: Any, inputs: Any) -> torch.Tensor | None:
-    """Take the labels out of `inputs`, for a loss that is not the model's; None where it is the model's after all.
+def labels_for(model: Any, inputs: Any) -> torch.Tensor | None:
+    """Take the labels out of `inputs`, for a loss that is not the model's; None where there are none.
 
     Where an encoder-decoder makes its decoder's inputs of the labels, that is done first, as it will not see them.
     """
-    if own_loss is None or "labels" not in inputs:
+    if "labels" not in inputs:
         return None
     labels: torch.Tensor = inputs["labels"]
     if "decoder_input_ids" not in inputs and "decoder_inputs_embeds" not in inputs:
@@ -181,6 +179,6 @@ def _logits_of(outputs: Any) -> torch.Tensor:
         return logits
     returned = f"the keys {list(outputs)}" if isinstance(outputs, Mapping) else f"a {type(outputs).__name__}"
     raise ValueError(
-        f"label_smoothing_factor computes the loss from logits (batch, ..., classes), but the model returned {returned}. "
+        f"label_smoothing_factor computes a loss from logits (batch, ..., classes), and the model returned {returned}. "
         'Return them under "logits" or first in a tuple, or set label_smoothing_factor=0.'
     )

@@ -1028,9 +1028,11 @@ class Trainer:
             batch_samples, num_batches = [], 0  # the step is counted, and changes nothing
         self._weight, weights = None, None
         if self._weights_are_needed is not False and num_batches:
-            weights = self._weights_of(batch_samples, num_items)
-            if weights is not None and not weights:
-                batch_samples, num_batches = [], 0
+            rows = self._weights.row_name  # where set, an update of equal micro-batches costs no more than this look
+            if rows is None or len({batch[rows].shape[0] for batch in batch_samples}) > 1:
+                weights = self._weights_of(batch_samples, num_items)
+                if weights is not None and not weights:
+                    batch_samples, num_batches = [], 0
         arriving = batch_samples if self._prefetch is None else self._prefetch(batch_samples)
         for index, inputs in enumerate(arriving, start=1):
             if self._counts_tokens:
@@ -1176,6 +1178,8 @@ class Trainer:
         weight = self._weight
         if weight is not None and weight.lacks_items is not False and self._compute_loss_is_ours:
             inputs = with_one_item(inputs, self.label_names, weight.lacks_items)
+            if isinstance(num_items_in_batch, torch.Tensor):
+                num_items_in_batch = num_items_in_batch.clamp(min=1)
         with split():
             if self._compute_loss_takes_items:
                 loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
@@ -1259,7 +1263,7 @@ class Trainer:
         if self.label_smoother is not None:
             self._check_label_smoothing(inputs)
         own_loss = self.compute_loss_func if self.compute_loss_func is not None else self.label_smoother
-        labels = labels_for(own_loss, self.model, inputs)
+        labels = None if own_loss is None else labels_for(self.model, inputs)
         if num_items_in_batch is not None and labels is None and self.model_accepts_loss_kwargs:
             outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         else:
@@ -1395,7 +1399,7 @@ class Trainer:
         self._fitted("log")(self.training_logs(logs), start_time=start_time)
 
     def _read_device(self, norm: Any) -> tuple[float, float | None]:
-        """(mean loss of the updates since the last log line, `norm` as a number), in one read, as is the count of tokens.
+        """(mean loss of the updates since the last log line, `norm` as a number), read at once with the token count.
 
         NaN where none of them had a label. The sum of all losses, for the end of the run, is added up here.
         """
@@ -1696,7 +1700,8 @@ class Trainer:
 
     def _model_for_evaluation(self, dataloader: DataLoader[Any]) -> nn.Module:
         """The model in evaluation mode, traced where `jit_mode_eval` asks for it outside training."""
-        model = self._wrap_model(self._model_to_evaluate, training=False, dataloader=dataloader)
+        compiled = self._model_to_evaluate if models.unwrapped(self._model_to_evaluate) is self.model else self.model
+        model = self._wrap_model(compiled, training=False, dataloader=dataloader)
         if not self.is_in_train and self.place_model_on_device:
             model = model.to(self.args.device)
         self._set_training_mode(model, False)

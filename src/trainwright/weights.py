@@ -54,12 +54,17 @@ class MicroBatchWeights:
     ) -> None:
         self._label_names, self._labels_are_shifted = tuple(label_names), labels_are_shifted
         self._device, self._num_processes, self._sum = device, num_processes, sum_over_processes
+        self.row_name: str | None = None  # in one process, of labels that are numbers, whose samples are the items
 
     def are_needed(self, batch: Any, num_batches: int) -> bool:
-        """Whether micro-batches like `batch` may weigh anything else than the others of an update."""
-        if num_batches > 1 or self._num_processes > 1:
+        """Whether micro-batches like `batch`, the first of a run, may weigh something else than others."""
+        if targets_of(batch, None, self._label_names, self._labels_are_shifted) is not None:
             return True
-        return targets_of(batch, None, self._label_names, self._labels_are_shifted) is not None
+        names = self._label_names if hasattr(batch, "keys") else ()
+        found = [name for name in names if name in batch and isinstance(batch[name], torch.Tensor)]
+        if len(found) == 1 and batch[found[0]].ndim and self._num_processes == 1:
+            self.row_name = found[0]
+        return num_batches > 1 or self._num_processes > 1
 
     def of_update(self, batches: Sequence[Any], kind: LossKind, num_items: Any) -> list[Weight | None] | None:
         """The weight of each micro-batch, or None for one that is like any other; None for all such; empty where no

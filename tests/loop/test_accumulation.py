@@ -168,7 +168,7 @@ def test_a_trainer_may_declare_that_its_model_takes_the_item_count(make_trainer)
     assert not make_trainer().model_accepts_loss_kwargs
 
 
-# ----------------------------------------------------- models whose loss is the mean over a micro-batch's items ----
+# ------------------------------------------------- models whose loss is the mean over a micro-batch's items ----
 
 
 class Tags(nn.Module):
@@ -304,7 +304,7 @@ def test_a_loss_function_without_an_item_count_is_weighed_by_items(make_trainer)
     assert_is_whole(loss, gradients, Tags(), tagged())
 
 
-# ------------------------------------------------------------------------------------- micro-batches without labels ----
+# ----------------------------------------------------------------------------------- micro-batches without labels ----
 
 
 def smoothed(outputs, labels):
@@ -325,7 +325,7 @@ EMPTY_PARTS = {
 @pytest.mark.parametrize("options", EMPTY_PARTS.values(), ids=EMPTY_PARTS.keys())
 def test_a_micro_batch_without_labels_takes_no_part(make_trainer, options):
     rows = tagged(empty=(2, 3))
-    loss, gradients, trainer = one_update(make_trainer, Tags(), rows, **dict(options))
+    loss, gradients, _ = one_update(make_trainer, Tags(), rows, **dict(options))
     model = Tags()
     batch = batch_of(rows)
     with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in options):
@@ -520,8 +520,8 @@ def test_label_smoothing_is_off_with_a_warning_where_labels_are_no_classes(make_
 
     rows = [{"input_ids": torch.arange(index, index + 4), "labels": torch.eye(3)[index % 3]} for index in range(6)]
     trainer = make_trainer(
-        trainer={"model": model(), "train_dataset": rows, "eval_dataset": rows}, label_smoothing_factor=0.1, max_steps=1,
-        per_device_train_batch_size=2, gradient_accumulation_steps=3, train_sampling_strategy="sequential",
+        trainer={"model": model(), "train_dataset": rows, "eval_dataset": rows}, label_smoothing_factor=0.1,
+        max_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=3, train_sampling_strategy="sequential",
     )  # fmt: skip
     trainer.train()
     assert losses(trainer) == [pytest.approx(model()(**batch_of(rows)).loss.item(), rel=1e-5)]

@@ -67,7 +67,9 @@ WRAPPED = {
 
 @pytest.mark.parametrize("name", WRAPPED)
 @pytest.mark.parametrize("options", [{}, {"label_smoothing_factor": 0.1}], ids=["", "smoothed"])
-def test_the_logged_loss_of_a_language_model_is_that_of_the_model_whatever_it_is_wrapped_in(make_trainer, name, options):
+def test_the_logged_loss_of_a_language_model_is_that_of_the_model_whatever_it_is_wrapped_in(
+    make_trainer, name, options
+):
     model, samples = WRAPPED[name](), rows()
     outputs = unwrapped(WRAPPED[name]())(**batch_of(samples))
     expected = outputs["loss"]
@@ -138,7 +140,9 @@ def test_a_wrapped_model_is_trained_saved_loaded_and_resumed_as_what_is_inside(m
 
     def train(where, wrap, resume=None):
         data = {"train_dataset": line_data(), "eval_dataset": line_data(8, seed=1)}
-        trainer = make_trainer(trainer={"model": wrap(StrictLine()), **data}, output_dir=str(tmp_path / where), **options)
+        trainer = make_trainer(
+            trainer={"model": wrap(StrictLine()), **data}, output_dir=str(tmp_path / where), **options
+        )
         trainer.train(resume_from_checkpoint=resume)
         return trainer
 

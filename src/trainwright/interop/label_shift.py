@@ -59,7 +59,9 @@ def _has_prompt(model: Any) -> bool:
     if not is_peft_model(model):
         return False
     configs = getattr(model, "peft_config", None)
-    return isinstance(configs, dict) and any(getattr(config, "is_prompt_learning", False) for config in configs.values())
+    return isinstance(configs, dict) and any(
+        getattr(config, "is_prompt_learning", False) for config in configs.values()
+    )
 
 
 def _names_in_forward(base: Any) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from trainwright.interop.divided_attention import borders, divided
-from trainwright.interop.loaded import is_pretrained_model
 from trainwright.interop.label_shift import shifts_labels
+from trainwright.interop.loaded import is_pretrained_model
 from trainwright.interop.models import base_model_of
 from trainwright.interop.packed_checks import SHORTEST_PACK, why_not_divided
 from trainwright.names import SAMPLE_LENGTHS

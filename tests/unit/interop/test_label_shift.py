@@ -1,4 +1,4 @@
-"""Whether a model shifts its labels, asked of small models of each kind; what is right is computed from their losses."""
+"""Whether a model shifts its labels, asked of small models of each kind; what is right is seen in their losses."""
 
 import pytest
 import torch
