@@ -46,6 +46,13 @@ class NamedOtherwise(transformers.GPT2LMHeadModel):
     pass
 
 
+@pytest.fixture(autouse=True)
+def without_compiling():
+    """What `torch.compile` returns is called as it is: what wraps a model is asked here, not the code it makes."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def compiled(model):
     return torch.compile(model, backend="eager")
 

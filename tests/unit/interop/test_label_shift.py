@@ -75,6 +75,13 @@ def lora(model, **config):
     return peft.get_peft_model(model, peft.LoraConfig(r=1, target_modules=["c_attn"], fan_in_fan_out=True, **config))
 
 
+@pytest.fixture(autouse=True)
+def without_compiling():
+    """What `torch.compile` returns is called as it is: what wraps a model is asked here, not the code it makes."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def compiled(model):
     return torch.compile(model, backend="eager")
 
