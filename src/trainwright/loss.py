@@ -1,19 +1,22 @@
 """From model outputs to a loss, and counting what a loss is averaged over.
 
 Owns: picking the loss out of a model's outputs, label smoothing, counting items. Leaves to others: calling the model,
-dividing for accumulation (Trainer.training_step).
+what a micro-batch weighs in an update (`weights`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from trainwright.interop.models import base_model_of
 from trainwright.names import IGNORE_INDEX
+
+SHIFTED_LABELS = "shift_labels"  # labels that the data have moved to where the model predicts them
 
 
 def loss_of(outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -50,22 +53,80 @@ def no_scalar(loss: Any) -> Exception:
     return TypeError(f"compute_loss must return the loss, a tensor of one number, but it returned {loss!r}.")
 
 
+def targets_of(inputs: Any, labels: Any, label_names: Sequence[str], labels_are_shifted: bool) -> torch.Tensor | None:
+    """The labels that a batch's loss is a mean over, (batch, ...); None where a sample is one item.
+
+    That is so for labels that are no class indices, and where several labels share one loss. Labels are looked for in
+    the inputs first: they are there even where only the loss was asked for.
+    labels_are_shifted: position t predicts label t + 1, so a sample's first label is no target.
+    """
+    if isinstance(inputs, (dict, Mapping)) or hasattr(inputs, "keys"):  # dict first, which costs fewer calls
+        if SHIFTED_LABELS in inputs and isinstance(inputs[SHIFTED_LABELS], torch.Tensor):
+            return inputs[SHIFTED_LABELS]  # type: ignore[no-any-return]
+        found, num_found = labels, 0
+        for name in label_names:
+            if name in inputs:
+                found = inputs[name]
+                num_found += 1
+        labels = found if num_found < 2 else None
+    if not isinstance(labels, torch.Tensor) or labels.ndim == 0 or labels.is_floating_point():
+        return None
+    return without_first(labels, labels_are_shifted)
+
+
+def without_first(labels: torch.Tensor, labels_are_shifted: bool) -> torch.Tensor:
+    """Labels (batch, ..., length) without the first of each sequence, where that is no target."""
+    return labels[..., 1:] if labels_are_shifted and labels.ndim > 1 else labels
+
+
 def count_items(batches: Iterable[Any], labels_are_shifted: bool) -> torch.Tensor | None:
     """Number of labels that take part in the loss of these micro-batches, as a scalar on the labels' device.
 
     A label of -100 does not count. `labels_are_shifted`: the model predicts token t+1 at position t, so the first label
-    of each sequence is never a target. None when a batch has no "labels" tensor: then nothing can be counted.
+    of each sequence is never a target, unless a batch brings `shift_labels`, which are. None when a batch has no
+    "labels" tensor: then nothing can be counted.
     """
     total: torch.Tensor | None = None
     for batch in batches:
         labels = batch.get("labels") if isinstance(batch, Mapping) or hasattr(batch, "get") else None
         if not isinstance(labels, torch.Tensor):
             return None
-        if labels_are_shifted and labels.dim() > 1:
-            labels = labels[..., 1:]
+        if isinstance(batch.get(SHIFTED_LABELS), torch.Tensor):
+            labels = batch[SHIFTED_LABELS]
+        else:
+            labels = without_first(labels, labels_are_shifted)
         count = (labels != IGNORE_INDEX).sum()
         total = count if total is None else total + count
     return total
+
+
+def labels_for(model: Any, inputs: Any) -> torch.Tensor | None:
+    """Take the labels out of `inputs`, for a loss that is not the model's; None where there are none.
+
+    Where an encoder-decoder makes its decoder's inputs of the labels, that is done first, as it will not see them.
+    """
+    if "labels" not in inputs:
+        return None
+    labels: torch.Tensor = inputs["labels"]
+    if "decoder_input_ids" not in inputs and "decoder_inputs_embeds" not in inputs:
+        base = base_model_of(model)
+        if getattr(getattr(base, "config", None), "is_encoder_decoder", False) is True:
+            prepare = getattr(base, "prepare_decoder_input_ids_from_labels", None)
+            if prepare is None:
+                return labels  # the model makes them, and a loss that is not used
+            inputs["decoder_input_ids"] = prepare(labels=labels)
+    del inputs["labels"]
+    return labels
+
+
+def why_not_smoothed(model: Any, labels: Any = None) -> str | None:
+    """Why label smoothing has no meaning for this model or these labels, in words; None where it has."""
+    problem = getattr(getattr(base_model_of(model), "config", None), "problem_type", None)
+    if problem in ("multi_label_classification", "regression"):
+        return f"the model has problem_type={problem!r}"
+    if isinstance(labels, torch.Tensor) and labels.is_floating_point():
+        return f"its labels are numbers ({labels.dtype})"
+    return None
 
 
 @dataclass
@@ -91,9 +152,7 @@ class LabelSmoother:
         divided by `num_items_in_batch` where given, so that accumulated micro-batches add up to the mean over the whole
         update.
         """
-        logits = (
-            model_output["logits"] if isinstance(model_output, Mapping) else model_output[0]
-        )  # (batch, ..., classes)
+        logits = _logits_of(model_output)  # (batch, ..., classes)
         if shift_labels:
             logits = logits[..., :-1, :]
             labels = labels[..., 1:]
@@ -106,3 +165,20 @@ class LabelSmoother:
             reduction="mean" if num_items_in_batch is None else "sum",
         )
         return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+
+def _logits_of(outputs: Any) -> torch.Tensor:
+    """Logits by name, else the first output with classes (a scalar before them is a loss)."""
+    if isinstance(outputs, Mapping):
+        logits = outputs.get("logits")
+    elif isinstance(outputs, (tuple, list)):
+        logits = next((value for value in outputs if isinstance(value, torch.Tensor) and value.ndim > 1), None)
+    else:
+        logits = getattr(outputs, "logits", outputs)
+    if isinstance(logits, torch.Tensor) and logits.ndim > 1:
+        return logits
+    returned = f"the keys {list(outputs)}" if isinstance(outputs, Mapping) else f"a {type(outputs).__name__}"
+    raise ValueError(
+        f"label_smoothing_factor computes a loss from logits (batch, ..., classes), and the model returned {returned}. "
+        'Return them under "logits" or first in a tuple, or set label_smoothing_factor=0.'
+    )

@@ -14,7 +14,7 @@ import gc
 import inspect
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,10 +97,17 @@ class FittingSize:
     what, remedy = "batch", ""
 
     def __init__(
-        self, *, labels_are_shifted: bool, batch_size: int, obstacle: str | None = None, limit: int | None = None
+        self,
+        *,
+        labels_are_shifted: bool,
+        batch_size: int,
+        label_names: Sequence[str] = ("labels",),
+        obstacle: str | None = None,
+        limit: int | None = None,
     ) -> None:
         self.num_samples = limit  # None: no batch was too large yet
-        self._labels_are_shifted, self._batch_size, self._obstacle = labels_are_shifted, batch_size, obstacle
+        self._labels_are_shifted, self._label_names = labels_are_shifted, tuple(label_names)
+        self._batch_size, self._obstacle = batch_size, obstacle
         self._backends = [backend for backend in map(accelerator, ACCELERATORS) if backend is not None]
 
     def parts(self, inputs: Any, limit: int | None) -> list[tuple[Any, float]]:
@@ -110,7 +117,7 @@ class FittingSize:
             parts = split_batch(inputs, num_parts)
         except CannotSplit:  # it may be small enough as it is
             parts = [copy.copy(inputs)]
-        return list(zip(parts, mean_weights(parts, self._labels_are_shifted)))
+        return list(zip(parts, mean_weights(parts, self._labels_are_shifted, self._label_names)))
 
     def halve(self, inputs: Any, part: Any, error: BaseException) -> int:
         """Take half of `part`, a part of `inputs` that did not fit, for the new limit, and return it.

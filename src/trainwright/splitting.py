@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from trainwright.evaluation.tensors import lists_samples, rebuild, torch_pad_and_concatenate
-from trainwright.loss import count_items
+from trainwright.weights import items_in
 
 
 class CannotSplit(ValueError):
@@ -61,18 +61,27 @@ def first_rows(inputs: Any, number: int) -> Any:
     return _rows_of(inputs, slice(0, number), num_samples(inputs))
 
 
-def mean_weights(parts: Sequence[Any], labels_are_shifted: bool = False) -> list[float]:
+def one_row(inputs: Any) -> Any:
+    """The first sample of a batch, or the whole where samples cannot be told apart."""
+    try:
+        return first_rows(inputs, 1)
+    except CannotSplit:
+        return inputs
+
+
+def mean_weights(
+    parts: Sequence[Any], labels_are_shifted: bool = False, label_names: Sequence[str] = ("labels",)
+) -> list[float]:
     """What the mean loss of each part counts in the mean over all of them; the weights add up to 1.
 
     A mean over class labels counts labels other than -100, every other mean counts samples.
     """
     if len(parts) == 1:
         return [1.0]
-    counts = [_num_class_labels(part, labels_are_shifted) for part in parts]
-    if None in counts or not sum(count or 0 for count in counts):
+    counts = [int(items_in(part, label_names, labels_are_shifted)) for part in parts]
+    if not any(counts):
         counts = [num_samples(part) for part in parts]
-    total = sum(count or 0 for count in counts)
-    return [(count or 0) / total for count in counts]
+    return [count / sum(counts) for count in counts]
 
 
 def join_rows(results: Sequence[Any]) -> Any:
@@ -87,14 +96,6 @@ def join_rows(results: Sequence[Any]) -> Any:
     if isinstance(first, (list, tuple)):
         return rebuild(first, [join_rows(values) for values in zip(*results)])
     return functools.reduce(torch_pad_and_concatenate, results) if isinstance(first, torch.Tensor) else first
-
-
-def _num_class_labels(part: Any, labels_are_shifted: bool) -> int | None:
-    """Labels of a part that take part in a mean over class labels; None where its labels are no classes."""
-    labels = part.get("labels") if _is_mapping(part) else None
-    if not isinstance(labels, torch.Tensor) or labels.is_floating_point():
-        return None
-    return int(count_items([part], labels_are_shifted))  # type: ignore[arg-type]
 
 
 def _is_mapping(value: Any) -> bool:

@@ -16,6 +16,7 @@ import functools
 import inspect
 import itertools
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -50,9 +51,18 @@ from trainwright.finite.updates import NonFiniteError, Place, check_rollback
 from trainwright.finite.weights import infinite_by_design
 from trainwright.interop import models, signatures
 from trainwright.interop import older as older_names
+from trainwright.interop.label_shift import shifts_labels
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
 from trainwright.log_output import show_messages
-from trainwright.loss import LabelSmoother, count_items, loss_of, no_scalar
+from trainwright.loss import (
+    SHIFTED_LABELS,
+    LabelSmoother,
+    count_items,
+    labels_for,
+    loss_of,
+    no_scalar,
+    why_not_smoothed,
+)
 from trainwright.memory import EvaluationBatches, FoundSize, MicroBatches, why_no_retry
 from trainwright.names import TRAINER_STATE_NAME, DebugOption, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
 from trainwright.optim import build as optim_build
@@ -69,10 +79,12 @@ from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan, plan_training
 from trainwright.seeding import enable_full_determinism, generator_states, restore_generators, set_seed
 from trainwright.seen.parts import Watchers
+from trainwright.splitting import one_row
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.techniques import precision
 from trainwright.tokens import TokenCounter
 from trainwright.tracking.registry import get_reporting_integration_callbacks
+from trainwright.weights import NO_ITEMS, LossKind, MicroBatchWeights, Weight, with_one_item
 from trainwright.window import LossWindow
 
 if TYPE_CHECKING:
@@ -210,6 +222,7 @@ class Trainer:
         self._first_token_of_run = 0
         self._speed: SpeedMeter | None = None
         self._interrupt = Interrupt()
+        self._said_no_items = False
         self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
         self._guard: NonFiniteGuard | None = None
         self._saves = Saves(lambda: (self.state, self.control), self._follow_save, self._tell_of_save)
@@ -240,6 +253,7 @@ class Trainer:
         )
         signatures.check_overrides(self, Trainer)
         if self.compute_loss_func is not None:
+            self._loss_func_takes_items = signatures.accepts(self.compute_loss_func, "num_items_in_batch")
             self.compute_loss_func = signatures.fitted(self.compute_loss_func, ("num_items_in_batch",))
 
     def _seed_everything(self) -> None:
@@ -291,9 +305,10 @@ class Trainer:
             apply_liger_kernels(model, self.args.liger_kernel_config)
         if self.place_model_on_device:
             self._move_model_to_device(model, self.args.device)
-        self.model = self.model_wrapped = model
+        self.model_wrapped, self._model_to_evaluate = model, models.unreplicated(model)
+        self.model = model = models.unwrapped(model)  # what is saved, loaded and asked what it takes
         self.model_accepts_loss_kwargs = models.accepts_loss_kwargs(model)
-        self._labels_are_shifted = models.shifts_labels(model)
+        self._labels_are_shifted = shifts_labels(model)
         self._main_input_name = models.main_input_name(model)
         self._probe_loss_kwargs = self.model_accepts_loss_kwargs and not models.states_loss_kwargs(model)
         if self.args.label_names is not None:
@@ -307,6 +322,7 @@ class Trainer:
         self.label_smoother = (
             LabelSmoother(epsilon=self.args.label_smoothing_factor) if self.args.label_smoothing_factor else None
         )
+        self._check_label_smoothing(None)
         self._flops = models.FlopCounter(model)
 
     def _bind_hooks(self) -> None:
@@ -320,6 +336,16 @@ class Trainer:
         self._prepare_input_is_ours = not overridden("_prepare_input")
         self._splits_sequences = overridden("_prepare_context_parallel_inputs")
         self._training_step = self._fitted("training_step")
+        weighs_together = self._strategy.is_distributed and self.args.average_tokens_across_devices
+        self._weights = MicroBatchWeights(
+            self.label_names,
+            self._labels_are_shifted,
+            device=self._strategy.device,
+            num_processes=self._strategy.num_processes,
+            sum_over_processes=self._strategy.sum if weighs_together else None,
+        )
+        self._weight: Weight | None = None  # of the micro-batch under way
+        self._weights_are_needed: bool | None = None  # None: no batch was looked at yet
         self._accumulation = self.args.gradient_accumulation_steps
         self._clips = bool(self.args.max_grad_norm) and (
             is_lomo(self.optimizer) or not updates_in_backward(self.optimizer)
@@ -333,7 +359,9 @@ class Trainer:
         self._evaluation_batches: EvaluationBatches | None = None
         if self.args.auto_find_batch_size:
             self._evaluation_batches = EvaluationBatches(
-                labels_are_shifted=self._labels_are_shifted, batch_size=self.args.eval_batch_size
+                labels_are_shifted=self._labels_are_shifted,
+                label_names=self.label_names,
+                batch_size=self.args.eval_batch_size,
             )
 
     @property
@@ -813,6 +841,7 @@ class Trainer:
         if self.args.auto_find_batch_size and self.args.auto_find_batch_size_mode == "split":
             self._micro_batches = MicroBatches(
                 labels_are_shifted=self._labels_are_shifted,
+                label_names=self.label_names,
                 batch_size=self._train_batch_size,
                 obstacle=why_no_retry(self.args, self._strategy, self._num_replicas, self._changes_weights_in_backward),
                 limit=self._found_size.limit(self._strategy.process_index, self._strategy.num_processes),
@@ -873,9 +902,9 @@ class Trainer:
             if self.args.jit_mode_eval and dataloader is not None and not self.is_in_train:
                 return self.torch_jit_model_eval(model, dataloader, training=False)
             return model
-        if self._strategy.unwrap(model) is not model:
-            return model  # wrapped by an earlier train()
-        if self.args.torch_compile:
+        if models.unreplicated(model) is not model:
+            return model  # by the user, or an earlier train()
+        if self.args.torch_compile and models.unwrapped(model) is model:
             from trainwright.techniques.compiling import compile_model
 
             backend, mode = self.args.torch_compile_backend or "inductor", self.args.torch_compile_mode
@@ -1008,8 +1037,8 @@ class Trainer:
         if self._micro_batches is not None:
             strategy.begin_update(model)
             self._micro_batches.begin(model, self._parameters)
-        elif self._probe_loss_kwargs and (self._accumulation > 1 or strategy.is_distributed):
-            self._find_out_loss_kwargs(model, batch_samples[0], num_items)
+        if self._probe_loss_kwargs and (self._accumulation > 1 or strategy.is_distributed):
+            self._find_out_loss_kwargs(model, one_row(batch_samples[0]), num_items)
         if listeners["on_step_begin"]:
             self.control = handler.on_step_begin(args, state, self.control)
         else:
@@ -1018,6 +1047,13 @@ class Trainer:
 
         if guard is not None and guard.excluded and guard.passes_over(num_batches):
             batch_samples, num_batches = [], 0  # the step is counted, and changes nothing
+        self._weight, weights = None, None
+        if self._weights_are_needed is not False and num_batches:
+            rows = self._weights.row_name  # where set, an update of equal micro-batches costs no more than this look
+            if rows is None or len({batch[rows].shape[0] for batch in batch_samples}) > 1:
+                weights = self._weights_of(batch_samples, num_items)
+                if weights is not None and not weights:
+                    batch_samples, num_batches = [], 0
         arriving = batch_samples if self._prefetch is None else self._prefetch(batch_samples)
         for index, inputs in enumerate(arriving, start=1):
             if self._counts_tokens:
@@ -1026,6 +1062,8 @@ class Trainer:
                 self.current_flos += self.floating_point_ops(inputs)
             if self._speed is not None:
                 self._speed.add(inputs)
+            if weights is not None:
+                self._weight = weights[index - 1]
             if strategy.is_distributed:
                 with _NOTHING if index == num_batches else self._defer_fsdp_gradient_reduction():
                     loss = self._training_step(model, inputs, num_items_in_batch=num_items)
@@ -1040,10 +1078,10 @@ class Trainer:
                 strategy.average_gradients(self._parameters)
             self._interrupt.start_agreement()
         if self._clips:
-            grad_norm = self._clip_grad_norm(model)
+            grad_norm = self._clip_grad_norm(model) if num_batches else torch.zeros(())
         if listeners["on_pre_optimizer_step"]:
             self.control = handler.on_pre_optimizer_step(args, state, self.control)
-        updated = guard is None or guard.allows(num_batches, grad_norm, self._parameters)
+        updated = num_batches > 0 if guard is None else guard.allows(num_batches, grad_norm, self._parameters)
         if updated:
             updated = strategy.optimizer_step(self.optimizer)
         if listeners["on_optimizer_step"]:
@@ -1066,13 +1104,15 @@ class Trainer:
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
         """Hook: labels in the loss of one update, over all processes; None when the loss does not need their number."""
+        if self.label_smoother is not None and batch_samples:
+            self._check_label_smoothing(batch_samples[0])
         own_loss = self.compute_loss_func is not None or self.label_smoother is not None
         if not (own_loss or self.model_accepts_loss_kwargs or self._user_counts_items):
             return None
         count = count_items(batch_samples, self._labels_are_shifted)
         if count is None:
             return None
-        count = count.to(device)
+        count = (count if count.is_cpu else count.clamp(min=1)).to(device)  # there nobody reads that there is none
         if self.args.average_tokens_across_devices:
             count = self._strategy.sum(count)
         if self._num_replicas > 1:  # DataParallel hands each replica one element, and averages their losses
@@ -1093,6 +1133,34 @@ class Trainer:
                 "%s ignores num_items_in_batch: its loss is averaged over micro-batches.", type(self.model).__name__
             )
 
+    def _weights_of(self, batch_samples: list[Inputs], num_items: Any) -> list[Weight | None] | None:
+        """What each micro-batch of an update weighs (`weights.py`); empty, said once, where there is nothing to learn.
+
+        An override of `compute_loss` returns what is to be divided by the number of micro-batches.
+        """
+        if self._weights_are_needed is None:
+            self._weights_are_needed = self._weights.are_needed(batch_samples[0], self._accumulation)
+            if not self._weights_are_needed:
+                return None
+        kind: LossKind = "share" if self._loss_is_a_share(num_items) else "mean"
+        if not self._compute_loss_is_ours or self.loss_is_scaled_for_ga is not None:
+            kind = "override"
+        weights = self._weights.of_update(batch_samples, kind, num_items)
+        if weights is not None and not weights:
+            self.window.num_without += 1
+            say_once = logger.debug if self._said_no_items else logger.warning
+            self._said_no_items = True
+            say_once(NO_ITEMS, self.state.global_step + 1)
+        return weights
+
+    def _check_label_smoothing(self, inputs: Inputs | None) -> None:
+        """Switch label smoothing off, with a warning, where a model or its labels have no classes to smooth over."""
+        labels = inputs.get("labels") if inputs is not None and hasattr(inputs, "get") else None
+        reason = None if self.label_smoother is None else why_not_smoothed(self.model, labels)
+        if reason is not None:
+            self.label_smoother = None
+            logger.warning("label_smoothing_factor=%s is not used: %s.", self.args.label_smoothing_factor, reason)
+
     def _training_step_that_fits(
         self,
         training_step: Callable[..., torch.Tensor],
@@ -1102,17 +1170,19 @@ class Trainer:
     ) -> torch.Tensor:
         """`auto_find_batch_size`: one micro-batch, in parts where the device has no room for it."""
         assert self._micro_batches is not None
-        accumulation = self.current_gradient_accumulation_steps
+        accumulation, whole = self.current_gradient_accumulation_steps, self._weight
 
         def run_part(part: Inputs, weight: float) -> torch.Tensor:
             if self._probe_loss_kwargs and (accumulation > 1 or weight < 1 or self._strategy.is_distributed):
                 self._find_out_loss_kwargs(model, part, num_items_in_batch)
             # A mean is divided by this; a share of the update's loss is not, and parts of it add up by themselves.
             self.current_gradient_accumulation_steps = accumulation if weight == 1 else accumulation / weight
+            if weight != 1 and whole is not None and whole.is_of_mean:
+                self._weight = whole._replace(divisor=whole.divisor / weight)
             try:
                 return training_step(model, part, num_items_in_batch=num_items_in_batch)
             finally:
-                self.current_gradient_accumulation_steps = accumulation
+                self.current_gradient_accumulation_steps, self._weight = accumulation, whole
 
         return self._micro_batches.run(inputs, run_part)
 
@@ -1120,12 +1190,17 @@ class Trainer:
         self, model: nn.Module, inputs: Inputs, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Hook: forward and backward of one micro-batch. Returns its share of the update's loss, on the device."""
-        if not model.training:  # an evaluation or a callback left it so
+        if not self.model.training:  # an evaluation or a callback left it so; a wrapper would not know
             self._set_training_mode(model, True)
         inputs = self._prepare_inputs(inputs)
         split: Callable[[], Context] = self.compute_loss_context_manager
         if self._splits_sequences:
             split, inputs = self._prepare_context_parallel_inputs(model, inputs)
+        weight = self._weight
+        if weight is not None and weight.lacks_items is not False and self._compute_loss_is_ours:
+            inputs = with_one_item(inputs, self.label_names, weight.lacks_items)
+            if isinstance(num_items_in_batch, torch.Tensor):
+                num_items_in_batch = num_items_in_batch.clamp(min=1)
         with split():
             if self._compute_loss_takes_items:
                 loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
@@ -1133,8 +1208,12 @@ class Trainer:
                 loss = self.compute_loss(model, inputs)
         if self._num_replicas > 1:
             loss = loss.mean()
-        if self.current_gradient_accumulation_steps > 1 and not self._loss_is_a_share(num_items_in_batch):
+        if weight is not None and weight.divisor is not None:
+            loss = loss / weight.divisor
+        elif self.current_gradient_accumulation_steps > 1 and not self._loss_is_a_share(num_items_in_batch):
             loss = loss / self.current_gradient_accumulation_steps
+        if weight is not None and weight.lacks_items is True:
+            loss = loss.nan_to_num(nan=0.0)
         if self._backward_is_update:
             self._fused_backward(self.optimizer, loss)
         elif getattr(loss, "ndim", None) == 0:
@@ -1160,7 +1239,9 @@ class Trainer:
             return False
         if not self._compute_loss_is_ours:
             return self._compute_loss_takes_items and self.model_accepts_loss_kwargs
-        return self.model_accepts_loss_kwargs or self.compute_loss_func is not None or self.label_smoother is not None
+        if self.compute_loss_func is not None:
+            return self._loss_func_takes_items
+        return self.model_accepts_loss_kwargs or self.label_smoother is not None
 
     def _prepare_inputs(self, inputs: Inputs) -> Inputs:
         """Hook: the batch on this process's device, with the model's past state where `past_index` asks for it."""
@@ -1200,8 +1281,10 @@ class Trainer:
         With `num_items_in_batch`, return the sum of the item losses divided by it; without, their mean. An override
         that takes no `num_items_in_batch` returns a mean, and the loop divides it for accumulation.
         """
+        if self.label_smoother is not None:
+            self._check_label_smoothing(inputs)
         own_loss = self.compute_loss_func if self.compute_loss_func is not None else self.label_smoother
-        labels = inputs.pop("labels") if own_loss is not None and "labels" in inputs else None
+        labels = None if own_loss is None else labels_for(self.model, inputs)
         if num_items_in_batch is not None and labels is None and self.model_accepts_loss_kwargs:
             outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         else:
@@ -1216,7 +1299,9 @@ class Trainer:
             loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
         else:
             assert self.label_smoother is not None
-            loss = self.label_smoother(outputs, labels, self._labels_are_shifted, num_items_in_batch)
+            moved = inputs.get(SHIFTED_LABELS)
+            shifts = self._labels_are_shifted and moved is None
+            loss = self.label_smoother(outputs, labels if moved is None else moved, shifts, num_items_in_batch)
         if (
             self._strategy.is_distributed
             and self.args.average_tokens_across_devices
@@ -1326,9 +1411,8 @@ class Trainer:
     def _log_training(self, grad_norm: Any, model: nn.Module, start_time: float, learning_rate: float | None) -> None:
         """Write one log line of the training loss. The only place where the loop reads from the device."""
         norm = self._get_grad_norm(model, grad_norm)
-        total, norm = self._read_device(norm)
-        self._total_loss_scalar += total
-        logs = {"loss": total / (self.state.global_step - self._globalstep_last_logged)}
+        loss, norm = self._read_device(norm)
+        logs = {"loss": loss}
         if norm is not None:
             logs["grad_norm"] = norm
         logs["learning_rate"] = learning_rate if learning_rate is not None else self._get_learning_rate()
@@ -1338,7 +1422,12 @@ class Trainer:
         self._fitted("log")(self.training_logs(logs), start_time=start_time)
 
     def _read_device(self, norm: Any) -> tuple[float, float | None]:
-        """(sum of the losses since the last call, `norm` as a number), in one read, as is the count of tokens."""
+        """(mean loss of the updates since the last log line, `norm` as a number), read at once with the token count.
+
+        NaN where none of them had a label. The sum of all losses, for the end of the run, is added up here.
+        """
+        steps = self.state.global_step - self._globalstep_last_logged
+        with_loss = steps - self.window.num_without
         counted, on_device = self._tokens.take()
         bad = self._guard.flag() if self._guard is not None else 0.0
         extra = [value for value in (bad, norm, on_device) if value is not None]
@@ -1349,7 +1438,11 @@ class Trainer:
         if on_device is not None:
             counted += round(values.pop())
         self.state.num_input_tokens_seen += counted
-        return total, values[0] if values else None
+        # Updates without a label count in the mean over the run as those around them, as if they had not been.
+        mean_before = self._total_loss_scalar / max(self._globalstep_last_logged, 1)
+        total = total * steps / with_loss if 0 < with_loss < steps else total
+        self._total_loss_scalar += total if with_loss or not steps else mean_before * steps
+        return total / steps if with_loss else math.nan, values[0] if values else None
 
     def training_logs(self, logs: dict[str, float]) -> dict[str, float]:
         """Hook: add to, or change, what a training log line holds (loss, grad_norm, learning_rate)."""
@@ -1390,7 +1483,7 @@ class Trainer:
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
         """The end of a run: mean loss, speed, the best weights back in the model, the last log line."""
         self._past = None
-        self._total_loss_scalar += self._read_device(None)[0]
+        self._read_device(None)
         train_loss = self._total_loss_scalar / max(self.state.global_step, 1)
         steps_done = self.state.global_step - self._first_step_of_run
         share_done = steps_done / max(self.state.max_steps, 1)  # a resumed or stopped run did less than the plan
@@ -1662,7 +1755,8 @@ class Trainer:
 
     def _model_for_evaluation(self, dataloader: DataLoader[Any]) -> nn.Module:
         """The model in evaluation mode, traced where `jit_mode_eval` asks for it outside training."""
-        model = self._wrap_model(self.model, training=False, dataloader=dataloader)
+        compiled = self._model_to_evaluate if models.unwrapped(self._model_to_evaluate) is self.model else self.model
+        model = self._wrap_model(compiled, training=False, dataloader=dataloader)
         if not self.is_in_train and self.place_model_on_device:
             model = model.to(self.args.device)
         self._set_training_mode(model, False)

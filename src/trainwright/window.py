@@ -35,6 +35,7 @@ class LossWindow:
         self._folded: list[torch.Tensor] = []  # each (_FOLD_AT,)
         self._carried: tuple[float, int] = (0.0, 0)  # sum and count restored from a checkpoint
         self._shared: torch.Tensor | None = None  # see as_tensor
+        self.num_without = 0  # updates of the window that had no loss, as they had no label
 
     def add(self, loss: torch.Tensor) -> None:
         """Take the loss of one micro-batch, a scalar on any device; its graph is let go."""
@@ -56,6 +57,7 @@ class LossWindow:
         """
         total, values = self._read(extra) if mean is None else self._read_means(extra, mean)
         self.pending, self._folded, self._carried, self._shared = [], [], (0.0, 0), None
+        self.num_without = 0
         return total, values
 
     def as_tensor(self, device: torch.device) -> torch.Tensor:
@@ -73,11 +75,12 @@ class LossWindow:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs so that the first log line after a resume is the same. Reads from the device."""
-        return {"sum": self._read(())[0], "num_losses": len(self)}
+        return {"sum": self._read(())[0], "num_losses": len(self), "num_without": self.num_without}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.pending, self._folded = [], []
         self._carried = (float(state["sum"]), int(state["num_losses"]))
+        self.num_without = int(state.get("num_without", 0))
 
     def _read_means(
         self, extra: tuple[torch.Tensor | float, ...], mean: Callable[[torch.Tensor], torch.Tensor]

@@ -49,10 +49,45 @@ def test_a_first_label_is_no_target_of_a_causal_language_model(columns: Any, is_
 def test_a_model_that_ignores_the_item_count_is_divided_for_accumulation(columns: Any, is_older: bool) -> None:
     settings = columns.settings(gradient_accumulation_steps=3)
     ours, theirs = (columns.run(column, "bert", settings) for column in COLUMNS)
-    columns.assert_same(ours, columns.plain("bert", settings))
+    columns.assert_same(ours, columns.plain("bert", settings, by_items=True))
     factor = 1 if is_older else 3
     assert theirs.logs[0]["loss"] == pytest.approx(factor * ours.logs[0]["loss"], abs=columns.loss_tolerance)
     assert theirs.logs[0]["grad_norm"] == pytest.approx(factor * ours.logs[0]["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["regression", "bert"])
+def test_micro_batches_weigh_their_items(columns: Any, is_older: bool, kind: str) -> None:
+    settings = columns.settings(gradient_accumulation_steps=3)
+    ours = columns.run("ours", kind, settings)
+    by_items, by_batches = (columns.plain(kind, settings, by_items=choice) for choice in (True, False))
+    columns.assert_same(ours, by_items)
+    assert losses(by_items) != pytest.approx(losses(by_batches), abs=1e-4)  # the last micro-batch has two samples
+    if kind == "regression" or is_older:  # 5.23 multiplies the loss of BERT (the row above)
+        theirs = columns.run("reference", kind, settings)
+        assert losses(theirs) == pytest.approx(losses(by_batches), abs=5.1e-5)
+
+
+def test_an_update_without_labels_is_left_out(columns: Any) -> None:
+    def unlabelled(first: int) -> list[dict[str, Any]]:
+        samples = columns.build_data("gpt2", 12)
+        return [{**sample, "labels": torch.full_like(sample["labels"], -100)} for sample in samples[:first]] + samples[
+            first:
+        ]
+
+    # Samples 4 to 7 are those of the second update, in the order of the data.
+    data = unlabelled(0)[:4] + unlabelled(8)[4:8] + unlabelled(0)[8:]
+    lines = []
+    for column in COLUMNS:
+        order = "group_by_length" if column == "never" else "sequential"
+        trainer = columns.trainer(
+            column, "gpt2", num_train_epochs=1.0, given={"train_dataset": data},
+            **({"train_sampling_strategy": order} if column == "ours" else {}),
+        )  # fmt: skip
+        trainer._get_train_sampler = lambda *args, **kwargs: torch.utils.data.SequentialSampler(data)
+        trainer.train()
+        moments = [value["step"] for value in trainer.optimizer.state.values()]
+        lines.append((int(moments[0]), trainer.state.global_step))
+    assert lines == [(2, 3), (3, 3)]
 
 
 def test_smoothed_losses_of_a_language_model_are_divided_for_accumulation(columns: Any, is_older: bool) -> None:

@@ -71,7 +71,10 @@ def test_a_plain_run_agrees(columns: Any, kind: str) -> None:
 @pytest.mark.parametrize("kind", MODELS)
 def test_accumulation_over_an_uneven_last_group_agrees(columns: Any, kind: str) -> None:
     settings = columns.settings(gradient_accumulation_steps=3)
-    agree(columns, kind, settings, counts_micro_batches if kind == "bert" else None)
+    # 28 samples: with an uneven last micro-batch the reference weighs other models' as it does the whole ones (see
+    # test_differences).
+    data = {"num_samples": 30 if kind == "gpt2" else 28}
+    agree(columns, kind, settings, counts_micro_batches if kind == "bert" else None, plain={"data": data}, data=data)
 
 
 @pytest.mark.parametrize("kind", ["classifier", "bert", "gpt2"])

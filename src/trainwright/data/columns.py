@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from trainwright.interop.loaded import is_peft_model
+from trainwright.interop.models import base_model_of
 from trainwright.names import closest
 
 logger = logging.getLogger(__name__)
@@ -20,16 +20,9 @@ LABEL_COLUMNS = ("label", "label_ids")  # what collators turn into `labels`
 _LABELS = {"labels", *LABEL_COLUMNS}
 
 
-def _unwrapped(model: Any) -> Any:
-    model = getattr(model, "_orig_mod", model)  # torch.compile
-    if is_peft_model(model):
-        return model.get_base_model() if hasattr(model, "get_base_model") else model.base_model.model
-    return model
-
-
 def _forward_parameters(model_or_class: Any) -> Mapping[str, inspect.Parameter]:
     """Parameters of `forward`, of the model inside wrappers whose own `forward` takes anything."""
-    parameters = dict(inspect.signature(_unwrapped(model_or_class).forward).parameters)
+    parameters = dict(inspect.signature(base_model_of(model_or_class).forward).parameters)
     if isinstance(model_or_class, type):
         parameters.pop("self", None)
     return parameters
@@ -42,7 +35,7 @@ def signature_columns(model: Any, label_names: Iterable[str] = ()) -> list[str]:
 
 def find_label_names(model_or_class: Any) -> list[str]:
     """Parameters of `forward` that are labels; for question answering models also the two positions of the answer."""
-    cls = model_or_class if isinstance(model_or_class, type) else type(_unwrapped(model_or_class))
+    cls = model_or_class if isinstance(model_or_class, type) else type(base_model_of(model_or_class))
     answers = ("start_positions", "end_positions") if "QuestionAnswering" in cls.__name__ else ()
     return [name for name in _forward_parameters(model_or_class) if "label" in name or name in answers]
 

@@ -16,7 +16,7 @@ import torch
 
 from trainwright.evaluation.each_batch import EachBatch
 from trainwright.evaluation.kept import KeptRows, placed, places_of
-from trainwright.evaluation.losses import EvalLosses, per_sample, targets_of
+from trainwright.evaluation.losses import EvalLosses, per_sample
 from trainwright.evaluation.settings import LoopSettings
 from trainwright.evaluation.tensors import (
     Nested,
@@ -27,6 +27,7 @@ from trainwright.evaluation.tensors import (
     rebuild,
     with_room_for,
 )
+from trainwright.loss import targets_of
 from trainwright.names import IGNORE_INDEX, closest
 
 Array = np.ndarray[Any, Any]

@@ -6,13 +6,12 @@ others: computing the losses, and gathering them from other processes (`loop`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from trainwright.evaluation.tensors import Nested, numpify
+from trainwright.evaluation.tensors import numpify
 from trainwright.names import IGNORE_INDEX
 
 Array = np.ndarray[Any, Any]
@@ -90,32 +89,6 @@ def per_sample(loss: torch.Tensor, targets: torch.Tensor | None, num_rows: int) 
     if len(items) != num_rows:  # inputs packed into other rows than the labels: spread evenly, the sum is what counts
         items = (items.sum() / num_rows).repeat(num_rows)
     return losses, items
-
-
-def targets_of(
-    inputs: Any, labels: Nested, label_names: Sequence[str], labels_are_shifted: bool
-) -> torch.Tensor | None:
-    """The labels that a batch's loss is a mean over, (batch, ...); None where a sample is one item.
-
-    That is so for labels that are no class indices, and where several labels share one loss. Labels are looked for in
-    the inputs first: they are there even where only the loss was asked for.
-    labels_are_shifted: position t predicts label t + 1, so a sample's first label is no target.
-    """
-    if isinstance(inputs, (dict, Mapping)) or hasattr(inputs, "keys"):  # dict first, which costs fewer calls
-        found, num_found = labels, 0
-        for name in label_names:
-            if name in inputs:
-                found = inputs[name]
-                num_found += 1
-        labels = found if num_found < 2 else None
-    if not isinstance(labels, torch.Tensor) or labels.ndim == 0 or labels.is_floating_point():
-        return None
-    return without_first(labels, labels_are_shifted)
-
-
-def without_first(labels: torch.Tensor, labels_are_shifted: bool) -> torch.Tensor:
-    """Labels (batch, ...) without the first of each sequence, where that is no target."""
-    return labels[:, 1:] if labels_are_shifted and labels.ndim > 1 else labels
 
 
 def weighted_mean(losses: Array, items: Array) -> float:

@@ -17,8 +17,9 @@ import torch
 
 from trainwright.evaluation.collect import Collected, Collector, rows_of
 from trainwright.evaluation.kept import KeptRows
-from trainwright.evaluation.losses import num_items, without_first
+from trainwright.evaluation.losses import num_items
 from trainwright.evaluation.tensors import Nested
+from trainwright.loss import SHIFTED_LABELS, without_first
 
 MOST_BATCHES = 32
 MOST_BYTES = 2**20  # of predictions and labels that a run holds: where they are larger, calls are no cost, and they
@@ -99,7 +100,7 @@ class Runs:
     def _likeness(self, inputs: Any, loss: Any, logits: Nested, labels: Nested) -> _Likeness | None:
         """What other batches must have in common with this one to be in a run with it; None where none can be."""
         settings = self._settings
-        if type(inputs) is not dict or not inputs:
+        if type(inputs) is not dict or not inputs or SHIFTED_LABELS in inputs:
             return None
         names = [name for name in settings.label_names if name in inputs]
         if not names and labels is not None:  # the loss may be a mean over labels that are not among the inputs

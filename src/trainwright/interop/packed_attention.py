@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from trainwright.interop.divided_attention import borders, divided
+from trainwright.interop.label_shift import shifts_labels
 from trainwright.interop.loaded import is_pretrained_model
-from trainwright.interop.models import base_model_of, shifts_labels
+from trainwright.interop.models import base_model_of
 from trainwright.interop.packed_checks import SHORTEST_PACK, unlike_alone, why_not_divided
 from trainwright.names import SAMPLE_LENGTHS
 
@@ -75,7 +76,7 @@ class PackedInputs:
         """
         if not self._is_masked:
             return
-        name = type(base_model_of(getattr(model, "_orig_mod", model))).__name__
+        name = type(base_model_of(model)).__name__
         reason: str | None = TOO_SHORT
         if packing_length >= SHORTEST_PACK:
             with self._dividing(model):
@@ -142,7 +143,7 @@ def packed_inputs(model: nn.Module, packing_length: int) -> PackedInputs:
     for tokens, 0 for padding), `cu_seqlens`, `max_seqlen`, `cu_seq_lens_q/k` and `max_length_q/k` that its `forward`
     names.
     """
-    base = base_model_of(getattr(model, "_orig_mod", model))
+    base = base_model_of(model)
     name = type(base).__name__
     parameters = inspect.signature(base.forward).parameters
     if not is_pretrained_model(base):

@@ -125,7 +125,7 @@ def why_not_divided(model: nn.Module, make_batch: Callable[[list[list[int]]], An
     of tokens that its rule says, and the model predicts the same of it in a pack. `make_batch`: as for
     `sees_other_samples`, with borders in place of a mask. Costs two forward passes, once, and changes nothing.
     """
-    base: Any = base_model_of(getattr(model, "_orig_mod", model))
+    base: Any = base_model_of(model)
     config, layers = base.config, divided_layers(base)
     if not layers:
         return "its layers do not take their attention from ALL_ATTENTION_FUNCTIONS"

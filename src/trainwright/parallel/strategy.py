@@ -17,6 +17,7 @@ from trainwright import gradients
 from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.save import staged
 from trainwright.data.run_loader import with_answers
+from trainwright.interop.models import unwrapped
 
 
 class Strategy:
@@ -48,9 +49,7 @@ class Strategy:
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """The model the user passed, out of whatever wraps it."""
-        while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        return getattr(model, "_orig_mod", model)  # torch.compile
+        return unwrapped(model)  # type: ignore[no-any-return]
 
     # -- a step --------------------------------------------------------------------------------------------------------
 

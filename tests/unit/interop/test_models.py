@@ -129,17 +129,6 @@ def test_outputs_without_a_loss_honour_nothing():
     assert models.loss_value({"logits": 1}) is None and models.loss_value((torch.tensor([1.0, 3.0]),)) == 2.0
 
 
-def test_only_causal_language_models_shift_their_labels():
-    assert {name: models.shifts_labels(make()) for name, make in MODELS.items()} == {
-        "gpt2": True,
-        "llama": True,
-        "t5": False,
-        "bert": False,
-    }
-    assert models.shifts_labels(type("MyForCausalLM", (nn.Module,), {})())
-    assert not models.shifts_labels(nn.Linear(1, 1))
-
-
 def lora(model, target="c_attn"):
     return peft.get_peft_model(model, peft.LoraConfig(r=1, target_modules=[target], fan_in_fan_out=True))
 
@@ -148,7 +137,7 @@ def test_an_adapted_model_is_asked_about_what_is_inside():
     inner = gpt2()
     adapted = lora(inner)
     assert models.base_model_of(adapted) is inner and models.base_model_of(inner) is inner
-    assert models.shifts_labels(adapted) and models.accepts_loss_kwargs(adapted)
+    assert models.accepts_loss_kwargs(adapted)
     assert models.main_input_name(adapted) == "input_ids" == models.main_input_name(nn.Linear(1, 1))
 
 
