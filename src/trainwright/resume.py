@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainwright.callbacks.handler import CallbackHandler
@@ -37,6 +38,13 @@ class ResumePoint:
     last_logged_step: int = 0
     worker_shares: dict[str, Any] | None = None  # of a stream, as `position.WorkerShares.to_dict` gives them
     batch_size: dict[str, Any] | None = None  # found by `auto_find_batch_size`, as `memory.FoundSize.to_save` gives it
+    micro_batches: int = 0  # of the next pass that are done, counted as `batching` says
+    batching: dict[str, Any] | None = None  # what decides how many micro-batches a pass has, as `batching` gives it
+    samples_of_pass: int | None = None  # of the last pass that ended before the length that was announced
+    last_update: dict[str, float | None] | None = None  # its "learning_rate" and "grad_norm", as a log line has them
+    # The end of an epoch (the event, and what a run logs, evaluates and saves then) is still to come: of the pass
+    # before, or of this one, where the run made its last update in it.
+    owes_epoch_end: bool = False
     arguments: dict[str, Any] = field(default_factory=dict, compare=False)  # of the run that was saved
 
     def position(self) -> dict[str, int]:
@@ -105,13 +113,30 @@ def warn_of_another_run(output_dir: str) -> None:
         )
 
 
-def loop_state(point: ResumePoint, window: LossWindow, args: Any, run: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What `loop_state.json` holds; JSON. Reads the running loss from the device. `run`: of `runs.continued`."""
+def loop_state(
+    point: ResumePoint,
+    window: LossWindow,
+    args: Any,
+    run: dict[str, Any] | None = None,
+    gather: Callable[[Any], list[Any]] = lambda own: [own],
+) -> dict[str, Any]:
+    """What `loop_state.json` holds; JSON. Reads the running loss from the device.
+
+    `run`: of `runs.continued`. `gather`: the values of all processes, which call this together. "processes" has what
+    each of several holds other than the first.
+    """
+    own = {"epoch_start_generators": point.generators, "collator_generator": point.collator, "window": window.state()}
+    first, *others = gather(own)
+    differences = [{}, *({name: value for name, value in other.items() if value != first[name]} for other in others)]
     return {
+        **first,
+        **({"processes": differences} if others else {}),
         "position": point.position(),
-        "epoch_start_generators": point.generators,
-        "collator_generator": point.collator,
-        "window": window.state(),
+        "micro_batches": point.micro_batches,
+        "batching": point.batching,
+        "samples_of_pass": point.samples_of_pass,
+        "last_update": point.last_update,
+        "owes_epoch_end": point.owes_epoch_end,
         "total_loss": point.total_loss,
         "last_logged_step": point.last_logged_step,
         "worker_shares": point.worker_shares,
@@ -123,14 +148,31 @@ def loop_state(point: ResumePoint, window: LossWindow, args: Any, run: dict[str,
 
 
 def restore_loop(
-    checkpoint: str, state: TrainerState, window: LossWindow, *, updates_per_epoch: int, samples_per_update: int
+    checkpoint: str,
+    state: TrainerState,
+    window: LossWindow,
+    *,
+    updates_per_epoch: int,
+    samples_per_update: int,
+    process_index: int = 0,
+    num_processes: int = 1,
 ) -> ResumePoint:
-    """Put the running loss back into `window`; return where to go on."""
+    """Put this process's part of the running loss back into `window`; return where to go on.
+
+    With another number of processes than the checkpoint's each gets the mean of the parts, so that the mean over the
+    processes, which is what a log line shows, is that of all updates since the last one.
+    """
     saved = load_loop_state(checkpoint)
     if not saved:  # written by another implementation
         epoch, updates = divmod(state.global_step, updates_per_epoch)
         return ResumePoint(epoch, updates * samples_per_update, last_logged_step=state.global_step)
-    window.load_state(saved["window"])
+    processes = [{**saved, **part} for part in saved.get("processes") or [{}]]
+    if len(processes) == num_processes:
+        saved = processes[process_index]
+        window.load_state(saved["window"])
+    else:
+        parts = [process["window"] for process in processes]
+        window.load_state({name: sum(part[name] for part in parts) / len(parts) for name in ("sum", "num_losses")})
     position = saved["position"]
     return ResumePoint(
         position["epoch"],
@@ -141,16 +183,89 @@ def restore_loop(
         saved["last_logged_step"],
         saved.get("worker_shares"),
         saved.get("batch_size"),
+        saved.get("micro_batches", 0),
+        saved.get("batching"),
+        saved.get("samples_of_pass"),
+        saved.get("last_update"),
+        saved.get("owes_epoch_end", False),
         saved.get("arguments") or {},
     )
 
 
-def micro_batches_done(samples_in_epoch: int, samples_per_micro_batch: int, plan: TrainingPlan) -> int:
-    """How many of an epoch's micro-batches lie before `samples_in_epoch`, so that those after it reach its end."""
-    if plan.len_dataloader is None or samples_in_epoch == 0:
-        return samples_in_epoch // samples_per_micro_batch
-    num_left = -(-max(0, plan.num_examples - samples_in_epoch) // samples_per_micro_batch)
+def batching(samples_per_micro_batch: int, plan: TrainingPlan, args: Any) -> dict[str, Any]:
+    """What decides how many micro-batches a pass over the data has; JSON.
+
+    "planned_together": micro-batches that a sampler makes of one lot of samples, so that their number is a multiple.
+    """
+    accumulation = args.gradient_accumulation_steps
+    return {
+        "samples_per_micro_batch": samples_per_micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "planned_together": accumulation if args.train_sampling_strategy == "batch_rebalance" else 1,
+        "micro_batches_per_epoch": plan.len_dataloader,
+    }
+
+
+def micro_batches_done(point: ResumePoint, now: dict[str, Any], plan: TrainingPlan) -> int:
+    """How many micro-batches of the epoch lie before `point`.
+
+    `now`: the `batching` of this run. Where it is the checkpoint's, their number is too. Else so many that those after
+    them are what the samples that are left give.
+    """
+    size, together = int(now["samples_per_micro_batch"]), int(now["planned_together"])
+    if point.batching == now and point.samples_in_epoch:
+        return point.micro_batches
+    if plan.len_dataloader is None or point.samples_in_epoch == 0:
+        return point.samples_in_epoch // size
+    lots, rest = divmod(max(0, plan.num_examples - point.samples_in_epoch), size * together)
+    drops_the_rest = plan.len_dataloader * size < plan.num_examples
+    num_left = (lots + (rest > 0 and not drops_the_rest)) * together
     return max(0, plan.len_dataloader - num_left)
+
+
+def plan_from_here(
+    plan: TrainingPlan, epoch: int, micro_batches: int, global_step: int, accumulation: int
+) -> TrainingPlan:
+    """The plan of a run that goes on behind `micro_batches` of `epoch`, after `global_step` updates of any size.
+
+    In epochs, the updates are those that the rest of the data gives; in steps, the epochs are those that it takes to
+    make them.
+    """
+    if plan.len_dataloader is None:
+        return plan
+    per_epoch = plan.num_update_steps_per_epoch
+    # Before this place, in updates of the present size; those left are rounded up, as the last may be a short one.
+    done = (epoch + 1) * per_epoch - -(-(plan.len_dataloader - micro_batches) // accumulation)
+    if plan.epoch_based:
+        return replace(plan, max_steps=plan.max_steps + global_step - done)
+    num_left = max(0, plan.max_steps - global_step)
+    return replace(plan, num_train_epochs=-(-(done + num_left) // per_epoch))
+
+
+def say_where(checkpoint: str, point: ResumePoint, state: TrainerState, plan: TrainingPlan, args: Any) -> None:
+    """Say from where a run goes on, as a warning, which is what users see by default, or that nothing is left of it."""
+    step, name = state.global_step, os.path.basename(os.path.normpath(checkpoint))
+    if step < plan.max_steps:
+        logger.warning(
+            "Resumed from %s: step %d of %d, %d samples into epoch %d.",
+            name,
+            step,
+            plan.max_steps,
+            point.samples_in_epoch,
+            point.epoch,
+        )
+        return
+    length = f"num_train_epochs={args.num_train_epochs}" if plan.epoch_based else f"max_steps={args.max_steps}"
+    logger.warning(
+        "There is nothing to train: %s was saved at step %d, and with %s this run ends at step %d. The weights stay as "
+        "they were saved, and the training loss is that of the run before. To train further, raise %s; to train from "
+        "the start, leave out resume_from_checkpoint and use another output_dir.",
+        checkpoint,
+        step,
+        length,
+        plan.max_steps,
+        length.partition("=")[0],
+    )
 
 
 def report_changes(args: Any, state: TrainerState, train_batch_size: int) -> None:

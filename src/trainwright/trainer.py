@@ -18,6 +18,7 @@ import itertools
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -216,6 +217,8 @@ class Trainer:
         self._keeps_predictions = True  # also where the metrics need none: all but `evaluate` ask for them
         self._signature_columns: list[str] | None = None
         self._progress = DataProgress()
+        self._batching: dict[str, Any] | None = None
+        self._owes_epoch_end = False
         self._parameters: list[nn.Parameter] = []
         self._average: AveragedWeights | None = None
         self._only_for_training = contextlib.ExitStack()  # what is undone when a run ends, however it ends
@@ -605,26 +608,43 @@ class Trainer:
         self._start_watching(args)
         start_time = time.time()
         owes_evaluation = resume_from_checkpoint is not None and owed_evaluation(self.state.stateful_callbacks)
+        owes_end, progress = self._owes_epoch_end, self._progress
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         self._interrupt.put_on_top()
         with contextlib.suppress(EvaluationAbandoned):
             if args.eval_on_start and not resume_from_checkpoint:
                 evaluate = self._watchers.watch("evaluation", self._fitted("_evaluate"))
                 evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
-            if owes_evaluation:
-                self._progress.epoch, self._progress.micro_batches = epochs_trained, steps_trained
+            if owes_evaluation or owes_end:
+                log_save_evaluate = functools.partial(
+                    self._fitted("_maybe_log_save_evaluate"), model=model, trial=trial, epoch=epochs_trained,
+                    ignore_keys_for_eval=ignore_keys_for_eval, start_time=start_time,
+                )  # fmt: skip
+                progress.begin_epoch(epochs_trained, steps_trained)
                 self._load_rng_state(resume_from_checkpoint)  # a new best is saved, as if the run had not stopped
-                self.control.should_evaluate = True
-                self._fitted("_maybe_log_save_evaluate")(
-                    self._running_loss(), None, model, trial, epochs_trained, ignore_keys_for_eval, start_time
-                )
+                if owes_evaluation:
+                    progress.owes_end = owes_end
+                    self.control.should_evaluate = True
+                    log_save_evaluate(self._running_loss(), grad_norm=None)
+                    progress.owes_end = False
+                if owes_end:
+                    self.control = self.callback_handler.on_epoch_begin(args, self.state, self.control)
+                    self.control = self.callback_handler.on_epoch_end(args, self.state, self.control)
+                    progress.has_ended = True
+                    learning_rate, norm = progress.last_update
+                    log_save_evaluate(self._running_loss(), grad_norm=norm, learning_rate=learning_rate)
 
-        steps_in_epoch = plan.len_dataloader or plan.max_steps * args.gradient_accumulation_steps
-        for epoch in range(epochs_trained, plan.num_train_epochs):
+        # In steps, the data are gone through until those are made; an epoch that a callback ends early makes fewer.
+        for epoch in range(epochs_trained, plan.num_train_epochs if plan.epoch_based else sys.maxsize):
             if self.state.global_step >= plan.max_steps or self._interrupt.asked:  # nothing (more) to do
                 break
-            if owes_evaluation and self.control.should_training_stop:  # which is what it led to
+            # which is what an evaluation or an epoch's end that was still to come led to
+            if (owes_evaluation or owes_end) and self.control.should_training_stop:
                 break
+            steps_done = steps_trained if epoch == epochs_trained else 0
+            # Of data without a length: as many as it would take to make the updates that are left.
+            steps_left = (plan.max_steps - self.state.global_step) * args.gradient_accumulation_steps
+            steps_in_epoch = plan.len_dataloader or steps_done + steps_left
             self._run_epoch(
                 model=model,
                 epoch=epoch,
@@ -634,9 +654,10 @@ class Trainer:
                 trial=trial,
                 ignore_keys_for_eval=ignore_keys_for_eval,
                 start_time=start_time,
-                resume_from_checkpoint=resume_from_checkpoint if epoch == epochs_trained else None,
+                # The end of an epoch may have drawn random numbers since the checkpoint.
+                resume_from_checkpoint=resume_from_checkpoint if epoch == epochs_trained and not owes_end else None,
                 epochs_trained=epochs_trained,
-                steps_trained_in_current_epoch=steps_trained if epoch == epochs_trained else 0,
+                steps_trained_in_current_epoch=steps_done,
             )
             if self.control.should_training_stop:
                 break
@@ -746,6 +767,8 @@ class Trainer:
                 self.window,
                 updates_per_epoch=num_update_steps_per_epoch,
                 samples_per_update=size * self.args.gradient_accumulation_steps,
+                process_index=self._strategy.process_index,
+                num_processes=self._strategy.num_processes,
             )
             if self.args.packs or start.arguments.get("packing"):
                 from trainwright.data.packing_from_args import check_resumed
@@ -753,10 +776,13 @@ class Trainer:
                 check_resumed(self.args, start)
         self._total_loss_scalar, self._globalstep_last_logged = start.total_loss, start.last_logged_step
         own_generators.restore(self.data_collator, start.collator)
+        is_between_epochs = start.samples_in_epoch == 0
         if self.args.ignore_data_skip:
             start.samples_in_epoch = 0
         assert self.plan is not None
-        micro_batches = resume.micro_batches_done(start.samples_in_epoch, size, self.plan)
+        self._owes_epoch_end = False
+        self._batching = resume.batching(size, self.plan, self.args)
+        micro_batches = resume.micro_batches_done(start, self._batching, self.plan)
         self._progress = DataProgress(
             size,
             self.plan.len_dataloader,
@@ -765,13 +791,20 @@ class Trainer:
             samples_ahead=start.samples_in_epoch - micro_batches * size,
             generators=start.generators,
             saved_shares=start.worker_shares,
+            samples_of_pass=start.samples_of_pass,
         )
-        if self.plan.epoch_based:  # the updates that are left are counted from here, whatever the size of those before
-            done = start.epoch * num_update_steps_per_epoch + -(-micro_batches // self.args.gradient_accumulation_steps)
-            max_steps += self.state.global_step - done
-            self.plan = dataclasses.replace(self.plan, max_steps=max_steps)
+        if resume_from_checkpoint is not None:
+            self.plan = resume.plan_from_here(
+                self.plan, start.epoch, micro_batches, self.state.global_step, self.args.gradient_accumulation_steps
+            )
+            if start.last_update is not None:
+                self._progress.last_update = start.last_update["learning_rate"], start.last_update["grad_norm"]
+            is_over = is_between_epochs or self.state.global_step == self.plan.max_steps
+            self._owes_epoch_end = start.owes_epoch_end and is_over
+            if self.is_world_process_zero():
+                resume.say_where(resume_from_checkpoint, start, self.state, self.plan, self.args)
         self.state.is_hyper_param_search = trial is not None
-        self.state.init_training_references(self, max_steps, num_train_epochs, trial)
+        self.state.init_training_references(self, self.plan.max_steps, self.plan.num_train_epochs, trial)
         return start.epoch, micro_batches
 
     def compare_trainer_and_checkpoint_args(
@@ -992,14 +1025,16 @@ class Trainer:
             self._load_rng_state(resume_from_checkpoint)
         self._is_mid_step = False
 
-        learning_rate, grad_norm = None, None
+        learning_rate, grad_norm = progress.last_update if resume_from_checkpoint is not None else (None, None)
+        expected = progress.short_pass or steps_in_epoch
         while progress.micro_batches < steps_in_epoch:
             num_batches = min(accumulation, steps_in_epoch - progress.micro_batches)
             try:
                 batch_samples, num_items = get_batch_samples(epoch_iterator, num_batches, device=self._strategy.device)
                 if not batch_samples:
+                    state.epoch = progress.data_ended()
                     break
-                learning_rate, grad_norm = update(model, batch_samples, num_items)
+                progress.last_update = learning_rate, grad_norm = update(model, batch_samples, num_items)
             except BaseException:
                 self._is_mid_step = True
                 raise
@@ -1007,7 +1042,8 @@ class Trainer:
             if self._average is not None:
                 self._average.update(state.global_step)
             progress.micro_batches += len(batch_samples)
-            state.epoch = epoch + progress.micro_batches / steps_in_epoch
+            share = progress.micro_batches / expected
+            state.epoch = epoch + (share if share < 1.0 else 1.0)
             if handler.listeners["on_step_end"]:
                 self.control = handler.on_step_end(args, state, self.control)
             log_save_evaluate(self._running_loss(), grad_norm=grad_norm, learning_rate=learning_rate)
@@ -1027,6 +1063,7 @@ class Trainer:
             )
             self.control.should_training_stop = True
         self.control = handler.on_epoch_end(args, state, self.control)
+        progress.has_ended = True
         log_save_evaluate(self._running_loss(), grad_norm=grad_norm, learning_rate=learning_rate)
 
     def _update(self, model: nn.Module, batch_samples: list[Inputs], num_items: Any) -> tuple[float, Any]:
@@ -1056,8 +1093,8 @@ class Trainer:
                     batch_samples, num_batches = [], 0
         arriving = batch_samples if self._prefetch is None else self._prefetch(batch_samples)
         for index, inputs in enumerate(arriving, start=1):
-            if self._counts_tokens:
-                self._track_num_input_tokens(inputs)
+            if self._counts_tokens:  # as the loader gave it, which is rarely on a device
+                self._track_num_input_tokens(batch_samples[index - 1])
             if self._counts_flops:
                 self.current_flos += self.floating_point_ops(inputs)
             if self._speed is not None:
@@ -1363,7 +1400,7 @@ class Trainer:
 
     def _track_num_input_tokens(self, inputs: Inputs) -> None:
         """Hook: count the tokens of a micro-batch."""
-        self._tokens.add(inputs)
+        self.state.num_input_tokens_seen += self._tokens.add(inputs)
 
     def _running_loss(self) -> Any:
         """What `_maybe_log_save_evaluate` is given: the window itself for our method, a tensor for an override."""
@@ -1428,16 +1465,15 @@ class Trainer:
         """
         steps = self.state.global_step - self._globalstep_last_logged
         with_loss = steps - self.window.num_without
-        counted, on_device = self._tokens.take()
+        in_state, counted = self._tokens.take()
         bad = self._guard.flag() if self._guard is not None else 0.0
-        extra = [value for value in (bad, norm, on_device) if value is not None]
+        extra = [value for value in (bad, norm, counted) if value is not None]
         mean = self._strategy.mean if self._strategy.is_distributed else None
         total, (bad, *values) = self.window.take(*extra, mean=mean)
         if self._guard is not None:
             self._guard.settle(bad)
-        if on_device is not None:
-            counted += round(values.pop())
-        self.state.num_input_tokens_seen += counted
+        if counted is not None:
+            self.state.num_input_tokens_seen += round(values.pop()) - in_state
         # Updates without a label count in the mean over the run as those around them, as if they had not been.
         mean_before = self._total_loss_scalar / max(self._globalstep_last_logged, 1)
         total = total * steps / with_loss if 0 < with_loss < steps else total
@@ -2027,8 +2063,10 @@ class Trainer:
     def _write_checkpoint(self, output_dir: str) -> None:
         """Write all that a run goes on from. `output_dir` is there whole, with its manifest, or not at all."""
         self.store_flos()
-        self.state.num_input_tokens_seen += self._tokens.take_all()
+        if self._counts_tokens:
+            self.state.num_input_tokens_seen += self._tokens.take_all(self._strategy.mean)
         where, state = self._resume_point(), self.state
+        loop_state = resume.loop_state(where, self.window, self.args, self._saves.run, self._strategy.gather_objects)
         with self._strategy.staged_checkpoint(output_dir, state.global_step, where.position()) as directory:
             with self._at_once("save_model", "_save"):
                 self.save_model(directory, _internal_call=True)
@@ -2042,8 +2080,7 @@ class Trainer:
                 with self._at_once("_save_rng_state"):
                     self._save_rng_state(directory)
             if self.args.should_save:
-                loop = resume.loop_state(where, self.window, self.args, self._saves.run)
-                checkpoint_save.save_loop_state(directory, loop)
+                checkpoint_save.save_loop_state(directory, loop_state)
                 state.stateful_callbacks = resume.exported_callbacks(self.callback_handler, self.control)
                 checkpoint_save.save_trainer_state(directory, state)
 
@@ -2061,7 +2098,11 @@ class Trainer:
 
     def _resume_point(self) -> resume.ResumePoint:
         """Where a run goes on that is resumed from here; a finished pass counts as the start of the next."""
-        epoch, samples, shares = self._progress.next_sample()
+        progress, is_cut_short = self._progress, self.control.should_epoch_stop
+        epoch, samples, shares = progress.next_sample(is_cut_short)
+        learning_rate, norm = progress.last_update
+        norm = self._get_grad_norm(self.model_wrapped, norm)
+        is_over = progress.is_over(is_cut_short) or self.state.global_step >= self.state.max_steps > 0
         return resume.ResumePoint(
             epoch,
             samples,
@@ -2071,6 +2112,11 @@ class Trainer:
             self._globalstep_last_logged,
             shares,
             self._found_size.to_save(self._train_batch_size, self._micro_batches, self._strategy.gather_objects),
+            progress.micro_batches if samples else 0,
+            self._batching,
+            progress.samples_of_pass,
+            {"learning_rate": learning_rate, "grad_norm": None if norm is None else float(norm)},
+            progress.owes_end or (is_over and not progress.has_ended),
         )
 
     def _load_callback_state(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -225,6 +226,41 @@ def rebalanced(folder: Path) -> dict[str, Any]:
     return result_of(trainer)
 
 
+class Masked(LineModel):
+    """The line model over batches with an attention mask, which counts as tokens."""
+
+    main_input_name = "x"
+
+    def forward(self, x: Any, number: Any, labels: Any = None, attention_mask: Any = None) -> dict[str, Any]:
+        return super().forward(x, number, labels)
+
+
+def masked(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A batch whose attention mask is empty but for the samples of even number."""
+    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    return {**batch, "attention_mask": (batch["number"] % 2 == 0).long()[:, None].expand(-1, 3)}
+
+
+BETWEEN_LOG_LINES: dict[str, Any] = {
+    "max_steps": 8,
+    "logging_steps": 4,
+    "gradient_accumulation_steps": 1,
+    "remove_unused_columns": False,
+}
+
+
+def stopped_between_log_lines(folder: Path) -> dict[str, Any]:
+    runs = {}
+    for name, resume in (("whole", None), ("resumed", str(folder / "between-whole" / "checkpoint-3"))):
+        trainer = make_trainer(
+            folder / f"between-{name}", Masked(dropout=0.3), LineData(40), masked, save_strategy="steps", save_steps=3,
+            include_num_input_tokens_seen="non_padding", **BETWEEN_LOG_LINES,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        runs[name] = {**result_of(trainer), "tokens": trainer.state.num_input_tokens_seen}
+    return runs
+
+
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     function.__name__: function
     for function in (
@@ -237,6 +273,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
         eval_losses,
         eval_token_losses,
         ragged_tokens,
+        stopped_between_log_lines,
     )
 }
 
@@ -314,6 +351,36 @@ def test_one_process_goes_on_where_two_stopped(folder: Path, one: Any, tmp_path:
     trainer.train(resume_from_checkpoint=str(folder / "several" / "checkpoint-4"))
     assert trainer.model.seen == one["several_epochs"]["seen"][-len(trainer.model.seen) :]
     assert_same_run(result_of(trainer), one["several_epochs"])
+
+
+def test_the_first_log_line_after_a_stop_between_two_has_the_losses_of_each_process(two: Any) -> None:
+    for rank in two:
+        whole, resumed = rank["stopped_between_log_lines"]["whole"], rank["stopped_between_log_lines"]["resumed"]
+        assert len(whole["losses"]) == 2 and resumed["losses"] == whole["losses"]
+        assert resumed["train_loss"] == whole["train_loss"]
+        assert all(map(torch.equal, resumed["weights"].values(), whole["weights"].values()))
+
+
+def test_one_process_goes_on_with_the_mean_of_two_running_losses(folder: Path, tmp_path: Path) -> None:
+    checkpoint = folder / "between-whole" / "checkpoint-3"
+    saved = json.loads((checkpoint / "loop_state.json").read_text())
+    sums = [{**saved, **part}["window"]["sum"] for part in saved["processes"]]
+    assert len(sums) == 2 and sums[0] != sums[1]
+    trainer = make_trainer(tmp_path, Masked(), LineData(40), masked, **{**BETWEEN_LOG_LINES, "max_steps": 4})
+    losses = []
+    trainer.compute_loss = lambda model, inputs, **_: losses.append(model(**inputs)["loss"]) or losses[-1]
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    (loss,) = result_of(trainer)["losses"]
+    assert loss == pytest.approx((sum(sums) / 2 + losses[0].item()) / 4)
+
+
+def test_tokens_that_processes_have_different_numbers_of_are_counted(two: Any) -> None:
+    shares = [rank["stopped_between_log_lines"]["whole"]["seen"] for rank in two]
+    of_each = [3 * sum(number % 2 == 0 for number in flat(share)) for share in shares]
+    assert of_each[0] != of_each[1]  # so that neither knows it alone
+    for rank in two:
+        whole, resumed = rank["stopped_between_log_lines"]["whole"], rank["stopped_between_log_lines"]["resumed"]
+        assert whole["tokens"] == resumed["tokens"] == sum(of_each)
 
 
 def test_predictions_are_complete_and_in_order(two: Any, one: Any) -> None:

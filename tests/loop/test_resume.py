@@ -404,6 +404,283 @@ def test_an_output_directory_that_was_moved_resumes_and_finds_its_best_checkpoin
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("length", "options", "steps"),
+    [
+        (40, {"train_sampling_strategy": "batch_rebalance", "per_device_train_batch_size": 3,
+              "gradient_accumulation_steps": 5}, 2 * 3),  # updates of 15, 15 and 10 samples
+        (30, {"dataloader_drop_last": True}, 2 * 7),
+        (30, {"dataloader_drop_last": True, "gradient_accumulation_steps": 3}, 2 * 3),
+        (40, {"train_sampling_strategy": "batch_rebalance", "dataloader_drop_last": True,
+              "gradient_accumulation_steps": 3}, 2 * 3),
+        (29, {"dataloader_drop_last": True, "num_train_epochs": 1.6, "train_sampling_strategy": "group_by_length"}, 12),
+    ],
+    ids=["rebalanced", "drop_last", "drop_last, short group", "rebalanced, drop_last", "part of an epoch"],
+)  # fmt: skip
+def test_a_resume_within_an_epoch_makes_all_updates_of_data_that_fill_no_whole_batch(
+    make_trainer, line_model, line_data, tmp_path, length, options, steps
+):
+    def model():
+        return line_model(dropout=0.5)
+
+    rows = [{**row, "input_ids": [0] * (1 + 7 * index % 11)} for index, row in enumerate(line_data(length))]
+
+    def collate(samples):
+        return {name: torch.stack([sample[name] for sample in samples]) for name in ("x", "labels")}
+
+    data = {"train_dataset": rows, "data_collator": collate}
+    options = {
+        "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 1, "remove_unused_columns": False, **options,
+    }  # fmt: skip
+    whole = make_trainer(trainer={"model": model(), **data}, **options)
+    whole.train()
+    assert whole.state.max_steps == whole.state.global_step == steps
+    for at in (1, steps // 2, steps // 2 + 1, steps):
+        resumed = make_trainer(trainer={"model": model(), **data}, output_dir=str(tmp_path / "again"), **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{at}"))
+        assert_same(whole, resumed)
+        assert resumed.state.max_steps == steps
+
+
+class OfTwoSizes(torch.utils.data.Sampler):
+    """Batches of 1 and 7 samples in turn, as a sampler gives them that fills batches by tokens."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return len(list(iter(self)))
+
+    def __iter__(self):
+        begin, size = 0, 1
+        while begin < self.length:
+            yield list(range(begin, min(begin + size, self.length)))
+            begin, size = begin + size, 8 - size
+
+
+def test_a_loader_with_batches_of_unequal_size_is_continued_at_the_same_batch(
+    make_trainer, line_model, line_data, tmp_path
+):
+    class Unequal(Trainer):
+        def get_train_dataloader(self):
+            data = self.train_dataset
+            return torch.utils.data.DataLoader(data, batch_sampler=OfTwoSizes(len(data)))
+
+    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 100}
+    data = {"train_dataset": line_data(27)}
+    whole = make_trainer(trainer=data, cls=Unequal, **options)
+    whole.train()
+    assert whole.state.global_step == 2 * 8  # 1, 7, 1, 7, 1, 7, 1, 2
+    for at in (3, 6):
+        assert_same(whole, interrupted(make_trainer, tmp_path, at, line_model, trainer=data, cls=Unequal, **options))
+
+
+@pytest.mark.parametrize("max_steps", [25, 40, 41, 60])
+@pytest.mark.parametrize(
+    "after",
+    [
+        {"per_device_train_batch_size": 4},
+        {"per_device_train_batch_size": 16},
+        {"per_device_train_batch_size": 3},
+        {"gradient_accumulation_steps": 1},
+        {"gradient_accumulation_steps": 3},
+    ],
+    ids=str,
+)
+def test_a_run_in_steps_reaches_them_whatever_the_size_of_an_update_became(
+    make_trainer, line_data, tmp_path, max_steps, after
+):
+    options = {"save_strategy": "steps", "save_steps": 1000, "logging_steps": 100, "gradient_accumulation_steps": 2}
+    data = {"train_dataset": line_data(32)}
+    make_trainer(trainer=data, max_steps=20, **{**options, "per_device_train_batch_size": 8}).train()
+    longer = make_trainer(trainer=data, max_steps=max_steps, **{**options, "per_device_train_batch_size": 8, **after})
+    longer.train(resume_from_checkpoint=True)
+    assert longer.state.global_step == longer.state.max_steps == max_steps
+    assert (tmp_path / "out" / f"checkpoint-{max_steps}").is_dir()
+    assert longer._get_learning_rate() == 0.0  # the schedule ended
+    batches = -(-32 // longer.args.per_device_train_batch_size)
+    per_epoch = -(-batches // longer.args.gradient_accumulation_steps)
+    assert longer.state.num_train_epochs == 10 + -(-(max_steps - 20) // per_epoch)  # 20 updates were 10 epochs
+
+
+def test_fewer_accumulation_steps_within_an_epoch_leave_no_batch_untrained(
+    make_trainer, line_model, line_data, tmp_path
+):
+    for before, after, at in ((3, 2, 1), (1, 2, 3), (2, 5, 3)):
+        data = line_data(40)  # 10 micro-batches
+        resumed = interrupted(
+            make_trainer, tmp_path / f"{before}-{after}", at, line_model, trainer={"train_dataset": data},
+            num_train_epochs=1, save_strategy="steps", save_steps=100, gradient_accumulation_steps=before,
+            resume_with={"gradient_accumulation_steps": after},
+        )  # fmt: skip
+        assert sorted(data.fetched) == list(range(40))
+        assert resumed.state.global_step == resumed.state.max_steps == at + -(-(10 - before * at) // after)
+
+
+def test_a_stream_in_smaller_batches_is_continued_where_it_was(make_trainer, line_model, line_data, tmp_path):
+    """More small batches lie before the place than the whole run has updates."""
+    data = line_data(64)
+    resumed = interrupted(
+        make_trainer, tmp_path, 4, line_model, trainer={"train_dataset": Stream(data)}, max_steps=6,
+        per_device_train_batch_size=8, save_strategy="steps", save_steps=100,
+        resume_with={"per_device_train_batch_size": 1},
+    )  # fmt: skip
+    assert resumed.state.global_step == 6
+    assert data.fetched[-2:] == [32, 33]
+
+
+class EndsEpochsEarly(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_epoch_stop = state.global_step % 2 == 0
+
+
+def test_an_epoch_that_a_callback_ended_is_not_continued_and_its_steps_are_made_up(make_trainer, tmp_path):
+    options = {"max_steps": 10, "save_strategy": "steps", "save_steps": 1}
+    whole = make_trainer(trainer={"callbacks": [EndsEpochsEarly()]}, **options)
+    whole.train()
+    assert whole.state.global_step == 10 and whole.state.epoch > 4
+    for at in (3, 4):
+        resumed = make_trainer(
+            trainer={"callbacks": [EndsEpochsEarly()]}, output_dir=str(tmp_path / f"from-{at}"), **options
+        )
+        resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{at}"))
+        assert_same(whole, resumed)
+
+
+class Drawing(torch.utils.data.Dataset):
+    """Samples with noise, so that an evaluation draws random numbers too."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return {"x": torch.rand(3), "labels": torch.tensor([index / self.length])}
+
+
+@pytest.mark.parametrize("logging_strategy", ["steps", "epoch"])
+def test_what_an_epoch_ends_with_is_done_after_a_stop_at_its_last_step(
+    make_trainer, line_model, tmp_path, logging_strategy
+):
+    options = {
+        "num_train_epochs": 2.5, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "epoch",
+        "logging_strategy": logging_strategy, "logging_steps": 4,
+    }  # fmt: skip
+    data = {"train_dataset": Drawing(22), "eval_dataset": Drawing(5)}
+    whole = make_trainer(trainer={"model": line_model(dropout=0.5), **data}, **options)
+    whole.train()
+    assert len([line for line in whole.state.log_history if "eval_loss" in line]) == 3
+    for at in (5, 6, 12, 15):
+        resumed = make_trainer(trainer=data, output_dir=str(tmp_path / f"from-{at}"), **options)
+        resumed.model.dropout.p = 0.5
+        resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{at}"))
+        assert_same(whole, resumed)
+
+
+@pytest.mark.parametrize("max_steps", [2, 3])
+def test_a_run_at_its_target_says_that_there_is_nothing_to_train(make_trainer, caplog, max_steps):
+    options = {"save_strategy": "steps", "save_steps": 1}
+    done = make_trainer(max_steps=3, **options).train()
+    caplog.clear()
+    again = make_trainer(max_steps=max_steps, **options)
+    assert again.train(resume_from_checkpoint="auto").training_loss == done.training_loss
+    (said,) = [record.getMessage() for record in caplog.records if "nothing to train" in record.getMessage()]
+    assert "checkpoint-3" in said and f"max_steps={max_steps}" in said and "raise max_steps" in said
+    assert "Resumed from" not in caplog.text
+
+
+def test_epochs_that_are_done_are_nothing_to_train_either(make_trainer, caplog):
+    for epochs in (2, 2, 1):
+        make_trainer(num_train_epochs=epochs, save_strategy="epoch").train(resume_from_checkpoint="auto")
+    said = [record.getMessage() for record in caplog.records if "nothing to train" in record.getMessage()]
+    assert ["num_train_epochs=2" in said[0], "num_train_epochs=1" in said[1], len(said)] == [True, True, 2]
+
+
+def test_a_resumed_run_says_from_where(make_trainer, caplog):
+    make_trainer(max_steps=8, save_strategy="steps").train()
+    assert "Resumed" not in caplog.text
+    make_trainer(max_steps=12, save_strategy="steps").train(resume_from_checkpoint=True)
+    said = [record for record in caplog.records if "Resumed" in record.getMessage()]
+    assert [(record.levelname, record.getMessage()) for record in said] == [
+        ("WARNING", "Resumed from checkpoint-8: step 8 of 12, 8 samples into epoch 1.")
+    ]
+
+
+class Epochs(TrainerCallback):
+    def __init__(self):
+        self.steps, self.ends = [], []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.append(state.epoch)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.ends.append(state.epoch)
+
+
+class Sized(Stream):
+    """Says that it is longer than it is."""
+
+    def __len__(self):
+        return 2 * len(self.data)
+
+
+@pytest.mark.parametrize("kind", [Stream, Sized])
+def test_the_epochs_of_a_stream_that_ends_early_are_counted(make_trainer, line_model, line_data, tmp_path, kind):
+    def trainer(directory):
+        data = {"train_dataset": kind(line_data(20)), "callbacks": [heard := Epochs()]}  # 5 micro-batches, 3 updates
+        return heard, make_trainer(
+            trainer=data, output_dir=str(tmp_path / directory), max_steps=8, gradient_accumulation_steps=2,
+            save_strategy="steps", save_steps=1,
+        )  # fmt: skip
+
+    heard, whole = trainer("out")
+    whole.train()
+    announced = 8 * 2 if kind is Stream else 10  # as many as the updates need, or as the stream says
+    first = [batches / announced for batches in (2, 4, 5)]  # its length is not known yet
+    assert heard.steps == pytest.approx([*first, *(1 + batches / 5 for batches in (2, 4, 5)), 2 + 2 / 5, 2 + 4 / 5])
+    assert heard.ends == pytest.approx([1, 2, 2.8]) and heard.steps == sorted(heard.steps)
+    for at in (1, 3, 5):
+        heard_again, resumed = trainer(f"from-{at}")
+        resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{at}"))
+        assert heard_again.steps == heard.steps[at:]
+        assert_same(whole, resumed)
+
+
+class Tokens(TrainerCallback):
+    def __init__(self):
+        self.seen = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seen.append(state.num_input_tokens_seen)
+
+
+@pytest.mark.parametrize("mode", ["all", "non_padding"])
+def test_tokens_are_counted_at_the_end_of_each_step(make_trainer, mode):
+    class Masked(torch.nn.Module):
+        main_input_name = "x"
+
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 1)
+
+        def forward(self, x, attention_mask, labels=None):
+            return {"loss": (self.linear(x) - labels).pow(2).mean()}
+
+    rows = [
+        {"x": torch.ones(3), "attention_mask": torch.arange(3) <= index % 3, "labels": torch.ones(1)}
+        for index in range(16)
+    ]
+    data = {"model": Masked(), "train_dataset": rows, "eval_dataset": None, "callbacks": [tokens := Tokens()]}
+    make_trainer(
+        trainer=data, max_steps=4, logging_steps=500, include_num_input_tokens_seen=mode,
+        train_sampling_strategy="sequential",
+    ).train()  # fmt: skip
+    of_rows = [3 if mode == "all" else 1 + index % 3 for index in range(16)]
+    assert tokens.seen == [sum(of_rows[: 4 * step]) for step in (1, 2, 3, 4)]
+
+
 # ------------------------------------------------------------------------- checkpoints of the documented releases ----
 
 

@@ -12,10 +12,12 @@ from trainwright.callbacks.handler import CallbackHandler
 from trainwright.plan import plan_training
 from trainwright.resume import (
     ResumePoint,
+    batching,
     exported_callbacks,
     find_checkpoint,
     loop_state,
     micro_batches_done,
+    plan_from_here,
     report_changes,
     restore_callbacks,
     restore_loop,
@@ -52,30 +54,88 @@ def test_without_such_a_file_the_position_is_counted_in_steps(tmp_path, step, ep
     assert found == ResumePoint(epoch=epoch, samples_in_epoch=samples, last_logged_step=step)
 
 
-def plan(num_batches, num_examples):
+def plan(num_batches, num_examples, accumulation=1, epochs=1, max_steps=-1):
     return plan_training(
         len_dataloader=num_batches,
         num_examples=num_examples,
-        total_train_batch_size=4,
-        gradient_accumulation_steps=1,
-        num_train_epochs=1,
-        max_steps=-1 if num_batches else 9,
+        total_train_batch_size=4 * accumulation,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=epochs,
+        max_steps=max_steps if num_batches else 9,
     )
 
 
-@pytest.mark.parametrize(("samples", "done"), [(0, 0), (4, 1), (8, 2), (20, 5), (22, 6)])
-def test_whole_micro_batches_are_counted(samples, done):
-    assert micro_batches_done(samples, 4, plan(6, 22)) == done
+def batching_of(found, accumulation=1, strategy="random"):
+    args = types.SimpleNamespace(gradient_accumulation_steps=accumulation, train_sampling_strategy=strategy)
+    return batching(4, found, args)
+
+
+def done(samples, found, **options):
+    return micro_batches_done(ResumePoint(samples_in_epoch=samples), batching_of(found, **options), found)
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(0, 0), (4, 1), (8, 2), (20, 5), (22, 6)])
+def test_whole_micro_batches_are_counted(samples, expected):
+    assert done(samples, plan(6, 22)) == expected
 
 
 def test_after_a_change_of_the_batch_size_what_is_left_reaches_the_end_of_the_epoch():
     for samples in range(1, 22):
-        num_left = 6 - micro_batches_done(samples, 4, plan(6, 22))
+        num_left = 6 - done(samples, plan(6, 22))
         assert 0 <= num_left * 4 - (22 - samples) < 4
+        num_left = 5 - done(samples, plan(5, 22))  # what fills no batch is dropped
+        assert 0 <= (22 - samples) - num_left * 4 < 4
+
+
+def test_micro_batches_that_are_planned_together_are_left_together():
+    for samples in range(1, 40):
+        num_left = 9 - done(samples, plan(9, 34), accumulation=3, strategy="batch_rebalance")  # updates of 12, 12, 10
+        assert num_left == 3 * -(-max(0, 34 - samples) // 12)
+
+
+def test_the_number_of_micro_batches_is_the_checkpoint_s_as_long_as_their_size_is():
+    found = plan(6, 60)  # batches of unequal size
+    now = batching_of(found)
+    point = ResumePoint(samples_in_epoch=8, micro_batches=2, batching=json.loads(json.dumps(now)))
+    assert micro_batches_done(point, now, found) == 2
+    assert micro_batches_done(point, now | {"gradient_accumulation_steps": 2}, found) == 0  # 13 batches of 4 are left
 
 
 def test_a_loader_without_length_counts_from_the_front():
-    assert micro_batches_done(11, 4, plan(None, None)) == 2
+    assert done(11, plan(None, None)) == 2
+
+
+def test_epochs_or_steps_that_are_left_are_counted_from_where_a_run_goes_on():
+    found = plan(10, 40, accumulation=2, epochs=3)  # 5 updates an epoch
+    assert plan_from_here(found, 1, 4, 7, 2) == found
+    assert plan_from_here(found, 1, 3, 7, 2).max_steps == 7 + 4 + 5  # 7 micro-batches are left of epoch 1
+    found = plan(10, 40, accumulation=2, max_steps=12)
+    assert plan_from_here(found, 1, 4, 7, 2) == found and found.num_train_epochs == 3
+    assert plan_from_here(found, 4, 4, 7, 2).num_train_epochs == 6  # 3 updates end epoch 4, 2 are left
+    assert plan_from_here(found, 4, 0, 20, 2).max_steps == 12
+    assert plan_from_here(plan(None, None), 0, 3, 7, 2) == plan(None, None)
+
+
+def parts_of(tmp_path, *sums):
+    windows = [window_with(*losses) for losses in sums]
+    states = [
+        {"window": window.state(), "epoch_start_generators": None, "collator_generator": None} for window in windows
+    ]
+    saved = loop_state(ResumePoint(samples_in_epoch=4), windows[0], ARGS, lambda own: states)
+    (tmp_path / "loop_state.json").write_text(json.dumps(saved))
+
+
+@pytest.mark.parametrize(
+    ("index", "number", "expected"), [(0, 2, 0.75), (1, 2, 2.0), (0, 1, 1.375), (0, 3, 1.375), (2, 3, 1.375)]
+)
+def test_each_process_gets_its_part_of_the_running_loss_and_others_the_mean(tmp_path, index, number, expected):
+    parts_of(tmp_path, (0.5, 0.25), (1.5, 0.5))
+    window = LossWindow(True)
+    restore_loop(
+        str(tmp_path), TrainerState(global_step=2), window, updates_per_epoch=3, samples_per_update=8,
+        process_index=index, num_processes=number,
+    )  # fmt: skip
+    assert len(window) == 2 and window.take()[0] == expected
 
 
 def test_nothing_is_looked_for_unless_asked(tmp_path):

@@ -1,8 +1,8 @@
 """Random transforms in loader workers that are the same again after a resume, whatever the number of workers.
 
-Owns: seeding a worker anew for each batch, from the seed, the epoch and the samples in it. Leaves to others: the order
-of the samples (samplers), seeding workers once (workers). Without workers nothing here is used: samples are then made
-in the training process, whose generators a checkpoint restores.
+Owns: seeding a worker anew for each batch, from the seed, the epoch and the samples in it, and one that stays for each
+pass over a stream. Leaves to others: the order of the samples (samplers), seeding workers once (workers). Without
+workers nothing here is used: samples are then made in the training process, whose generators a checkpoint restores.
 
 Why: torch seeds a worker once per epoch, and its randomness then depends on every batch it made before; after a resume
 in the middle of an epoch those would all have to be made again.
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from trainwright.data import own_generators
 from trainwright.data.around import Around
@@ -94,3 +94,36 @@ class SeededPerBatch(Around, Dataset[Any]):
     def _fetched(self, indices: Any) -> list[Any]:
         fetch = getattr(self.dataset, "__getitems__", None)
         return list(fetch(list(indices))) if fetch is not None else [self.dataset[index] for index in indices]
+
+
+class SeededPerPass(Around, IterableDataset[Any]):
+    """A stream that seeds all generators of its worker, and those of the collator, before each pass but the first.
+
+    For persistent workers: torch seeds them once, so that a later pass would depend on all that they drew before, which
+    workers started by a resume have not. Passes are counted from the epoch in which the worker started.
+    """
+
+    _inside = "dataset"
+
+    def __init__(self, dataset: Any, seed: int, collator: Any = None) -> None:
+        self.dataset, self.seed, self.epoch, self._collator = dataset, seed, 0, collator
+        self._num_passes = 0  # that began in this worker
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        inner = getattr(self.dataset, "set_epoch", None)
+        if inner is not None:
+            inner(epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        worker, epoch = get_worker_info(), self.epoch + self._num_passes
+        if worker is not None:
+            self._num_passes += 1
+            if epoch > 0:
+                seed = zlib.crc32(np.asarray([self.seed, epoch, worker.id], dtype=np.int64).tobytes())
+                set_seed(seed)
+                own_generators.reseed(self._collator, seed)
+        return iter(self.dataset)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
-from trainwright.data.batch_seeds import SeededBatchSampler, SeededPerBatch
+from trainwright.data.batch_seeds import SeededBatchSampler, SeededPerBatch, SeededPerPass
 from trainwright.data.by_value import start_sending_by_value
 from trainwright.data.rebalance import BatchRebalanceSampler
 from trainwright.data.samplers import SeededRandomSampler, has_length
@@ -91,6 +91,8 @@ def build_dataloader(
         "generator": generator,
     }
     if isinstance(dataset, IterableDataset):
+        if persistent_workers and seed is not None:
+            dataset = SeededPerPass(dataset, seed, collate_fn)
         return DataLoader(dataset, batch_size=batch_size, **options)
     seeds_batches = seed is not None and num_workers > 0 and sampler is not None
     made_from = SeededPerBatch(dataset, collate_fn) if seeds_batches else dataset

@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from trainwright.data.around import Around
-from trainwright.data.order import Resumable
+from trainwright.data.order import Resumable, seeded
 
 logger = logging.getLogger(__name__)
 
@@ -333,6 +334,15 @@ def _num_shares(dataloader: Any, batch_size: int) -> int:
     """How many processes share a batch of `batch_size`, by the batch size of this process's loader."""
     own = getattr(dataloader, "batch_size", None) or getattr(dataloader.batch_sampler, "batch_size", None) or batch_size
     return max(1, batch_size // int(own))
+
+
+def draw_no_seed_for_workers_that_stay(dataloader: Any, epoch: int) -> None:
+    """Have a loader with persistent workers seed those that it may have to start now without drawing from torch's
+    global generator. The run before the interruption did not draw here: its workers were there since its first epoch.
+    """
+    loader = getattr(dataloader, "base_dataloader", None) or dataloader
+    if getattr(loader, "persistent_workers", False) and getattr(loader, "generator", ...) is None:
+        loader.generator = seeded(torch.initial_seed() + epoch)
 
 
 def with_one_worker(dataloader: Any) -> Any:

@@ -26,6 +26,7 @@ class DataProgress:
         samples_ahead: int = 0,
         generators: dict[str, Any] | None = None,
         saved_shares: Any = None,
+        samples_of_pass: int | None = None,
     ) -> None:
         self.epoch, self.micro_batches = epoch, 0  # of this epoch
         self.size = samples_per_micro_batch
@@ -34,21 +35,45 @@ class DataProgress:
         self._samples_ahead = samples_ahead  # beyond the micro-batches, after a resume with another batch size
         self._length, self._saved_shares = len_dataloader, saved_shares
         self._shares: position.WorkerShares | None = None  # of a stream, before the micro-batches of this epoch
+        # Of the last pass that ended before the length that was announced, or that had none; None before there is one.
+        self.short_pass = None if samples_of_pass is None else -(-samples_of_pass // samples_per_micro_batch)
+        self.has_ended = False  # callbacks heard the end of this epoch
+        self.owes_end = False  # callbacks have still to hear the end of the epoch before, or of this one at its end
+        self.last_update: tuple[float | None, Any] = (
+            None,
+            None,
+        )  # (learning rate, gradient norm), as a log line has them
 
     def begin_epoch(self, epoch: int, micro_batches: int) -> None:
         """Stand in `epoch`, behind so many micro-batches that an earlier run took of it."""
         if epoch != self.epoch:
             self._samples_ahead = 0
-        self.epoch, self.micro_batches = epoch, micro_batches
+        self.epoch, self.micro_batches, self.has_ended = epoch, micro_batches, False
+
+    def data_ended(self) -> float:
+        """The data gave no more batch, before as many as were expected. Returns how many passes are done."""
+        if self.micro_batches == 0:
+            return self.epoch
+        self.short_pass = self.micro_batches
+        return self.epoch + 1.0
+
+    @property
+    def samples_of_pass(self) -> int | None:
+        """Samples of the last pass that ended early; None before there is one."""
+        return None if self.short_pass is None else self.short_pass * self.size
 
     @property
     def samples(self) -> int:
         """How many samples of this epoch were taken, over all processes."""
         return self.micro_batches * self.size + self._samples_ahead
 
-    def next_sample(self) -> tuple[int, int, dict[str, Any] | None]:
+    def is_over(self, is_cut_short: bool = False) -> bool:
+        """Whether nothing of this epoch is left, or a callback ends it here (`is_cut_short`)."""
+        return is_cut_short or (self._length is not None and self.micro_batches >= self._length)
+
+    def next_sample(self, is_cut_short: bool = False) -> tuple[int, int, dict[str, Any] | None]:
         """(epoch, samples of it that were taken, shares of the workers); a finished pass is the start of the next."""
-        if self._length is not None and self.micro_batches >= self._length:
+        if self.is_over(is_cut_short):
             return self.epoch + 1, 0, None
         shares = self._shares.after(self.micro_batches).to_dict() if self._shares is not None else None
         return self.epoch, self.samples, shares
@@ -62,6 +87,8 @@ class DataProgress:
             self._saved_shares, dataloader, num_processes, is_start=first_sample == 0
         )
         self._shares = None if shares is None else shares.after(-first_micro_batch)
+        if epoch > 0:
+            position.draw_no_seed_for_workers_that_stay(dataloader, epoch)
 
         def begin(num_given: int = 0, alone: bool = False) -> Iterator[Any]:
             source = position.with_one_worker(dataloader) if alone else dataloader
