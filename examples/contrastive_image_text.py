@@ -35,7 +35,7 @@ class CaptionDataArguments(DataArguments):
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     model_args, data, args = parse((ModelArguments, CaptionDataArguments, TrainingArguments), __doc__, arguments)
-    session.begin(args)
+    session.begin(args, "PIL")
     splits = sources.load_splits(data, needs=session.needed_splits(args), shuffled=True)
     first = next(iter(splits.values()))
     usual = ("image", "image_path", "img")

@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.utils.data import Dataset
 
 from trainwright import EarlyStoppingCallback, EvalPrediction, HfArgumentParser, Trainer, TrainingArguments
+from trainwright.tasks.errors import as_script, package
 
 
 @dataclass
@@ -73,12 +72,15 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
-def main() -> None:
-    (args,) = HfArgumentParser(DigitsArguments, description=__doc__.split("\n")[0]).parse_args_into_dataclasses()
-    data = load_digits()
+def main(arguments: list[str] | None = None) -> None:
+    parser = HfArgumentParser(DigitsArguments, description=__doc__.split("\n")[0])
+    (args,) = parser.parse_args_into_dataclasses(arguments)
+    data = package("sklearn.datasets").load_digits()
     images = torch.tensor(data.images, dtype=torch.float32) / 16
     digits = torch.tensor(data.target)
-    split = train_test_split(images, digits, test_size=0.25, random_state=0, stratify=digits)
+    split = package("sklearn.model_selection").train_test_split(
+        images, digits, test_size=0.25, random_state=0, stratify=digits
+    )
     train_images, test_images, train_digits, test_digits = split
 
     torch.manual_seed(args.seed)
@@ -99,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -33,7 +33,7 @@ class ImageDataArguments(DataArguments):
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     model_args, data, args = parse((ModelArguments, ImageDataArguments, TrainingArguments), __doc__, arguments)
-    session.begin(args)
+    session.begin(args, "PIL")
     splits = sources.load_splits(
         data, needs=session.needed_splits(args), folder=("image", images.IMAGE_SUFFIXES), shuffled=True
     )

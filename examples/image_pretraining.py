@@ -43,7 +43,7 @@ class PixelDataArguments(DataArguments):
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     model_args, data, args = parse((ModelArguments, PixelDataArguments, TrainingArguments), __doc__, arguments)
-    session.begin(args)
+    session.begin(args, "PIL")
     splits = sources.load_splits(
         data, needs=session.needed_splits(args), folder=("image", images.IMAGE_SUFFIXES), shuffled=True
     )

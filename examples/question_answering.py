@@ -16,15 +16,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset
-
 from trainwright import TrainingArguments, default_data_collator
 from trainwright.args.checks import check_number
 from trainwright.args.options import option
 from trainwright.tasks import answers, models, session, sources
 from trainwright.tasks.answer_trainer import AnswerTrainer
 from trainwright.tasks.arguments import DataArguments, ModelArguments, parse
-from trainwright.tasks.errors import DataError, as_script
+from trainwright.tasks.errors import DataError, as_script, package
 
 BEAM_MODELS = {"xlnet": "XLNetForQuestionAnswering", "xlm": "XLMForQuestionAnswering"}
 
@@ -89,7 +87,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     }  # fmt: skip
     hidden = {"question_index", "offsets"} | (set() if data.version_2_with_negative else {"is_impossible", "cls_index"})
     ready = {
-        name: Dataset.from_dict({key: values for key, values in columns.items() if key not in hidden})
+        name: package("datasets").Dataset.from_dict(
+            {key: values for key, values in columns.items() if key not in hidden}
+        )
         for name, columns in features.items()
     }
     choose = answers.best_beam_spans if data.beam_search else answers.best_spans

@@ -52,7 +52,7 @@ def names_of(data: MaskDataArguments, splits: list[sources.Split], column: str) 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     model_args, data, args = parse((ModelArguments, MaskDataArguments, TrainingArguments), __doc__, arguments)
-    session.begin(args)
+    session.begin(args, "PIL")
     splits = sources.load_splits(data, needs=session.needed_splits(args))
     first = next(iter(splits.values()))
     image = checks.pick_column(first, "image_column", data.image_column, ("image", "pixel_values"), "the image")

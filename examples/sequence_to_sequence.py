@@ -18,15 +18,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset
-
 from trainwright import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 from trainwright.args.checks import check_choice
 from trainwright.args.options import option
 from trainwright.tasks import answers, checks, models, sequences, session, sources
 from trainwright.tasks.answer_trainer import AnswerSeq2SeqTrainer
 from trainwright.tasks.arguments import DataArguments, ModelArguments, parse
-from trainwright.tasks.errors import DataError, as_script
+from trainwright.tasks.errors import DataError, as_script, package
 
 TASKS = ("translation", "summarization", "question-answering")
 TEXTS, SUMMARIES = ("text", "article", "document", "dialogue"), ("summary", "highlights")
@@ -70,7 +68,7 @@ def pairs_of(split: sources.Split, data: PairDataArguments) -> tuple[list[str], 
     if data.task == "translation":
         first, second = str(data.source_lang), str(data.target_lang)
         if "translation" in columns:
-            rows = Dataset.from_list(rows["translation"])
+            rows = package("datasets").Dataset.from_list(rows["translation"])
         nested = split.with_rows(rows)
         source = checks.pick_column(nested, "source_lang", first, (), "the texts to translate")
         target = (
@@ -101,8 +99,9 @@ def set_languages(tokenizer: object, model: object, data: PairDataArguments) -> 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     model_args, data, args = parse((ModelArguments, PairDataArguments, PairTrainingArguments), __doc__, arguments)
-    session.begin(args)
     is_qa = data.task == "question-answering"
+    scores = {"translation": ("sacrebleu",), "summarization": ("rouge_score",)}
+    session.begin(args, *(scores.get(data.task, ()) if args.predict_with_generate else ()))
     readers = {".json": answers.read_squad} if is_qa else None
     splits = sources.load_splits(data, needs=session.needed_splits(args), readers=readers)
     config = models.load_config(model_args)
@@ -114,7 +113,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         set_languages(tokenizer, model, data)
     pairs = {name: pairs_of(split, data) for name, split in splits.items()}
     ready = {
-        name: Dataset.from_dict(
+        name: package("datasets").Dataset.from_dict(
             sequences.encoded_pairs(
                 texts,
                 targets,

@@ -54,7 +54,7 @@ def tokenizer_for(model_args: ModelArguments, args: object, texts: list[str], is
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     model_args, data, args = parse((ModelArguments, SpeechDataArguments, Seq2SeqTrainingArguments), __doc__, arguments)
-    session.begin(args)
+    session.begin(args, "jiwer")
     is_ctc = data.method == "ctc"
     splits = sources.load_splits(data, needs=session.needed_splits(args), shuffled=True)
     first = next(iter(splits.values()))

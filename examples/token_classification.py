@@ -36,7 +36,7 @@ class TokenDataArguments(DataArguments):
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     model_args, data, args = parse((ModelArguments, TokenDataArguments, TrainingArguments), __doc__, arguments)
-    session.begin(args)
+    session.begin(args, "seqeval")
     splits = sources.load_splits(data, needs=session.needed_splits(args), readers={".conll": tokens.read_conll})
     first = next(iter(splits.values()))
     words = checks.pick_column(first, "tokens_column", data.tokens_column, ("tokens", "words"), "the words")

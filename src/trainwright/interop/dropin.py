@@ -23,6 +23,8 @@ from trainwright.interop.optional import installed_version, require
 from trainwright.interop.replaced_names import OF_PACKAGES, REPLACED, logger_of, ours
 
 OLDEST = (4, 55)
+# Modules without which there is nothing to replace; where one cannot be imported, its own error says why.
+_REQUIRED = ("trainer", "training_args", "training_args_seq2seq")
 _ABSENT = object()
 
 
@@ -154,10 +156,15 @@ def is_active() -> bool:
 
 
 def _imported(name: str) -> ModuleType | None:
+    """The module, or None where nobody in this environment can import it: it is of another generation, or needs an
+    optional package that is absent (`transformers.utils.notebook` needs IPython).
+    """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name:
+        missing = error.name or ""
+        is_optional = name.partition(".")[2] not in _REQUIRED and missing.partition(".")[0] != "transformers"
+        if missing != name and not is_optional:
             raise
         return None
 

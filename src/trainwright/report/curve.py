@@ -28,7 +28,7 @@ def plot_history(
 
     Returns the path. Raises ValueError where the history holds nothing to draw, MissingExtra without matplotlib.
     """
-    figures = require("matplotlib.figure", "plot_history", package="matplotlib", extra="report")
+    figures = require("matplotlib.figure", "plot_history", package="matplotlib", extra="plot")
     panels = panels_of(log_history)
     if not panels:
         raise ValueError(

@@ -15,11 +15,11 @@ from trainwright.interop.optional import is_installed
 from trainwright.names import HPSearchBackend, closest
 from trainwright.outputs import BestRun
 
-# Engine -> pip command, in the order in which the first installed one is taken.
+# Engine -> pip command, in the order in which the first installed one is chosen. SigOpt is not among them: its client
+# can still be installed, but its service has ended (`sigopt.py` says so to those who name it).
 PIP_COMMANDS = {
     HPSearchBackend.OPTUNA: "pip install 'trainwright[optuna]'",
     HPSearchBackend.RAY: "pip install 'trainwright[ray]'",
-    HPSearchBackend.SIGOPT: "pip install sigopt",
     HPSearchBackend.WANDB: "pip install 'trainwright[wandb]'",
 }
 DIRECTIONS = ("minimize", "maximize")
@@ -77,7 +77,7 @@ class SearchBackend(Protocol):
 
 
 def choose_backend(name: str | HPSearchBackend | None = None) -> SearchBackend:
-    """The engine called `name`, or the first installed one: optuna, ray, sigopt, wandb.
+    """The engine called `name`, or the first installed one: optuna, ray, wandb.
 
     ValueError for an unknown name, RuntimeError with the pip command for an engine that is not installed.
     """

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainwright.interop.optional import is_installed, require
-from trainwright.tasks.errors import DataError
+from trainwright.interop.optional import is_installed
+from trainwright.tasks.errors import DataError, package
 from trainwright.tasks.images import beside
 from trainwright.tasks.sources import Split
 
@@ -47,7 +47,7 @@ def read_audio(cell: Any, split: Split, index: int, sampling_rate: int) -> Array
 def _decoded(source: Any) -> tuple[Array, int]:
     """(float32 (samples,), its rate) of a file or of bytes."""
     if is_installed("soundfile"):
-        frames, rate = require("soundfile", "Reading sound").read(source, dtype="float32", always_2d=True)
+        frames, rate = package("soundfile").read(source, dtype="float32", always_2d=True)
         return frames.mean(1), int(rate)
     with wave.open(source) as file:  # PCM of 1 to 4 bytes a sample
         width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
@@ -67,7 +67,7 @@ def resampled(sound: Array, rate: int, wanted: int) -> Array:
     """`sound` (samples,) at `wanted` Hz, filtered so that no tone folds back."""
     if rate == wanted:
         return sound
-    signal = require("scipy.signal", "Changing the sampling rate", package="scipy")
+    signal = package("scipy.signal")
     step = gcd(rate, wanted)
     return signal.resample_poly(sound, wanted // step, rate // step).astype(np.float32)  # type: ignore[no-any-return]
 

@@ -1,21 +1,50 @@
-"""Owns: `DataError`, and how a script ends with it: one line, no traceback. Leaves to others: raising it."""
+"""What a user of a task script can mend: wrong data, missing packages.
+
+Owns: `DataError`, the packages that tasks need with the extra that brings each, and how a script ends with such an
+error: one line, no traceback. Leaves to others: raising it.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
+
+from trainwright.interop.optional import MissingExtra, require
+
+# Top-level module -> (what a task needs it for, the extra that brings it).
+_PACKAGES = {
+    "seqeval": ("Scoring entities", "metrics"),
+    "sacrebleu": ("BLEU", "metrics"),
+    "rouge_score": ("ROUGE", "metrics"),
+    "jiwer": ("Word error rates", "metrics"),
+    "PIL": ("Reading images", "images"),
+    "scipy": ("Changing the sampling rate", "audio"),
+    "soundfile": ("Reading sound", "audio"),
+    "datasets": ("Reading training data", "datasets"),
+    "sklearn": ("The handwritten digits of this example", "digits"),
+}
 
 
 class DataError(ValueError):
     """The data, the model or an argument is not what a task needs; the message names place and cure."""
 
 
+def package(module: str) -> ModuleType:
+    """Import `module` (such as "seqeval.metrics"), or raise MissingExtra with the pip command of its extra.
+
+    A script that will need one calls this before it reads data, so that `--plan` notices, and no training is wasted.
+    """
+    needed_for, extra = _PACKAGES[module.partition(".")[0]]
+    return require(module, needed_for, extra=extra)
+
+
 def as_script(main: Callable[[list[str]], Any]) -> None:
     """Run `main` on the command line. What the user can mend is one line on stderr and exit code 2."""
     try:
         main(sys.argv[1:])
-    except DataError as error:
+    except (DataError, MissingExtra) as error:
         print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainwright.interop.optional import require
-from trainwright.tasks.errors import DataError
+from trainwright.tasks.errors import DataError, package
 from trainwright.tasks.sources import Split
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -27,7 +26,7 @@ def read_image(cell: Any, split: Split, index: int, mode: str = "RGB") -> Any:
 
     Raises DataError naming the row where nothing can be read.
     """
-    image = require("PIL.Image", "Reading images", package="pillow")
+    image = package("PIL.Image")
     try:
         if isinstance(cell, dict):
             cell = cell["bytes"] if cell.get("bytes") is not None else cell["path"]

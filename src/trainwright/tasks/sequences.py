@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from trainwright.interop.optional import require
 from trainwright.names import IGNORE_INDEX
+from trainwright.tasks.errors import package
 
 
 def encoded_pairs(
@@ -43,7 +43,7 @@ def bleu(tokenizer: Any) -> Callable[[Any], dict[str, float]]:
     """`compute_metrics`: sacreBLEU's corpus BLEU (0 to 100) and the mean length of what was generated, in tokens."""
 
     def compute(prediction: Any) -> dict[str, float]:
-        sacrebleu = require("sacrebleu", "BLEU")
+        sacrebleu = package("sacrebleu")
         found, truth = decoded(tokenizer, prediction.predictions), decoded(tokenizer, prediction.label_ids)
         return {
             "bleu": float(sacrebleu.corpus_bleu(found, [truth]).score),
@@ -60,7 +60,7 @@ def rouge(tokenizer: Any) -> Callable[[Any], dict[str, float]]:
     """
 
     def compute(prediction: Any) -> dict[str, float]:
-        scorer = require("rouge_score.rouge_scorer", "ROUGE", package="rouge-score")
+        scorer = package("rouge_score.rouge_scorer")
         kinds = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
         score = scorer.RougeScorer(kinds, use_stemmer=True).score
         found, truth = decoded(tokenizer, prediction.predictions), decoded(tokenizer, prediction.label_ids)

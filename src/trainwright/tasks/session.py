@@ -14,7 +14,7 @@ from typing import Any
 from trainwright.report.plan_table import plan_table
 from trainwright.seeding import set_seed
 from trainwright.tasks.arguments import DataArguments
-from trainwright.tasks.errors import DataError
+from trainwright.tasks.errors import DataError, package
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,14 @@ def needed_splits(args: Any) -> tuple[str, ...]:
     return needed
 
 
-def begin(args: Any) -> None:
-    """Log to the terminal, and seed everything, before a model is built."""
+def begin(args: Any, *packages: str) -> None:
+    """Log to the terminal, and seed everything, before a model is built.
+
+    packages: modules that the task will need later, such as "sacrebleu" for its metric. Raises MissingExtra where one
+    is not installed.
+    """
+    for module in packages:
+        package(module)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     set_seed(args.seed)
 

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trainwright.interop.optional import require
 from trainwright.names import closest
 from trainwright.tasks.arguments import DataArguments
-from trainwright.tasks.errors import DataError
+from trainwright.tasks.errors import DataError, package
 
 # Suffix of a file -> builder of `datasets`, and its arguments.
 FILE_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -73,7 +72,7 @@ def load_splits(
     end, or, `shuffled`, random rows (the same in every run), for data that come ordered by their class.
     Raises DataError that names the argument to give.
     """
-    datasets = require("datasets", "Reading training data", extra="datasets")
+    datasets = package("datasets")
     files = {name: getattr(data, argument) for name, argument in SPLITS.items() if getattr(data, argument)}
     if files and data.dataset_name:
         raise DataError(f"dataset_name={data.dataset_name!r} and files ({', '.join(files.values())}): keep one.")

@@ -17,6 +17,7 @@ import torch
 
 from trainwright.interop.optional import require
 from trainwright.names import IGNORE_INDEX
+from trainwright.tasks.errors import package
 
 Array = np.ndarray[Any, Any]
 WORD_END, UNKNOWN, PADDING = "|", "[UNK]", "[PAD]"
@@ -57,7 +58,7 @@ def word_error_rate(tokenizer: Any, *, is_ctc: bool) -> Callable[[Any], dict[str
     """`compute_metrics`: words and characters that are wrong, missing or too many, as shares of the true ones."""
 
     def compute(prediction: Any) -> dict[str, float]:
-        jiwer = require("jiwer", "Word error rates")
+        jiwer = package("jiwer")
         found = transcripts(tokenizer, prediction.predictions, is_ctc=is_ctc)
         labels = np.where(prediction.label_ids == IGNORE_INDEX, tokenizer.pad_token_id, prediction.label_ids)
         # Repeated letters of a true text are two letters.

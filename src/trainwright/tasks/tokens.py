@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from trainwright.interop.optional import require
 from trainwright.names import IGNORE_INDEX
-from trainwright.tasks.errors import DataError
+from trainwright.tasks.errors import DataError, package
 from trainwright.tasks.sources import Split
 
 
@@ -68,7 +67,7 @@ def entity_scores(names: Sequence[str], each_entity: bool = False) -> Callable[[
     """
 
     def compute(prediction: Any) -> dict[str, float]:
-        scores = require("seqeval.metrics", "Scoring entities", package="seqeval")
+        scores = package("seqeval.metrics")
         chosen, truth = words_of(names, prediction.predictions.argmax(-1), prediction.label_ids)
         result = {
             "precision": float(scores.precision_score(truth, chosen, zero_division=0)),
