@@ -38,6 +38,7 @@ from trainwright.checkpoint.deferred import at_once
 from trainwright.checkpoint.occupied import occupied
 from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
 from trainwright.data import columns, from_args, loaders, own_generators
+from trainwright.data.kept_loaders import KeptLoaders
 from trainwright.data.progress import DataProgress
 from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import rehearsal
@@ -209,6 +210,7 @@ class Trainer:
         self._interrupt = Interrupt()
         self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
         self._guard: NonFiniteGuard | None = None
+        self._eval_loaders = KeptLoaders()
         self._saves = Saves(lambda: (self.state, self.control), self._follow_save, self._tell_of_save)
         self._data_to_pass_over: list[tuple[int, range]] = []
         self._hub: Any = None
@@ -749,6 +751,7 @@ class Trainer:
         checks.check_something_to_train(self.model)
         undo = self._only_for_training
         undo.close()  # of an attempt that ran out of memory
+        undo.callback(self._eval_loaders.close)
         undo.enter_context(precision.float32_products(self.args.tf32))
         if self._attend is not None:
             undo.enter_context(self._attend.while_training(self.model))
@@ -1608,6 +1611,7 @@ class Trainer:
                 metric_key_prefix=prefix,
             )
             rehearsal.rehearse(loader, evaluate, str(self.args.metric_for_best_model))
+            self._eval_loaders.abandon(loader)
 
     def prediction_loop(
         self,
@@ -1715,9 +1719,18 @@ class Trainer:
             raise ValueError("Evaluation needs an eval_dataset: pass it to Trainer, or to evaluate().")
         if isinstance(dataset, str):
             dataset = checks.named_eval_set(self.eval_dataset, dataset)
-        return self._get_dataloader(
-            dataset, description="evaluation", batch_size=self.args.eval_batch_size, sampler_fn=self._get_eval_sampler
+        build = functools.partial(
+            self._get_dataloader,
+            dataset,
+            description="evaluation",
+            batch_size=self.args.eval_batch_size,
+            sampler_fn=self._get_eval_sampler,
         )
+        if not self.args.dataloader_persistent_workers:
+            return build()
+        own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        built_for = (self.data_collator, *from_args.evaluation_settings(self.args))
+        return self._eval_loaders.get(dataset, built_for, own, build)  # type: ignore[no-any-return]
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """Hook: the loader that `predict` reads."""
