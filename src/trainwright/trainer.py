@@ -40,6 +40,7 @@ from trainwright.checkpoint.deferred import at_once
 from trainwright.checkpoint.occupied import occupied
 from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
 from trainwright.data import columns, from_args, loaders, own_generators
+from trainwright.data.kept_loaders import KeptLoaders
 from trainwright.data.progress import DataProgress
 from trainwright.evaluation import batch_trial, rehearsal
 from trainwright.evaluation import metrics as metric_text
@@ -228,6 +229,7 @@ class Trainer:
         self._said_no_items = False
         self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
         self._guard: NonFiniteGuard | None = None
+        self._eval_loaders = KeptLoaders()
         self._saves = Saves(lambda: (self.state, self.control), self._follow_save, self._tell_of_save)
         self._data_to_pass_over: list[tuple[int, range]] = []
         self._hub: Any = None
@@ -820,6 +822,7 @@ class Trainer:
         checks.check_something_to_train(self.model)
         undo = self._only_for_training
         undo.close()  # of an attempt that ran out of memory
+        undo.callback(self._eval_loaders.close)
         undo.enter_context(precision.float32_products(self.args.tf32))
         if self._attend is not None:
             undo.enter_context(self._attend.while_training(self.model))
@@ -1739,7 +1742,9 @@ class Trainer:
         """Make one batch of each evaluation set, to find what would end the run at its first evaluation."""
         for name in self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]:
             description = "eval_dataset" if name is None else f"eval_dataset[{name!r}]"
-            batch_trial.try_batch(self.get_eval_dataloader(name), self.args, description)
+            loader = self.get_eval_dataloader(name)
+            batch_trial.try_batch(loader, self.args, description)
+            self._eval_loaders.abandon(loader)
 
     def _rehearse_best_metric(self, ignore_keys: list[str] | None) -> None:
         """Find out now what would stop the run hours later: no evaluation has `metric_for_best_model`."""
@@ -1755,7 +1760,10 @@ class Trainer:
             model, loss_only = self._model_for_evaluation(loader), compute_metrics is None
             functions = {"compute_metrics": compute_metrics, "preprocess_logits": preprocess_logits}
             batches = rehearsal.first(loader)
-            return self._run_evaluation(batches, model, loss_only, ignore_keys, prefix, functions=functions)
+            try:
+                return self._run_evaluation(batches, model, loss_only, ignore_keys, prefix, functions=functions)
+            finally:
+                self._eval_loaders.abandon(loader)
 
         adders = [f"{type(self).__name__}.{hook}" for hook in rehearsal.HOOKS if overridden(hook)]
         adders += rehearsal.adding_callbacks(callbacks)
@@ -1876,9 +1884,18 @@ class Trainer:
             raise ValueError("Evaluation needs an eval_dataset: pass it to Trainer, or to evaluate().")
         if isinstance(dataset, str):
             dataset = checks.named_eval_set(self.eval_dataset, dataset)
-        return self._get_dataloader(
-            dataset, description="evaluation", batch_size=self.args.eval_batch_size, sampler_fn=self._get_eval_sampler
+        build = functools.partial(
+            self._get_dataloader,
+            dataset,
+            description="evaluation",
+            batch_size=self.args.eval_batch_size,
+            sampler_fn=self._get_eval_sampler,
         )
+        if not self.args.dataloader_persistent_workers:
+            return build()
+        own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        built_for = (self.data_collator, *from_args.evaluation_settings(self.args))
+        return self._eval_loaders.get(dataset, built_for, own, build)  # type: ignore[no-any-return]
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """Hook: the loader that `predict` reads."""

@@ -213,6 +213,15 @@ def loader_for(
     return shield(loader) if args.save_on_signal or args.enable_jit_checkpoint else loader
 
 
+def evaluation_settings(args: Any) -> tuple[Any, ...]:
+    """What a loader of an evaluation is built from, beside its data set and collator."""
+    return (
+        args.eval_batch_size, args.dataloader_num_workers, args.dataloader_prefetch_factor, args.dataloader_drop_last,
+        args.dataloader_pin_memory, args.dataloader_multiprocessing_context, args.remove_unused_columns,
+        args.eval_sampling_strategy, args.train_sampling_strategy, args.length_column_name,
+    )  # fmt: skip
+
+
 def _prefetch_factor(args: Any, is_training: bool) -> int | None:
     """Batches each worker makes ahead: together at least those of one update, because the loop takes all of these at
     once, and workers that stop after two each would leave it waiting for the others."""
