@@ -2,7 +2,8 @@
 the same samples one by one, for an evaluation.
 
 Owns: `DataCollatorForPacking`, `DataCollatorForUnpacked`. Leaves to others: choosing the samples of a pack (packing),
-what a model needs to keep them apart (interop/packed_attention), the mask over pairs of tokens, which is made on the device.
+what a model needs to keep them apart (interop/packed_attention), the mask over pairs of tokens, which is made on the
+device.
 """
 
 from __future__ import annotations
