@@ -195,7 +195,7 @@ def test_positions_in_a_pack_are_those_that_the_model_counts_itself(name, tmp_pa
         trainer_for(model, tmp_path, data=data, collator=lambda rows: padded_batch(rows, filler), **whole)
     )
     assert packed[0] == padded[0] == [TOTAL - len(LENGTHS)]
-    assert packed[1] == pytest.approx(padded[1], rel=1e-6)
+    assert packed[1] == pytest.approx(padded[1], rel=1e-5)  # other positions: 1e-3 and more
 
 
 def needs_newer_bert(model):
