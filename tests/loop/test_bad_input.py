@@ -511,5 +511,5 @@ def test_a_class_of_transformers_that_is_given_our_arguments_says_to_take_the_tr
     with pytest.raises(AttributeError, match="from trainwright import Trainer, TrainingArguments"):
         exec("args.fsdp_plugin_args", reads)
     assert exec("found = hasattr(args, 'no_such_name')", reads) is None and reads["found"] is False
-    with pytest.raises(AttributeError, match="no attribute 'no_such_name'$"):
+    with pytest.raises(AttributeError, match=r"no attribute 'no_such_name'$"):
         _ = args.no_such_name

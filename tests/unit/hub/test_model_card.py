@@ -151,7 +151,8 @@ def test_no_value_of_the_card_ends_its_line_or_its_header():
     text = "a|b: 'c'\n---\n# d\u2028e"
     summary = TrainingSummary(
         text, language=text, license=text, tags=[text], finetuned_from=text, tasks=text, dataset=text,
-        dataset_tags=text, dataset_args=text, log_history=[{"eval_loss": 1.0, f"eval_{text}": text, "epoch": 1.0, "step": 2}],
+        dataset_tags=text, dataset_args=text,
+        log_history=[{"eval_loss": 1.0, f"eval_{text}": text, "epoch": 1.0, "step": 2}],
         hyperparameters={text: text}, framework_versions={text: text},
     )  # fmt: skip
     card = summary.to_model_card()
@@ -159,5 +160,5 @@ def test_no_value_of_the_card_ends_its_line_or_its_header():
     found = yaml.safe_load(header)
     assert [found["license"], *found["tags"][:1], *found["datasets"]] == [text] * 3
     assert found["model-index"][0]["results"][0]["dataset"] == {"name": text, "type": text, "args": text}
-    assert [line for line in body.splitlines() if line.startswith("#")][0].startswith("# a|b: 'c' --- # d e")
+    assert next(line for line in body.splitlines() if line.startswith("#")).startswith("# a|b: 'c' --- # d e")
     assert not any(line.startswith(("---", "# d")) for line in body.splitlines())
