@@ -564,7 +564,7 @@ class Trainer:
 
     def _start_over(self, batch_size: int, weights: dict[str, torch.Tensor]) -> None:
         """After memory ran out: begin anew, from these weights, with a smaller micro-batch."""
-        self.model.load_state_dict(weights)
+        checkpoint_weights.load_state_dict(self.model, weights)
         self.optimizer = self.lr_scheduler = None
         self._seed_everything()
         self._update_auto_batch_size(batch_size)

@@ -85,6 +85,7 @@ def described_as(tensor: torch.Tensor) -> Description:
         or tensor.device.type not in ("cpu", "cuda")
         or tensor.requires_grad
         or tensor.is_quantized
+        or tensor.is_nested
         or tensor.is_conj()
         or tensor.is_neg()
         or tensor.__dict__

@@ -22,6 +22,7 @@ from torch import nn
 from trainwright.checkpoint.deferred import Taker, taking
 from trainwright.checkpoint.manifest import read_manifest
 from trainwright.checkpoint.paths import inside
+from trainwright.checkpoint.tensors import strided_parts
 from trainwright.interop.loaded import is_peft_model
 from trainwright.names import MANIFEST_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -161,7 +162,11 @@ def _frozen_part(model: nn.Module, tensors: Tensors) -> Tensors:
     return {
         name: tensor
         for name, tensor in tensors.items()
-        if type(tensor) in (torch.Tensor, nn.Parameter) and tensor.numel() and _memory(tensor) in frozen
+        if type(tensor) in (torch.Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
+        and tensor.numel()
+        and _memory(tensor) in frozen
     }
 
 
@@ -170,7 +175,7 @@ def _memory(tensor: torch.Tensor) -> tuple[torch.device, int]:
 
 
 def _num_bytes(tensors: Tensors) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
+    return sum(part.nbytes for tensor in tensors.values() for part in strided_parts(tensor))
 
 
 def _promised(checkpoint: str, name: str, fingerprint: str) -> dict[str, Any] | None:

@@ -22,8 +22,10 @@ from trainwright.checkpoint.layout import checkpoint_name, sort_checkpoints
 from trainwright.checkpoint.paths import is_ours
 from trainwright.checkpoint.runs import Record, continued
 from trainwright.checkpoint.trouble import SaveTrouble, predicted_bytes
+from trainwright.checkpoint.weights import check_can_be_held
 from trainwright.finite.guard import NonFiniteGuard
 from trainwright.finite.weights import NonFiniteWeights, checkable_tensors, may_be_saved, nonfinite_tensors
+from trainwright.names import SaveStrategy
 from trainwright.state import TrainerControl, TrainerState
 
 if TYPE_CHECKING:
@@ -116,6 +118,9 @@ class Saves:
         self.trouble = SaveTrouble(args.max_save_failures)
         self._policy, self._strategy = args.nonfinite, strategy
         self._model, self._guard, self._exempt = model, guard, exempt
+        writes_weights = {"_save_checkpoint", "save_model", "_save"}.isdisjoint(overridden)
+        if args.save_strategy != SaveStrategy.NO and args.save_safetensors and writes_weights:
+            check_can_be_held(model)
         if not args.async_save or self.asynchronous is not None:
             return
         from trainwright.checkpoint.asynchronous import AsyncSaves

@@ -21,6 +21,7 @@ from torch import nn
 from trainwright.checkpoint.commit import remove
 from trainwright.checkpoint.layout import sort_checkpoints
 from trainwright.checkpoint.paths import INCOMPLETE_NAME, is_ours
+from trainwright.checkpoint.tensors import strided_parts
 from trainwright.interop.loaded import is_peft_model
 from trainwright.names import SaveStrategy
 
@@ -143,7 +144,8 @@ def predicted_bytes(model: nn.Module, optimizer: Any = None) -> tuple[int, int]:
     A state that exists is measured. Else it is what the optimizer is known to keep per parameter; of an unknown one it
     is surely nothing and probably two numbers.
     """
-    tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)}
+    found = [tensor for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)]
+    tensors = {part.data_ptr(): part for tensor in found for part in strided_parts(tensor)}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     of_training = sum(parameter.nbytes for parameter in trainable)
     weights = of_training if is_peft_model(model) else sum(tensor.nbytes for tensor in tensors.values())

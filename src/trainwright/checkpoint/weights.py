@@ -6,6 +6,7 @@ Leaves to others: everything else in a checkpoint. `transformers` and peft model
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import logging
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from safetensors.torch import save_file as save_file  # writer.py writes with it as well
 from torch import nn
 
@@ -54,8 +56,10 @@ def save_weights(
     """Write the weights of `model` (or `state_dict`, where they were gathered elsewhere) to `directory`.
 
     `safe` chooses safetensors over `torch.save`; a file larger than `max_shard_size_gb` (10^9 bytes) is split, with an
-    index. Raises ValueError for a state dict that safetensors cannot hold.
+    index. Raises ValueError, before anything is written, for a state dict that safetensors cannot hold.
     """
+    if safe:
+        check_can_be_held(model, state_dict)
     os.makedirs(directory, exist_ok=True)
     writes_itself = is_pretrained_model(model) or is_peft_model(model)
     if writes_itself and _save_pretrained(model, directory, state_dict, safe, max_shard_size_gb):
@@ -66,12 +70,6 @@ def save_weights(
         if not deferred.taken("torch", path, tensors):
             torch.save(tensors, path)
         return
-    other = [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
-    if other:
-        raise ValueError(
-            f"safetensors holds only tensors, but the state dict of {type(model).__name__} holds {other}. "
-            "Set save_safetensors=False to write it with torch.save."
-        )
     unique, aliases = _without_duplicates(tensors)
     shards = _split(unique, max_shard_size_gb * 1e9)
     weight_map: dict[str, str] = {}
@@ -84,6 +82,76 @@ def save_weights(
         index_content = {"metadata": {"total_size": sum(t.nbytes for t in unique.values())}, "weight_map": weight_map}
         with open(os.path.join(directory, names.SAFE_WEIGHTS_INDEX_NAME), "w", encoding="utf-8") as file:
             json.dump(index_content, file, indent=2, sort_keys=True)
+
+
+def check_can_be_held(model: nn.Module, state_dict: Tensors | None = None) -> None:
+    """Raise ValueError, naming each with the reason, where the weights of `model` (or `state_dict`) hold something that
+    safetensors has no place for. Adapters are not looked at: peft chooses what it saves.
+    """
+    if is_peft_model(model) or getattr(model, "_hf_peft_config_loaded", False):
+        return
+    ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    entries = model.state_dict() if state_dict is None else state_dict
+    reasons = {name: _no_place_for(value) for name, value in entries.items() if name not in ignored}
+    found = [f"{name} ({reason})" for name, reason in reasons.items() if reason]
+    if found:
+        raise ValueError(
+            f"safetensors cannot hold what the state dict of {type(model).__name__} has: {_some(found)}. Set "
+            "save_safetensors=False to write the weights with torch.save, or, where it need not be saved, register the "
+            "buffer with persistent=False."
+        )
+
+
+def _no_place_for(value: Any) -> str:
+    """Why safetensors cannot hold `value`; "" where it can."""
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__}, not a tensor"
+    if value.is_nested:
+        return "a nested tensor"
+    if value.layout is not torch.strided:
+        return f"layout {value.layout}"
+    if value.is_quantized:
+        return f"quantized, {value.dtype}"
+    return "" if _has_type(value.dtype) else f"dtype {value.dtype}"
+
+
+@functools.cache
+def _has_type(dtype: torch.dtype) -> bool:
+    """Whether the installed safetensors knows a dtype: each release knows a few more."""
+    try:
+        save({"x": torch.empty(0, dtype=dtype)})
+    except (KeyError, ValueError, SafetensorError):
+        return False
+    return True
+
+
+def load_state_dict(model: nn.Module, tensors: Tensors) -> LoadResult:
+    """`model.load_state_dict`, not strict, also into buffers made by `expand`, many of whose elements are one number,
+    so that torch does not write to them, and into nested ones.
+    """
+    entries = model.state_dict(keep_vars=True)
+    done = {name for name, value in tensors.items() if name in entries and _written(entries[name], value)}
+    result = model.load_state_dict({k: v for k, v in tensors.items() if k not in done}, strict=False)
+    return LoadResult([name for name in result.missing_keys if name not in done], list(result.unexpected_keys))
+
+
+def _written(target: Any, value: Any) -> bool:
+    """Whether `target` now holds `value`: one that repeats its elements, as `value` does, or is nested."""
+    if not (isinstance(target, torch.Tensor) and isinstance(value, torch.Tensor)):
+        return False
+    if target.is_nested and value.is_nested:  # load_state_dict asks for a shape, which it does not have
+        target.detach().copy_(value)
+        return True
+    if target.is_nested or target.layout is not torch.strided or target.shape != value.shape:
+        return False
+    once, one = target.detach(), value
+    for dim in range(target.dim()):
+        if target.size(dim) > 1 and target.stride(dim) == 0:
+            once, one = once.narrow(dim, 0, 1), one.narrow(dim, 0, 1)
+    if once.shape == target.shape or not torch.equal(one.expand_as(value), value):
+        return False  # where the numbers differ, torch's own error names the buffer
+    once.copy_(one)
+    return True
 
 
 def load_weights(model: nn.Module, directory: Path, strict: bool = False, prefer_safe: bool = True) -> LoadResult:
@@ -258,7 +326,7 @@ def _load_files(model: nn.Module, files: list[str]) -> LoadResult:
     unexpected: list[str] = []
     for path in files:
         try:
-            result = model.load_state_dict(_read(path), strict=False)
+            result = load_state_dict(model, _read(path))
         except RuntimeError as error:
             raise RuntimeError(f"{path} does not fit {type(model).__name__}: {error}") from error
         missing = set(result.missing_keys) if missing is None else missing.intersection(result.missing_keys)

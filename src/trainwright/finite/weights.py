@@ -13,6 +13,7 @@ from collections.abc import Container, Iterator, Sequence
 import torch
 from torch import nn
 
+from trainwright.checkpoint.tensors import strided_parts
 from trainwright.finite.updates import NonFiniteError, some
 from trainwright.interop.loaded import is_peft_model
 
@@ -26,10 +27,11 @@ def checkable_tensors(model: nn.Module, exempt: Container[str] = ()) -> dict[str
     is_adapted = is_peft_model(model)  # of such a model only what is trained is saved
     found = [(name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad or not is_adapted]
     return {
-        name: tensor.detach()
+        name: strided_parts(tensor.detach())[-1]
         for name, tensor in (*found, *(() if is_adapted else _saved_buffers(model)))
         # Other classes and types of one byte are quantized: finite by construction, or unknown to the operation below.
         if type(tensor) in (nn.Parameter, torch.Tensor)
+        and not tensor.is_nested
         and tensor.is_floating_point()
         and tensor.element_size() > 1
         and tensor.numel()
