@@ -74,8 +74,8 @@ def _library_classes(base: Any) -> list[type]:
 
 
 def _may_be_tried(model: Any) -> bool:
-    """Whether a row of tokens may be given to `model`: a model of `transformers`, or a module with one inside, that names
-    `input_ids` and `labels` or passes all it gets on. The forward of any other module may note that it was called.
+    """Whether a row of tokens may be given to `model`: a model of `transformers`, or a module with one inside, that
+    names `input_ids` and `labels` or passes all it gets on. Another module's forward may note that it was called.
     """
     if not (is_pretrained_model(base_model_of(model)) or _model_inside(model) is not None):
         return False
