@@ -1,7 +1,7 @@
 """From model outputs to a loss, and counting what a loss is averaged over.
 
 Owns: picking the loss out of a model's outputs, label smoothing, counting items. Leaves to others: calling the model,
-what a micro-batch weighs in an update (`weights`).
+what a micro-batch weighs in an update (`micro_batch_weights`).
 """
 
 from __future__ import annotations

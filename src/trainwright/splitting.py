@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from trainwright.evaluation.tensors import lists_samples, rebuild, torch_pad_and_concatenate
-from trainwright.weights import items_in
+from trainwright.micro_batch_weights import items_in
 
 
 class CannotSplit(ValueError):

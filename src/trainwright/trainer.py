@@ -66,6 +66,7 @@ from trainwright.loss import (
     why_not_smoothed,
 )
 from trainwright.memory import EvaluationBatches, FoundSize, MicroBatches, why_no_retry
+from trainwright.micro_batch_weights import NO_ITEMS, LossKind, MicroBatchWeights, Weight, with_one_item
 from trainwright.names import TRAINER_STATE_NAME, DebugOption, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
 from trainwright.optim import build as optim_build
 from trainwright.optim import groups as optim_groups
@@ -86,7 +87,6 @@ from trainwright.state import TrainerControl, TrainerState
 from trainwright.techniques import precision
 from trainwright.tokens import TokenCounter
 from trainwright.tracking.registry import get_reporting_integration_callbacks
-from trainwright.weights import NO_ITEMS, LossKind, MicroBatchWeights, Weight, with_one_item
 from trainwright.window import LossWindow
 
 if TYPE_CHECKING:
@@ -1174,7 +1174,7 @@ class Trainer:
             )
 
     def _weights_of(self, batch_samples: list[Inputs], num_items: Any) -> list[Weight | None] | None:
-        """What each micro-batch of an update weighs (`weights.py`); empty, said once, where there is nothing to learn.
+        """What each micro-batch of an update weighs; empty, which is said once, where there is nothing to learn from.
 
         An override of `compute_loss` returns what is to be divided by the number of micro-batches.
         """

@@ -74,16 +74,17 @@ def _library_classes(base: Any) -> list[type]:
 
 
 def _may_be_tried(model: Any) -> bool:
-    """Whether a row of tokens may be given to `model`: it names `input_ids` and `labels`, or passes all it gets on to a
-    model of `transformers` inside it.
+    """Whether a row of tokens may be given to `model`: a model of `transformers`, or a module with one inside, that
+    names `input_ids` and `labels` or passes all it gets on. Another module's forward may note that it was called.
     """
+    if not (is_pretrained_model(base_model_of(model)) or _model_inside(model) is not None):
+        return False
     if next((parameter.device.type for parameter in model.parameters()), "meta") == "meta":
         return False
     parameters = inspect.signature(model.forward).parameters
     if {"input_ids", "labels"} <= {*parameters}:
         return True
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    return takes_any and _model_inside(model) is not None
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def _model_inside(model: nn.Module) -> nn.Module | None:

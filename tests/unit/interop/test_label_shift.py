@@ -57,18 +57,22 @@ class AroundWithNames(Around):
 class Plain(nn.Module):
     """A language model without any library; it shifts, or expects the data to."""
 
-    def __init__(self, shifts, zero_head=False):
+    def __init__(self, shifts):
         super().__init__()
         torch.manual_seed(0)
         self.embed, self.head, self.shifts = nn.Embedding(16, 8), nn.Linear(8, 16), shifts
-        if zero_head:
-            nn.init.zeros_(self.head.weight), nn.init.zeros_(self.head.bias)
 
     def forward(self, input_ids, labels=None):
         logits = self.head(self.embed(input_ids))
         if self.shifts:
             logits, labels = logits[:, :-1], labels[:, 1:]
         return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())}
+
+
+def with_head_of_zeros(model):
+    """Every label has the same loss, so that none shows anything."""
+    nn.init.zeros_(model.lm_head.weight)
+    return model
 
 
 def lora(model, **config):
@@ -128,12 +132,12 @@ SHIFTING = {
     "decoder of BERT": lambda: bert("BertLMHeadModel"),
     "vision and language": vision_language,
     "double heads": lambda: gpt2(transformers.GPT2DoubleHeadsModel),
-    "no library": lambda: Plain(True),
-    "head of zeros": lambda: type("TinyForCausalLM", (Plain,), {})(True, zero_head=True),
+    "no library, by its name": lambda: type("TinyForCausalLM", (Plain,), {})(True),
+    "head of zeros": lambda: with_head_of_zeros(gpt2(WithAPenalty)),
     "prefix tuning": lambda: prompt_tuned("PrefixTuningConfig"),
 }
 NOT_SHIFTING = {
-    "no library, shifted data": lambda: Plain(False),
+    "no library": lambda: Plain(False),
     "token classifier": lambda: bert("BertForTokenClassification"),
     "classifier": lambda: bert("BertForSequenceClassification"),
     "masked": lambda: bert("BertForMaskedLM"),
@@ -180,3 +184,9 @@ def test_asking_leaves_no_trace():
     assert torch.equal(torch.get_rng_state(), before)
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_module_without_a_library_is_not_run_to_find_out():
+    model, calls = Plain(True), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    assert not shifts_labels(model) and not calls
