@@ -204,6 +204,19 @@ def test_a_stream_that_2_workers_share_goes_on_at_the_same_batch(line_model, tmp
     assert whole[1] == resumed[1]
 
 
+@pytest.mark.parametrize("at", [3, 7, 9])
+@pytest.mark.parametrize("dataset", [Noisy, Shuffled])
+def test_workers_that_stay_draw_nothing_that_a_resumed_run_would_not(line_model, tmp_path, dataset, at):
+    """Workers that a resume starts are seeded without the global generator, as those were that had been there."""
+    settings = {"max_steps": 12, "dataloader_num_workers": 2, "dataloader_persistent_workers": True, "save_steps": 1}
+    settings["per_device_train_batch_size"] = 4 if dataset is Noisy else 9  # 7 or, of two shares of 26 rows, 6 batches
+    whole = run(line_model(dropout=0.2), tmp_path, dataset(), NoisyCollator(), **settings)
+    checkpoint, again = str(tmp_path / f"checkpoint-{at}"), tmp_path / "resumed"
+    resumed = run(line_model(dropout=0.2, seed=9), again, dataset(), NoisyCollator(), resume=checkpoint, **settings)
+    assert all(map(torch.equal, whole[0], resumed[0]))
+    assert whole[1] == resumed[1]
+
+
 @pytest.mark.parametrize("workers", [(0, 0), (2, 1)])
 def test_our_masking_collator_masks_the_same_tokens_again(line_model, tmp_path, workers):
     transformers = pytest.importorskip("transformers")

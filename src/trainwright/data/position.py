@@ -340,7 +340,8 @@ def draw_no_seed_for_workers_that_stay(dataloader: Any, epoch: int) -> None:
     """Have a loader with persistent workers seed those that it may have to start now without drawing from torch's
     global generator. The run before the interruption did not draw here: its workers were there since its first epoch.
     """
-    loader = getattr(dataloader, "base_dataloader", None) or dataloader
+    inner = getattr(dataloader, "base_dataloader", None)
+    loader = dataloader if inner is None else inner  # not `or`: the truth of a loader is its length
     if getattr(loader, "persistent_workers", False) and getattr(loader, "generator", ...) is None:
         loader.generator = seeded(torch.initial_seed() + epoch)
 
