@@ -19,8 +19,9 @@ from trainwright.args.seq2seq import Seq2SeqTrainingArguments as _Seq2Seq
 from trainwright.args.training import TrainingArguments as _Training
 from trainwright.interop.optional import installed_version
 
-# The first release that evaluates at a last step between two evaluations (`eval_strategy="steps"`).
-_EVALUATES_LAST_STEP = (5, 1)
+# The first release that evaluates at a last step between two evaluations (`eval_strategy="steps"`): 5.2.0 does not, 5.5.4
+# does (observed).
+_EVALUATES_LAST_STEP = (5, 3)
 
 _ORIGINALS = {
     "TrainingArguments": "transformers.training_args",
