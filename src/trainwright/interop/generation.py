@@ -19,8 +19,9 @@ from trainwright.args.seq2seq import Seq2SeqTrainingArguments as _Seq2Seq
 from trainwright.args.training import TrainingArguments as _Training
 from trainwright.interop.optional import installed_version
 
-# The first release that evaluates at a last step between two evaluations (`eval_strategy="steps"`).
-_EVALUATES_LAST_STEP = (5, 1)
+# The first release that evaluates at a last step between two evaluations (`eval_strategy="steps"`). Observed: 4.55.4,
+# 5.0.0, 5.2.0 and 5.3.0 do not, 5.4.0 and later ones do.
+_EVALUATES_LAST_STEP = (5, 4)
 
 _ORIGINALS = {
     "TrainingArguments": "transformers.training_args",
