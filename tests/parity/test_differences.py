@@ -422,17 +422,34 @@ def test_counting_tokens_per_second_does_not_read_the_data_first(columns: Any, i
 # ----------------------------------------------------------------------------------------------------- checkpoints ----
 
 
-def test_the_best_and_the_last_checkpoint_are_kept_under_a_limit_of_one(columns: Any) -> None:
+@pytest.mark.parametrize("loads_best", [True, False], ids=["which is loaded", "which is not loaded"])
+def test_the_best_and_the_last_checkpoint_are_kept_under_a_limit_of_one(columns: Any, loads_best: bool) -> None:
     kept = []
     for column in COLUMNS:
         columns.run(
             column, "regression", dropout=0.0, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2,
-            save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="constant", greater_is_better=False,
+            save_total_limit=1, load_best_model_at_end=loads_best, metric_for_best_model="constant",
+            greater_is_better=False,
             given={"compute_metrics": lambda prediction: {"constant": 0.0}},
         )  # fmt: skip
         kept.append(sorted(path.name for path in (columns.directory / column).glob("checkpoint-*")))
     assert kept[0] == ["checkpoint-12", "checkpoint-2"]
     assert kept[1] == ["checkpoint-2"]
+
+
+def test_saving_the_best_without_a_metric_saves_that_with_the_lowest_loss(columns: Any) -> None:
+    options = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 2}
+    with pytest.raises(ValueError, match="metric_for_best_model"):
+        columns.run("reference", "regression", **options)
+    columns.run("ours", "regression", **options)
+    state = trainwright.TrainerState.load_from_json(
+        max((columns.directory / "ours").glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+        / "trainer_state.json"
+    )
+    losses_at = {line["step"]: line["eval_loss"] for line in state.log_history if "eval_loss" in line}
+    lowest = [step for step, loss in losses_at.items() if loss == min(v for k, v in losses_at.items() if k <= step)]
+    found = {path.name for path in (columns.directory / "ours").glob("checkpoint-*")}
+    assert found == {f"checkpoint-{step}" for step in lowest} and state.best_global_step == lowest[-1]
 
 
 def test_a_checkpoint_holds_two_more_files(columns: Any) -> None:
