@@ -1217,7 +1217,7 @@ class Trainer:
                 self._find_out_loss_kwargs(model, part, num_items_in_batch)
             # A mean is divided by this; a share of the update's loss is not, and parts of it add up by themselves.
             self.current_gradient_accumulation_steps = accumulation if weight == 1 else accumulation / weight
-            if weight != 1 and whole is not None and whole.is_of_mean:
+            if weight != 1 and whole is not None and whole.is_of_mean and whole.divisor is not None:
                 self._weight = whole._replace(divisor=whole.divisor / weight)
             try:
                 return training_step(model, part, num_items_in_batch=num_items_in_batch)

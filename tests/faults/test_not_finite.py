@@ -71,9 +71,10 @@ def plain_loop(line_model, trainer, steps, optim="adamw_torch_fused", max_grad_n
     optimizer = OPTIMIZERS[optim](groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: max(0.0, (num_rates - done) / num_rates))
     for step in steps:
+        num_samples = sum(len(batch["labels"]) for batch in trainer.batches[step])
         for batch in trainer.batches[step]:
-            loss = model(**batch)["loss"]
-            (loss / len(trainer.batches[step]) if len(trainer.batches[step]) > 1 else loss).backward()
+            loss = model(**batch)["loss"]  # of which every sample weighs the same
+            (loss / (num_samples / len(batch["labels"])) if len(trainer.batches[step]) > 1 else loss).backward()
         if max_grad_norm:
             torch.nn.utils.clip_grad_norm_(list(model.parameters()), max_grad_norm)
         optimizer.step()
