@@ -558,6 +558,8 @@ class Trainer:
         self._start_watching(args)
         start_time = time.time()
         owes_evaluation = resume_from_checkpoint is not None and owed_evaluation(self.state.stateful_callbacks)
+        if self.state.epoch is None:
+            self.state.epoch = 0.0  # callbacks compute with it from here on
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         with contextlib.suppress(EvaluationAbandoned):
             if args.eval_on_start and not resume_from_checkpoint:
