@@ -611,6 +611,9 @@ class Trainer:
         start_time = time.time()
         owes_evaluation = resume_from_checkpoint is not None and owed_evaluation(self.state.stateful_callbacks)
         owes_end, progress = self._owes_epoch_end, self._progress
+
+        if self.state.epoch is None:
+            self.state.epoch = 0.0  # callbacks compute with it from here on
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         self._interrupt.put_on_top()
         with contextlib.suppress(EvaluationAbandoned):

@@ -264,3 +264,17 @@ def test_callbacks_are_added_and_removed_by_class_or_instance(make_trainer):
     trainer.add_callback(Recorder)
     trainer.remove_callback(Recorder)
     assert trainer.pop_callback(Recorder) is None
+
+
+def test_the_epoch_is_a_number_at_every_event_of_a_run(make_trainer):
+    seen = []
+
+    class Reader(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            seen.append(state.epoch)
+
+        on_epoch_begin = on_step_begin = on_step_end = on_train_begin
+
+    make_trainer(trainer={"callbacks": [Reader()]}, max_steps=2).train()
+    assert seen[:3] == [0, 0, 0] and all(isinstance(epoch, float) for epoch in seen)
+    assert seen == sorted(seen) and seen[-1] > 0
