@@ -11,7 +11,6 @@ directory. What has no record (other implementations, older releases) counts as 
 
 from __future__ import annotations
 
-import math
 import os
 import time
 import uuid
@@ -21,32 +20,29 @@ from typing import Any
 from trainwright.checkpoint.paths import is_ours, read_json
 from trainwright.names import LOOP_STATE_NAME, TRAINER_STATE_NAME
 
-Record = dict[str, Any]  # "id"; "started_s": seconds since 1970, later than those of the runs before it in a directory
-
-_LEAST_S = 0.001  # between the starts of two runs in a directory, where the clock was put back
+Record = dict[str, Any]  # "id"; "started_ns": since 1970, later than those of the runs before it in a directory
 
 
 def record_of(checkpoint: str) -> Record | None:
     """The record of the run that wrote `checkpoint`, or None."""
     try:
         record = read_json(os.path.join(checkpoint, LOOP_STATE_NAME))["run"]
-        started_s = float(record["started_s"])
-        return {"id": str(record["id"]), "started_s": started_s} if math.isfinite(started_s) else None
-    except (OSError, ValueError, LookupError, TypeError):  # another's, an older release's, or damaged
+        return {"id": str(record["id"]), "started_ns": int(record["started_ns"])}
+    except (OSError, ValueError, LookupError, TypeError, OverflowError):  # another's, an older release's, or damaged
         return None
 
 
 def oldest_first(checkpoints: Iterable[str]) -> list[str]:
     """`checkpoints`, which come in the order of their steps, by the run that wrote them, the newest run last."""
     ordered = list(checkpoints)
-    started = _started_s(ordered)
+    started = _started_ns(ordered)
     return sorted(ordered, key=lambda path: started[path])  # steps stay in order within a run
 
 
 def of_earlier_runs(checkpoints: Iterable[str]) -> list[str]:
     """Those of `checkpoints` that another run than the newest wrote."""
-    started = _started_s(list(checkpoints))
-    newest = max(started.values(), default=0.0)
+    started = _started_ns(list(checkpoints))
+    newest = max(started.values(), default=0)
     return [path for path, when in started.items() if when < newest]
 
 
@@ -57,22 +53,22 @@ def continued(checkpoint: str | None, others: list[str]) -> Record:
         record = record_of(checkpoint)
         if record is not None:
             return record
-    latest = max(_started_s(ordered).values(), default=0.0)
-    return {"id": uuid.uuid4().hex, "started_s": max(time.time(), latest + _LEAST_S)}
+    latest = max(_started_ns(ordered).values(), default=0)
+    return {"id": uuid.uuid4().hex, "started_ns": max(time.time_ns(), latest + 1)}  # the clock may have been put back
 
 
-def _started_s(checkpoints: list[str]) -> dict[str, float]:
+def _started_ns(checkpoints: list[str]) -> dict[str, int]:
     """When the run of each of `checkpoints` began."""
     records = {path: record_of(path) for path in checkpoints}
     without = [path for path, record in records.items() if record is None]
-    newest = max((_modified_s(path) for path in without if is_ours(path)), default=0.0)
-    return {path: record["started_s"] if record is not None else newest for path, record in records.items()}
+    newest = max((_modified_ns(path) for path in without if is_ours(path)), default=0)
+    return {path: record["started_ns"] if record is not None else newest for path, record in records.items()}
 
 
-def _modified_s(checkpoint: str) -> float:
+def _modified_ns(checkpoint: str) -> int:
     for path in (os.path.join(checkpoint, TRAINER_STATE_NAME), checkpoint):
         try:
-            return os.stat(path).st_mtime
+            return os.stat(path).st_mtime_ns
         except OSError:
             continue
-    return 0.0
+    return 0
