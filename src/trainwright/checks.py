@@ -21,6 +21,14 @@ from trainwright.names import DebugOption, closest
 from trainwright.optim.schedules import waits_for_metric
 
 
+def check_arguments(args: Any) -> None:
+    """Raise TypeError for `args` of a type that holds no training arguments."""
+    if not hasattr(args, "per_device_train_batch_size"):
+        raise TypeError(
+            f"args must be a TrainingArguments, not {type(args).__name__}: Trainer(model, TrainingArguments(...))."
+        )
+
+
 def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
     """Raise TypeError, ValueError or RuntimeError naming the argument and the cure, for what can never work.
 
@@ -28,10 +36,6 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
     `get_eval_dataloader` of its own, which may need no `eval_dataset`.
     """
     args = trainer.args
-    if not hasattr(args, "per_device_train_batch_size"):
-        raise TypeError(
-            f"args must be a TrainingArguments, not {type(args).__name__}: Trainer(model, TrainingArguments(...))."
-        )
     _check_model(trainer.model, trainer.model_init)
     streams = is_streaming(trainer.compute_metrics)
     if isinstance(trainer.compute_metrics, type) and is_streaming_class(trainer.compute_metrics):

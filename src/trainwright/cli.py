@@ -144,7 +144,7 @@ def check(options: argparse.Namespace) -> int:
 
     if options.accept:
         return _accept(options.path)
-    from trainwright.checkpoint.accept import how_to_accept
+    from trainwright.checkpoint.manifest import how_to_accept
 
     directories = [options.path] if step_of(options.path) is not None else sort_checkpoints(options.path)
     if not directories:

@@ -41,6 +41,7 @@ class MicroBatchWeights:
     """Weighs the micro-batches of updates.
 
     `sum_over_processes`: where processes weigh their items together, a scalar tensor -> its sum over all of them.
+    `batches_are_even`: whether all processes read batches of as many samples, so that samples need not be summed.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class MicroBatchWeights:
         device: torch.device,
         num_processes: int = 1,
         sum_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        batches_are_even: bool = True,
     ) -> None:
         self._label_names, self._labels_are_shifted = tuple(label_names), labels_are_shifted
         self._device, self._num_processes, self._sum = device, num_processes, sum_over_processes
-        self.row_name: str | None = None  # in one process, of labels that are numbers, whose samples are the items
+        self._batches_are_even = batches_are_even or num_processes == 1
+        self.row_name: str | None = None  # of labels that are numbers, whose samples are the items
 
     def are_needed(self, batch: Any, num_batches: int) -> bool:
         """Whether micro-batches like `batch`, the first of a run, may weigh something else than others."""
@@ -62,9 +65,10 @@ class MicroBatchWeights:
             return True
         names = self._label_names if hasattr(batch, "keys") else ()
         found = [name for name in names if name in batch and isinstance(batch[name], torch.Tensor)]
-        if len(found) == 1 and batch[found[0]].ndim and self._num_processes == 1:
-            self.row_name = found[0]
-        return num_batches > 1 or self._num_processes > 1
+        if self._batches_are_even:
+            self._sum = None
+            self.row_name = found[0] if len(found) == 1 and batch[found[0]].ndim else None
+        return num_batches > 1 or not self._batches_are_even
 
     def of_update(self, batches: Sequence[Any], kind: LossKind, num_items: Any) -> list[Weight | None] | None:
         """The weight of each micro-batch, or None for one that is like any other; None for all such; empty where no

@@ -42,8 +42,8 @@ from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
 from trainwright.data import columns, from_args, loaders, own_generators
 from trainwright.data.kept_loaders import KeptLoaders
 from trainwright.data.progress import DataProgress
-from trainwright.evaluation import batch_trial, rehearsal
 from trainwright.evaluation import metrics as metric_text
+from trainwright.evaluation import rehearsal
 from trainwright.evaluation import run as evaluation
 from trainwright.evaluation.memory import TrainerMemoryTracker
 from trainwright.evaluation.predict import Predictor, ignored_outputs
@@ -161,6 +161,7 @@ class Trainer:
 
             args = adopted(args)
         self.args = args if args is not None else self.default_arguments(output_dir="tmp_trainer")
+        checks.check_arguments(self.args)
         self._set_log_level()
         self.compute_loss_func = compute_loss_func
         self.compute_metrics = compute_metrics
@@ -348,6 +349,7 @@ class Trainer:
             device=self._strategy.device,
             num_processes=self._strategy.num_processes,
             sum_over_processes=self._strategy.sum if weighs_together else None,
+            batches_are_even=self._processes_read_evenly(),
         )
         self._weight: Weight | None = None  # of the micro-batch under way
         self._weights_are_needed: bool | None = None  # None: no batch was looked at yet
@@ -888,6 +890,15 @@ class Trainer:
             self._training_step = functools.partial(self._training_step_that_fits, self._training_step)
         self._set_training_mode(model, True)
         return model, train_dataloader
+
+    def _processes_read_evenly(self) -> bool:
+        """Whether the micro-batches that processes read at a time have as many samples, as far as that is known."""
+        return (
+            loaders.has_length(self.train_dataset)
+            and bool(self.args.accelerator_config.even_batches)
+            and self.args.train_sampling_strategy != "batch_rebalance"
+            and not self._is_overridden("get_train_dataloader")
+        )
 
     def averaged_weights(self) -> Context:
         """Within the block, `self.model` has the average of `ema_decay` for weights; after it, its own again.
@@ -1743,6 +1754,8 @@ class Trainer:
 
     def _try_evaluation_batches(self) -> None:
         """Make one batch of each evaluation set, to find what would end the run at its first evaluation."""
+        from trainwright.evaluation import batch_trial
+
         for name in self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]:
             description = "eval_dataset" if name is None else f"eval_dataset[{name!r}]"
             loader = self.get_eval_dataloader(name)

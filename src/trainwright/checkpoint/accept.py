@@ -44,11 +44,6 @@ def accept(directory: str | os.PathLike[str]) -> str:
     return final
 
 
-def how_to_accept(directory: str | os.PathLike[str]) -> str:
-    """A sentence for whoever edited a checkpoint and is told that it is damaged."""
-    return f" If it was edited on purpose: `trainwright check --accept {os.fspath(directory)}`."
-
-
 def _reasons_against(path: str, final: str) -> list[str]:
     if os.path.lexists(os.path.join(path, INCOMPLETE_NAME)):
         return ["copying it into place was never finished"]

@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from trainwright.checkpoint.accept import how_to_accept
 from trainwright.checkpoint.layout import same_place, sort_checkpoints
-from trainwright.checkpoint.manifest import problems
+from trainwright.checkpoint.manifest import how_to_accept, problems
 from trainwright.checkpoint.paths import is_ours, read_json, relative_files
 from trainwright.checkpoint.runs import of_earlier_runs, oldest_first
 from trainwright.names import TRAINER_STATE_NAME, closest

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainwright.checkpoint.accept import how_to_accept
 from trainwright.checkpoint.layout import sort_checkpoints
-from trainwright.checkpoint.manifest import FROZEN_NOTE, problems
+from trainwright.checkpoint.manifest import FROZEN_NOTE, how_to_accept, problems
 from trainwright.checkpoint.paths import DAMAGED, is_ours, read_json, rng_name, step_of
 from trainwright.checkpoint.runs import of_earlier_runs, oldest_first
 from trainwright.checkpoint.save import ACCELERATORS, accelerator

@@ -189,3 +189,8 @@ def _writer() -> str:
     from trainwright import __version__
 
     return f"trainwright {__version__}"
+
+
+def how_to_accept(directory: str | os.PathLike[str]) -> str:
+    """A sentence for someone who edited a checkpoint and reads that it is damaged (`accept.py`)."""
+    return f" If it was edited on purpose: `trainwright check --accept {os.fspath(directory)}`."

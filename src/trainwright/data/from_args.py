@@ -14,7 +14,6 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from trainwright.data.collate_base import default_data_collator
-from trainwright.data.collate_packing import DataCollatorForUnpacked
 from trainwright.data.collate_padding import DataCollatorWithPadding
 from trainwright.data.distributed_samplers import get_dataloader_sampler
 from trainwright.data.length_grouping import LengthGroupedSampler, LengthSortedSampler
@@ -65,6 +64,8 @@ def default_collator_for(
     training samples are packed, those of an evaluation get labels as packs do, and padding for tokens and labels.
     """
     if packs:
+        from trainwright.data.collate_packing import DataCollatorForUnpacked
+
         config = getattr(model, "config", None)
         known = (getattr(owner, "pad_token_id", None) for owner in (processing_class, config))
         pad = next((token for token in known if isinstance(token, int) and token >= 0), 0)

@@ -15,7 +15,6 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from trainwright.evaluation.copies import CannotCopy, copied, strings_of
 from trainwright.evaluation.predict import gives_loss
 from trainwright.names import SaveStrategy, SchedulerType, closest
 from trainwright.outputs import EvalLoopOutput
@@ -140,6 +139,8 @@ def find_metric(
     found -= {f"{prefixes[name]}loss" for name in without_loss}
     is_open = False
     if not wanted.is_in(found):
+        from trainwright.evaluation.copies import strings_of
+
         if wanted.is_in(strings_of(method for class_ in classes for method in methods_of(class_))):
             return
         for name in sets:
@@ -175,6 +176,8 @@ def _metrics_of_set(
     function = None if args.prediction_loss_only else tried.compute_metrics
     if not wanted.bare.startswith(prefix) or (function is None and not lacks_labels):
         return set(), True
+    from trainwright.evaluation.copies import CannotCopy, copied, strings_of
+
     texts = strings_of([function]) if function is not None else set()
     shown = any(text in texts for text in (wanted.bare, wanted.name, wanted.bare.removeprefix(prefix)))
     if shown and tried.is_seen:
