@@ -7,8 +7,9 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 OLDER := .transformers-4.55
 DOWNSTREAM := .downstream
+MINIMAL := .minimal
 
-.PHONY: help demo digits test test-newest test-older downstream lint format docs bench clean
+.PHONY: help demo digits test test-newest test-older test-minimal downstream lint format docs bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +28,15 @@ test-newest: .venv/installed $(OLDER)/installed ## the whole suite with the newe
 test-older: .venv/installed $(OLDER)/installed ## what touches transformers, with 4.55
 	PYTHONPATH=$(OLDER) $(PYTEST) -n 2 tests/parity tests/loop tests/surface tests/unit/checkpoint tests/unit/data tests/dropin \
 		$(ARGS)
+
+test-minimal: .venv/installed ## fresh environments: nothing but the project, then each extra alone (minutes, downloads)
+	rm -rf $(MINIMAL)
+	$(PYTHON) -m venv $(MINIMAL)/base
+	$(MINIMAL)/base/bin/python -m pip install -q -c tests/minimal/constraints.txt torch
+	$(MINIMAL)/base/bin/python -m pip wheel -q --no-deps -w $(MINIMAL) .
+	$(MINIMAL)/base/bin/python -m pip install -q -c tests/minimal/constraints.txt $(MINIMAL)/*.whl
+	TRAINWRIGHT_MINIMAL=$(CURDIR)/$(MINIMAL) $(PYTEST) -n 2 tests/minimal $(ARGS)
+	rm -rf $(MINIMAL)
 
 lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff check .
@@ -48,7 +58,7 @@ downstream: .venv/installed $(DOWNSTREAM)/installed ## libraries that build on t
 	PYTHONPATH=$(DOWNSTREAM) $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python downstream/compare.py $(ARGS)
 
 clean: ## remove what make made
-	rm -rf .venv $(OLDER) $(DOWNSTREAM) demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(OLDER) $(DOWNSTREAM) $(MINIMAL) demo-output .pytest_cache .mypy_cache .ruff_cache
 
 # torch first: later packages then find it and pull no other build.
 .venv/installed: pyproject.toml constraints.txt

@@ -1,0 +1,106 @@
+"""Does the project work where only what the user asked for is installed? Run by `make test-minimal`.
+
+Each test is an environment of its own: what `pip install .` brings (made once, by make) and one extra on top of it. The
+newest releases that pip finds are tested; `constraints.txt` beside this file pins those that were tried.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+HERE = Path(__file__).parent
+PROJECT = HERE.parents[1]
+ROOT = Path(os.environ["TRAINWRIGHT_MINIMAL"])
+BASE = ROOT / "base" / "bin" / "python"
+SMOKE = str(HERE / "smoke.py")
+FOR_DEVELOPERS = {"test", "bench", "dev"}
+EXTRAS = sorted(
+    set(tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]) - FOR_DEVELOPERS
+)
+# No engine uses it in this release, so nothing misses it.
+NEEDS_NOTHING = {"deepspeed", "peft"}
+
+
+def run(python: Path, *arguments: str, directory: Path) -> str:
+    """Run the smoke script in an environment that shares no setting with this one; what it printed."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TRAINWRIGHT"))}
+    done = subprocess.run(
+        [str(python), *arguments], cwd=directory, env=clean, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, f"{' '.join(arguments)}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """A function: an environment with one extra on top of the base; removed after the test."""
+
+    def make(extra: str) -> Path:
+        folder = tmp_path / "environment"
+        venv.create(folder, with_pip=False)
+        packages = next(folder.glob("lib/python3*/site-packages"))
+        (packages / "base.pth").write_text(str(next((ROOT / "base").glob("lib/python3*/site-packages"))))
+        python = folder / "bin" / "python"
+        (wheel,) = ROOT.glob("trainwright-*.whl")
+        install = ["-m", "pip", "install", "-q", "-c", str(HERE / "constraints.txt"), f"{wheel}[{extra}]"]
+        run(python, *install, directory=tmp_path)
+        assert not (packages / "torch").exists(), f"{extra} pulled another torch"
+        return python
+
+    yield make
+    shutil.rmtree(tmp_path / "environment", ignore_errors=True)
+
+
+def test_what_needs_no_extra_works_without_any(tmp_path):
+    run(BASE, SMOKE, "with", "bare", directory=tmp_path)
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_extra_brings_all_that_its_feature_needs(extra, environment, tmp_path):
+    run(environment(extra), SMOKE, "with", extra, directory=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def messages(tmp_path_factory) -> dict[str, str]:
+    """Extra -> what is said where it is missing, in the environment without any."""
+    directory = tmp_path_factory.mktemp("without")
+    return json.loads(run(BASE, SMOKE, "without", directory=directory).splitlines()[-1])
+
+
+@pytest.mark.parametrize("extra", sorted(set(EXTRAS) - NEEDS_NOTHING))
+def test_a_missing_extra_is_an_error_with_its_pip_command(extra, messages):
+    assert f"pip install 'trainwright[{extra}]'" in messages[extra], messages[extra]
+
+
+@pytest.mark.parametrize(
+    "script, package",
+    [
+        ("token_classification", "seqeval"),
+        ("speech_recognition", "jiwer"),
+        ("image_classification", "PIL"),
+        ("digits", "sklearn"),
+        ("text_classification", "transformers"),
+    ],
+)
+def test_an_example_names_a_missing_package_before_it_reads_data(script, package, tmp_path):
+    arguments = [] if script == "digits" else ["--model_name_or_path", "none", "--train_file", "none.csv", "--plan"]
+    done = subprocess.run(
+        [str(BASE), str(PROJECT / "examples" / f"{script}.py"), *arguments, "--do_train", "--output_dir", "out"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert repr(package) in done.stderr and "pip install 'trainwright[" in done.stderr
+    assert "Traceback" not in done.stderr
