@@ -348,7 +348,6 @@ WITHOUT: dict[str, Callable[[], Any]] = {
     "memory": memory,
     "plot": plot,
     "notebook": notebook,
-    "liger": lambda: trainer(use_liger_kernel=True),
     **{extra: _missing_package(module) for extra, module in {
         "datasets": "datasets", "metrics": "sacrebleu", "images": "PIL", "audio": "soundfile", "digits": "sklearn",
     }.items()},
