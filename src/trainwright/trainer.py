@@ -2085,7 +2085,8 @@ class Trainer:
         state = self.state
         if state.best_global_step is not None:
             best_dir = os.path.join(run_dir, layout.checkpoint_name(state.best_global_step))
-            if state.best_global_step == state.global_step or os.path.isdir(best_dir):
+            is_saved_now = state.best_global_step == state.global_step
+            if is_saved_now or best.was_saved(best_dir, state.best_model_checkpoint, self._saves.run):
                 state.best_model_checkpoint = best_dir
         try:
             self._write_checkpoint(output_dir)

@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-from runs import LineModel, difference, end_of, make_run
+from runs import LineModel, difference, end_of, make_run, train
 
 from trainwright import TrainerCallback
 from trainwright.checkpoint import runs
@@ -84,6 +84,30 @@ def test_the_best_model_is_loaded_after_a_move_and_no_further_step(tmp_path):
     load_weights(expected, tmp_path / "new" / f"checkpoint-{best_step(run)}")
     found = run.model.state_dict()
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.state_dict().items())
+
+
+def test_a_copied_run_loads_its_best_from_its_new_place(tmp_path, capsys):
+    """The old place is still there, and has become another run's since."""
+    options = {**BEST, "load_best_model_at_end": False}
+    old, copy = tmp_path / "old", tmp_path / "copy"
+    best = best_step(train(old, **options))
+    shutil.copytree(old, copy)
+    shutil.rmtree(old)
+    train(old, **{**options, "learning_rate": 0.01})
+    assert listed(copy, capsys)[f"checkpoint-{best}"] == {"best"}
+    expected, others = (make_run(tmp_path / "other").model for _ in range(2))
+    load_weights(expected, copy / f"checkpoint-{best}")
+    load_weights(others, old / f"checkpoint-{best}")
+    assert not torch.equal(expected.linear.weight, others.linear.weight)
+    # At once, after a further step, and as a run of its own that begins at an older checkpoint.
+    for max_steps, resumed in ((5, True), (6, True), (6, str(copy / "checkpoint-4"))):
+        run = make_run(copy, **{**BEST, "max_steps": max_steps, "save_total_limit": None if max_steps == 5 else 4})
+        run.train(resume_from_checkpoint=resumed)
+        assert best_step(run) == best
+        assert all(map(torch.equal, run.model.state_dict().values(), expected.state_dict().values()))
+        if max_steps == 6:
+            assert run.state.best_model_checkpoint == str(copy / f"checkpoint-{best}")
+            assert listed(copy, capsys)[f"checkpoint-{best}"] == {"best"}
 
 
 def test_a_damaged_best_checkpoint_is_never_loaded(tmp_path, caplog):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainwright import TrainerCallback
+from trainwright import Trainer, TrainerCallback, TrainerState
 from trainwright.checkpoint import trouble, weights, writer
 from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.trouble import SavingFailed, check_free_space, disk_errno, predicted_bytes
@@ -116,8 +116,10 @@ class ArmedFor(TrainerCallback):
 OPTIONS = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1}
 
 
-def run(make_trainer, out, callbacks=(), **options):
-    trainer = make_trainer(output_dir=str(out), trainer={"callbacks": list(callbacks)}, **{**OPTIONS, **options})
+def run(make_trainer, out, callbacks=(), cls=Trainer, **options):
+    trainer = make_trainer(
+        output_dir=str(out), trainer={"callbacks": list(callbacks)}, cls=cls, **{**OPTIONS, **options}
+    )
     trainer.train()
     return trainer
 
@@ -279,8 +281,6 @@ def test_a_state_that_cannot_be_written_is_raised_and_leaves_no_half_checkpoint(
 
 
 def test_an_exception_in_an_override_of_saving_leaves_no_half_checkpoint_and_the_model_training(make_trainer, tmp_path):
-    from trainwright import Trainer
-
     class Breaks(Trainer):
         def _save_optimizer_and_scheduler(self, output_dir):
             if self.state.global_step == 2:
@@ -294,8 +294,11 @@ def test_an_exception_in_an_override_of_saving_leaves_no_half_checkpoint_and_the
     assert trainer.model.training
 
 
-def test_the_best_checkpoint_stays_one_that_can_be_loaded(make_trainer, monkeypatch, tmp_path):
+@pytest.mark.parametrize("earlier", [False, True], ids=["", "where an earlier run left its checkpoints"])
+def test_the_best_checkpoint_stays_one_that_can_be_loaded(make_trainer, monkeypatch, tmp_path, earlier):
     """The loss falls at every step, so each is the best so far; the best of step 3 is lost."""
+    if earlier:
+        run(make_trainer, tmp_path / "out", learning_rate=0.001)
     with monkeypatch.context() as patch:
         disk = FaultyDisk(patch, tmp_path / "out", at=1, times=10**9)
         options = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "learning_rate": 0.01}
@@ -305,6 +308,26 @@ def test_the_best_checkpoint_stays_one_that_can_be_loaded(make_trainer, monkeypa
     assert trainer.state.best_global_step == 2 and trainer.state.best_metric == losses[1]
     assert os.path.basename(trainer.state.best_model_checkpoint) == "checkpoint-2"
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[1])
+
+
+class BestAtTwo(Trainer):
+    def evaluate(self, *args, **kwargs):
+        return {**super().evaluate(*args, **kwargs), "eval_loss": float(abs(self.state.global_step - 2))}
+
+
+@pytest.mark.parametrize("eval_steps", [1, 2])
+def test_a_failed_save_of_a_worse_step_leaves_the_best_as_it_is(make_trainer, monkeypatch, tmp_path, eval_steps):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        disk = FaultyDisk(patch, out, at=1, times=10**9)
+        trainer = run(
+            make_trainer, out, [ArmedFor(disk, step=3)], cls=BestAtTwo, max_steps=4, eval_strategy="steps",
+            eval_steps=eval_steps, metric_for_best_model="loss",
+        )  # fmt: skip
+    assert checkpoints(out) == [f"checkpoint-{step}" for step in (1, 2, 4)]
+    for state in (trainer.state, TrainerState.load_from_json(str(out / "checkpoint-4" / "trainer_state.json"))):
+        best = (state.best_metric, state.best_global_step, state.best_model_checkpoint)
+        assert best == (0.0, 2, str(out / "checkpoint-2"))
 
 
 # ---------------------------------------------------------------------------------------------- a real file system ----

@@ -377,6 +377,21 @@ def test_a_rollback_ends_like_a_run_without_that_update(
     assert_equal(trainer, *plain_loop(line_model, trainer, good, optim))
 
 
+@pytest.mark.parametrize("bad_step", [3, 6])  # in the middle, and the last of an epoch, which is a smaller one
+def test_after_a_rollback_the_same_places_of_the_next_epoch_are_trained_on(make_trainer, line_model, bad_step):
+    trainer = make(
+        make_trainer, bad_steps=(bad_step,), nonfinite="rollback", max_steps=12, save_strategy="steps", save_steps=2
+    )
+    trainer.train()  # 6 updates an epoch
+    assert trainer.state.global_step == 12
+    assert {step: len(seen) for step, seen in trainer.batches.items() if step > bad_step} == dict.fromkeys(
+        range(bad_step + 1, 13), 1
+    )
+    trainer.batches = {step: seen[-1:] for step, seen in trainer.batches.items()}
+    good = [step for step in range(1, 13) if step != bad_step]
+    assert_equal(trainer, *plain_loop(line_model, trainer, good, num_rates=12))
+
+
 def test_a_rollback_needs_a_checkpoint(make_trainer):
     trainer = make(make_trainer, nonfinite="rollback")
     with pytest.raises(NonFiniteError, match=r"no checkpoint yet to roll back to: set save_steps lower"):

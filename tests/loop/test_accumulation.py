@@ -469,6 +469,20 @@ def test_label_smoothing_mixes_the_target_with_all_classes(make_trainer):
     assert one_class_step(make_trainer, label_smoothing_factor=0.2) == pytest.approx(expected.item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_smoothing_of_a_model_that_takes_no_keywords_is_the_mean_over_labels(make_trainer, accumulation):
+    rows, model = tagged(), Tags()
+    loss, gradients, trainer = one_update(make_trainer, Tags(), rows, accumulation, label_smoothing_factor=0.1)
+    assert not trainer.model_accepts_loss_kwargs
+    batch = batch_of(rows)
+    logits = model(batch["input_ids"])["logits"].flatten(0, 1)
+    expected = nn.functional.cross_entropy(logits, batch["labels"].flatten(), label_smoothing=0.1)
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), abs=1e-6)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=0, atol=1e-6)
+
+
 def test_label_smoothing_of_a_language_model_is_split_exactly(make_trainer):
     def first_loss(accumulation):
         trainer = make_trainer(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from of_runs import checkpoints, weights_in
-from trainwright import Trainer
+from trainwright import Trainer, TrainerCallback
 
 BEST = {
     "eval_strategy": "steps",
@@ -32,11 +32,12 @@ class Scripted(Trainer):
         return metrics
 
 
-def scored(make_trainer, **arguments):
+def scored(make_trainer, cls=Scripted, callbacks=(), **arguments):
     def compute_metrics(prediction):
         return {"score": 0.0}
 
-    return make_trainer(trainer={"compute_metrics": compute_metrics}, cls=Scripted, **{**BEST, **arguments})
+    given = {"compute_metrics": compute_metrics, "callbacks": list(callbacks)}
+    return make_trainer(trainer=given, cls=cls, **{**BEST, **arguments})
 
 
 @pytest.mark.parametrize("greater, best_step, value", [(True, 4, 4.0), (False, 2, 1.0), (None, 4, 4.0)])
@@ -101,6 +102,78 @@ def test_the_strategy_best_and_loading_the_best_go_together(make_trainer, tmp_pa
     assert checkpoints(trainer) == [1, 2]
     saved = weights_in(tmp_path / "out" / "checkpoint-2")
     assert all(torch.equal(saved[name], tensor) for name, tensor in trainer.model.state_dict().items())
+
+
+class BestAtOne(Scripted):
+    scores = (1.0, 3.0, 2.0, 4.0)
+
+
+class BestAtThree(Scripted):
+    scores = (3.0, 2.0, 1.0, 4.0)
+
+
+@pytest.mark.parametrize("cls, at_two, at_four", [(BestAtOne, None, None), (BestAtThree, 2, 2)])
+def test_a_best_step_that_was_never_saved_is_not_the_best_checkpoint(make_trainer, tmp_path, cls, at_two, at_four):
+    out = tmp_path / "out"
+    trainer = scored(
+        make_trainer, cls=cls, save_steps=2, metric_for_best_model="score", greater_is_better=False,
+        save_total_limit=1, load_best_model_at_end=True,
+    )  # fmt: skip
+    trainer.train()
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (1.0, 1 if cls is BestAtOne else 3)
+    assert trainer.state.best_model_checkpoint == (at_four and str(out / f"checkpoint-{at_four}"))
+    assert checkpoints(trainer) == ([4] if at_two is None else [2, 4])
+    saved = weights_in(out / f"checkpoint-{at_four or 4}")  # without a best one, the last weights stay
+    assert all(torch.equal(saved[name], tensor) for name, tensor in trainer.model.state_dict().items())
+
+
+def test_what_an_earlier_run_saved_at_the_best_step_is_not_the_best_checkpoint(make_trainer, tmp_path):
+    out = tmp_path / "out"
+    make_trainer(max_steps=4, save_strategy="steps", save_steps=1, learning_rate=0.01).train()
+    trainer = scored(
+        make_trainer, cls=BestAtThree, save_steps=2, metric_for_best_model="score", greater_is_better=False
+    )
+    trainer.train()
+    assert trainer.state.best_global_step == 3 and (out / "checkpoint-3").is_dir()
+    assert trainer.state.best_model_checkpoint == str(out / "checkpoint-2")
+
+
+class BestAtSix(Trainer):
+    def evaluate(self, *args, **kwargs):
+        return {**super().evaluate(*args, **kwargs), "eval_score": float(abs(self.state.global_step - 6))}
+
+
+def test_a_step_that_was_saved_before_its_evaluation_becomes_the_best_checkpoint_at_the_next_save(
+    make_trainer, tmp_path
+):
+    trainer = scored(
+        make_trainer, cls=BestAtSix, eval_strategy="epoch", save_steps=3, metric_for_best_model="score",
+        greater_is_better=False, load_best_model_at_end=False, max_steps=12,
+    )  # fmt: skip
+    trainer.train()  # 6 updates an epoch
+    assert checkpoints(trainer) == [3, 6, 9, 12] and trainer.state.best_global_step == 6
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "out" / "checkpoint-6")
+
+
+class WantsToSave(TrainerCallback):
+    def on_evaluate(self, args, state, control, **kwargs):
+        control.should_save = True
+
+
+@pytest.mark.parametrize("callbacks", [[], [WantsToSave]], ids=["", "a callback asks for it"])
+def test_with_the_strategy_best_no_checkpoint_is_written_for_a_worse_model(make_trainer, callbacks):
+    trainer = scored(
+        make_trainer, save_strategy="best", metric_for_best_model="score", greater_is_better=True, eval_steps=1,
+        save_steps=1, load_best_model_at_end=False, callbacks=callbacks,
+    )  # fmt: skip
+    trainer.train()  # 3, 1, 2, 4: the last step, too, is only saved as it is the best
+    assert checkpoints(trainer) == [1, 4]
+    rarely = scored(
+        make_trainer, save_strategy="best", metric_for_best_model="score", greater_is_better=False, eval_steps=2,
+        save_steps=1, load_best_model_at_end=False, callbacks=callbacks, output_dir=trainer.args.output_dir + "-2",
+    )  # fmt: skip
+    rarely.train()
+    assert checkpoints(rarely) == [2]
 
 
 def test_the_best_checkpoint_is_named_in_the_state_even_where_evaluations_are_more_frequent(make_trainer, tmp_path):

@@ -7,7 +7,9 @@ import multiprocessing
 import multiprocessing.process
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 WORKERS = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "per_device_eval_batch_size": 2}
 
@@ -106,3 +108,43 @@ def test_without_the_argument_workers_end_with_each_evaluation(make_trainer: Any
     trainer.evaluate()
     trainer.evaluate()
     assert len(started) == 4 and alive(started) == 0
+
+
+class FirstBatchLast(torch.utils.data.Dataset[Any]):
+    """Twelve samples; the first is there once the eighth was asked for, which another worker has to do."""
+
+    def __init__(self, data: Any) -> None:
+        self.data, self.event = data, multiprocessing.Event()
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 7:
+            self.event.set()
+        if index == 0:
+            assert self.event.wait(60)
+        return self.data[index]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_predictions_belong_to_their_samples_though_batches_of_training_may_come_in_any_order(
+    make_trainer: Any, line_data: Any, persistent: bool
+) -> None:
+    data, seen = line_data(12), []
+
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        seen.append(prediction.label_ids)
+        return {}
+
+    trainer = make_trainer(
+        trainer={"compute_metrics": compute_metrics}, dataloader_in_order=False,
+        **{**WORKERS, "dataloader_persistent_workers": persistent},
+    )  # fmt: skip
+    with torch.no_grad():
+        expected = trainer.model(data.x)["logits"].numpy()
+    output = trainer.predict(FirstBatchLast(data))
+    np.testing.assert_allclose(output.predictions, expected, rtol=1e-5)
+    np.testing.assert_array_equal(output.label_ids, data.y)
+    trainer.evaluate(FirstBatchLast(data))
+    np.testing.assert_array_equal(seen[-1], data.y)

@@ -122,6 +122,34 @@ def test_a_subclass_may_say_whether_its_loss_is_scaled_for_accumulation(make_tra
     assert losses(told) == pytest.approx(losses(plain), rel=1e-6)
 
 
+@pytest.mark.parametrize("is_overridden", [False, True])
+def test_a_loss_that_is_said_not_to_be_scaled_is_divided_although_the_model_takes_the_item_count(
+    make_trainer, line_model, is_overridden
+):
+    class TakesCount(line_model):
+        accepts_loss_kwargs = True  # and returns the mean all the same
+
+        def forward(self, x, labels=None, num_items_in_batch=None):
+            return super().forward(x, labels)
+
+    class Unscaled(Trainer):
+        loss_is_scaled_for_ga = False
+
+    class UnscaledLoss(Unscaled):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss = model(**inputs, num_items_in_batch=num_items_in_batch)["loss"]
+            return loss
+
+    options = {"gradient_accumulation_steps": 2, "max_steps": 2, "learning_rate": 0.01}
+    model = {"model": TakesCount()}
+    told = make_trainer(trainer=model, cls=UnscaledLoss if is_overridden else Unscaled, **options)
+    plain = make_trainer(cls=LossOf431, **options)
+    assert told.model_accepts_loss_kwargs
+    told.train(), plain.train()
+    assert losses(told) == pytest.approx(losses(plain), rel=1e-6)
+    assert torch.equal(told.model.linear.weight, plain.model.linear.weight)
+
+
 @pytest.mark.parametrize("keywords", [False, True], ids=["positional", "**kwargs"])
 def test_get_batch_samples_is_called_with_device_as_argument(make_trainer, keywords):
     seen = []

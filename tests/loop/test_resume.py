@@ -742,6 +742,32 @@ def test_the_log_of_a_documented_release_is_continued(make_trainer, tmp_path, re
     assert all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(ours, theirs))  # older releases round to 4 decimals
 
 
+@pytest.mark.parametrize("at", [1, 3, 5, 6, 7])
+@pytest.mark.parametrize("foreign", [False, True], ids=["", "from another implementation"])
+def test_the_first_line_after_a_resume_is_the_mean_over_the_updates_since_the_line_before(
+    make_trainer, line_model, tmp_path, at, foreign
+):
+    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 100}  # 6 updates per epoch
+    every = make_trainer(**options)
+    every.train()
+    single = [line["loss"] for line in every.state.log_history if "loss" in line]
+    options.update(logging_steps=4, logging_first_step=True)
+    out = str(tmp_path / "resumed")
+    make_trainer(trainer={"callbacks": [StopAt(at)]}, output_dir=out, **options).train()
+    if foreign:  # which says nothing of the losses since its last line: those after it remain
+        for name in ("loop_state.json", "manifest.json"):
+            (Path(out) / f"checkpoint-{at}" / name).unlink()
+    resumed = make_trainer(output_dir=out, **options)
+    resumed.train(resume_from_checkpoint=True)
+    lines = {line["step"]: line["loss"] for line in resumed.state.log_history if "loss" in line}
+    assert list(lines) == [1, 4, 8, 12]
+    starts = {1: 0, 4: 1, 8: 4, 12: 8}
+    for step, before in starts.items():
+        if foreign and before < at < step:
+            before = at
+        assert lines[step] == pytest.approx(sum(single[before:step]) / (step - before), rel=1e-6), step
+
+
 def test_starting_anew_where_another_run_left_checkpoints_is_said(make_trainer, caplog):
     make_trainer(save_strategy="steps", save_steps=2, max_steps=2).train()
     assert "another one" not in caplog.text

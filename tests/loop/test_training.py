@@ -67,6 +67,43 @@ def test_a_log_line_is_the_mean_since_the_one_before(make_trainer):
     assert losses(third) == pytest.approx([sum(single[:3]) / 3, sum(single[3:]) / 3], rel=1e-6)
 
 
+class LogsAtThree(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log |= state.global_step == 3
+
+
+@pytest.mark.parametrize(
+    "options, steps",
+    [
+        ({"logging_steps": 4}, [4, 8, 12]),  # of which the second epoch begins within the second
+        ({"logging_steps": 4, "logging_first_step": True}, [1, 4, 8, 12]),
+        ({"logging_strategy": "epoch"}, [6, 12]),
+        ({"logging_strategy": "epoch", "logging_first_step": True}, [1, 6, 12]),
+        ({"logging_steps": 5, "callbacks": [LogsAtThree]}, [3, 5, 10]),
+        ({"logging_strategy": "no", "callbacks": [LogsAtThree]}, [3]),
+    ],
+)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_every_line_is_the_mean_over_the_updates_since_the_line_before(make_trainer, options, steps, accumulation):
+    common = {
+        "max_steps": 12,
+        "gradient_accumulation_steps": accumulation,
+        "per_device_train_batch_size": 4 // accumulation,
+    }
+    every = make_trainer(**common)
+    every.train()
+    single = losses(every)
+    options = {**common, **options}
+    trainer = make_trainer(trainer={"callbacks": options.pop("callbacks", [])}, **options)
+    trainer.train()
+    lines = [(line["step"], line["loss"]) for line in trainer.state.log_history if "loss" in line]
+    before, expected = 0, []
+    for step in steps:
+        expected.append((step, pytest.approx(sum(single[before:step]) / (step - before), rel=1e-6)))
+        before = step
+    assert len(single) == 12 and lines == expected
+
+
 def test_the_training_loss_of_the_result_is_the_mean_over_all_updates(make_trainer):
     trainer = make_trainer(max_steps=7, logging_steps=3)
     result = trainer.train()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from trainwright.checkpoint.layout import same_place, sort_checkpoints
 from trainwright.checkpoint.manifest import how_to_accept, problems
 from trainwright.checkpoint.paths import is_ours, read_json, relative_files
-from trainwright.checkpoint.runs import of_earlier_runs, oldest_first
+from trainwright.checkpoint.runs import Record, of_earlier_runs, oldest_first, wrote
 from trainwright.names import TRAINER_STATE_NAME, closest
 
 logger = logging.getLogger(__name__)
@@ -113,6 +113,15 @@ def locate(best_path: str | None, output_dir: str | os.PathLike[str]) -> str | N
     name = best_path.replace("\\", "/").rstrip("/").rpartition("/")[2]
     here = os.path.join(os.fspath(output_dir), name)
     return next((path for path in (here, best_path) if os.path.isdir(path)), None)
+
+
+def was_saved(directory: str, known: str | None, run: Record | None) -> bool:
+    """Whether `directory`, whose name has the best step, was saved by this run, or by the one that it continues.
+
+    An earlier run may have left a checkpoint of the same step there. `known`: the best checkpoint so far, maybe under
+    the path that it had before the run was moved. `run`: the record of this run.
+    """
+    return locate(known, os.path.dirname(directory)) == directory or wrote(run, directory)
 
 
 def undamaged(best_path: str | None, output_dir: str | os.PathLike[str]) -> str | None:

@@ -32,6 +32,12 @@ def record_of(checkpoint: str) -> Record | None:
         return None
 
 
+def wrote(run: Record | None, checkpoint: str) -> bool:
+    """Whether `checkpoint` is there and has the record `run`."""
+    record = record_of(checkpoint)
+    return run is not None and record is not None and record["id"] == run["id"]
+
+
 def oldest_first(checkpoints: Iterable[str]) -> list[str]:
     """`checkpoints`, which come in the order of their steps, by the run that wrote them, the newest run last."""
     ordered = list(checkpoints)

@@ -20,7 +20,7 @@ from torch import nn
 from trainwright.checkpoint import deferred
 from trainwright.checkpoint.layout import checkpoint_name, sort_checkpoints
 from trainwright.checkpoint.paths import is_ours
-from trainwright.checkpoint.runs import Record, continued
+from trainwright.checkpoint.runs import Record, continued, wrote
 from trainwright.checkpoint.trouble import SaveTrouble, predicted_bytes
 from trainwright.checkpoint.weights import check_can_be_held
 from trainwright.finite.guard import NonFiniteGuard
@@ -52,6 +52,7 @@ class Save:
     epoch: float | None
     # Metric, step and directory of the best checkpoint before the evaluation of this step; None: there was none.
     best_before: tuple[Any, Any, Any] | None = None
+    run: Record | None = None  # that makes it
 
     @contextlib.contextmanager
     def moment(self, state: TrainerState) -> Iterator[None]:
@@ -67,7 +68,8 @@ class Save:
 
     def forget_best(self, state: TrainerState) -> None:
         """The save failed: where it would have been the best, the best that can be loaded is that of before."""
-        if self.best_before and state.best_global_step == self.step and not os.path.isdir(self.directory):
+        is_lost = not wrote(self.run, self.directory)  # what is there may be an earlier run's
+        if self.best_before and state.best_global_step == self.step and is_lost:
             state.best_metric, state.best_global_step, state.best_model_checkpoint = self.best_before
 
 
@@ -158,7 +160,7 @@ class Saves:
             self._want(True)
             beside = self.asynchronous.beside(self._strategy, self._model, self._exempt)
         before = (*best_before, state.best_model_checkpoint) if best_before else None
-        save = Save(directory, state.global_step, state.epoch, before)
+        save = Save(directory, state.global_step, state.epoch, before, self.run)
         try:
             with self.trouble.borne(directory, save.step, is_whole=self.asynchronous is None), beside:
                 watch("saving", write)()

@@ -159,6 +159,9 @@ def test_one_label_name_as_text_is_refused():
         ),
         ({"metric_for_best_model": "accuracy"}, {"greater_is_better": True}),
         ({"metric_for_best_model": "eval_loss"}, {"greater_is_better": False}),
+        ({"metric_for_best_model": "eval_val_loss"}, {"greater_is_better": False}),
+        ({"metric_for_best_model": "val_loss"}, {"greater_is_better": False}),
+        ({"metric_for_best_model": "eval_loss_ratio"}, {"greater_is_better": True}),
         ({"metric_for_best_model": "loss", "greater_is_better": True}, {"greater_is_better": True}),
         (
             {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"},

@@ -113,6 +113,41 @@ def test_inputs_are_added_to_what_metrics_already_get():
         ]
 
 
+SWITCHED_OFF = [  # (older switch, what may be given beside it)
+    ({"adafactor": False}, {"optim": "sgd"}),
+    ({"adafactor": False}, {"optim": "adafactor"}),
+    ({"group_by_length": False}, {"train_sampling_strategy": "sequential"}),
+    ({"group_by_length": False}, {"train_sampling_strategy": "batch_rebalance"}),
+    ({"no_cuda": False}, {"use_cpu": True}),
+    ({"include_inputs_for_metrics": False}, {"include_for_metrics": ["inputs"]}),
+    ({"include_inputs_for_metrics": False}, {"include_for_metrics": ["loss"]}),
+    ({"tpu_metrics_debug": False}, {"debug": [DebugOption.TPU_METRICS_DEBUG]}),
+    ({"use_mps_device": False}, {}),
+    ({"use_ipex": False}, {}),
+    ({"gradient_checkpointing": False}, {}),
+    ({"fsdp_min_num_params": 0}, {}),
+]
+
+
+@pytest.mark.parametrize(("older", "newer"), SWITCHED_OFF)
+def test_an_older_switch_that_is_off_changes_nothing_and_is_no_reason_to_warn(older, newer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert new(**older) == new()
+        for given in ({**older, **newer}, {**newer, **older}):
+            args = new(**given)
+            assert args == new(**newer)
+            assert {name: getattr(args, name) for name in newer} == newer
+
+
+def test_an_older_switch_that_is_off_changes_nothing_in_a_copy_or_later_either():
+    args = new(train_sampling_strategy="sequential", optim="sgd")
+    copied = dataclasses.replace(args, group_by_length=False, adafactor=False)
+    assert (copied.train_sampling_strategy, copied.optim) == ("sequential", "sgd")
+    args.group_by_length = args.adafactor = False
+    assert (args.train_sampling_strategy, args.optim) == ("sequential", "sgd")
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("older", [older for older, _ in ROWS])
 def test_a_copy_by_replace_is_equal_whatever_older_name_was_used(older):

@@ -53,13 +53,23 @@ def test_training_stops_after_as_many_evaluations_without_improvement_as_patienc
 
 
 def test_a_gain_up_to_the_threshold_uses_up_patience_and_still_becomes_the_value_to_beat() -> None:
-    assert counts([3.0, 2.75, 2.5, 1.5], EarlyStoppingCallback(9, 0.5)) == [0, 1, 2, 0]
+    # From 3.0 to 2.4 is more than the threshold; from 2.75, the value to beat, it is not.
+    assert counts([3.0, 2.75, 2.4, 1.5], EarlyStoppingCallback(9, 0.5)) == [0, 1, 2, 0]
+    rising = [-3.0, -2.75, -2.4, -1.5]
+    assert counts(rising, EarlyStoppingCallback(9, 0.5), greater_is_better=True) == [0, 1, 2, 0]
+    assert counts([3.0, 2.5, 1.75], EarlyStoppingCallback(9, 0.5)) == [0, 1, 0]  # exactly the threshold is no more
 
 
 def test_greater_is_better_turns_the_direction_and_is_told_from_the_name_when_not_given() -> None:
     values = [1.0, 2.0, 3.0, 2.0]
     assert counts(values, EarlyStoppingCallback(9), greater_is_better=True) == [0, 0, 0, 1]
-    assert counts(values, EarlyStoppingCallback(9), greater_is_better=None) == [0, 1, 2, 3]
+    for name, used in (("loss", [0, 1, 2, 3]), ("eval_val_loss", [0, 1, 2, 3]), ("score", [0, 0, 0, 1])):
+        callback, args = EarlyStoppingCallback(9), arguments(metric_for_best_model=name, greater_is_better=None)
+        state, found = started(callback, args), []
+        for value in values:
+            stops(callback, args, state, {"eval_" + name.removeprefix("eval_"): value})
+            found.append(callback.early_stopping_patience_counter)
+        assert found == used, name
 
 
 def test_nan_is_no_improvement_even_as_the_first_value() -> None:
@@ -70,7 +80,7 @@ def test_nan_is_no_improvement_even_as_the_first_value() -> None:
 @pytest.mark.parametrize("threshold", [0.0, 0.3])
 def test_patience_is_counted_as_in_the_reference(threshold: float, rises: bool) -> None:
     reference = pytest.importorskip("transformers.trainer_callback")
-    values = [1.0, 0.9, 0.5, 0.5, 0.7, 0.1, 1.5, 1.6, 2.2, 0.0]
+    values = [1.0, 0.9, 0.65, 0.65, 0.7, 0.1, 1.5, 1.6, 2.2, 0.0]
     theirs = reference.EarlyStoppingCallback(9, threshold)
     args, state, used = arguments(greater_is_better=rises), reference.TrainerState(), []
     for value in values:

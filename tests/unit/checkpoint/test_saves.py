@@ -1,6 +1,7 @@
 """What becomes of the saves of a run, without a Trainer."""
 
 import errno
+import json
 import math
 import os
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ class Run:
         self.model, self.state, self.control = torch.nn.Linear(2, 1), TrainerState(), TrainerControl()
         self.saves = Saves(lambda: (self.state, self.control), self.followed.append, self.tell)
         self.args = SimpleNamespace(max_save_failures=3, nonfinite="raise", async_save=False, save_only_model=False)
+        self.args.save_strategy = "no"  # whose weights need not be looked at before the run
         vars(self.args).update(args)
         strategy = Strategy(torch.device("cpu"))
         self.saves.begin(
@@ -63,6 +65,33 @@ def test_a_failing_disk_leaves_the_last_checkpoint_and_the_best_one_as_they_were
     assert run.saves.last_checkpoint == run.directory(2) and len(run.told) == 1
     assert not run.control.should_save  # the end of an epoch does not try again
     assert (run.state.best_metric, run.state.best_global_step) == (0.9, 2)
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("best_before", [None, (0.9, 1)])
+def test_a_failed_save_of_another_step_leaves_the_best_as_it_is(tmp_path, best_before):
+    run = Run(tmp_path)
+    run.make(2)
+    best = (0.5, 2, run.directory(2))
+    run.state.best_metric, run.state.best_global_step, run.state.best_model_checkpoint = best
+    run.make(3, FULL, best_before=best_before)
+    assert len(run.told) == 1
+    assert (run.state.best_metric, run.state.best_global_step, run.state.best_model_checkpoint) == best
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_best_checkpoint_that_is_in_place_stays_the_best_unless_an_earlier_run_wrote_it(tmp_path, is_ours):
+    """Its save failed after it had its name: where the directory that it is in could not be flushed."""
+    run = Run(tmp_path)
+    run.saves.begin_run(None, str(tmp_path))
+    os.mkdir(run.directory(4))
+    record = run.saves.run if is_ours else {"id": "another", "started_s": 1.0}
+    (tmp_path / "checkpoint-4" / "loop_state.json").write_text(json.dumps({"run": record}))
+    run.state.best_metric, run.state.best_global_step = 0.5, 4
+    run.make(4, FULL, best_before=(0.9, 2))
+    assert (run.state.best_metric, run.state.best_global_step) == ((0.5, 4) if is_ours else (0.9, 2))
 
 
 def test_failures_in_a_row_are_borne_only_so_often(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset, SequentialSampler
 
+from trainwright.data import samplers
 from trainwright.data.samplers import (
     STRATEGIES,
     BatchRebalanceSampler,
@@ -28,6 +29,23 @@ def test_the_order_of_an_epoch_is_the_permutation_of_seed_plus_epoch(num_samples
         expected = torch.randperm(num_samples, generator=torch.Generator().manual_seed(5 + epoch)).tolist()
         assert list(sampler) == expected
     assert len(sampler) == num_samples
+
+
+def test_two_epochs_differ_also_where_the_order_is_too_large_to_be_held(monkeypatch):
+    monkeypatch.setattr(samplers, "LARGE", 100)
+    for num_samples in (100, 101):  # the last that is held, and the first that is worked out place by place
+        sampler, orders = SeededRandomSampler(num_samples, seed=5), []
+        held = torch.randperm(num_samples, generator=torch.Generator().manual_seed(5)).tolist()
+        for epoch in (0, 1, 0):
+            sampler.set_epoch(epoch)
+            orders.append(list(sampler))
+        assert all(sorted(order) == list(range(num_samples)) for order in orders)
+        assert orders[0] == orders[2] != orders[1]
+        assert (orders[0] == held) is (num_samples == 100)
+        assert orders[1] == list(SeededRandomSampler(num_samples, seed=5, epoch=1))
+        assert orders[0] != list(SeededRandomSampler(num_samples, seed=7))
+        sampler.start = 40
+        assert list(sampler) == orders[0][40:]
 
 
 def test_the_order_equals_that_of_the_seedable_sampler_of_accelerate():
