@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainwright.hub.yaml import to_yaml
+from trainwright.safe_write import earlier_bytes, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -130,17 +131,12 @@ def write_model_card(path: str | os.PathLike[str], **values: Any) -> bool:
     False, and nothing is written, where the card that stands there was edited by a person (its mark is gone).
     """
     path = os.path.join(path, "README.md") if os.path.isdir(path) else os.fspath(path)
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            present = file.read()
-        if present.strip() and not any(mark.lower() in present.lower() for mark in _BY_A_PROGRAM):
-            logger.info("%s was edited by hand and stays as it is.", path)
-            return False
-    text = TrainingSummary(**values).to_model_card()
+    present = earlier_bytes(path).decode("utf-8", "replace")
+    if present.strip() and not any(mark.lower() in present.lower() for mark in _BY_A_PROGRAM):
+        logger.info("%s was edited by hand and stays as it is.", path)
+        return False
     # Replaced, not rewritten: a push in the background may hold a link to the file that stands there.
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(path + ".tmp", path)
+    write_text(path, TrainingSummary(**values).to_model_card())
     return True
 
 
