@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainwright.args.hidden import forget_secrets
 from trainwright.checkpoint.commit import flush, flush_directory, flush_parents, flush_tree, publish, sibling
 from trainwright.checkpoint.deferred import taken
 from trainwright.checkpoint.frozen import FrozenWeights
@@ -174,11 +175,9 @@ def save_rng(directory: Path, *, rank: int = 0, world_size: int = 1) -> None:
 
 
 def save_training_args(directory: Path, args: Any) -> None:
-    """Write the arguments to `training_args.bin` for other tools; trainwright never reads it. Tokens are left out."""
+    """Write the arguments to `training_args.bin` for other tools; trainwright never reads it. Secrets are left out."""
     clean = copy.copy(args)
-    for name, value in vars(clean).items():
-        if name.endswith("_token") and value is not None:
-            vars(clean)[name] = None
+    forget_secrets(vars(clean))
     path = os.path.join(directory, TRAINING_ARGS_NAME)
     if taken("object", path, clean):
         return
