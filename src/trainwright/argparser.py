@@ -14,6 +14,7 @@ import difflib
 import inspect
 import json
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -284,12 +285,22 @@ class HfArgumentParser(argparse.ArgumentParser):
             return (*outputs, remaining)
         if remaining:
             raise ValueError(
-                f"Some specified arguments are not used by the HfArgumentParser: {remaining}{self._hint(remaining)}"
+                f"Some specified arguments are not used by the HfArgumentParser: {_without_values(remaining)}"
+                f"{self._hint(remaining)}"
             )
         return tuple(outputs)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse; an unknown flag is named without its value."""
+        namespace, remaining = self.parse_known_args(args, namespace)
+        if remaining:
+            self.error(f"unrecognized arguments: {' '.join(_without_values(remaining))}{self._hint(remaining)}")
+        return namespace
+
     def error(self, message: str) -> NoReturn:
         """As in argparse: print usage (short) and leave with status 2."""
+        # argparse repeats `--flag=value` whole where an abbreviation fits several flags; the value may be a secret.
+        message = re.sub(r"^(ambiguous option: [^\s=]+)=.*( could match)", r"\1\2", message, flags=re.DOTALL)
         self.exit(2, f"{self.prog}: error: {message}\nSee `{self.prog} --help`.\n")
 
     # Dicts and files.
@@ -432,6 +443,16 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         if text is None or action.default in (None, "", argparse.SUPPRESS) or action.default in ([], {}):
             return text
         return text if "%(default)" in text else f"{text} (default: %(default)s)"
+
+
+def _without_values(words: list[str]) -> list[str]:
+    """The flags among words that no flag took, and words before the first of them; a value may be a secret.
+
+    >>> _without_values(["more", "--api_key=hidden", "--password", "hidden"])
+    ['more', '--api_key', '--password']
+    """
+    first = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
+    return words[:first] + [word.partition("=")[0] for word in words[first:] if re.match("--?[A-Za-z]", word)]
 
 
 def _init_fields(dataclass_type: Any) -> list[dataclasses.Field[Any]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainwright.log_text import LogText, StateText
+from trainwright.safe_write import write_bytes
 
 _EMPTY_LOG = '\n  "log_history": []'
 
@@ -106,8 +107,7 @@ class TrainerState:
 
     def save_to_json(self, json_path: str | os.PathLike[str]) -> None:
         """Write every field to `json_path`."""
-        with open(json_path, "wb") as file:
-            file.write(self.to_json().encode())
+        write_bytes(json_path, self.to_json().encode())
 
     @classmethod
     def load_from_json(cls, json_path: str | os.PathLike[str]) -> TrainerState:

@@ -80,6 +80,7 @@ from trainwright.outputs import BestRun, EvalLoopOutput, PredictionOutput, Train
 from trainwright.parallel import mesh
 from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan, plan_training
+from trainwright.safe_write import folder_inside
 from trainwright.seeding import enable_full_determinism, generator_states, restore_generators, set_seed
 from trainwright.seen.parts import Watchers
 from trainwright.splitting import one_row
@@ -491,18 +492,20 @@ class Trainer:
                 self._adopt_model(self.call_model_init(trial))
                 self.optimizer = self.lr_scheduler = None
                 self.callback_handler.model = self.model
-            checkpoint = resume.find_checkpoint(resume_from_checkpoint, self._output_dir, self.is_world_process_zero())
-            if checkpoint is not None:
-                self._fitted("_load_from_checkpoint")(checkpoint)
-            elif self.args.save_strategy != SaveStrategy.NO and self.is_world_process_zero():
-                resume.warn_of_another_run(self._get_output_dir(trial))
-            self._found_size = FoundSize.of_checkpoint(self.args, checkpoint)
-            self._train_batch_size = self._found_size.micro_batch
-            self._saves.begin_run(checkpoint, self._get_output_dir(trial))
-            self._data_to_pass_over = []
-            self._interrupt = Interrupt.for_run(self.args, self._strategy.is_distributed)
-            with self._interrupt, occupied(self._output_dir, is_wanted=self._saves_checkpoints):
-                return self._run_to_its_end(checkpoint, trial, ignore_keys_for_eval)
+            with occupied(self._output_dir, is_wanted=self._saves_checkpoints):  # before anything there is touched
+                is_main = self.is_world_process_zero()
+                checkpoint = resume.find_checkpoint(resume_from_checkpoint, self._output_dir, is_main)
+                if checkpoint is not None:
+                    self._fitted("_load_from_checkpoint")(checkpoint)
+                elif self.args.save_strategy != SaveStrategy.NO and is_main:
+                    resume.warn_of_another_run(self._get_output_dir(trial))
+                self._found_size = FoundSize.of_checkpoint(self.args, checkpoint)
+                self._train_batch_size = self._found_size.micro_batch
+                self._saves.begin_run(checkpoint, self._get_output_dir(trial))
+                self._data_to_pass_over = []
+                self._interrupt = Interrupt.for_run(self.args, self._strategy.is_distributed)
+                with self._interrupt:
+                    return self._run_to_its_end(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self.is_in_train = False
             self._saves.close()
@@ -2195,7 +2198,7 @@ class Trainer:
         if self.args.should_save:
             with self._weights_to_hand_out():
                 merged = merged_copy(self._strategy.unwrap(self.model))
-            with checkpoint_save.replacing(output_dir or os.path.join(self._output_dir, "merged")) as staging:
+            with checkpoint_save.replacing(output_dir or folder_inside(self._output_dir, "merged")) as staging:
                 checkpoint_weights.save_weights(merged, staging, safe=bool(self.args.save_safetensors))
                 self._save_beside_the_weights(staging)
 

@@ -11,7 +11,8 @@ sys.path.insert(0, os.path.dirname(__file__))
 
 from runs import make_run
 
-from trainwright import TrainerCallback
+from trainwright import TrainerCallback, resume
+from trainwright.checkpoint import layout
 from trainwright.checkpoint.occupied import occupied
 
 pytestmark = pytest.mark.skipif(
@@ -55,6 +56,30 @@ def test_a_second_live_run_in_the_same_directory_is_told_of_the_first(tmp_path, 
     caplog.clear()
     make_run(out, max_steps=1).train()
     assert WARNING not in caplog.text
+
+
+def test_a_second_live_run_is_told_of_the_first_before_it_touches_what_lies_there(tmp_path, monkeypatch, caplog):
+    out = tmp_path / "out"
+    make_run(out, max_steps=1, save_steps=1).train()
+    pid, go_on = run_that_waits(out)
+    told_before = {}
+
+    def watched(module, name):
+        function = getattr(module, name)
+
+        def look(*args, **kwargs):
+            told_before.setdefault(name, WARNING in caplog.text)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, look)
+
+    watched(resume, "clean_up_staging")
+    watched(resume, "find_resumable")  # sets damaged checkpoints aside
+    watched(layout, "rotate_checkpoints")
+    make_run(out, max_steps=2, save_steps=1, save_total_limit=1).train(resume_from_checkpoint="auto")
+    os.write(go_on, b"x")
+    os.waitpid(pid, 0)
+    assert told_before == {"clean_up_staging": True, "find_resumable": True, "rotate_checkpoints": True}
 
 
 def test_a_run_that_was_killed_leaves_nothing_in_the_way(tmp_path, caplog):

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from trainwright.args.hidden import is_hidden, is_secret, without_passwords
 from trainwright.args.renamed import RENAMED, RENAMED_VALUES, TWINS, Renamed, twin_value
 from trainwright.names import closest
 
@@ -41,6 +42,14 @@ class ArgumentsMeta(type):
                 hints = "".join(closest(name, options) for name in unknown)
                 raise TypeError(f"{cls.__name__} has no argument {', '.join(map(repr, unknown))}.{hints}")
         return super().__call__(*args, **given)
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        """`@dataclass` gives each subclass a `__repr__`, which would show its secrets: the inherited one stays."""
+        if name == "__repr__" and _is_generated(value):
+            inherited = next((base.__dict__[name] for base in cls.__mro__ if name in base.__dict__), object.__repr__)
+            if inherited is not object.__repr__ and not _is_generated(inherited):
+                return
+        super().__setattr__(name, value)
 
     @property
     def __signature__(cls) -> inspect.Signature:
@@ -161,18 +170,14 @@ def _documented_fields(cls: type) -> set[str]:
     return {field.name for base in ours for field in dataclasses.fields(base)}
 
 
-def placeholder(name: str) -> str:
-    """What every serialised form says in place of the token `name`."""
-    return f"<{name.upper()}>"
-
-
-def is_hidden(name: str, value: Any) -> bool:
-    """Whether `value` is what a serialised form says in place of the token `name`: nobody's token."""
-    return name.endswith("_token") and isinstance(value, str) and value == placeholder(name)
-
-
 def _shown(name: str, value: Any) -> str:
-    return "<hidden>" if name.endswith("_token") else repr(value)
+    return "<hidden>" if is_secret(name) else without_passwords(repr(value))
+
+
+def _is_generated(function: Any) -> bool:
+    """Whether `dataclass` wrote this `__repr__`, and no person."""
+    code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
+    return code is not None and code.co_filename == "<string>"
 
 
 def _warn(message: str) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainwright.args import device as devices
 from trainwright.args.checks import check_switch
-from trainwright.args.constructor import placeholder
+from trainwright.args.hidden import masked
 from trainwright.args.options import option
 from trainwright.args.renamed import TWINS, twin_value
 from trainwright.args.reporting import LOG_LEVELS, PASSIVE
@@ -268,18 +268,19 @@ class TrainingArguments(GroupedArguments):
                 logger.debug("process %d has done: %s; the others go on", self.process_index, desc)
                 devices.barrier(self)
 
-    # Serialisation: tokens never leave.
+    # Serialisation: secrets never leave.
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as plain data: enums by value, configs as dicts, tokens replaced by their name.
+        """Every field as plain data: enums by value, configs as dicts, secrets replaced by their name.
 
-        `TrainingArguments(**args.to_dict())` is equal but for tokens: such a name in place of one reads as None.
+        Secrets are fields and keys named like one (`*_token`, `*api_key*`, `*password*`, `*secret*` ...), and passwords
+        inside addresses. `TrainingArguments(**args.to_dict())` is equal but for them: such a name in place of one reads
+        as None.
         """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
         plain = {name: _plain(value) for name, value in values.items()}
-        plain.update({name: placeholder(name) for name in plain if name.endswith("_token")})
         self._dict_dtype_to_str(plain)
-        return plain
+        return masked(plain)
 
     def to_json_string(self) -> str:
         """`to_dict` as indented JSON; what JSON cannot say is written as text."""

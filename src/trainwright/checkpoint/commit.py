@@ -14,14 +14,11 @@ from contextlib import suppress
 
 from trainwright.checkpoint.deferred import deleted
 from trainwright.checkpoint.paths import INCOMPLETE_NAME, is_ours, relative_files
+from trainwright.safe_write import NO_RENAME, create_text
 
 logger = logging.getLogger(__name__)
 
 Path = str | os.PathLike[str]
-
-# What file systems answer that cannot rename (a directory): bind mounts and overlays, object stores (ENOSYS, EPERM, and
-# EMFILE where they would have to move too many objects).
-NO_RENAME = frozenset((errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EMFILE))
 
 
 def sibling(path: Path, purpose: str, pid: int | None = None) -> str:
@@ -138,8 +135,8 @@ def _copy_into_place(staging: str, final: str) -> None:
 def _empty_under_mark(directory: str) -> None:
     """Say on disk that `directory` is not, or no longer, complete, and delete all else in it."""
     path = os.path.join(directory, INCOMPLETE_NAME)
-    with open(path, "w") as file:
-        file.write("This checkpoint is not complete: a copy or a deletion is not finished.\n")
+    if not os.path.isfile(path) or os.path.islink(path):
+        create_text(path, "This checkpoint is not complete: a copy or a deletion is not finished.\n")
     flush(path)
     flush_directory(directory)
     for name in os.listdir(directory):

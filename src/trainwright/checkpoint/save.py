@@ -14,6 +14,7 @@ import os
 import pickle
 import random
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -21,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainwright.checkpoint.commit import NO_RENAME, flush, flush_directory, flush_parents, flush_tree, publish, sibling
+from trainwright.args.hidden import forget_secrets
+from trainwright.checkpoint.commit import flush, flush_directory, flush_parents, flush_tree, publish, sibling
 from trainwright.checkpoint.deferred import taken
 from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.manifest import write_manifest
@@ -36,6 +38,7 @@ from trainwright.names import (
     TRAINER_STATE_NAME,
     TRAINING_ARGS_NAME,
 )
+from trainwright.safe_write import check_place, folder_inside, give_mode, mode_of_new_files, put
 from trainwright.state import TrainerState
 
 logger = logging.getLogger(__name__)
@@ -85,6 +88,7 @@ def commit(
     `frozen`: as for `write_manifest`.
     """
     write_manifest(staging, step, world_size, position, frozen, flush)
+    _share_weights(staging, stat.S_IMODE(os.stat(os.path.join(staging, MANIFEST_NAME)).st_mode))
     flush(os.path.join(staging, MANIFEST_NAME))
     for folder, _, _ in os.walk(staging, topdown=False):
         flush_directory(folder)
@@ -105,18 +109,14 @@ def replacing(directory: Path) -> Iterator[str]:
     os.mkdir(staging)
     try:
         yield staging
+        _share_weights(staging, mode_of_new_files(staging))
         flush_tree(staging)
         written = sorted(relative_files(staging), key=lambda name: name.endswith(".index.json"))  # after its shards
+        for name in written:  # all before the first is replaced
+            check_place(os.path.join(folder_inside(directory, *name.split("/")[:-1]), name.rpartition("/")[2]))
         for name in written:
-            target = os.path.join(directory, name)
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            try:
-                os.replace(os.path.join(staging, name), target)
-            except OSError as error:
-                if error.errno not in NO_RENAME:
-                    raise
-                shutil.copyfile(os.path.join(staging, name), target)
-                flush(target)
+            if put(os.path.join(staging, name), os.path.join(directory, name)):
+                flush(os.path.join(directory, name))
         if MODEL_NAMES.intersection(written):
             for name in MODEL_NAMES.difference(written):
                 with suppress(FileNotFoundError):
@@ -126,6 +126,15 @@ def replacing(directory: Path) -> Iterator[str]:
         flush_parents(directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _share_weights(directory: str, mode: int) -> None:
+    """Give weights the permissions of every other new file: safetensors makes them readable for their owner only,
+    whoever calls it.
+    """
+    for name in relative_files(directory):
+        if name.endswith(".safetensors"):
+            give_mode(os.path.join(directory, name), mode)
 
 
 def save_optimizer(directory: Path, optimizer: Any) -> None:
@@ -166,11 +175,9 @@ def save_rng(directory: Path, *, rank: int = 0, world_size: int = 1) -> None:
 
 
 def save_training_args(directory: Path, args: Any) -> None:
-    """Write the arguments to `training_args.bin` for other tools; trainwright never reads it. Tokens are left out."""
+    """Write the arguments to `training_args.bin` for other tools; trainwright never reads it. Secrets are left out."""
     clean = copy.copy(args)
-    for name, value in vars(clean).items():
-        if name.endswith("_token") and value is not None:
-            vars(clean)[name] = None
+    forget_secrets(vars(clean))
     path = os.path.join(directory, TRAINING_ARGS_NAME)
     if taken("object", path, clean):
         return

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from trainwright.interop.loaded import is_hf_dataset
 from trainwright.names import closest
+from trainwright.safe_write import check_place, fresh
 from trainwright.seeding import generator_states, restore_generators
 
 NUM_SAMPLES_WORTH_A_BAR = 100_000  # reading fewer takes seconds; more took users hours in silence
@@ -159,13 +160,11 @@ def _from_disk(dataset: Any, name: str, make: Callable[[], torch.Tensor]) -> tor
     folder = os.path.dirname(files[0]["filename"])
     path = os.path.join(folder, f"trainwright-lengths-{dataset._fingerprint}-{name}.npy")
     with contextlib.suppress(OSError, ValueError):
+        check_place(path)
         known = np.load(path, allow_pickle=False)
         if known.dtype == np.int64 and known.shape == (len(dataset),):
             return torch.from_numpy(known)
     lengths = make()
-    staged = f"{path}.{os.getpid()}.tmp"
-    with contextlib.suppress(OSError):
-        with open(staged, "wb") as file:
-            np.save(file, lengths.numpy(), allow_pickle=False)
-        os.replace(staged, path)
+    with contextlib.suppress(OSError), fresh(path) as staged, open(staged, "wb") as file:
+        np.save(file, lengths.numpy(), allow_pickle=False)
     return lengths

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.evaluation.tensors import denumpify_detensorize
+from trainwright.safe_write import earlier_bytes, write_text
 
 # What `default_compute_objective` leaves out of the sum: how long things took is no quality.
 _TIMING_SUFFIXES = ("_runtime", "_per_second", "_compilation_time", "_preparation_time")
@@ -111,11 +112,9 @@ def write_metrics(
     _write_json(directory / f"{split}_results.json", plain)
     if combined:
         path = directory / "all_results.json"
-        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        earlier = json.loads(earlier_bytes(path) or b"{}")
         _write_json(path, {**earlier, **plain})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    staged.write_text(json.dumps(content, indent=4, sort_keys=True), encoding="utf-8")
-    staged.replace(path)
+    write_text(path, json.dumps(content, indent=4, sort_keys=True))

@@ -11,8 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from trainwright.hub.yaml import to_yaml
+from trainwright.safe_write import earlier_bytes, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,13 @@ _TASK_NAMES = {
 }
 _UPPER_CASE = {"f1", "bleu", "wer", "cer", "mse", "mae", "rmse", "auc", "map", "sacrebleu", "glue", "rouge"}
 _NOT_A_METRIC = re.compile(r"(_runtime|_per_second|_compilation_time|_preparation_time|_mem_[cg]pu(_\w+)?)$")
+
+# What Markdown takes for markup: anywhere, an underscore only at the edge of a word, and at the start of a line.
+_MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
+_AT_THE_START = re.compile(r"^(|\d+(?=[.)]))(#(?=[#\s]|$)|[+-](?=[-\s]|$)|[.)](?=\s|$))")
+_ENTITY = re.compile(r"&(?=#|\w+;)")
+# Control characters, marks that turn the direction of a text, and halves of surrogate pairs, which UTF-8 cannot hold.
+_UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass
@@ -96,7 +105,7 @@ class TrainingSummary:
         parts = [
             f"---\n{to_yaml(self.metadata())}\n---",
             f"{MARK} Check it, complete it, and remove this line: a card without it is never overwritten. -->",
-            f"# {_one_line(self.model_name)}",
+            f"# {_text(self.model_name)}",
             self._introduction(),
         ]
         for heading in ("Model description", "Intended uses and limits", "Training and evaluation data"):
@@ -108,15 +117,18 @@ class TrainingSummary:
         if table:
             parts.append(f"### Results during training\n\n{table}")
         if self.framework_versions:
-            versions = "\n".join(f"- {_one_line(f'{name} {v}')}" for name, v in self.framework_versions.items())
+            versions = "\n".join(f"- {_text(f'{name} {v}')}" for name, v in self.framework_versions.items())
             parts.append(f"### Versions\n\n{versions}")
         return "\n\n".join(parts) + "\n"
 
     def _introduction(self) -> str:
         base = self.finetuned_from
-        origin = f"Fine-tuned from [{base}](https://huggingface.co/{base})" if base else "Trained from scratch"
-        names = _listed(self.dataset) or _listed(self.dataset_tags)
-        text = _one_line(f"{origin} on {' and '.join(names)}." if names else f"{origin}.")
+        origin = "Trained from scratch"
+        if base:
+            address = quote(base, safe="/-._~", errors="replace")
+            origin = f"Fine-tuned from [{_text(base)}](https://huggingface.co/{address})"
+        names = [_text(name) for name in _listed(self.dataset) or _listed(self.dataset_tags)]
+        text = f"{origin} on {' and '.join(names)}." if names else f"{origin}."
         if self.results:
             text += "\n\nResults on the evaluation set:\n\n" + _bullets(
                 {name: _number(value) for name, value in self.results.items()}
@@ -130,17 +142,12 @@ def write_model_card(path: str | os.PathLike[str], **values: Any) -> bool:
     False, and nothing is written, where the card that stands there was edited by a person (its mark is gone).
     """
     path = os.path.join(path, "README.md") if os.path.isdir(path) else os.fspath(path)
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            present = file.read()
-        if present.strip() and not any(mark.lower() in present.lower() for mark in _BY_A_PROGRAM):
-            logger.info("%s was edited by hand and stays as it is.", path)
-            return False
-    text = TrainingSummary(**values).to_model_card()
+    present = earlier_bytes(path).decode("utf-8", "replace")
+    if present.strip() and not any(mark.lower() in present.lower() for mark in _BY_A_PROGRAM):
+        logger.info("%s was edited by hand and stays as it is.", path)
+        return False
     # Replaced, not rewritten: a push in the background may hold a link to the file that stands there.
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(path + ".tmp", path)
+    write_text(path, TrainingSummary(**values).to_model_card())
     return True
 
 
@@ -150,12 +157,12 @@ def results_table(log_history: Sequence[Mapping[str, Any]]) -> str:
     training_loss = "not logged"
     for line in log_history:
         if "loss" in line:
-            training_loss = _number(line["loss"])
+            training_loss = _text(_number(line["loss"]))
         if _is_evaluation(line):
-            row = {"Training loss": training_loss, "Epoch": _number(line.get("epoch"))}
-            row["Step"] = str(line.get("step", ""))
+            row = {"Training loss": training_loss, "Epoch": _text(_number(line.get("epoch")))}
+            row["Step"] = _text(line.get("step", ""))
             metrics = {("Validation loss" if n == "Loss" else n): v for n, v in _shown_metrics(line).items()}
-            rows.append(row | {_cell(name): _cell(_number(value)) for name, value in metrics.items()})
+            rows.append(row | {_text(name): _text(_number(value)) for name, value in metrics.items()})
     if not rows:
         return ""
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -202,14 +209,19 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "| " + " | ".join(cell.rjust(width) for cell, width in zip(cells, widths)) + " |"
 
 
-def _one_line(text: Any) -> str:
-    return " ".join(str(text).split())
+def _text(value: Any) -> str:
+    """One line that a reader of Markdown sees as the text that `value` is: no markup, no HTML, no cell's end, nothing
+    that is not printed. Names of metrics and data sets come from files of others.
+    """
+    text = _UNPRINTED.sub(_code_point, " ".join(str(value).split()))
+    text = _ENTITY.sub("&amp;", _MARKUP.sub(r"\\\g<0>", text))
+    text = text.replace("<", "&lt;").replace(">", "&gt;")
+    return _AT_THE_START.sub(r"\1\\\2", text)
 
 
-def _cell(text: str) -> str:
-    """Text that neither ends a cell of a table nor its row."""
-    return _one_line(text).replace("|", "\\|")
+def _code_point(found: re.Match[str]) -> str:
+    return f"(U+{ord(found[0]):04X})"
 
 
 def _bullets(values: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {_one_line(name)}: {_one_line(value)}" for name, value in values.items())
+    return "\n".join(f"- {_text(name)}: {_text(value)}" for name, value in values.items())

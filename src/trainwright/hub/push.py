@@ -8,6 +8,7 @@ A token is passed with each call and kept in memory only: no file, no git config
 from __future__ import annotations
 
 import functools
+import glob
 import logging
 import os
 import shutil
@@ -15,8 +16,9 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from trainwright.hub.staging import IGNORED, files_in, stage
+from trainwright.hub.staging import IGNORED, files_and_foreign, files_in, stage
 from trainwright.interop.optional import require
+from trainwright.safe_write import earlier_bytes, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +58,12 @@ def push_folder(
     In the background, the files are pushed as they are now, whatever happens to them meanwhile. `revision` names a
     branch, which is created where it is missing; None is the main branch.
     """
-    if blocking:
-        return _commit(token, repo_id, folder, message, revision, path_in_repo, ignore_patterns)
     files = {path: os.path.join(folder, path) for path in files_in(folder, ignore_patterns)}
+    if blocking:
+        # The library follows links: those that were left out just now are patterns here, word for word.
+        left_out = files_and_foreign(folder, ignore_patterns)[1]
+        patterns = [*ignore_patterns, *(escaped for path in left_out for escaped in _as_patterns(path))]
+        return _commit(token, repo_id, folder, message, revision, path_in_repo, patterns)
     staged = stage(files, beside=folder)
     return push_staged(repo_id, staged, message=message, token=token, revision=revision, path_in_repo=path_in_repo)
 
@@ -102,15 +107,16 @@ def license_on_hub(repo_id: str, token: str | None = None) -> str | None:
 def add_patterns_to_gitignore(output_dir: str, patterns: Sequence[str]) -> None:
     """Add the `patterns` that `.gitignore` in `output_dir` lacks; the Hub leaves out files that match one."""
     path = os.path.join(output_dir, ".gitignore")
-    text = ""
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    missing = [pattern for pattern in patterns if pattern not in text.splitlines()]
+    present = earlier_bytes(path)
+    missing = [pattern for pattern in patterns if pattern.encode() not in present.splitlines()]
     if missing:
-        text = text if not text or text.endswith("\n") else text + "\n"
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text + "\n".join(missing) + "\n")
+        end_of_line = b"\n" if present and not present.endswith(b"\n") else b""
+        write_bytes(path, present + end_of_line + "".join(f"{pattern}\n" for pattern in missing).encode())
+
+
+def _as_patterns(path: str) -> tuple[str, str]:
+    """Patterns of the Hub that match `path`, and what is below it where it is a link to a directory."""
+    return glob.escape(path), f"{glob.escape(path)}/*"
 
 
 def _library() -> Any:

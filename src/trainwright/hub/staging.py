@@ -8,12 +8,14 @@ no copy and keeps what it names until the push is done.
 from __future__ import annotations
 
 import fnmatch
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 
 from trainwright.checkpoint.layout import step_of
+from trainwright.checkpoint.paths import relative_files
 from trainwright.names import (
     CHECKPOINT_PREFIX,
     LOOP_STATE_NAME,
@@ -24,6 +26,8 @@ from trainwright.names import (
     TRAINER_STATE_NAME,
     HubStrategy,
 )
+
+logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last-checkpoint"  # the folder in the repository that holds the newest checkpoint
 STAGING_PREFIX = ".hub-push-"
@@ -59,23 +63,46 @@ _FOR_RESUMING = (
 )
 
 
-def files_in(folder: str, ignore_patterns: Sequence[str] = ()) -> list[str]:
+def files_in(folder: str, ignore_patterns: Sequence[str] = (), within: str | None = None) -> list[str]:
     """Paths of the files in `folder`, relative to it, with "/" between parts, sorted.
 
-    A pattern is matched against the whole relative path and `*` matches "/" too, as on the Hub.
+    A pattern is matched against the whole relative path and `*` matches "/" too, as on the Hub. What is no file of
+    `within` (None: `folder`), the directory that is pushed, is left out, with a warning.
     """
-    found = []
-    for directory, _, names in os.walk(folder):
-        for name in names:
-            path = os.path.relpath(os.path.join(directory, name), folder).replace(os.sep, "/")
-            if not any(fnmatch.fnmatchcase(path, pattern) for pattern in ignore_patterns):
-                found.append(path)
-    return sorted(found)
+    files, foreign = files_and_foreign(folder, ignore_patterns, within)
+    if foreign:
+        names = ", ".join(f"{name!r} ({what})" for name, what in foreign.items())
+        logger.warning("Left out of the push from %s: %s.", folder, names)
+    return files
+
+
+def files_and_foreign(
+    folder: str, ignore_patterns: Sequence[str] = (), within: str | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """(files, what is left out with what it is) as of `files_in`.
+
+    A run's folder may have been prepared by somebody else: a link to a private file would be made public by a push, and
+    opening a named pipe waits.
+    """
+    root = os.path.join(os.path.realpath(within or folder), "")
+    files, foreign = [], {}
+    for name in relative_files(folder):
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore_patterns):
+            continue
+        path = os.path.join(folder, name)
+        real = os.path.realpath(path)
+        if not real.startswith(root):
+            foreign[name] = f"a link that leaves {within or folder}"
+        elif os.path.lexists(path) and not os.path.isfile(real):  # one that is gone is left to whoever opens it
+            foreign[name] = "no plain file"
+        else:
+            files.append(name)
+    return files, foreign
 
 
 def modeling_files_to_copy(checkpoint_dir: str) -> list[str]:
     """Files of a checkpoint that make up the model: weights, config, processing files, `training_args.bin`."""
-    return files_in(checkpoint_dir, _FOR_RESUMING)
+    return files_in(checkpoint_dir, _FOR_RESUMING, within=os.path.dirname(os.path.abspath(checkpoint_dir)))
 
 
 def checkpoint_files(
@@ -95,7 +122,7 @@ def checkpoint_files(
     elif strategy is HubStrategy.ALL_CHECKPOINTS:
         folders = {name: os.path.join(output_dir, name) for name in checkpoints_in(output_dir) if name not in pushed}
     for name, folder in folders.items():
-        files |= {f"{name}/{path}": os.path.join(folder, path) for path in files_in(folder)}
+        files |= {f"{name}/{path}": os.path.join(folder, path) for path in files_in(folder, within=output_dir)}
     return files
 
 

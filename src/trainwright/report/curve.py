@@ -13,6 +13,7 @@ from typing import Any
 
 from trainwright.interop.optional import require
 from trainwright.report.history import Panel, label_of, panels_of, thinned
+from trainwright.safe_write import fresh
 
 # Distinct for colour-blind readers, too.
 COLORS = ("#2b6cb0", "#dd6b20", "#2f855a", "#b83280", "#6b46c1", "#b7791f")
@@ -48,7 +49,8 @@ def plot_history(
         figure.suptitle(title, fontsize=14, fontweight="bold", color=INK)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", facecolor="white")
+    with fresh(path) as staged:
+        figure.savefig(staged, format="png", facecolor="white")
     return path
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from trainwright.report.history import is_eval_loss, label_of, metrics_in, panels_of, time_of_parts
 from trainwright.report.svg import panel_svg, shares_svg
+from trainwright.safe_write import write_text
 
 REPORT_NAME = "training_report.html"
 MAX_ROWS = 200  # of the table of evaluations; the last ones are shown
@@ -68,7 +69,7 @@ def write_report(
     )
     path = Path(output_dir) / REPORT_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from trainwright.safe_write import folder_inside, fresh, write_text
 from trainwright.seen.parts import Function
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class StepProfiler:
     def __init__(self, steps: dict[str, Any], output_dir: str, step_now: Callable[[], int], rank: int = 0) -> None:
         options = dict(steps)
         self.first, self.last = int(options.pop("first")), int(options.pop("last"))
-        self._options, self._step_now = options, step_now
+        self._options, self._step_now, self._output_dir = options, step_now, output_dir
         self._base = os.path.join(output_dir, DIRECTORY, f"steps-{self.first}-{self.last}-rank-{rank}")
         self._profiler: Any = None
         self._is_done = False
@@ -63,15 +64,17 @@ class StepProfiler:
         profiler, self._profiler, self._is_done = self._profiler, None, True
         profiler.stop()
         base, number = self._base, 1
-        while os.path.exists(f"{base}.json"):  # of an earlier attempt at these steps, before a rollback or a resume
+        # The trace of an earlier attempt at these steps, before a rollback or a resume, stays.
+        while os.path.isfile(f"{base}.json") and not os.path.islink(f"{base}.json"):
             number += 1
             base = f"{self._base}-{number}"
         path = f"{base}.json"
         try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            profiler.export_chrome_trace(path)
-            with open(f"{base}.txt", "w", encoding="utf-8") as file:
-                file.write(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=NUM_ROWS))
+            folder_inside(self._output_dir, DIRECTORY)
+            with fresh(path) as staged:
+                profiler.export_chrome_trace(staged)
+            table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=NUM_ROWS)
+            write_text(f"{base}.txt", table)
         except (OSError, RuntimeError) as error:  # a full disk must not end the run for the sake of a trace
             logger.warning("profile_steps: the trace could not be written to %s: %s", path, error)
         else:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from trainwright.names import closest
+from trainwright.safe_write import write_text
 from trainwright.tasks import checks
 from trainwright.tasks.sources import Split
 
@@ -96,7 +97,7 @@ def predictions_writer(names: list[str]) -> Callable[[Any, str], None]:
 
     def write(output: Any, directory: str) -> None:
         lines = [f"{index}\t{names[number]}" for index, number in enumerate(output.predictions.argmax(-1))]
-        Path(directory, "predictions.tsv").write_text("\n".join(["index\tprediction", *lines, ""]), encoding="utf-8")
+        write_text(Path(directory, "predictions.tsv"), "\n".join(["index\tprediction", *lines, ""]))
 
     return write
 

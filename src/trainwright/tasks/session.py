@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from trainwright.checkpoint.save import replacing
 from trainwright.report.plan_table import plan_table
 from trainwright.seeding import set_seed
 from trainwright.tasks.arguments import DataArguments
@@ -57,7 +58,8 @@ def run(
     """Train, evaluate, predict; returns all metrics. With `data.plan`, print what would be done and return {}.
 
     task: what the model card says, such as "text-classification".
-    write_predictions: called with a `PredictionOutput` and the output directory.
+    write_predictions: called with a `PredictionOutput` and the directory to write into, whose files then replace those
+        of their names in `output_dir`.
     after_metrics: adds to the metrics of an evaluation, such as the perplexity.
     evaluate_options, predict_options: more arguments of `evaluate` and `predict`, such as `num_beams`.
     plan_rows: more rows of the plan: columns, labels.
@@ -88,7 +90,8 @@ def run(
         output = trainer.predict(predict_dataset, metric_key_prefix="predict", **(predict_options or {}))
         keep("predict", {**(output.metrics or {}), "predict_samples": len(predict_dataset)})
         if write_predictions is not None and trainer.is_world_process_zero():
-            write_predictions(output, args.output_dir)
+            with replacing(args.output_dir) as staging:  # whatever it writes, and whatever lies in its place
+                write_predictions(output, staging)
     if args.push_to_hub:
         trainer.push_to_hub(tasks=task)
     elif args.do_train:

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainwright.checkpoint.save import replacing
 from trainwright.interop.optional import require
 from trainwright.names import IGNORE_INDEX
+from trainwright.safe_write import write_text
 from trainwright.tasks.errors import package
 
 Array = np.ndarray[Any, Any]
@@ -35,11 +37,11 @@ def write_alphabet(texts: Sequence[str], directory: str) -> Any:
     letters = sorted(set("".join(texts)) - {" "})
     os.makedirs(directory, exist_ok=True)
     path = os.path.join(directory, "vocab.json")
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump({letter: n for n, letter in enumerate([*letters, WORD_END, UNKNOWN, PADDING])}, file)
+    write_text(path, json.dumps({letter: n for n, letter in enumerate([*letters, WORD_END, UNKNOWN, PADDING])}))
     tokenizer_class = require("transformers", "Speech recognition", extra="transformers").Wav2Vec2CTCTokenizer
     tokenizer = tokenizer_class(path, unk_token=UNKNOWN, pad_token=PADDING, word_delimiter_token=WORD_END)
-    tokenizer.save_pretrained(directory)
+    with replacing(directory) as staging:
+        tokenizer.save_pretrained(staging)
     return tokenizer
 
 

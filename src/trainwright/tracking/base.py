@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from trainwright.args.hidden import masked, without_passwords
 from trainwright.callbacks.base import TrainerCallback
 from trainwright.interop.optional import MissingExtra
 from trainwright.names import CHECKPOINT_PREFIX
@@ -187,9 +188,9 @@ def numbers_of(logs: Mapping[str, Any]) -> dict[str, float]:
 
 
 def arguments_of(args: Any, sanitized: bool = True) -> dict[str, Any]:
-    """The training arguments as plain values (`sanitized`: numbers and text only), without tokens."""
+    """The training arguments as plain values (`sanitized`: numbers and text only), without secrets."""
     values = args.to_sanitized_dict() if sanitized and hasattr(args, "to_sanitized_dict") else args.to_dict()
-    return {name: f"<{name.upper()}>" if name.endswith("_token") else value for name, value in values.items()}
+    return masked(values)
 
 
 def model_config_of(model: Any) -> dict[str, Any]:
@@ -220,8 +221,10 @@ def run_name_of(args: Any, state: TrainerState) -> str | None:
 
 
 def without_secrets(text: str) -> str:
-    """`text` with the value of every environment variable that holds a key, token or password replaced."""
+    """`text` with the value of every environment variable that holds a key, token or password replaced, and passwords
+    inside addresses.
+    """
     for variable, value in os.environ.items():
         if len(value) >= 8 and re.search(r"TOKEN|KEY|SECRET|PASSWORD", variable):
             text = text.replace(value, f"<{variable}>")
-    return text
+    return without_passwords(text)

@@ -160,5 +160,68 @@ def test_no_value_of_the_card_ends_its_line_or_its_header():
     found = yaml.safe_load(header)
     assert [found["license"], *found["tags"][:1], *found["datasets"]] == [text] * 3
     assert found["model-index"][0]["results"][0]["dataset"] == {"name": text, "type": text, "args": text}
-    assert next(line for line in body.splitlines() if line.startswith("#")).startswith("# a|b: 'c' --- # d e")
+    assert next(line for line in body.splitlines() if line.startswith("#")).startswith(r"# a\|b: 'c' --- # d e")
     assert not any(line.startswith(("---", "# d")) for line in body.splitlines())
+
+
+HOSTILE = {
+    "markup": "*a* [b](c) `d` ~~e~~ $f$ _g_ \\h",
+    "a cell": "a|b",
+    "html": "<img src=x> &lt; &#60;",
+    "a heading": "# not a heading",
+    "a list": "- no item",
+    "a number": "1. no item",
+    "a line": "two\nlines",
+    "not printed": "bell\x07 turned\u202e zero\u200b",
+    "half a pair": "half\ud800",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_the_body_of_a_card_shows_text_of_others_as_text(text, tmp_path):
+    """Rendered by a real reader of Markdown, each text is one run of text again, wherever it came from."""
+    markdown = pytest.importorskip("markdown_it")
+    from html.parser import HTMLParser
+
+    log = [
+        {"loss": 1.0, "step": 1},
+        {"eval_loss": 0.5, f"eval_{text}": 1.0, "eval_note": text, "step": 1, "epoch": 1.0},
+    ]
+    assert write_model_card(
+        tmp_path,
+        model_name=text,
+        dataset=[text, "plain_name"],
+        finetuned_from=text,
+        hyperparameters={text: text},
+        log_history=log,
+        framework_versions={text: "1.0"},
+    )
+    body = (tmp_path / "README.md").read_text(encoding="utf-8").split("\n---\n", 1)[1]
+    rendered = markdown.MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(body)
+
+    class Reader(HTMLParser):
+        tags, texts = [], []
+
+        def handle_starttag(self, tag, attributes):
+            self.tags = [*self.tags, tag]
+
+        def handle_data(self, data):
+            self.texts = [*self.texts, data]
+
+    reader = Reader()
+    reader.feed(rendered)
+    shown = "".join(reader.texts)
+    wanted = "".join(c if c.isprintable() else f"(U+{ord(c):04X})" for c in " ".join(text.split()))
+    assert shown.count(wanted) >= 6  # the title, the base, a data set, name and value of a setting, a version
+    assert not {"img", "em", "strong", "code", "del", "s", "h4"} & set(reader.tags)
+    assert reader.tags.count("h1") == 1 and reader.tags.count("a") == 1 and reader.tags.count("table") == 1
+    lengths = {len(re.split(r"(?<!\\)\|", line)) for line in body.splitlines() if line.startswith("|")}
+    assert len(lengths) == 1
+
+
+def test_usual_names_are_not_escaped():
+    card = TrainingSummary(
+        model_name="bert-base_v1.0", hyperparameters={"learning_rate": 5e-05, "optim": "adamw_torch (betas 0.9, 1e-08)"}
+    ).to_model_card()
+    assert "# bert-base_v1.0\n" in card
+    assert "- learning_rate: 5e-05\n- optim: adamw_torch (betas 0.9, 1e-08)\n" in card

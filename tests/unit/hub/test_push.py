@@ -252,6 +252,46 @@ def test_a_push_in_the_background_brings_the_files_as_they_were_when_it_began(hu
     assert not [name for name in os.listdir(output_dir) if name.startswith(".hub-push")]
 
 
+def prepared(output_dir, private):
+    """Links that somebody prepared in a run's folder; those that may be pushed."""
+    (private / "key").write_text("private")
+    (private / "folder").mkdir()
+    (private / "folder" / "key").write_text("private")
+    (output_dir / "to [a] file").symlink_to(private / "key")
+    (output_dir / "to_a_folder").symlink_to(private / "folder")
+    (output_dir / "to_nothing").symlink_to(private / "absent")
+    (output_dir / "up").symlink_to("..")
+    os.mkfifo(output_dir / "pipe")
+    (output_dir / "checkpoint-1" / "vocab.txt").unlink()
+    (output_dir / "checkpoint-1" / "vocab.txt").symlink_to(private / "key")
+    (output_dir / "checkpoint-9").symlink_to(private / "folder")
+    (output_dir / "same").symlink_to("README.md")
+    return {"README.md": b"# model\n", "same": b"# model\n"}
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_links_that_leave_the_directory_are_not_pushed_and_named(blocking, hub, output_dir, tmp_path_factory, caplog):
+    wanted = prepared(output_dir, tmp_path_factory.mktemp("private"))
+    repository = push.create_repository("model", TOKEN, None, str(output_dir))
+    result = push.push_folder(repository, str(output_dir), message="m", token=TOKEN, blocking=blocking)
+    if not blocking:
+        result.result(60)
+    assert hub.files() == wanted
+    for name in ("to [a] file", "to_a_folder", "to_nothing", "up"):
+        assert f"{name!r} (a link that leaves {output_dir})" in caplog.text
+    assert "'pipe' (no plain file)" in caplog.text and "'same'" not in caplog.text
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "all_checkpoints"])
+def test_links_that_leave_a_checkpoint_are_not_pushed_after_a_save(strategy, hub, output_dir, tmp_path_factory, caplog):
+    prepared(output_dir, tmp_path_factory.mktemp("private"))
+    queue, _ = start(hub, output_dir, 1, strategy)
+    queue.wait_until_done()
+    assert "model.safetensors" in hub.files() and "same" in hub.files()
+    assert not [name for name, content in hub.files().items() if content == b"private"]
+    assert f"'vocab.txt' (a link that leaves {output_dir})" in caplog.text
+
+
 def test_every_save_pushes_the_model_of_the_checkpoint_without_what_only_resuming_needs(hub, output_dir):
     queue, started = start(hub, output_dir, 2, "every_save")
     queue.wait_until_done()
