@@ -1,11 +1,11 @@
-"""Any configuration: a run that is stopped once or twice and resumed is the undisturbed one, and leaves nothing running.
+"""Any configuration: a run that is stopped and resumed is the undisturbed one, and leaves nothing running.
 
     make draws                                                  # 200 configurations, others on each day
     TRAINWRIGHT_DRAWS=1 TRAINWRIGHT_FIRST_DRAW=17 pytest tests/faults/test_any_configuration.py     # number 17 again
 
 Each draw combines what the other tests of this directory hold for themselves: kinds of data, orders, workers, packs,
-accumulation, precision, averages, evaluations, callbacks, saves, another batch size after a stop, ways of stopping, and a
-forked process that outlives the run. What a draw must never do is set by `draw`; all else is left to its number.
+accumulation, precision, averages, evaluations, callbacks, saves, another batch size after a stop, ways of stopping, a
+forked process that outlives the run.
 """
 
 import contextlib
@@ -228,7 +228,7 @@ def trainer_of(configuration, out, callbacks, options):
 
 
 def live(configuration, out, options, stop=None, way=None):
-    """One life of the run, from its newest checkpoint where there is one; how it ended, or None where it was stopped."""
+    """One life of the run, from its newest checkpoint if there is one; how it ended, None where it was stopped."""
     tally, fork = Tally(), Fork()
     threads, handlers = set(threading.enumerate()), [signal.getsignal(number) for number in (2, 10, 15)]
     callbacks = [tally, *([fork] if configuration["fork"] else []), *([Stop(stop, way)] if stop else [])]

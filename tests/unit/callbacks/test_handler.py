@@ -122,6 +122,14 @@ def test_a_callback_put_into_the_list_by_hand_is_called_from_the_next_event_on()
     assert len(recorder.received) == 1
 
 
+def test_a_callback_replaced_in_the_list_is_called_and_the_one_before_it_no_longer() -> None:
+    before, after = Recorder(), Recorder()
+    handler = handler_of(before)
+    handler.callbacks[handler.callbacks.index(before)] = after  # the list is as long as before
+    call(handler)
+    assert (len(before.received), len(after.received)) == (0, 1)
+
+
 def test_callbacks_receive_the_parts_of_the_run_by_keyword_and_see_later_changes() -> None:
     recorder = Recorder()
     handler = handler_of(recorder)
