@@ -295,6 +295,7 @@ def hold(configuration, folder):
     shutil.copytree(whole, stopped)
     expected = live(configuration, whole, options)
     steps = expected["step"][0]
+    assert steps == options.get("max_steps", expected["length"][0])
     stops = sorted({min(at + 1 + int(place * (steps - at)), steps) for place in configuration["places"]})
     for stop, way in zip(stops, configuration["ways"], strict=False):
         if stop > at:
