@@ -337,12 +337,12 @@ def restore_callbacks(handler: CallbackHandler, saved: dict[str, Any], *, replac
         if seen[name] > len(states):
             continue
         own = states[seen[name] - 1]
+        # Only what the callback itself calls its state: a file must not choose which attributes are set.
+        known = callback.state().get("attributes", {})
+        attributes = {attribute: value for attribute, value in own.get("attributes", {}).items() if attribute in known}
         if replace:
-            handler.callbacks[number] = type(callback).from_state(own)
+            handler.callbacks[number] = type(callback).from_state({**own, "attributes": attributes})
         else:
-            # Only what the callback itself calls its state: a file must not choose which attributes are set.
-            known = callback.state().get("attributes", {})
-            for attribute, value in own.get("attributes", {}).items():
-                if attribute in known:
-                    setattr(callback, attribute, value)
+            for attribute, value in attributes.items():
+                setattr(callback, attribute, value)
     handler.refresh_listeners()

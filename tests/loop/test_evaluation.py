@@ -1,5 +1,8 @@
 """Evaluations, predictions, and the checkpoints that depend on them."""
 
+import time
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from torch import nn
 
 from of_runs import checkpoints, eval_steps
 from trainwright import Trainer
+from trainwright.outputs import EvalLoopOutput
 
 BEST = {
     "eval_strategy": "steps",
@@ -259,6 +263,24 @@ def test_a_dict_of_evaluation_sets_puts_the_names_into_the_metrics(make_trainer,
     metrics = trainer.evaluate()
     assert metrics["eval_b_loss"] == pytest.approx(trainer.evaluate(sets["b"])["eval_loss"])
     assert trainer.evaluate("a")["eval_loss"] == pytest.approx(metrics["eval_a_loss"])
+
+
+def test_the_prefix_of_several_sets_stands_before_their_names(make_trainer, line_data):
+    trainer, data = make_trainer(), line_data(4)
+    expected = trainer.evaluate(data)["eval_loss"]
+    metrics = trainer.evaluate({"a": data}, metric_key_prefix="test")
+    assert metrics["test_a_loss"] == pytest.approx(expected)
+    assert all(key.startswith("test_a_") for key in metrics if key != "epoch")
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_the_speeds_of_an_evaluation_count_the_samples_and_the_batches_of_all_processes(make_trainer, num_processes):
+    trainer = make_trainer(per_device_eval_batch_size=4)
+    trainer._strategy = types.SimpleNamespace(num_processes=num_processes)
+    output = EvalLoopOutput(predictions=None, label_ids=None, metrics={}, num_samples=4000)
+    speeds = trainer._with_speed(output, "eval", time.time() - 1)
+    per_sample = speeds["eval_steps_per_second"] / speeds["eval_samples_per_second"]
+    assert per_sample == pytest.approx(1 / (4 * num_processes), rel=1e-4)
 
 
 def test_the_best_model_may_be_chosen_by_one_of_several_sets(make_trainer, line_data):

@@ -217,6 +217,34 @@ def test_a_changed_batch_size_neither_skips_nor_repeats_a_sample(
     assert resumed.state.global_step == resumed.state.max_steps  # so that the last step is saved and evaluated
 
 
+@pytest.mark.parametrize("after", [2, 8], ids=["behind the first micro-batch", "inside the first micro-batch"])
+def test_random_numbers_continue_where_they_were_whatever_the_batch_size_became(
+    make_trainer, line_model, line_data, tmp_path, after
+):
+    """2 of 24 samples are done: in batches of 8 the checkpoint lies before the end of the first one."""
+    states = {}
+
+    class Remember(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            states.setdefault(("begin", state.global_step), torch.get_rng_state())
+
+        def on_step_end(self, args, state, control, **kwargs):
+            states.setdefault(("end", state.global_step), torch.get_rng_state())
+            control.should_save = control.should_training_stop = True
+
+    for size in (2, after):
+        run = make_trainer(
+            trainer={"model": line_model(dropout=0.5), "train_dataset": line_data(24), "callbacks": [Remember]},
+            num_train_epochs=1,
+            save_strategy="steps",
+            save_steps=100,
+            per_device_train_batch_size=size,
+        )
+        run.train(resume_from_checkpoint="auto")
+    assert run.state.global_step == 2
+    assert torch.equal(states["begin", 1], states["end", 1])
+
+
 class Stream(torch.utils.data.IterableDataset):
     def __init__(self, data):
         self.data = data

@@ -117,6 +117,7 @@ def parse(*words, types=Everything, **kwargs):
             {"a": {"b": 1e-5, "c": "text"}, "on": True},
         ),
         (["--settings", '{"a": 1}', "--settings.b", "true"], "settings", {"a": 1, "b": True}),
+        (["--settings.a", "-1", "--settings.b", "-2.5e-3"], "settings", {"a": -1, "b": -2.5e-3}),
         (["--pair", "3", "4"], "pair", (3, 4.0)),
         (["--anything", "[1]"], "anything", [1]),
         (["--anything", "word"], "anything", "word"),
@@ -494,6 +495,14 @@ def test_flags_override_a_file_in_one_call(tmp_path):
     assert parser.parse_with_file(["--path", "p"]) == (Needed("p", 1),)
 
 
+def test_of_two_files_the_later_wins_and_what_only_the_first_says_stays(tmp_path):
+    (tmp_path / "a.yaml").write_text("path: from_a\nother: 5\n")
+    (tmp_path / "b.json").write_text('{"other": 6}')
+    words = ["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.json")]
+    assert HfArgumentParser(Needed).parse_with_file(words) == (Needed("from_a", 6),)
+    assert HfArgumentParser(Needed).parse_with_file(words[2:] + words[:2]) == (Needed("from_a", 5),)
+
+
 def test_a_required_field_is_required_again_after_a_file_had_it(tmp_path, capsys):
     (tmp_path / "a.json").write_text('{"path": "p"}')
     parser = HfArgumentParser(Needed)
@@ -605,6 +614,18 @@ def test_one_key_changes_a_settings_file(tmp_path):
     (tmp_path / "fsdp.json").write_text('{"xla": false, "min_num_params": 3}')
     config = train_args("--fsdp_config", str(tmp_path / "fsdp.json"), "--fsdp_config.xla", "true").fsdp_config
     assert (config["xla"], config["min_num_params"]) == (True, 3)
+
+
+def test_a_nested_key_leaves_the_default_as_it_is():
+    default = {"outer": {"inner": 1, "other": 2}}
+
+    @dataclass
+    class Nested:
+        settings: dict = field(default_factory=lambda: default)
+
+    (found,) = parse("--settings.outer.inner", "5", types=Nested)
+    assert found.settings == {"outer": {"inner": 5, "other": 2}}
+    assert default == {"outer": {"inner": 1, "other": 2}}
 
 
 @pytest.mark.parametrize(

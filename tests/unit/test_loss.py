@@ -91,6 +91,17 @@ def test_smoothing_follows_its_definition(shift):
     torch.testing.assert_close(smoother({"logits": logits}, labels, shift, num_items_in_batch=40), each.sum() / 40)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("num_items", [None, 7])
+def test_smoothing_over_logits_of_half_precision_is_computed_in_fp32(dtype, num_items):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 5, 1000).to(dtype), torch.randint(0, 1000, (2, 5))
+    smoother = LabelSmoother(epsilon=0.2)
+    loss = smoother({"logits": logits}, labels, num_items_in_batch=num_items)
+    assert loss.dtype is torch.float32
+    assert torch.equal(loss, smoother({"logits": logits.float()}, labels, num_items_in_batch=num_items))
+
+
 def test_smoothing_leaves_the_outputs_as_they_were():
     outputs, labels = {"logits": torch.randn(2, 5, 7)}, torch.full((2, 5), -100)
     labels[0, 0] = 1

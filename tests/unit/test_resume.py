@@ -255,6 +255,14 @@ def test_callbacks_get_back_what_they_counted_and_their_arguments_only_when_aske
     assert found == ([(5, 1), (6, 2), (3, 0)] if replace else [(3, 1), (3, 2), (3, 0)])
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_an_attribute_that_a_callback_does_not_call_its_state_is_never_set_from_a_file(replace):
+    saved = {"Patience": {"args": {"limit": 5}, "attributes": {"waited": 2, "on_step_end": "text", "folder": "/"}}}
+    handler = handler_of(Patience())
+    restore_callbacks(handler, saved, replace=replace)
+    assert vars(handler.callbacks[0]) == {"limit": 5 if replace else 3, "waited": 2}
+
+
 def test_a_replaced_callback_hears_the_events():
     class Hearing(Patience):
         def on_step_end(self, args, state, control, **kwargs):

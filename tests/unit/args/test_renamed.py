@@ -76,6 +76,13 @@ def test_organization_and_model_join_and_warn_once_each():
     assert args.hub_model_id == "o/m" and len(caught) <= 2
 
 
+@pytest.mark.parametrize("output_dir", ["a/b", "a/b/", "/a/b"])
+def test_an_organization_goes_before_the_last_part_of_output_dir(output_dir):
+    with pytest.warns(FutureWarning):
+        args = TrainingArguments(output_dir, report_to="none", push_to_hub_organization="o")
+    assert args.hub_model_id == "o/b"
+
+
 def test_older_accelerate_options_join_the_given_config():
     with pytest.warns(FutureWarning):
         args = new(dispatch_batches=False, split_batches="true", accelerator_config={"even_batches": False})

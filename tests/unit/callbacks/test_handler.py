@@ -117,9 +117,19 @@ def test_a_proxy_that_answers_through_getattr_is_heard() -> None:
 def test_a_callback_put_into_the_list_by_hand_is_called_from_the_next_event_on() -> None:
     recorder = Recorder()
     handler = handler_of()
+    call(handler)
     handler.callbacks.append(recorder)
     call(handler)
     assert len(recorder.received) == 1
+
+
+def test_a_callback_replaced_in_the_list_is_called_and_the_one_before_it_no_longer() -> None:
+    before, after = Recorder(), Recorder()
+    handler = handler_of(before)
+    call(handler)
+    handler.callbacks[handler.callbacks.index(before)] = after  # the list is as long as before
+    call(handler)
+    assert (len(before.received), len(after.received)) == (1, 1)
 
 
 def test_callbacks_receive_the_parts_of_the_run_by_keyword_and_see_later_changes() -> None:

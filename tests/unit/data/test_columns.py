@@ -91,6 +91,15 @@ def test_a_format_on_some_columns_loses_only_those_that_go():
     assert list(kept[0]) == ["input_ids"]
 
 
+@pytest.mark.parametrize("columns", [None, ["input_ids", "mask"]])
+def test_the_settings_of_a_format_outlive_the_columns_that_go(columns):
+    data = make_dataset(mask=[[1, 1], [1, 0]]).with_format("torch", columns=columns, dtype=torch.float16)
+    kept = remove_unused_columns(data, ["input_ids", "label"])
+    assert kept.format["format_kwargs"] == {"dtype": torch.float16}
+    assert kept[0]["input_ids"].dtype is torch.float16
+    assert list(kept[0]) == (["input_ids", "label"] if columns is None else ["input_ids"])
+
+
 def test_nothing_to_remove_gives_the_same_dataset():
     data = make_dataset()
     assert remove_unused_columns(data, signature_columns(Model())) is data

@@ -375,6 +375,18 @@ def test_a_stage_left_by_a_killed_process_is_removed_and_never_pushed(hub, outpu
     assert set(hub.files()) == MODEL | {"README.md"}
 
 
+def test_a_checkpoint_that_is_still_written_replaced_or_deleted_is_never_pushed(hub, output_dir):
+    for name in (".checkpoint-3.staged-41", ".checkpoint-2.replaced-41", ".checkpoint-1.deleted-41"):
+        (output_dir / name / "adapter").mkdir(parents=True)
+        (output_dir / name / "model.safetensors").write_bytes(b"half of it")
+        (output_dir / name / "adapter" / "adapter_model.safetensors").write_bytes(b"half of it")
+    queue, _ = start(hub, output_dir, 2, "all_checkpoints")
+    queue.wait_until_done()
+    push.push_folder("me/model", str(output_dir), message="End of training", token=TOKEN)
+    steps = {f"checkpoint-{step}/{name}" for step in (1, 2) for name in MODEL | RESUME}
+    assert set(hub.files()) == MODEL | {"README.md"} | steps
+
+
 def test_the_token_is_in_the_authorization_header_and_nowhere_else(hub, output_dir, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("HOME", str(tmp_path))
     with caplog.at_level(logging.DEBUG, logger="trainwright"):
