@@ -249,6 +249,7 @@ class Trainer:
     def _validate_args(self) -> None:
         """Hook: find, before anything is built, what can never work; each error names the argument and the cure."""
         checks.check_given(self, makes_eval_loader=self._is_overridden("get_eval_dataloader"))
+        signatures.check_overrides(self, Trainer)
         signatures.give_defaults(
             self,
             Trainer,
@@ -258,7 +259,6 @@ class Trainer:
                 "create_scheduler": {"optimizer": lambda: self.optimizer},
             },
         )
-        signatures.check_overrides(self, Trainer)
         if self.compute_loss_func is not None:
             self._loss_func_takes_items = signatures.accepts(self.compute_loss_func, "num_items_in_batch")
             self.compute_loss_func = signatures.fitted(self.compute_loss_func, ("num_items_in_batch",))

@@ -128,7 +128,8 @@ def _filled(method: Callable[..., Any], given: Mapping[str, Callable[[], Any]]) 
 def check_overrides(instance: Any, base: type) -> None:
     """Report an override that can never be called, with its file and line, before any work is done.
 
-    Raises TypeError naming the method, what it takes and what it is called with.
+    To be called before `give_defaults`, whose methods take anything. Raises TypeError naming the method, what it takes
+    and what it is called with.
     """
     for name, needed in CALLED_WITH.items():
         method = getattr(instance, name)
@@ -137,8 +138,10 @@ def check_overrides(instance: Any, base: type) -> None:
         signature = _taken_by(method)
         if signature is None:
             continue
+        given = {newer: newer for newer in ALWAYS_GIVEN.get(name, ()) if accepts(method, newer)}
+        given.update({argument: of for argument, of, _ in _defaults_left_out(method, getattr(base, name))})
         try:
-            signature.bind(*needed, **{newer: newer for newer in ALWAYS_GIVEN.get(name, ()) if accepts(method, newer)})
+            signature.bind(*needed, **given)
         except TypeError as error:
             called = ", ".join(needed)
             raise TypeError(
