@@ -8,7 +8,10 @@ PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 OLDER := .transformers-4.55
 DOWNSTREAM := .downstream
 
-.PHONY: help demo digits test test-newest test-older downstream lint format docs bench clean
+DRAWS ?= 200
+FIRST ?= $(shell date +%Y%m%d)000
+
+.PHONY: help demo digits test test-newest test-older draws downstream lint format docs bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +30,9 @@ test-newest: .venv/installed $(OLDER)/installed ## the whole suite with the newe
 test-older: .venv/installed $(OLDER)/installed ## what touches transformers, with 4.55
 	PYTHONPATH=$(OLDER) $(PYTEST) -n 2 tests/parity tests/loop tests/surface tests/unit/checkpoint tests/unit/data tests/dropin \
 		$(ARGS)
+
+draws: .venv/installed ## 200 random configurations, stopped and resumed (DRAWS=200, FIRST=a number; others each day)
+	TRAINWRIGHT_DRAWS=$(DRAWS) TRAINWRIGHT_FIRST_DRAW=$(FIRST) $(PYTEST) -n 2 tests/faults/test_any_configuration.py $(ARGS)
 
 lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff check .
