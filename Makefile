@@ -9,7 +9,10 @@ OLDER := .transformers-4.55
 DOWNSTREAM := .downstream
 MINIMAL := .minimal
 
-.PHONY: help demo digits test test-newest test-older test-minimal downstream lint format docs bench clean
+DRAWS ?= 200
+FIRST ?= $(shell date +%Y%m%d)000
+
+.PHONY: help demo digits test test-newest test-older test-minimal draws downstream lint format docs bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +40,9 @@ test-minimal: .venv/installed ## fresh environments: nothing but the project, th
 	$(MINIMAL)/base/bin/python -m pip install -q -c tests/minimal/constraints.txt $(MINIMAL)/*.whl
 	TRAINWRIGHT_MINIMAL=$(CURDIR)/$(MINIMAL) $(PYTEST) -n 2 tests/minimal $(ARGS)
 	rm -rf $(MINIMAL)
+
+draws: .venv/installed ## 200 random configurations, stopped and resumed (DRAWS=200, FIRST=a number; others each day)
+	TRAINWRIGHT_DRAWS=$(DRAWS) TRAINWRIGHT_FIRST_DRAW=$(FIRST) $(PYTEST) -n 2 tests/faults/test_any_configuration.py $(ARGS)
 
 lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff check .

@@ -97,9 +97,13 @@ class Tally(TrainerCallback, ExportableState):
 
     def __init__(self, steps=0, lines=0, evaluations=0):
         self.steps, self.lines, self.evaluations = steps, lines, evaluations
+        self.ends_of_epochs = []  # the steps after which one ended, in this life
 
     def on_step_end(self, args, state, control, **kwargs):
         self.steps += 1
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.ends_of_epochs.append(state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.lines += "train_runtime" not in logs
@@ -160,7 +164,7 @@ def draw(seed):
         "gradient_accumulation_steps": r.choice([1, 1, 2, 3, 5]),
         "dataloader_drop_last": r.random() < 0.4,
         "dataloader_num_workers": workers,
-        "dataloader_persistent_workers": workers > 0 and r.random() < 0.5,
+        "dataloader_persistent_workers": workers > 0 and r.random() < 0.7,
         "per_device_eval_batch_size": 3,
         "optim": r.choice(["adamw_torch", "sgd", "adafactor"]),
         "lr_scheduler_type": r.choice(["linear", "cosine", "constant_with_warmup"]),
@@ -200,7 +204,7 @@ def draw(seed):
         "collator": None if data == "packed" else r.choice(list(COLLATORS)),
         "options": options,
         "changed": changed,  # after a first stop that both runs have in common
-        "places": [r.random() for _ in range(r.choice([1, 1, 2]))],  # as shares of the run
+        "places": [r.random() for _ in range(r.choice([1, 1, 2]))],  # what they mean: `step_of`
         "ways": [r.choice(["asked", "signal", "exception"]) for _ in range(2)],
         "fork": r.random() < 0.3,
     }
@@ -241,6 +245,7 @@ def live(configuration, out, options, stop=None, way=None):
             last = {name: state.log_history[-1].get(name) for name in ("train_loss", "epoch", "total_flos", "step")}
             length = (state.max_steps, state.num_train_epochs, state.num_input_tokens_seen)
             end = end_of(trainer) | {"last line": last, "length": length, "tally": tally.state()}
+            end["ends of epochs"] = tally.ends_of_epochs
         del trainer, state
         assert_nothing_is_left(threads, handlers, {fork.pid}, out)
         return end
@@ -283,6 +288,14 @@ def memory_files():
     return found
 
 
+def step_of(place, at, steps, ends_of_epochs):
+    """The step of a stop after `at`: for two places in five an epoch's end, for the others a share of the run."""
+    ends = [end for end in ends_of_epochs if at < end <= steps]
+    if place < 0.4 and ends:
+        return ends[int(place / 0.4 * len(ends))]
+    return min(at + 1 + int(place * (steps - at)), steps)
+
+
 def hold(configuration, folder):
     """The whole run against the run that is stopped and resumed."""
     options, changed = configuration["options"], configuration["changed"]
@@ -296,12 +309,12 @@ def hold(configuration, folder):
     expected = live(configuration, whole, options)
     steps = expected["step"][0]
     assert steps == options.get("max_steps", expected["length"][0])
-    stops = sorted({min(at + 1 + int(place * (steps - at)), steps) for place in configuration["places"]})
+    stops = sorted({step_of(place, at, steps, expected["ends of epochs"]) for place in configuration["places"]})
     for stop, way in zip(stops, configuration["ways"], strict=False):
         if stop > at:
             live(configuration, stopped, options, stop, way)
     found = live(configuration, stopped, options)
-    assert difference(expected, found) == "", f"after stops at {stops} of {steps} steps"
+    assert difference(expected, found, but=("ends of epochs",)) == "", f"after stops at {stops} of {steps} steps"
 
 
 def is_late(*_):
