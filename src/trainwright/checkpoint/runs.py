@@ -11,14 +11,14 @@ directory. What has no record (other implementations, older releases) counts as 
 
 from __future__ import annotations
 
-import math
 import os
 import time
 import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from trainwright.checkpoint.paths import is_ours, read_json
+from trainwright.checkpoint.json_files import read_run_record
+from trainwright.checkpoint.paths import is_ours
 from trainwright.names import LOOP_STATE_NAME, TRAINER_STATE_NAME
 
 Record = dict[str, Any]  # "id"; "started_s": seconds since 1970, later than those of the runs before it in a directory
@@ -29,10 +29,8 @@ _LEAST_S = 0.001  # between the starts of two runs in a directory, where the clo
 def record_of(checkpoint: str) -> Record | None:
     """The record of the run that wrote `checkpoint`, or None."""
     try:
-        record = read_json(os.path.join(checkpoint, LOOP_STATE_NAME))["run"]
-        started_s = float(record["started_s"])
-        return {"id": str(record["id"]), "started_s": started_s} if math.isfinite(started_s) else None
-    except (OSError, ValueError, LookupError, TypeError):  # another's, an older release's, or damaged
+        return read_run_record(os.path.join(checkpoint, LOOP_STATE_NAME))
+    except (OSError, ValueError):  # another's, an older release's, or damaged
         return None
 
 
