@@ -271,8 +271,10 @@ def _check_depth(path: Path, content: Any) -> None:
 def _check_words(value: Any, where: str) -> None:
     if not isinstance(value, (list, tuple)) or len(value) != _KEY_WORDS:
         _refuse(value, where, f"{_KEY_WORDS} whole numbers")
+    most = (1 << 32) - 1
     for word in value:
-        whole(0, (1 << 32) - 1)(word, where)
+        if type(word) is not int or not 0 <= word <= most:
+            _refuse(word, where, f"a whole number from 0 to {most}")
 
 
 def _kind(value: Any) -> str:

@@ -23,7 +23,7 @@ from trainwright.checkpoint.manifest import FROZEN_NOTE, problems
 from trainwright.checkpoint.paths import DAMAGED, is_ours, named, rng_name, shown, step_of
 from trainwright.checkpoint.runs import of_earlier_runs, oldest_first
 from trainwright.checkpoint.save import ACCELERATORS, accelerator
-from trainwright.checkpoint.state_values import check_fits, check_groups, check_parameters, check_random_state
+from trainwright.checkpoint.state_values import check_fits, check_parameters, check_random_state, check_saved
 from trainwright.checkpoint.tensors import load_tensors
 from trainwright.names import LOOP_STATE_NAME, OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
@@ -139,7 +139,7 @@ def load_optimizer(
     _check_kind(path, optimizer, state)
     hint = "It was written for other parameters: check the model, its frozen parts and `optim`."
     with _naming(path, optimizer, hint):
-        check_groups(list(getattr(optimizer, "param_groups", None) or ()), state)
+        check_saved(optimizer, state)
         optimizer.load_state_dict(state)
         names = {id(parameter): name for name, parameter in model.named_parameters()} if model is not None else {}
         check_parameters(optimizer, names, must_be_finite=must_be_finite)

@@ -90,8 +90,11 @@ def _is_of_a_release(key: Any, value: Any) -> bool:
     )
 
 
-def check_groups(now: list[dict[str, Any]], state: Any) -> None:
-    """Raise ValueError where the options of a saved optimizer are of another kind than those it has `now`."""
+def check_saved(optimizer: Any, state: Any) -> None:
+    """Raise ValueError where the options in `state` are of another kind than those that `optimizer` has, or a state of
+    a parameter is none: torch would change a text into something else before anybody can look at it.
+    """
+    now = list(getattr(optimizer, "param_groups", None) or ())
     groups = state.get("param_groups") if isinstance(state, dict) else None
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
         return  # of another layout: whoever wrote it reads it
@@ -102,6 +105,14 @@ def check_groups(now: list[dict[str, Any]], state: Any) -> None:
             raise ValueError(f"group {number} lacks lr")
         for name in ours.keys() & theirs.keys() - {"params", "param_names"}:
             _check_kind(ours[name], theirs[name], f"{shown(name)} of group {number}")
+    if not all(type(inner).__module__.startswith("torch.optim") for inner in _parts(optimizer)):
+        return
+    for number, values in state["state"].items():
+        if not isinstance(values, dict):
+            raise ValueError(f"the state of parameter {shown(number)} is a {type(values).__name__}, not a dict")
+        for name, value in values.items():
+            if isinstance(value, (str, bytes)):
+                raise ValueError(f"{shown(name)} of parameter {shown(number)} is a text, not a tensor or a number")
 
 
 def check_parameters(optimizer: Any, names: Mapping[int, str], *, must_be_finite: bool) -> None:
