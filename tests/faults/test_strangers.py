@@ -123,6 +123,30 @@ def test_a_damaged_best_checkpoint_is_not_sent(out, tmp_path):
     assert trained_model_directory(run.args, state, run.model, tmp_path / "b", None) == tmp_path / "b"
 
 
+class Namespace(dict):
+    """Takes what a Neptune run takes."""
+
+    def __missing__(self, name):
+        return type("Field", (), {"upload": lambda _, path, wait: self.update({name: path})})()
+
+    def wait(self, **_):
+        pass
+
+
+def test_neptune_sends_the_verified_best_checkpoint_or_nothing(out, elsewhere):
+    from trainwright import TrainerState
+    from trainwright.tracking.neptune import NeptuneCallback
+
+    args = make_run(out, **BEST).args
+    (out / "checkpoint-7").symlink_to(elsewhere)
+    for best, is_sent in ((out / "checkpoint-1", True), (elsewhere, False), (out / "checkpoint-7", False)):
+        sent = Namespace()
+        callback = object.__new__(NeptuneCallback)  # without its package, which few have
+        callback._run, callback._namespace, callback._log_checkpoints = sent, "mine", "best"
+        callback.finish(args, TrainerState(best_model_checkpoint=str(best)), None)
+        assert set(sent.values()) == ({str(path) for path in best.iterdir()} if is_sent else set())
+
+
 # ------------------------------------------------------------------------------------------------ links and pipes ----
 
 
