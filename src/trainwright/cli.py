@@ -139,7 +139,7 @@ def list_checkpoints(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
-    from trainwright.checkpoint.layout import sort_checkpoints, step_of
+    from trainwright.checkpoint.layout import linked_checkpoints, sort_checkpoints, step_of
     from trainwright.checkpoint.manifest import problems
 
     if options.accept:
@@ -147,11 +147,15 @@ def check(options: argparse.Namespace) -> int:
     from trainwright.checkpoint.manifest import how_to_accept
 
     directories = [options.path] if step_of(options.path) is not None else sort_checkpoints(options.path)
-    if not directories:
+    if not directories and not linked_checkpoints(options.path):
         print(f"{options.path} is no checkpoint and holds none.", file=sys.stderr)
         _name_those_set_aside(options.path)
         return 1
     damaged = False
+    if step_of(options.path) is None:
+        for link in linked_checkpoints(options.path):
+            damaged = True
+            print(f"{link}: a link, followed only where it is named itself")
     for directory in directories:
         found = problems(directory)
         damaged = damaged or bool(found)
@@ -192,23 +196,38 @@ def _name_those_set_aside(path: str) -> None:
 
 
 def report(options: argparse.Namespace) -> int:
+    from trainwright.checkpoint.json_files import read_trainer_state
     from trainwright.checkpoint.layout import sort_checkpoints
+    from trainwright.checkpoint.manifest import problems
     from trainwright.checkpoint.runs import oldest_first
     from trainwright.report.html import write_report
-    from trainwright.state import TrainerState
 
-    for directory in (options.path, *oldest_first(sort_checkpoints(options.path))[-1:]):
+    wrong: list[str] = []
+    for directory in (options.path, *reversed(oldest_first(sort_checkpoints(options.path)))):
         path = os.path.join(directory, TRAINER_STATE_NAME)
-        if os.path.isfile(path):
-            state = TrainerState.load_from_json(path)
-            summary = {
-                "steps": f"{state.global_step} of {state.max_steps}",
-                "epochs": state.epoch,
-                "best metric": state.best_metric,
-            }
-            print(write_report(options.path, state.log_history, summary))
-            return 0
-    print(f"{options.path} holds no {TRAINER_STATE_NAME}, nor a checkpoint that does.", file=sys.stderr)
+        if not os.path.lexists(path):
+            continue
+        found = problems(directory, deep=False) if directory != options.path else []
+        try:
+            state = read_trainer_state(path)
+        except (ValueError, OSError) as error:
+            found = [str(error)]
+        if found:
+            wrong.append(f"{directory}: {'; '.join(found)}")
+            continue
+        for sentence in wrong:
+            print(f"Not used: {sentence}", file=sys.stderr)
+        summary = {
+            "steps": f"{state['global_step']} of {state.get('max_steps', 0)}",
+            "epochs": state.get("epoch"),
+            "best metric": state.get("best_metric"),
+        }
+        print(write_report(options.path, state.get("log_history") or [], summary))
+        return 0
+    if wrong:
+        print(f"{options.path} holds no {TRAINER_STATE_NAME} that can be used. {' '.join(wrong)}", file=sys.stderr)
+    else:
+        print(f"{options.path} holds no {TRAINER_STATE_NAME}, nor a checkpoint that does.", file=sys.stderr)
     return 1
 
 

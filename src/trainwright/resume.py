@@ -14,8 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainwright.callbacks.handler import CallbackHandler
-from trainwright.checkpoint.layout import clean_up_staging, get_last_checkpoint, sort_checkpoints
+from trainwright.checkpoint import best
+from trainwright.checkpoint.layout import clean_up_staging, get_last_checkpoint, linked_checkpoints, sort_checkpoints
 from trainwright.checkpoint.load import damaged_checkpoints, find_resumable, load_loop_state
+from trainwright.checkpoint.paths import named
 from trainwright.names import TRAINER_STATE_NAME
 from trainwright.plan import TrainingPlan
 from trainwright.state import ExportableState, TrainerControl, TrainerState, exported_states, interval_in_steps
@@ -88,7 +90,9 @@ def find_checkpoint(wanted: str | bool | os.PathLike[str] | None, output_dir: st
 def _newest_good(output_dir: str, *, may_start: bool) -> str | None:
     if os.path.isdir(output_dir):
         clean_up_staging(output_dir)  # what a killed run left half-written
-    if may_start and not (os.path.isdir(output_dir) and sort_checkpoints(output_dir)):
+    if may_start and not (
+        os.path.isdir(output_dir) and (sort_checkpoints(output_dir) or linked_checkpoints(output_dir))
+    ):
         damaged = damaged_checkpoints(output_dir) if os.path.isdir(output_dir) else []
         if damaged:
             raise ValueError(
@@ -111,6 +115,17 @@ def warn_of_another_run(output_dir: str) -> None:
             output_dir,
             os.path.basename(last),
         )
+
+
+def read_state(checkpoint: str, run_dir: str) -> TrainerState:
+    """The trainer state in `checkpoint`, for a run that saves into `run_dir`.
+
+    Of where its best checkpoint lies only the name is believed.
+    """
+    state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+    state.best_model_checkpoint = best.resumed(state.best_model_checkpoint, checkpoint, run_dir)
+    state.places_of_checkpoints = (run_dir, os.path.dirname(os.path.abspath(checkpoint)))
+    return state
 
 
 def loop_state(
@@ -319,7 +334,7 @@ def _warn_of_lost_states(handler: CallbackHandler, saved: dict[str, Any]) -> Non
         logger.warning(
             "The checkpoint holds the state of callbacks that this Trainer does not have: %s. Unless they are passed "
             "in callbacks=, they do not run, and checkpoints from here on are without their state.",
-            ", ".join(lost),
+            named(lost),
         )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainwright.checkpoint.json_files import read_trainer_state
 from trainwright.log_text import LogText, StateText
 from trainwright.safe_write import write_bytes
 
@@ -79,7 +80,9 @@ class TrainerState:
     stateful_callbacks: Any = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._log_text = LogText(default=_plain)  # no field: it is never saved, compared or printed
+        # No fields: they are never saved, compared or printed.
+        self._log_text = LogText(default=_plain)
+        self.places_of_checkpoints: tuple[str, ...] = ()  # directories beside `output_dir` in which the best may lie
         if self.log_history is None:
             self.log_history = []
         if self.stateful_callbacks is None:
@@ -112,14 +115,10 @@ class TrainerState:
     @classmethod
     def load_from_json(cls, json_path: str | os.PathLike[str]) -> TrainerState:
         """Read what `save_to_json`, here or in another generation, wrote. Fields that this version lacks are
-        left out.
+        left out. Raises ValueError naming the file, and the field that holds what it cannot hold.
         """
-        with open(json_path, encoding="utf-8") as file:
-            values = json.load(file)
-        if not isinstance(values, dict):
-            raise ValueError(
-                f"{os.fspath(json_path)} is not a trainer state: it holds a {type(values).__name__}, not an object."
-            )
+        # A file that its user names may be a link, as those in the cache of the hub are.
+        values = read_trainer_state(os.path.realpath(json_path))
         known = {f.name for f in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
 

@@ -766,9 +766,10 @@ class Trainer:
             self._strategy.num_processes,
         )
         self.state = TrainerState(stateful_callbacks=resume.exported_callbacks(self.callback_handler, self.control))
+        self.state.places_of_checkpoints = (run_dir := self._get_output_dir(trial),)
         start = resume.ResumePoint()
         if resume_from_checkpoint is not None:
-            self.state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME))
+            self.state = resume.read_state(resume_from_checkpoint, run_dir)
             self.compare_trainer_and_checkpoint_args(self.args, self.state)
             self._load_callback_state()
             start = resume.restore_loop(
@@ -2255,7 +2256,7 @@ class Trainer:
     def _load_best_model(self) -> None:
         """Hook: put the best checkpoint's weights into the model."""
         self._saves.settle()
-        path = best.undamaged(self.state.best_model_checkpoint, self._output_dir)
+        path = best.undamaged(self.state.best_model_checkpoint, self._output_dir, *self.state.places_of_checkpoints)
         if path is None:
             return
         logger.info("Loading the best model, from %s (score: %s).", path, self.state.best_metric)
@@ -2270,7 +2271,9 @@ class Trainer:
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Hook: restore `optimizer.pt` and `scheduler.pt`; a missing one is an error that says what it would cost."""
         if checkpoint is not None:
-            checkpoint_load.load_optimizer(checkpoint, self.optimizer, self.args.device)
+            checkpoint_load.load_optimizer(
+                checkpoint, self.optimizer, self.args.device, self.model, must_be_finite=self.args.nonfinite != "ignore"
+            )
             checkpoint_load.load_scheduler(checkpoint, self.lr_scheduler)
 
     def _load_scaler(self, checkpoint: str | None) -> None:

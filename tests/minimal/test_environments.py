@@ -30,8 +30,8 @@ FOR_DEVELOPERS = {"test", "bench", "dev"}
 EXTRAS = sorted(
     set(tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]) - FOR_DEVELOPERS
 )
-# What nothing misses: no engine uses deepspeed in this release, a peft model comes with its package, and a model that Liger
-# has kernels for needs transformers first (its own test: `tests/unit/interop/test_liger.py`).
+# What nothing misses: no engine uses deepspeed in this release, a peft model comes with its package, and a model that
+# Liger has kernels for needs transformers first (its own test: `tests/unit/interop/test_liger.py`).
 NEEDS_NOTHING = {"deepspeed", "peft", "liger"}
 
 

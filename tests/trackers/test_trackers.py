@@ -25,6 +25,7 @@ from safetensors.torch import save_model
 
 from trainwright import TrainerCallback
 from trainwright.args import TrainingArguments
+from trainwright.checkpoint.manifest import write_manifest
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.tracking.environment import EnvironmentValueError
 from trainwright.tracking.registry import TRACKERS, tracker_class
@@ -495,7 +496,8 @@ def test_neptune_uploads_the_checkpoints_that_log_checkpoints_names(mode, place,
     run = Run(tracker("neptune", log_checkpoints=mode, base_namespace="mine", **CONSTRUCTOR["neptune"]), offline)
     run.begin()
     run.steps()
-    run.state.best_model_checkpoint = str(run.save())
+    run.state.best_model_checkpoint = str(directory := run.save())
+    write_manifest(directory, run.state.global_step, 1, {})  # only a whole checkpoint is sent as the best
     run.end()
     assert not run.callback._switched_off
     run.callback.close()
@@ -503,7 +505,8 @@ def test_neptune_uploads_the_checkpoints_that_log_checkpoints_names(mode, place,
     paths = {tuple(json.loads(line)["obj"].get("path", ())) for line in text.splitlines()}
     assert ("mine", "trainer_parameters", "seed") in paths
     uploaded = {path[2:] for path in paths if path[:2] == ("mine", "checkpoints")}
-    assert uploaded == ({(place, "model.safetensors"), (place, "optimizer.pt")} if place else set())
+    files = {"model.safetensors", "optimizer.pt"} | ({"manifest.json"} if mode == "best" else set())
+    assert uploaded == ({(place, name) for name in files} if place else set())
 
 
 def test_neptune_refuses_an_unknown_upload_mode():

@@ -197,9 +197,7 @@ def test_a_required_field_is_asked_for(capsys):
 
 
 def test_an_unknown_flag_is_named_with_the_nearest():
-    with pytest.raises(
-        ValueError, match=r"not used by the HfArgumentParser: \['--nmber'\] Did you mean '--number'"
-    ):
+    with pytest.raises(ValueError, match=r"not used by the HfArgumentParser: \['--nmber'\] Did you mean '--number'"):
         parse("--nmber", "3")
 
 

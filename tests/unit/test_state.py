@@ -59,7 +59,7 @@ def test_fields_of_another_generation_are_left_out(tmp_path):
 
 def test_a_file_that_holds_something_else_is_named(tmp_path):
     (tmp_path / "state.json").write_text("[1, 2]")
-    with pytest.raises(ValueError, match=r"state\.json is not a trainer state: it holds a list"):
+    with pytest.raises(ValueError, match=r"state\.json is damaged: it holds a list, not an object"):
         TrainerState.load_from_json(tmp_path / "state.json")
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from trainwright.checkpoint.commit import flush, flush_directory, flush_parents
 from trainwright.checkpoint.foreign import structural_problems
-from trainwright.checkpoint.manifest import read_manifest, write_manifest
-from trainwright.checkpoint.paths import DAMAGED, INCOMPLETE_NAME, MODEL_NAMES, read_json, step_of
+from trainwright.checkpoint.json_files import read_loop_state, read_trainer_state
+from trainwright.checkpoint.manifest import read_manifest, some_of, write_manifest
+from trainwright.checkpoint.paths import DAMAGED, INCOMPLETE_NAME, MODEL_NAMES, step_of
 from trainwright.names import LOOP_STATE_NAME, MANIFEST_NAME, TRAINER_STATE_NAME
 
 
@@ -47,7 +48,7 @@ def accept(directory: str | os.PathLike[str]) -> str:
 def _reasons_against(path: str, final: str) -> list[str]:
     if os.path.lexists(os.path.join(path, INCOMPLETE_NAME)):
         return ["copying it into place was never finished"]
-    reasons = [reason for reason in structural_problems(path) if not reason.startswith(MANIFEST_NAME)]
+    reasons = [r for r in some_of(structural_problems(path)) if not r.startswith(MANIFEST_NAME)]
     weights = sorted(name for name in MODEL_NAMES if os.path.lexists(os.path.join(path, name)))
     if len(weights) > 1:
         reasons.append(f"it holds {' and '.join(weights)}, of which only one would be loaded: remove the others")
@@ -59,7 +60,8 @@ def _reasons_against(path: str, final: str) -> list[str]:
 
 
 def _step_of_state(path: str) -> int:
-    return int(read_json(os.path.join(path, TRAINER_STATE_NAME))["global_step"])
+    step: int = read_trainer_state(os.path.join(path, TRAINER_STATE_NAME))["global_step"]
+    return step
 
 
 def _where_it_stood(path: str) -> tuple[int, int, dict[str, Any]]:
@@ -72,6 +74,6 @@ def _where_it_stood(path: str) -> tuple[int, int, dict[str, Any]]:
         return _step_of_state(path), old.world_size, old.position
     position: dict[str, Any] = {}
     if os.path.isfile(os.path.join(path, LOOP_STATE_NAME)):
-        position = read_json(os.path.join(path, LOOP_STATE_NAME)).get("position") or {}
+        position = read_loop_state(os.path.join(path, LOOP_STATE_NAME))["position"]
     num_random_states = sum(name.startswith("rng_state_") for name in os.listdir(path))
     return _step_of_state(path), max(1, num_random_states), position

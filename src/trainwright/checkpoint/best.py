@@ -11,12 +11,12 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, NamedTuple
 
-from trainwright.checkpoint.layout import same_place, sort_checkpoints
+from trainwright.checkpoint.json_files import read_trainer_state
+from trainwright.checkpoint.layout import linked_checkpoints, same_place, sort_checkpoints
 from trainwright.checkpoint.manifest import how_to_accept, problems
-from trainwright.checkpoint.paths import is_ours, read_json, relative_files
+from trainwright.checkpoint.paths import is_ours, relative_files, shown, step_of
 from trainwright.checkpoint.runs import Record, of_earlier_runs, oldest_first, wrote
 from trainwright.names import TRAINER_STATE_NAME, closest
 
@@ -37,27 +37,27 @@ class Listed(NamedTuple):
 
     name: str
     num_bytes: int
-    marks: list[str]  # "best", "last", "DAMAGED", "(an earlier run)"
+    marks: list[str]  # "best", "last", "DAMAGED", "(an earlier run)", "(a link, not followed)"
 
 
 def list_run(output_dir: str | os.PathLike[str]) -> list[Listed]:
-    """The checkpoints of a run, oldest first; not what others put beside them.
+    """The checkpoints of a run, oldest first, then links; not what others put there.
 
     The last is the newest (of the run that began last) that is whole by its sizes; it also knows which is the best.
     `problems(path)` reads every byte.
     """
     paths = [path for path in sort_checkpoints(output_dir) if is_ours(path)]
-    damaged = {path for path in paths if problems(path, deep=False)}
+    states = {path: _state_of(path) for path in paths}
+    damaged = {path for path, state in states.items() if state is None or problems(path, deep=False)}
     last = next((path for path in reversed(oldest_first(paths)) if path not in damaged), None)
     earlier = of_earlier_runs(paths)
     best = None
     if last is not None:
-        with suppress(ValueError, AttributeError):  # damaged where only a hash can see it
-            best = locate(read_json(os.path.join(last, TRAINER_STATE_NAME)).get("best_model_checkpoint"), output_dir)
-    return [
+        best = locate((states[last] or {}).get("best_model_checkpoint"), output_dir)
+    found = [
         Listed(
             os.path.basename(path),
-            sum(os.path.getsize(os.path.join(path, name)) for name in relative_files(path)),
+            sum(os.lstat(os.path.join(path, name)).st_size for name in relative_files(path)),
             ["last"] * (path == last)
             + ["best"] * same_place(path, best)
             + ["DAMAGED"] * (path in damaged)
@@ -65,6 +65,19 @@ def list_run(output_dir: str | os.PathLike[str]) -> list[Listed]:
         )
         for path in paths
     ]
+    return found + [
+        Listed(os.path.basename(path), 0, ["(a link, not followed)"]) for path in linked_checkpoints(output_dir)
+    ]
+
+
+def _state_of(checkpoint: str) -> dict[str, Any] | None:
+    """What the trainer state of `checkpoint` holds, nothing where there is none, None where it cannot be used."""
+    try:
+        return read_trainer_state(os.path.join(checkpoint, TRAINER_STATE_NAME))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, OSError):
+        return None
 
 
 def has_metric(metrics: Mapping[str, Any], name: str) -> bool:
@@ -103,16 +116,20 @@ def is_better(value: float, best: float | None, greater_is_better: bool, thresho
     return gain > threshold
 
 
-def locate(best_path: str | None, output_dir: str | os.PathLike[str]) -> str | None:
+def locate(best_path: str | None, *directories: str | os.PathLike[str]) -> str | None:
     """Where the checkpoint remembered as `best_path` lies now, or None.
 
-    `output_dir` comes first, because a run that was moved or copied remembers the old place.
+    `best_path` may come from a file, so of it only its name counts, which must be that of a checkpoint; it is looked
+    for in `directories`, in their order: a run that was moved or copied remembers the old place. A link is not
+    followed.
     """
     if not best_path or not isinstance(best_path, str):
         return None
     name = best_path.replace("\\", "/").rstrip("/").rpartition("/")[2]
-    here = os.path.join(os.fspath(output_dir), name)
-    return next((path for path in (here, best_path) if os.path.isdir(path)), None)
+    if "\0" in name or step_of(name) is None:
+        return None
+    paths = [os.path.join(os.fspath(directory), name) for directory in directories]
+    return next((path for path in paths if os.path.isdir(path) and not os.path.islink(path)), None)
 
 
 def was_saved(directory: str, known: str | None, run: Record | None) -> bool:
@@ -124,19 +141,31 @@ def was_saved(directory: str, known: str | None, run: Record | None) -> bool:
     return locate(known, os.path.dirname(directory)) == directory or wrote(run, directory)
 
 
-def undamaged(best_path: str | None, output_dir: str | os.PathLike[str]) -> str | None:
-    """As `locate`, for loading: None, with a warning, where the best checkpoint is gone or damaged."""
-    path = locate(best_path, output_dir)
+def resumed(best_path: str | None, checkpoint: str, run_dir: str | os.PathLike[str]) -> str | None:
+    """The best checkpoint that `checkpoint` remembers, where it may lie: in the run's directory, or where `checkpoint`
+    itself does. None, with a warning, where it is called as no checkpoint is.
+    """
+    found = locate(best_path, run_dir, os.path.dirname(os.path.abspath(checkpoint)))
+    if found is not None or not best_path:
+        return found
+    name = best_path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    if step_of(name) is not None:
+        return os.path.join(os.fspath(run_dir), name)  # gone, which is said when it is wanted
+    logger.warning("%s names %s as its best checkpoint, which is none, and is not used.", checkpoint, shown(best_path))
+    return None
+
+
+def undamaged(best_path: str | None, *directories: str | os.PathLike[str], then: str | None = None) -> str | None:
+    """As `locate`, for reading: None, with a warning that says `then`, where the best checkpoint is gone or damaged."""
+    then = then or "the model keeps its last weights"
+    path = locate(best_path, *directories)
     if path is None:
-        logger.warning("The best checkpoint, %s, is gone; the model keeps its last weights.", best_path)
+        logger.warning("The best checkpoint, %s, is gone; %s.", shown(best_path), then)
         return None
     damage = problems(path)
     if damage:
         logger.warning(
-            "THE BEST CHECKPOINT %s IS DAMAGED; the model keeps its last weights: %s.%s",
-            path,
-            "; ".join(damage),
-            how_to_accept(path),
+            "THE BEST CHECKPOINT %s IS DAMAGED; %s: %s.%s", path, then, "; ".join(damage), how_to_accept(path)
         )
         return None
     return path

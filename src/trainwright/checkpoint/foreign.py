@@ -10,7 +10,18 @@ import os
 import zipfile
 
 from trainwright import names
-from trainwright.checkpoint.paths import WEIGHT_NAMES, inside, is_state_file, read_json, relative_files, wrong_step
+from trainwright.checkpoint.json_files import problem_of
+from trainwright.checkpoint.paths import (
+    WEIGHT_NAMES,
+    inside,
+    is_random_state,
+    is_state_file,
+    named,
+    read_json,
+    relative_files,
+    shown,
+    step_of,
+)
 
 # Directories that sharded backends write instead of one weights or optimizer file.
 _SHARDED_PREFIXES = ("global_step", "pytorch_model_fsdp", "optimizer_")
@@ -34,7 +45,7 @@ def structural_problems(directory: str | os.PathLike[str], *, deep: bool = True)
         try:
             sentence = _problem_of(directory, name, deep)
         except (ValueError, OSError) as error:
-            sentence = f"{name} cannot be checked: {error}"
+            sentence = f"{shown(name)} cannot be checked: {error}"
         if sentence:
             result.append(sentence)
     return result
@@ -46,7 +57,7 @@ def check_archive(path: str) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except Exception as error:  # zipfile takes damaged bytes for a password, a method, a size, and says so each way
-        raise ValueError(f"{path} is damaged or truncated: {error}. Use an older checkpoint.") from error
+        raise ValueError(f"{path} is damaged or truncated: {shown(error, 300)}. Use an older checkpoint.") from error
     if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or (
         sum(e.file_size for e in entries) > os.path.getsize(path)
     ):
@@ -54,14 +65,14 @@ def check_archive(path: str) -> None:
 
 
 def _problem_of(directory: str | os.PathLike[str], name: str, deep: bool) -> str | None:
+    path = inside(directory, name)  # also of what nobody reads: a link and a pipe are in no checkpoint
     suffix = os.path.splitext(name)[1]
     if suffix not in (".safetensors", ".pt", ".pth", ".bin", ".json"):
         return None
-    path = inside(directory, name)
     if os.path.getsize(path) == 0:
-        return f"{name} is empty"
+        return f"{shown(name)} is empty"
     if suffix == ".safetensors":
-        return _safetensors_problem(path, name)
+        return _safetensors_problem(path, shown(name))
     if suffix == ".json":
         return _json_problem(directory, path, name)
     return _archive_problem(path, name, deep)
@@ -75,7 +86,7 @@ def _safetensors_problem(path: str, name: str) -> str | None:
         with safe_open(path, "pt"):
             return None
     except SafetensorError as error:
-        return f"{name} is damaged: {error}"
+        return f"{name} is damaged: {shown(error, 300)}"
 
 
 def _archive_problem(path: str, name: str, deep: bool) -> str | None:
@@ -88,9 +99,13 @@ def _archive_problem(path: str, name: str, deep: bool) -> str | None:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip() if deep else None
     except Exception as error:  # as above
-        return f"{name} is damaged or truncated: {error}"
+        return f"{shown(name)} is damaged or truncated: {shown(error, 300)}"
     if broken:
-        return f"{name} is damaged: the checksum of {broken} in it does not match"
+        return f"{shown(name)} is damaged: the checksum of {shown(broken)} in it does not match"
+    if deep and (is_random_state(name) or name == names.SCHEDULER_NAME):
+        from trainwright.checkpoint.state_values import file_problem
+
+        return file_problem(path, name)
     return _unreadable(path) if deep and is_state_file(name) else None
 
 
@@ -111,18 +126,12 @@ def _unreadable(path: str) -> str | None:
 
 
 def _json_problem(directory: str | os.PathLike[str], path: str, name: str) -> str | None:
-    try:
-        content = read_json(path)
-    except ValueError as error:
-        return f"{name} is damaged: {error}"
-    if name == names.TRAINER_STATE_NAME and not (isinstance(content, dict) and "global_step" in content):
-        return f"{name} is damaged: it says no global_step"
-    if name == names.TRAINER_STATE_NAME:
-        return wrong_step(directory, name, content["global_step"])
-    if name.endswith(".index.json"):
-        shards = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(shards, dict) or not shards:
-            return f"{name} is damaged: it has no weight_map"
-        missing = sorted({s for s in shards.values() if not os.path.isfile(inside(directory, s))})
-        return f"{', '.join(missing)} is missing, though {name} names it" if missing else None
-    return None
+    damage = problem_of(path, name, step_of(directory))
+    if damage or not name.endswith(".index.json"):
+        return damage
+    content = read_json(path)
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
+        return f"{shown(name)} is damaged: it has no weight_map"
+    missing = sorted(shard for shard in set(shards.values()) if not os.path.isfile(inside(directory, shard)))
+    return f"{named(missing)} is missing, though {shown(name)} names it" if missing else None

@@ -27,7 +27,13 @@ _ENDING = 4  # PF_EXITING among the flags that Linux shows of a process
 MOST_WAIT_S = 600  # for a checkpoint that the writer of a dead run has still to finish
 
 # What a hidden sibling of a checkpoint is for, and the process that made it.
-_SIBLING = re.compile(r"\.(?P<name>.+)\.(?P<purpose>staged|replaced|deleted)-(?P<pid>\d+)")
+# "model": where a model is saved next to the checkpoints. What is deleted may itself be one that was replaced. Any
+# other name is not ours, and may be "..".
+_SIBLING = re.compile(
+    rf"\.(?P<name>{CHECKPOINT_PREFIX}-[0-9]+|\.{CHECKPOINT_PREFIX}-[0-9]+\.(?:staged|replaced)-[0-9]+|model)"
+    r"\.(?P<purpose>staged|replaced|deleted)-(?P<pid>[0-9]{1,19})"
+)
+_MOST_PID = (1 << 31) - 1  # a larger number is no process, and the system refuses to be asked
 
 Path = str | os.PathLike[str]
 
@@ -51,14 +57,25 @@ def sort_checkpoints(
 ) -> list[str]:
     """The checkpoint directories of `output_dir`, oldest first, by step or by modification time.
 
-    The best one is moved to the place before the last, so that whoever deletes from the front deletes it late.
+    The best one is moved to the place before the last, so that whoever deletes from the front deletes it late. A link
+    is not followed (`linked_checkpoints`): where it leads is not this directory's.
     """
     found = []
     for entry in os.scandir(output_dir):
         step = step_of(entry.name, checkpoint_prefix)
-        if step is not None and entry.is_dir() and not os.path.lexists(os.path.join(entry.path, INCOMPLETE_NAME)):
+        if (
+            step is not None
+            and entry.is_dir(follow_symlinks=False)
+            and not os.path.lexists(os.path.join(entry.path, INCOMPLETE_NAME))
+        ):
             found.append((entry.stat().st_mtime_ns if use_mtime else step, step, entry.path))
     return _best_late([path for _, _, path in sorted(found)], best_model_checkpoint)
+
+
+def linked_checkpoints(output_dir: Path) -> list[str]:
+    """Paths in `output_dir` that are named as checkpoints and are links, by step."""
+    found = [(step_of(entry.name), entry.path) for entry in os.scandir(output_dir) if entry.is_symlink()]
+    return [path for _, path in sorted((step, path) for step, path in found if step is not None)]
 
 
 def _best_late(ordered: list[str], best: str | None) -> list[str]:
@@ -135,17 +152,20 @@ def clean_up_staging(output_dir: Path) -> None:
         match = _SIBLING.fullmatch(entry.name)
         if match and entry.is_dir(follow_symlinks=False) and not _is_running(int(match["pid"]), entry.path):
             siblings.append((match["purpose"], entry.path, os.path.join(output_dir, match["name"])))
-        elif step_of(entry.name) is not None and os.path.isfile(os.path.join(entry.path, INCOMPLETE_NAME)):
+        elif step_of(entry.name) is None or not entry.is_dir(follow_symlinks=False):
+            continue
+        elif os.path.isfile(os.path.join(entry.path, INCOMPLETE_NAME)):
             siblings.append(("deleted", entry.path, entry.path))  # where rename is missing: copied or deleted halfway
     order = {"staged": 0, "replaced": 1, "deleted": 2}  # the new one first, then the one it was to replace
     for purpose, path, final in sorted(siblings, key=lambda sibling: order[sibling[0]]):
         if purpose == "deleted" and path == final and not os.path.lexists(os.path.join(path, INCOMPLETE_NAME)):
             continue  # what was staged for it has just taken its place
-        if purpose == "staged" and _is_whole(path) and not _is_whole(final):
+        is_checkpoint = step_of(final) is not None
+        if purpose == "staged" and is_checkpoint and _is_whole(path) and not _is_whole(final):
             logger.warning("%s is complete, its run died before naming it. It is now %s.", path, final)
             flush_tree(path)
             publish(path, final)
-        elif purpose == "replaced" and not os.path.lexists(final):
+        elif purpose == "replaced" and is_checkpoint and not os.path.lexists(final):
             publish(path, final)
         else:
             logger.info("Deleting %s, left by a run that died while saving.", path)
@@ -198,7 +218,7 @@ def _is_running(pid: int, path: str) -> bool:
     """Whether another process that can have made `path` runs here as `pid`. Our own is a left-over: nothing is staged
     before training.
     """
-    if pid == os.getpid():
+    if pid == os.getpid() or not 0 < pid <= _MOST_PID:
         return False
     if os.name == "nt":  # signal 0 is Ctrl-C there
         return True

@@ -9,18 +9,22 @@ from __future__ import annotations
 import logging
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-from trainwright.checkpoint.layout import sort_checkpoints
+from trainwright.checkpoint.json_files import read_loop_state
+from trainwright.checkpoint.layout import linked_checkpoints, sort_checkpoints
 from trainwright.checkpoint.manifest import FROZEN_NOTE, how_to_accept, problems
-from trainwright.checkpoint.paths import DAMAGED, is_ours, read_json, rng_name, step_of
+from trainwright.checkpoint.paths import DAMAGED, is_ours, named, rng_name, shown, step_of
 from trainwright.checkpoint.runs import of_earlier_runs, oldest_first
 from trainwright.checkpoint.save import ACCELERATORS, accelerator
+from trainwright.checkpoint.state_values import check_fits, check_parameters, check_random_state, check_saved
 from trainwright.checkpoint.tensors import load_tensors
-from trainwright.names import LOOP_STATE_NAME, OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
+from trainwright.names import LOOP_STATE_NAME, OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 __all__ = [
     "damaged_checkpoints",
@@ -36,6 +40,11 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Path = str | os.PathLike[str]
+
+# What torch, NumPy and Python raise where they are given a state that they cannot have.
+_STATE_ERRORS = (
+    KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError, OverflowError, AssertionError
+)  # fmt: skip
 
 
 def damaged_checkpoints(output_dir: Path) -> list[str]:
@@ -54,7 +63,7 @@ def find_resumable(path_or_output_dir: Path, is_explicit: bool) -> str:
     """
     path = os.fspath(path_or_output_dir)
     if is_explicit:
-        found = problems(path)
+        found = _obstacles(path)
         if not found:
             return path
         raise ValueError(
@@ -63,9 +72,12 @@ def find_resumable(path_or_output_dir: Path, is_explicit: bool) -> str:
             f"{how_to_accept(path) if is_ours(path) else ''}"
         )
     by_step = sort_checkpoints(path) if os.path.isdir(path) else []
-    rejected = []
+    links = linked_checkpoints(path) if os.path.isdir(path) else []
+    rejected = [f"{link} is a link, which is followed only where it is named itself" for link in links]
+    if links:
+        logger.warning("%s: resume_from_checkpoint=%r.", "; ".join(rejected), links[-1])
     for checkpoint in reversed(oldest_first(by_step)):
-        found = problems(checkpoint)
+        found = _obstacles(checkpoint)
         if not found:
             _name_higher_ones(checkpoint, by_step)
             return checkpoint
@@ -77,12 +89,21 @@ def find_resumable(path_or_output_dir: Path, is_explicit: bool) -> str:
             _set_aside(checkpoint),
         )
     if rejected:
+        what = "damaged" if by_step else "a link"
         raise ValueError(
-            f"Every checkpoint in {path} is damaged, nothing can be resumed. {' '.join(rejected)}{_remedy(rejected)}"
+            f"Every checkpoint in {path} is {what}, nothing can be resumed. {' '.join(rejected)}{_remedy(rejected)}"
         )
     raise ValueError(
         f"There is no checkpoint in {path} to resume from. Call train() without resume_from_checkpoint to start."
     )
+
+
+def _obstacles(checkpoint: str) -> list[str]:
+    """What keeps a run from being resumed from `checkpoint`, as sentences."""
+    found = problems(checkpoint)
+    if not found and not os.path.isfile(os.path.join(checkpoint, TRAINER_STATE_NAME)):
+        return [f"{TRAINER_STATE_NAME} is missing, so nothing says where the run was"]
+    return found
 
 
 def _name_higher_ones(checkpoint: str, by_step: list[str]) -> None:
@@ -96,26 +117,41 @@ def _name_higher_ones(checkpoint: str, by_step: list[str]) -> None:
         )  # fmt: skip
 
 
-def load_optimizer(directory: Path, optimizer: Any, device: torch.device | str = "cpu") -> None:
+def load_optimizer(
+    directory: Path,
+    optimizer: Any,
+    device: torch.device | str = "cpu",
+    model: torch.nn.Module | None = None,
+    *,
+    must_be_finite: bool = True,
+) -> None:
     """Restore the optimizer from `optimizer.pt`; `device` is where its parameters lie.
 
-    Raises FileNotFoundError saying what the loss of the file costs, ValueError when it belongs to another model.
+    `model`: whose parameters are named in errors. `must_be_finite`: not for a run that lets NaN be. Raises
+    FileNotFoundError saying what the loss of the file costs, ValueError when it belongs to another model, or holds what
+    the optimizer could not step with.
     """
     costs = "Without it the optimizer would start from nothing and the loss would jump"
     path = _required(directory, OPTIMIZER_NAME, costs)
     # On a CPU the state would stay in the mapped file, and every later step would pay for its pages.
     state = load_tensors(path, mmap=torch.device(device).type != "cpu")
     _check_kind(path, optimizer, state)
-    _restore(
-        path, optimizer, state, "It was written for other parameters: check the model, its frozen parts and `optim`."
-    )
+    hint = "It was written for other parameters: check the model, its frozen parts and `optim`."
+    with _naming(path, optimizer, hint):
+        check_saved(optimizer, state)
+        optimizer.load_state_dict(state)
+        names = {id(parameter): name for name, parameter in model.named_parameters()} if model is not None else {}
+        check_parameters(optimizer, names, must_be_finite=must_be_finite)
 
 
 def load_scheduler(directory: Path, scheduler: Any) -> None:
     """Restore the learning-rate schedule from `scheduler.pt`; errors as `load_optimizer`."""
     costs = "Without it the learning rate would start again with its warm-up"
     path = _required(directory, SCHEDULER_NAME, costs)
-    _restore(path, scheduler, load_tensors(path), "It was written for another schedule: check `lr_scheduler_type`.")
+    state = load_tensors(path)
+    with _naming(path, scheduler, "It was written for another schedule: check `lr_scheduler_type`."):
+        check_fits(scheduler, state)
+        scheduler.load_state_dict(state)
 
 
 def load_scaler(directory: Path, scaler: Any) -> None:
@@ -124,7 +160,10 @@ def load_scaler(directory: Path, scaler: Any) -> None:
     if not os.path.isfile(path):
         logger.warning("%s is missing: the fp16 loss scale starts at its default and a few steps may be skipped.", path)
         return
-    _restore(path, scaler, load_tensors(path), "It was written for another precision: check `fp16`.")
+    state = load_tensors(path)
+    with _naming(path, scaler, "It was written for another precision: check `fp16`."):
+        check_fits(scaler, state)
+        scaler.load_state_dict(state)
 
 
 def load_rng(directory: Path, rank: int = 0, world_size: int = 1) -> None:
@@ -140,30 +179,24 @@ def load_rng(directory: Path, rank: int = 0, world_size: int = 1) -> None:
         return
     state = load_tensors(path, mmap=False)
     try:
+        check_random_state(state)
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
         torch.random.set_rng_state(state["cpu"])
         for name in ACCELERATORS:
             if name in state:
                 _restore_accelerator(path, name, state[name])
-    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise ValueError(f"{path} holds no random state that fits: {error}.") from error
+    except _STATE_ERRORS as error:
+        raise ValueError(f"{path} holds no random state that fits: {shown(error, 500)}.") from error
 
 
 def load_loop_state(directory: Path) -> dict[str, Any]:
     """What `save_loop_state` wrote; empty for a checkpoint of another implementation. Raises ValueError if damaged."""
     path = os.path.join(directory, LOOP_STATE_NAME)
     try:
-        state = read_json(path)
+        return read_loop_state(path)
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}. Use an older checkpoint.") from error
-    if not isinstance(state, dict):
-        raise ValueError(
-            f"{path} is damaged: it holds a {type(state).__name__}, not an object. Use an older checkpoint."
-        )
-    return state
 
 
 def _required(directory: Path, name: str, costs: str) -> str:
@@ -186,19 +219,24 @@ def _check_kind(path: str, optimizer: Any, state: Any) -> None:
     now, then = getattr(optimizer, "param_groups", None), state.get("param_groups") if isinstance(state, dict) else None
     if not now or not then:
         return
+    if not isinstance(then, list) or not isinstance(then[0], dict):
+        raise ValueError(f"{path} is damaged: `param_groups` is no list of groups. Use an older checkpoint.")
     ours, theirs = set(now[0]), set(then[0]) | {"initial_lr"}
     if ours - theirs and theirs - ours - {"initial_lr", "param_names"}:
+        only_theirs = named(sorted(map(repr, theirs - ours - {"initial_lr"})))
         raise ValueError(
             f"{path} was written by another optimizer than {type(optimizer).__name__}: it has the options "
-            f"{sorted(theirs - ours - {'initial_lr'})} and not {sorted(ours - theirs)}. Check `optim`."
+            f"{only_theirs} and not {sorted(ours - theirs)}. Check `optim`."
         )
 
 
-def _restore(path: str, target: Any, state: Any, hint: str) -> None:
+@contextmanager
+def _naming(path: str, target: Any, hint: str) -> Iterator[None]:
+    """Say of whatever a state makes `target` raise which file it came from."""
     try:
-        target.load_state_dict(state)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
-        raise ValueError(f"{path} does not fit {type(target).__name__}: {error}. {hint}") from error
+        yield
+    except _STATE_ERRORS as error:
+        raise ValueError(f"{path} does not fit {type(target).__name__}: {shown(error, 500)}. {hint}") from error
 
 
 def _restore_accelerator(path: str, name: str, state: Any) -> None:
@@ -236,7 +274,7 @@ def _good_neighbour(path: str) -> str:
     """A sentence naming the newest good checkpoint beside `path`; "" where there is none."""
     parent = os.path.dirname(os.path.abspath(path))
     others = sort_checkpoints(parent) if os.path.isdir(parent) else []
-    good = next((c for c in reversed(others) if c != os.path.abspath(path) and is_ours(c) and not problems(c)), None)
+    good = next((c for c in reversed(others) if c != os.path.abspath(path) and is_ours(c) and not _obstacles(c)), None)
     return f" The newest good checkpoint beside it is {good}." if good else ""
 
 

@@ -19,18 +19,22 @@ from functools import partial
 from typing import Any
 
 from trainwright.checkpoint.foreign import structural_problems
+from trainwright.checkpoint.json_files import problem_of, read_manifest_body
 from trainwright.checkpoint.paths import (
     INCOMPLETE_NAME,
     MAX_JSON_BYTES,
+    MAX_NAMED,
     inside,
-    is_state_file,
-    read_json,
+    is_random_state,
+    is_read,
     relative_files,
+    shown,
     wrong_step,
 )
-from trainwright.names import LOOP_STATE_NAME, MANIFEST_NAME
+from trainwright.names import LOOP_STATE_NAME, MANIFEST_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 FORMAT_VERSION = 1
+MAX_SENTENCE = 1000  # characters of what is said about one file
 FROZEN_NOTE = " (frozen weights, in a file that checkpoints of the run share)"  # after what is wrong with one
 HASH_BLOCK_BYTES = 1 << 22
 # hashlib releases the interpreter lock above 2 KiB, so threads scale until the disk is the limit.
@@ -89,30 +93,25 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest | None:
     """The manifest of `directory`, or None where there is none. Raises ValueError when it is damaged or too new."""
     path = os.path.join(directory, MANIFEST_NAME)
     try:
-        body = read_json(path)
-        checksum = body.pop("checksum")
-        if body["format_version"] > FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has format {body['format_version']}, newer than the {FORMAT_VERSION} that this release reads. "
-                "Upgrade trainwright."
-            )
-        if checksum != _checksum(body):
-            raise ValueError(f"{path} has changed since it was written: its own checksum does not match.")
-        manifest = Manifest(**body)
-        if not (isinstance(manifest.files, dict) and isinstance(manifest.position, dict)):
-            raise TypeError("`files` and `position` must be objects")
-        return manifest
+        body = read_manifest_body(path, FORMAT_VERSION)
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged: it is not the JSON object that trainwright writes ({error}).") from error
+    checksum = body.pop("checksum")
+    if checksum != _checksum(body):
+        raise ValueError(f"{path} has changed since it was written: its own checksum does not match.")
+    return Manifest(**body)
 
 
 def problems(directory: str | os.PathLike[str], *, deep: bool = True) -> list[str]:
     """Everything that is wrong with a checkpoint, one plain sentence per file; an empty list means it can be trusted.
 
-    `deep` reads every byte (about 1.5 GB per second and core); without it only presence and sizes are compared.
+    `deep` reads every byte (about 1.5 GB per second and core); without it only presence and sizes are compared. Of what
+    is wrong in the same way with many files, which a file can claim without end, only the first are named.
     """
+    return [shown(sentence, MAX_SENTENCE) for sentence in _problems(directory, deep)]
+
+
+def _problems(directory: str | os.PathLike[str], deep: bool) -> list[str]:
     if not os.path.isdir(directory):
         return [f"{os.fspath(directory)} is not a directory"]
     if os.path.lexists(os.path.join(directory, INCOMPLETE_NAME)):
@@ -126,23 +125,57 @@ def problems(directory: str | os.PathLike[str], *, deep: bool = True) -> list[st
             return [
                 f"{MANIFEST_NAME} is missing, though {LOOP_STATE_NAME} shows that trainwright wrote this checkpoint"
             ]
-        return structural_problems(directory, deep=deep)
+        return some_of(structural_problems(directory, deep=deep))
     other_step = wrong_step(directory, MANIFEST_NAME, manifest.step)
     if other_step:
         return [other_step]
+    # Names first: a manifest of a million costs no million looks at the disk.
+    there = set(relative_files(directory))
+    absent = [name for name in manifest.files if name not in there]
+    listed = [name for name in manifest.files if name in there]
     check = partial(_problem_of, directory, deep=deep)
     with ThreadPoolExecutor(NUM_HASH_THREADS) if deep else nullcontext() as pool:
-        found = (pool.map if pool is not None else map)(check, manifest.files, manifest.files.values())
-        result = [
-            sentence + (FROZEN_NOTE if isinstance(entry, dict) and "frozen" in entry else "")
-            for sentence, entry in zip(found, manifest.files.values())
-            if sentence
-        ]
-    # A file that the loader would read but that nobody promised: put there by hand, or left by something else.
-    unlisted = (n for n in relative_files(directory) if n not in manifest.files and is_state_file(n))
-    return result + [
-        f"{name} is not in the manifest, so it was added after the checkpoint was written" for name in unlisted
-    ]
+        names = absent[:MAX_NAMED] + listed
+        found = (pool.map if pool is not None else map)(check, names, [manifest.files[name] for name in names])
+        wrong = {name: sentence for name, sentence in zip(names, found) if sentence}
+    inner = (_content(directory, name, manifest) for name in listed if deep and name not in wrong)
+    unlisted = (_unlisted(directory, name) for name in sorted(there - manifest.files.keys()))
+    result = [sentence + (FROZEN_NOTE if "frozen" in manifest.files[name] else "") for name, sentence in wrong.items()]
+    if len(absent) > MAX_NAMED:
+        result.insert(MAX_NAMED, f"{len(absent) - MAX_NAMED:,} more files of the manifest are missing")
+    return result[: MAX_NAMED + 1] + some_of([*result[MAX_NAMED + 1 :], *filter(None, inner), *filter(None, unlisted)])
+
+
+def some_of(sentences: list[str]) -> list[str]:
+    """`sentences`, of which only the first are shown where there are very many."""
+    if len(sentences) <= MAX_NAMED + 1:
+        return sentences
+    return [*sentences[:MAX_NAMED], f"and {len(sentences) - MAX_NAMED:,} more of this kind"]
+
+
+def _content(directory: str | os.PathLike[str], name: str, manifest: Manifest) -> str | None:
+    """What is wrong inside a file that is as it was promised: whoever wrote it may have written the manifest too."""
+    found = None
+    if name in (TRAINER_STATE_NAME, LOOP_STATE_NAME):
+        found = problem_of(inside(directory, name), name, manifest.step)
+    if found is None and (is_random_state(name) or name in (SCHEDULER_NAME, LOOP_STATE_NAME)):
+        from trainwright.checkpoint.state_values import file_problem
+
+        found = file_problem(inside(directory, name), name)
+    return found
+
+
+def _unlisted(directory: str | os.PathLike[str], name: str) -> str | None:
+    """What is wrong with an entry that nobody promised: put there by hand, or left by something else. A note is not."""
+    if name == MANIFEST_NAME:
+        return None
+    try:
+        inside(directory, name)
+    except (ValueError, OSError) as error:  # a link or a pipe
+        return f"{shown(name)} is not in the manifest: {error}"
+    if not is_read(name):
+        return None
+    return f"{shown(name)} is not in the manifest, so it was added after the checkpoint was written"
 
 
 def sha256_of(path: str) -> str:
@@ -157,26 +190,27 @@ def sha256_of(path: str) -> str:
 
 def _problem_of(directory: str | os.PathLike[str], name: str, expected: Any, *, deep: bool) -> str | None:
     """What is wrong with one file that the manifest lists, or None."""
+    label = shown(name)
     try:
         path = inside(directory, name)
         status = os.stat(path, follow_symlinks=False)
         if not stat.S_ISREG(status.st_mode):
-            return f"{name} is not a plain file"
-        size = int(expected["size"])
+            return f"{label} is not a plain file"
+        size = expected["size"]
         if status.st_size == 0 and size > 0:
-            return f"{name} is empty; it had {size} bytes"
+            return f"{label} is empty; it had {size} bytes"
         if status.st_size < size:
-            return f"{name} is truncated: {status.st_size} of {size} bytes"
+            return f"{label} is truncated: {status.st_size} of {size} bytes"
         if status.st_size > size:
-            return f"{name} has grown: {status.st_size} instead of {size} bytes"
+            return f"{label} has grown: {status.st_size} instead of {size} bytes"
         if name.endswith(".json") and size > MAX_JSON_BYTES:
-            return f"{name} has {size} bytes, more than {MAX_JSON_BYTES}, and is not read"
+            return f"{label} has {size} bytes, more than {MAX_JSON_BYTES}, and is not read"
         if deep and sha256_of(path) != expected["sha256"]:
-            return f"{name} has changed: its SHA-256 differs from the one in the manifest"
+            return f"{label} has changed: its SHA-256 differs from the one in the manifest"
     except FileNotFoundError:
-        return f"{name} is missing"
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        return f"{name} cannot be checked: {error}"
+        return f"{label} is missing"
+    except (ValueError, OSError) as error:
+        return f"{label} cannot be checked: {error}"
     return None
 
 

@@ -1,15 +1,17 @@
-"""Names of files inside a checkpoint: which ones a loader reads, and which ones may be followed.
+"""Names of files inside a checkpoint: which ones a loader reads, which ones may be followed, and how they are shown.
 
-Owns: the rule that a name found in a file stays inside the directory. Leaves to others: reading what is there.
-Imports nothing outside the standard library.
+Owns: the rule that a name found in a file stays inside the directory, and that it is printed escaped and cut. Leaves to
+others: what a file must hold (json_files.py). Imports nothing outside the standard library.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import stat
+from collections.abc import Collection
 from typing import Any
 
 from trainwright import names
@@ -17,6 +19,8 @@ from trainwright import names
 INCOMPLETE_NAME = ".incomplete"  # present while a checkpoint is copied into place where rename is missing
 DAMAGED = ".damaged"  # what is appended to the name of a checkpoint that is not to be used any more
 MAX_JSON_BYTES = 1 << 29  # a log of a million lines has about 1/4 of this
+MAX_SHOWN = 100  # characters of a name from a file that are printed
+MAX_NAMED = 20  # things of one kind that are named, where a file decides how many there are
 
 # A loader takes the first of these that it finds, so two of them in one directory must belong together.
 MODEL_NAMES = frozenset(
@@ -34,7 +38,33 @@ _STATE_NAMES = frozenset(
         names.EMA_WEIGHTS_NAME,
     )
 )
-_RNG_NAME = re.compile(r"rng_state(_\d+)?\.pth")
+_RNG_NAME = re.compile(r"rng_state(_[0-9]+)?\.pth")
+
+
+class Damaged(ValueError):
+    """A file that cannot be used; `reason` says why without its path."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(f"{os.fspath(path)} is damaged: {reason}")
+        self.reason = reason
+
+
+def shown(text: Any, limit: int = MAX_SHOWN) -> str:
+    """`text`, which comes from a file, as it may be printed: no character that moves the cursor or turns the direction
+    of writing, and at most `limit` characters.
+
+    >>> shown("a\\rb\\x1b[2K"), shown("x" * 300, 5)
+    ('a\\\\rb\\\\x1b[2K', 'xxxxx... (300 characters)')
+    """
+    whole = text if isinstance(text, str) else str(text)
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole[:limit])
+    return escaped if len(whole) <= limit else f"{escaped}... ({len(whole)} characters)"
+
+
+def named(names_: Collection[Any], limit: int = MAX_NAMED) -> str:
+    """`names_`, which come from a file, as they may be printed: the first ones, and how many more there are."""
+    text = ", ".join(shown(name) for name in itertools.islice(names_, limit))
+    return text + (f" and {len(names_) - limit:,} more" if len(names_) > limit else "")
 
 
 def wrong_step(directory: str | os.PathLike[str], name: str, step: Any) -> str | None:
@@ -54,13 +84,23 @@ def step_of(path: str | os.PathLike[str], checkpoint_prefix: str = names.CHECKPO
     >>> step_of("out/checkpoint-500"), step_of("out/checkpoint-500-old"), step_of("out/.checkpoint-500.staged-7")
     (500, None, None)
     """
-    match = re.fullmatch(rf"{re.escape(checkpoint_prefix)}-(\d+)", os.path.basename(os.path.abspath(path)))
+    match = re.fullmatch(rf"{re.escape(checkpoint_prefix)}-([0-9]+)", os.path.basename(os.path.abspath(path)))
     return int(match[1]) if match else None
 
 
 def is_state_file(name: str) -> bool:
     """Whether a loader would read a file of this name at the top of a checkpoint."""
-    return name in _STATE_NAMES or _RNG_NAME.fullmatch(name) is not None
+    return name in _STATE_NAMES or is_random_state(name)
+
+
+def is_random_state(name: str) -> bool:
+    """Whether this is the name of the random state of one process."""
+    return _RNG_NAME.fullmatch(name) is not None
+
+
+def is_read(name: str) -> bool:
+    """Whether something may read a file of this name: weights, adapters and states, in any folder."""
+    return is_state_file(name.rpartition("/")[2]) or name.endswith(".safetensors")
 
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
@@ -70,18 +110,20 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """The content of a JSON file that is not trusted. Raises FileNotFoundError, or ValueError for a file that is no
-    plain file, larger than any Trainer writes, or no JSON.
+    """The content of a JSON file that is not trusted. Raises FileNotFoundError, or ValueError naming it for a file that
+    is no plain file, larger than any Trainer writes, or no JSON.
     """
     path = os.fspath(path)
     inside(os.path.dirname(path) or ".", os.path.basename(path))
     if os.path.getsize(path) > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {os.path.getsize(path)} bytes, more than {MAX_JSON_BYTES}, and was not read.")
+        raise Damaged(path, f"it has {os.path.getsize(path)} bytes, more than {MAX_JSON_BYTES}, and was not read.")
     with open(path, encoding="utf-8") as file:
         try:
             return json.load(file)
         except RecursionError as error:
-            raise ValueError(f"{path} is nested too deeply.") from error
+            raise Damaged(path, "it is nested too deeply.") from error
+        except ValueError as error:  # no JSON, no UTF-8, or a number of more digits than Python converts
+            raise Damaged(path, f"it is no JSON ({shown(error)}).") from error
 
 
 def relative_files(directory: str | os.PathLike[str]) -> list[str]:
@@ -100,7 +142,7 @@ def inside(directory: str | os.PathLike[str], name: str) -> str:
     """
     parts = name.split("/") if isinstance(name, str) else []
     if not parts or any(part in ("", ".", "..") or re.search(r"[\\:\x00-\x1f]", part) for part in parts):
-        raise ValueError(f"{name!r} is not a plain name of a file inside {os.fspath(directory)}.")
+        raise ValueError(f"{shown(repr(name))} is not a plain name of a file inside {os.fspath(directory)}.")
     path = os.fspath(directory)
     mode = stat.S_IFDIR
     for part in parts:
@@ -109,8 +151,14 @@ def inside(directory: str | os.PathLike[str], name: str) -> str:
             mode = os.lstat(path).st_mode
         except FileNotFoundError:
             return os.path.join(os.fspath(directory), *parts)
+        except OSError as error:  # longer than a name may be, or below a file
+            raise ValueError(
+                f"{shown(repr(name))} is not a plain name of a file inside {os.fspath(directory)} ({error.strerror})."
+            ) from error
         if stat.S_ISLNK(mode):
-            raise ValueError(f"{name!r} in {os.fspath(directory)} is a link. Copy what it points to (`cp -rL`).")
+            raise ValueError(
+                f"{shown(repr(name))} in {os.fspath(directory)} is a link. Copy what it points to (`cp -rL`)."
+            )
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{name!r} in {os.fspath(directory)} is not a plain file.")
+        raise ValueError(f"{shown(repr(name))} in {os.fspath(directory)} is not a plain file.")
     return path

@@ -17,7 +17,8 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from trainwright.checkpoint.paths import is_ours, read_json
+from trainwright.checkpoint.json_files import read_run_record
+from trainwright.checkpoint.paths import is_ours
 from trainwright.names import LOOP_STATE_NAME, TRAINER_STATE_NAME
 
 Record = dict[str, Any]  # "id"; "started_ns": since 1970, later than those of the runs before it in a directory
@@ -26,9 +27,8 @@ Record = dict[str, Any]  # "id"; "started_ns": since 1970, later than those of t
 def record_of(checkpoint: str) -> Record | None:
     """The record of the run that wrote `checkpoint`, or None."""
     try:
-        record = read_json(os.path.join(checkpoint, LOOP_STATE_NAME))["run"]
-        return {"id": str(record["id"]), "started_ns": int(record["started_ns"])}
-    except (OSError, ValueError, LookupError, TypeError, OverflowError):  # another's, an older release's, or damaged
+        return read_run_record(os.path.join(checkpoint, LOOP_STATE_NAME))
+    except (OSError, ValueError):  # another's, an older release's, or damaged
         return None
 
 

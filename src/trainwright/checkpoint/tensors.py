@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from trainwright.checkpoint.foreign import check_archive
+from trainwright.checkpoint.paths import shown
 
 
 def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu", *, mmap: bool = True) -> Any:
@@ -38,12 +39,14 @@ def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu", *, mma
             or str(error).partition("\n")[0]
         )
         raise ValueError(
-            f"{path} holds more than tensors and plain values, or is damaged, and was not loaded: {reason} "
+            f"{path} holds more than tensors and plain values, or is damaged, and was not loaded: {shown(reason, 300)} "
             "If you trust its source, allow the class it names with torch.serialization.add_safe_globals([...])."
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
         first_line = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is damaged or truncated: {first_line}. Use an older checkpoint.") from error
+        raise ValueError(
+            f"{path} is damaged or truncated: {shown(first_line, 300)}. Use an older checkpoint."
+        ) from error
 
 
 def strided_parts(tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -27,7 +27,7 @@ from trainwright import names
 from trainwright.checkpoint import deferred
 from trainwright.checkpoint.conversion import load_converted
 from trainwright.checkpoint.frozen import WeightsFile
-from trainwright.checkpoint.paths import inside, read_json
+from trainwright.checkpoint.paths import MAX_NAMED, inside, named, read_json, shown
 from trainwright.checkpoint.tensors import load_tensors
 from trainwright.interop.loaded import is_peft_model, is_pretrained_model
 
@@ -181,13 +181,19 @@ def load_weights(model: nn.Module, directory: Path, strict: bool = False, prefer
     if strict and (result.missing_keys or result.unexpected_keys):
         raise RuntimeError(
             f"The weights in {os.fspath(directory)} do not match {type(model).__name__}. "
-            f"Missing: {result.missing_keys}. Unexpected: {result.unexpected_keys}."
+            f"Missing: {_quoted(result.missing_keys)}. Unexpected: {_quoted(result.unexpected_keys)}."
         )
     return result
 
 
 def _some(names_: list[str], limit: int = 3) -> str:
-    return ", ".join(names_[:limit]) + (f" and {len(names_) - limit} more" if len(names_) > limit else "")
+    return named(names_, limit)
+
+
+def _quoted(names_: list[str]) -> str:
+    """As a list, of which a file with very many names prints only the first."""
+    first = [shown(name) for name in names_[:MAX_NAMED]]
+    return f"{first}" + (f" and {len(names_) - MAX_NAMED:,} more" if len(names_) > MAX_NAMED else "")
 
 
 def load_sharded_checkpoint(
@@ -205,9 +211,13 @@ def issue_warnings_after_load(result: LoadResult, model: nn.Module) -> None:
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     missing = [name for name in result.missing_keys if name not in ignored]
     if missing:
-        logger.warning("These weights were missing in the checkpoint and keep the values they had: %s.", missing)
+        logger.warning(
+            "These weights were missing in the checkpoint and keep the values they had: %s.", _quoted(missing)
+        )
     if result.unexpected_keys:
-        logger.warning("These weights of the checkpoint have no place in the model: %s.", result.unexpected_keys)
+        logger.warning(
+            "These weights of the checkpoint have no place in the model: %s.", _quoted(result.unexpected_keys)
+        )
 
 
 def weight_files(directory: Path, prefer_safe: bool = True) -> list[str]:
@@ -224,6 +234,8 @@ def weight_files(directory: Path, prefer_safe: bool = True) -> list[str]:
     try:
         weight_map = read_json(path)["weight_map"]
         shards = sorted(set(weight_map.values()))
+        if not all(isinstance(shard, str) for shard in shards):
+            raise TypeError("a name is no text")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: it has no weight_map. Use an older checkpoint.") from error
     return [inside(directory, shard) for shard in shards]
@@ -315,7 +327,7 @@ def _read(path: str) -> Tensors:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             metadata = file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or truncated: {error}. Use an older checkpoint.") from error
+        raise ValueError(f"{path} is damaged or truncated: {shown(error, 300)}. Use an older checkpoint.") from error
     return tensors | {
         alias: tensors[kept] for alias, kept in metadata.items() if alias not in _FORMAT and kept in tensors
     }

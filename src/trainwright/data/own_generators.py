@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainwright.names import LOOP_STATE_NAME
+
 _DEPTH = 6  # a filter of columns around a partial around a collator that holds a list
 _MOST_ITEMS = 64  # of a list or dict that are looked at: what holds more is data
 _NAMES = ("generator", "rng", "_generator", "_rng")  # attributes that are None until the first batch needs them
@@ -87,8 +89,15 @@ def restore(collator: Any, saved: Mapping[str, Any] | str | None) -> None:
         if generator is None and path in _NAMES and inspect.getattr_static(collator, path, ...) is None:
             generator = {"torch": torch.Generator, "python": random.Random}.get(state["kind"], np.random.default_rng)()
             setattr(collator, path, generator)
-        if generator is not None:
+        if generator is None:
+            continue
+        try:
             _set_state(generator, state)
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
+            raise ValueError(
+                f"{LOOP_STATE_NAME} is damaged: `collator_generator` holds for {path} no state of a "
+                f"{type(generator).__name__} ({error}). Use an older checkpoint."
+            ) from error
 
 
 def _walk(value: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:

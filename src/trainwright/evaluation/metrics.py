@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import math
 import os
 import time
@@ -15,8 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainwright.checkpoint.json_files import read_results
 from trainwright.evaluation.tensors import denumpify_detensorize
-from trainwright.safe_write import earlier_bytes, write_text
+from trainwright.safe_write import check_place, write_text
+
+logger = logging.getLogger(__name__)
 
 # What `default_compute_objective` leaves out of the sum: how long things took is no quality.
 _TIMING_SUFFIXES = ("_runtime", "_per_second", "_compilation_time", "_preparation_time")
@@ -112,8 +116,23 @@ def write_metrics(
     _write_json(directory / f"{split}_results.json", plain)
     if combined:
         path = directory / "all_results.json"
-        earlier = json.loads(earlier_bytes(path) or b"{}")
-        _write_json(path, {**earlier, **plain})
+        _write_json(path, {**_earlier_results(path), **plain})
+
+
+def _earlier_results(path: Path) -> dict[str, Any]:
+    """What `path` holds already. A file that cannot be used is moved aside: it must not cost the metrics of a run."""
+    check_place(path)
+    if path.is_symlink():  # what it leads to would be copied into a file of the run, which may then be pushed
+        return {}
+    try:
+        return read_results(path)
+    except FileNotFoundError:
+        return {}
+    except (ValueError, OSError) as error:
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        logger.warning("%s It is now %s, and the results begin anew.", error, aside)
+        return {}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

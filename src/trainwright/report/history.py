@@ -15,6 +15,7 @@ COST_SUFFIXES = ("_runtime", "_samples_per_second", "_steps_per_second", "_model
 
 
 SPEEDS = ("samples_per_second", "tokens_per_second", "steps_per_second", "mfu")  # of `log_speed`, one panel each
+LARGEST_DRAWN = 1e300  # of a value: differences and margins of larger ones are infinite
 MOST_PARTS = 6  # curves of one panel that can still be told apart
 
 
@@ -41,11 +42,26 @@ def curves_of(log_history: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
         if not isinstance(step, int):
             continue
         for name, value in line.items():
-            if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
+            if name != "step" and (number := finite(value)) is not None:
                 curve = curves.setdefault(name, Curve(name, [], []))
                 curve.steps.append(step)
-                curve.values.append(float(value))
+                curve.values.append(number)
     return curves
+
+
+def finite(value: Any) -> float | None:
+    """`value` where it is a number that can be drawn, else None.
+
+    >>> finite(2), finite(float("nan")), finite(10**400), finite("2")
+    (2.0, None, None, None)
+    """
+    if not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if abs(number) <= LARGEST_DRAWN else None
 
 
 def panels_of(log_history: Iterable[Mapping[str, Any]]) -> list[Panel]:
@@ -73,13 +89,13 @@ def time_of_parts(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """
     totals: dict[str, float] = {}
     for line in log_history:
-        whole = {part: float(line[name]) for name in line if (part := part_in(name, "train_time_"))}
+        whole = {part: finite(line[name]) or 0.0 for name in line if (part := part_in(name, "train_time_"))}
         if whole:  # the line at the end of a run, which knows it all
             totals = whole
             continue
         for name, value in line.items():
-            if (part := part_in(name, "time_")) and isinstance(value, (int, float)):
-                totals[part] = totals.get(part, 0.0) + float(value)
+            if part := part_in(name, "time_"):
+                totals[part] = totals.get(part, 0.0) + (finite(value) or 0.0)
     return {part: seconds for part, seconds in sorted(totals.items(), key=lambda item: -item[1]) if seconds > 0}
 
 

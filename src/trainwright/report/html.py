@@ -126,7 +126,7 @@ def _evaluations(log_history: Sequence[Mapping[str, Any]]) -> str:
     names: dict[str, None] = {}  # an ordered set
     for line in log_history:
         shown = [name for name in line if is_eval_loss(name)] + metrics_in(line)
-        if shown and "step" in line:
+        if shown and isinstance(line.get("step"), int):
             rows.setdefault(line["step"], {"epoch": line.get("epoch")}).update({name: line[name] for name in shown})
             names.update(dict.fromkeys(shown))
     if not rows:

@@ -33,22 +33,26 @@ def model_files(directory: Path) -> list[Path]:
     return sorted(
         path
         for path in directory.iterdir()
-        if path.is_file() and path.name not in _FOR_RESUMING and not path.name.startswith("rng_state")
+        if path.is_file()
+        and not path.is_symlink()
+        and path.name not in _FOR_RESUMING
+        and not path.name.startswith("rng_state")
     )
 
 
 def trained_model_directory(args: Any, state: TrainerState, model: Any, scratch: Path, processing_class: Any) -> Path:
     """A directory that holds the model as training left it.
 
-    That is the best checkpoint with `load_best_model_at_end`, else the checkpoint of the last step, else `scratch`,
-    into which the model is written. A sharded model cannot be written by one process alone: then a checkpoint must
-    exist.
+    That is the best checkpoint with `load_best_model_at_end`, unless it is gone or damaged, so that it was not loaded
+    either; without it the checkpoint of the last step; else `scratch`, into which the model is written. A sharded model
+    cannot be written by one process alone: then a checkpoint must exist.
     """
+    directory = Path(args.output_dir) / f"{CHECKPOINT_PREFIX}-{state.global_step}"
     if getattr(args, "load_best_model_at_end", False) and state.best_model_checkpoint:
-        directory = Path(state.best_model_checkpoint)
-    else:
-        directory = Path(args.output_dir) / f"{CHECKPOINT_PREFIX}-{state.global_step}"
-    if directory.is_dir():
+        best = best_directory(args, state, then="the model in memory is uploaded")
+        if best is not None:
+            return best
+    elif directory.is_dir() and not directory.is_symlink():
         return directory
     if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
         raise RuntimeError(
@@ -57,6 +61,19 @@ def trained_model_directory(args: Any, state: TrainerState, model: Any, scratch:
         )
     write_model(model, scratch, processing_class)
     return scratch
+
+
+def best_directory(args: Any, state: TrainerState, then: str) -> Path | None:
+    """The best checkpoint, verified byte by byte, or None, with a warning that ends in `then`.
+
+    The state may come from a file of someone else: only a checkpoint in a directory of this run is ever sent.
+    """
+    # On use: what reads checkpoints is not needed to begin a run with a tracker.
+    from trainwright.checkpoint.best import undamaged
+
+    directories = (args.output_dir, *state.places_of_checkpoints)
+    path = undamaged(state.best_model_checkpoint, *directories, then=then)
+    return Path(path) if path is not None else None
 
 
 def write_model(model: Any, directory: Path, processing_class: Any = None) -> None:

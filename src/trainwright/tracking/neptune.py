@@ -13,6 +13,7 @@ from typing import Any
 from trainwright.names import closest
 from trainwright.state import TrainerState
 from trainwright.tracking.base import TrackerCallback, arguments_of, model_config_of
+from trainwright.tracking.model_files import best_directory
 
 _UPLOADS = ("same", "last", "best", None)
 
@@ -92,7 +93,9 @@ class NeptuneCallback(TrackerCallback):
 
     def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
         if self._log_checkpoints == "best" and state.best_model_checkpoint:
-            self._upload(Path(state.best_model_checkpoint), "checkpoints/best")
+            directory = best_directory(args, state, then="nothing is uploaded")
+            if directory is not None:
+                self._upload(directory, "checkpoints/best")
         self._run.wait(disk_only=True)
 
     def close(self) -> None:

@@ -46,7 +46,7 @@ def write(output_dir, *steps):
     for step in steps:
         with staged(output_dir / f"checkpoint-{step}", step=step, world_size=1, position={}) as folder:
             Path(folder, "model.safetensors").write_bytes(b"weights")
-            Path(folder, "trainer_state.json").write_text("{}")
+            Path(folder, "trainer_state.json").write_text(json.dumps({"global_step": step}))
 
 
 @pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adafactor])

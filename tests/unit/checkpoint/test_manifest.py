@@ -6,8 +6,10 @@ import os
 import shutil
 
 import pytest
+import torch
 
 from trainwright.checkpoint.manifest import HASH_BLOCK_BYTES, problems, read_manifest, sha256_of, write_manifest
+from trainwright.checkpoint.save import save_rng
 
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "loop_state.json"]
 
@@ -18,6 +20,11 @@ def checkpoint(tmp_path):
     (folder / "other_adapter").mkdir(parents=True)
     for name in [*FILES, "other_adapter/adapter_model.safetensors"]:
         (folder / name).write_bytes(os.urandom(200))
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 3}))
+    loop = {"position": {"epoch": 0, "samples_in_epoch": 48}, "window": {"sum": 0.0, "num_losses": 0}}
+    (folder / "loop_state.json").write_text(json.dumps(loop | {"total_loss": 1.5, "last_logged_step": 3}))
+    torch.save({"last_epoch": 3}, folder / "scheduler.pt")
+    save_rng(folder)
     write_manifest(folder, 3, 2, {"samples": 48})
     return folder
 

@@ -1,6 +1,7 @@
 """A checkpoint is there completely or not at all, wherever the process dies."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -23,9 +24,10 @@ CALLS = [(os, "fsync"), (os, "rename"), (os, "mkdir"), (os, "remove"), (os, "rmd
 
 def write(output_dir, step, content):
     with staged(output_dir / f"checkpoint-{step}", step=step, world_size=1, position={"samples": step}) as folder:
-        for name in ("model.safetensors", "trainer_state.json"):
+        state = json.dumps({"global_step": step}).encode()
+        for name, written in (("model.safetensors", content), ("trainer_state.json", state)):
             with open(os.path.join(folder, name), "wb") as file:
-                file.write(content)
+                file.write(written)
 
 
 def content_of(output_dir, step):
@@ -222,7 +224,8 @@ def test_arguments_that_cannot_be_pickled_do_not_cost_the_checkpoint(tmp_path, c
 
 
 def test_the_loop_state_comes_back(tmp_path):
-    state = {"window": [1.5, 2], "position": {"samples": 48}, "none": None}
+    state = {"window": {"sum": 1.5, "num_losses": 2}, "position": {"epoch": 1, "samples_in_epoch": 48}, "none": None}
+    state |= {"total_loss": 3.5, "last_logged_step": 4}
     save_loop_state(tmp_path, state)
     assert load_loop_state(tmp_path) == state
 

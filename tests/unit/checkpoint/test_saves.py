@@ -87,7 +87,7 @@ def test_a_best_checkpoint_that_is_in_place_stays_the_best_unless_an_earlier_run
     run = Run(tmp_path)
     run.saves.begin_run(None, str(tmp_path))
     os.mkdir(run.directory(4))
-    record = run.saves.run if is_ours else {"id": "another", "started_s": 1.0}
+    record = run.saves.run if is_ours else {"id": "another", "started_ns": 1}
     (tmp_path / "checkpoint-4" / "loop_state.json").write_text(json.dumps({"run": record}))
     run.state.best_metric, run.state.best_global_step = 0.5, 4
     run.make(4, FULL, best_before=(0.9, 2))
