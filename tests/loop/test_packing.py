@@ -154,7 +154,7 @@ ALSO = {
 CANNOT = {
     ("FalconForCausalLM", "alibi=True weighs pairs"): {**SHAPE, "alibi": True},
     ("BloomForCausalLM", "forward of BloomForCausalLM takes none"): {"hidden_size": 16, "n_layer": 1, "n_head": 2},
-    ("BartForCausalLM", "forward of BartForCausalLM takes none"): {"d_model": 16, "decoder_layers": 1},
+    ("BartForCausalLM", "not known to predict the next token"): {"d_model": 16, "decoder_layers": 1},
     ("EsmForMaskedLM", "not known to predict the next token"): {**SHAPE, "pad_token_id": 1, "mask_token_id": 3},
     ("OpenAIGPTLMHeadModel", "runs on a sample alone, but not on a pack"): {"n_embd": 16, "n_layer": 1, "n_head": 2},
 }
