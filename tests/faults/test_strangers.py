@@ -221,7 +221,7 @@ def test_staged_directories_with_impossible_names_lead_nowhere(out, tmp_path):
     assert find_resumable(out, is_explicit=False) == str(out / "checkpoint-2")
 
 
-# ------------------------------------------------------------------------------------------------ names and numbers ----
+# ----------------------------------------------------------------------------------------------- names and numbers ----
 
 
 def test_a_name_cannot_rewrite_the_line_that_says_damaged(out, capsys):
@@ -265,7 +265,7 @@ def test_very_many_entries_that_nobody_promised_are_counted(out):
     assert len(found) == 21 and found[-1].startswith("and 30 more")
 
 
-# ------------------------------------------------------------------------------------------------------- the report ----
+# ------------------------------------------------------------------------------------------------------ the report ----
 
 
 @pytest.mark.parametrize("kind", ["deep", "link", "text", "pipe", "state of the run"])
