@@ -899,7 +899,7 @@ class Trainer:
         """Whether the micro-batches that processes read at a time have as many samples, as far as that is known."""
         return (
             loaders.has_length(self.train_dataset)
-            and bool(self.args.accelerator_config.even_batches)
+            and bool(getattr(self.args.accelerator_config, "even_batches", True))
             and self.args.train_sampling_strategy != "batch_rebalance"
             and not self._is_overridden("get_train_dataloader")
         )

@@ -221,7 +221,7 @@ def test_staged_directories_with_impossible_names_lead_nowhere(out, tmp_path):
     assert find_resumable(out, is_explicit=False) == str(out / "checkpoint-2")
 
 
-# ------------------------------------------------------------------------------------------------ names and numbers ---
+# ----------------------------------------------------------------------------------------------- names and numbers ----
 
 
 def test_a_name_cannot_rewrite_the_line_that_says_damaged(out, capsys):
@@ -265,7 +265,7 @@ def test_very_many_entries_that_nobody_promised_are_counted(out):
     assert len(found) == 21 and found[-1].startswith("and 30 more")
 
 
-# ------------------------------------------------------------------------------------------------------- the report ---
+# ------------------------------------------------------------------------------------------------------ the report ----
 
 
 @pytest.mark.parametrize("kind", ["deep", "link", "text", "pipe", "state of the run"])
@@ -404,3 +404,15 @@ def test_a_random_state_outside_its_range_is_refused_and_an_older_checkpoint_use
     caplog.set_level(logging.WARNING)
     assert find_resumable(out, is_explicit=False) == str(out / "checkpoint-1")
     assert "rng_state.pth" in caplog.text and says in caplog.text
+
+
+class OfAUser:
+    """What a schedule of a user's own remembers."""
+
+
+def test_a_schedule_that_remembers_objects_is_not_called_damaged(out):
+    torch.save({"last_epoch": 2, "memory": OfAUser()}, out / "checkpoint-2" / "scheduler.pt")
+    sign(out / "checkpoint-2")
+    assert problems(out / "checkpoint-2") == []
+    with pytest.raises(ValueError, match=r"scheduler\.pt holds more than tensors"):
+        load_scheduler(out / "checkpoint-2", parts()[2])

@@ -461,6 +461,18 @@ def test_a_checkpoint_holds_two_more_files(columns: Any) -> None:
     assert names[1] <= names[0]
 
 
+def test_a_checkpoint_that_is_a_link_is_used_only_where_it_is_named(tmp_path: Any) -> None:
+    from transformers.trainer_utils import get_last_checkpoint as reference
+
+    from trainwright.checkpoint.layout import get_last_checkpoint
+
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "checkpoint-2").symlink_to(tmp_path / "elsewhere")
+    assert reference(str(tmp_path)) == str(tmp_path / "checkpoint-2")
+    assert get_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+
+
 def test_the_training_loss_of_a_resumed_run_is_that_of_all_its_updates(columns: Any) -> None:
     for column in COLUMNS:
         whole = columns.run(column, "regression", save_strategy="steps", save_steps=8)

@@ -208,7 +208,9 @@ def mapping(rule: Rule | None = None) -> Rule:
     def check(value: Any, where: str) -> None:
         if not isinstance(value, dict):
             _refuse(value, where, "an object")
-        for name, item in value.items() if rule is not None else ():
+        if rule is None:
+            return
+        for name, item in value.items():
             try:
                 rule(item, where)
             except _Wrong:  # again with its name, which there is no time to write for each of a million

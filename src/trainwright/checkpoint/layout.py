@@ -26,9 +26,8 @@ logger = logging.getLogger(__name__)
 _ENDING = 4  # PF_EXITING among the flags that Linux shows of a process
 MOST_WAIT_S = 600  # for a checkpoint that the writer of a dead run has still to finish
 
-# What a hidden sibling of a checkpoint is for, and the process that made it.
-# "model": where a model is saved next to the checkpoints. What is deleted may itself be one that was replaced. Any
-# other name is not ours, and may be "..".
+# What a hidden sibling of a checkpoint is for, and the process that made it. "model": where a model is saved into the
+# same directory. What is deleted may itself be one that was replaced. Any other name is not ours, and may be "..".
 _SIBLING = re.compile(
     rf"\.(?P<name>{CHECKPOINT_PREFIX}-[0-9]+|\.{CHECKPOINT_PREFIX}-[0-9]+\.(?:staged|replaced)-[0-9]+|model)"
     r"\.(?P<purpose>staged|replaced|deleted)-(?P<pid>[0-9]{1,19})"

@@ -161,7 +161,7 @@ def _content(directory: str | os.PathLike[str], name: str, manifest: Manifest) -
     if found is None and (is_random_state(name) or name in (SCHEDULER_NAME, LOOP_STATE_NAME)):
         from trainwright.checkpoint.state_values import file_problem
 
-        found = file_problem(inside(directory, name), name)
+        found = file_problem(inside(directory, name), name, is_promised=True)
     return found
 
 

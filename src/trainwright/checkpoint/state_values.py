@@ -17,8 +17,8 @@ import torch
 
 from trainwright.checkpoint.json_files import check_numpy_state, check_python_state, read_loop_state
 from trainwright.checkpoint.paths import is_random_state, named, shown
-from trainwright.checkpoint.tensors import load_tensors, strided_parts
-from trainwright.names import LOOP_STATE_NAME
+from trainwright.checkpoint.tensors import ForeignObjects, load_tensors, strided_parts
+from trainwright.names import LOOP_STATE_NAME, SCHEDULER_NAME
 
 # Of these every state of a parameter has the shape of the parameter, or is one number.
 _FACTORED = ("Adafactor", "LBFGS")
@@ -28,9 +28,11 @@ _NEEDED = dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam"), ("step", "exp_avg",
 _MORE = ("max_exp_avg_sq",)  # with amsgrad
 
 
-def file_problem(path: str, name: str) -> str | None:
+def file_problem(path: str, name: str, *, is_promised: bool = False) -> str | None:
     """What is wrong with the content of `rng_state*.pth` or `scheduler.pt`, without an object to compare with, or with
     the states of torch's generators in `loop_state.json`, whose other fields json_files.py looks at.
+
+    `is_promised`: a manifest lists it, so that objects of a user's schedule are no damage: the run may allow them.
     """
     try:
         if name == LOOP_STATE_NAME:
@@ -44,6 +46,8 @@ def file_problem(path: str, name: str) -> str | None:
         else:
             _check_numbers(state)
     except (ValueError, OSError) as error:
+        if is_promised and isinstance(error, ForeignObjects) and name == SCHEDULER_NAME:
+            return None
         return f"{name} is damaged: {error}"
     return None
 
@@ -194,7 +198,7 @@ def _check_kind(ours: Any, theirs: Any, where: str) -> None:
     is_switch = kind is not bool and isinstance(theirs, bool)
     if not isinstance(theirs, kind) or is_switch:
         raise ValueError(f"{where} is a {type(theirs).__name__}, not a {type(ours).__name__}")
-    if isinstance(ours, (list, tuple)):
+    if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):
         if not all(isinstance(one, (int, float, np.number, torch.Tensor)) for one in ours):
             return
         if len(ours) != len(theirs):

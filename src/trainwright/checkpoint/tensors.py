@@ -17,6 +17,10 @@ from trainwright.checkpoint.foreign import check_archive
 from trainwright.checkpoint.paths import shown
 
 
+class ForeignObjects(ValueError):
+    """A file holds objects of a class that this process does not allow; another one may."""
+
+
 def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu", *, mmap: bool = True) -> Any:
     """The content of a `torch.save` file: tensors, NumPy arrays of numbers and plain Python values, nothing else.
 
@@ -38,7 +42,7 @@ def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu", *, mma
             str(error).partition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
             or str(error).partition("\n")[0]
         )
-        raise ValueError(
+        raise ForeignObjects(
             f"{path} holds more than tensors and plain values, or is damaged, and was not loaded: {shown(reason, 300)} "
             "If you trust its source, allow the class it names with torch.serialization.add_safe_globals([...])."
         ) from error
