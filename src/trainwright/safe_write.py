@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -62,7 +61,7 @@ def fresh(path: Path) -> Iterator[str]:
     check_place(path)
     folder, name = os.path.split(os.fspath(path))
     # Hidden, by a name that nobody can have prepared, and one that no push takes along (hub/staging.py).
-    staged = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
+    staged = os.path.join(folder, f".{name}.{os.urandom(8).hex()}.tmp")
     descriptor = os.open(staged, _EXCLUSIVELY, 0o666)
     try:
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
@@ -129,7 +128,7 @@ def mode_of_new_files(directory: Path) -> int:
     """The permissions that a file made in `directory` gets; found by making one, since reading the umask changes it for
     every thread.
     """
-    path = os.path.join(directory, f".{secrets.token_hex(8)}.tmp")
+    path = os.path.join(directory, f".{os.urandom(8).hex()}.tmp")
     descriptor = os.open(path, _EXCLUSIVELY, 0o666)
     try:
         return stat.S_IMODE(os.fstat(descriptor).st_mode)
