@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # Operations whose result the host needs before it can go on, so that an accelerator's queue runs empty.
 SYNCING_OPS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "is_nonzero"})
-# Methods that copy to the host. On a CPU tensor they are no operation of torch's, so they are counted by name. `numpy` is
-# none of them: it raises for a tensor on a device, which must be copied by `cpu` first.
+# Methods that copy to the host. On a CPU tensor they are no operation of torch's, so they are counted by name. `numpy`
+# is none of them: it raises for a tensor on a device, which must be copied by `cpu` first.
 SYNCING_METHODS = frozenset({"tolist", "cpu"})
 
 
