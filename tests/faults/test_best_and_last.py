@@ -292,3 +292,15 @@ def test_trials_of_a_search_are_runs_of_their_own_directories(tmp_path):
                       trainer={"model": None, "model_init": LineModel})  # fmt: skip
     search.hyperparameter_search(hp_space=lambda trial: {"seed": trial.suggest_int("seed", 1, 9)}, n_trials=2)
     assert [names(folder) for folder in sorted(tmp_path.glob("run-*"))] == [["checkpoint-2"]] * 2
+
+
+def test_a_best_checkpoint_of_another_directory_is_not_confused_with_one_of_the_same_number_here(tmp_path):
+    options = {**BEST, "load_best_model_at_end": False, "max_steps": 4}
+    best = best_step(train(tmp_path / "first", **options))
+    train(tmp_path / "second", **{**options, "learning_rate": 0.01})
+    run = make_run(tmp_path / "second", **{**BEST, "max_steps": 5})
+    run.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-4"))
+    assert best_step(run) == best
+    expected = make_run(tmp_path / "other").model
+    load_weights(expected, tmp_path / "first" / f"checkpoint-{best}")
+    assert torch.equal(expected.linear.weight, run.model.linear.weight)

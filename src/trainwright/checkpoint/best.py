@@ -120,32 +120,37 @@ def locate(best_path: str | None, *directories: str | os.PathLike[str]) -> str |
     """Where the checkpoint remembered as `best_path` lies now, or None.
 
     `best_path` may come from a file, so of it only its name counts, which must be that of a checkpoint; it is looked
-    for in `directories`, in their order: a run that was moved or copied remembers the old place. A link is not
-    followed.
+    for in `directories`: in the one that `best_path` names, if it is among them, then in their order, since a run that
+    was moved or copied remembers the old place. A link is not followed.
     """
     if not best_path or not isinstance(best_path, str):
         return None
     name = best_path.replace("\\", "/").rstrip("/").rpartition("/")[2]
     if "\0" in name or step_of(name) is None:
         return None
-    paths = [os.path.join(os.fspath(directory), name) for directory in directories]
+    named = os.path.dirname(os.path.abspath(best_path))
+    ordered = sorted(directories, key=lambda directory: os.path.abspath(directory) != named)
+    paths = [os.path.join(os.fspath(directory), name) for directory in ordered]
     return next((path for path in paths if os.path.isdir(path) and not os.path.islink(path)), None)
 
 
 def was_saved(directory: str, known: str | None, run: Record | None) -> bool:
     """Whether `directory`, whose name has the best step, was saved by this run, or by the one that it continues.
 
-    An earlier run may have left a checkpoint of the same step there. `known`: the best checkpoint so far, maybe under
-    the path that it had before the run was moved. `run`: the record of this run.
+    An earlier run may have left a checkpoint of the same step there. `known`: the best checkpoint so far, where it lies
+    now (`resumed`). `run`: the record of this run.
     """
-    return locate(known, os.path.dirname(directory)) == directory or wrote(run, directory)
+    return (known is not None and same_place(known, directory)) or wrote(run, directory)
 
 
 def resumed(best_path: str | None, checkpoint: str, run_dir: str | os.PathLike[str]) -> str | None:
-    """The best checkpoint that `checkpoint` remembers, where it may lie: in the run's directory, or where `checkpoint`
-    itself does. None, with a warning, where it is called as no checkpoint is.
+    """The best checkpoint that `checkpoint` remembers, where it may lie: where `checkpoint` itself does, or in the run's
+    directory. None, with a warning, where it is called as no checkpoint is.
+
+    In this order, because a run that is resumed from another directory may find checkpoints of an earlier run in its
+    own.
     """
-    found = locate(best_path, run_dir, os.path.dirname(os.path.abspath(checkpoint)))
+    found = locate(best_path, os.path.dirname(os.path.abspath(checkpoint)), run_dir)
     if found is not None or not best_path:
         return found
     name = best_path.replace("\\", "/").rstrip("/").rpartition("/")[2]
