@@ -282,7 +282,7 @@ def test_a_long_log_history_makes_only_its_own_file_longer(make_trainer, tmp_pat
 
 SEEN = {"time_breakdown": "logs", "log_speed": True}
 # Per step above the same run without. Tokens are counted at each step, not at log lines alone.
-MOST_SEEN_PYTHON_CALLS, MOST_SEEN_C_CALLS = 27, 26
+MOST_SEEN_PYTHON_CALLS, MOST_SEEN_C_CALLS = 27, 27
 
 
 def test_what_is_seen_of_a_run_costs_a_counted_number_of_calls():
