@@ -144,8 +144,8 @@ def was_saved(directory: str, known: str | None, run: Record | None) -> bool:
 
 
 def resumed(best_path: str | None, checkpoint: str, run_dir: str | os.PathLike[str]) -> str | None:
-    """The best checkpoint that `checkpoint` remembers, where it may lie: where `checkpoint` itself does, or in the run's
-    directory. None, with a warning, where it is called as no checkpoint is.
+    """The best checkpoint that `checkpoint` remembers, where it may lie: where `checkpoint` itself does, or in the
+    directory of the run. None, with a warning, where it is called as no checkpoint is.
 
     In this order, because a run that is resumed from another directory may find checkpoints of an earlier run in its
     own.
