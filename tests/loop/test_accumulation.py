@@ -271,7 +271,7 @@ def library_model(kind):
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    for name in ("dropout", "attention_dropout", "activation_dropout"):
+    for name in ("dropout", "dropout_prob", "attention_dropout", "activation_dropout"):
         for module in model.modules():
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
