@@ -121,7 +121,7 @@ def parts_of(tmp_path, *sums):
     states = [
         {"window": window.state(), "epoch_start_generators": None, "collator_generator": None} for window in windows
     ]
-    saved = loop_state(ResumePoint(samples_in_epoch=4), windows[0], ARGS, lambda own: states)
+    saved = loop_state(ResumePoint(samples_in_epoch=4), windows[0], ARGS, gather=lambda own: states)
     (tmp_path / "loop_state.json").write_text(json.dumps(saved))
 
 

@@ -231,7 +231,9 @@ def _check_saved_generators(state: dict[str, Any]) -> None:
     for where, part in (("", state), *((f"processes[{number}].", part) for number, part in processes)):
         generators = part.get("epoch_start_generators")
         if generators:
-            numbers = np.frombuffer(base64.b64decode(generators["torch"]), np.uint8).copy()
+            numbers = np.array(
+                np.frombuffer(base64.b64decode(generators["torch"]), np.uint8)
+            )  # which may be written to
             _check_torch_state(torch.from_numpy(numbers), f"{where}epoch_start_generators.torch")
 
 
