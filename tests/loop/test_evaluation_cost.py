@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from of_runs import benchmark_module
-
 from trainwright.data import batch_groups
 
 MOST_PYTHON_CALLS, MOST_C_CALLS = 13, 18  # per batch above forward only, with progress bar, predictions and labels kept
