@@ -73,6 +73,8 @@ def disk_errno(error: BaseException, run_dir: str) -> int | None:
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
+        if isinstance(current, FileExistsError):  # something that is not ours is in the way, whatever showed it
+            return None
         text = str(current)
         named = _OS_ERROR.search(text)
         number = int(named[1] or named[2]) if named else current.errno if isinstance(current, OSError) else None
