@@ -616,7 +616,6 @@ class Trainer:
         start_time = time.time()
         owes_evaluation = resume_from_checkpoint is not None and owed_evaluation(self.state.stateful_callbacks)
         owes_end, progress = self._owes_epoch_end, self._progress
-
         if self.state.epoch is None:
             self.state.epoch = 0.0  # callbacks compute with it from here on
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
@@ -1348,9 +1347,8 @@ class Trainer:
         else:
             outputs = model(**inputs)
         if self.args.past_index >= 0:
-            self._past = outputs[
-                self.args.past_index - (labels is not None)
-            ]  # without labels there is no loss before it
+            # A model that was given no labels has no loss in front of its outputs.
+            self._past = outputs[self.args.past_index - (labels is not None)]
         if labels is None:
             loss = loss_of(outputs, inputs)
         elif self.compute_loss_func is not None:
