@@ -959,9 +959,10 @@ def test_a_writer_ends_when_its_run_is_gone_though_another_process_holds_the_lin
     told, tells = os.pipe()
     ours, theirs = writer.Pipe()
     if (run := os.fork()) == 0:
+        run_pid = os.getpid()  # asked for here: after the second fork this process may be over before its child asks
         if os.fork() == 0:
             os.close(told)
-            writer.serve(theirs, os.getppid())
+            writer.serve(theirs, run_pid)
             os.write(tells, b"over")
             os._exit(0)
         os._exit(0)
