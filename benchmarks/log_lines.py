@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from trainwright.checkpoint import deferred
+from trainwright.checkpoint import sink
 from trainwright.checkpoint.save import save_trainer_state
 from trainwright.checkpoint.shared_memory import Arena
 from trainwright.checkpoint.snapshot import Job, Snapshot
@@ -56,7 +56,7 @@ def measure(number: int, options: argparse.Namespace) -> str:
 
         def hand_over() -> None:
             arena.clear()
-            with deferred.taking(Snapshot(arena, Job(name, f"{name}-final", 1, 1, {}))):
+            with sink.taking(Snapshot(arena, Job(name, f"{name}-final", 1, 1, {}))):
                 save_trainer_state(directory, state)
 
         beside = save_s(state, options, hand_over)

@@ -25,9 +25,9 @@ from trainwright.interop.optional import MissingExtra
 from trainwright.names import SchedulerType
 from trainwright.optim import schedule_factors, schedules
 from trainwright.optim.build import build_optimizer
+from trainwright.optim.fused_backward import is_lomo
 from trainwright.optim.greedy import GreedyLR
 from trainwright.optim.groups import parameter_groups
-from trainwright.optim.in_backward import is_lomo
 from trainwright.optim.lomo import fused_backward
 from trainwright.optim.registry import ROWS, check_device, optimizer_class_and_kwargs
 from trainwright.report.history import Curve, Panel

@@ -140,7 +140,7 @@ class HfArgumentParser(argparse.ArgumentParser):
         default = _default(field)
         options: dict[str, Any] = {"dest": field.name, "help": field.metadata.get("help")}
         # Members of plain enums are handed over by value, as scripts expect, unless the default is a member.
-        checks_itself = "ours" in field.metadata  # an argument of this library, with an error that names the nearest
+        checks_itself = "extension" in field.metadata  # one of ours names the nearest
         reading = _Reading(hint, isinstance(default, Enum), None if checks_itself else field.metadata.get("choices"))
         options["type"] = argparse_type(hint) or reading.read
         options.update({key: field.metadata[key] for key in ("choices", "metavar", "nargs") if key in field.metadata})
@@ -463,7 +463,7 @@ def _init_fields(dataclass_type: Any) -> list[dataclasses.Field[Any]]:
 
 
 def _is_ours(field: dataclasses.Field[Any]) -> bool:
-    return bool(field.metadata.get("ours"))
+    return bool(field.metadata.get("extension"))
 
 
 def _flags(name: str) -> list[str]:

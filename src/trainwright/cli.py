@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
         print("trainwright run needs a program: trainwright run train.py --output_dir out", file=sys.stderr)
         return 2
     name, *arguments = program
-    from trainwright.interop import program as programs
+    from trainwright.compat import run_script as programs
 
     if options.is_module:
         spec = programs.module_spec(name)

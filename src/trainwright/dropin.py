@@ -1,12 +1,12 @@
 """Make `transformers.Trainer` be ours: `trainwright.dropin.install()`, or `pytest -p trainwright.dropin`.
 
-Owns: the public names, and the hooks that pytest calls. Leaves to others: the work (`interop/dropin.py`); running a
+Owns: the public names, and the hooks that pytest calls. Leaves to others: the work (`compat/dropin.py`); running a
 whole program so (`trainwright run`).
 """
 
 from __future__ import annotations
 
-from trainwright.interop.dropin import install, is_active, uninstall
+from trainwright.compat.dropin import install, is_active, uninstall
 
 __all__ = ["install", "is_active", "uninstall"]
 

@@ -2,7 +2,7 @@
 
 Owns: the level that arguments ask for, and a handler for programs that configure no logging. Both come with the first
 Trainer: importing the package configures nothing. Leaves to others: which level a process has (`args/`), and following
-`transformers` under the drop-in (`interop/dropin.py`). Standard library only.
+`transformers` under the drop-in (`compat/dropin.py`). Standard library only.
 """
 
 from __future__ import annotations

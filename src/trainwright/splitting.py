@@ -1,7 +1,7 @@
 """One batch as several smaller ones, and their results as one again.
 
 Owns: cutting a batch along its samples, what each part weighs in a mean loss, joining rows. Leaves to others: when to
-cut (`memory`), running the parts. A batch that cannot be cut without guessing is refused: a wrong cut would train on
+cut (`oom_retry`), running the parts. A batch that cannot be cut without guessing is refused: a wrong cut would train on
 other data than was asked for.
 """
 

@@ -26,33 +26,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from trainwright import attempts, checks, resume
+from trainwright import checks
 from trainwright.args.training import TrainingArguments
 from trainwright.callbacks.base import TrainerCallback
 from trainwright.callbacks.defaults import default_progress
 from trainwright.callbacks.flow import DefaultFlowCallback
 from trainwright.callbacks.handler import CallbackHandler
-from trainwright.checkpoint import best, layout, trouble
+from trainwright.checkpoint import best, layout, save_failures
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
-from trainwright.checkpoint.deferred import at_once
-from trainwright.checkpoint.occupied import occupied
+from trainwright.checkpoint.output_dir_lock import occupied
 from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
-from trainwright.data import columns, from_args, loaders, own_generators
-from trainwright.data.kept_loaders import KeptLoaders
-from trainwright.data.progress import DataProgress
+from trainwright.checkpoint.sink import at_once
+from trainwright.compat import older_names as older_names
+from trainwright.data import collator_rng, columns, from_args, loaders
+from trainwright.data.data_position import DataProgress
+from trainwright.data.eval_loader_cache import EvalLoaderCache
 from trainwright.evaluation import metrics as metric_text
-from trainwright.evaluation import rehearsal
 from trainwright.evaluation import run as evaluation
+from trainwright.evaluation import sanity_check
 from trainwright.evaluation.memory import TrainerMemoryTracker
 from trainwright.evaluation.predict import Predictor, ignored_outputs
 from trainwright.evaluation.tensors import nested_numpify
-from trainwright.finite.guard import NonFiniteGuard
-from trainwright.finite.updates import NonFiniteError, Place, check_rollback
-from trainwright.finite.weights import infinite_by_design
 from trainwright.interop import models, signatures
-from trainwright.interop import older as older_names
 from trainwright.interop.label_shift import shifts_labels
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
 from trainwright.log_output import show_messages
@@ -65,24 +62,28 @@ from trainwright.loss import (
     no_scalar,
     why_not_smoothed,
 )
-from trainwright.memory import EvaluationBatches, FoundSize, MicroBatches, why_no_retry
 from trainwright.micro_batch_weights import NO_ITEMS, LossKind, MicroBatchWeights, Weight, with_one_item
 from trainwright.names import TRAINER_STATE_NAME, DebugOption, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
+from trainwright.nonfinite.guard import NonFiniteGuard
+from trainwright.nonfinite.updates import NonFiniteError, Place, check_rollback
+from trainwright.nonfinite.weights import infinite_by_design
+from trainwright.oom_retry import FoundBatchSize, OomSafePrediction, OomSplitting, why_no_retry
 from trainwright.optim import build as optim_build
 from trainwright.optim import groups as optim_groups
 from trainwright.optim import lomo
 from trainwright.optim import registry as optim_registry
-from trainwright.optim.in_backward import is_lomo, updates_in_backward
-from trainwright.optim.own_rates import check_own_rates, with_own_rates
+from trainwright.optim.fused_backward import is_lomo, updates_in_backward
+from trainwright.optim.per_module_lr import check_module_lr, with_module_lr
+from trainwright.optim.schedule_free import switch_weights, weights_to_keep
 from trainwright.optim.schedules import waits_for_metric
-from trainwright.optim.two_modes import switch_weights, weights_to_keep
 from trainwright.outputs import BestRun, EvalLoopOutput, PredictionOutput, TrainOutput
 from trainwright.parallel import mesh
 from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan, plan_training
+from trainwright.profiling.phases import Profilers
+from trainwright.run import attempts, resume
 from trainwright.safe_write import folder_inside
 from trainwright.seeding import enable_full_determinism, generator_states, restore_generators, set_seed
-from trainwright.seen.parts import Watchers
 from trainwright.splitting import one_row
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.techniques import precision
@@ -97,7 +98,7 @@ if TYPE_CHECKING:
 
     from trainwright.data.prefetch import DevicePrefetcher
     from trainwright.interop.packed_attention import PackedInputs
-    from trainwright.seen.speed import SpeedMeter
+    from trainwright.profiling.speed import SpeedMeter
     from trainwright.techniques.averaging import AveragedWeights
 
 logger = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ class Trainer:
             raise TypeError(f"callbacks= takes a list; got a {type(callbacks).__name__}. Write callbacks=[...].")
 
         if args is not None and not isinstance(args, TrainingArguments):
-            from trainwright.interop.foreign_arguments import adopted
+            from trainwright.compat.foreign_arguments import adopted
 
             args = adopted(args)
         self.args = args if args is not None else self.default_arguments(output_dir="tmp_trainer")
@@ -206,16 +207,16 @@ class Trainer:
         self.window = LossWindow(self.args.logging_nan_inf_filter)
         self.plan: TrainingPlan | None = None
         self.current_gradient_accumulation_steps: float = self.args.gradient_accumulation_steps
-        self._micro_batches: MicroBatches | None = None
+        self._micro_batches: OomSplitting | None = None
         self._prefetch: DevicePrefetcher | None = None
-        self._found_size = FoundSize(self.args.train_batch_size, self.args.train_batch_size)
+        self._found_size = FoundBatchSize(self.args.train_batch_size, self.args.train_batch_size)
         self.current_flos = 0.0  # floating-point operations since they were last added to the state
         self._train_batch_size = self.args.train_batch_size
         self._created_lr_scheduler = False
         self._globalstep_last_logged = 0
         self._total_loss_scalar = 0.0  # sum of the losses of all updates that were logged
         self._past: Any = None
-        self._attend: PackedInputs | None = None  # what a packed batch needs on the device
+        self._packed_inputs: PackedInputs | None = None  # what a packed batch needs on the device
         self._half_inputs: torch.dtype | None = None  # what an evaluation with half the width makes of its inputs
         self._keeps_predictions = True  # also where the metrics need none: all but `evaluate` ask for them
         self._signature_columns: list[str] | None = None
@@ -231,7 +232,7 @@ class Trainer:
         self._said_no_items = False
         self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
         self._guard: NonFiniteGuard | None = None
-        self._eval_loaders = KeptLoaders()
+        self._eval_loaders = EvalLoaderCache()
         self._saves = Saves(lambda: (self.state, self.control), self._follow_save, self._tell_of_save)
         self._data_to_pass_over: list[tuple[int, range]] = []
         self._hub: Any = None
@@ -276,7 +277,7 @@ class Trainer:
     def create_accelerator_and_postprocess(self) -> None:
         """Choose how this run talks to devices and processes. One process on one device builds no Accelerator."""
         self._accelerator: Any = None
-        self._watchers = Watchers()  # of the loop's parts; none unless an argument asks
+        self._profilers = Profilers()  # of the loop's parts; none unless an argument asks
         self._strategy: Strategy
         if self.args.parallel_mode == ParallelMode.DISTRIBUTED:
             from trainwright.parallel.distributed import DistributedStrategy
@@ -342,7 +343,7 @@ class Trainer:
         self._user_counts_items = self._compute_loss_takes_items and not self._compute_loss_is_ours
         self._prepare_input_is_ours = not overridden("_prepare_input")
         self._splits_sequences = overridden("_prepare_context_parallel_inputs")
-        self._training_step = self._fitted("training_step")
+        self._training_step = self._compatible("training_step")
         weighs_together = self._strategy.is_distributed and self.args.average_tokens_across_devices
         self._weights = MicroBatchWeights(
             self.label_names,
@@ -364,9 +365,9 @@ class Trainer:
         self._schedule_waits_for_metric = waits_for_metric(self.lr_scheduler)
         self._log_save_is_ours = not overridden("_maybe_log_save_evaluate")
         self._counts_flops = overridden("floating_point_ops") or self._flops.can_count
-        self._evaluation_batches: EvaluationBatches | None = None
+        self._evaluation_batches: OomSafePrediction | None = None
         if self.args.auto_find_batch_size:
-            self._evaluation_batches = EvaluationBatches(
+            self._evaluation_batches = OomSafePrediction(
                 labels_are_shifted=self._labels_are_shifted,
                 label_names=self.label_names,
                 batch_size=self.args.eval_batch_size,
@@ -379,7 +380,7 @@ class Trainer:
     def _is_overridden(self, name: str) -> bool:
         return name in self.__dict__ or getattr(type(self), name) is not _OWN[name]
 
-    def _fitted(self, name: str) -> Callable[..., Any]:
+    def _compatible(self, name: str) -> Callable[..., Any]:
         """The hook `name`, called without the arguments it gained after the user's override was written."""
         hook = getattr(self, name)
         is_ours = getattr(hook, "__func__", None) is _OWN[name]
@@ -396,7 +397,7 @@ class Trainer:
             self._accelerator = build_accelerator(self.args, **self._build_accelerator_args())
             if "_strategy" in vars(self):  # overrides scale fp16 losses here, the loop unscales gradients there
                 self._accelerator.scaler = self._strategy.scaler
-            self._watchers.watch_method(self._accelerator, "backward", "backward")
+            self._profilers.span_method(self._accelerator, "backward", "backward")
         return self._accelerator
 
     @accelerator.setter
@@ -496,10 +497,10 @@ class Trainer:
                 is_main = self.is_world_process_zero()
                 checkpoint = resume.find_checkpoint(resume_from_checkpoint, self._output_dir, is_main)
                 if checkpoint is not None:
-                    self._fitted("_load_from_checkpoint")(checkpoint)
+                    self._compatible("_load_from_checkpoint")(checkpoint)
                 elif self.args.save_strategy != SaveStrategy.NO and is_main:
                     resume.warn_of_another_run(self._get_output_dir(trial))
-                self._found_size = FoundSize.of_checkpoint(self.args, checkpoint)
+                self._found_size = FoundBatchSize.of_checkpoint(self.args, checkpoint)
                 self._train_batch_size = self._found_size.micro_batch
                 self._saves.begin_run(checkpoint, self._get_output_dir(trial))
                 self._data_to_pass_over = []
@@ -510,7 +511,7 @@ class Trainer:
             self.is_in_train = False
             self._saves.close()
             self._only_for_training.close()
-            self._stop_watching()
+            self._stop_profiling()
             if self._guard is not None:
                 self._guard.close()
                 self._guard = None
@@ -524,7 +525,7 @@ class Trainer:
         )
 
         def attempt(checkpoint: str | None) -> TrainOutput:
-            return attempts.in_memory(
+            return attempts.retry_smaller(
                 functools.partial(run, resume_from_checkpoint=checkpoint),
                 self.args,
                 self._train_batch_size,
@@ -559,7 +560,7 @@ class Trainer:
         assert checkpoint is not None
         self._data_to_pass_over = data
         self._only_for_training.close()
-        self._fitted("_load_from_checkpoint")(checkpoint)
+        self._compatible("_load_from_checkpoint")(checkpoint)
         return checkpoint
 
     def _nothing_is_done(self) -> bool:
@@ -597,7 +598,7 @@ class Trainer:
         if args.packs:
             from trainwright.data.packing_from_args import check_packed
 
-            check_packed(args, train_dataloader, self.model, self._attend, self._prepare_inputs)
+            check_packed(args, train_dataloader, self.model, self._packed_inputs, self._prepare_inputs)
         if args.eval_strategy != "no" and not resume_from_checkpoint and not self._is_overridden("get_eval_dataloader"):
             self._try_evaluation_batches()
         self.plan = plan = TrainingPlan(*self.set_initial_training_values(args, train_dataloader))
@@ -609,10 +610,10 @@ class Trainer:
         self._log_plan(args, plan)
         self._begin_saves(args, plan.num_train_epochs - epochs_trained)
 
-        self._rehearse_best_metric(ignore_keys_for_eval)
+        self._check_best_metric(ignore_keys_for_eval)
         self._first_step_of_run = self._saves.saved_step = self.state.global_step
         self._first_token_of_run = self.state.num_input_tokens_seen
-        self._start_watching(args)
+        self._start_profiling(args)
         start_time = time.time()
         owes_evaluation = resume_from_checkpoint is not None and owed_evaluation(self.state.stateful_callbacks)
         owes_end, progress = self._owes_epoch_end, self._progress
@@ -622,11 +623,11 @@ class Trainer:
         self._interrupt.put_on_top()
         with contextlib.suppress(EvaluationAbandoned):
             if args.eval_on_start and not resume_from_checkpoint:
-                evaluate = self._watchers.watch("evaluation", self._fitted("_evaluate"))
+                evaluate = self._profilers.span("evaluation", self._compatible("_evaluate"))
                 evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
             if owes_evaluation or owes_end:
                 log_save_evaluate = functools.partial(
-                    self._fitted("_maybe_log_save_evaluate"), model=model, trial=trial, epoch=epochs_trained,
+                    self._compatible("_maybe_log_save_evaluate"), model=model, trial=trial, epoch=epochs_trained,
                     ignore_keys_for_eval=ignore_keys_for_eval, start_time=start_time,
                 )  # fmt: skip
                 progress.begin_epoch(epochs_trained, steps_trained)
@@ -676,15 +677,15 @@ class Trainer:
             self._saves.settle()
         return self._finalize_training(trial, plan.num_train_samples, start_time)
 
-    def _start_watching(self, args: TrainingArguments) -> None:
-        """Wrap the parts of the loop for what wants to watch them; without a watcher nothing is wrapped."""
-        self._stop_watching()
+    def _start_profiling(self, args: TrainingArguments) -> None:
+        """Wrap the parts of the loop for what wants to watch them; without a profiler nothing is wrapped."""
+        self._stop_profiling()
         if not (args.time_breakdown or args.log_speed or args.profile_steps):
             return
-        from trainwright.seen.watching import watchers_for
+        from trainwright.profiling.profilers import profilers_for
 
         says_flops = self._is_overridden("floating_point_ops") or self._flops.has_own
-        self._watchers = watchers_for(
+        self._profilers = profilers_for(
             args,
             strategy=self._strategy,
             num_replicas=self._num_replicas,
@@ -697,18 +698,18 @@ class Trainer:
             drops_labels=self.compute_loss_func is not None or self.label_smoother is not None,
             autocast=self.compute_loss_context_manager,
         )
-        watch, self._speed = self._watchers.watch, self._watchers.speed
+        watch, self._speed = self._profilers.span, self._profilers.speed
         self._training_step = watch("forward", self._training_step)
         self._backward = watch("backward", self._backward)
         self._fused_backward = watch("backward", self._fused_backward)
-        self._watchers.watch_method(self.callback_handler, "call_event", "callbacks")
+        self._profilers.span_method(self.callback_handler, "call_event", "callbacks")
         if self._accelerator is not None:  # the way of many overrides of training_step to a backward pass
-            self._watchers.watch_method(self._accelerator, "backward", "backward")
+            self._profilers.span_method(self._accelerator, "backward", "backward")
 
-    def _stop_watching(self) -> None:
+    def _stop_profiling(self) -> None:
         self._backward, self._fused_backward = self._strategy.backward, lomo.fused_backward
-        self._watchers.close()
-        self._watchers, self._speed = Watchers(), None
+        self._profilers.close()
+        self._profilers, self._speed = Profilers(), None
 
     def set_initial_training_values(
         self, args: TrainingArguments, dataloader: DataLoader[Any], total_train_batch_size: int | None = None
@@ -785,7 +786,7 @@ class Trainer:
 
                 check_resumed(self.args, start)
         self._total_loss_scalar, self._globalstep_last_logged = start.total_loss, start.last_logged_step
-        own_generators.restore(self.data_collator, start.collator)
+        collator_rng.restore(self.data_collator, start.collator)
         is_between_epochs = start.samples_in_epoch == 0
         if self.args.ignore_data_skip:
             start.samples_in_epoch = 0
@@ -832,8 +833,8 @@ class Trainer:
         undo.close()  # of an attempt that ran out of memory
         undo.callback(self._eval_loaders.close)
         undo.enter_context(precision.float32_products(self.args.tf32))
-        if self._attend is not None:
-            undo.enter_context(self._attend.while_training(self.model))
+        if self._packed_inputs is not None:
+            undo.enter_context(self._packed_inputs.while_training(self.model))
         if DebugOption.UNDERFLOW_OVERFLOW in self.args.debug:
             from trainwright.overflow import OverflowWatch
 
@@ -846,7 +847,7 @@ class Trainer:
         if self._strategy.is_distributed:
             self._sync_replicated_trainable_parameters(self.model)
         checks.check_optimizer(self.optimizer, self.model)
-        check_own_rates(self.optimizer, self.model, self.args.learning_rate_per_module)
+        check_module_lr(self.optimizer, self.model, self.args.learning_rate_per_module)
         model = self._wrap_model(self.model_wrapped)
         self.model_wrapped = model
         if resume_from_checkpoint is not None:
@@ -867,11 +868,11 @@ class Trainer:
         for parameter in self._parameters:  # what an update that was broken off left behind
             parameter.grad = None
         if self.args.optimizer_in_backward:
-            from trainwright.techniques import in_backward
+            from trainwright.techniques import optimizer_in_backward
 
             obstacle = "several processes" if self._strategy.is_distributed else None
             obstacle = "several replicas of the model" if self._num_replicas > 1 else obstacle
-            undo.callback(in_backward.start(self.optimizer, self.model, self.args, obstacle).close)
+            undo.callback(optimizer_in_backward.start(self.optimizer, self.model, self.args, obstacle).close)
         self._bind_hooks()
         self._guard = self._build_guard()
         self._prefetch = None
@@ -883,7 +884,7 @@ class Trainer:
         self._infinite_by_design = infinite_by_design(self.model)
         self._micro_batches = None
         if self.args.auto_find_batch_size and self.args.auto_find_batch_size_mode == "split":
-            self._micro_batches = MicroBatches(
+            self._micro_batches = OomSplitting(
                 labels_are_shifted=self._labels_are_shifted,
                 label_names=self.label_names,
                 batch_size=self._train_batch_size,
@@ -912,7 +913,7 @@ class Trainer:
             raise ValueError("There is no average of the weights: set ema_decay, and call train() first.")
         return self._average.in_model()
 
-    def _weights_to_judge(self) -> Context:
+    def _eval_weights(self) -> Context:
         """The weights that are evaluated and handed out: the average where `ema_eval` says so, else the trained."""
         if self._average is None or not self.args.ema_eval or not self._average.belongs_to_the_weights():
             return _NOTHING
@@ -921,7 +922,7 @@ class Trainer:
     @contextlib.contextmanager
     def _weights_to_hand_out(self) -> Iterator[None]:
         """Within, `self.model` has the weights that are judged, also in the middle of a schedule-free run."""
-        with self._weights_to_judge(), weights_to_keep(self.optimizer):
+        with self._eval_weights(), weights_to_keep(self.optimizer):
             yield
 
     def _build_guard(self) -> NonFiniteGuard | None:
@@ -984,7 +985,9 @@ class Trainer:
         if args.should_save:
             average = self._average.nbytes if self._average is not None else 0
             shared = self._strategy.frozen.num_bytes_shared(self.model)
-            trouble.check_space_for_run(args, self.state, self.model, self.optimizer, average, shared, epochs_left)
+            save_failures.check_space_for_run(
+                args, self.state, self.model, self.optimizer, average, shared, epochs_left
+            )
         self._saves.begin(
             args,
             self._strategy,
@@ -1013,11 +1016,11 @@ class Trainer:
         """One pass over the data. `steps_in_epoch` and `steps_trained_in_current_epoch` count micro-batches."""
         args, state, handler, accumulation = self.args, self.state, self.callback_handler, self._accumulation
         interrupt, saves, progress = self._interrupt, self._saves.asynchronous, self._progress
-        watch, empty_cache_steps = self._watchers.watch, args.torch_empty_cache_steps
-        get_batch_samples = watch("data", self._fitted("get_batch_samples"))
+        watch, empty_cache_steps = self._profilers.span, args.torch_empty_cache_steps
+        get_batch_samples = watch("data", self._compatible("get_batch_samples"))
         update = watch("optimizer", self._update)  # but for the parts that interrupt it
         log_save_evaluate = functools.partial(
-            self._fitted("_maybe_log_save_evaluate"),
+            self._compatible("_maybe_log_save_evaluate"),
             model=model,
             trial=trial,
             epoch=epoch,
@@ -1199,7 +1202,7 @@ class Trainer:
             self._weights_are_needed = self._weights.are_needed(batch_samples[0], self._accumulation)
             if not self._weights_are_needed:
                 return None
-        kind: LossKind = "share" if self._loss_is_a_share(num_items) else "mean"
+        kind: LossKind = "share" if self._loss_is_normalized(num_items) else "mean"
         if not self._compute_loss_is_ours or self.loss_is_scaled_for_ga is not None:
             kind = "override"
         weights = self._weights.of_update(batch_samples, kind, num_items)
@@ -1267,7 +1270,7 @@ class Trainer:
             loss = loss.mean()
         if weight is not None and weight.divisor is not None:
             loss = loss / weight.divisor
-        elif self.current_gradient_accumulation_steps > 1 and not self._loss_is_a_share(num_items_in_batch):
+        elif self.current_gradient_accumulation_steps > 1 and not self._loss_is_normalized(num_items_in_batch):
             loss = loss / self.current_gradient_accumulation_steps
         if weight is not None and weight.lacks_items is True:
             loss = loss.nan_to_num(nan=0.0)
@@ -1285,7 +1288,7 @@ class Trainer:
         """Hook: what the forward pass runs in, and this process's part of each sequence: here, all of it."""
         return self.compute_loss_context_manager, inputs
 
-    def _loss_is_a_share(self, num_items_in_batch: Any) -> bool:
+    def _loss_is_normalized(self, num_items_in_batch: Any) -> bool:
         """Whether losses of micro-batches add up to the update's: divided by its items, or the subclass says so."""
         if self.loss_is_scaled_for_ga is not None:
             return self.loss_is_scaled_for_ga
@@ -1311,8 +1314,8 @@ class Trainer:
             inputs = self._prepare_input(inputs)
         if self._past is not None:
             inputs["mems"] = self._past
-        if self._attend is not None:
-            inputs = self._attend(inputs)
+        if self._packed_inputs is not None:
+            inputs = self._packed_inputs(inputs)
         return inputs
 
     def _prepare_input(self, data: Any) -> Any:
@@ -1438,12 +1441,12 @@ class Trainer:
     ) -> None:
         """Hook, after each step and each epoch: do what `self.control` asks, in this order: log, evaluate, save."""
         if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
-            self._watchers.watch("logging", self._log_training)(grad_norm, model, start_time, learning_rate)
+            self._profilers.span("logging", self._log_training)(grad_norm, model, start_time, learning_rate)
         best_before = None
         if self.control.should_evaluate:
             best_before = self.state.best_metric, self.state.best_global_step
             try:
-                metrics = self._watchers.watch("evaluation", self._fitted("_evaluate"))(trial, ignore_keys_for_eval)
+                metrics = self._profilers.span("evaluation", self._compatible("_evaluate"))(trial, ignore_keys_for_eval)
             except EvaluationAbandoned:
                 return  # should_evaluate stays: the checkpoint says that the evaluation is owed
             self.control.should_evaluate = False
@@ -1459,7 +1462,7 @@ class Trainer:
     def _save_and_tell(self, model: nn.Module, trial: Any, best_before: tuple[Any, Any] | None = None) -> None:
         """Save, unless the weights are not finite or the disk fails, and tell the callbacks (`checkpoint/saves.py`)."""
         write = functools.partial(self._save_checkpoint, model, trial)
-        self._saves.make(self._get_output_dir(trial), write, best_before, self._watchers.watch)
+        self._saves.make(self._get_output_dir(trial), write, best_before, self._profilers.span)
 
     def _tell_of_save(self, checkpoint: str) -> None:
         self.control = self.callback_handler.on_save(self.args, self.state, self.control, checkpoint_dir=checkpoint)
@@ -1473,9 +1476,9 @@ class Trainer:
             logs["grad_norm"] = norm
         logs["learning_rate"] = learning_rate if learning_rate is not None else self._get_learning_rate()
         self._globalstep_last_logged = self.state.global_step
-        logs.update(self._watchers.line(self.state.global_step, self.state.num_input_tokens_seen))
+        logs.update(self._profilers.line(self.state.global_step, self.state.num_input_tokens_seen))
         self.store_flos()
-        self._fitted("log")(self.training_logs(logs), start_time=start_time)
+        self._compatible("log")(self.training_logs(logs), start_time=start_time)
 
     def _read_device(self, norm: Any) -> tuple[float, float | None]:
         """(mean loss of the updates since the last log line, `norm` as a number), read at once with the token count.
@@ -1549,7 +1552,7 @@ class Trainer:
             num_steps=steps_done,
             num_tokens=self._tokens_per_process() if self.args.include_tokens_per_second else None,
         )
-        metrics.update(self._watchers.total(self.state.global_step, self.state.num_input_tokens_seen))
+        metrics.update(self._profilers.total(self.state.global_step, self.state.num_input_tokens_seen))
         self.store_flos()
         metrics["total_flos"] = self.state.total_flos
         metrics["train_loss"] = train_loss
@@ -1561,7 +1564,7 @@ class Trainer:
             self._load_best_model()
         if self._average is not None:
             self._average.settle()
-        self._fitted("log")(metrics)
+        self._compatible("log")(metrics)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self._finish_current_push()
         self._only_for_training.close()
@@ -1633,7 +1636,7 @@ class Trainer:
                 metric_key_prefix=metric_key_prefix,
             )
         metrics = self._with_speed(output, metric_key_prefix, start_time)
-        self._fitted("log")(metrics)
+        self._compatible("log")(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._memory_tracker.stop_and_update_metrics(metrics)
         return metrics
@@ -1696,7 +1699,7 @@ class Trainer:
                 self._interrupt.leave_evaluation()
 
         with contextlib.ExitStack() as during:
-            during.enter_context(self._weights_to_judge())
+            during.enter_context(self._eval_weights())
             during.enter_context(precision.float32_products(self.args.tf32))
             during.enter_context(precision.half_weights(self.model, self._eval_dtype))
             self._half_inputs, before = self._eval_dtype, self._half_inputs
@@ -1764,10 +1767,10 @@ class Trainer:
             batch_trial.try_batch(loader, self.args, description)
             self._eval_loaders.abandon(loader)
 
-    def _rehearse_best_metric(self, ignore_keys: list[str] | None) -> None:
+    def _check_best_metric(self, ignore_keys: list[str] | None) -> None:
         """Find out now what would stop the run hours later: no evaluation has `metric_for_best_model`."""
         callbacks, overridden = self.callback_handler.callbacks, self._is_overridden
-        wanted = rehearsal.wanted_metric(
+        wanted = sanity_check.wanted_metric(
             self.args, callbacks, self.lr_scheduler, schedule_waits=self._schedule_waits_for_metric
         )
         if wanted is None or overridden("_determine_best_metric"):
@@ -1777,23 +1780,23 @@ class Trainer:
             loader = self.get_eval_dataloader(dataset)
             model, loss_only = self._model_for_evaluation(loader), compute_metrics is None
             functions = {"compute_metrics": compute_metrics, "preprocess_logits": preprocess_logits}
-            batches = rehearsal.first(loader)
+            batches = sanity_check.first(loader)
             try:
                 return self._run_evaluation(batches, model, loss_only, ignore_keys, prefix, functions=functions)
             finally:
                 self._eval_loaders.abandon(loader)
 
-        adders = [f"{type(self).__name__}.{hook}" for hook in rehearsal.HOOKS if overridden(hook)]
-        adders += rehearsal.adding_callbacks(callbacks)
-        tried = rehearsal.Tried(
+        adders = [f"{type(self).__name__}.{hook}" for hook in sanity_check.HOOKS if overridden(hook)]
+        adders += sanity_check.adding_callbacks(callbacks)
+        tried = sanity_check.Tried(
             run,
             self.compute_metrics,
             self.preprocess_logits_for_metrics,
-            is_seen=any(map(overridden, rehearsal.SEES_BATCHES)),
-            has_labels=lambda data: rehearsal.seems_labelled(data, self.label_names, self.can_return_loss),
+            is_seen=any(map(overridden, sanity_check.SEES_BATCHES)),
+            has_labels=lambda data: sanity_check.seems_labelled(data, self.label_names, self.can_return_loss),
         )
         classes = [*(type(callback) for callback in callbacks), *([type(self)] if adders else [])]
-        rehearsal.find_metric(wanted, self.args, self.eval_dataset, tried, adders, classes)
+        sanity_check.find_metric(wanted, self.args, self.eval_dataset, tried, adders, classes)
 
     def prediction_loop(
         self,
@@ -1868,7 +1871,7 @@ class Trainer:
         idle = set()
         if not (
             overridden("_prepare_inputs") or overridden("_prepare_input") or self._half_inputs is not None
-            or self._attend is not None or self.args.past_index >= 0
+            or self._packed_inputs is not None or self.args.past_index >= 0
             or self._strategy.device.type != "cpu" or not self.place_model_on_device
         ):  # fmt: skip
             idle.add("prepare")
@@ -1886,7 +1889,7 @@ class Trainer:
         """Hook: the training loader."""
         if self.train_dataset is None:
             raise ValueError("Training needs a train_dataset: Trainer(model, args, train_dataset=...).")
-        sampler_fn = self._fitted("_get_train_sampler")
+        sampler_fn = self._compatible("_get_train_sampler")
         return self._get_dataloader(
             self.train_dataset,
             description="training",
@@ -1935,7 +1938,7 @@ class Trainer:
         if is_training and self.args.packs:
             from trainwright.data.packing_from_args import packed
 
-            dataset, collator, self._attend = packed(
+            dataset, collator, self._packed_inputs = packed(
                 dataset, self.args, model=self.model, data_collator=collator, processing_class=self.processing_class
             )
         elif self.args.remove_unused_columns:
@@ -2002,7 +2005,7 @@ class Trainer:
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """Hook: build `self.optimizer` and `self.lr_scheduler`, unless they were passed in."""
         self.create_optimizer()
-        self._fitted("create_scheduler")(num_training_steps=num_training_steps, optimizer=self.optimizer)
+        self._compatible("create_scheduler")(num_training_steps=num_training_steps, optimizer=self.optimizer)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Hook: build `self.optimizer` from `args.optim`; weight decay leaves out biases and norms."""
@@ -2014,7 +2017,7 @@ class Trainer:
                 self.args, model
             )
             groups = optim_groups.parameter_groups(model, self.args.weight_decay, self.get_decay_parameter_names(model))
-            groups = with_own_rates(groups, model, self.args.learning_rate_per_module)
+            groups = with_module_lr(groups, model, self.args.learning_rate_per_module)
             self.optimizer = optim_build.build_optimizer(model, optimizer_class, dict(kwargs), groups)
         return self.optimizer  # type: ignore[no-any-return]
 
@@ -2067,7 +2070,7 @@ class Trainer:
         name = self.args.metric_for_best_model
         if name is None:
             return False
-        if not (rehearsal.needs_metric(self.args) or best.has_metric(metrics, name)):
+        if not (sanity_check.needs_metric(self.args) or best.has_metric(metrics, name)):
             return False  # said before the first step
         value = best.metric_value(metrics, name)
         if not best.is_better(value, self.state.best_metric, bool(self.args.greater_is_better)):
@@ -2143,7 +2146,7 @@ class Trainer:
             epoch,
             samples,
             self._progress.generators,
-            own_generators.states(self.data_collator),
+            collator_rng.states(self.data_collator),
             self._total_loss_scalar,
             self._globalstep_last_logged,
             shares,

@@ -186,7 +186,7 @@ def test_messages_follow_the_verbosity_and_the_loggers_of_the_installed_release(
 ERAS = ["4_31", "4_37", "4_45", "4_55", "5_23"]
 ONE_AFTER_THE_OTHER = """
 import json, os, sys, traceback
-from trainwright.interop.program import run_script
+from trainwright.compat.run_script import run_script
 (programs, directory, *eras), failed = sys.argv[1:], {}
 for era in eras:
     try:

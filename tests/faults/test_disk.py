@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from trainwright import Trainer, TrainerCallback, TrainerState
-from trainwright.checkpoint import trouble, weights, writer
+from trainwright.checkpoint import save_failures, weights, writer
 from trainwright.checkpoint.manifest import problems
-from trainwright.checkpoint.trouble import SavingFailed, check_free_space, disk_errno, predicted_bytes
+from trainwright.checkpoint.save_failures import SavingFailed, check_free_space, disk_errno, predicted_bytes
 
 sys.path.insert(0, os.path.dirname(__file__))
 
@@ -242,7 +242,7 @@ def test_a_file_that_grows_beyond_the_limit_of_the_process_costs_the_checkpoint(
 import resource, sys
 import numpy, torch
 from safetensors.torch import save_file
-from trainwright.checkpoint.trouble import disk_errno
+from trainwright.checkpoint.save_failures import disk_errno
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
 out = {str(tmp_path)!r}
 for write in (
@@ -419,7 +419,7 @@ class WiderLine(LineModel):
 @pytest.mark.parametrize("is_async, sizes_kib", [(False, range(16, 136, 4)), (True, range(20, 48, 4))])
 def test_a_disk_of_any_size_costs_the_checkpoints_that_do_not_fit(monkeypatch, tmp_path, is_async, sizes_kib):
     """In steps of one page: a writer fails where it opens, writes or closes, each of which it says in its own way."""
-    monkeypatch.setattr(trouble, "check_free_space", lambda *args: None)
+    monkeypatch.setattr(save_failures, "check_free_space", lambda *args: None)
     monkeypatch.setattr(writer, "launch", forked_writer())
     options = {"model": WiderLine, "max_steps": 2, "save_steps": 1, "optim": "adamw_torch", "max_save_failures": 99}
     whole = train(tmp_path / "whole", **options)
@@ -465,7 +465,7 @@ def test_an_unknown_optimizer_is_not_an_error_but_counts_as_two_numbers():
 @pytest.fixture
 def free_bytes(monkeypatch):
     def set_free(num_bytes):
-        monkeypatch.setattr(trouble.shutil, "disk_usage", lambda path: (10**12, 10**12 - num_bytes, num_bytes))
+        monkeypatch.setattr(save_failures.shutil, "disk_usage", lambda path: (10**12, 10**12 - num_bytes, num_bytes))
 
     return set_free
 

@@ -25,10 +25,10 @@ from trainwright.checkpoint.load import find_resumable, load_loop_state
 from trainwright.checkpoint.manifest import problems, write_manifest
 from trainwright.checkpoint.runs import oldest_first
 from trainwright.cli import main
-from trainwright.data import own_generators
+from trainwright.data import collator_rng
 from trainwright.evaluation.metrics import write_metrics
-from trainwright.memory import FoundSize
-from trainwright.resume import report_changes, restore_loop
+from trainwright.oom_retry import FoundBatchSize
+from trainwright.run.resume import report_changes, restore_loop
 from trainwright.seeding import restore_generators
 from trainwright.window import LossWindow
 
@@ -66,7 +66,7 @@ def run_dir(tmp_path_factory):
         checkpoint = out / f"checkpoint-{step}"
         state, loop = (json.loads((checkpoint / name).read_text()) for name in FILES[:2])
         state |= {"trial_name": "a", "trial_params": {"rate": 0.5}}
-        collator = own_generators.states(Collator())
+        collator = collator_rng.states(Collator())
         part = {name: loop[name] for name in ("window", "epoch_start_generators")} | {"collator_generator": collator}
         loop |= {"collator_generator": collator, "processes": [{}, part], "samples_of_pass": 20}
         loop |= {"worker_shares": {"batch_size": 4, "before": [8, 4], "num_batches": 3}}
@@ -140,8 +140,8 @@ def use(checkpoint):
         if point.generators is not None:
             restore_generators(point.generators)
             assert 0 <= random.random() < 1 and torch.rand(()) < 1
-        own_generators.restore(Collator(), point.collator)
-    found = FoundSize.of_checkpoint(args, checkpoint)
+        collator_rng.restore(Collator(), point.collator)
+    found = FoundBatchSize.of_checkpoint(args, checkpoint)
     assert found.fitting >= 1 and (found.limit(1, 2) or 1) >= 1
     float(load_loop_state(checkpoint)["total_loss"])
 

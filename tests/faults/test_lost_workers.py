@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from trainwright import Trainer, TrainingArguments
-from trainwright.data.restart import WorkerLost
+from trainwright.data.worker_recovery import WorkerLost
 
 
 class Faulty(Dataset):

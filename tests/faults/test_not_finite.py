@@ -15,10 +15,10 @@ import torch
 
 from trainwright import Trainer, TrainerCallback
 from trainwright.args.training import TrainingArguments
-from trainwright.finite import guard as finite_guard
-from trainwright.finite import updates, weights
-from trainwright.finite.guard import NonFiniteGuard
-from trainwright.finite.updates import NonFiniteError, Place
+from trainwright.nonfinite import guard as finite_guard
+from trainwright.nonfinite import updates, weights
+from trainwright.nonfinite.guard import NonFiniteGuard
+from trainwright.nonfinite.updates import NonFiniteError, Place
 from trainwright.window import LossWindow
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
@@ -157,9 +157,9 @@ def test_an_optimizer_whose_kernel_cannot_skip_is_asked_before(make_trainer, lin
 def test_skipped_updates_are_told_once_per_log_line(make_trainer, caplog, monkeypatch, accelerator):
     monkeypatch.setattr(finite_guard, "reads_are_free", lambda device: not accelerator)
     trainer = make(make_trainer, bad_steps=(1, 3, 5), nonfinite="skip", max_steps=6, logging_steps=4)
-    with caplog.at_level(logging.WARNING, "trainwright.finite.guard"):
+    with caplog.at_level(logging.WARNING, "trainwright.nonfinite.guard"):
         trainer.train()
-    first, second = [record.getMessage() for record in caplog.records if record.name == "trainwright.finite.guard"]
+    first, second = [record.getMessage() for record in caplog.records if record.name == "trainwright.nonfinite.guard"]
     assert "2 in this process, of which 2 left out (steps 1, 3;" in first
     assert "1 in this process, of which 1 left out (steps 5;" in second
 

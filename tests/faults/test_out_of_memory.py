@@ -13,7 +13,7 @@ from torch import nn
 from of_runs import losses
 from trainwright import Trainer, TrainerCallback
 from trainwright.checkpoint.load import load_loop_state
-from trainwright.memory import CannotRetry, FoundSize
+from trainwright.oom_retry import CannotRetry, FoundBatchSize
 from trainwright.splitting import CannotSplit, join_rows, mean_weights, num_samples, split_batch
 
 
@@ -348,10 +348,10 @@ def test_a_run_that_had_to_start_over_goes_on_with_its_smaller_batch(make_traine
 
 
 def test_another_number_of_processes_goes_on_with_what_the_smallest_could():
-    found = FoundSize(8, 8, (None, 3))
+    found = FoundBatchSize(8, 8, (None, 3))
     assert [found.limit(rank, 2) for rank in (0, 1)] == [None, 3]
     assert [found.limit(rank, 3) for rank in (0, 1, 2)] == [3, 3, 3]
-    assert FoundSize(8, 8).limit(0, 1) is None
+    assert FoundBatchSize(8, 8).limit(0, 1) is None
 
 
 # ----------------------------------------------------------------------------------------------------- evaluation ----

@@ -11,9 +11,10 @@ sys.path.insert(0, os.path.dirname(__file__))
 
 from runs import make_run
 
-from trainwright import TrainerCallback, resume
+from trainwright import TrainerCallback
 from trainwright.checkpoint import layout
-from trainwright.checkpoint.occupied import occupied
+from trainwright.checkpoint.output_dir_lock import occupied
+from trainwright.run import resume
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "fork") or sys.platform == "win32", reason="forks, and locks a directory"

@@ -21,14 +21,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from trainwright import Trainer, TrainerCallback, TrainingArguments
-from trainwright.checkpoint import asynchronous, commit, deferred, shared_memory, snapshot, writer
+from trainwright.checkpoint import asynchronous, commit, shared_memory, sink, snapshot, writer
 from trainwright.checkpoint.asynchronous import AsyncSaves
 from trainwright.checkpoint.manifest import problems
+from trainwright.checkpoint.save_failures import SavingFailed
 from trainwright.checkpoint.shared_memory import Arena
 from trainwright.checkpoint.snapshot import Job, Snapshot
 from trainwright.checkpoint.tensors import load_tensors
-from trainwright.checkpoint.trouble import SavingFailed
-from trainwright.finite.updates import NonFiniteError
+from trainwright.nonfinite.updates import NonFiniteError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 
@@ -460,9 +460,9 @@ def test_functions_of_libraries_are_replaced_during_the_save_only():
             return True
 
     def write(tensors, path, metadata):
-        assert deferred.taken("tensors", path, tensors, metadata)
+        assert sink.taken("tensors", path, tensors, metadata)
 
-    with deferred.taking(Taker()), deferred.weights_of(model, write):
+    with sink.taking(Taker()), sink.weights_of(model, write):
         assert library.safe_save_file is not before
         library.safe_save_file({}, "model.safetensors", metadata={"format": "pt"})
     assert seen == [("tensors", "model.safetensors", {"format": "pt"})]

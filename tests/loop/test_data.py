@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
 from trainwright import Trainer, default_data_collator
-from trainwright.data.receiving import Receiver
+from trainwright.data.worker_transport import Receiver
 
 
 class Stream(IterableDataset):

@@ -21,7 +21,7 @@ from trainwright.checkpoint import frozen, manifest, snapshot, writer
 from trainwright.checkpoint.frozen import FrozenFiles, WeightsFile
 from trainwright.checkpoint.load import find_resumable
 from trainwright.checkpoint.manifest import problems
-from trainwright.checkpoint.trouble import check_free_space, predicted_bytes
+from trainwright.checkpoint.save_failures import check_free_space, predicted_bytes
 from trainwright.checkpoint.weights import load_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))

@@ -376,7 +376,7 @@ def test_a_parameter_that_no_optimizer_holds_is_named(make_trainer, line_model):
 
 
 def test_a_loss_that_is_not_finite_still_stops_the_run(make_trainer):
-    from trainwright.finite.updates import NonFiniteError
+    from trainwright.nonfinite.updates import NonFiniteError
 
     model = Deep()
     model.register_forward_hook(lambda module, inputs, outputs: {**outputs, "loss": outputs["loss"] * float("nan")})

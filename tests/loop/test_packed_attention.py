@@ -22,9 +22,9 @@ MODELS = [*itertools.product(KINDS, ["sdpa", "eager"]), ("gemma2", "eager"), ("g
 def divided(trainer):
     """The loader of a trainer whose model is switched as it is while it trains."""
     loader = trainer.get_train_dataloader()
-    check_packed(trainer.args, loader, trainer.model, trainer._attend, trainer._prepare_inputs)
-    assert trainer._attend._can_divide
-    with trainer._attend.while_training(trainer.model):
+    check_packed(trainer.args, loader, trainer.model, trainer._packed_inputs, trainer._prepare_inputs)
+    assert trainer._packed_inputs._can_divide
+    with trainer._packed_inputs.while_training(trainer.model):
         yield loader
 
 

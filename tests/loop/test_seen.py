@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from trainwright import Trainer, TrainerCallback
-from trainwright.seen import breakdown, speed
-from trainwright.seen.breakdown import HostTimeline
-from trainwright.seen.parts import PARTS
+from trainwright.profiling import breakdown, speed
+from trainwright.profiling.breakdown import HostTimeline
+from trainwright.profiling.phases import PHASES
 
 FETCH, FORWARD, BACKWARD, UPDATE, STEP_END, SAVE = 1, 10, 100, 1000, 10_000, 100_000  # seconds of a clock in a test
 
@@ -98,7 +98,7 @@ def slow_trainer(make_trainer, monkeypatch):
 
 
 def seconds_in(metrics, prefix="train_time_"):
-    return {part: metrics[f"{prefix}{part}_s"] for part in PARTS if metrics[f"{prefix}{part}_s"]}
+    return {part: metrics[f"{prefix}{part}_s"] for part in PHASES if metrics[f"{prefix}{part}_s"]}
 
 
 def test_each_part_of_a_run_is_given_its_own_time(slow_trainer):
@@ -157,7 +157,7 @@ def test_a_second_run_and_a_run_that_failed_leave_nothing_wrapped(slow_trainer):
         trainer.train()
     assert "call_event" not in vars(trainer.callback_handler)
     assert trainer._backward == trainer._strategy.backward
-    assert trainer._watchers.breakdown is None
+    assert trainer._profilers.breakdown is None
 
 
 # ---------------------------------------------------------------------------------------------------------- speed ----

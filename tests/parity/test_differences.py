@@ -207,7 +207,7 @@ def test_the_last_step_is_evaluated(columns: Any, is_older: bool) -> None:
         evaluated.append([line["step"] for line in trainer.state.log_history if "eval_loss" in line])
     assert evaluated[0] == [5, 10, 12]
     assert evaluated[1] == ([5, 10] if is_older else [5, 10, 12])
-    from trainwright.interop.generation import TrainingArguments  # of the drop-in
+    from trainwright.compat.installed_defaults import TrainingArguments  # of the drop-in
 
     trainer = columns.trainer("ours", "regression", dropout=0.0, eval_strategy="steps", eval_steps=5)
     values = {name: value for name, value in trainer.args.to_dict().items() if not name.endswith("_token")}
@@ -333,7 +333,7 @@ def test_lengths_are_grouped_in_an_order_that_the_seed_alone_decides(columns: An
 def test_a_batch_that_does_not_fit_is_halved() -> None:
     from transformers import trainer_utils
 
-    from trainwright.memory import find_executable_batch_size
+    from trainwright.oom_retry import find_executable_batch_size
 
     for search, expected in (
         (find_executable_batch_size, [20, 10]),

@@ -24,9 +24,9 @@ from trainwright.checkpoint import commit
 from trainwright.evaluation.metrics import write_metrics
 from trainwright.hub.model_card import write_model_card
 from trainwright.hub.push import add_patterns_to_gitignore
+from trainwright.profiling.trace import StepProfiler
 from trainwright.report.curve import plot_history
 from trainwright.report.html import write_report
-from trainwright.seen.profile import StepProfiler
 from trainwright.state import TrainerState
 from trainwright.tasks import session
 from trainwright.tasks.classification import predictions_writer
@@ -115,7 +115,7 @@ WRITERS = {
     ),
     "model card": ("hub/model_card.py", lambda out: write_model_card(out, model_name="m"), ["README.md"], "error"),
     "gitignore": ("hub/push.py", lambda out: add_patterns_to_gitignore(str(out), ["_*"]), [".gitignore"], "error"),
-    "profile": ("seen/profile.py", write_profile, TRACES, "warning"),
+    "profile": ("profiling/trace.py", write_profile, TRACES, "warning"),
     "predictions": ("tasks/classification.py", write_predictions, ["predictions.tsv"], "error"),
     "alphabet": ("tasks/speech.py", write_alphabet, ["vocab.json", "tokenizer_config.json"], "error"),
     "lengths": ("data/lengths.py", write_lengths, ["trainwright-lengths-f-x.npy"], "nothing"),

@@ -20,18 +20,18 @@ class AveragingArguments(RunArguments):
         None,
         "Keep an exponential moving average of the trainable weights with this decay, 0 to below 1 (0.999: over about "
         "1000 updates). Costs a copy of those weights. Checkpoints hold it as ema.safetensors. None: no average.",
-        ours=True,
+        extension=True,
     )
     ema_start_step: int = option(
-        0, "Step after which the average begins, as a copy of the weights. 0: before the first.", ours=True
+        0, "Step after which the average begins, as a copy of the weights. 0: before the first.", extension=True
     )
-    ema_update_steps: int = option(1, "Steps between two updates of the average.", ours=True)
+    ema_update_steps: int = option(1, "Steps between two updates of the average.", extension=True)
     ema_eval: bool = option(
         True,
         "Judge and hand out the average: evaluate(), predict(), the best checkpoint, save_model() and push_to_hub() "
         "use it. False: they use the trained weights, and the average lies only in ema.safetensors. A checkpoint's "
         "model file always holds the trained weights, since the run goes on from them.",
-        ours=True,
+        extension=True,
     )
 
     def _settle_averaging(self) -> None:

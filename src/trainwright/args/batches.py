@@ -23,7 +23,7 @@ LONG_SAMPLES = ("split", "truncate", "error")
 class BatchArguments(RunArguments):
     """Batches: sizes, accumulation, data loading."""
 
-    # False where a program for `transformers` derives its arguments, from `interop/generation`.
+    # False where a program for `transformers` derives its arguments, from `compat/installed_defaults`.
     _is_written_for_us: ClassVar[bool] = True
 
     per_device_train_batch_size: int = option(
@@ -59,18 +59,18 @@ class BatchArguments(RunArguments):
         False,
         "Join tokenised training samples into sequences of packing_length tokens, so that next to nothing is padding. "
         "Samples do not see each other. A pack then counts as one sample: in batch sizes, epochs and positions.",
-        ours=True,
+        extension=True,
     )
     packing_length: int | None = option(
         None,
         "Tokens in a pack. None: the longest input of model and tokenizer, at most 2048. Needs packing.",
-        ours=True,
+        extension=True,
     )
     packing_long_samples: str = option(
         "split",
         "What becomes of samples longer than packing_length: 'split' cuts them into several that do not see each "
         "other, 'truncate' keeps their beginning, 'error' refuses them. Needs packing.",
-        ours=True,
+        extension=True,
     )
     remove_unused_columns: bool | None = option(
         True, "Drop the columns of a dataset that the model's `forward` has no argument for."

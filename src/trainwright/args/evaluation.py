@@ -25,7 +25,7 @@ class EvaluationArguments(RunArguments):
         "items",
         "Weight of a batch in the evaluation loss: its label 'items' (the loss does not depend on the batch size), or "
         "'batches', by samples, as the documented implementation does.",
-        ours=True,
+        extension=True,
     )
     eval_accumulation_steps: int | None = option(
         None,
@@ -37,13 +37,13 @@ class EvaluationArguments(RunArguments):
         "Order in which samples are evaluated: 'sequential', 'group_by_length', or 'length_sorted', the longest first, "
         "which wastes least on padding. Predictions come back in the order of the data set. None: 'group_by_length' "
         "where training asks for that, else 'sequential'.",
-        ours=True,
+        extension=True,
     )
     eval_memory_budget_gib: float | None = option(
         None,
         "Main memory in GiB that collected predictions and labels may take; beyond it they go to files in output_dir, "
         "and compute_metrics gets memory maps. None: half of what is free when an evaluation begins. inf: no limit.",
-        ours=True,
+        extension=True,
     )
     eval_do_concat_batches: bool = option(
         True, "Join predictions and labels into one array. False: a list with one entry per batch."

@@ -54,7 +54,7 @@ class IntervalArguments(RunArguments):
         "the first checkpoint of a run writes and later ones hold as a hard link, checked to be unchanged. 'always': "
         "every checkpoint writes all weights, in one file; so do push_to_hub and a Trainer that overrides _save or "
         "save_model.",
-        ours=True,
+        extension=True,
     )
     save_only_model: bool = option(
         False, "Checkpoints hold the weights only: much smaller, but training cannot be continued from them."
@@ -63,7 +63,7 @@ class IntervalArguments(RunArguments):
         False,
         "Training waits for a copy of its state in memory only; a process of its own writes the checkpoint. Needs host "
         "memory of a checkpoint's size. on_save, rotation and pushes follow when the checkpoint is on the disk.",
-        ours=True,
+        extension=True,
     )
     save_on_each_node: bool = option(
         False,

@@ -35,7 +35,7 @@ class OptimizationArguments(RunArguments):
         "Learning rates of parts of the model, in place of learning_rate: a dict (or JSON text) of patterns and rates, "
         'such as {"classifier": 1e-3, "bert.embeddings": 1e-6}. A pattern is a regular expression for the whole name '
         "of a module or parameter; of several that match, the last one decides; one that matches nothing is an error.",
-        ours=True,
+        extension=True,
     )
     lr_scheduler_type: SchedulerType | str = option("linear", "How the learning rate changes after the warm-up.")
     lr_scheduler_kwargs: dict[str, Any] | str | None = option(

@@ -18,7 +18,7 @@ def option(
     *,
     factory: Callable[[], Any] | None = None,
     choices: Iterable[str] | None = None,
-    ours: bool = False,
+    extension: bool = False,
     init: bool = True,
     repr: bool = True,
     compare: bool = True,
@@ -26,9 +26,9 @@ def option(
     """A dataclass field with `help` (unit, consequence; %% for a percent sign).
 
     `choices`: the texts that are allowed, for `--help` and shell completion; the dataclass itself checks its value.
-    `ours`: no documented implementation has it, so a script may use the name for a field of its own (`argparser.py`).
+    `extension`: no documented implementation has it, so a script may define a field of that name (`argparser.py`).
     """
-    metadata: dict[str, Any] = {"help": help, "ours": ours}
+    metadata: dict[str, Any] = {"help": help, "extension": extension}
     if choices is not None:
         metadata["choices"] = list(choices)
     if factory is not None:

@@ -79,7 +79,7 @@ class PrecisionArguments(RunArguments):
         None,
         "Compile each repeated block of the model (or the modules of these classes) instead of the whole: the first "
         "step takes the time of one block. Setting it switches torch_compile on.",
-        ours=True,
+        extension=True,
     )
     torchdynamo: str | None = option(None, "Older name of torch_compile_backend.")
     use_liger_kernel: bool | None = option(
@@ -105,7 +105,7 @@ class PrecisionArguments(RunArguments):
         False,
         "Update each weight as soon as its gradient is there, and free the gradient: memory for one weight's gradient "
         "instead of all. Needs gradient_accumulation_steps=1, max_grad_norm=0 and no fp16, on one process.",
-        ours=True,
+        extension=True,
     )
     use_ipex: bool = option(
         False, "Retired with Intel's extension for PyTorch; True is an error that names what replaces it."

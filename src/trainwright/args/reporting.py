@@ -72,26 +72,26 @@ class ReportingArguments(RunArguments):
         "Add to each log line the speed since the line before, evaluations and saves left out: samples, steps and "
         "tokens per second over all devices, and mfu, the share of the devices' peak that the model uses, where the "
         "peak is known.",
-        ours=True,
+        extension=True,
     )
     peak_tflops_per_s: float | None = option(
         None,
         "Peak of one device in dense TFLOP/s for the mfu of log_speed. None: looked up by the device's name and the "
         "precision in use.",
-        ours=True,
+        extension=True,
     )
     time_breakdown: str | bool = option(
         False,
         "Report where the time went (data, forward, backward, optimizer, evaluation, saving, logging, callbacks, "
         "other), in seconds: 'end' in the final metrics, 'logs' in every log line, too. True is 'logs'. Measured "
         "without waiting for the device.",
-        ours=True,
+        extension=True,
     )
     profile_steps: dict[str, Any] | str | None = option(
         None,
         "Write a torch.profiler trace of these steps, counted from 1, to output_dir/profile, beside earlier ones: "
         '\'10-15\', or a dict such as {"first": 10, "last": 15, "shapes": true, "memory": true, "stacks": true}.',
-        ours=True,
+        extension=True,
     )
     skip_memory_metrics: bool = option(
         True, "Leave memory use out of the metrics. Measuring it slows training and evaluation."

@@ -1,7 +1,7 @@
 """What a run does when something goes wrong around it: full disks, too little memory, signals, NaN.
 
-Owns: the fields and their ranges. Leaves to others: noticing and acting (`checkpoint/trouble.py`, `memory.py`,
-`interrupt.py`, `finite/`).
+Owns: the fields and their ranges. Leaves to others: noticing and acting (`checkpoint/save_failures.py`, `oom_retry.py`,
+`interrupt.py`, `nonfinite/`).
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ class SafetyArguments(RunArguments):
         3,
         "How many checkpoints in a row may be lost to a full, read-only or failing disk before the run stops. Until "
         "then training goes on with a warning, and older checkpoints stay.",
-        ours=True,
+        extension=True,
     )
     auto_find_batch_size_mode: str = option(
         "split",
         "What auto_find_batch_size does when memory runs out. 'split': run the same micro-batch again in smaller "
         "parts, whose gradients add up to the same update, and keep to that size. 'restart': start the run again with "
         "per_device_train_batch_size halved, which makes every update smaller.",
-        ours=True,
+        extension=True,
     )
     dataloader_timeout: float = option(
         0.0,
         "Seconds that a loader worker may take for a batch before it counts as hung and is replaced. 0: it may take as "
         "long as it likes.",
-        ours=True,
+        extension=True,
     )
     save_on_signal: bool = option(
         True,
         "On SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 finish the step, write a checkpoint, and end the process; Ctrl-C twice "
         "ends it at once. False: signals do what they do without the Trainer, and steps since the last checkpoint are "
         "lost.",
-        ours=True,
+        extension=True,
     )
     exit_code_on_signal: int | None = option(
         None,
         "Exit code of a process that a signal ended. None: 128 plus the signal's number, so 143 for SIGTERM.",
-        ours=True,
+        extension=True,
     )
     save_on_exception: bool = option(
         False,
         "Write a checkpoint when an exception ends the run between two steps (in a callback, a metric, a tracker). "
         "Needs a run with one process.",
-        ours=True,
+        extension=True,
     )
 
     nonfinite: str = option(
@@ -60,7 +60,7 @@ class SafetyArguments(RunArguments):
         "What to do about a loss or gradient that is NaN or infinite, before the optimizer uses it: 'raise' an error "
         "that names step and samples; 'skip' the update; 'rollback' to the last checkpoint and pass over the data; "
         "'ignore' it. docs/reliability.md says what holds for which optimizer.",
-        ours=True,
+        extension=True,
     )
 
     def _settle_safety(self) -> None:

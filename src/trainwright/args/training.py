@@ -106,7 +106,7 @@ class TrainingArguments(GroupedArguments):
             if (
                 isinstance(getattr(self, field.name, None), str)
                 and field.type in _SWITCHES
-                and "ours" in field.metadata
+                and "extension" in field.metadata
             ):
                 check_switch(self, field.name)
 

@@ -9,10 +9,10 @@ import os
 from typing import Any
 
 from trainwright.checkpoint.commit import flush, flush_directory, flush_parents
-from trainwright.checkpoint.foreign import structural_problems
 from trainwright.checkpoint.json_files import read_loop_state, read_trainer_state
 from trainwright.checkpoint.manifest import read_manifest, some_of, write_manifest
 from trainwright.checkpoint.paths import DAMAGED, INCOMPLETE_NAME, MODEL_NAMES, step_of
+from trainwright.checkpoint.without_manifest import structural_problems
 from trainwright.names import LOOP_STATE_NAME, MANIFEST_NAME, TRAINER_STATE_NAME
 
 

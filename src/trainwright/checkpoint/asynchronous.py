@@ -20,14 +20,14 @@ from multiprocessing import reduction
 from typing import Any
 
 from trainwright.checkpoint import writer
-from trainwright.checkpoint.arrangement import Arrangement
 from trainwright.checkpoint.commit import delete, flush_parents, sibling
 from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.shared_memory import Arena, check_room
 from trainwright.checkpoint.snapshot import Job, Snapshot
-from trainwright.finite.weights import NonFiniteWeights, checkable_tensors, nonfinite_tensors
+from trainwright.checkpoint.snapshot_layout import Arrangement
 from trainwright.forks import hold_alone
 from trainwright.names import SaveStrategy
+from trainwright.nonfinite.weights import NonFiniteWeights, checkable_tensors, nonfinite_tensors
 
 logger = logging.getLogger(__name__)
 

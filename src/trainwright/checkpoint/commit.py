@@ -12,8 +12,8 @@ import os
 import shutil
 from contextlib import suppress
 
-from trainwright.checkpoint.deferred import deleted
 from trainwright.checkpoint.paths import INCOMPLETE_NAME, is_ours, relative_files
+from trainwright.checkpoint.sink import deleted
 from trainwright.safe_write import NO_RENAME, create_text
 
 logger = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from trainwright.checkpoint.deferred import Taker, taking
 from trainwright.checkpoint.manifest import read_manifest
 from trainwright.checkpoint.paths import inside
+from trainwright.checkpoint.sink import Taker, taking
 from trainwright.checkpoint.tensors import strided_parts
 from trainwright.interop.loaded import is_peft_model
 from trainwright.names import MANIFEST_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -70,7 +70,7 @@ class FrozenWeights:
     def apart(self, staging: str, final: str, taker: Taker | None = None) -> Iterator[FrozenFiles]:
         """Within, this thread saves the checkpoint `final` into `staging`, and frozen weights get a file of their own.
 
-        Other files are offered to `taker`, as `deferred.taking` does.
+        Other files are offered to `taker`, as `sink.taking` does.
         """
         beside = os.path.dirname(final)  # not those of another trial
         self._written = [path for path in self._written if os.path.isdir(path) and path != final]

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from trainwright.checkpoint.foreign import structural_problems
 from trainwright.checkpoint.json_files import problem_of, read_manifest_body
 from trainwright.checkpoint.paths import (
     INCOMPLETE_NAME,
@@ -31,6 +30,7 @@ from trainwright.checkpoint.paths import (
     shown,
     wrong_step,
 )
+from trainwright.checkpoint.without_manifest import structural_problems
 from trainwright.names import LOOP_STATE_NAME, MANIFEST_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 FORMAT_VERSION = 1

@@ -24,10 +24,10 @@ import torch
 
 from trainwright.args.hidden import forget_secrets
 from trainwright.checkpoint.commit import flush, flush_directory, flush_parents, flush_tree, publish, sibling
-from trainwright.checkpoint.deferred import taken
 from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.manifest import write_manifest
 from trainwright.checkpoint.paths import MODEL_NAMES, relative_files, rng_name
+from trainwright.checkpoint.sink import taken
 from trainwright.checkpoint.tensors import foreign_objects
 from trainwright.names import (
     LOOP_STATE_NAME,

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from trainwright.checkpoint import deferred
+from trainwright.checkpoint import sink
 from trainwright.checkpoint.layout import checkpoint_name, sort_checkpoints
 from trainwright.checkpoint.paths import is_ours
 from trainwright.checkpoint.runs import Record, continued, wrote
-from trainwright.checkpoint.trouble import SaveTrouble, predicted_bytes
+from trainwright.checkpoint.save_failures import SaveTrouble, predicted_bytes
 from trainwright.checkpoint.weights import check_can_be_held
-from trainwright.finite.guard import NonFiniteGuard
-from trainwright.finite.weights import NonFiniteWeights, checkable_tensors, may_be_saved, nonfinite_tensors
 from trainwright.names import SaveStrategy
+from trainwright.nonfinite.guard import NonFiniteGuard
+from trainwright.nonfinite.weights import NonFiniteWeights, checkable_tensors, may_be_saved, nonfinite_tensors
 from trainwright.state import TrainerControl, TrainerState
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class Saves:
         try:
             with self.trouble.borne(save.directory, save.step):
                 self.asynchronous.settle(self._strategy.first_error)
-                with save.moment(state), deferred.deleting(self.asynchronous.delete):
+                with save.moment(state), sink.deleting(self.asynchronous.delete):
                     self._follow(save.directory)
             self._is_over(save)
         except NonFiniteWeights as found:

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from trainwright.checkpoint.arrangement import (
+from trainwright.checkpoint.shared_memory import Arena, Place
+from trainwright.checkpoint.snapshot_layout import (
     Arrangement,
     Copy,
     Description,
@@ -29,9 +30,8 @@ from trainwright.checkpoint.arrangement import (
     copy_within_host,
     described_as,
 )
-from trainwright.checkpoint.shared_memory import Arena, Place
-from trainwright.finite.weights import nonfinite_tensors
 from trainwright.log_text import SMALL_BYTES, StateText
+from trainwright.nonfinite.weights import nonfinite_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Job:
 
 
 class Snapshot:
-    """Takes the files of one checkpoint, each as it is when it comes. A `deferred.Taker`.
+    """Takes the files of one checkpoint, each as it is when it comes. A `sink.Taker`.
 
     `to_check`: parameters that the writer looks at before it writes; those that were in no file are left in it.
     `arrangements`: by file, those of the save before in the same arena; brought up to date.

@@ -125,7 +125,7 @@ def check_parameters(optimizer: Any, names: Mapping[int, str], *, must_be_finite
     Shapes are known of torch's optimizers, where all but one number have that of their parameter; others factor,
     project or quantize. `names`: of parameters, by id. `must_be_finite`: one pass over the whole state.
     """
-    from trainwright.finite.weights import nonfinite_tensors
+    from trainwright.nonfinite.weights import nonfinite_tensors
 
     tensors: dict[str, torch.Tensor] = {}
     for inner in _parts(optimizer):

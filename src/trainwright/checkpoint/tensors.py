@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainwright.checkpoint.foreign import check_archive
 from trainwright.checkpoint.paths import shown
+from trainwright.checkpoint.without_manifest import check_archive
 
 
 class ForeignObjects(ValueError):

@@ -24,7 +24,7 @@ from safetensors.torch import save_file as save_file  # writer.py writes with it
 from torch import nn
 
 from trainwright import names
-from trainwright.checkpoint import deferred
+from trainwright.checkpoint import sink
 from trainwright.checkpoint.conversion import load_converted
 from trainwright.checkpoint.frozen import WeightsFile
 from trainwright.checkpoint.paths import MAX_NAMED, inside, named, read_json, shown
@@ -67,7 +67,7 @@ def save_weights(
     tensors = model.state_dict() if state_dict is None else state_dict
     if not safe:
         path = os.path.join(directory, names.WEIGHTS_NAME)
-        if not deferred.taken("torch", path, tensors):
+        if not sink.taken("torch", path, tensors):
             torch.save(tensors, path)
         return
     unique, aliases = _without_duplicates(tensors)
@@ -255,16 +255,16 @@ def _save_pretrained(
         if model.can_generate():
             model.generation_config.save_pretrained(directory)
         return False
-    with _no_progress_bars(), deferred.weights_of(model, partial(_write, model)):
+    with _no_progress_bars(), sink.weights_of(model, partial(_write, model)):
         model.save_pretrained(directory, **options)
     return True
 
 
 def _write(model: nn.Module, tensors: Tensors, path: Path, metadata: dict[str, str] | None) -> None:
     """Write a safetensors file with weights of `model`, or have it taken; not what an earlier checkpoint holds."""
-    whole, frozen = WeightsFile(os.fspath(path), tensors, metadata), deferred.frozen_files()
+    whole, frozen = WeightsFile(os.fspath(path), tensors, metadata), sink.frozen_files()
     for file in [whole] if frozen is None else frozen.left_to_write(model, whole):
-        if not deferred.taken("tensors", *file):
+        if not sink.taken("tensors", *file):
             save_file(file.tensors, file.path, metadata=file.metadata)
 
 

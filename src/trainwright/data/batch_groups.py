@@ -1,7 +1,7 @@
 """Batches of an evaluation, made a few at a time where the loop makes them itself.
 
 Owns: `in_groups`: whether batches may be made before they are asked for, and how many. Leaves to others: batches of
-workers, which are made ahead anyway (`receiving`).
+workers, which are made ahead anyway (`worker_transport`).
 
 Why: a model's weights pass through the processor's caches, so whatever runs between two forward passes is fetched from
 memory again each time. A collator that makes 16 batches in a row is fetched once. That saves a third of the time that a
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from trainwright.data.receiving import iterate_ahead
 from trainwright.data.run_loader import RunLoader
+from trainwright.data.worker_transport import iterate_ahead
 
 MOST_BATCHES = 16
 MOST_BYTES = 2**20  # of a group; its last batch may go beyond

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from trainwright.data import own_generators
-from trainwright.data.around import Around
+from trainwright.data import collator_rng
+from trainwright.data.proxy import Proxy
 from trainwright.seeding import set_seed
 
 
@@ -28,7 +28,7 @@ class SeededBatch(list[Any]):
     seed: int = 0
 
 
-class SeededBatchSampler(Around):
+class SeededBatchSampler(Proxy):
     """A batch sampler whose batches carry a seed. All else is asked of the one inside."""
 
     _inside = "batch_sampler"
@@ -56,7 +56,7 @@ class SeededBatchSampler(Around):
         return batch
 
 
-class SeededPerBatch(Around, Dataset[Any]):
+class SeededPerBatch(Proxy, Dataset[Any]):
     """A data set that seeds all generators of its process, and those of the collator, before it makes a batch. For
     workers only.
 
@@ -69,8 +69,8 @@ class SeededPerBatch(Around, Dataset[Any]):
     def __init__(self, dataset: Any, collator: Any = None) -> None:
         self.dataset = dataset
         self._collator = collator
-        self._rehearses = collator is not None and own_generators.is_made_late(collator)
-        self._fingerprint = own_generators.fingerprint(collator) if self._rehearses else 0
+        self._rehearses = collator is not None and collator_rng.is_made_late(collator)
+        self._fingerprint = collator_rng.fingerprint(collator) if self._rehearses else 0
         self._has_generators = self._rehearses
 
     def __len__(self) -> int:
@@ -85,10 +85,10 @@ class SeededPerBatch(Around, Dataset[Any]):
             if self._rehearses:
                 self._rehearses = False
                 self._collator(self._fetched(indices))
-                self._has_generators = bool(own_generators.find(self._collator))
+                self._has_generators = bool(collator_rng.find(self._collator))
             set_seed(indices.seed)
             if self._has_generators:
-                own_generators.reseed(self._collator, indices.seed ^ self._fingerprint)
+                collator_rng.reseed(self._collator, indices.seed ^ self._fingerprint)
         return self._fetched(indices)
 
     def _fetched(self, indices: Any) -> list[Any]:
@@ -96,7 +96,7 @@ class SeededPerBatch(Around, Dataset[Any]):
         return list(fetch(list(indices))) if fetch is not None else [self.dataset[index] for index in indices]
 
 
-class SeededPerPass(Around, IterableDataset[Any]):
+class SeededPerPass(Proxy, IterableDataset[Any]):
     """A stream that seeds all generators of its worker, and those of the collator, before each pass but the first.
 
     For persistent workers: torch seeds them once, so that a later pass would depend on all that they drew before, which
@@ -125,5 +125,5 @@ class SeededPerPass(Around, IterableDataset[Any]):
             if epoch > 0:
                 seed = zlib.crc32(np.asarray([self.seed, epoch, worker.id], dtype=np.int64).tobytes())
                 set_seed(seed)
-                own_generators.reseed(self._collator, seed)
+                collator_rng.reseed(self._collator, seed)
         return iter(self.dataset)

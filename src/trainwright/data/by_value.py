@@ -1,6 +1,6 @@
 """Small tensors on their way from a loader worker, sent as their bytes.
 
-Owns: what a tensor becomes in the message that holds its batch. Leaves to others: receiving messages (`receiving`),
+Owns: what a tensor becomes in the message that holds its batch. Leaves to others: receiving messages (`worker_transport`),
 large tensors, for which torch sends a file descriptor of shared memory.
 
 Why: the receiver asks for each of those descriptors over a socket of its own, with a handshake in Python, and the

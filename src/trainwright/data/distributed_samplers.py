@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.utils.data import Dataset, DistributedSampler, IterableDataset, Sampler
 
-from trainwright.data.order import seeded
+from trainwright.data.resumable_sampler import seeded
 from trainwright.interop.optional import require
 
 

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset, DistributedSampler, Sampler
 
 from trainwright.data.lengths import sample_lengths
-from trainwright.data.order import Resumable, iterate_from, seeded
+from trainwright.data.resumable_sampler import Resumable, iterate_from, seeded
 
 MAX_BATCHES_PER_GROUP = 50
 

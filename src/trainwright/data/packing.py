@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainwright.data.order import seeded
+from trainwright.data.resumable_sampler import seeded
 
 logger = logging.getLogger(__name__)
 

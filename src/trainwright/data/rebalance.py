@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-from trainwright.data.order import Resumable, seeded
+from trainwright.data.resumable_sampler import Resumable, seeded
 
 NUM_HALVINGS = 16  # comes within 1/65536 of the best split
 

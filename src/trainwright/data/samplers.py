@@ -28,9 +28,9 @@ from trainwright.data.length_grouping import (
     get_length_grouped_indices,
 )
 from trainwright.data.lengths import sample_lengths
-from trainwright.data.order import Resumable, iterate_from, seeded
 from trainwright.data.permutation import LargeOrder
 from trainwright.data.rebalance import BatchRebalanceSampler
+from trainwright.data.resumable_sampler import Resumable, iterate_from, seeded
 from trainwright.names import closest
 
 __all__ = [

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainwright.data import own_generators
+from trainwright.data import collator_rng
 from trainwright.data.from_args import is_iterable, why_no_batch
 from trainwright.data.samplers import has_length
-from trainwright.evaluation.rehearsal import needs_metric
+from trainwright.evaluation.sanity_check import needs_metric
 from trainwright.seeding import generator_states, restore_generators
 
 
@@ -29,7 +29,7 @@ def try_batch(loader: Any, args: Any, description: str) -> None:
             name = args.metric_for_best_model
             raise ValueError(f"{description}: {nothing} metric_for_best_model={name!r} could not be computed.")
         return  # building the loader has warned of it
-    if (args.dataloader_num_workers and args.world_size > 1) or own_generators.is_made_late(collator):
+    if (args.dataloader_num_workers and args.world_size > 1) or collator_rng.is_made_late(collator):
         return  # what a data set opens belongs into its workers; a generator of a collator would move on
     states = generator_states()
     try:

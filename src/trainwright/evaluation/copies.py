@@ -2,7 +2,7 @@
 
 Owns: what of a function is copied (its closure, the globals it names, the object it belongs to, and what they hold) and
 what is shared: code, modules, classes, weights, data sets and objects of libraries. Leaves to others: why it is called
-(`rehearsal`). What a function writes elsewhere (files, a module's attributes) is out of reach.
+(`sanity_check`). What a function writes elsewhere (files, a module's attributes) is out of reach.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The evaluation loop: predict every batch, take what was asked for, then average the loss and compute metrics.
 
 Owns: the order of these, and which parts an evaluation is made of, chosen once before the first batch. Leaves to
-others: predicting one batch (`predict`), what becomes of it (`collect`, `runs`), rows (`kept`, `each_batch`,
+others: predicting one batch (`predict`), what becomes of it (`accumulator`, `batch_coalescing`), rows (`prediction_store`, `batch_metrics`,
 `streaming`), averaging (`losses`), timing and logging. Nothing here reads from the device before the last batch. A
 batch costs few calls: `tests/loop/test_evaluation_cost.py`.
 Source: seed 001 (`evaluation_loop`).
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from trainwright.data.batch_groups import in_groups
-from trainwright.evaluation.collect import (
+from trainwright.evaluation.accumulator import (
     AcrossProcesses,
     Collected,
     Collector,
@@ -24,11 +24,11 @@ from trainwright.evaluation.collect import (
     main_input_of,
     padded_gather,
 )
-from trainwright.evaluation.each_batch import EachBatch, as_dict
-from trainwright.evaluation.kept import KeptRows
+from trainwright.evaluation.batch_coalescing import Runs
+from trainwright.evaluation.batch_metrics import EachBatch, as_dict
 from trainwright.evaluation.losses import weighted_mean
 from trainwright.evaluation.metrics import prefixed
-from trainwright.evaluation.runs import Runs
+from trainwright.evaluation.prediction_store import KeptRows
 from trainwright.evaluation.settings import LoopSettings
 from trainwright.evaluation.spill import MemoryBudget
 from trainwright.evaluation.streaming import StreamingMetrics

@@ -65,7 +65,7 @@ def evaluate(
         )
     num_own = functools.partial(strategy.num_own_rows, dataloader=batches)
     if together:
-        from trainwright.evaluation.repeated import predict_own_rows
+        from trainwright.evaluation.padding_samples import predict_own_rows
 
         predict = functools.partial(predict_own_rows, predict_batch=predict, num_own=num_own)
     return run_evaluation(

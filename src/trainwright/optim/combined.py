@@ -36,7 +36,7 @@ class CombinedOptimizer(Optimizer):
         self._is_built = True
 
     def _check(self) -> None:
-        from trainwright.optim.in_backward import updates_in_backward
+        from trainwright.optim.fused_backward import updates_in_backward
 
         if not self.optimizers:
             raise ValueError("CombinedOptimizer needs at least one optimizer; optimizers is empty.")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.interop.optional import require
-from trainwright.optim.in_backward import check_in_backward
+from trainwright.optim.fused_backward import check_in_backward
 from trainwright.optim.registry import OptimizerRequest, OptimizerSpec
 
 logger = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from trainwright.interop.optional import require
+from trainwright.optim.fused_backward import check_in_backward
 from trainwright.optim.groups import check_target_module_exists, decay_parameter_names
-from trainwright.optim.in_backward import check_in_backward
 from trainwright.optim.layerwise import LayerWiseDummyOptimizer
 from trainwright.optim.options import with_options
-from trainwright.optim.own_rates import with_own_rates
+from trainwright.optim.per_module_lr import with_module_lr
 from trainwright.optim.registry import OptimizerRequest, OptimizerSpec
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def _spec(
     request: OptimizerRequest, cls: Callable[..., Any], kwargs: dict[str, Any], marks: dict[str, Any]
 ) -> OptimizerSpec:
     cls = _with_plain_projectors(cls)
-    groups = with_own_rates(_groups(request, marks), request.model, request.own_rates)
+    groups = with_module_lr(_groups(request, marks), request.model, request.own_rates)
     if not request.name.endswith(_LAYERWISE):
         return OptimizerSpec(cls, kwargs | {"params": groups})
     check_in_backward(request.name, request.args, instead=request.name.removesuffix(_LAYERWISE))

@@ -1,7 +1,7 @@
 """Optimizers by name: `optim="adamw_torch"` to a class and its arguments.
 
 Owns: the table of names, what each needs to run, and registering more. Leaves to others: building the optimizer
-(`build.py`), what each family passes on (`*_family.py`, `low_rank.py`, `lomo.py`, `others.py`). Nothing of a family is
+(`build.py`), what each family passes on (`*_family.py`, `low_rank.py`, `lomo.py`, `third_party.py`). Nothing of a family is
 imported before one of its optimizers is chosen.
 """
 
@@ -58,7 +58,7 @@ class OptimizerRequest:
 
     @property
     def own_rates(self) -> dict[str, float] | None:
-        """`learning_rate_per_module`: a builder that makes "params" of its own splits them with `with_own_rates`."""
+        """`learning_rate_per_module`: a builder that makes "params" of its own splits them with `with_module_lr`."""
         rates: dict[str, float] | None = getattr(self.args, "learning_rate_per_module", None)
         return rates
 

@@ -49,9 +49,9 @@ def rmsprop(request: OptimizerRequest) -> OptimizerSpec:
 
 def muon(request: OptimizerRequest) -> OptimizerSpec:
     from trainwright.optim.muon import MuonWithAdamW, muon_groups
-    from trainwright.optim.own_rates import with_own_rates
+    from trainwright.optim.per_module_lr import with_module_lr
 
     if request.model is None:
         raise ValueError("optim='muon' chooses parameters by their module, so it needs the model; model is None.")
-    groups = with_own_rates(muon_groups(request.model, request.args.weight_decay), request.model, request.own_rates)
+    groups = with_module_lr(muon_groups(request.model, request.args.weight_decay), request.model, request.own_rates)
     return OptimizerSpec(MuonWithAdamW, request.adam | {"params": groups})

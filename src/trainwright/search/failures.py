@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from trainwright.finite.updates import NonFiniteError
-from trainwright.memory import free_memory, is_out_of_memory
+from trainwright.nonfinite.updates import NonFiniteError
+from trainwright.oom_retry import free_memory, is_out_of_memory
+from trainwright.parallel.broadcast import world
 from trainwright.search.backends import Objective, trial_id
-from trainwright.search.together import world
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from typing import Any
 from trainwright.interop.optional import require
 from trainwright.names import closest
 from trainwright.outputs import BestRun
+from trainwright.parallel.broadcast import announce, finish, follow, share, world
 from trainwright.search.backends import Objective, SearchContext, check_directions, check_n_trials
 from trainwright.search.failures import TrialFailed
 from trainwright.search.spaces import default_hp_space_optuna as default_hp_space
-from trainwright.search.together import announce, finish, follow, share, world
 
 __all__ = ["SharedTrial", "default_hp_space", "params_of", "report", "run"]
 

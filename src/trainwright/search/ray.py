@@ -13,10 +13,10 @@ from typing import Any
 from trainwright.checkpoint.layout import get_last_checkpoint
 from trainwright.interop.optional import require
 from trainwright.outputs import BestRun
+from trainwright.parallel.broadcast import world
 from trainwright.search.backends import NamedTrial, Objective, SearchContext, check_directions, check_n_trials
 from trainwright.search.failures import TrialFailed
 from trainwright.search.spaces import default_hp_space_ray as default_hp_space
-from trainwright.search.together import world
 
 __all__ = ["default_hp_space", "params_of", "report", "run"]
 

@@ -14,9 +14,9 @@ from typing import Any
 from trainwright.interop.optional import require
 from trainwright.names import closest
 from trainwright.outputs import BestRun
+from trainwright.parallel.broadcast import announce, finish, follow, world
 from trainwright.search.backends import NamedTrial, Objective, SearchContext, check_directions, check_n_trials
 from trainwright.search.spaces import default_hp_space_wandb as default_hp_space
-from trainwright.search.together import announce, finish, follow, world
 
 __all__ = ["default_hp_space", "params_of", "report", "run"]
 

@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from trainwright.checkpoint.deferred import taken
 from trainwright.checkpoint.paths import inside
+from trainwright.checkpoint.sink import taken
 from trainwright.names import EMA_WEIGHTS_NAME
-from trainwright.optim.two_modes import keeps_two_sets
+from trainwright.optim.schedule_free import keeps_two_sets
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from transformers import (  # noqa: E402
 from transformers.integrations import TensorBoardCallback  # noqa: E402
 from transformers.trainer_utils import EvalPrediction  # noqa: E402
 
-from trainwright.interop.replaced_names import REPLACED, ours  # noqa: E402
+from trainwright.compat.replaced_names import REPLACED, ours  # noqa: E402
 
 
 @dataclasses.dataclass

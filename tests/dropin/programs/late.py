@@ -16,7 +16,7 @@ from transformers import Trainer as TheirTrainer
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_reporting_integration_callbacks  # noqa: F401
 from transformers.trainer_utils import IntervalStrategy
 
-from trainwright.interop.replaced_names import REPLACED, ours
+from trainwright.compat.replaced_names import REPLACED, ours
 
 library = types.ModuleType("library")  # another library, which imported earlier
 library.Base, library.theirs = Trainer, transformers.training_args.TrainingArguments

@@ -18,7 +18,7 @@ class OfAScript:
 
 
 def test_exactly_our_own_arguments_are_marked():
-    marked = {one.name for one in fields(TrainingArguments) if one.metadata.get("ours")}
+    marked = {one.name for one in fields(TrainingArguments) if one.metadata.get("extension")}
     assert marked == set(SURFACE["ours_only"])
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from trainwright.checkpoint import writer
+from trainwright.checkpoint.save_failures import predicted_bytes
 from trainwright.checkpoint.tensors import strided_parts
-from trainwright.checkpoint.trouble import predicted_bytes
 from trainwright.checkpoint.weights import load_state_dict
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "faults"))
@@ -139,7 +139,7 @@ def test_a_trainer_that_writes_weights_in_its_own_way_and_a_buffer_that_is_not_s
 
 def test_a_sparse_buffer_that_became_infinite_is_found_by_its_name(tmp_path):
     from trainwright import TrainerCallback
-    from trainwright.finite.updates import NonFiniteError
+    from trainwright.nonfinite.updates import NonFiniteError
 
     class Spoil(TrainerCallback):
         def on_step_end(self, args, state, control, model, **kwargs):

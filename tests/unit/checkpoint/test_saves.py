@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from trainwright.checkpoint.save_failures import SavingFailed
 from trainwright.checkpoint.saves import Saves
-from trainwright.checkpoint.trouble import SavingFailed
-from trainwright.finite.updates import NonFiniteError
+from trainwright.nonfinite.updates import NonFiniteError
 from trainwright.parallel.strategy import Strategy
 from trainwright.state import TrainerControl, TrainerState
 

@@ -16,10 +16,10 @@ from torch import nn
 
 from trainwright.interop.optional import MissingExtra, require
 from trainwright.optim.build import build_optimizer
+from trainwright.optim.fused_backward import is_lomo
 from trainwright.optim.groups import decay_parameter_names, parameter_groups
-from trainwright.optim.in_backward import is_lomo
 from trainwright.optim.lomo import fused_backward
-from trainwright.optim.own_rates import with_own_rates
+from trainwright.optim.per_module_lr import with_module_lr
 from trainwright.optim.registry import ROWS, check_device, optimizer_class_and_kwargs
 
 NAMES = sorted(ROWS)
@@ -78,7 +78,7 @@ def built(optim: str, model: nn.Module | None = None, **changes: Any) -> tuple[A
     except (MissingExtra, RuntimeError) as error:
         pytest.skip(str(error).partition(". ")[0])
     groups = parameter_groups(model, args.weight_decay, decay_parameter_names(model))
-    optimizer = build_optimizer(model, cls, kwargs, with_own_rates(groups, model, args.learning_rate_per_module))
+    optimizer = build_optimizer(model, cls, kwargs, with_module_lr(groups, model, args.learning_rate_per_module))
     if hasattr(optimizer, "train"):  # schedule-free
         optimizer.train()
     return model, optimizer

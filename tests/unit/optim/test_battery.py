@@ -30,7 +30,7 @@ from battery import (
 )
 
 from trainwright.interop.optional import MissingExtra, is_installed
-from trainwright.optim.in_backward import is_lomo
+from trainwright.optim.fused_backward import is_lomo
 from trainwright.optim.registry import ROWS, check_device, optimizer_class_and_kwargs
 
 NUM_STEPS = 8  # schedule-free RAdam makes no update before the sixth

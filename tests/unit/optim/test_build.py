@@ -13,8 +13,8 @@ from torch import nn
 from trainwright.interop.optional import MissingExtra
 from trainwright.optim.any_precision import AnyPrecisionAdamW
 from trainwright.optim.build import build_optimizer, build_scheduler
+from trainwright.optim.fused_backward import is_lomo
 from trainwright.optim.groups import decay_parameter_names, parameter_groups
-from trainwright.optim.in_backward import is_lomo
 from trainwright.optim.layerwise import LayerWiseDummyOptimizer, LayerWiseDummyScheduler
 from trainwright.optim.lomo import fused_backward
 from trainwright.optim.registry import check_device, optimizer_class_and_kwargs

@@ -20,7 +20,7 @@ from battery import BETAS, DECAY, LR, NAMES, OPTIONS, WIDTH, Model, built, make_
 from trainwright import CombinedOptimizer, Trainer, TrainerCallback, TrainingArguments
 from trainwright.interop.optional import MissingExtra
 from trainwright.names import ParallelMode
-from trainwright.optim.in_backward import updates_in_backward
+from trainwright.optim.fused_backward import updates_in_backward
 from trainwright.optim.lomo import gradient_norm
 from trainwright.optim.registry import check_device, optimizer_class_and_kwargs
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from trainwright.finite.updates import NonFiniteError
-from trainwright.memory import CannotRetry
+from trainwright.nonfinite.updates import NonFiniteError
+from trainwright.oom_retry import CannotRetry
 from trainwright.search import failures
 from trainwright.search.backends import NamedTrial
 

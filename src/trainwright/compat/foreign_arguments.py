@@ -1,0 +1,82 @@
+"""TrainingArguments of the reference, taken over as ours.
+
+Owns: building our arguments from the fields of an object that was made by another implementation of the same names.
+Leaves to others: what the fields mean (`args/`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from enum import Enum
+from typing import Any
+
+from trainwright.args.seq2seq import Seq2SeqTrainingArguments
+from trainwright.args.training import TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+# Made in the reference's own classes from what the fields say; ours make their own.
+_DERIVED = ("accelerator_config", "fsdp_config", "deepspeed_plugin", "distributed_state")
+
+
+def adopted(args: Any) -> Any:
+    """`args` itself, or ours with the same values where they are a dataclass of another implementation.
+
+    What a subclass added comes along as an attribute, unless we have an argument of that name which no other
+    implementation has: it meant something else by it (TRL packs itself where its `packing` is set), so ours keeps its
+    default. Raises TypeError naming the field that cannot be taken over.
+    """
+    if isinstance(args, TrainingArguments) or not _is_foreign(args):
+        return args
+    ours = Seq2SeqTrainingArguments if hasattr(args, "predict_with_generate") else TrainingArguments
+    known = {field.name: field for field in dataclasses.fields(ours) if field.init}
+    given, extra, namesakes = {}, {}, []
+    for field in dataclasses.fields(args):
+        value = _plain(getattr(args, field.name))
+        if field.name in known and known[field.name].metadata["extension"]:
+            if value != known[field.name].default:
+                namesakes.append(f"{field.name}={value!r}")
+        elif field.name in known and field.name not in _DERIVED:
+            given[field.name] = value
+        elif field.name not in known and field.init:
+            extra[field.name] = value
+    for name in ("accelerator_config", "fsdp_config"):
+        config: Any = getattr(args, name, None)
+        given[name] = config.to_dict() if hasattr(config, "to_dict") else config
+    if not given.get("fsdp"):
+        given["fsdp_config"] = None  # theirs is filled in even where FSDP is off
+    try:
+        made = ours(**{name: value for name, value in given.items() if not _is_unset(ours, name, value)})
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"args is a {type(args).__module__}.{type(args).__qualname__}, and it cannot be taken over: {error} "
+            "Build it from trainwright.TrainingArguments, or call trainwright.dropin.install() before it is imported."
+        ) from error
+    for name, value in extra.items():
+        setattr(made, name, value)
+    if namesakes:
+        logger.warning(
+            "%s of %s.%s was not taken over: an argument of that name means something else in trainwright. To set "
+            "trainwright's, build the arguments from trainwright.TrainingArguments.",
+            ", ".join(namesakes),
+            type(args).__module__,
+            type(args).__qualname__,
+        )
+    return made
+
+
+def _is_foreign(args: Any) -> bool:
+    return dataclasses.is_dataclass(args) and hasattr(args, "per_device_train_batch_size")
+
+
+def _plain(value: Any) -> Any:
+    """Enums of the reference by value: ours are found by it."""
+    if isinstance(value, Enum):
+        return value.value
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_unset(ours: type, name: str, value: Any) -> bool:
+    default = next(field for field in dataclasses.fields(ours) if field.name == name)  # type: ignore[arg-type]
+    return value is None and default.default is not None

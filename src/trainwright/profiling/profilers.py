@@ -1,0 +1,74 @@
+"""What watches a run, as the arguments ask.
+
+Owns: building the profilers. Leaves to others: what each does (`breakdown`, `speed`, `profile`), and wrapping the parts
+(Trainer).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainwright.interop.models import undisturbed
+from trainwright.parallel.strategy import Strategy
+from trainwright.profiling.breakdown import TimeBreakdown
+from trainwright.profiling.phases import Profilers
+from trainwright.profiling.speed import ModelFlops, SpeedMeter, peak_of
+from trainwright.profiling.trace import StepProfiler
+
+
+def profilers_for(
+    args: Any,
+    *,
+    strategy: Strategy,
+    num_replicas: int,
+    step_now: Callable[[], int],
+    tokens_now: int,
+    model: nn.Module,
+    flops_of: Callable[[Any], float] | None,
+    main_input_name: str,
+    prepare_inputs: Callable[[Any], Any],
+    drops_labels: bool,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]],
+) -> Profilers:
+    """Those that `args` (TrainingArguments) ask for, of a run on `num_replicas` devices per process.
+
+    step_now: gives the number of steps that are done. tokens_now: tokens seen when the run begins. flops_of: see
+    `SpeedMeter`; None: counted on the first batch, with the model's own `forward`, without labels if `drops_labels`.
+    """
+    device, speed, profiler = strategy.device, None, None
+    if args.log_speed:
+
+        def forward(inputs: Any) -> None:
+            inputs = {
+                name: value for name, value in prepare_inputs(inputs).items() if not (drops_labels and name == "labels")
+            }
+            with undisturbed(model, inputs), autocast():
+                model.forward(**inputs)  # not __call__, which may be compiled, and would be compiled once more
+
+        peak = peak_of(device, _dtype_of_products(args, model), args.peak_tflops_per_s)
+        speed = SpeedMeter(
+            num_processes=strategy.num_processes,
+            flops_of=flops_of or ModelFlops(forward, main_input_name),
+            peak_flops_per_s=None if peak is None else peak * strategy.num_processes * num_replicas,
+            first_step=step_now(),
+            first_tokens=tokens_now,
+        )
+    if args.profile_steps:
+        profiler = StepProfiler(args.profile_steps, str(args.output_dir), step_now, strategy.process_index)
+    return Profilers(TimeBreakdown.for_run(args.time_breakdown, device), speed, profiler)
+
+
+def _dtype_of_products(args: Any, model: nn.Module) -> torch.dtype:
+    """The type that most of the model's matrix products are computed in."""
+    if args.bf16 or args.fp16:
+        return torch.bfloat16 if args.bf16 else torch.float16
+    sizes: dict[torch.dtype, int] = {}
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)

@@ -1,0 +1,303 @@
+"""Going back to a position: exact in samples, nothing fetched that was seen, the same random numbers afterwards."""
+
+import copy
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, WeightedRandomSampler
+
+from trainwright.data.loaders import build_dataloader, set_epoch
+from trainwright.data.samplers import build_train_sampler
+from trainwright.data.seek import DataPosition, WorkerShares, discard_batches, seek, skip_first_batches
+
+NUM_SAMPLES = 50
+
+
+class Counted(torch.utils.data.Dataset):
+    """Remembers what was fetched; samples also draw from the global generators."""
+
+    def __init__(self):
+        self.fetched = []
+
+    def __len__(self):
+        return NUM_SAMPLES
+
+    def __getitem__(self, index):
+        self.fetched.append(index)
+        return index
+
+
+class Noisy(Counted):
+    def __getitem__(self, index):
+        return index, torch.rand(1).item(), random.random(), float(np.random.rand())
+
+
+class Stream(IterableDataset):
+    def __init__(self):
+        self.read = 0
+
+    def __iter__(self):
+        info = torch.utils.data.get_worker_info()
+        first, step = (0, 1) if info is None else (info.id, info.num_workers)
+        for sample in range(first, NUM_SAMPLES, step):
+            self.read += 1
+            yield sample
+
+    def __len__(self):
+        return NUM_SAMPLES
+
+
+def states():
+    return torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+
+def restore(saved):
+    torch.set_rng_state(saved[0])
+    random.setstate(saved[1])
+    np.random.set_state(saved[2])
+
+
+def flat(batches):
+    return [sample for batch in batches for sample in batch]
+
+
+def make_loader(dataset, strategy="random", batch_size=4, **options):
+    data = [{"input_ids": [0] * (place % 7 + 1)} for place in range(NUM_SAMPLES)]
+    sampler = build_train_sampler(data, strategy=strategy, seed=1, batch_size_for_grouping=4)
+    return build_dataloader(dataset, batch_size=batch_size, collate_fn=list, sampler=sampler, **options)
+
+
+def test_a_position_survives_json():
+    position = DataPosition(epoch=2, samples_in_epoch=24)
+    assert DataPosition.from_dict(json.loads(json.dumps(position.to_dict()))) == position
+    assert DataPosition() == DataPosition(0, 0)
+
+
+@pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length", "batch_rebalance"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_rest_of_the_epoch_follows_and_the_next_epoch_is_whole(strategy, num_workers):
+    loader = make_loader(Counted(), strategy, num_workers=num_workers)
+    set_epoch(loader, 1)
+    whole = flat(loader)
+    found, leftover = seek(loader, 24, 4)
+    set_epoch(found, 1)
+    assert leftover == 0
+    assert flat(found) == whole[24:]
+    set_epoch(found, 2)
+    second = flat(found)
+    fresh = make_loader(Counted(), strategy)
+    set_epoch(fresh, 2)
+    assert second == flat(fresh)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 16])
+def test_a_changed_batch_size_neither_skips_nor_repeats(batch_size):
+    whole = flat(make_loader(Counted(), batch_size=8))
+    found, leftover = seek(make_loader(Counted(), batch_size=batch_size), 24, batch_size)
+    assert leftover == 0
+    assert flat(found) == whole[24:]
+
+
+def test_nothing_that_was_seen_is_fetched():
+    for loader in (make_loader(Counted()), DataLoader(Counted(), batch_sampler=OddBatches(), collate_fn=list)):
+        found, _ = seek(loader, 24, 4)
+        rest = flat(found)
+        assert len(rest) == NUM_SAMPLES - 24
+        assert loader.dataset.fetched == rest
+
+
+class OddBatches:
+    """A batch sampler of a user's own: batches of 4, no attributes, order from the global generator."""
+
+    def __len__(self):
+        return -(-NUM_SAMPLES // 4)
+
+    def __iter__(self):
+        order = torch.randperm(NUM_SAMPLES).tolist()
+        for begin in range(0, NUM_SAMPLES, 4):
+            yield order[begin : begin + 4]
+
+
+LOADERS = {
+    "ours": lambda data: make_loader(data),
+    "weighted": lambda data: DataLoader(
+        data, batch_size=4, sampler=WeightedRandomSampler([1.0] * NUM_SAMPLES, NUM_SAMPLES), collate_fn=list
+    ),
+    "shuffled": lambda data: DataLoader(data, batch_size=4, shuffle=True, collate_fn=list),
+    "batch sampler": lambda data: DataLoader(data, batch_sampler=OddBatches(), collate_fn=list),
+}
+
+
+@pytest.mark.parametrize("make", LOADERS.values(), ids=LOADERS.keys())
+def test_resuming_is_exact_in_samples_and_in_random_numbers(make):
+    torch.manual_seed(0)
+    at_epoch = states()
+    iterator = iter(make(Noisy()))
+    for _ in range(6):
+        next(iterator)
+    at_step = states()
+    rest, end = flat(iterator), states()
+
+    torch.manual_seed(99)  # a new process
+    restore(at_epoch)
+    found, leftover = seek(make(Noisy()), 24, 4)
+    iterator = iter(found)
+    discard_batches(iterator, leftover)
+    restore(at_step)
+    assert flat(iterator) == rest
+    assert torch.equal(torch.get_rng_state(), end[0])
+    assert random.getstate() == end[1]
+
+
+def test_one_iterator_draws_one_number_from_the_global_generator():
+    torch.manual_seed(0)
+    torch.empty((), dtype=torch.int64).random_()  # what a plain DataLoader draws as base seed
+    expected = torch.get_rng_state()
+    for loader in (make_loader(Counted()), skip_first_batches(DataLoader(Counted(), batch_size=4), 3)):
+        torch.manual_seed(0)
+        found, _ = seek(loader, 8, 4)
+        flat_iterator = iter(found)
+        next(flat_iterator)
+        assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_a_batch_half_seen_is_cut_for_samplers_of_others():
+    loader = DataLoader(Counted(), batch_size=16, collate_fn=list)
+    found, _ = seek(loader, 24, 16)
+    assert flat(found) == list(range(24, NUM_SAMPLES))
+    assert flat(found) == list(range(NUM_SAMPLES))
+
+
+def test_a_stream_without_workers_is_read_but_exact_in_samples():
+    loader = build_dataloader(Stream(), batch_size=16, collate_fn=list)
+    found, leftover = seek(loader, 24, 16)
+    assert leftover == 0
+    assert flat(found) == list(range(24, NUM_SAMPLES))
+    assert flat(found) == list(range(NUM_SAMPLES))
+    assert len(found.dataset) == NUM_SAMPLES
+
+
+def test_a_stream_with_workers_leaves_whole_batches_and_warns_of_the_rest(caplog):
+    loader = build_dataloader(Stream(), batch_size=4, collate_fn=list, num_workers=2)
+    whole = [list(batch) for batch in loader]
+    found, leftover = seek(loader, 26, 4)
+    assert leftover == 6
+    assert "2 samples into a batch of 4" in caplog.text
+    iterator = iter(found)
+    discard_batches(iterator, leftover)
+    assert list(iterator) == whole[6:]
+
+
+def test_any_iterable_of_batches_can_be_skipped_and_is_left_as_it_was():
+    batches = [[1], [2], [3]]
+    skipped = skip_first_batches(batches, 2)
+    assert len(skipped) == 3
+    assert list(skipped) == [[3]]
+    assert list(skipped) == batches
+    assert seek(batches, 2, 1) == (batches, 2)
+    assert skip_first_batches(batches, 0) is batches
+    assert list(skip_first_batches(batches, 7)) == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_skipping_batches_leaves_the_loader_as_it_was(num_workers, persistent):
+    if persistent and not num_workers:
+        pytest.skip("persistent workers need workers")
+    data = list(range(10))
+    loader = DataLoader(data, batch_size=4, collate_fn=list, num_workers=num_workers, persistent_workers=persistent)
+    assert flat(loader) == data
+    skipped = skip_first_batches(loader, 1)
+    assert [flat(skipped), flat(skipped), flat(loader)] == [data[4:], data, data]
+    assert type(skipped) is DataLoader
+    assert skipped.batch_size == 4
+
+
+def test_a_stream_loader_can_be_skipped_by_batches():
+    loader = skip_first_batches(build_dataloader(Stream(), batch_size=16, collate_fn=list), 2)
+    assert flat(loader) == list(range(32, NUM_SAMPLES))
+    assert loader.batch_size == 16
+
+
+def test_wrapped_loaders_can_be_copied():
+    for loader in (skip_first_batches([[1], [2]], 1), skip_first_batches(DataLoader(range(8), batch_size=4), 1)):
+        assert len(copy.deepcopy(loader)) == 2
+
+
+def test_seeking_to_the_start_changes_nothing():
+    loader = make_loader(Counted())
+    assert seek(loader, 0, 4) == (loader, 0)
+
+
+def shards(loader, world):
+    from accelerate.data_loader import prepare_data_loader
+
+    return [
+        prepare_data_loader(loader(), num_processes=world, process_index=rank, put_on_device=False, even_batches=False)
+        for rank in range(world)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [4, 6])
+def test_all_processes_of_accelerate_continue_at_the_same_sample(batch_size):
+    make = lambda: make_loader(Counted(), batch_size=batch_size)  # noqa: E731
+    whole = flat(make())
+    seen = []
+    for shard in shards(make, 2):
+        found, leftover = seek(shard, 24, 2 * batch_size)
+        assert leftover == 0
+        seen += flat(found)
+    assert sorted(seen) == sorted(whole[24:])
+
+
+def test_a_users_sampler_under_accelerate_is_passed_over_by_index():
+    def make():
+        return DataLoader(Counted(), batch_sampler=BatchSampler(range(NUM_SAMPLES), 4, False), collate_fn=list)
+
+    seen = []
+    for shard in shards(make, 2):
+        found, leftover = seek(shard, 24, 8)
+        rest = flat(found)
+        assert leftover == 0
+        assert shard.dataset.fetched == rest
+        seen += rest
+    assert sorted(seen) == list(range(24, NUM_SAMPLES))
+
+
+class Share(IterableDataset):
+    def __iter__(self):
+        return iter(range(8))
+
+
+def loader_of(num_workers=2, batch_size=4):
+    return DataLoader(Share(), batch_size=batch_size, num_workers=num_workers)
+
+
+def test_workers_that_give_batches_in_turn_are_counted_each():
+    shares = WorkerShares.going_on(None, loader_of(3), 1, is_start=True)
+    assert shares.after(7).given() == (12, 8, 8)
+    assert WorkerShares(2, (12, 8, 8), 1).given() == (14, 8, 8)
+
+
+def test_shares_come_back_as_they_were_or_counted_anew_for_another_batch_size():
+    saved = json.loads(json.dumps(WorkerShares(4, (0, 0), 3).to_dict()))
+    assert WorkerShares.going_on(saved, loader_of(), 1, is_start=False) == WorkerShares(4, (0, 0), 3)
+    assert WorkerShares.going_on(saved, loader_of(batch_size=6), 1, is_start=False) == WorkerShares(6, (8, 4))
+    assert WorkerShares.going_on(saved, loader_of(batch_size=6), 1, is_start=True) == WorkerShares(6, (0, 0))
+
+
+@pytest.mark.parametrize(
+    "loader, num_processes, what",
+    [(loader_of(3), 1, "number of workers"), (loader_of(batch_size=6), 2, "batch size, with several processes,")],
+)
+def test_shares_that_mean_nothing_any_more_are_said(caplog, loader, num_processes, what):
+    assert WorkerShares.going_on(WorkerShares(4, (0, 0), 3).to_dict(), loader, num_processes, is_start=False) is None
+    assert f"The {what} changed" in caplog.text
+
+
+def test_without_workers_or_a_stream_there_are_no_shares():
+    for loader in (loader_of(0), DataLoader(list(range(8)), num_workers=2), [1, 2]):
+        assert WorkerShares.going_on(None, loader, 1, is_start=True) is None

@@ -1,0 +1,288 @@
+"""Where a resumed run goes on, and what a checkpoint says about it."""
+
+import json
+import logging
+import types
+
+import pytest
+import torch
+
+from trainwright import TrainerCallback, TrainerState
+from trainwright.callbacks.handler import CallbackHandler
+from trainwright.plan import plan_training
+from trainwright.run.resume import (
+    ResumePoint,
+    batching,
+    exported_callbacks,
+    find_checkpoint,
+    loop_state,
+    micro_batches_done,
+    plan_from_here,
+    report_changes,
+    restore_callbacks,
+    restore_loop,
+)
+from trainwright.state import ExportableState, TrainerControl
+from trainwright.window import LossWindow
+
+
+def window_with(*losses):
+    window = LossWindow(True)
+    for loss in losses:
+        window.add(torch.tensor(loss))
+    return window
+
+
+ARGS = types.SimpleNamespace(save_only_model=False, to_dict=lambda: {"learning_rate": 0.1})
+
+
+def test_what_a_checkpoint_says_of_the_loop_brings_it_back(tmp_path):
+    point = ResumePoint(epoch=2, samples_in_epoch=24, total_loss=7.5, last_logged_step=6)
+    saved = loop_state(point, window_with(0.5, 0.25), ARGS)
+    (tmp_path / "loop_state.json").write_text(json.dumps(saved))
+    window = LossWindow(True)
+    found = restore_loop(str(tmp_path), TrainerState(global_step=8), window, updates_per_epoch=3, samples_per_update=8)
+    assert found == point
+    assert window.take()[0] == 0.75
+    assert saved["arguments"] == {"learning_rate": 0.1} and saved["save_only_model"] is False
+
+
+@pytest.mark.parametrize(("step", "epoch", "samples"), [(0, 0, 0), (2, 0, 16), (3, 1, 0), (8, 2, 16)])
+def test_without_such_a_file_the_position_is_counted_in_steps(tmp_path, step, epoch, samples):
+    state = TrainerState(global_step=step)
+    found = restore_loop(str(tmp_path), state, LossWindow(True), updates_per_epoch=3, samples_per_update=8)
+    assert found == ResumePoint(epoch=epoch, samples_in_epoch=samples, last_logged_step=step)
+
+
+def plan(num_batches, num_examples, accumulation=1, epochs=1, max_steps=-1):
+    return plan_training(
+        len_dataloader=num_batches,
+        num_examples=num_examples,
+        total_train_batch_size=4 * accumulation,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=epochs,
+        max_steps=max_steps if num_batches else 9,
+    )
+
+
+def batching_of(found, accumulation=1, strategy="random"):
+    args = types.SimpleNamespace(gradient_accumulation_steps=accumulation, train_sampling_strategy=strategy)
+    return batching(4, found, args)
+
+
+def done(samples, found, **options):
+    return micro_batches_done(ResumePoint(samples_in_epoch=samples), batching_of(found, **options), found)
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(0, 0), (4, 1), (8, 2), (20, 5), (22, 6)])
+def test_whole_micro_batches_are_counted(samples, expected):
+    assert done(samples, plan(6, 22)) == expected
+
+
+def test_after_a_change_of_the_batch_size_what_is_left_reaches_the_end_of_the_epoch():
+    for samples in range(1, 22):
+        num_left = 6 - done(samples, plan(6, 22))
+        assert 0 <= num_left * 4 - (22 - samples) < 4
+        num_left = 5 - done(samples, plan(5, 22))  # what fills no batch is dropped
+        assert 0 <= (22 - samples) - num_left * 4 < 4
+
+
+def test_micro_batches_that_are_planned_together_are_left_together():
+    for samples in range(1, 40):
+        num_left = 9 - done(samples, plan(9, 34), accumulation=3, strategy="batch_rebalance")  # updates of 12, 12, 10
+        assert num_left == 3 * -(-max(0, 34 - samples) // 12)
+
+
+def test_the_number_of_micro_batches_is_the_checkpoint_s_as_long_as_their_size_is():
+    found = plan(6, 60)  # batches of unequal size
+    now = batching_of(found)
+    point = ResumePoint(samples_in_epoch=8, micro_batches=2, batching=json.loads(json.dumps(now)))
+    assert micro_batches_done(point, now, found) == 2
+    assert micro_batches_done(point, now | {"gradient_accumulation_steps": 2}, found) == 0  # 13 batches of 4 are left
+
+
+def test_a_loader_without_length_counts_from_the_front():
+    assert done(11, plan(None, None)) == 2
+
+
+def test_epochs_or_steps_that_are_left_are_counted_from_where_a_run_goes_on():
+    found = plan(10, 40, accumulation=2, epochs=3)  # 5 updates an epoch
+    assert plan_from_here(found, 1, 4, 7, 2) == found
+    assert plan_from_here(found, 1, 3, 7, 2).max_steps == 7 + 4 + 5  # 7 micro-batches are left of epoch 1
+    found = plan(10, 40, accumulation=2, max_steps=12)
+    assert plan_from_here(found, 1, 4, 7, 2) == found and found.num_train_epochs == 3
+    assert plan_from_here(found, 4, 4, 7, 2).num_train_epochs == 6  # 3 updates end epoch 4, 2 are left
+    assert plan_from_here(found, 4, 0, 20, 2).max_steps == 12
+    assert plan_from_here(plan(None, None), 0, 3, 7, 2) == plan(None, None)
+
+
+def parts_of(tmp_path, *sums):
+    windows = [window_with(*losses) for losses in sums]
+    states = [
+        {"window": window.state(), "epoch_start_generators": None, "collator_generator": None} for window in windows
+    ]
+    saved = loop_state(ResumePoint(samples_in_epoch=4), windows[0], ARGS, gather=lambda own: states)
+    (tmp_path / "loop_state.json").write_text(json.dumps(saved))
+
+
+@pytest.mark.parametrize(
+    ("index", "number", "expected"), [(0, 2, 0.75), (1, 2, 2.0), (0, 1, 1.375), (0, 3, 1.375), (2, 3, 1.375)]
+)
+def test_each_process_gets_its_part_of_the_running_loss_and_others_the_mean(tmp_path, index, number, expected):
+    parts_of(tmp_path, (0.5, 0.25), (1.5, 0.5))
+    window = LossWindow(True)
+    restore_loop(
+        str(tmp_path), TrainerState(global_step=2), window, updates_per_epoch=3, samples_per_update=8,
+        process_index=index, num_processes=number,
+    )  # fmt: skip
+    assert len(window) == 2 and window.take()[0] == expected
+
+
+def test_nothing_is_looked_for_unless_asked(tmp_path):
+    for wanted in (None, False):
+        assert find_checkpoint(wanted, str(tmp_path / "absent"), True) is None
+
+
+def test_a_checkpoint_is_found_by_its_path_or_as_the_newest(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1)
+    trainer.train()
+    out = tmp_path / "out"
+    left = list(out.iterdir())
+    assert find_checkpoint(True, str(out), True) == find_checkpoint("auto", str(out), True) == str(out / "checkpoint-1")
+    assert find_checkpoint(str(out / "checkpoint-1"), "elsewhere", True) == str(out / "checkpoint-1")
+    assert sorted(out.iterdir()) == sorted(left)
+
+
+def test_a_process_that_is_not_the_first_does_not_look_by_itself(make_trainer, tmp_path):
+    make_trainer(max_steps=1, save_strategy="steps", save_steps=1).train()
+    left = tmp_path / "out" / ".checkpoint-2.staged-999999999"
+    left.mkdir()
+    assert find_checkpoint(True, str(tmp_path / "out"), False) is None and left.exists()
+    assert find_checkpoint(True, str(tmp_path / "out"), True) is not None and not left.exists()
+
+
+def test_auto_starts_where_there_is_no_checkpoint_yet_and_true_does_not(tmp_path):
+    for directory in (tmp_path, tmp_path / "absent"):
+        assert find_checkpoint("auto", str(directory), True) is None
+        with pytest.raises(ValueError, match="There is no checkpoint"):
+            find_checkpoint(True, str(directory), True)
+
+
+def test_auto_never_starts_anew_over_checkpoints_that_are_all_damaged(make_trainer, tmp_path):
+    make_trainer(max_steps=2, save_strategy="steps", save_steps=1).train()
+    for number in (1, 2):
+        (tmp_path / "out" / f"checkpoint-{number}" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"Every checkpoint in .* is damaged"):
+        find_checkpoint("auto", str(tmp_path / "out"), True)
+    with pytest.raises(ValueError, match=r"checkpoint-1\.damaged, checkpoint-2\.damaged.*To start anew"):
+        find_checkpoint("auto", str(tmp_path / "out"), True)  # and not at the next attempt of a queue either
+
+
+def test_a_number_is_no_checkpoint(tmp_path):
+    with pytest.raises(TypeError, match="True for the newest checkpoint, or 'auto'"):
+        find_checkpoint(3, str(tmp_path), True)
+
+
+def test_a_requeued_job_starts_first_and_goes_on_later_with_the_same_arguments(make_trainer):
+    steps = []
+    for _ in range(2):
+        trainer = make_trainer(max_steps=3, save_strategy="steps", save_steps=2, resume_from_checkpoint="auto")
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+        steps.append(trainer._first_step_of_run)
+    assert steps == [0, 3]
+
+
+def settings(**values):
+    return types.SimpleNamespace(**{"logging_steps": 10, "eval_steps": 20, "save_steps": 30, "n_gpu": 0, **values})
+
+
+SAVED = {"logging_steps": 10, "eval_steps": 20, "save_steps": 30, "max_steps": 100, "train_batch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("now", "train_batch_size", "changed"),
+    [
+        ({"logging_steps": 5}, 4, ["logging_steps: 5 (from args) != 10"]),
+        (
+            {"eval_steps": 40, "save_steps": 60},
+            4,
+            ["eval_steps: 40 (from args) != 20", "save_steps: 60 (from args) != 30"],
+        ),
+        ({"save_steps": 0.5}, 4, ["save_steps: 50 (from args) != 30"]),  # of 100 steps
+        ({}, 8, ["per_device_train_batch_size: 8 (from args) != 4"]),
+        ({"n_gpu": 2}, 6, ["per_device_train_batch_size: 3 (from args) != 2"]),
+    ],
+)
+def test_a_setting_that_is_not_the_checkpoints_is_warned_of_with_both_values(caplog, now, train_batch_size, changed):
+    report_changes(settings(**now), TrainerState(**SAVED), train_batch_size)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().splitlines()[1:] == [f"\t{line} (from trainer_state.json)" for line in changed]
+
+
+@pytest.mark.parametrize("now", [{}, {"eval_steps": None}, {"logging_steps": 0.1, "save_steps": 0.3}])
+def test_unchanged_settings_are_not_mentioned(caplog, now):
+    caplog.set_level(logging.DEBUG)
+    report_changes(settings(**now), TrainerState(**SAVED), 4)
+    assert caplog.records == []
+
+
+class Patience(TrainerCallback, ExportableState):
+    def __init__(self, limit=3):
+        self.limit, self.waited = limit, 0
+
+    def state(self):
+        return {"args": {"limit": self.limit}, "attributes": {"waited": self.waited}}
+
+
+class Other(TrainerCallback):
+    pass
+
+
+def handler_of(*callbacks):
+    return CallbackHandler(list(callbacks), None, None, None, None)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_callbacks_get_back_what_they_counted_and_their_arguments_only_when_asked(replace):
+    before = handler_of(Patience(5), Other(), Patience(6))
+    before.callbacks[0].waited, before.callbacks[2].waited = 1, 2
+    saved = json.loads(json.dumps(exported_callbacks(before, TrainerControl(should_save=True))))
+    assert saved.keys() == {"Patience", "TrainerControl"} and saved["TrainerControl"]["args"]["should_save"]
+    after = handler_of(Patience(), Other(), Patience(), Patience())
+    restore_callbacks(after, saved, replace=replace)
+    found = [(c.limit, c.waited) for c in after.callbacks if isinstance(c, Patience)]
+    assert found == ([(5, 1), (6, 2), (3, 0)] if replace else [(3, 1), (3, 2), (3, 0)])
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_an_attribute_that_a_callback_does_not_call_its_state_is_never_set_from_a_file(replace):
+    saved = {"Patience": {"args": {"limit": 5}, "attributes": {"waited": 2, "on_step_end": "text", "folder": "/"}}}
+    handler = handler_of(Patience())
+    restore_callbacks(handler, saved, replace=replace)
+    assert vars(handler.callbacks[0]) == {"limit": 5 if replace else 3, "waited": 2}
+
+
+def test_a_replaced_callback_hears_the_events():
+    class Hearing(Patience):
+        def on_step_end(self, args, state, control, **kwargs):
+            heard.append(self.limit)
+
+    heard = []
+    handler = handler_of(Hearing(1))
+    restore_callbacks(handler, {"Hearing": Hearing(7).state()}, replace=True)
+    handler.on_step_end(None, TrainerState(), TrainerControl())
+    assert heard == [7]
+
+
+@pytest.mark.parametrize(
+    ("present", "lost"),
+    [([], "Patience"), ([Patience()], "Patience (1 of 2)"), ([Other()], "Patience"), ([Patience(), Patience()], None)],
+)
+def test_a_state_in_the_checkpoint_whose_callback_is_missing_is_warned_of(caplog, present, lost):
+    saved = exported_callbacks(handler_of(Patience(), Patience()), TrainerControl())
+    handler = handler_of(*present)
+    caplog.clear()
+    restore_callbacks(handler, saved, replace=False)
+    found = [record.getMessage() for record in caplog.records if "does not have" in record.getMessage()]
+    assert [text.split(": ")[1].split(". Unless")[0] for text in found] == ([lost] if lost else [])
