@@ -1,10 +1,9 @@
 """Make the Trainer of the installed `transformers` be ours.
 
 Owns: putting our objects where the reference's are, in every loaded module, and taking them out again; sending our
-messages through the reference's loggers. Leaves to
-others: which names (`replaced_names.py`), defaults of the installed generation (`generation.py`), running a program
-(`run_script.py`). The reference's modules are imported because their names are replaced in them; its Trainer classes are
-neither called nor subclassed.
+messages through the reference's loggers. Leaves to others: which names (`replaced_names.py`), defaults of the
+installed generation (`installed_defaults.py`), running a program (`run_script.py`). Its modules are imported
+because their names are replaced in them; its Trainer classes are neither called nor subclassed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Small tensors on their way from a loader worker, sent as their bytes.
 
-Owns: what a tensor becomes in the message that holds its batch. Leaves to others: receiving messages (`worker_transport`),
-large tensors, for which torch sends a file descriptor of shared memory.
+Owns: what a tensor becomes in the message that holds its batch. Leaves to others: receiving messages
+(`worker_transport`), large tensors, for which torch sends a file descriptor of shared memory.
 
 Why: the receiver asks for each of those descriptors over a socket of its own, with a handshake in Python, and the
 worker has to wake up for it. For the tensors of most batches of text that costs far more than copying them.

@@ -1,8 +1,8 @@
 """What each batch of an evaluation goes into: the mean loss, and the rows that are kept or shown to a metric.
 
 Owns: `Collector` (one process) and `GatheringCollector` (several): counting samples, losses and rows of a batch, in
-that order. Leaves to others: predicting (`predict`), averaging (`losses`), keeping rows (`prediction_store`) or showing them
-(`batch_metrics`), many batches at once (`batch_coalescing`).
+that order. Leaves to others: predicting (`predict`), averaging (`losses`), keeping rows (`prediction_store`) or
+showing them (`batch_metrics`), many batches at once (`batch_coalescing`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The evaluation loop: predict every batch, take what was asked for, then average the loss and compute metrics.
 
 Owns: the order of these, and which parts an evaluation is made of, chosen once before the first batch. Leaves to
-others: predicting one batch (`predict`), what becomes of it (`accumulator`, `batch_coalescing`), rows (`prediction_store`, `batch_metrics`,
-`streaming`), averaging (`losses`), timing and logging. Nothing here reads from the device before the last batch. A
-batch costs few calls: `tests/loop/test_evaluation_cost.py`.
-Source: seed 001 (`evaluation_loop`).
+others: predicting one batch (`predict`), what becomes of it (`accumulator`, `batch_coalescing`), rows
+(`prediction_store`, `batch_metrics`, `streaming`), averaging (`losses`), timing and logging. Nothing here reads from
+the device before the last batch. A batch costs few calls: `tests/loop/test_evaluation_cost.py`. Source: seed 001
+(`evaluation_loop`).
 """
 
 from __future__ import annotations

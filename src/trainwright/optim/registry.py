@@ -1,8 +1,8 @@
 """Optimizers by name: `optim="adamw_torch"` to a class and its arguments.
 
 Owns: the table of names, what each needs to run, and registering more. Leaves to others: building the optimizer
-(`build.py`), what each family passes on (`*_family.py`, `low_rank.py`, `lomo.py`, `third_party.py`). Nothing of a family is
-imported before one of its optimizers is chosen.
+(`build.py`), what each family passes on (`*_family.py`, `low_rank.py`, `lomo.py`, `third_party.py`). Nothing of a
+family is imported before one of its optimizers is chosen.
 """
 
 from __future__ import annotations
@@ -84,16 +84,16 @@ _BNB = _FAMILY + "bitsandbytes_family:build"
 _AO = _FAMILY + "torchao_family:build"
 _LOW_RANK = _FAMILY + "low_rank:"
 _LOMO = _FAMILY + "lomo:"
-_OTHERS = _FAMILY + "others:"
+_THIRD_PARTY = _FAMILY + "third_party:"
 
 ROWS: dict[str, Row] = {
     "adamw_torch": Row(_TORCH + "adamw", "AdamW of torch, step by step: where no fused kernel exists"),
     "adamw_torch_fused": Row(_TORCH + "adamw_fused", "the default: the same in one kernel"),
     "adamw_torch_xla": Row(_TORCH + "adamw_xla", "TPUs: AdamW that does not wait for the device", "torch_xla", "xla"),
     "adamw_torch_npu_fused": Row(_TORCH + "adamw_npu", "Ascend NPUs: AdamW in one kernel", "torch_npu", "npu"),
-    "adamw_apex_fused": Row(_OTHERS + "apex", "scripts that name it", "apex", "cuda"),
+    "adamw_apex_fused": Row(_THIRD_PARTY + "apex", "scripts that name it", "apex", "cuda"),
     "adafactor": Row(_TORCH + "adafactor", "large models in little memory: one row and column per matrix"),
-    "adamw_anyprecision": Row(_OTHERS + "any_precision", "pure bfloat16 training with compensated rounding"),
+    "adamw_anyprecision": Row(_THIRD_PARTY + "any_precision", "pure bfloat16 training with compensated rounding"),
     "adamw_torch_4bit": Row(_AO, "AdamW with a 4-bit state", "torchao"),
     "adamw_torch_8bit": Row(_AO, "AdamW with an 8-bit state", "torchao"),
     "ademamix": Row(_BNB, "AdamW with a second, slower momentum", "bitsandbytes"),
@@ -122,14 +122,14 @@ ROWS: dict[str, Row] = {
     "galore_adafactor_layerwise": Row(_LOW_RANK + "galore", "GaLore on Adafactor, layer by layer", "galore-torch"),
     "lomo": Row(_LOMO + "lomo", "fused with the backward pass: no gradients, no state", "lomo-optim"),
     "adalomo": Row(_LOMO + "adalomo", "LOMO with a factored second moment", "lomo-optim", "cuda"),
-    "grokadamw": Row(_OTHERS + "grokadamw", "tasks where generalisation comes late", "grokadamw"),
-    "schedule_free_radam": Row(_OTHERS + "schedule_free", "no schedule and no warmup to choose", "schedulefree"),
-    "schedule_free_adamw": Row(_OTHERS + "schedule_free", "no schedule to choose", "schedulefree"),
-    "schedule_free_sgd": Row(_OTHERS + "schedule_free", "no schedule to choose, SGD", "schedulefree"),
+    "grokadamw": Row(_THIRD_PARTY + "grokadamw", "tasks where generalisation comes late", "grokadamw"),
+    "schedule_free_radam": Row(_THIRD_PARTY + "schedule_free", "no schedule and no warmup to choose", "schedulefree"),
+    "schedule_free_adamw": Row(_THIRD_PARTY + "schedule_free", "no schedule to choose", "schedulefree"),
+    "schedule_free_sgd": Row(_THIRD_PARTY + "schedule_free", "no schedule to choose, SGD", "schedulefree"),
     "apollo_adamw": Row(_LOW_RANK + "apollo", "AdamW scaled by a low-rank state", "apollo-torch"),
     "apollo_adamw_layerwise": Row(_LOW_RANK + "apollo", "the same, one layer's gradient at a time", "apollo-torch"),
     "stable_adamw": Row(
-        _OTHERS + "stable_adamw", "AdamW with clipped updates instead of clipped gradients", "torch-optimi"
+        _THIRD_PARTY + "stable_adamw", "AdamW with clipped updates instead of clipped gradients", "torch-optimi"
     ),
     "muon": Row(_TORCH + "muon", "pre-training: hidden matrices by Muon, the rest by AdamW"),
 }
