@@ -48,7 +48,7 @@ _ROWS: dict[str, dict[str, str]] = {
         "evaluation.tensors": "denumpify_detensorize",
         "compat.free_functions": "compare_trainer_and_checkpoint_args unwrap_peft_model",
         "interop.neftune": "neftune_post_forward_hook",
-        "memory": "find_executable_batch_size",
+        "oom_retry": "find_executable_batch_size",
         "names": "EvaluationStrategy FSDPOption HPSearchBackend HubStrategy IntervalStrategy SaveStrategy "
         "SchedulerType",
         "optim.groups": "check_target_module_exists",
@@ -162,7 +162,7 @@ _LOGGERS: dict[str, str] = {
     "seq2seq": "trainer_seq2seq",
     "tracking": "integrations.integration_utils",
 }
-_LOGGERS_SINCE_5 = {"resume": "trainer_utils"}  # which warns of changed settings there
+_LOGGERS_SINCE_5 = {"run.resume": "trainer_utils"}  # which warns of changed settings there
 
 
 def logger_of(module: str, generation: int) -> str:
