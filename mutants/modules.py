@@ -18,7 +18,6 @@ MODULES: dict[str, list[str]] = {
     "data/order": ["unit/data/test_samplers.py", "unit/data/test_position.py"],
     "data/rebalance": ["unit/data/test_rebalance.py"],
     "data/distributed_samplers": ["unit/data/test_distributed_samplers.py"],
-    "data/collate": ["unit/data/test_collate_base.py"],
     "data/collate_base": ["unit/data/test_collate_base.py"],
     "data/collate_flattening": ["unit/data/test_collate_flattening.py"],
     "data/collate_language": ["unit/data/test_collate_language.py"],

@@ -33,7 +33,9 @@ LEAST_CAUGHT = 0.9
 MEMORY_BYTES = 8 << 30  # address space of a test process; importing everything takes less than 1 GiB
 # Lines on which a text begins that only a person reads; a call that begins there is left alone with all its arguments.
 TEXTS = (r"^\s*raise \w", r"\b(logger|logging|warnings)\.\w+\(", r"\bwarn_once\(")
+DANGEROUS = (r"\bos\.kill\(",)  # with another signal than 0 it would end a process that is none of the tests'
 NOT_CAUGHT = {0: "survived", 5: "no test calls it", 33: "no test calls it"}  # exit codes, as mutmut has them
+TIMEOUT = (24, -24, 36, 152, 255)
 
 SETTINGS = """[mutmut]
 source_paths=src
@@ -41,6 +43,8 @@ only_mutate=src/trainwright/{module}.py
 pytest_add_cli_args_test_selection=
 {tests}
 pytest_add_cli_args=
+    -p
+    warm
     -p
     no:cacheprovider
     -p
@@ -51,7 +55,7 @@ do_not_mutate_patterns=
 {texts}
 process_isolation=forkserver
 timeout_constant=1
-timeout_multiplier=8
+timeout_multiplier=15
 use_git_change_detection=false
 """
 
@@ -66,7 +70,7 @@ def prepare(module: str, is_new: bool) -> Path:
         if not (work / name).exists():
             (work / name).symlink_to(ROOT / name)
     tests = "\n".join(f"    tests/{test}" for test in MODULES[module])
-    texts = "\n".join(f"    {text}" for text in TEXTS)
+    texts = "\n".join(f"    {text}" for text in TEXTS + DANGEROUS)
     (work / "setup.cfg").write_text(SETTINGS.format(module=module, tests=tests, texts=texts), encoding="utf-8")
     return work
 
@@ -74,7 +78,8 @@ def prepare(module: str, is_new: bool) -> Path:
 def mutmut(work: Path, *names: str) -> None:
     """Run mutmut in `work`, one process at a time, out of the way of everything else."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(work / "mutants" / "src"), os.environ.get("PYTHONPATH", "")])
+    path = [str(work / "mutants" / "src"), str(HERE), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(path)
 
     def limit() -> None:
         os.nice(10)
@@ -120,8 +125,8 @@ def num_without_texts(module: str) -> int:
 
     source = (ROOT / "src" / "trainwright" / f"{module}.py").read_text(encoding="utf-8")
     num = []
-    for patterns in ([], list(TEXTS)):
-        config().do_not_mutate_patterns = patterns
+    for patterns in (DANGEROUS, TEXTS + DANGEROUS):
+        config().do_not_mutate_patterns = list(patterns)
         num.append(len(mutate_file_contents(module, source).mutant_names))
     return num[0] - num[1]
 
@@ -140,6 +145,13 @@ def judged() -> dict[str, set[tuple[str, str, str]]]:
     return found
 
 
+def line(name: str, numbers: list[int]) -> str:
+    """A row of the table, from the numbers of mutants, of those caught, by a timeout, and of the texts left out."""
+    num_mutants, num_caught, num_timeouts, num_texts = numbers
+    share = num_caught / max(1, num_mutants)
+    return f"{name:<30}{num_mutants:>8}{num_caught:>8}{share:>8.1%}{num_timeouts:>12}{num_texts:>16}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"one of: {', '.join(MODULES)}")
@@ -148,8 +160,8 @@ def main() -> None:
     unknown = set(options.modules) - set(MODULES)
     if unknown:
         parser.error(f"no such module: {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
-    known, is_good, totals = judged(), True, [0, 0, 0]
-    print(f"{'module':<30}{'mutants':>8}{'caught':>8}{'':>8}{'texts left out':>16}", flush=True)
+    known, is_good, totals = judged(), True, [0, 0, 0, 0]
+    print(f"{'module':<30}{'mutants':>8}{'caught':>8}{'':>8}{'by timeout':>12}{'texts left out':>16}", flush=True)
     for module in options.modules or MODULES:
         again: list[str] = []
         work = prepare(module, is_new=not options.again)
@@ -160,9 +172,11 @@ def main() -> None:
         codes = results(work, module)
         left = described(work, module, [name for name, code in codes.items() if code in NOT_CAUGHT])
         untried = [name for name, code in codes.items() if code is None]
-        num_texts, share = num_without_texts(module), 1 - len(left) / max(1, len(codes))
-        totals = [sum(pair) for pair in zip(totals, (len(codes), len(codes) - len(left), num_texts))]
-        print(f"{module:<30}{len(codes):>8}{len(codes) - len(left):>8}{share:>8.1%}{num_texts:>16}", flush=True)
+        share = 1 - len(left) / max(1, len(codes))
+        num_timeouts = sum(code in TIMEOUT for code in codes.values())
+        numbers = [len(codes), len(codes) - len(left), num_timeouts, num_without_texts(module)]
+        totals = [sum(pair) for pair in zip(totals, numbers)]
+        print(line(module, numbers), flush=True)
         new = {name: what for name, what in left.items() if what not in known.get(module, ())}
         for name, (function, before, after) in new.items():
             print(f"    {function}: {before}\n    -> {after}\n        ({NOT_CAUGHT[codes[name] or 0]}: {name})")
@@ -171,7 +185,7 @@ def main() -> None:
         if untried:
             print(f"  not tried: {', '.join(untried)}")
         is_good = is_good and not new and not untried and share >= LEAST_CAUGHT
-    print(f"{'all':<30}{totals[0]:>8}{totals[1]:>8}{totals[1] / max(1, totals[0]):>8.1%}{totals[2]:>16}")
+    print(line("all", totals))
     if not is_good:
         raise SystemExit("A mutant above is neither caught nor judged in mutants/survivors.md, or too few are caught.")
 
