@@ -48,8 +48,6 @@ pytest_add_cli_args=
     -p
     no:cacheprovider
     -p
-    no:xdist
-    -p
     no:unraisableexception
 do_not_mutate_patterns=
 {texts}
@@ -78,6 +76,7 @@ def prepare(module: str, is_new: bool) -> Path:
 def mutmut(work: Path, *names: str) -> None:
     """Run mutmut in `work`, one process at a time, out of the way of everything else."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # finding and loading them is half of a quick test's time
     path = [str(work / "mutants" / "src"), str(HERE), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path)
 

@@ -469,10 +469,11 @@ def test_workers_that_stay_get_a_seed_of_the_epoch_unless_the_loader_has_a_gener
     def loader(**options):
         return DataLoader([1, 2], num_workers=1, **options)
 
+    torch.manual_seed(11)
     for wrap in (lambda loader: loader, WrappedLoader):
         stays = loader(persistent_workers=True)
         draw_no_seed_for_workers_that_stay(wrap(stays), 3)
-        assert stays.generator.initial_seed() == torch.initial_seed() + 3
+        assert stays.generator.initial_seed() == 11 + 3
     goes = loader()
     draw_no_seed_for_workers_that_stay(goes, 3)
     assert goes.generator is None
