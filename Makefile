@@ -8,11 +8,12 @@ PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 OLDER := .transformers-4.55
 DOWNSTREAM := .downstream
 MINIMAL := .minimal
+MUTMUT := .mutmut
 
 DRAWS ?= 200
 FIRST ?= $(shell date +%Y%m%d)000
 
-.PHONY: help demo digits test test-newest test-older test-minimal draws downstream lint format docs bench clean
+.PHONY: help demo digits test test-newest test-older test-minimal draws mutants downstream lint format docs bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +45,9 @@ test-minimal: .venv/installed ## fresh environments: nothing but the project, th
 draws: .venv/installed ## 200 random configurations, stopped and resumed (DRAWS=200, FIRST=a number; others each day)
 	TRAINWRIGHT_DRAWS=$(DRAWS) TRAINWRIGHT_FIRST_DRAW=$(FIRST) $(PYTEST) -n 2 tests/faults/test_any_configuration.py $(ARGS)
 
+mutants: .venv/installed $(MUTMUT)/installed ## change one thing at a time where tests must notice (MUTANTS=name: one module; an hour for all)
+	PYTHONPATH=$(CURDIR)/$(MUTMUT) $(OFFLINE) $(BIN)/python mutants/run.py $(MUTANTS) $(ARGS)
+
 lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -64,7 +68,7 @@ downstream: .venv/installed $(DOWNSTREAM)/installed ## libraries that build on t
 	PYTHONPATH=$(DOWNSTREAM) $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python downstream/compare.py $(ARGS)
 
 clean: ## remove what make made
-	rm -rf .venv $(OLDER) $(DOWNSTREAM) $(MINIMAL) demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(OLDER) $(DOWNSTREAM) $(MINIMAL) $(MUTMUT) .mutants demo-output .pytest_cache .mypy_cache .ruff_cache
 
 # torch first: later packages then find it and pull no other build.
 .venv/installed: pyproject.toml constraints.txt
@@ -83,4 +87,9 @@ $(OLDER)/installed: tests/requirements-4.55.txt .venv/installed
 $(DOWNSTREAM)/installed: downstream/requirements.txt .venv/installed
 	rm -rf $(DOWNSTREAM)
 	$(BIN)/python -m pip install -q --no-deps --target $(DOWNSTREAM) -r $<
+	touch $@
+
+$(MUTMUT)/installed: mutants/requirements.txt .venv/installed
+	rm -rf $(MUTMUT)
+	$(BIN)/python -m pip install -q --no-deps --target $(MUTMUT) -r $<
 	touch $@

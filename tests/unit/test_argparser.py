@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import warnings
-from argparse import ArgumentParser
+from argparse import SUPPRESS, ArgumentParser
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableSequence, Sequence, Sized
 from collections.abc import Set as AbstractSet
@@ -679,3 +679,387 @@ def test_the_parser_imports_nothing_heavy():
 def test_the_usage_line_names_what_is_required_only():
     usage = HfArgumentParser((Needed, TrainingArguments), prog="train").format_usage()
     assert usage == "usage: train [-h] --path TEXT\n"
+
+
+# HfArg, errors, help and files in detail.
+
+
+def test_HfArg_keeps_metadata_and_passes_the_rest_to_the_field():
+    aliases, metadata = ["-r"], {"mine": 1}
+
+    @dataclass
+    class Short:
+        rate: float = HfArg(default=1.0, aliases=aliases, help="speed", metadata=metadata, repr=False)
+        bare: int = HfArg(default=2)
+
+    rate, bare = (Short.__dataclass_fields__[name] for name in ("rate", "bare"))
+    assert dict(rate.metadata) == {"mine": 1, "aliases": ["-r"], "help": "speed"} and rate.repr is False
+    assert rate.metadata["aliases"] is not aliases and metadata == {"mine": 1}
+    assert dict(bare.metadata) == {} and Short() == Short(1.0, 2)
+
+
+def test_one_dataclass_a_tuple_and_an_iterator_of_them_are_taken():
+    for types in (Needed, (Needed,), iter([Needed])):
+        assert HfArgumentParser(types).dataclass_types == [Needed]
+    assert HfArgumentParser().dataclass_types == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"), [(Needed("p"), "Needed"), ([3], "int"), (int, "int"), ([Needed, str], "str")]
+)
+def test_what_is_no_dataclass_is_named(wrong, kind):
+    with pytest.raises(TypeError, match=f"needs dataclasses, not {kind}:"):
+        HfArgumentParser(wrong)
+
+
+def test_options_of_argparse_are_taken():
+    parser = HfArgumentParser(Needed, prog="train", description="Trains.", formatter_class=HelpOfOthers)
+    assert (parser.prog, parser.description) == ("train", "Trains.")
+    assert parser.format_help() == "help of others"
+
+
+class HelpOfOthers:
+    def __init__(self, prog, **_):
+        pass
+
+    def __getattr__(self, name):
+        return lambda *_: None
+
+    def format_help(self):
+        return "help of others"
+
+
+def test_annotations_that_cannot_be_read_are_named():
+    @dataclass
+    class Local:
+        thing: "Absent" = None  # noqa: F821
+
+    with pytest.raises(TypeError, match=r"The annotations of Local cannot be read \(.*'Absent'.*module level"):
+        HfArgumentParser(Local)
+
+
+def help_of(types, **options):
+    return HfArgumentParser(types, prog="train", **options).format_help()
+
+
+@dataclass
+class Documented:
+    """What a script takes. More of it.
+
+    And more.
+    """
+
+    count: int = field(default=3, metadata={"help": "How many."})
+    words: list[str] = field(default_factory=list, metadata={"help": "Which."})
+    table: dict = field(default_factory=dict, metadata={"help": "Of what."})
+    text: str = field(default="", metadata={"help": "Empty."})
+    maybe: str | None = field(default=None, metadata={"help": "None."})
+    told: int = field(default=4, metadata={"help": "Says %(default)s itself."})
+    shown_as: int = field(default=1, metadata={"metavar": "N", "help": "Named."})
+    fast_mode: bool = field(default=True, metadata={"help": "Fast."})
+    plain_mode: bool = field(default=False, metadata={"help": "Plain."})
+    no_help: int = 5
+    colour: Colour = Colour.RED
+    many: str = field(default="a", metadata={"choices": list("abcdefghi")})
+    eight: str = field(default="a", metadata={"choices": list("abcdefgh")})
+
+
+def rows_of(text):
+    """Flag -> its row of a help, in one line; rows begin with two spaces and a dash."""
+    rows, name = {}, None
+    for line in text.splitlines():
+        if line.startswith("  -"):
+            name = line.split()[0].rstrip(",")
+            rows[name] = " ".join(line.split())
+        elif line.startswith("   ") and name:
+            rows[name] += " " + " ".join(line.split())
+        else:
+            name = None
+    return rows
+
+
+def test_each_row_of_a_help_says_what_a_flag_takes_and_its_default_where_that_says_something():
+    text = help_of(Documented)
+    rows = rows_of(text)
+    assert "\nDocumented: What a script takes. More of it:\n" in text
+    assert rows["--count"] == "--count INT How many. (default: 3)"
+    assert rows["--words"].startswith("--words ") and rows["--words"].endswith(" Which.")
+    assert rows["--table"].endswith(" Of what.") and rows["--text"].endswith(" Empty.")
+    assert rows["--maybe"].endswith(" None.")
+    assert rows["--told"].endswith(" Says 4 itself.")
+    assert rows["--shown_as"] == "--shown_as N Named. (default: 1)"
+    assert rows["--fast_mode"].endswith("Fast. Off: --no_fast_mode. (default: True)")
+    assert rows["--plain_mode"].endswith("Plain. (default: False)")
+    assert not any(row.startswith(("--no_fast_mode", "--no-")) for row in rows)
+    assert "Off:" not in rows["--plain_mode"] and "--count-" not in text and "--shown-as" not in text
+    assert rows["--no_help"].startswith("--no_help INT")
+    assert "{red,blue}" in rows["--colour"] and "{a,b,c,d,e,f,g,h}" in rows["--eight"]
+    assert rows["--many"].startswith("--many TEXT")
+    assert rows["-h"].startswith("-h, --help ")
+
+
+def test_a_class_without_words_of_its_own_is_a_title_alone():
+    @dataclass
+    class Bare:
+        one: int = 1
+
+    @dataclass
+    class Named(Bare):
+        """About two."""
+
+        _argument_group_name: ClassVar[str]
+        two: int = 2
+
+    Named._argument_group_name = "Second part"
+    text = help_of(Named)
+    assert "\nBare:\n" in text and "\nSecond part:\n" in text
+    assert text.index("\nBare:\n") < text.index("--one") < text.index("\nSecond part:\n") < text.index("--two")
+    assert "\nDataOfMine:" not in help_of((Bare, Needed)) and help_of((Bare, Needed)).count("\nBare:\n") == 1
+
+
+def test_the_usage_line_has_help_and_required_flags_of_a_parser_with_a_prefix():
+    assert HfArgumentParser(Everything, prog="train").format_usage() == "usage: train [-h]\n"
+    assert HfArgumentParser(Needed, prog="train", add_help=False).format_usage() == "usage: train --path TEXT\n"
+
+
+def test_every_spelling_of_a_flag_is_taken_and_the_first_is_its_place():
+    assert action_of("fast_mode", Documented).option_strings == ["--fast_mode", "--fast-mode"]
+    assert action_of("no_fast_mode", Documented).option_strings == ["--no_fast_mode", "--no-fast-mode"]
+    assert action_of("count", Documented).option_strings == ["--count"]
+    assert action_of("count", Documented).help == "How many." and action_of("no_help", Documented).help is None
+    assert (action_of("fast_mode", Documented).nargs, action_of("fast_mode", Documented).const) == ("?", True)
+    assert action_of("words", Documented).nargs == "+"
+    assert action_of("switch_or_text", Kinds).nargs == "?" and action_of("switch_or_text", Kinds).choices is None
+
+
+def test_older_names_are_flags_that_no_help_shows():
+    parser = HfArgumentParser(TrainingArguments)
+    action = next(one for one in parser._actions if one.dest == "evaluation_strategy")
+    assert action.option_strings == ["--evaluation_strategy", "--evaluation-strategy"]
+    assert action.default is SUPPRESS and action.help is SUPPRESS
+
+
+def test_metadata_may_say_how_many_words_a_flag_takes():
+    @dataclass
+    class Pair:
+        both: list[int] = field(default_factory=list, metadata={"nargs": 2})
+
+    assert parse("--both", "1", "2", types=Pair)[0].both == [1, 2]
+    with pytest.raises(SystemExit):
+        parse("--both", "1", types=Pair)
+
+
+def test_a_required_switch_is_off_unless_it_is_there():
+    @dataclass
+    class Switch:
+        on: bool
+        also: bool | None
+
+    assert parse("--also", "None", types=Switch)[0] == Switch(False, None)
+    assert parse("--on", "--also", types=Switch)[0] == Switch(True, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--settings.a"], {"a": True}),
+        (["--settings.a", "--flag"], {"a": True}),
+        (["--settings.a", "1", "--settings.b"], {"a": 1, "b": True}),
+        (["--settings.a="], {"a": ""}),
+        (["--settings.a=x=y"], {"a": "x=y"}),
+        (["--settings.a", "--settings.b=2"], {"a": True, "b": 2}),
+        (["--settings.a.b", "1", "--settings.a.b", "2"], {"a": {"b": 2}}),
+        (["--settings", '{"a": {"b": 1}}', "--settings.a.c", "2"], {"a": {"b": 1, "c": 2}}),
+    ],
+)
+def test_single_keys_of_a_dict(words, expected):
+    assert parse(*words)[0].settings == expected
+
+
+def test_a_word_with_a_point_that_names_no_dict_is_left_to_argparse():
+    assert parse("--number.a", "1", return_remaining_strings=True)[1] == ["--number.a", "1"]
+    assert parse("settings.a", return_remaining_strings=True)[1] == ["settings.a"]
+    assert parse("--name", "a.b")[0].name == "a.b"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--numbers.a", "many"], "--numbers.a: "),
+        (["--inner.size.deep", "1"], "--inner.size.deep: 'size' holds 1, which is no dict"),
+    ],
+)
+def test_a_key_that_cannot_be_set_ends_with_its_whole_name(words, message, capsys):
+    with pytest.raises((SystemExit, ValueError)) as left:
+        parse(*words, types=Kinds)
+    assert message in (str(left.value) + capsys.readouterr().err)
+
+
+def test_a_key_below_a_value_ends_with_the_value(capsys):
+    with pytest.raises(SystemExit):
+        parse("--settings.a.b", "1", "--settings.a.b.c", "2")
+    assert "--settings.a.b.c: 'b' holds 1, which is no dict" in capsys.readouterr().err
+
+
+def test_a_key_of_what_is_no_dict_ends_with_what_it_is(capsys):
+    @dataclass
+    class Either:
+        table: dict | str = "text"
+        path: Any = None
+
+    with pytest.raises(SystemExit) as left:
+        parse("--table.a.b", "1", types=Either)
+    assert left.value.code == 2
+    assert "--table.a.b changes one key, but --table is 'text', which is no dict" in capsys.readouterr().err
+
+
+def test_what_argparse_does_not_know_is_an_error_that_hides_values(capsys):
+    parser = HfArgumentParser(Everything, prog="train")
+    with pytest.raises(SystemExit) as left:
+        parser.parse_args(["more", "--nmber=secret", "--api_key", "hidden", "-x", "-5"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == (
+        "train: error: unrecognized arguments: more --nmber --api_key -x Did you mean '--number'?\n"
+        "See `train --help`.\n"
+    )
+
+
+def test_an_abbreviation_of_several_flags_is_named_without_its_value(capsys):
+    with pytest.raises(SystemExit):
+        HfArgumentParser(Everything, prog="train").parse_args(["--na=sec\nret"])
+    error = capsys.readouterr().err
+    assert "sec" not in error and "ambiguous option: --na could match --name, --names" in error
+
+
+def test_words_left_over_are_named_without_values_and_with_the_nearest_flag():
+    with pytest.raises(ValueError) as caught:
+        parse("--nmber=secret", "--raet", "7")
+    assert str(caught.value).endswith(
+        "HfArgumentParser: ['--nmber', '--raet'] Did you mean '--number'? Did you mean '--rate'?"
+    )
+
+
+def test_parsing_plainly_reads_the_command_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--number", "7"])
+    assert HfArgumentParser(Everything).parse_args().number == 7
+    assert HfArgumentParser(Everything).parse_known_args()[0].number == 7
+    namespace = HfArgumentParser(Everything).parse_args(["--rate", "2"], namespace=HfArgumentParser().parse_args([]))
+    assert namespace.rate == 2.0
+    assert HfArgumentParser(Everything).parse_args_into_dataclasses()[0].number == 7
+
+
+def test_a_file_and_flags_of_the_command_line(tmp_path, monkeypatch):
+    (tmp_path / "a.yml").write_text("path: from_file\n")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(tmp_path / "a.yml"), "--other", "6"])
+    assert HfArgumentParser(Needed).parse_with_file() == (Needed("from_file", 6),)
+    words = ["--config", str(tmp_path / "a.yml"), "--odd", "1"]
+    assert HfArgumentParser(Needed).parse_with_file(words, return_remaining_strings=True) == (
+        Needed("from_file"),
+        ["--odd", "1"],
+    )
+    with pytest.raises(ValueError, match="'--odd'"):
+        HfArgumentParser(Needed).parse_with_file(words)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.yaml", "a.yml"])
+def test_a_file_may_be_the_first_word_unless_the_script_has_words_of_its_own(tmp_path, name):
+    (tmp_path / name).write_text('{"path": "from_file"}')
+    first = str(tmp_path / name)
+    assert HfArgumentParser(Needed).parse_args_into_dataclasses([first]) == (Needed("from_file"),)
+    parser = HfArgumentParser(Needed)
+    parser.add_argument("script")
+    needed, namespace = parser.parse_args_into_dataclasses([first, "--path", "p"])
+    assert (needed, namespace.script) == (Needed("p"), first)
+    assert parse("other.txt", return_remaining_strings=True)[1] == ["other.txt"]
+
+
+def test_words_of_files_come_in_the_order_named_file_flags_command_line(tmp_path, monkeypatch):
+    for name, text in (("a.args", "--number 1 --rate 1 --name a"), ("b.args", "--number 2 --rate 2")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "a.py")])
+    found = HfArgumentParser(Everything).parse_args_into_dataclasses(
+        ["--more", str(tmp_path / "b.args"), "--more", str(tmp_path / "absent.args"), "--number", "3"],
+        args_file_flag="--more",
+    )[0]
+    assert (found.number, found.rate, found.name) == (3, 2.0, "a")
+    only = HfArgumentParser(Everything).parse_args_into_dataclasses([], args_filename=str(tmp_path / "b.args"))[0]
+    assert (only.number, only.name) == (2, "a") and Everything().name == "a"
+    assert only.rate == 2.0
+    monkeypatch.setattr(sys, "argv", [""])
+    assert HfArgumentParser(Everything).parse_args_into_dataclasses()[0] == Everything()
+    monkeypatch.setattr(sys, "argv", [])
+    assert HfArgumentParser(Everything, prog="train").parse_args_into_dataclasses()[0] == Everything()
+
+
+def test_what_equals_its_default_is_not_passed_on():
+    passed = []
+
+    @dataclass
+    class Noticing:
+        number: int = 3
+        rate: float = 1
+        words: list = field(default_factory=list)
+
+        def __new__(cls, **given):
+            passed.append(given)
+            return object.__new__(cls)
+
+    parse("--number", "3", types=Noticing)
+    parse("--number", "4", "--rate", "1", "--words", "a", types=Noticing)  # 1.0 == 1, and is of another type
+    assert passed == [{}, {"number": 4, "rate": 1.0, "words": ["a"]}]
+
+
+def test_an_argument_of_ours_leaves_its_name_to_a_script():
+    @dataclass
+    class Ours:
+        packing: bool = field(default=False, metadata={"ours": True})
+        level: str = field(default="a", metadata={"ours": True, "choices": ["a", "b"]})
+
+    @dataclass
+    class Script:
+        packing: int = 7
+
+    ours, script = parse("--packing", "9", "--level", "c", types=(Ours, Script))
+    assert (ours.packing, ours.level, script.packing) == (False, "c", 9)
+    assert parse("--packing", types=Ours)[0].packing is True
+    found = HfArgumentParser((Ours, Script)).parse_dict({"packing": "8"})
+    assert (found[0].packing, found[1].packing) == (False, 8)
+
+
+def test_extra_keys_of_files_are_refused_or_allowed(tmp_path):
+    (tmp_path / "a.json").write_text('{"path": "p", "pth": 1}')
+    (tmp_path / "a.yaml").write_text("path: p\npth: 1\n")
+    parser = HfArgumentParser(Needed)
+    for parse_file, name in ((parser.parse_json_file, "a.json"), (parser.parse_yaml_file, "a.yaml")):
+        assert parse_file(tmp_path / name, allow_extra_keys=True) == (Needed("p"),)
+        with pytest.raises(ValueError, match="pth"):
+            parse_file(tmp_path / name)
+    with pytest.raises(ValueError, match=r"HfArgumentParser: \['1', 'pth'\] Did you mean 'path'\?$"):
+        parser.parse_dict({"path": "p", "pth": 1, 1: 2})
+
+
+def test_the_kind_of_a_file_is_that_of_the_method_whatever_it_is_called(tmp_path):
+    (tmp_path / "a.txt").write_text('{"path": "p\u00e9"}', encoding="utf-8")
+    assert HfArgumentParser(Needed).parse_json_file(tmp_path / "a.txt") == (Needed("p\u00e9"),)
+    (tmp_path / "b.json").write_text("path: p\n")
+    assert HfArgumentParser(Needed).parse_yaml_file(tmp_path / "b.json") == (Needed("p"),)
+
+
+def test_an_empty_file_has_no_values_and_another_kind_is_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("")
+    assert HfArgumentParser(Everything).parse_yaml_file(tmp_path / "a.yaml") == (Everything(),)
+    (tmp_path / "b.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"b\.json holds a list; names and values are needed"):
+        HfArgumentParser(Needed).parse_json_file(tmp_path / "b.json")
+
+
+def test_reading_yaml_without_its_package_names_it(tmp_path, monkeypatch):
+    (tmp_path / "a.yaml").write_text("path: p\n")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ImportError, match=r"Reading .*a\.yaml needs PyYAML.*trainwright\[yaml\]"):
+        HfArgumentParser(Needed).parse_yaml_file(tmp_path / "a.yaml")
+
+
+def test_a_name_that_is_near_no_other_is_not_guessed():
+    with pytest.raises(ValueError, match=r"\['zzzzzz'\]$"):
+        HfArgumentParser(Needed).parse_dict({"path": "p", "zzzzzz": 1})

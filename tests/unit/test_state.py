@@ -1,13 +1,16 @@
 """Where a run stands, through JSON and back."""
 
+import collections
 import dataclasses
 import json
+import pathlib
 import types
 
 import numpy as np
 import pytest
 import torch
 
+from trainwright.log_text import MOST_COMPARED
 from trainwright.state import (
     ExportableState,
     TrainerControl,
@@ -151,3 +154,60 @@ def test_each_wish_is_reset_when_its_time_is_over():
     assert control == TrainerControl(should_training_stop=True)
     control._new_training()
     assert control == TrainerControl()
+
+
+def test_the_text_is_that_of_json_with_sorted_fields():
+    state = TrainerState(global_step=3, log_history=[{"loss": 0.5, "step": 3}], trial_params={"b": 1, "a": 2})
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    assert state.to_json() == json.dumps(fields, indent=2, sort_keys=True) + "\n"
+    assert state.places_of_checkpoints == ()
+
+
+def test_values_of_other_kinds_are_numbers_or_words_in_every_field():
+    state = TrainerState(best_metric=np.float32(0.5), trial_params={"path": pathlib.PurePosixPath("a/b")})
+    found = json.loads(state.to_json())
+    assert (found["best_metric"], found["trial_params"]) == (0.5, {"path": "a/b"})
+
+
+def test_a_log_that_is_no_list_is_written_like_one():
+    lines = [{"loss": 0.5, "step": 1}, {"loss": 0.25, "step": 2}]
+    assert json.loads(TrainerState(log_history=collections.deque(lines)).to_json())["log_history"] == lines
+
+
+def test_of_a_long_log_all_lines_are_looked_at_again_unless_it_is_said_otherwise():
+    state = TrainerState(log_history=[{"loss": 0.5} for _ in range(2 * MOST_COMPARED)])
+    state.to_json()
+    state.log_history[MOST_COMPARED]["loss"] = 77.0
+    assert b"77.0" not in b"".join(state.text_parts(thoroughly=False)[:3])
+    assert b"77.0" in b"".join(state.text_parts()[:3])
+
+
+def test_the_text_says_whether_lines_that_were_there_have_changed():
+    state = TrainerState(log_history=[{"loss": 0.5}])
+    first = state.text_parts().version
+    state.log_history.append({"loss": 0.25})
+    assert state.text_parts().version == first
+    state.log_history[0]["loss"] = 0.75
+    assert state.text_parts().version != first
+    assert TrainerState(log_history=[{"loss": 0.5}]).text_parts().version != first
+
+
+def test_an_object_is_built_from_the_parts_of_a_state_that_there_are():
+    assert Patience.from_state({}).limit == Patience().limit
+    assert Patience.from_state({"args": {"limit": 5}}).limit == 5
+    assert Patience.from_state({"attributes": {"waited": 2}}).waited == 2
+    assert TrainerControl().state()["attributes"] == {}
+
+
+def test_arguments_without_an_interval_leave_its_default():
+    state = TrainerState()
+    state.compute_steps(types.SimpleNamespace(logging_steps=5), max_steps=50)
+    assert (state.logging_steps, state.eval_steps, state.save_steps) == (5, 500, 500)
+
+
+def test_an_object_with_a_state_need_not_inherit():
+    class Counter:
+        def state(self):
+            return {"args": {}, "attributes": {"count": 1}}
+
+    assert exported_states([Counter()]) == {"Counter": Counter().state()}

@@ -13,7 +13,9 @@ from trainwright.checkpoint.layout import (
     checkpoints_to_delete,
     clean_up_staging,
     get_last_checkpoint,
+    linked_checkpoints,
     rotate_checkpoints,
+    same_place,
     sort_checkpoints,
     step_of,
 )
@@ -231,3 +233,205 @@ def test_cleaning_up_replaces_a_broken_checkpoint_by_the_complete_one_that_was_s
     clean_up_staging(tmp_path)
     assert os.listdir(tmp_path) == ["checkpoint-20"]
     assert problems(tmp_path / "checkpoint-20") == []
+
+
+def make_named(output_dir, prefix, *steps):
+    for step in steps:
+        make(output_dir / "staging", step)
+        os.rename(output_dir / "staging" / checkpoint_name(step), output_dir / f"{prefix}-{step}")
+    os.rmdir(output_dir / "staging")
+
+
+def names(paths):
+    return [os.path.basename(path) for path in paths]
+
+
+def set_age(path, seconds):
+    os.utime(path, (2e9 - seconds, 2e9 - seconds))
+
+
+def test_checkpoints_of_another_prefix_are_looked_for_by_it(tmp_path):
+    make(tmp_path, 5)
+    make_named(tmp_path, "a.b", 6, 7)
+    (tmp_path / "aXb-8").mkdir()
+    assert names(sort_checkpoints(tmp_path, "a.b")) == ["a.b-6", "a.b-7"]
+    assert names(checkpoints_to_delete(tmp_path, 1, checkpoint_prefix="a.b")) == ["a.b-6"]
+    rotate_checkpoints(tmp_path, 1, checkpoint_prefix="a.b")
+    assert sorted(os.listdir(tmp_path)) == ["a.b-7", "aXb-8", "checkpoint-5"]
+
+
+def test_checkpoints_of_one_moment_are_ordered_by_step(tmp_path):
+    make(tmp_path, 100, 20, 3)
+    for path in tmp_path.iterdir():
+        set_age(path, 0)
+    assert steps(sort_checkpoints(tmp_path, use_mtime=True)) == [3, 20, 100]
+
+
+def test_links_are_listed_apart_by_step(tmp_path):
+    make(tmp_path, 5)
+    for name in ("checkpoint-10", "checkpoint-9", "latest"):
+        (tmp_path / name).symlink_to(tmp_path / "checkpoint-5")
+    assert names(linked_checkpoints(tmp_path)) == ["checkpoint-9", "checkpoint-10"]
+    assert present(tmp_path) == [5]
+
+
+def test_rotation_by_modification_time_deletes_the_oldest(tmp_path):
+    make(tmp_path, 10, 20, 30)
+    for step, age in ((10, 1), (20, 3), (30, 2)):
+        set_age(tmp_path / checkpoint_name(step), age)
+    assert steps(checkpoints_to_delete(tmp_path, 1, use_mtime=True)) == [20, 30]
+    assert steps(checkpoints_to_delete(tmp_path, 1)) == [10, 20]
+    rotate_checkpoints(tmp_path, 2, use_mtime=True)
+    assert present(tmp_path) == [10, 30]
+
+
+def test_the_checkpoint_just_written_stays_though_others_have_higher_numbers(tmp_path):
+    make(tmp_path, 10, 20, 30)
+    for step, age in ((10, 1), (20, 3), (30, 2)):
+        set_age(tmp_path / checkpoint_name(step), age)
+    rotate_checkpoints(tmp_path, 1)
+    assert present(tmp_path) == [10, 30]
+
+
+def test_the_best_one_is_known_by_where_it_leads(tmp_path):
+    make(tmp_path, 10, 20, 30)
+    (tmp_path / "link").symlink_to(tmp_path)
+    best = str(tmp_path / "link" / "checkpoint-10")
+    assert steps(checkpoints_to_delete(tmp_path, 1, best)) == [20]
+    assert steps(checkpoints_to_delete(tmp_path, 1, keep=[best])) == [20]
+    assert same_place(best, str(tmp_path / "checkpoint-10")) and not same_place(best, str(tmp_path))
+    assert same_place(best, None) is False
+
+
+def test_nothing_is_kept_beyond_the_limit_where_one_that_stays_is_whole(tmp_path, caplog):
+    make(tmp_path, 10, 20, 30)
+    (tmp_path / "checkpoint-30" / "model.safetensors").write_bytes(b"")
+    rotate_checkpoints(tmp_path, 2)
+    assert present(tmp_path) == [20, 30] and "is kept beyond" not in caplog.text
+
+
+def test_nothing_is_kept_where_none_is_whole(tmp_path):
+    make(tmp_path, 10, 20)
+    for step in (10, 20):
+        (tmp_path / checkpoint_name(step) / "model.safetensors").write_bytes(b"")
+    rotate_checkpoints(tmp_path, 1)
+    assert present(tmp_path) == [20]
+
+
+def test_a_directory_of_anothers_is_not_the_whole_one_that_stays(tmp_path):
+    make(tmp_path, 10, 20)
+    (tmp_path / "checkpoint-20" / "model.safetensors").write_bytes(b"")
+    (tmp_path / "checkpoint-30").mkdir()
+    shutil.copy(tmp_path / "checkpoint-10" / "model.safetensors", tmp_path / "checkpoint-30")
+    rotate_checkpoints(tmp_path, 1)
+    assert present(tmp_path) == [10, 20, 30]
+
+
+def staged(output_dir, step, purpose="staged", pid=None):
+    """A whole checkpoint under the name that a run gives it before or after it has its own."""
+    make(output_dir / "staging", step)
+    name = f".checkpoint-{step}.{purpose}-{dead_pid() if pid is None else pid}"
+    os.rename(output_dir / "staging" / checkpoint_name(step), output_dir / name)
+    os.rmdir(output_dir / "staging")
+    return output_dir / name
+
+
+def test_a_staged_checkpoint_never_replaces_one_that_is_whole(tmp_path):
+    make(tmp_path, 20)
+    (tmp_path / "checkpoint-20" / "note.txt").write_text("the first")
+    staged(tmp_path, 20)
+    clean_up_staging(tmp_path)
+    assert os.listdir(tmp_path) == ["checkpoint-20"] and (tmp_path / "checkpoint-20" / "note.txt").exists()
+
+
+def test_a_damaged_staged_checkpoint_is_deleted(tmp_path):
+    (staged(tmp_path, 20) / "model.safetensors").write_bytes(b"WEIGHTS")  # of the same size
+    clean_up_staging(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_staged_checkpoint_without_a_manifest_is_not_whole(tmp_path):
+    folder = staged(tmp_path, 20)
+    (folder / "manifest.json").unlink()
+    (folder / "trainer_state.json").write_text("{}")
+    clean_up_staging(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_was_moved_aside_goes_where_its_place_is_taken_again(tmp_path):
+    make(tmp_path, 20)
+    (tmp_path / "checkpoint-20" / "note.txt").write_text("the new one")
+    staged(tmp_path, 20, "replaced")
+    clean_up_staging(tmp_path)
+    assert os.listdir(tmp_path) == ["checkpoint-20"] and (tmp_path / "checkpoint-20" / "note.txt").exists()
+
+
+def test_of_a_new_checkpoint_and_the_one_it_was_to_replace_the_new_one_stays(tmp_path):
+    (staged(tmp_path, 20) / "note.txt").write_text("the new one")
+    staged(tmp_path, 20, "replaced")
+    clean_up_staging(tmp_path)
+    assert os.listdir(tmp_path) == ["checkpoint-20"] and (tmp_path / "checkpoint-20" / "note.txt").exists()
+
+
+def test_a_model_that_was_staged_is_deleted_whole_or_not(tmp_path):
+    make(tmp_path, 20)
+    os.rename(tmp_path / "checkpoint-20", tmp_path / f".model.staged-{dead_pid()}")
+    (tmp_path / f"..checkpoint-20.replaced-7.deleted-{dead_pid()}").mkdir()
+    clean_up_staging(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_was_copied_halfway_into_its_place_is_deleted_or_replaced(tmp_path):
+    for step in (10, 20):
+        make(tmp_path, step)
+        (tmp_path / checkpoint_name(step) / ".incomplete").write_text("")
+    staged(tmp_path, 20)
+    clean_up_staging(tmp_path)
+    assert os.listdir(tmp_path) == ["checkpoint-20"] and problems(tmp_path / "checkpoint-20") == []
+
+
+@pytest.mark.parametrize("pid", [0, "own", 1 << 31, 10**18])
+def test_what_no_other_process_can_have_made_is_deleted(tmp_path, pid):
+    (tmp_path / f".checkpoint-20.staged-{os.getpid() if pid == 'own' else pid}").mkdir()
+    clean_up_staging(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_process_of_someone_else_runs(tmp_path, monkeypatch):
+    def forbidden(pid, signal):
+        raise PermissionError
+
+    monkeypatch.setattr(layout.os, "kill", forbidden)
+    (tmp_path / f".checkpoint-20.staged-{os.getppid()}").mkdir()
+    clean_up_staging(tmp_path)
+    assert len(os.listdir(tmp_path)) == 1
+
+
+def test_names_of_others_and_files_and_links_are_left_alone(tmp_path):
+    dead = dead_pid()
+    (tmp_path / "elsewhere").mkdir()
+    kept = [f".checkpoint-5.staged-{dead}", f".checkpoint-6.deleted-{dead}"]
+    (tmp_path / kept[0]).write_text("a file")
+    (tmp_path / kept[1]).symlink_to(tmp_path / "elsewhere")
+    kept += [f".checkpoint-7.moved-{dead}", ".checkpoint-8.staged-", f"x.checkpoint-9.staged-{dead}", "notes"]
+    for name in kept[2:]:
+        (tmp_path / name).mkdir()
+    (tmp_path / "notes" / ".incomplete").write_text("")
+    (tmp_path / "checkpoint-9").write_text("a file")
+    clean_up_staging(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "elsewhere", "checkpoint-9"])
+
+
+def test_only_what_a_writer_stages_is_waited_for(tmp_path, monkeypatch):
+    def pause(seconds):
+        raise AssertionError("waits")
+
+    monkeypatch.setattr(layout.time, "sleep", pause)
+    writer = start_writer(tmp_path)
+    replaced = tmp_path / f".checkpoint-20.replaced-{writer.pid}"
+    replaced.mkdir()
+    (tmp_path / f".checkpoint-30.staged-{os.getppid()}").mkdir()  # of a process that writes none
+    clean_up_staging(tmp_path)
+    assert replaced.is_dir() and len(os.listdir(tmp_path)) == 2
+    writer.kill()
+    writer.communicate()

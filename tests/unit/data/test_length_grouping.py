@@ -8,6 +8,7 @@ import torch
 from trainwright.data.length_grouping import (
     DistributedLengthGroupedSampler,
     LengthGroupedSampler,
+    LengthSortedSampler,
     get_length_grouped_indices,
 )
 
@@ -88,3 +89,66 @@ def test_at_most_five_percent_is_padding_on_lognormal_lengths(batch_size):
     order = lengths[get_length_grouped_indices(lengths, batch_size, generator=generator(1))]
     padded = sum(int(batch.max()) * len(batch) for batch in order.split(batch_size))
     assert 1 - int(lengths.sum()) / padded <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "batch_size", "batches"), [(500, 1, 50), (204, 1, 50), (196, 1, 49), (120, 4, 7), (10, 4, 1)]
+)
+def test_a_group_is_a_quarter_of_the_batches_but_one_at_least_and_fifty_at_most(num_samples, batch_size, batches):
+    lengths = torch.randint(1, 1000, (num_samples,), generator=generator(0))
+    assert get_length_grouped_indices(lengths, batch_size, generator=generator(1)) == get_length_grouped_indices(
+        lengths, batch_size, batches, generator=generator(1)
+    )
+    if batches > 1:
+        other = get_length_grouped_indices(lengths, batch_size, batches - 1, generator=generator(1))
+        assert other != get_length_grouped_indices(lengths, batch_size, generator=generator(1))
+
+
+def test_samples_of_one_length_stay_in_the_order_they_were_drawn_in():
+    order = get_length_grouped_indices([3] * 20, 4, 5, generator=generator(1))
+    assert order == torch.randperm(20, generator=generator(1)).tolist()
+
+
+def test_lengths_come_from_the_named_field_of_the_data():
+    data = [{"ids": [0] * n, "input_ids": [0]} for n in (3, 1, 2)]
+    sampler = LengthGroupedSampler(4, dataset=data, model_input_name="ids")
+    assert (sampler.lengths.tolist(), len(sampler), sampler.lengths.dtype) == ([3, 1, 2], 3, torch.int64)
+    assert LengthGroupedSampler(4, lengths=[3, 1, 2]).lengths.dtype == torch.int64
+    share = DistributedLengthGroupedSampler(4, data, 1, 0, model_input_name="ids")
+    assert share.lengths.tolist() == [3, 1, 2] and next(iter(share)) == 0
+
+
+def test_an_epoch_without_a_seed_follows_what_torch_was_seeded_with():
+    torch.manual_seed(11)
+    torch.rand(3)
+    sampler = LengthGroupedSampler(4, lengths=LENGTHS)
+    sampler.set_epoch(2)
+    assert list(sampler) == get_length_grouped_indices(LENGTHS, 4, generator=generator(11 + 2))
+
+
+def test_a_seed_is_followed_from_the_first_epoch_on_before_a_generator():
+    sampler = LengthGroupedSampler(4, lengths=LENGTHS, generator=generator(1), seed=5)
+    assert list(sampler) == get_length_grouped_indices(LENGTHS, 4, generator=generator(5))
+
+
+def test_the_order_of_an_iteration_is_known_to_a_process_that_does_not_read():
+    reading, other = (LengthGroupedSampler(4, lengths=LENGTHS, seed=5) for _ in range(2))
+    indices = list(reading)
+    assert reading.order.tolist() == other.order.tolist() == indices
+    reading.set_epoch(1)
+    assert list(reading) == reading.order.tolist() != indices
+
+
+def test_sorted_samples_begin_with_the_longest_and_equal_ones_stay_in_order():
+    sampler = LengthSortedSampler([2, 3, 2, 3, 1])
+    assert list(sampler) == sampler.order.tolist() == [1, 3, 0, 2, 4]
+    assert len(sampler) == 5
+    many = LengthSortedSampler([7] * 100)
+    assert list(many) == list(range(100))
+
+
+def test_a_share_is_that_of_epoch_and_seed_0_unless_it_is_said_otherwise():
+    share = DistributedLengthGroupedSampler(4, num_replicas=2, rank=1, lengths=LENGTHS)
+    assert list(share) == get_length_grouped_indices(LENGTHS, 4, generator=generator(0))[1::2]
+    odd = DistributedLengthGroupedSampler(4, num_replicas=2, rank=1, lengths=LENGTHS[:5])
+    assert len(list(odd)) == 3  # filled up, not cut

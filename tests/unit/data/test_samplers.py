@@ -5,6 +5,7 @@ import torch
 from torch.utils.data import IterableDataset, SequentialSampler
 
 from trainwright.data import samplers
+from trainwright.data.resumable_sampler import iterate_from, seeded
 from trainwright.data.samplers import (
     STRATEGIES,
     BatchRebalanceSampler,
@@ -102,3 +103,89 @@ def test_a_stream_brings_its_own_order():
     assert build_train_sampler(Stream(), seed=0) is None
     assert build_eval_sampler(Stream()) is None
     assert build_train_sampler(None, seed=0) is None
+
+
+@pytest.mark.parametrize("error", [TypeError, NotImplementedError])
+def test_a_length_that_is_not_known_is_none(error):
+    class Unknown:
+        def __len__(self):
+            raise error
+
+    assert not has_length(Unknown())
+
+
+def asked_for(monkeypatch):
+    """The options of every question for lengths; the answer is 1, 2, 3, ..."""
+    questions = []
+
+    def lengths(dataset, **options):
+        questions.append((dataset, options))
+        return torch.arange(1, len(dataset) + 1)
+
+    monkeypatch.setattr(samplers, "sample_lengths", lengths)
+    return questions
+
+
+OF_LENGTHS = {"length_column_name": "n", "model_input_name": "ids", "num_workers": 3}
+NONE_OF_LENGTHS = {"length_column_name": None, "model_input_name": None, "num_workers": 0}
+
+
+def test_grouping_for_training_uses_what_it_was_told(monkeypatch):
+    questions, data = asked_for(monkeypatch), [0] * 6
+    sampler = build_train_sampler(data, strategy="group_by_length", seed=3, batch_size_for_grouping=4, **OF_LENGTHS)
+    build_train_sampler(data, strategy="group_by_length", seed=3)
+    assert questions == [(data, OF_LENGTHS), (data, NONE_OF_LENGTHS)]
+    assert (sampler.batch_size, sampler.seed, sampler.lengths.tolist()) == (4, 3, [1, 2, 3, 4, 5, 6])
+
+
+def test_rebalancing_uses_what_it_was_told(monkeypatch):
+    questions, data = asked_for(monkeypatch), [0] * 20
+    options = {"batch_size_for_grouping": 10, "world_size": 2, "rank": 1, "gradient_accumulation_steps": 3}
+    found = build_train_sampler(data, strategy="batch_rebalance", seed=5, drop_last=True, **options, **OF_LENGTHS)
+    assert questions == [(data, OF_LENGTHS)]
+    assert (found.effective_batch_size, found.dp_size, found.grad_accum, found.rank) == (10, 2, 3, 1)
+    assert (found.seed, found.drop_last, found.lengths.tolist()) == (5, True, list(range(1, 21)))
+    alone = build_train_sampler(data, strategy="batch_rebalance", seed=5)
+    assert (alone.effective_batch_size, alone.dp_size, alone.grad_accum, alone.rank) == (1, 1, 1, 0)
+    assert alone.drop_last is False
+
+
+def test_grouping_for_an_evaluation_uses_what_it_was_told(monkeypatch):
+    questions, data = asked_for(monkeypatch), [0] * 6
+    options = {"batch_size": 4, "seed": 3, **OF_LENGTHS}
+    grouped = build_eval_sampler(data, strategy="group_by_length", **options)
+    assert (grouped.batch_size, grouped.seed, grouped.lengths.tolist()) == (4, 3, [1, 2, 3, 4, 5, 6])
+    assert list(build_eval_sampler(data, strategy="length_sorted", **options)) == [5, 4, 3, 2, 1, 0]
+    alone = build_eval_sampler(data, strategy="group_by_length")
+    assert (alone.batch_size, alone.seed) == (1, 0)
+    assert questions == [(data, OF_LENGTHS), (data, OF_LENGTHS), (data, NONE_OF_LENGTHS)]
+
+
+@pytest.mark.parametrize("strategy", ["random", "sequential", "batch_rebalance"])
+def test_an_evaluation_is_in_the_order_of_the_data_unless_it_is_grouped(strategy):
+    assert type(build_eval_sampler([1, 2], strategy=strategy)) is SequentialSampler
+    assert build_eval_sampler(None, strategy=strategy) is None
+
+
+def test_random_training_is_seeded_and_the_default():
+    sampler = build_train_sampler([0] * 6, seed=3)
+    assert type(sampler) is SeededRandomSampler and (sampler.seed, sampler.epoch, len(sampler)) == (3, 0, 6)
+
+
+@pytest.mark.parametrize(
+    ("seed", "same"), [(2**63, 0), (2**63 + 5, 5), (2**64 - 1, 2**63 - 1), (-(2**63) - 1, 2**63 - 1)]
+)
+def test_a_seed_of_64_bits_is_wrapped_into_63(seed, same):
+    assert torch.equal(seeded(seed).get_state(), seeded(same).get_state())
+
+
+@pytest.mark.parametrize("seed", [0, 7, -1, 2**63 - 1, -(2**63)])
+def test_a_seed_that_torch_takes_stays_as_it_is(seed):
+    assert torch.equal(seeded(seed).get_state(), torch.Generator().manual_seed(seed).get_state())
+
+
+def test_an_order_is_read_in_python_ints_without_making_all_of_them_at_once():
+    indices = iterate_from(torch.arange(10_000), 3)
+    first = next(indices)
+    assert (type(first), first) == (int, 3)
+    assert list(indices) == list(range(4, 10_000))

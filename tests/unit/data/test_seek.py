@@ -11,7 +11,19 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Weighted
 
 from trainwright.data.loaders import build_dataloader, set_epoch
 from trainwright.data.samplers import build_train_sampler
-from trainwright.data.seek import DataPosition, WorkerShares, discard_batches, seek, skip_first_batches
+from trainwright.data.seek import (
+    BegunLoader,
+    DataPosition,
+    SkippingBatchSampler,
+    SkippingStream,
+    WorkerShares,
+    describe,
+    discard_batches,
+    draw_no_seed_for_workers_that_stay,
+    seek,
+    skip_first_batches,
+    with_one_worker,
+)
 
 NUM_SAMPLES = 50
 
@@ -301,3 +313,192 @@ def test_shares_that_mean_nothing_any_more_are_said(caplog, loader, num_processe
 def test_without_workers_or_a_stream_there_are_no_shares():
     for loader in (loader_of(0), DataLoader(list(range(8)), num_workers=2), [1, 2]):
         assert WorkerShares.going_on(None, loader, 1, is_start=True) is None
+
+
+def test_nothing_is_known_of_shares_without_a_checkpoint_or_without_batches():
+    assert WorkerShares.going_on(None, loader_of(), 1, is_start=False) is None
+    assert WorkerShares.going_on(None, loader_of(batch_size=None), 1, is_start=True) is None
+
+
+def test_shares_of_several_processes_come_back_where_nothing_changed(caplog):
+    saved = WorkerShares(4, (0, 4), 3).to_dict()
+    assert saved == {"batch_size": 4, "before": [0, 4], "num_batches": 3}
+    assert WorkerShares.going_on(saved, loader_of(), 2, is_start=False) == WorkerShares(4, (0, 4), 3)
+    assert caplog.records == []
+    assert WorkerShares(4, (0, 0)).after(2).after(-1) == WorkerShares(4, (0, 0), 1)
+
+
+THREE = [[0, 1], [2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "left"),
+    [
+        ((1,), THREE[1:]),
+        ((1, 1), [[3], [4, 5]]),
+        ((0, 2), THREE[1:]),
+        ((0, 3), [[3], [4, 5]]),
+        ((1, 4), []),
+        ((0, 9), []),
+        ((9, 1), []),
+    ],
+)
+def test_batches_and_then_samples_of_a_batch_sampler_are_passed_over_once(numbers, left):
+    sampler = SkippingBatchSampler(THREE, *numbers)
+    assert len(sampler) == 3
+    assert list(sampler) == left
+    assert list(sampler) == THREE
+
+
+def test_of_two_iterators_that_a_loader_makes_the_one_it_uses_passes_over():
+    sampler = SkippingBatchSampler(THREE, 2)
+    iter(sampler)
+    used = iter(sampler)
+    assert iter(used) is used
+    assert list(used) == THREE[2:]
+
+
+def test_a_stream_without_workers_is_the_share_of_the_first():
+    stream = SkippingStream(range(6), [4, 1])
+    assert list(stream) == [4, 5]
+    assert list(stream) == list(range(6))
+    assert len(stream) == 6
+
+
+def test_a_begun_loader_has_asked_for_its_first_batch_and_for_no_other():
+    made = []
+
+    def batches():
+        for number in range(3):
+            made.append(number)
+            yield number
+
+    class Loader:
+        def __iter__(self):
+            return batches()
+
+        def __len__(self):
+            return 3
+
+    loader = BegunLoader(Loader())
+    iterator = iter(loader)
+    assert made == [0] and len(loader) == 3
+    assert list(iterator) == [0, 1, 2]
+
+
+def test_a_loader_that_makes_no_batches_is_skipped_by_samples():
+    loader = DataLoader(list(range(5)), batch_size=None)
+    assert list(skip_first_batches(loader, 2)) == [2, 3, 4]
+
+
+class WrappedLoader:
+    """As accelerate wraps torch's loader."""
+
+    def __init__(self, loader):
+        self.base_dataloader = loader
+
+    def __iter__(self):
+        yield from self.base_dataloader
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["base_dataloader"], name)
+
+
+class DataLoaderDispatcher(WrappedLoader):
+    """Named as the one of accelerate that reads for all processes in one."""
+
+
+@pytest.mark.parametrize("wrap", [WrappedLoader, DataLoaderDispatcher])
+def test_a_wrapped_loader_is_begun_where_its_order_was_moved(wrap):
+    loader = make_loader(Counted())
+    whole = flat(loader)
+    found, leftover = seek(wrap(loader), 20, 4)
+    assert leftover == 0 and isinstance(found, BegunLoader)
+    loader.dataset.fetched.clear()
+    iterator = iter(found)
+    assert loader.dataset.fetched == whole[20:24]
+    assert flat(iterator) == whole[20:]
+
+
+def test_a_share_of_a_users_batches_is_cut_by_what_this_process_has_seen_of_them():
+    loader = DataLoader(Counted(), batch_sampler=BatchSampler(range(NUM_SAMPLES), 4, False), collate_fn=list)
+    found, leftover = seek(WrappedLoader(loader), 8 + 4, 8)  # two processes: one batch, and two samples of the next
+    assert leftover == 0
+    assert flat(found) == list(range(4 + 2, NUM_SAMPLES))
+    found, leftover = seek(DataLoaderDispatcher(loader), 8 + 4, 8)  # one process reads for both
+    assert flat(found) == list(range(4 + 4, NUM_SAMPLES))
+
+
+def test_our_sampler_at_a_whole_batch_of_several_processes_is_passed_over_by_batches():
+    loader = make_loader(Counted())
+    whole = flat(loader)
+    found, leftover = seek(WrappedLoader(loader), 16, 8)
+    assert leftover == 0 and loader.batch_sampler.sampler.start == 0
+    assert flat(found) == whole[8:]
+    seek(WrappedLoader(loader), 17, 8)
+    assert loader.batch_sampler.sampler.start == 17
+
+
+def test_a_stream_of_several_processes_drops_its_own_share():
+    found, leftover = seek(DataLoader(Stream(), batch_size=4, collate_fn=list), 16, 8)
+    assert leftover == 0
+    assert flat(found) == list(range(8, NUM_SAMPLES))
+
+
+def test_whole_batches_of_anything_else_are_left_to_drop_and_a_rest_is_warned_of(caplog):
+    wrapped = WrappedLoader(DataLoader(Stream(), batch_size=4, collate_fn=list))
+    assert seek(wrapped, 12, 4) == (wrapped, 3)
+    dispatched = DataLoaderDispatcher(DataLoader(Stream(), batch_size=4, collate_fn=list))
+    assert seek(dispatched, 12, 4) == (dispatched, 3)
+    assert caplog.records == []
+    assert seek(wrapped, 13, 4) == (wrapped, 3)
+    assert "1 samples into a batch of 4" in caplog.text
+
+
+def test_shares_that_began_at_zero_are_left_to_drop_and_others_passed_over_in_each_worker():
+    loader = loader_of(1)
+    assert seek(loader, 8, 4, WorkerShares(4, (0,), 2)) == (loader, 2)
+    found, leftover = seek(loader, 8, 4, WorkerShares(4, (3,), 1))
+    assert leftover == 1
+    iterator = iter(found)
+    discard_batches(iterator, leftover)
+    assert [batch.tolist() for batch in iterator] == [[7]]
+
+
+def test_workers_that_stay_get_a_seed_of_the_epoch_unless_the_loader_has_a_generator():
+    def loader(**options):
+        return DataLoader([1, 2], num_workers=1, **options)
+
+    torch.manual_seed(11)
+    for wrap in (lambda loader: loader, WrappedLoader):
+        stays = loader(persistent_workers=True)
+        draw_no_seed_for_workers_that_stay(wrap(stays), 3)
+        assert stays.generator.initial_seed() == 11 + 3
+    goes = loader()
+    draw_no_seed_for_workers_that_stay(goes, 3)
+    assert goes.generator is None
+    own = torch.Generator().manual_seed(5)
+    seeded = loader(persistent_workers=True, generator=own)
+    draw_no_seed_for_workers_that_stay(seeded, 3)
+    assert seeded.generator is own
+    draw_no_seed_for_workers_that_stay([[1]], 3)
+
+
+def test_one_worker_makes_one_batch_at_a_time_but_a_stream_keeps_its_number():
+    loader = DataLoader([1, 2], num_workers=3, prefetch_factor=4, persistent_workers=True)
+    alone = with_one_worker(loader)
+    assert (alone.num_workers, alone.prefetch_factor, alone.persistent_workers) == (1, 1, False)
+    assert (loader.num_workers, loader.prefetch_factor, loader.persistent_workers) == (3, 4, True)
+    assert alone.batch_sampler is loader.batch_sampler
+    stream = loader_of()
+    assert with_one_worker(stream) is stream
+
+
+def test_a_batch_is_described_by_its_places_and_its_samples():
+    loader = make_loader(Counted())
+    whole = flat(loader)
+    loader.batch_sampler.sampler.start = 7
+    assert describe(loader, 8, 4, 2) == f"samples 8 to 11 of epoch 2, which have the indices {whole[8:12]}"
+    assert loader.batch_sampler.sampler.start == 7 and loader.dataset.fetched == whole
+    for other in (DataLoader(Counted(), batch_size=4), loader_of(), [[1]]):
+        assert describe(other, 8, 4, 2) == "samples 8 to 11 of epoch 2"

@@ -18,10 +18,14 @@ from trainwright.run.resume import (
     loop_state,
     micro_batches_done,
     plan_from_here,
+    read_state,
     report_changes,
     restore_callbacks,
     restore_loop,
+    say_where,
+    warn_of_another_run,
 )
+from trainwright.seeding import generator_states
 from trainwright.state import ExportableState, TrainerControl
 from trainwright.window import LossWindow
 
@@ -286,3 +290,149 @@ def test_a_state_in_the_checkpoint_whose_callback_is_missing_is_warned_of(caplog
     restore_callbacks(handler, saved, replace=False)
     found = [record.getMessage() for record in caplog.records if "does not have" in record.getMessage()]
     assert [text.split(": ")[1].split(". Unless")[0] for text in found] == ([lost] if lost else [])
+
+
+EVERYTHING = ResumePoint(
+    epoch=2,
+    samples_in_epoch=24,
+    generators=generator_states(),
+    collator={"": {"kind": "torch", "state": generator_states()["torch"]}},
+    total_loss=7.5,
+    last_logged_step=6,
+    worker_shares={"batch_size": 4, "before": [8, 4], "num_batches": 3},
+    batch_size={"asked": 8, "micro_batch": 4, "at_once": [2, None]},
+    micro_batches=3,
+    batching={"samples_per_micro_batch": 8},
+    samples_of_pass=40,
+    last_update={"learning_rate": 0.1, "grad_norm": None},
+    owes_epoch_end=True,
+)
+
+
+def restored(folder, saved):
+    (folder / "loop_state.json").write_text(json.dumps(saved))
+    return restore_loop(
+        str(folder), TrainerState(global_step=8), LossWindow(True), updates_per_epoch=3, samples_per_update=8
+    )
+
+
+def test_everything_that_a_point_holds_comes_back(tmp_path):
+    run = {"id": "a", "started_ns": 5}
+    saved = loop_state(EVERYTHING, window_with(0.5), ARGS, run)
+    found = restored(tmp_path, saved)
+    assert found == EVERYTHING
+    assert found.arguments == ARGS.to_dict()
+    assert saved["run"] == run and "processes" not in saved
+    assert found.position() == saved["position"] == {"epoch": 2, "samples_in_epoch": 24}
+
+
+def test_a_checkpoint_of_a_release_that_knew_less_has_the_defaults(tmp_path):
+    saved = loop_state(EVERYTHING, window_with(0.5), ARGS)
+    older = {name: saved[name] for name in ("position", "window", "total_loss", "last_logged_step")}
+    found = restored(tmp_path, older)
+    assert found == ResumePoint(epoch=2, samples_in_epoch=24, total_loss=7.5, last_logged_step=6)
+    assert found.arguments == {}
+
+
+def test_of_other_processes_only_what_differs_is_saved():
+    own = {"epoch_start_generators": None, "collator_generator": None, "window": window_with(0.5).state()}
+    other = own | {"window": window_with(0.25, 1.0).state()}
+    gathered = []
+    saved = loop_state(
+        ResumePoint(), window_with(0.5), ARGS, gather=lambda mine: gathered.append(mine) or [mine, other, mine]
+    )
+    assert gathered == [own]
+    assert saved["processes"] == [{}, {"window": other["window"]}, {}]
+    assert saved["window"] == own["window"]
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (plan(6, 22), {"gradient_accumulation_steps": 2, "planned_together": 1, "micro_batches_per_epoch": 6}),
+        (plan(None, None), {"gradient_accumulation_steps": 2, "planned_together": 1, "micro_batches_per_epoch": None}),
+    ],
+)
+def test_what_decides_the_number_of_micro_batches_is_named(found, expected):
+    assert batching_of(found, accumulation=2) == {"samples_per_micro_batch": 4, **expected}
+    together = batching_of(found, accumulation=2, strategy="batch_rebalance")
+    assert together == {"samples_per_micro_batch": 4, **expected, "planned_together": 2}
+
+
+def test_the_start_of_an_epoch_has_no_micro_batch_before_it_whatever_was_counted():
+    found = plan(6, 22)
+    now = batching_of(found)
+    assert micro_batches_done(ResumePoint(micro_batches=2, batching=now), now, found) == 0
+    assert done(40, found) == 6  # more samples than the data has now: nothing is left
+    assert done(0, plan(6, 60)) == 0  # batches of unequal size, of which 15 would be left
+
+
+def test_a_state_is_read_with_the_place_of_its_best_checkpoint(tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    for folder in (run, elsewhere):
+        folder.mkdir()
+    checkpoint = elsewhere / "checkpoint-8"
+    checkpoint.mkdir()
+    (elsewhere / "checkpoint-4").mkdir()
+    TrainerState(global_step=8, best_model_checkpoint="moved/checkpoint-4").save_to_json(
+        checkpoint / "trainer_state.json"
+    )
+    state = read_state(str(checkpoint), str(run))
+    assert state.global_step == 8
+    assert state.best_model_checkpoint == str(elsewhere / "checkpoint-4")
+    assert state.places_of_checkpoints == (str(run), str(elsewhere))
+    (elsewhere / "checkpoint-4").rename(run / "checkpoint-4")
+    assert read_state(str(checkpoint), str(run)).best_model_checkpoint == str(run / "checkpoint-4")
+
+
+def test_the_places_of_checkpoints_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint-8").mkdir()
+    TrainerState(global_step=8).save_to_json(tmp_path / "checkpoint-8" / "trainer_state.json")
+    monkeypatch.chdir(tmp_path)
+    assert read_state("checkpoint-8", "run").places_of_checkpoints == ("run", str(tmp_path))
+
+
+def test_a_run_that_starts_anew_over_another_one_is_warned_with_its_last_checkpoint(tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    warn_of_another_run(str(tmp_path / "absent"))
+    warn_of_another_run(str(tmp_path))
+    assert caplog.records == []
+    for number in (2, 10):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+    warn_of_another_run(str(tmp_path))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert f"{tmp_path} holds checkpoints of another one (up to checkpoint-10)" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("step", "found", "said"),
+    [
+        (8, plan(10, 40, epochs=3), "Resumed from checkpoint-8: step 8 of 30, 16 samples into epoch 2."),
+        (30, plan(10, 40, epochs=3), "saved at step 30, and with num_train_epochs=3 this run ends at step 30."),
+        (12, plan(10, 40, max_steps=9), "saved at step 12, and with max_steps=9 this run ends at step 9."),
+        (30, plan(10, 40, epochs=3), "To train further, raise num_train_epochs;"),
+        (12, plan(10, 40, max_steps=9), "To train further, raise max_steps;"),
+    ],
+)
+@pytest.mark.parametrize("end", ["", "/"])
+def test_where_a_run_goes_on_is_said(caplog, step, found, said, end):
+    args = types.SimpleNamespace(num_train_epochs=3, max_steps=found.max_steps)
+    point = ResumePoint(epoch=2, samples_in_epoch=16)
+    say_where(f"out/checkpoint-8{end}", point, TrainerState(global_step=step), found, args)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and said in record.getMessage()
+
+
+def test_settings_without_a_run_to_compare_with_are_not_mentioned(caplog):
+    state = TrainerState(logging_steps=10, eval_steps=20, save_steps=30)  # no length, no batch size: another engine's
+    report_changes(settings(logging_steps=0.5), state, 4)
+    assert caplog.records == []
+    report_changes(settings(logging_steps=1), state, 4)
+    assert "logging_steps: 1 (from args) != 10" in caplog.text
+
+
+def test_whole_numbers_are_shown_without_a_fraction_and_others_with_one(caplog):
+    state = TrainerState(**SAVED | {"train_batch_size": 5})
+    report_changes(settings(n_gpu=2), state, 4)
+    assert "per_device_train_batch_size: 2 (from args) != 2.5 " in caplog.text

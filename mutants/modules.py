@@ -1,0 +1,33 @@
+"""Which modules are mutated, and which tests must notice: the one place to change when a file is renamed.
+
+A module is named by its path below src/trainwright, a test by its path below tests. Only tests that take a second or so
+belong here: each is run again for every mutant of the functions that it calls.
+"""
+
+from __future__ import annotations
+
+MODULES: dict[str, list[str]] = {
+    "loss": ["unit/test_loss.py"],
+    "window": ["unit/test_window.py"],
+    "state": ["unit/test_state.py"],
+    "resume": ["unit/test_resume.py"],
+    "data/progress": ["unit/data/test_progress.py"],
+    "data/position": ["unit/data/test_position.py"],
+    "data/samplers": ["unit/data/test_samplers.py"],
+    "data/length_grouping": ["unit/data/test_length_grouping.py"],
+    "data/order": ["unit/data/test_samplers.py", "unit/data/test_position.py"],
+    "data/rebalance": ["unit/data/test_rebalance.py"],
+    "data/distributed_samplers": ["unit/data/test_distributed_samplers.py"],
+    "data/collate_base": ["unit/data/test_collate_base.py"],
+    "data/collate_flattening": ["unit/data/test_collate_flattening.py"],
+    "data/collate_language": ["unit/data/test_collate_language.py"],
+    "data/collate_language_older": ["unit/data/test_collate_language.py"],
+    "data/collate_packing": ["unit/data/test_packing.py"],
+    "data/collate_padding": ["unit/data/test_collate_padding.py"],
+    "data/collate_permutation": ["unit/data/test_collate_language.py"],
+    "checkpoint/manifest": ["unit/checkpoint/test_manifest.py"],
+    "checkpoint/best": ["unit/checkpoint/test_best.py"],
+    "checkpoint/layout": ["unit/checkpoint/test_layout.py"],
+    "args/renamed": ["unit/args/test_renamed.py"],
+    "argparser": ["unit/test_argparser.py"],
+}
