@@ -83,7 +83,7 @@ from trainwright.plan import TrainingPlan, plan_training
 from trainwright.profiling.phases import Profilers
 from trainwright.run import attempts, resume
 from trainwright.safe_write import folder_inside
-from trainwright.seeding import enable_full_determinism, generator_states, restore_generators, set_seed
+from trainwright.seeding import RngState, enable_full_determinism, set_seed
 from trainwright.splitting import one_row
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.techniques import precision
@@ -1040,8 +1040,8 @@ class Trainer:
             if progress.samples == 0:
                 self._load_rng_state(resume_from_checkpoint)
             elif progress.generators is not None:
-                restore_generators(progress.generators)
-        progress.generators = generator_states()
+                RngState.from_json(progress.generators).restore()
+        progress.generators = RngState.capture().to_json()
         self._is_mid_step = True
         epoch_iterator = watch("data", progress.iterate)(train_dataloader, self._strategy.num_processes)
         if resume_from_checkpoint is not None and progress.samples > 0:
