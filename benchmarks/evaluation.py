@@ -155,7 +155,7 @@ def collect(batches: list[torch.Tensor]) -> None:
 
 def concatenate_repeatedly(batches: list[torch.Tensor]) -> None:
     """Appends each batch to all before it, which copies everything every time."""
-    from trainwright.evaluation.tensors import nested_concat, nested_numpify
+    from trainwright.nested import nested_concat, nested_numpify
 
     joined = None
     for batch in batches:

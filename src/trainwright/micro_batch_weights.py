@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from trainwright.evaluation.tensors import find_batch_size
 from trainwright.loss import SHIFTED_LABELS, targets_of
 from trainwright.names import IGNORE_INDEX
+from trainwright.nested import find_batch_size
 
 # What the loss of a micro-batch is: the mean over its items, its share of the update's loss (divided by the items of
 # the whole update), or what an override of compute_loss returns, which is divided by the number of micro-batches.

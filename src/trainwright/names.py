@@ -7,6 +7,8 @@ Source: seed 001 (arguments), `api.json` of both generations (members of each en
 from __future__ import annotations
 
 import difflib
+import itertools
+from collections.abc import Callable, Collection
 from enum import Enum
 from typing import Any
 
@@ -31,6 +33,16 @@ EMA_WEIGHTS_NAME = "ema.safetensors"
 
 SAMPLE_LENGTHS = "sample_lengths"  # in a batch of packs: for each pack the lengths of its samples; no model is given it
 IGNORE_INDEX = -100  # a label with this value takes no part in the loss, and pads label and prediction arrays
+
+
+def some(texts: Collection[Any], limit: int, separator: str = ", ", show: Callable[[Any], str] = str) -> str:
+    """The first `limit` of `texts` as `show` gives them, and how many more there are.
+
+    >>> some(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    text = separator.join(show(one) for one in itertools.islice(texts, limit))
+    return text + (f" and {len(texts) - limit:,} more" if len(texts) > limit else "")
 
 
 def closest(word: str, options: Any) -> str:

@@ -13,17 +13,15 @@ import functools
 import gc
 import inspect
 import logging
-import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from trainwright.checkpoint.load import load_loop_state
-from trainwright.checkpoint.save import ACCELERATORS, accelerator
+from trainwright.seeding import RngState, accelerators
 from trainwright.splitting import CannotSplit, join_rows, mean_weights, num_samples, split_batch
 
 logger = logging.getLogger(__name__)
@@ -108,7 +106,7 @@ class FittingSize:
         self.num_samples = limit  # None: no batch was too large yet
         self._labels_are_shifted, self._label_names = labels_are_shifted, tuple(label_names)
         self._batch_size, self._obstacle = batch_size, obstacle
-        self._backends = [backend for backend in map(accelerator, ACCELERATORS) if backend is not None]
+        self._devices = accelerators()
 
     def parts(self, inputs: Any, limit: int | None) -> list[tuple[Any, float]]:
         """`inputs` in parts of at most `limit` samples, each with its weight in a mean over all of them."""
@@ -149,7 +147,7 @@ class FittingSize:
         return CannotRetry(f"Out of memory, and the {self.what} cannot be run again in parts: {reason}. {self.remedy}")
 
     def moment(self, buffers: Iterable[torch.Tensor] = ()) -> Moment:
-        return Moment(self._backends, buffers)
+        return Moment(self._devices, buffers)
 
 
 class OomSplitting(FittingSize):
@@ -261,22 +259,12 @@ class OomSafePrediction(FittingSize):
 class Moment:
     """Random states and buffers, to go back to."""
 
-    def __init__(self, backends: list[Any], buffers: Iterable[torch.Tensor]) -> None:
-        self._python, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        self._devices = []
-        for backend in backends:
-            if getattr(backend, "is_initialized", lambda: True)():
-                suffix = "_all" if hasattr(backend, "get_rng_state_all") else ""
-                state = getattr(backend, f"get_rng_state{suffix}")()
-                self._devices.append((getattr(backend, f"set_rng_state{suffix}"), state))
+    def __init__(self, devices: Iterable[str], buffers: Iterable[torch.Tensor]) -> None:
+        self._rng = RngState.capture(devices)
         self._buffers = [(buffer, buffer.detach().clone(), buffer._version) for buffer in buffers]
 
     def go_back(self) -> None:
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
-        torch.set_rng_state(self._torch)
-        for set_state, state in self._devices:
-            set_state(state)
+        self._rng.restore()
         with torch.no_grad():
             for buffer, copied, _ in self._buffers:
                 buffer.copy_(copied)

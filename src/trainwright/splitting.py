@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from trainwright.evaluation.tensors import lists_samples, rebuild, torch_pad_and_concatenate
 from trainwright.micro_batch_weights import items_in
+from trainwright.nested import is_mapping, lists_samples, map_items, rebuild, torch_pad_and_concatenate
 
 
 class CannotSplit(ValueError):
@@ -27,7 +27,7 @@ def num_samples(inputs: Any) -> int:
 
     Raises CannotSplit where they differ, as in packed sequences, or where the loss compares samples with each other.
     """
-    if _is_mapping(inputs) and "return_loss" in inputs and inputs["return_loss"]:
+    if is_mapping(inputs) and "return_loss" in inputs and inputs["return_loss"]:
         raise CannotSplit("return_loss=True asks for a loss over pairs of samples, which parts of a batch do not have")
     lengths: dict[int, str] = {}
     for name, tensor in _tensors(inputs):
@@ -98,10 +98,6 @@ def join_rows(results: Sequence[Any]) -> Any:
     return functools.reduce(torch_pad_and_concatenate, results) if isinstance(first, torch.Tensor) else first
 
 
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping) or hasattr(value, "keys")
-
-
 def _has_rows(value: Any) -> bool:
     return len(getattr(value, "shape", ())) > 0
 
@@ -110,7 +106,7 @@ def _tensors(value: Any, name: str = "the batch") -> Iterator[tuple[str, Any]]:
     """Every tensor or array that has rows, and every list of dicts, with the name of the input it belongs to."""
     if _has_rows(value) or _is_list_of_samples(value):
         yield name, value
-    elif _is_mapping(value):
+    elif is_mapping(value):
         for key in value:
             yield from _tensors(value[key], str(key))
     elif isinstance(value, (list, tuple)):
@@ -120,14 +116,12 @@ def _tensors(value: Any, name: str = "the batch") -> Iterator[tuple[str, Any]]:
 
 def _is_list_of_samples(value: Any) -> bool:
     """Whether this is a list of a dict for each sample, as labels of images are: it has as many rows as entries."""
-    return type(value) is list and bool(value) and _is_mapping(value[0])
+    return type(value) is list and bool(value) and is_mapping(value[0])
 
 
 def _rows_of(value: Any, rows: slice, num_rows: int) -> Any:
     if _has_rows(value) or _is_list_of_samples(value):
         return value[rows]
-    if _is_mapping(value):
-        return type(value)({key: _rows_of(value[key], rows, num_rows) for key in value})
     if isinstance(value, (list, tuple)):
         holds_tensors = next(_tensors(value), None) is not None
         if holds_tensors and len(value) == num_rows:
@@ -135,7 +129,6 @@ def _rows_of(value: Any, rows: slice, num_rows: int) -> Any:
             raise CannotSplit(
                 f"a {kind} of {num_rows} tensors may be one per sample or one per input, with {num_rows} rows"
             )
-        if holds_tensors:
-            return rebuild(value, [_rows_of(item, rows, num_rows) for item in value])
-        return value[rows] if len(value) == num_rows else value
-    return value
+        if not holds_tensors:
+            return value[rows] if len(value) == num_rows else value
+    return map_items(lambda item: _rows_of(item, rows, num_rows), value)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from trainwright import checks
+from trainwright import checks, nested
 from trainwright.args.training import TrainingArguments
 from trainwright.callbacks.base import TrainerCallback
 from trainwright.callbacks.defaults import default_progress
@@ -48,7 +48,6 @@ from trainwright.evaluation import run as evaluation
 from trainwright.evaluation import sanity_check
 from trainwright.evaluation.memory import TrainerMemoryTracker
 from trainwright.evaluation.predict import Predictor, ignored_outputs
-from trainwright.evaluation.tensors import nested_numpify
 from trainwright.interop import models, signatures
 from trainwright.interop.label_shift import shifts_labels
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
@@ -83,7 +82,7 @@ from trainwright.plan import TrainingPlan, plan_training
 from trainwright.profiling.phases import Profilers
 from trainwright.run import attempts, resume
 from trainwright.safe_write import folder_inside
-from trainwright.seeding import enable_full_determinism, generator_states, restore_generators, set_seed
+from trainwright.seeding import RngState, enable_full_determinism, set_seed
 from trainwright.splitting import one_row
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.techniques import precision
@@ -1040,8 +1039,8 @@ class Trainer:
             if progress.samples == 0:
                 self._load_rng_state(resume_from_checkpoint)
             elif progress.generators is not None:
-                restore_generators(progress.generators)
-        progress.generators = generator_states()
+                RngState.from_json(progress.generators).restore()
+        progress.generators = RngState.capture().to_json()
         self._is_mid_step = True
         epoch_iterator = watch("data", progress.iterate)(train_dataloader, self._strategy.num_processes)
         if resume_from_checkpoint is not None and progress.samples > 0:
@@ -1322,12 +1321,7 @@ class Trainer:
         """Hook: a tensor, or a list, tuple or dict of them, on this process's device."""
         if isinstance(data, torch.Tensor):
             return data.to(self._strategy.device, non_blocking=True)
-        if isinstance(data, Mapping) or hasattr(data, "keys"):
-            return type(data)({key: self._prepare_input(value) for key, value in data.items()})
-        if isinstance(data, (list, tuple)):
-            values = [self._prepare_input(value) for value in data]
-            return type(data)(*values) if hasattr(data, "_fields") else type(data)(values)
-        return data
+        return nested.map_items(self._prepare_input, data)
 
     def compute_loss(
         self,
@@ -2499,7 +2493,7 @@ class Trainer:
 
     def _gather_and_numpify(self, tensors: Any, name: str) -> Any:
         """The tensors of all processes, concatenated, as NumPy arrays."""
-        return None if tensors is None else nested_numpify(self._strategy.gather(tensors))
+        return None if tensors is None else nested.nested_numpify(self._strategy.gather(tensors))
 
 
 _NOTHING = contextlib.nullcontext()

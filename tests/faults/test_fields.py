@@ -29,7 +29,7 @@ from trainwright.data import collator_rng
 from trainwright.evaluation.metrics import write_metrics
 from trainwright.oom_retry import FoundBatchSize
 from trainwright.run.resume import report_changes, restore_loop
-from trainwright.seeding import restore_generators
+from trainwright.seeding import RngState
 from trainwright.window import LossWindow
 
 NUM_WRONG = 350
@@ -138,7 +138,7 @@ def use(checkpoint):
         point = restore_loop(checkpoint, state, window, updates_per_epoch=5, samples_per_update=4, **parts)
         assert point.epoch + point.samples_in_epoch + point.micro_batches >= 0
         if point.generators is not None:
-            restore_generators(point.generators)
+            RngState.from_json(point.generators).restore()
             assert 0 <= random.random() < 1 and torch.rand(()) < 1
         collator_rng.restore(Collator(), point.collator)
     found = FoundBatchSize.of_checkpoint(args, checkpoint)

@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 
+from documented_order import documented_order
 from trainwright import EarlyStoppingCallback, TrainerCallback
-from trainwright.callbacks.base import EVENTS, documented_order
+from trainwright.callbacks.base import EVENTS
 
 
 class Recorder(TrainerCallback):

@@ -1,8 +1,7 @@
 """The events of a run, in their order, and the class that receives them.
 
 Owns: `TrainerCallback` and the loop below. Leaves to others: calling the events (`handler`), reacting to them (the
-other files). The order is written here once; `documented_order()` makes a pattern of it, for a test to match a real run
-with.
+other files). The order is written here once; a test matches real runs with it (`tests/shared/documented_order.py`).
 
     init:
         <on_init_end>
@@ -62,7 +61,6 @@ Source: seed 000 (events and what they mean), seed 003 (when the loop looks at `
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from trainwright.state import TrainerControl, TrainerState
@@ -160,38 +158,3 @@ class TrainerCallback:
 
     def on_push_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
         """A push to the hub is about to start."""
-
-
-def documented_events() -> list[str]:
-    """The events of the loop above in the order in which they first occur."""
-    return list(dict.fromkeys(re.findall(r"<(on_\w+)>", __doc__ or "")))
-
-
-def documented_order(heading: str) -> re.Pattern[str]:
-    """The events that a part of the loop above ("train", "evaluate", ...) may fire, as a pattern.
-
-    It matches event names joined by one space, each followed by one: `"".join(f"{event} " for event in recorded)`.
-    A line that starts with "for" repeats its block, with "if" makes it optional; a heading stands for its block.
-    """
-    lines = [(len(line) - len(line.lstrip()), line.strip()) for line in (__doc__ or "").splitlines()]
-    loop = [(indent, text) for indent, text in lines if indent >= 4 and text]
-
-    def block_after(position: int) -> str:
-        indent, pattern = loop[position][0], ""
-        inside = position + 1
-        while inside < len(loop) and loop[inside][0] > indent:
-            if loop[inside][0] == indent + 4:
-                pattern += pattern_of(inside)
-            inside += 1
-        return pattern
-
-    def pattern_of(position: int) -> str:
-        text = loop[position][1]
-        if text.startswith("<"):
-            return text[1:-1] + " "
-        if text.endswith(":"):
-            return f"(?:{block_after(position)}){'*' if text.startswith('for ') else '?'}"
-        return block_after(headings[text]) if text in headings else ""
-
-    headings = {text[:-1]: position for position, (indent, text) in enumerate(loop) if indent == 4}
-    return re.compile(block_after(headings[heading]))

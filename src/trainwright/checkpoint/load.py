@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 
 from trainwright.checkpoint.json_files import read_loop_state
@@ -21,10 +19,10 @@ from trainwright.checkpoint.layout import linked_checkpoints, sort_checkpoints
 from trainwright.checkpoint.manifest import FROZEN_NOTE, how_to_accept, problems
 from trainwright.checkpoint.paths import DAMAGED, is_ours, named, rng_name, shown, step_of
 from trainwright.checkpoint.runs import of_earlier_runs, oldest_first
-from trainwright.checkpoint.save import ACCELERATORS, accelerator
 from trainwright.checkpoint.state_values import check_fits, check_parameters, check_random_state, check_saved
 from trainwright.checkpoint.tensors import load_tensors
 from trainwright.names import LOOP_STATE_NAME, OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from trainwright.seeding import RngState
 
 __all__ = [
     "damaged_checkpoints",
@@ -180,12 +178,7 @@ def load_rng(directory: Path, rank: int = 0, world_size: int = 1) -> None:
     state = load_tensors(path, mmap=False)
     try:
         check_random_state(state)
-        random.setstate(state["python"])
-        np.random.set_state(state["numpy"])
-        torch.random.set_rng_state(state["cpu"])
-        for name in ACCELERATORS:
-            if name in state:
-                _restore_accelerator(path, name, state[name])
+        RngState.from_state_dict(state).restore(path)
     except _STATE_ERRORS as error:
         raise ValueError(f"{path} holds no random state that fits: {shown(error, 500)}.") from error
 
@@ -237,23 +230,6 @@ def _naming(path: str, target: Any, hint: str) -> Iterator[None]:
         yield
     except _STATE_ERRORS as error:
         raise ValueError(f"{path} does not fit {type(target).__name__}: {shown(error, 500)}. {hint}") from error
-
-
-def _restore_accelerator(path: str, name: str, state: Any) -> None:
-    """`state` is one tensor (one of several processes wrote it) or one per device."""
-    backend = accelerator(name)
-    if backend is None:
-        logger.warning("%s holds the random state of %s, which this machine lacks: dropout will differ.", path, name)
-    elif isinstance(state, torch.Tensor):
-        backend.set_rng_state(state)
-    elif len(state) == backend.device_count():
-        backend.set_rng_state_all(state)
-    else:  # another number of devices: the first ones go on where they were
-        logger.warning(
-            "%s holds the random state of %d %s devices, here are %d.", path, len(state), name, backend.device_count()
-        )
-        for index, one in enumerate(state[: backend.device_count()]):
-            backend.set_rng_state(one, index)
 
 
 def _set_aside(checkpoint: str) -> str:

@@ -6,7 +6,6 @@ others: what a file must hold (json_files.py). Imports nothing outside the stand
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -63,8 +62,7 @@ def shown(text: Any, limit: int = MAX_SHOWN) -> str:
 
 def named(names_: Collection[Any], limit: int = MAX_NAMED) -> str:
     """`names_`, which come from a file, as they may be printed: the first ones, and how many more there are."""
-    text = ", ".join(shown(name) for name in itertools.islice(names_, limit))
-    return text + (f" and {len(names_) - limit:,} more" if len(names_) > limit else "")
+    return names.some(names_, limit, show=shown)
 
 
 def wrong_step(directory: str | os.PathLike[str], name: str, step: Any) -> str | None:

@@ -12,14 +12,12 @@ import json
 import logging
 import os
 import pickle
-import random
 import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
 import torch
 
 from trainwright.args.hidden import forget_secrets
@@ -39,6 +37,7 @@ from trainwright.names import (
     TRAINING_ARGS_NAME,
 )
 from trainwright.safe_write import check_place, folder_inside, give_mode, mode_of_new_files, put
+from trainwright.seeding import ACCELERATORS, RngState
 from trainwright.state import TrainerState
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,6 @@ logger = logging.getLogger(__name__)
 Path = str | os.PathLike[str]
 
 # Backends whose generators are part of a run's state, each under its own key. One that was never used is left out.
-ACCELERATORS = ("cuda", "xpu", "npu", "mlu", "musa", "hpu", "mps")
 
 
 @contextmanager
@@ -158,17 +156,7 @@ def save_rng(directory: Path, *, rank: int = 0, world_size: int = 1) -> None:
     A single process writes `rng_state.pth`, with the state of every device; one of several writes
     `rng_state_<rank>.pth`, with that of its own device.
     """
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "cpu": torch.random.get_rng_state(),
-    }
-    for name in ACCELERATORS:
-        backend = accelerator(name)
-        # A device that was never used has drawn nothing, and asking for its state would start it.
-        if backend is not None and getattr(backend, "is_initialized", lambda: True)():
-            every_device = world_size <= 1 and hasattr(backend, "get_rng_state_all")
-            state[name] = backend.get_rng_state_all() if every_device else backend.get_rng_state()
+    state = RngState.capture(ACCELERATORS, every_device=world_size <= 1).state_dict()
     path = os.path.join(directory, rng_name(rank, world_size))
     if not taken("torch", path, state):
         torch.save(state, path)
@@ -206,12 +194,6 @@ def save_trainer_state(directory: Path, state: Any) -> None:
     text = state.text_parts(thoroughly=state.global_step >= state.max_steps)
     if not taken("log", path, text):
         text.write(path)
-
-
-def accelerator(name: str) -> Any:
-    """The module `torch.<name>` if this machine has its devices, else None."""
-    backend = getattr(torch, name, None)
-    return backend if backend is not None and getattr(backend, "is_available", lambda: False)() else None
 
 
 def _save_state(path: str, state: Any) -> None:

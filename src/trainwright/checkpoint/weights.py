@@ -96,7 +96,7 @@ def check_can_be_held(model: nn.Module, state_dict: Tensors | None = None) -> No
     found = [f"{name} ({reason})" for name, reason in reasons.items() if reason]
     if found:
         raise ValueError(
-            f"safetensors cannot hold what the state dict of {type(model).__name__} has: {_some(found)}. Set "
+            f"safetensors cannot hold what the state dict of {type(model).__name__} has: {named(found, 3)}. Set "
             "save_safetensors=False to write the weights with torch.save, or, where it need not be saved, register the "
             "buffer with persistent=False."
         )
@@ -176,7 +176,8 @@ def load_weights(model: nn.Module, directory: Path, strict: bool = False, prefer
     if result.unexpected_keys and set(model.state_dict()) <= set(result.missing_keys):
         raise RuntimeError(
             f"The weights in {os.fspath(directory)} belong to another model than {type(model).__name__}: no name is "
-            f"the same. They are called {_some(result.unexpected_keys)}, the model's {_some(result.missing_keys)}."
+            f"the same. They are called {named(result.unexpected_keys, 3)}, "
+            f"the model's {named(result.missing_keys, 3)}."
         )
     if strict and (result.missing_keys or result.unexpected_keys):
         raise RuntimeError(
@@ -184,10 +185,6 @@ def load_weights(model: nn.Module, directory: Path, strict: bool = False, prefer
             f"Missing: {_quoted(result.missing_keys)}. Unexpected: {_quoted(result.unexpected_keys)}."
         )
     return result
-
-
-def _some(names_: list[str], limit: int = 3) -> str:
-    return named(names_, limit)
 
 
 def _quoted(names_: list[str]) -> str:

@@ -45,7 +45,7 @@ _ROWS: dict[str, dict[str, str]] = {
         "evaluation.distributed": "is_main_process total_processes_number",
         "evaluation.memory": "TrainerMemoryTracker",
         "evaluation.metrics": "speed_metrics",
-        "evaluation.tensors": "denumpify_detensorize",
+        "nested": "denumpify_detensorize",
         "compat.free_functions": "compare_trainer_and_checkpoint_args unwrap_peft_model",
         "interop.neftune": "neftune_post_forward_hook",
         "oom_retry": "find_executable_batch_size",
@@ -68,7 +68,7 @@ _ROWS: dict[str, dict[str, str]] = {
         "evaluation.distributed": "DistributedTensorGatherer distributed_broadcast_scalars distributed_concat "
         "nested_gather nested_xla_mesh_reduce torch_distributed_zero_first",
         "evaluation.metrics": "_secs2timedelta",
-        "evaluation.tensors": "atleast_1d expand_like find_batch_size nested_concat nested_detach nested_new_like "
+        "nested": "atleast_1d expand_like find_batch_size nested_concat nested_detach nested_new_like "
         "nested_numpify nested_truncate numpy_pad_and_concatenate torch_pad_and_concatenate",
         "compat.free_functions": "metrics_format",
         "loss": "LabelSmoother",

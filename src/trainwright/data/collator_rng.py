@@ -9,7 +9,6 @@ Found are torch, Python and NumPy generators in attributes of the collator, in l
 
 from __future__ import annotations
 
-import base64
 import functools
 import inspect
 import random
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 
 from trainwright.names import LOOP_STATE_NAME
+from trainwright.seeding import generator_state, set_generator_state
 
 _DEPTH = 6  # a filter of columns around a partial around a collator that holds a list
 _MOST_ITEMS = 64  # of a list or dict that are looked at: what holds more is data
@@ -49,7 +49,7 @@ def is_made_late(collator: Any) -> bool:
 
 def fingerprint(collator: Any) -> int:
     """A number that differs where generators were seeded differently, or a `seed` that the collator is given is."""
-    found = [(path, repr(_state(value))) for path, value in find(collator).items()]
+    found = [(path, repr(generator_state(value))) for path, value in find(collator).items()]
     seeds = [
         (path, value)
         for path, value in _walk(collator, "", _DEPTH, set())
@@ -73,7 +73,7 @@ def reseed(collator: Any, seed: int) -> None:
 
 def states(collator: Any) -> dict[str, Any] | None:
     """Path -> state of each generator, as JSON; None where there is none."""
-    return {path: _state(generator) for path, generator in find(collator).items()} or None
+    return {path: generator_state(generator) for path, generator in find(collator).items()} or None
 
 
 def restore(collator: Any, saved: Mapping[str, Any] | str | None) -> None:
@@ -92,7 +92,7 @@ def restore(collator: Any, saved: Mapping[str, Any] | str | None) -> None:
         if generator is None:
             continue
         try:
-            _set_state(generator, state)
+            set_generator_state(generator, state)
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
             raise ValueError(
                 f"{LOOP_STATE_NAME} is damaged: `collator_generator` holds for {path} no state of a "
@@ -132,32 +132,3 @@ def _is_filled(cell: Any) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _state(generator: Any) -> dict[str, Any]:
-    if isinstance(generator, torch.Generator):
-        return {"kind": "torch", "state": base64.b64encode(generator.get_state().numpy().tobytes()).decode("ascii")}
-    if isinstance(generator, random.Random):
-        version, numbers, gauss = generator.getstate()
-        return {"kind": "python", "state": [version, list(numbers), gauss]}
-    if isinstance(generator, np.random.Generator):
-        return {"kind": "numpy", "state": _as_json(generator.bit_generator.state)}
-    return {"kind": "numpy_legacy", "state": _as_json(generator.get_state(legacy=False))}
-
-
-def _set_state(generator: Any, saved: Mapping[str, Any]) -> None:
-    state: Any = saved["state"]
-    if isinstance(generator, torch.Generator):
-        generator.set_state(torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8))
-    elif isinstance(generator, random.Random):
-        generator.setstate((state[0], tuple(state[1]), state[2]))
-    elif isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    else:
-        generator.set_state(state)
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _as_json(item) for name, item in value.items()}
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value

@@ -40,11 +40,6 @@ def find_label_names(model_or_class: Any) -> list[str]:
     return [name for name in _forward_parameters(model_or_class) if "label" in name or name in answers]
 
 
-def default_label_names(model: Any, label_names: Iterable[str] | None = None) -> list[str]:
-    """`label_names` where the user gave some, else what `find_label_names` finds."""
-    return find_label_names(model) if label_names is None else list(label_names)
-
-
 def can_return_loss(model_or_class: Any) -> bool:
     """Whether `forward` computes a loss without labels: it has `return_loss=True` by default."""
     parameter = _forward_parameters(model_or_class).get("return_loss")

@@ -30,7 +30,7 @@ class DataProgress:
     ) -> None:
         self.epoch, self.micro_batches = epoch, 0  # of this epoch
         self.size = samples_per_micro_batch
-        # As `seeding.generator_states` gives them, from the start of this epoch: the order of its samples.
+        # As `RngState.to_json` gives them, from the start of this epoch: the order of its samples.
         self.generators = generators
         self._samples_ahead = samples_ahead  # beyond the micro-batches, after a resume with another batch size
         self._length, self._saved_shares = len_dataloader, saved_shares

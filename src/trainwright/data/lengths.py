@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from trainwright.interop.loaded import is_hf_dataset
 from trainwright.names import closest
 from trainwright.safe_write import check_place, fresh
-from trainwright.seeding import generator_states, restore_generators
+from trainwright.seeding import RngState
 
 NUM_SAMPLES_WORTH_A_BAR = 100_000  # reading fewer takes seconds; more took users hours in silence
 ROWS_AT_ONCE = 10_000
@@ -105,7 +105,7 @@ def _of_rows(dataset: Any, name: str) -> Iterator[int]:
 
 def _counted(dataset: Any, name: str, num_workers: int) -> torch.Tensor:
     """The lengths of samples that have to be made for it."""
-    before = generator_states()  # random transforms draw; whether lengths were known must not show in the run
+    rng = RngState.capture()  # random transforms draw; whether lengths were known must not show in the run
     try:
         if num_workers > 0:
             loader = DataLoader(
@@ -122,7 +122,7 @@ def _counted(dataset: Any, name: str, num_workers: int) -> torch.Tensor:
             lengths = (len(dataset[index][name]) for index in range(len(dataset)))
         return torch.tensor(list(_with_bar(lengths, len(dataset))), dtype=torch.int64)
     finally:
-        restore_generators(before)
+        rng.restore()
 
 
 class _Indexed(torch.utils.data.Dataset[Any]):

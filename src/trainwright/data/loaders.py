@@ -21,7 +21,7 @@ from trainwright.data.samplers import SeededRandomSampler, has_length
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["build_dataloader", "has_length", "main_input_name", "num_examples", "num_tokens", "set_epoch"]
+__all__ = ["build_dataloader", "has_length", "num_examples", "num_tokens", "set_epoch"]
 
 
 def _resumable(sampler: Any, seed: int | None) -> Any:
@@ -152,9 +152,3 @@ def num_tokens(dataloader: Any, max_steps: int | None = None) -> int:
             return num_in_batch * max_steps
         total += num_in_batch
     return total
-
-
-def main_input_name(model: Any) -> str:
-    """The column that holds the model's main input: what the model says, "input_ids" where it says nothing."""
-    name: str = getattr(model, "main_input_name", "input_ids")
-    return name

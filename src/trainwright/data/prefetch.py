@@ -11,10 +11,12 @@ Without workers making them early would draw random numbers in another order, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+
+from trainwright.nested import items, map_items
 
 
 class DevicePrefetcher:
@@ -59,21 +61,12 @@ class DevicePrefetcher:
 def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping) or hasattr(value, "keys"):
-        return type(value)({key: _moved(value[key], device) for key in value})  # type: ignore[call-arg]
-    if isinstance(value, (list, tuple)):
-        values = [_moved(item, device) for item in value]
-        return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)
-    return value
+    return map_items(lambda item: _moved(item, device), value)
 
 
 def _record(value: Any, stream: Any) -> None:
     """Tell the allocator that `stream` uses these tensors, or it would hand out their memory while they are read."""
     if isinstance(value, torch.Tensor):
         value.record_stream(stream)
-    elif isinstance(value, Mapping) or hasattr(value, "keys"):
-        for key in value:
-            _record(value[key], stream)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _record(item, stream)
+    for item in items(value):
+        _record(item, stream)

@@ -1,19 +1,19 @@
-"""Where in the data a run stands, and going there again without reading what came before.
+"""Going to a position in the data without reading what comes before it.
 
-Owns: `DataPosition`, `seek`, skipping batches. Leaves to others: the orders themselves (samplers), saving the position
-(checkpoint). A position is counted in samples over all processes, so that it means the same after the batch size, the
-accumulation, the number of workers or of processes changed.
+Owns: `seek`, skipping batches, the workers' shares of a stream. Leaves to others: the orders themselves (samplers),
+the position of a run (`data_position`), saving it (checkpoint). A position is counted in samples over all processes,
+so that it means the same after the batch size, the accumulation, the number of workers or of processes changed.
 
 How to resume: set the generators to their state at the start of the epoch, then
-`loader, leftover = seek(loader, position.samples_in_epoch, batch_size)`, `set_epoch(loader, position.epoch)`,
+`loader, leftover = seek(loader, samples_in_epoch, batch_size)`, `set_epoch(loader, epoch)`,
 `iterator = iter(loader)`, `discard_batches(iterator, leftover)`, and set the generators to their saved state.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -24,23 +24,6 @@ from trainwright.data.proxy import Proxy
 from trainwright.data.resumable_sampler import Resumable, seeded
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class DataPosition:
-    """The next sample to see: `samples_in_epoch` samples of epoch number `epoch` were seen, over all processes."""
-
-    epoch: int = 0
-    samples_in_epoch: int = 0
-
-    def to_dict(self) -> dict[str, int]:
-        """As JSON-ready numbers."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DataPosition:
-        """Inverse of `to_dict`; raises KeyError for a missing number."""
-        return cls(epoch=int(values["epoch"]), samples_in_epoch=int(values["samples_in_epoch"]))
 
 
 @dataclass(frozen=True)
@@ -168,25 +151,6 @@ class SkippingStream(Proxy, IterableDataset[Any]):
         return samples
 
 
-class SkippingLoader(Proxy):
-    """Any iterable of batches, whose next iteration leaves out `num_batches`. Applies once."""
-
-    _inside = "dataloader"
-
-    def __init__(self, dataloader: Iterable[Any], num_batches: int) -> None:
-        self.dataloader = dataloader
-        self.num_batches = num_batches
-
-    def __len__(self) -> int:
-        return len(self.dataloader)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Any]:
-        batches = iter(self.dataloader)
-        num_batches, self.num_batches = self.num_batches, 0
-        _discard(batches, num_batches, "batch")
-        return batches
-
-
 class BegunLoader(Proxy):
     """An accelerate loader, whose iterator has drawn from torch's generator when it is made, as torch's own has.
 
@@ -246,20 +210,6 @@ def _with(dataloader: Any, **replaced: Any) -> Any:
 
 def _is_torch_loader(dataloader: Any) -> bool:
     return isinstance(dataloader, DataLoader) or hasattr(dataloader, "base_dataloader")
-
-
-def skip_first_batches(dataloader: Any, num_batches: int = 0) -> Any:
-    """A loader like `dataloader` whose next iteration starts after `num_batches` batches; later ones are complete.
-
-    Nothing of the skipped batches is fetched where the loader has a batch sampler; any other iterable of batches is
-    read and dropped. `dataloader` itself is left as it is.
-    """
-    if num_batches <= 0:
-        return dataloader
-    batch_sampler = getattr(dataloader, "batch_sampler", None)
-    if not _is_torch_loader(dataloader) or batch_sampler is None or isinstance(dataloader.dataset, IterableDataset):
-        return SkippingLoader(dataloader, num_batches)
-    return _with(dataloader, batch_sampler=SkippingBatchSampler(batch_sampler, num_batches))
 
 
 def _seekable(dataloader: Any) -> Any:

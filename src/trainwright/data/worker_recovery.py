@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from trainwright.seeding import generator_states, restore_generators
+from trainwright.seeding import RngState
 
 logger = logging.getLogger(__name__)
 
@@ -81,13 +81,13 @@ class RestartingIterator:
 
     def _restart(self, alone: bool) -> None:
         self._iterator = None  # ends the other workers before new ones start
-        now = generator_states()  # a new loader draws a seed, which the run must not notice
+        rng = RngState.capture()  # a new loader draws a seed, which the run must not notice
         if self._epoch_start is not None:
-            restore_generators(self._epoch_start)
+            RngState.from_json(self._epoch_start).restore()
         try:
             self._iterator = self._begin(self._num_given, alone)
         finally:
-            restore_generators(now)
+            rng.restore()
         _leave_losses_to_us()
 
 

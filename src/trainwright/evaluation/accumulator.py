@@ -14,21 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainwright import nested
 from trainwright.evaluation.batch_metrics import EachBatch
 from trainwright.evaluation.losses import EvalLosses, per_sample
 from trainwright.evaluation.prediction_store import KeptRows, placed, places_of
 from trainwright.evaluation.settings import LoopSettings
-from trainwright.evaluation.tensors import (
-    Nested,
-    find_batch_size,
-    lists_samples,
-    map_leaves,
-    padding_for,
-    rebuild,
-    with_room_for,
-)
 from trainwright.loss import targets_of
 from trainwright.names import IGNORE_INDEX, closest
+from trainwright.nested import Nested, find_batch_size, lists_samples, padding_for, with_room_for
 
 Array = np.ndarray[Any, Any]
 AcrossProcesses = Callable[..., Nested]  # (rows of this process, its samples if known) -> rows of all
@@ -139,7 +132,7 @@ class GatheringCollector(Collector):
             rows_of_all = losses
             if losses is None and type(logits) is list:  # whose entries may be of samples, so that it tells no number
                 leaves: list[Any] = []
-                map_leaves(leaves.append, logits)
+                nested.map(leaves.append, logits)
                 rows_of_all = self._gather(leaves[0].new_zeros(num_rows))
             main_inputs = None if self._main_inputs is None else self._main_inputs(inputs)
             logits = self._across_processes(logits, num_rows, self.settings.token_padding)
@@ -191,7 +184,7 @@ def padded_gather(
     """(rows of this process, the samples they are of, what pads tokens) -> rows of all; None stays None.
 
     Rows may be wider elsewhere: they are padded by `pad_across_processes`, in a dtype that has room for the padding.
-    A list with an entry per sample (`tensors.lists_samples`) is sent as it is, its first `num_own_rows`: two more
+    A list with an entry per sample (`nested.lists_samples`) is sent as it is, its first `num_own_rows`: two more
     messages per list. Every process has to give the same nesting.
     """
 
@@ -202,13 +195,10 @@ def padded_gather(
             own = len(tensors) if num_own_rows is None else num_own_rows(len(tensors))
             verdicts = gather_objects(lists_samples(tensors, num_rows))
             if all(verdict is not False for verdict in verdicts) and (any(verdicts) or isinstance(tensors[0], Mapping)):
-                mine = map_leaves(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, tensors[:own])
+                mine = nested.map(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, tensors[:own])
                 return [entry for entries in gather_objects(mine) for entry in entries]
-        if isinstance(tensors, Mapping):
-            of_all = {key: across_processes(value, num_rows, token_padding) for key, value in tensors.items()}
-            return type(tensors)(of_all)  # type: ignore[call-arg]
-        if isinstance(tensors, (list, tuple)):
-            return rebuild(tensors, [across_processes(value, num_rows, token_padding) for value in tensors])
+        if isinstance(tensors, (list, tuple, Mapping)):
+            return nested.map_items(lambda value: across_processes(value, num_rows, token_padding), tensors)
         if pad_across_processes is not None:
             padding = IGNORE_INDEX
             if isinstance(tensors, torch.Tensor) and tensors.ndim > 1:

@@ -18,8 +18,8 @@ import torch
 from trainwright.evaluation.accumulator import Collected, Collector, rows_of
 from trainwright.evaluation.losses import num_items
 from trainwright.evaluation.prediction_store import KeptRows
-from trainwright.evaluation.tensors import Nested
 from trainwright.loss import SHIFTED_LABELS, without_first
+from trainwright.nested import Nested
 
 MOST_BATCHES = 32
 MOST_BYTES = 2**20  # of predictions and labels that a run holds: where they are larger, calls are no cost, and they

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainwright.evaluation.prediction_store import KeptRows
-from trainwright.evaluation.tensors import Nested
 from trainwright.interop.signatures import accepts
+from trainwright.nested import Nested
 from trainwright.outputs import EvalPrediction
 
 

@@ -11,7 +11,7 @@ from trainwright.data import collator_rng
 from trainwright.data.from_args import is_iterable, why_no_batch
 from trainwright.data.samplers import has_length
 from trainwright.evaluation.sanity_check import needs_metric
-from trainwright.seeding import generator_states, restore_generators
+from trainwright.seeding import RngState
 
 
 def try_batch(loader: Any, args: Any, description: str) -> None:
@@ -31,7 +31,7 @@ def try_batch(loader: Any, args: Any, description: str) -> None:
         return  # building the loader has warned of it
     if (args.dataloader_num_workers and args.world_size > 1) or collator_rng.is_made_late(collator):
         return  # what a data set opens belongs into its workers; a generator of a collator would move on
-    states = generator_states()
+    rng = RngState.capture()
     try:
         if args.dataloader_num_workers:
             next(iter(loader))
@@ -49,4 +49,4 @@ def try_batch(loader: Any, args: Any, description: str) -> None:
             )
         ) from error
     finally:
-        restore_generators(states)
+        rng.restore()

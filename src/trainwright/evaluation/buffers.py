@@ -2,7 +2,7 @@
 
 Owns: rows of many batches, in linear time: a batch is kept where it is, and its rows are copied once, into an array
 allocated with the final number of rows and the final padded width. (Appending to a growing array copies up to twice as
-much and holds twice the memory while it grows.) Leaves to others: one pair of batches (`tensors.nested_concat`, whose
+much and holds twice the memory while it grows.) Leaves to others: one pair of batches (`nested.nested_concat`, whose
 repeated result this equals bit for bit), rows beyond the memory budget (`spill`) and other processes.
 """
 
@@ -14,19 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainwright import nested
 from trainwright.evaluation.spill import MemoryBudget, RowsFile, place
-from trainwright.evaluation.tensors import (
-    Nested,
-    atleast_1d,
-    fill_for,
-    lists_samples,
-    map_leaves,
-    numpify,
-    padding_for,
-    rebuild,
-    with_room_for,
-)
 from trainwright.names import IGNORE_INDEX
+from trainwright.nested import Nested, atleast_1d, fill_for, lists_samples, numpify, padding_for, rebuild, with_room_for
 
 Array = np.ndarray[Any, Any]
 
@@ -302,10 +293,10 @@ class ListBuffer:
     def to_host(self) -> None:
         """Move entries that lie on a device to the host."""
         if self._outputs is not None:
-            map_leaves(lambda buffer: buffer.to_host(), self._outputs)
+            nested.map(lambda buffer: buffer.to_host(), self._outputs)
         for index in range(self._num_on_host, len(self._batches)):
             values, num_rows = self._batches[index]
-            self._batches[index] = (map_leaves(numpify, values), num_rows)
+            self._batches[index] = (nested.map(numpify, values), num_rows)
         self._num_on_host = len(self._batches)
 
     def rows(self, positions: Array | None, num_rows: int | None, limit: int | None) -> Nested:
@@ -313,7 +304,7 @@ class ListBuffer:
         if self._outputs is None and not self._are_samples():
             self._become_outputs()
         if self._outputs is not None:
-            return map_leaves(lambda buffer: buffer.rows(positions, num_rows, limit), self._outputs)
+            return nested.map(lambda buffer: buffer.rows(positions, num_rows, limit), self._outputs)
         self.to_host()
         entries = [entry for values, _ in self._batches for entry in values]
         if len(entries) != num_rows:
@@ -416,11 +407,8 @@ class EvalLoopContainer:
         """Empty buffers for what is nested as `tensors` are."""
         if type(tensors) is list and num_rows is not None and lists_samples(tensors, num_rows) is not False:
             return ListBuffer(self._new_buffers)
-        if isinstance(tensors, Mapping):
-            empty = {key: self._new_buffers(value, num_rows) for key, value in tensors.items()}
-            return type(tensors)(empty)  # type: ignore[call-arg]
-        if isinstance(tensors, (list, tuple)):
-            return rebuild(tensors, [self._new_buffers(value, num_rows) for value in tensors])
+        if isinstance(tensors, (list, tuple, Mapping)):
+            return nested.map_items(lambda value: self._new_buffers(value, num_rows), tensors)
         return ArrayBuffer(self.padding_index, self.budget, self.token_padding)
 
     def add_alike(self, batches: Sequence[torch.Tensor]) -> None:
@@ -436,10 +424,10 @@ class EvalLoopContainer:
         """Move what was added since the last call to the host. Waits for the device."""
         if self.do_nested_concat:
             if self._buffers is not None:
-                map_leaves(lambda buffer: buffer.to_host(), self._buffers)
+                nested.map(lambda buffer: buffer.to_host(), self._buffers)
             return
         for index in range(self._num_on_host, len(self._batches)):
-            self._batches[index] = map_leaves(numpify, self._batches[index])
+            self._batches[index] = nested.map(numpify, self._batches[index])
         self._num_on_host = len(self._batches)
 
     def get_arrays(
@@ -453,7 +441,7 @@ class EvalLoopContainer:
         if self.do_nested_concat:
             if self._buffers is None:
                 return None
-            return map_leaves(lambda buffer: buffer.rows(positions, num_rows, limit), self._buffers)
+            return nested.map(lambda buffer: buffer.rows(positions, num_rows, limit), self._buffers)
         self.to_cpu_and_numpy()
         return self._batches or None
 

@@ -15,17 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainwright.evaluation.tensors import (
-    Nested,
-    atleast_1d,
-    expand_like,
-    map_leaves,
-    nested_new_like,
-    nested_truncate,
-    rebuild,
-)
+from trainwright import nested
 from trainwright.interop.optional import is_installed, require
 from trainwright.names import IGNORE_INDEX, ParallelMode
+from trainwright.nested import Nested, atleast_1d, expand_like, nested_new_like, nested_truncate, rebuild
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +50,7 @@ def distributed_concat(tensor: Nested, num_total_examples: int | None = None) ->
         dist.all_gather(gathered, leaf)
         return torch.cat(gathered)[:num_total_examples]
 
-    return map_leaves(gather, tensor)
+    return nested.map(gather, tensor)
 
 
 def distributed_broadcast_scalars(
@@ -75,7 +68,7 @@ def nested_xla_mesh_reduce(tensors: Nested, name: str) -> Nested:
     """The rows of every TPU core, leaf by leaf; `name` identifies the exchange and must agree on all cores."""
     xla_model = require("torch_xla.core.xla_model", "nested_xla_mesh_reduce")
     leaves = iter(range(2**31))  # each leaf is an exchange of its own, numbered in the same order on every core
-    return map_leaves(
+    return nested.map(
         lambda leaf: xla_model.mesh_reduce(f"{name}_{next(leaves)}", atleast_1d(leaf), torch.cat), tensors
     )
 

@@ -32,7 +32,7 @@ from trainwright.evaluation.prediction_store import KeptRows
 from trainwright.evaluation.settings import LoopSettings
 from trainwright.evaluation.spill import MemoryBudget
 from trainwright.evaluation.streaming import StreamingMetrics
-from trainwright.evaluation.tensors import Nested, denumpify_detensorize
+from trainwright.nested import Nested, denumpify_detensorize
 from trainwright.outputs import EvalLoopOutput, EvalPrediction
 
 Array = np.ndarray[Any, Any]

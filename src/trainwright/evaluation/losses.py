@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainwright.evaluation.tensors import numpify
 from trainwright.names import IGNORE_INDEX
+from trainwright.nested import numpify
 
 Array = np.ndarray[Any, Any]
 BATCHES_AT_ONCE = 1024  # scalars that become one tensor: each by itself takes 512 bytes of an accelerator

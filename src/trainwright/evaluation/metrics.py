@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.checkpoint.json_files import read_results
-from trainwright.evaluation.tensors import denumpify_detensorize
+from trainwright.nested import denumpify_detensorize
 from trainwright.safe_write import check_place, write_text
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trainwright.evaluation.tensors import Nested, lists_samples, rebuild
+from trainwright.nested import Nested, lists_samples, map_items
 from trainwright.splitting import CannotSplit, first_rows, num_samples
 
 
@@ -35,10 +35,8 @@ def predict_own_rows(
     def filled(tensor: Any) -> Any:
         if lists_samples(tensor, own):
             return tensor + tensor[-1:] * (num_rows - own)
-        if isinstance(tensor, Mapping):
-            return type(tensor)({key: filled(value) for key, value in tensor.items()})  # type: ignore[call-arg]
-        if isinstance(tensor, (list, tuple)):
-            return rebuild(tensor, [filled(value) for value in tensor])
+        if isinstance(tensor, (list, tuple, Mapping)):
+            return map_items(filled, tensor)
         if not isinstance(tensor, torch.Tensor) or tensor.ndim == 0 or len(tensor) != own:
             return tensor
         return torch.cat([tensor, tensor[-1:].expand(num_rows - own, *tensor.shape[1:])])

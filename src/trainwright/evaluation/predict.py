@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from trainwright.evaluation.tensors import nested_detach
 from trainwright.loss import loss_of, no_scalar
+from trainwright.nested import nested_detach
 
 
 class Predictor:

@@ -14,7 +14,7 @@ import torch
 
 from trainwright.evaluation.buffers import EvalLoopContainer
 from trainwright.evaluation.spill import MemoryBudget
-from trainwright.evaluation.tensors import Nested
+from trainwright.nested import Nested
 
 Array = np.ndarray[Any, Any]
 

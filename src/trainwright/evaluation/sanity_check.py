@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset
 from trainwright.evaluation.predict import gives_loss
 from trainwright.names import SaveStrategy, SchedulerType, closest
 from trainwright.outputs import EvalLoopOutput
-from trainwright.seeding import generator_states, restore_generators
+from trainwright.seeding import RngState
 
 logger = logging.getLogger(__name__)
 
@@ -189,9 +189,9 @@ def _metrics_of_set(
             logger.info("compute_metrics is not tried before training, which would change it: %s.", error)
         return ({wanted.bare} if shown else set()), shown
     try:
-        generators = generator_states()
+        rng = RngState.capture()
         output = tried.run(name, f"eval_{prefix}".removesuffix("_"), function, preprocess)
-        restore_generators(generators)
+        rng.restore()
     except Exception as error:
         logger.warning(
             "compute_metrics failed on one batch, tried before training: %s: %s. If it cannot work on the whole set "

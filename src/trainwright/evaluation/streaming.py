@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from trainwright.evaluation.tensors import Nested, find_batch_size, nested_numpify
 from trainwright.interop.loaded import is_instance_of
 from trainwright.metrics import StreamingMetric
+from trainwright.nested import Nested, find_batch_size, nested_numpify
 
 ToAll = Callable[[Nested], Nested]  # rows of all processes
 

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from trainwright.gradients import found_nonfinite, gradients_of, norms_of
-from trainwright.nonfinite.updates import ADVICE, BadUpdate, NonFiniteError, Place, some
+from trainwright.names import some
+from trainwright.nonfinite.updates import ADVICE, MAX_NAMED, BadUpdate, NonFiniteError, Place
 from trainwright.window import LossWindow
 
 logger = logging.getLogger(__name__)
@@ -178,8 +179,8 @@ class NonFiniteGuard:
             "left out (steps %s; each counts as a step, the schedule waits). %s",
             len(bad),
             num_left_out,
-            ", ".join(some([str(update.place.step) for update in bad if update.is_held_back])) or "none",
-            "; ".join(some([str(update) for update in bad])),
+            some([str(update.place.step) for update in bad if update.is_held_back], MAX_NAMED) or "none",
+            some(bad, MAX_NAMED, "; "),
         )
 
     def _error(self) -> NonFiniteError:
@@ -197,7 +198,7 @@ class NonFiniteGuard:
                 "It could not be held back (see docs/reliability.md), so the weights in memory hold it, and what was "
                 "trained since; the checkpoints do not."
             )
-        found = "; ".join(some([str(update) for update in bad]))
+        found = some(bad, MAX_NAMED, "; ")
         return NonFiniteError(
             f"NaN or infinity in the loss or the gradients at {found}. {state} {ADVICE}", bad if known else []
         )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 logger = logging.getLogger(__name__)
 
 _MOST_ROLLBACKS = 10  # data that are passed over; a run that needs more has diverged
-_MOST_NAMED = 10  # steps or tensors that a message lists
+MAX_NAMED = 10  # steps or tensors that a message lists
 
 ADVICE = (
     "Positions count samples in the order of their epoch, over all processes. Look at those samples; try a lower "
@@ -91,12 +91,6 @@ def check_rollback(
         raise NonFiniteError(f"{error} This run went back {_MOST_ROLLBACKS} times already, and stops.", error.updates)
     logger.warning("%s ROLLING BACK to %s; these samples will be passed over.", error, checkpoint)
     return [*excluded, *((update.place.epoch, update.samples) for update in error.updates)]
-
-
-def some(texts: list[str]) -> list[str]:
-    """`texts`, and in place of the last of many how many there are."""
-    more = len(texts) - _MOST_NAMED
-    return [*texts[:_MOST_NAMED], f"and {more} more"] if more > 0 else texts
 
 
 def _span(samples: range) -> str:

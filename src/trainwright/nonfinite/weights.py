@@ -15,7 +15,8 @@ from torch import nn
 
 from trainwright.checkpoint.tensors import strided_parts
 from trainwright.interop.loaded import is_peft_model
-from trainwright.nonfinite.updates import NonFiniteError, some
+from trainwright.names import some
+from trainwright.nonfinite.updates import MAX_NAMED, NonFiniteError
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class NonFiniteWeights(ValueError):
     """The weights of a checkpoint that is being written hold NaN or infinity; `names` says which."""
 
     def __init__(self, names: list[str]) -> None:
-        super().__init__(f"{len(names)} tensors hold NaN or infinity: {', '.join(some(names))}")
+        super().__init__(f"{len(names)} tensors hold NaN or infinity: {some(names, MAX_NAMED)}")
         self.names = names
 
 
@@ -83,7 +84,7 @@ def may_be_saved(names: Sequence[str], is_bad: bool, step: int, policy: str) -> 
         what = f"{len(names)} of the model's tensors hold"
     message = (
         f"No checkpoint was written at step {step}: {what} NaN or infinity{': ' if names else ''}"
-        f"{', '.join(some(list(names)))}. Nothing could be resumed from it; earlier checkpoints are kept."
+        f"{some(names, MAX_NAMED)}. Nothing could be resumed from it; earlier checkpoints are kept."
     )
     if policy != "ignore":
         raise NonFiniteError(f"{message} Resume from the last one with a lower learning_rate.")

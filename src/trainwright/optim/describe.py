@@ -10,10 +10,11 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from trainwright.names import some
 from trainwright.plan import TrainingPlan
 from trainwright.report.plan_table import plan_table
 
-_MOST_NAMED = 3  # parameters of a group, from its start; its last one is named too
+_MAX_NAMED = 5  # parameters of a group
 
 
 def describe_run(
@@ -50,12 +51,6 @@ def group_table(optimizer: Optimizer, model: nn.Module) -> str:
             continue
         num_numbers, num_tensors = sum(p.numel() for p in parameters), len(parameters)
         what = f"{num_numbers:,} parameters in {num_tensors:,} tensor{'s' if num_tensors > 1 else ''}: "
-        what += _some([names.get(id(p), "(not in the model)") for p in parameters])
+        what += some([names.get(id(p), "(not in the model)") for p in parameters], _MAX_NAMED)
         lines.append((f"lr {rate:g}, weight decay {decay:g}" if decay is not None else f"lr {rate:g}", what))
     return plan_table(lines)
-
-
-def _some(names: list[str]) -> str:
-    if len(names) <= _MOST_NAMED + 2:
-        return ", ".join(names)
-    return f"{', '.join(names[:_MOST_NAMED])}, ..., {names[-1]}"

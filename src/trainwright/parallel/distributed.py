@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from trainwright.data.rebalance import BatchRebalanceSampler
-from trainwright.evaluation.tensors import first_samples, num_samples_in
+from trainwright.nested import first_samples, num_samples_in
 from trainwright.parallel.exchange import GradientExchange
 from trainwright.parallel.strategy import Strategy
 

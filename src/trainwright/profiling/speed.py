@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from trainwright.evaluation.tensors import find_batch_size
+from trainwright.nested import find_batch_size
 from trainwright.profiling.peaks import peak_tflops_per_s
 from trainwright.profiling.phases import Function
 

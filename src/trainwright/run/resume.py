@@ -34,7 +34,7 @@ class ResumePoint:
 
     epoch: int = 0  # whole passes over the data that are done
     samples_in_epoch: int = 0  # of the next one, over all processes
-    generators: dict[str, Any] | None = None  # as `seeding.generator_states` gives them, from the start of this epoch
+    generators: dict[str, Any] | None = None  # as `RngState.to_json` gives them, from the start of this epoch
     collator: Any = None  # states of the collator's own generators, as `collator_rng.states` gives them
     total_loss: float = 0.0  # sum of the losses of all updates that were logged
     last_logged_step: int = 0

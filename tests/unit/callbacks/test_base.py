@@ -4,7 +4,8 @@ import inspect
 
 import pytest
 
-from trainwright.callbacks.base import EVENTS, TrainerCallback, documented_events, documented_order
+from documented_order import documented_events, documented_order
+from trainwright.callbacks.base import EVENTS, TrainerCallback
 from trainwright.state import TrainerControl, TrainerState
 
 

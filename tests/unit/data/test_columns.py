@@ -9,7 +9,6 @@ import torch
 from trainwright.data.columns import (
     RemoveColumnsCollator,
     can_return_loss,
-    default_label_names,
     find_label_names,
     remove_unused_columns,
     signature_columns,
@@ -61,9 +60,6 @@ def test_label_names_are_found_on_classes_and_models():
         assert find_label_names(model) == ["start_positions", "end_positions"]
     for model in (Span, Span()):
         assert find_label_names(model) == ["next_sentence_label"]
-    assert default_label_names(Model()) == ["labels"]
-    assert default_label_names(Model(), ["target"]) == ["target"]
-    assert default_label_names(Model(), []) == []
 
 
 def test_a_loss_without_labels_needs_return_loss_true():

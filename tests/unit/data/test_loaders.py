@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from trainwright.data.distributed_samplers import IterableDatasetShard
-from trainwright.data.loaders import build_dataloader, main_input_name, num_examples, num_tokens, set_epoch
+from trainwright.data.loaders import build_dataloader, num_examples, num_tokens, set_epoch
 from trainwright.data.rebalance import BatchRebalanceSampler
 from trainwright.data.samplers import SeededRandomSampler
 from trainwright.data.workers import seed_worker
@@ -134,11 +134,3 @@ def test_tokens_are_counted_or_estimated_from_the_first_batch(caplog):
     assert num_tokens(loader, max_steps=10) == 2 * 3 * 10
     assert num_tokens([{"pixel_values": torch.zeros(1)}]) == 0
     assert "input_ids" in caplog.text
-
-
-def test_the_main_input_is_what_the_model_says():
-    class Vision:
-        main_input_name = "pixel_values"
-
-    assert main_input_name(Vision()) == "pixel_values"
-    assert main_input_name(torch.nn.Linear(1, 1)) == "input_ids"

@@ -13,7 +13,6 @@ from trainwright.data.loaders import build_dataloader, set_epoch
 from trainwright.data.samplers import build_train_sampler
 from trainwright.data.seek import (
     BegunLoader,
-    DataPosition,
     SkippingBatchSampler,
     SkippingStream,
     WorkerShares,
@@ -21,7 +20,6 @@ from trainwright.data.seek import (
     discard_batches,
     draw_no_seed_for_workers_that_stay,
     seek,
-    skip_first_batches,
     with_one_worker,
 )
 
@@ -80,12 +78,6 @@ def make_loader(dataset, strategy="random", batch_size=4, **options):
     data = [{"input_ids": [0] * (place % 7 + 1)} for place in range(NUM_SAMPLES)]
     sampler = build_train_sampler(data, strategy=strategy, seed=1, batch_size_for_grouping=4)
     return build_dataloader(dataset, batch_size=batch_size, collate_fn=list, sampler=sampler, **options)
-
-
-def test_a_position_survives_json():
-    position = DataPosition(epoch=2, samples_in_epoch=24)
-    assert DataPosition.from_dict(json.loads(json.dumps(position.to_dict()))) == position
-    assert DataPosition() == DataPosition(0, 0)
 
 
 @pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length", "batch_rebalance"])
@@ -168,7 +160,7 @@ def test_one_iterator_draws_one_number_from_the_global_generator():
     torch.manual_seed(0)
     torch.empty((), dtype=torch.int64).random_()  # what a plain DataLoader draws as base seed
     expected = torch.get_rng_state()
-    for loader in (make_loader(Counted()), skip_first_batches(DataLoader(Counted(), batch_size=4), 3)):
+    for loader in (make_loader(Counted()), seek(DataLoader(Counted(), batch_size=4), 12, 4)[0]):
         torch.manual_seed(0)
         found, _ = seek(loader, 8, 4)
         flat_iterator = iter(found)
@@ -203,15 +195,15 @@ def test_a_stream_with_workers_leaves_whole_batches_and_warns_of_the_rest(caplog
     assert list(iterator) == whole[6:]
 
 
-def test_any_iterable_of_batches_can_be_skipped_and_is_left_as_it_was():
+def test_batches_of_any_iterable_are_left_to_be_dropped():
     batches = [[1], [2], [3]]
-    skipped = skip_first_batches(batches, 2)
-    assert len(skipped) == 3
-    assert list(skipped) == [[3]]
-    assert list(skipped) == batches
-    assert seek(batches, 2, 1) == (batches, 2)
-    assert skip_first_batches(batches, 0) is batches
-    assert list(skip_first_batches(batches, 7)) == []
+    found, leftover = seek(batches, 2, 1)
+    assert found is batches
+    iterator = iter(found)
+    discard_batches(iterator, leftover)
+    assert list(iterator) == [[3]]
+    discard_batches(iterator, 7)  # beyond the end
+    assert list(iterator) == []
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -222,21 +214,16 @@ def test_skipping_batches_leaves_the_loader_as_it_was(num_workers, persistent):
     data = list(range(10))
     loader = DataLoader(data, batch_size=4, collate_fn=list, num_workers=num_workers, persistent_workers=persistent)
     assert flat(loader) == data
-    skipped = skip_first_batches(loader, 1)
+    skipped, _ = seek(loader, 4, 4)
     assert [flat(skipped), flat(skipped), flat(loader)] == [data[4:], data, data]
     assert type(skipped) is DataLoader
     assert skipped.batch_size == 4
 
 
-def test_a_stream_loader_can_be_skipped_by_batches():
-    loader = skip_first_batches(build_dataloader(Stream(), batch_size=16, collate_fn=list), 2)
-    assert flat(loader) == list(range(32, NUM_SAMPLES))
-    assert loader.batch_size == 16
-
-
 def test_wrapped_loaders_can_be_copied():
-    for loader in (skip_first_batches([[1], [2]], 1), skip_first_batches(DataLoader(range(8), batch_size=4), 1)):
-        assert len(copy.deepcopy(loader)) == 2
+    for loader in (DataLoader(range(8), batch_size=4), build_dataloader(Stream(), batch_size=25, collate_fn=list)):
+        found, _ = seek(loader, 4, 4)
+        assert len(copy.deepcopy(found)) == 2
 
 
 def test_seeking_to_the_start_changes_nothing():
@@ -388,7 +375,10 @@ def test_a_begun_loader_has_asked_for_its_first_batch_and_for_no_other():
 
 def test_a_loader_that_makes_no_batches_is_skipped_by_samples():
     loader = DataLoader(list(range(5)), batch_size=None)
-    assert list(skip_first_batches(loader, 2)) == [2, 3, 4]
+    loader, num_left = seek(loader, 2, 1)
+    iterator = iter(loader)
+    discard_batches(iterator, num_left)
+    assert list(iterator) == [2, 3, 4]
 
 
 class WrappedLoader:

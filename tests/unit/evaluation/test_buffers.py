@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainwright.evaluation.buffers import EvalLoopContainer
-from trainwright.evaluation.tensors import nested_concat, nested_numpify
+from trainwright.nested import nested_concat, nested_numpify
 
 
 class BytesWritten(TorchDispatchMode):

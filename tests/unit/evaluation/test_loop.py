@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from trainwright.evaluation.loop import run_evaluation
 from trainwright.evaluation.losses import weighted_mean
 from trainwright.evaluation.settings import LoopSettings
-from trainwright.evaluation.tensors import nested_concat
 from trainwright.names import IGNORE_INDEX
+from trainwright.nested import nested_concat
 from trainwright.outputs import EvalPrediction
 
 NUM_CLASSES = 7

@@ -1,12 +1,14 @@
-"""Functions over nested tensors: a tensor or array, or tuples, lists and mappings of them, as models return them.
+"""Nested values: a tensor or array, or mappings, lists and tuples of them, as collators and models return them.
 
-Owns: what each function does to one leaf and how it walks the nesting. Leaves to others: many batches in linear time
-(`buffers`) and other processes (`distributed`). Names and signatures: `trainer_pt_utils` of both generations.
+Owns: walking a nesting, and what each function does to one leaf. Leaves to others: many batches in linear time
+(`evaluation/buffers`) and other processes (`evaluation/distributed`). Names and signatures: `trainer_pt_utils` of both
+generations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,35 @@ from trainwright.names import IGNORE_INDEX
 Nested = Any  # torch.Tensor | np.ndarray | tuple[Nested, ...] | list[Nested] | Mapping[str, Nested]
 
 
-def map_leaves(function: Callable[[Any], Any], tensors: Nested) -> Nested:
+def map(function: Callable[[Any], Any], data: Nested) -> Nested:
     """Apply `function` to every leaf; tuples, named tuples, lists and mappings come back as the type they were."""
-    if isinstance(tensors, Mapping):
-        return type(tensors)({key: map_leaves(function, value) for key, value in tensors.items()})  # type: ignore[call-arg]
-    if isinstance(tensors, (list, tuple)):
-        return rebuild(tensors, [map_leaves(function, value) for value in tensors])
-    return function(tensors)
+    if isinstance(data, (list, tuple, Mapping)):
+        return map_items(functools.partial(map, function), data)
+    return function(data)
+
+
+def map_items(function: Callable[[Any], Any], data: Nested) -> Nested:
+    """Apply `function` to each item of a list, tuple or mapping, one level deep; anything else comes back as it is.
+
+    What has `keys` counts as a mapping, since a batch may be of a type that inherits from none.
+    """
+    if isinstance(data, (list, tuple)):
+        return rebuild(data, [function(item) for item in data])
+    if is_mapping(data):
+        return type(data)({key: function(data[key]) for key in data.keys()})  # noqa: SIM118 (it may iterate over rows)
+    return data
+
+
+def items(data: Nested) -> Iterable[Any]:
+    """What `map_items` applies its function to, in the same order; nothing of a leaf."""
+    if isinstance(data, (list, tuple)):
+        return data
+    return [data[key] for key in data.keys()] if is_mapping(data) else ()  # noqa: SIM118
+
+
+def is_mapping(data: Any) -> bool:
+    """Whether `data` holds items under keys."""
+    return isinstance(data, (dict, Mapping)) or hasattr(data, "keys")  # dict first: an abstract class costs calls
 
 
 def rebuild(like: Nested, values: list[Any]) -> Nested:
@@ -152,7 +176,7 @@ def find_batch_size(tensors: Nested) -> int | None:
     if isinstance(tensors, Mapping):
         tensors = list(tensors.values())
     if isinstance(tensors, (list, tuple)):
-        return next((size for size in map(find_batch_size, tensors) if size is not None), None)
+        return next((size for one in tensors if (size := find_batch_size(one)) is not None), None)
     if isinstance(tensors, (torch.Tensor, np.ndarray)) and tensors.ndim > 0:
         return len(tensors)
     return None
@@ -171,28 +195,25 @@ def numpify(tensor: Any) -> Any:
 
 def nested_numpify(tensors: Nested) -> Nested:
     """Every tensor as an array on the host (a device synchronisation each); other leaves stay as they are."""
-    return map_leaves(numpify, tensors)
+    return map(numpify, tensors)
 
 
 def nested_detach(tensors: Nested) -> Nested:
     """Every tensor without its graph, so that its activations can be freed."""
-    return map_leaves(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, tensors)
+    return map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, tensors)
 
 
 def nested_truncate(tensors: Nested, limit: int) -> Nested:
     """The first `limit` rows of every leaf (a view)."""
-    return map_leaves(lambda leaf: leaf[:limit], tensors)
+    return map(lambda leaf: leaf[:limit], tensors)
 
 
 def first_samples(tensors: Nested, limit: int, num_rows: int) -> Nested:
     """The first `limit` of the `num_rows` samples in `tensors`, whose lists may have an entry for each of them."""
     if type(tensors) is list and (lists_samples(tensors, num_rows) or num_samples_in(tensors) == len(tensors)):
         return tensors[:limit]
-    if isinstance(tensors, Mapping):
-        values = {key: first_samples(value, limit, num_rows) for key, value in tensors.items()}
-        return type(tensors)(values)  # type: ignore[call-arg]
-    if isinstance(tensors, (list, tuple)):
-        return rebuild(tensors, [first_samples(value, limit, num_rows) for value in tensors])
+    if isinstance(tensors, (list, tuple, Mapping)):
+        return map_items(lambda value: first_samples(value, limit, num_rows), tensors)
     return tensors[:limit]
 
 
@@ -203,7 +224,7 @@ def num_samples_in(tensors: Nested) -> int | None:
     if isinstance(tensors, Mapping):
         tensors = list(tensors.values())
     if isinstance(tensors, (list, tuple)):
-        return next((size for size in map(num_samples_in, tensors) if size is not None), None)
+        return next((size for one in tensors if (size := num_samples_in(one)) is not None), None)
     return find_batch_size(tensors)
 
 
@@ -218,7 +239,7 @@ def nested_new_like(arrays: Nested, num_samples: int, padding_index: int = IGNOR
         fill = fill_for(dtype, padding_index)
         return np.full_like(empty, fill, dtype=dtype, shape=(num_samples, *array.shape[1:]))
 
-    return map_leaves(new_like, arrays)
+    return map(new_like, arrays)
 
 
 def expand_like(
@@ -241,7 +262,7 @@ def lists_samples(values: Nested, num_rows: int | None) -> bool | None:
     if type(values) is not list or not values or (num_rows is not None and len(values) != num_rows):
         return False
     sizes: list[Any] = []
-    map_leaves(lambda leaf: sizes.append(len(leaf) if getattr(leaf, "ndim", 0) else None), values)
+    map(lambda leaf: sizes.append(len(leaf) if getattr(leaf, "ndim", 0) else None), values)
     if num_rows is None:
         num_rows = sizes[0] if sizes else None
     return None if sizes and all(size == num_rows is not None for size in sizes) else True
@@ -254,4 +275,4 @@ def denumpify_detensorize(metrics: Nested) -> Nested:
         is_scalar = isinstance(leaf, np.generic) or (isinstance(leaf, torch.Tensor) and leaf.numel() == 1)
         return leaf.item() if is_scalar else leaf
 
-    return map_leaves(plain, metrics)
+    return map(plain, metrics)

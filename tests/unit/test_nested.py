@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainwright.evaluation import tensors as ours
+from trainwright import nested as ours
 
 reference = pytest.importorskip("transformers.trainer_pt_utils")
 reference_utils = pytest.importorskip("transformers.trainer_utils")
@@ -134,3 +134,41 @@ def test_bfloat16_with_a_graph_becomes_a_float32_array() -> None:
 def test_what_cannot_be_joined_is_a_type_error(first: Any, second: Any) -> None:
     with pytest.raises(TypeError, match="cannot"):
         ours.nested_concat(first, second)
+
+
+class Keyed:
+    """A batch that inherits from no mapping, and whose iteration gives rows."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    def keys(self) -> Any:
+        return self.values.keys()
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    def __iter__(self) -> Any:
+        return iter(torch.arange(2))
+
+
+Pair = namedtuple("Pair", "keys values")
+
+
+def test_items_are_replaced_one_level_deep_in_anything_with_keys_and_in_order():
+    for kind in (dict, OrderedDict, UserDict, Keyed):
+        batch = kind({"b": [1], "a": 2})
+        found = ours.map_items(lambda item: item * 2, batch)
+        assert type(found) is kind and [(key, found[key]) for key in found.keys()] == [("b", [1, 1]), ("a", 4)]  # noqa: SIM118
+        assert list(ours.items(batch)) == [[1], 2]
+
+
+def test_a_named_tuple_with_a_field_called_keys_is_a_tuple():
+    found = ours.map(lambda leaf: leaf + 1, Pair(1, [2, (3,)]))
+    assert found == Pair(2, [3, (4,)]) and type(found) is Pair
+    assert list(ours.items(found)) == [2, [3, (4,)]]
+
+
+def test_a_leaf_has_no_items():
+    leaf = torch.ones(2)
+    assert ours.map_items(str, leaf) is leaf and list(ours.items(leaf)) == []
