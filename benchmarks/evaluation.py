@@ -145,7 +145,7 @@ def with_trainer(
 
 
 def collect(batches: list[torch.Tensor]) -> None:
-    from trainwright.evaluation.buffers import EvalLoopContainer
+    from trainwright.evaluation.prediction_store import EvalLoopContainer
 
     container = EvalLoopContainer()
     for batch in batches:

@@ -149,8 +149,9 @@ def _is_text(array: np.ndarray[Any, Any]) -> bool:
 def nested_concat(tensors: Nested, new_tensors: Nested, padding_index: int = IGNORE_INDEX) -> Nested:
     """Append the rows of `new_tensors` to `tensors`, leaf by leaf, padding dimension 1 on the right.
 
-    Copies everything gathered so far; for many batches use `buffers.EvalLoopContainer`. A sequence keeps the length of
-    the shorter, a mapping the keys of the first. Raises TypeError where the two differ in type or a leaf is no array.
+    Copies everything gathered so far; for many batches use `prediction_store.EvalLoopContainer`. A sequence keeps the
+    length of the shorter, a mapping the keys of the first. Raises TypeError where the two differ in type or a leaf is
+    no array.
     """
     both_tensors = isinstance(tensors, torch.Tensor) and isinstance(
         new_tensors, torch.Tensor

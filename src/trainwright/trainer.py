@@ -20,7 +20,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,10 +44,11 @@ from trainwright.data import collator_rng, columns, from_args, loaders
 from trainwright.data.data_position import DataProgress
 from trainwright.data.eval_loader_cache import EvalLoaderCache
 from trainwright.evaluation import metrics as metric_text
-from trainwright.evaluation import run as evaluation
 from trainwright.evaluation import sanity_check
 from trainwright.evaluation.memory import TrainerMemoryTracker
 from trainwright.evaluation.predict import Predictor, ignored_outputs
+from trainwright.evaluation.run import Evaluation, full_eval_dtype
+from trainwright.evaluation.shortcuts import NO_SHORTCUTS, Shortcuts, can_coalesce
 from trainwright.interop import models, signatures
 from trainwright.interop.label_shift import shifts_labels
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
@@ -214,10 +215,9 @@ class Trainer:
         self._created_lr_scheduler = False
         self._globalstep_last_logged = 0
         self._total_loss_scalar = 0.0  # sum of the losses of all updates that were logged
-        self._past: Any = None
         self._packed_inputs: PackedInputs | None = None  # what a packed batch needs on the device
-        self._half_inputs: torch.dtype | None = None  # what an evaluation with half the width makes of its inputs
-        self._keeps_predictions = True  # also where the metrics need none: all but `evaluate` ask for them
+        self._evaluation: Evaluation | None = None  # the one under way
+        self._past_of_training: Any = None  # see `_past`
         self._signature_columns: list[str] | None = None
         self._progress = DataProgress()
         self._batching: dict[str, Any] | None = None
@@ -364,13 +364,7 @@ class Trainer:
         self._schedule_waits_for_metric = waits_for_metric(self.lr_scheduler)
         self._log_save_is_ours = not overridden("_maybe_log_save_evaluate")
         self._counts_flops = overridden("floating_point_ops") or self._flops.can_count
-        self._evaluation_batches: OomSafePrediction | None = None
-        if self.args.auto_find_batch_size:
-            self._evaluation_batches = OomSafePrediction(
-                labels_are_shifted=self._labels_are_shifted,
-                label_names=self.label_names,
-                batch_size=self.args.eval_batch_size,
-            )
+        self._eval_samples_at_once: int | None = None  # that fit into memory; None: no batch was too large yet
 
     @property
     def _changes_weights_in_backward(self) -> bool:
@@ -1311,7 +1305,7 @@ class Trainer:
             )
         if self._strategy.device.type != "cpu" or not self._prepare_input_is_ours or not self.place_model_on_device:
             inputs = self._prepare_input(inputs)
-        if self._past is not None:
+        if self.args.past_index >= 0 and self._past is not None:
             inputs["mems"] = self._past
         if self._packed_inputs is not None:
             inputs = self._packed_inputs(inputs)
@@ -1620,11 +1614,11 @@ class Trainer:
         dataloader = self.get_eval_dataloader(chosen)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         start_time = time.time()
-        with self._predictions_kept(False):
+        with self._evaluation_under_way(keep_predictions=False):
             output = loop(
                 dataloader,
                 description="Evaluation",
-                # Without a metric nobody reads the predictions, so they are not kept.
+                # Without a metric nobody reads the predictions, so they are not stored.
                 prediction_loss_only=True if self.compute_metrics is None else None,
                 ignore_keys=ignore_keys,
                 metric_key_prefix=metric_key_prefix,
@@ -1646,7 +1640,7 @@ class Trainer:
         dataloader = self.get_test_dataloader(test_dataset)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         start_time = time.time()
-        with self._predictions_kept(True):
+        with self._evaluation_under_way():
             output = loop(
                 dataloader, description="Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
             )
@@ -1656,12 +1650,24 @@ class Trainer:
         return PredictionOutput(predictions=output.predictions, label_ids=output.label_ids, metrics=metrics)
 
     @contextlib.contextmanager
-    def _predictions_kept(self, keeps: bool) -> Iterator[None]:
-        self._keeps_predictions, before = keeps, self._keeps_predictions
+    def _evaluation_under_way(self, keep_predictions: bool = True) -> Iterator[Evaluation]:
+        """A new `Evaluation`, which hooks find as `_evaluation` meanwhile. It may be inside another."""
+        outer = self._evaluation
+        in_parts = outer.in_parts if outer is not None else None
+        if in_parts is None and self.args.auto_find_batch_size:
+            in_parts = OomSafePrediction(
+                labels_are_shifted=self._labels_are_shifted,
+                label_names=self.label_names,
+                batch_size=self.args.eval_batch_size,
+                limit=self._eval_samples_at_once,
+            )
+        self._evaluation = evaluation = Evaluation(keep_predictions, in_parts)
         try:
-            yield
+            yield evaluation
         finally:
-            self._keeps_predictions = before
+            self._evaluation = outer
+            if in_parts is not None:
+                self._eval_samples_at_once = in_parts.num_samples
 
     def _with_speed(self, output: EvalLoopOutput, prefix: str, start_time: float) -> dict[str, float]:
         batch_size = self.args.eval_batch_size * self._strategy.num_processes
@@ -1692,60 +1698,77 @@ class Trainer:
             if self._interrupt.in_evaluation:
                 self._interrupt.leave_evaluation()
 
+        dtype = full_eval_dtype(self.args, self.is_in_train)
         with contextlib.ExitStack() as during:
+            evaluation = self._evaluation or during.enter_context(self._evaluation_under_way())
             during.enter_context(self._eval_weights())
             during.enter_context(precision.float32_products(self.args.tf32))
-            during.enter_context(precision.half_weights(self.model, self._eval_dtype))
-            self._half_inputs, before = self._eval_dtype, self._half_inputs
-            during.callback(setattr, self, "_half_inputs", before)
+            during.enter_context(precision.half_weights(self.model, dtype))
+            during.enter_context(evaluation.with_inputs_as(dtype))
             model = self._model_for_evaluation(dataloader)
+            functions = self.compute_metrics, self.preprocess_logits_for_metrics
             return self._run_evaluation(
-                dataloader, model, loss_only, ignore_keys, metric_key_prefix, num_samples, after_batch
-            )
+                evaluation, dataloader, model, loss_only, ignore_keys, metric_key_prefix, *functions,
+                num_samples, after_batch,
+            )  # fmt: skip
 
     def _run_evaluation(
         self,
-        batches: Any,
+        evaluation: Evaluation,
+        batches: Iterable[Inputs],
         model: nn.Module,
         loss_only: bool,
         ignore_keys: list[str] | None,
         metric_key_prefix: str,
+        compute_metrics: Any,
+        preprocess_logits: Callable[..., Any] | None,
         num_samples: int | None = None,
         after_batch: Callable[[], None] | None = None,
-        functions: Mapping[str, Any] | None = None,
     ) -> EvalLoopOutput:
-        """`evaluation/run.py`, with the hooks of this trainer, and its functions unless others are given."""
+        """`Evaluation.run`, with the hooks of this trainer; what need not be called for each batch is found here."""
+        settings = evaluation.settings(
+            self.args,
+            compute_metrics,
+            loss_only=loss_only,
+            labels_are_shifted=self._labels_are_shifted,
+            label_names=tuple(self.label_names),
+            metric_key_prefix=metric_key_prefix,
+            token_padding=self._token_padding(),
+        )
+        shortcuts = Shortcuts.of_hooks(
+            self._is_overridden,
+            self.args,
+            inputs_change=evaluation.dtype is not None or self._packed_inputs is not None
+            or self._strategy.device.type != "cpu" or not self.place_model_on_device,
+            loss_is_the_models=self.compute_loss_func is None and self.label_smoother is None,
+            coalesce=can_coalesce(settings, self._strategy.is_distributed),
+        )  # fmt: skip
+
         predict_batch: Callable[[Inputs], tuple[Any, Any, Any]]
-        if self._is_overridden("prediction_step"):
+        if shortcuts.prediction_step:
+            predict_batch = self._predictor(model, loss_only, ignore_keys, shortcuts)
+        else:
 
             def predict_batch(inputs: Inputs) -> tuple[Any, Any, Any]:
                 return self.prediction_step(model, inputs, loss_only, ignore_keys=ignore_keys)
-        else:
-            predict_batch = self._predictor(model, loss_only, ignore_keys, self._idle_in_evaluation())
-        if self._evaluation_batches is not None:
-            predict_batch = functools.partial(self._evaluation_batches.predict, predict_part=predict_batch)
-        self._past, preprocess = None, self.preprocess_logits_for_metrics
+
         try:
-            return evaluation.evaluate(
+            return evaluation.run(
                 batches,
-                self.args,
-                self._strategy,
+                settings,
                 predict_batch,
-                loss_only=loss_only,
-                keeps_predictions=self._keeps_predictions,
-                labels_are_shifted=self._labels_are_shifted,
-                label_names=tuple(self.label_names),
-                metric_key_prefix=metric_key_prefix,
-                token_padding=self._token_padding(),
-                **(functions or {"compute_metrics": self.compute_metrics, "preprocess_logits": preprocess}),
-                after_batch=after_batch,
+                self._strategy,
+                shortcuts,
+                compute_metrics=compute_metrics,
+                preprocess_logits=preprocess_logits,
                 average_losses=self.average_eval_losses if self._is_overridden("average_eval_losses") else None,
-                num_samples_expected=num_samples,
+                after_batch=after_batch,
+                num_samples=num_samples,
                 main_input_name=self._main_input_name,
-                prepare_inputs=self._prepare_input,
+                prepare_input=self._prepare_input,
             )
         finally:
-            self._past = None
+            self._past_of_training = None  # as documented, an evaluation ends what training batches hand on
 
     def _token_padding(self) -> int | None:
         """What pads rows of integers among the predictions to the widest; None: -100, as everything else."""
@@ -1753,12 +1776,10 @@ class Trainer:
 
     def _try_evaluation_batches(self) -> None:
         """Make one batch of each evaluation set, to find what would end the run at its first evaluation."""
-        from trainwright.evaluation import batch_trial
-
         for name in self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]:
             description = "eval_dataset" if name is None else f"eval_dataset[{name!r}]"
             loader = self.get_eval_dataloader(name)
-            batch_trial.try_batch(loader, self.args, description)
+            sanity_check.try_batch(loader, self.args, description)
             self._eval_loaders.abandon(loader)
 
     def _check_best_metric(self, ignore_keys: list[str] | None) -> None:
@@ -1773,10 +1794,10 @@ class Trainer:
         def run(dataset: str | None, prefix: str, compute_metrics: Any, preprocess_logits: Any) -> EvalLoopOutput:
             loader = self.get_eval_dataloader(dataset)
             model, loss_only = self._model_for_evaluation(loader), compute_metrics is None
-            functions = {"compute_metrics": compute_metrics, "preprocess_logits": preprocess_logits}
-            batches = sanity_check.first(loader)
+            batches, functions = sanity_check.first(loader), (compute_metrics, preprocess_logits)
             try:
-                return self._run_evaluation(batches, model, loss_only, ignore_keys, prefix, functions=functions)
+                with self._evaluation_under_way() as evaluation:
+                    return self._run_evaluation(evaluation, batches, model, loss_only, ignore_keys, prefix, *functions)
             finally:
                 self._eval_loaders.abandon(loader)
 
@@ -1821,17 +1842,14 @@ class Trainer:
         self._set_training_mode(model, False)
         return model
 
-    @property
-    def _eval_dtype(self) -> torch.dtype | None:
-        """The type of the weights in an evaluation outside training: `*_full_eval`. None: as they are."""
-        if self.is_in_train or not (self.args.fp16_full_eval or self.args.bf16_full_eval):
-            return None
-        return torch.float16 if self.args.fp16_full_eval else torch.bfloat16
-
     def _inputs_of_evaluation(self, inputs: Inputs) -> Inputs:
         """The batch on the device, of the type that the weights have where that is half the width."""
         inputs = self._prepare_inputs(inputs)
-        return precision.with_floats_as(inputs, self._half_inputs, but=self.label_names)
+        return precision.with_floats_as(inputs, self._input_dtype, but=self.label_names)
+
+    @property
+    def _input_dtype(self) -> torch.dtype | None:
+        return None if self._evaluation is None else self._evaluation.dtype
 
     def prediction_step(
         self, model: nn.Module, inputs: Inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -1840,42 +1858,36 @@ class Trainer:
         return self._predictor(model, prediction_loss_only, ignore_keys)(inputs)
 
     def _predictor(
-        self, model: nn.Module, loss_only: bool, ignore_keys: list[str] | None, idle: frozenset[str] = frozenset()
+        self, model: nn.Module, loss_only: bool, ignore_keys: list[str] | None, shortcuts: Shortcuts = NO_SHORTCUTS
     ) -> Predictor:
-        """What predicts batches with the hooks of this trainer, but those that are `idle`."""
+        """What predicts batches with the hooks of this trainer, but for the `shortcuts`."""
         return Predictor(
             model,
             label_names=self.label_names,
             can_return_loss=self.can_return_loss,
             ignore_keys=ignored_outputs(self.model) if ignore_keys is None else ignore_keys,
             loss_only=loss_only,
-            prepare=self._prepare_inputs if self._half_inputs is None else self._inputs_of_evaluation,
+            prepare=self._prepare_inputs if self._input_dtype is None else self._inputs_of_evaluation,
             compute_loss=self.compute_loss,
-            around=self.compute_loss_context_manager,
-            keep_past=None if self.args.past_index < 0 else self._keep_past_without_loss,
-            idle=idle,
+            loss_context=self.compute_loss_context_manager,
+            remember=None if self.args.past_index < 0 else self._remember_past_without_loss,
+            shortcuts=shortcuts,
         )
 
-    def _keep_past_without_loss(self, outputs: Any) -> None:
+    def _remember_past_without_loss(self, outputs: Any) -> None:
         self._past = outputs[self.args.past_index - 1]  # without a loss the outputs begin one place earlier
 
-    def _idle_in_evaluation(self) -> frozenset[str]:
-        """The hooks that `Predictor` need not call in this evaluation: not overridden, and with nothing to do."""
-        overridden, args = self._is_overridden, self.args
-        idle = set()
-        if not (
-            overridden("_prepare_inputs") or overridden("_prepare_input") or self._half_inputs is not None
-            or self._packed_inputs is not None or self.args.past_index >= 0
-            or self._strategy.device.type != "cpu" or not self.place_model_on_device
-        ):  # fmt: skip
-            idle.add("prepare")
-        own_loss = self.compute_loss_func is not None or self.label_smoother is not None
-        if not (overridden("compute_loss") or own_loss or args.past_index >= 0):
-            idle.add("compute_loss")
-        wraps = overridden("compute_loss_context_manager") or overridden("autocast_smart_context_manager")
-        if not (wraps or args.bf16 or args.fp16):
-            idle.add("around")
-        return frozenset(idle)
+    @property
+    def _past(self) -> Any:
+        """What the last batch handed on to the next (`past_index`): in the evaluation under way, else in training."""
+        return self._past_of_training if self._evaluation is None else self._evaluation.past
+
+    @_past.setter
+    def _past(self, value: Any) -> None:
+        if self._evaluation is None:
+            self._past_of_training = value
+        else:
+            self._evaluation.past = value
 
     # -- data ----------------------------------------------------------------------------------------------------------
 

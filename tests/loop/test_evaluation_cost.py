@@ -132,7 +132,7 @@ def test_the_probe_sees_a_read_that_an_override_adds(tmp_path):
 
 
 def test_accumulating_costs_a_constant_number_of_operations_per_batch():
-    from trainwright.evaluation.buffers import EvalLoopContainer
+    from trainwright.evaluation.prediction_store import EvalLoopContainer
 
     counts = []
     for num_batches in (320, 640):

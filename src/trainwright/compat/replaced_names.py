@@ -62,7 +62,7 @@ _ROWS: dict[str, dict[str, str]] = {
         "data.samplers": "BatchRebalanceSampler DistributedLengthGroupedSampler DistributedSamplerWithLoop "
         "IterableDatasetShard LengthGroupedSampler SequentialDistributedSampler ShardSampler get_dataloader_sampler "
         "get_length_grouped_indices get_tpu_sampler",
-        "evaluation.buffers": "EvalLoopContainer",
+        "evaluation.prediction_store": "EvalLoopContainer",
         "compat.evaluation_functions": "is_attention_mask_causal reissue_pt_warnings remove_dummy_checkpoint "
         "safe_globals set_rng_state_for_device",
         "evaluation.distributed": "DistributedTensorGatherer distributed_broadcast_scalars distributed_concat "

@@ -9,52 +9,36 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trainwright.evaluation.prediction_store import KeptRows
+import torch
+
 from trainwright.interop.signatures import accepts
 from trainwright.nested import Nested
 from trainwright.outputs import EvalPrediction
 
 
-class EachBatch:
-    """Takes batches as `prediction_store.KeptRows` does, and keeps none of them, or in `kept` what a caller asked for.
+class BatchMetrics:
+    """Shows batches to `compute_metrics`, each when the next one is there, so that the last one is known.
 
     Raises ValueError for a `compute_metrics` that cannot take compute_result.
     """
 
-    def __init__(
-        self, compute_metrics: Callable[..., Any] | None, needs_losses: bool, kept: KeptRows | None = None
-    ) -> None:
+    def __init__(self, compute_metrics: Callable[..., Any] | None) -> None:
         if compute_metrics is not None and not accepts(compute_metrics, "compute_result"):
             raise ValueError(
                 "batch_eval_metrics=True calls compute_metrics(prediction, compute_result=...) after every batch, but "
                 f"{getattr(compute_metrics, '__qualname__', compute_metrics)!r} takes no argument compute_result. Add "
                 "it: accumulate while it is False, return the metrics of the whole evaluation when it is True."
             )
-        self.needs_losses = needs_losses  # whether `add` is to be given the losses of single samples
         self._compute_metrics = compute_metrics
-        self._kept = kept
         self._pending: EvalPrediction | None = None
 
-    def add(
-        self, logits: Nested, labels: Nested, inputs: Nested, losses: Any = None, num_rows: int | None = None
-    ) -> None:
-        if self._kept is not None:
-            self._kept.add(logits, labels, None, num_rows=num_rows)
+    def add(self, logits: Nested, labels: Nested, inputs: Nested, losses: torch.Tensor | None) -> None:
+        """Show a batch; `inputs` and `losses` (num_samples,) where they were asked for."""
         if self._compute_metrics is None or logits is None or labels is None:
             return
         if self._pending is not None:
             self._compute_metrics(self._pending, compute_result=False)
-        self._pending = EvalPrediction(logits, labels, inputs, losses if self.needs_losses else None)
-
-    def to_host(self) -> None:
-        """Move what is kept to the host."""
-        if self._kept is not None:
-            self._kept.to_host()
-
-    def arrays(self, places: Any, num_rows: int, num_samples: int) -> tuple[Nested, ...]:
-        if self._kept is None:
-            return None, None, None
-        return self._kept.arrays(places, num_rows, num_samples)
+        self._pending = EvalPrediction(logits, labels, inputs, losses)  # type: ignore[arg-type]
 
     def compute(self) -> dict[str, Any]:
         """The metrics of all batches; empty where no batch had predictions and labels."""

@@ -1,9 +1,10 @@
 """Collect what each evaluation batch returned and join it once.
 
-Owns: rows of many batches, in linear time: a batch is kept where it is, and its rows are copied once, into an array
+Owns: rows of many batches, in linear time: a batch is held where it is, and its rows are copied once, into an array
 allocated with the final number of rows and the final padded width. (Appending to a growing array copies up to twice as
-much and holds twice the memory while it grows.) Leaves to others: one pair of batches (`nested.nested_concat`, whose
-repeated result this equals bit for bit), rows beyond the memory budget (`spill`) and other processes.
+much and holds twice the memory while it grows.) Leaves to others: a nesting of them (`prediction_store`), one pair of
+batches (`nested.nested_concat`, whose repeated result this equals bit for bit), rows beyond the memory budget
+(`spill`) and other processes.
 """
 
 from __future__ import annotations
@@ -271,7 +272,7 @@ class ListBuffer:
     def add(self, values: Nested, num_rows: int | None) -> None:
         """Append the list of a batch of `num_rows` samples."""
         if self._outputs is not None:
-            self._outputs = _add(self._outputs, values, num_rows)
+            self._outputs = add_to(self._outputs, values, num_rows)
         elif lists_samples(values, num_rows) is not False and num_rows is not None:
             self._batches.append((values, num_rows))
         elif any(lists_samples(*batch) for batch in self._batches):
@@ -288,7 +289,7 @@ class ListBuffer:
         batches, self._batches = self._batches, []
         self._outputs = [self._new_buffers(value) for value in batches[0][0]]
         for values, num_rows in batches:
-            self._outputs = _add(self._outputs, values, num_rows)
+            self._outputs = add_to(self._outputs, values, num_rows)
 
     def to_host(self) -> None:
         """Move entries that lie on a device to the host."""
@@ -358,95 +359,7 @@ def _cast(leaf: Any, dtype: Any) -> Any:
     return leaf.to(dtype) if isinstance(leaf, torch.Tensor) else leaf.astype(dtype)
 
 
-class EvalLoopContainer:
-    """Keeps the nested tensors of every evaluation batch until `get_arrays`.
-
-    do_nested_concat: one array per leaf with all samples; False: a list with one entry per batch.
-    padding_index: what fills the right of dimension 1 where batches differ in width.
-    budget: bytes beyond which rows go to files; it holds for `do_nested_concat` only. token_padding: what fills rows of
-    integers instead, where these are tokens.
-    """
-
-    def __init__(
-        self,
-        do_nested_concat: bool = True,
-        padding_index: int = IGNORE_INDEX,
-        *,
-        budget: MemoryBudget | None = None,
-        token_padding: int | None = None,
-    ) -> None:
-        self.do_nested_concat = do_nested_concat
-        self.padding_index, self.token_padding = padding_index, token_padding
-        self.budget = budget
-        self._buffers: Nested = None  # an ArrayBuffer per leaf, nested as the first batch was; a ListBuffer per list
-        self._batches: list[Nested] = []  # of do_nested_concat=False
-        self._num_on_host = 0  # how many of `_batches` are arrays already
-
-    def add(self, tensors: Nested, num_rows: int | None = None) -> None:
-        """Append one batch; tensors stay on their device. None, what a dataset without labels gives, adds nothing.
-
-        num_rows: the samples of the batch. Without it no list is taken for one with an entry per sample.
-
-        Raises ValueError for None after a batch that had something: rows would no longer belong to samples.
-        """
-        if tensors is None:
-            if self._buffers is not None or self._batches:
-                raise ValueError("earlier batches gave predictions, labels or inputs here, this one gave None.")
-            return
-        if not self.do_nested_concat:
-            self._batches.append(tensors)
-            return
-        if self._buffers is None:
-            self._buffers = self._new_buffers(tensors, num_rows)
-        if type(self._buffers) is ArrayBuffer:
-            self._buffers.add(tensors)
-        else:
-            self._buffers = _add(self._buffers, tensors, num_rows)
-
-    def _new_buffers(self, tensors: Nested, num_rows: int | None = None) -> Nested:
-        """Empty buffers for what is nested as `tensors` are."""
-        if type(tensors) is list and num_rows is not None and lists_samples(tensors, num_rows) is not False:
-            return ListBuffer(self._new_buffers)
-        if isinstance(tensors, (list, tuple, Mapping)):
-            return nested.map_items(lambda value: self._new_buffers(value, num_rows), tensors)
-        return ArrayBuffer(self.padding_index, self.budget, self.token_padding)
-
-    def add_alike(self, batches: Sequence[torch.Tensor]) -> None:
-        """`add` each of these, which have one shape and dtype and are no slices. Not where batches are kept apart."""
-        if self._buffers is None:
-            self._buffers = self._new_buffers(batches[0])
-        if type(self._buffers) is ArrayBuffer:
-            self._buffers.add_alike(batches)
-        else:
-            self.add(batches[0])  # a tensor after a nesting of them: says what is wrong
-
-    def to_cpu_and_numpy(self) -> None:
-        """Move what was added since the last call to the host. Waits for the device."""
-        if self.do_nested_concat:
-            if self._buffers is not None:
-                nested.map(lambda buffer: buffer.to_host(), self._buffers)
-            return
-        for index in range(self._num_on_host, len(self._batches)):
-            self._batches[index] = nested.map(numpify, self._batches[index])
-        self._num_on_host = len(self._batches)
-
-    def get_arrays(
-        self, positions: Array | None = None, num_rows: int | None = None, limit: int | None = None
-    ) -> Nested:
-        """What was added as arrays (without concatenation, a list with an entry per batch); None where nothing was.
-
-        positions: where each row belongs, for leaves that have `num_rows` rows (`ArrayBuffer.array`); of these at most
-        `limit` are returned.
-        """
-        if self.do_nested_concat:
-            if self._buffers is None:
-                return None
-            return nested.map(lambda buffer: buffer.rows(positions, num_rows, limit), self._buffers)
-        self.to_cpu_and_numpy()
-        return self._batches or None
-
-
-def _add(buffers: Nested, tensors: Nested, num_rows: int | None = None) -> Nested:
+def add_to(buffers: Nested, tensors: Nested, num_rows: int | None = None) -> Nested:
     """Add each leaf to its buffer. A mapping keeps the keys of the first batch. Raises where a sequence has another
     length than in the first batch: its entries would be lost.
     """
@@ -462,9 +375,9 @@ def _add(buffers: Nested, tensors: Nested, num_rows: int | None = None) -> Neste
     if isinstance(buffers, (dict, Mapping)):  # dict first: the check of an abstract class costs calls
         if missing := [key for key in buffers if key not in tensors]:
             raise KeyError(f"a batch lacks the outputs {missing} that the first one had; it has {list(tensors)}.")
-        joined = {key: _add(buffer, tensors[key], num_rows) for key, buffer in buffers.items()}
+        joined = {key: add_to(buffer, tensors[key], num_rows) for key, buffer in buffers.items()}
         return buffers if joined == dict(buffers) else type(buffers)(joined)  # type: ignore[call-arg]
     if len(buffers) != len(tensors):
         raise ValueError(f"one batch gave {len(buffers)} outputs, a later one {len(tensors)}. {KEEP_APART}")
-    added = [_add(buffer, tensor, num_rows) for buffer, tensor in zip(buffers, tensors)]
+    added = [add_to(buffer, tensor, num_rows) for buffer, tensor in zip(buffers, tensors)]
     return buffers if added == list(buffers) else rebuild(buffers, added)

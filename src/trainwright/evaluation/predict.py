@@ -1,7 +1,7 @@
-"""One evaluation batch: what to ask of the model, and what to keep of its answer.
+"""One evaluation batch: what to ask of the model, and which of its outputs are predictions.
 
 Owns: which inputs are labels, whether there is a loss, which outputs are predictions, and their order (`Predictor`).
-Leaves to others: computing the loss (`Trainer.compute_loss`), devices, the loop over batches (`loop`). Source: seed 001
+Leaves to others: computing the loss (`Trainer.compute_loss`), devices, the loop over batches (`run`). Source: seed 001
 (`prediction_step`, `label_names`, `ignore_keys`).
 """
 
@@ -13,7 +13,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
 
+from trainwright.evaluation.shortcuts import Shortcuts
 from trainwright.loss import loss_of, no_scalar
 from trainwright.nested import nested_detach
 
@@ -22,14 +24,13 @@ class Predictor:
     """inputs -> (mean loss, predictions, labels), each None where there is none, on the model's device.
 
     Made once for an evaluation, so that a batch pays only for what can differ between batches.
-    prepare: moves inputs to the device, and refuses a batch without any. compute_loss, around: hooks of the Trainer.
-    idle: those of the three that would do nothing but what happens here anyway, so that they need no call.
-    keep_past: given what a model without a loss returned, where the next batch needs it.
+    prepare: moves inputs to the device, and refuses a batch without any. compute_loss, loss_context: hooks of the
+    Trainer. remember: given what a model without a loss returned, where the next batch needs it.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module,
         *,
         label_names: Sequence[str],
         can_return_loss: bool,
@@ -37,19 +38,19 @@ class Predictor:
         loss_only: bool,
         prepare: Callable[[Any], Any],
         compute_loss: Callable[..., Any],
-        around: Callable[[], AbstractContextManager[Any]],
-        keep_past: Callable[[Any], None] | None = None,
-        idle: frozenset[str] = frozenset(),
+        loss_context: Callable[[], AbstractContextManager[Any]],
+        remember: Callable[[Any], None] | None = None,
+        shortcuts: Shortcuts,
     ) -> None:
         self._model = model
         self._label_names, self._can_return_loss = label_names, can_return_loss
         self._label_name = label_names[0] if len(label_names) == 1 else None
         self._ignore_keys = ignore_keys
         self._loss_only = loss_only
-        self._prepare, self._prepares = prepare, "prepare" not in idle
-        self._compute_loss, self._around = compute_loss, around
-        self._is_plain = idle >= {"compute_loss", "around"}  # whether the loss is what the model itself returns
-        self._keep_past = keep_past
+        self._prepare, self._prepares = prepare, not shortcuts.prepare_inputs
+        self._compute_loss, self._loss_context = compute_loss, loss_context
+        self._is_plain = shortcuts.compute_loss  # whether the loss is what the model itself returns
+        self._remember = remember
 
     def __call__(self, inputs: Any) -> tuple[torch.Tensor | None, Any, Any]:
         labels = None
@@ -75,7 +76,7 @@ class Predictor:
                 outputs = self._model(**inputs)
                 loss = loss_of(outputs, inputs)
             else:
-                with self._around():
+                with self._loss_context():
                     loss, outputs = self._ask(inputs, has_loss)
             if loss is not None and (loss.ndim or loss.requires_grad):
                 loss = loss.detach().mean()  # one per device, or of a model that turns gradients on
@@ -89,8 +90,8 @@ class Predictor:
     def _ask(self, inputs: Any, has_loss: bool) -> tuple[torch.Tensor | None, Any]:
         if not has_loss:
             outputs = self._model(**inputs)
-            if self._keep_past is not None:
-                self._keep_past(outputs)
+            if self._remember is not None:
+                self._remember(outputs)
             return None, outputs
         # The hook may take labels out, as many do and ours for a loss of its own; they are still to be counted.
         found = self._compute_loss(self._model, copy.copy(inputs), return_outputs=True)
@@ -137,7 +138,7 @@ def begins_with_loss(outputs: Any, model: Any) -> bool:
     if isinstance(outputs, (tuple, list)):
         first = outputs[0] if outputs else None
     if isinstance(first, torch.Tensor):
-        return first.ndim == 0 or (first.ndim == 1 and isinstance(model, torch.nn.DataParallel))
+        return first.ndim == 0 or (first.ndim == 1 and isinstance(model, nn.DataParallel))
     return first is None
 
 

@@ -1,79 +1,109 @@
-"""Rows that outlive their batch: predictions, labels and inputs, and the order in which they leave.
+"""Predictions, labels or inputs of all batches of an evaluation, nested as the first batch was.
 
-Owns: the three containers of an evaluation, cutting off repeated samples, the order of the dataset. Leaves to others:
-joining rows (`buffers`), losses (`losses`).
+Owns: `EvalLoopContainer`: a buffer per leaf, or batches kept apart. Leaves to others: the rows of one leaf (`buffers`),
+counting samples (`accumulator`). Name and signature: `trainer_pt_utils`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from trainwright.evaluation.buffers import EvalLoopContainer
+from trainwright import nested
+from trainwright.evaluation.buffers import ArrayBuffer, ListBuffer, add_to
 from trainwright.evaluation.spill import MemoryBudget
-from trainwright.nested import Nested
+from trainwright.names import IGNORE_INDEX
+from trainwright.nested import Nested, lists_samples, numpify
 
 Array = np.ndarray[Any, Any]
 
 
-class KeptRows:
-    """Predictions, labels and inputs of all batches."""
+class EvalLoopContainer:
+    """Keeps the nested tensors of every evaluation batch until `get_arrays`.
 
-    needs_losses = False  # they are asked for at the end
-
-    def __init__(self, concat_batches: bool, budget: MemoryBudget | None, token_padding: int | None = None) -> None:
-        self._containers = [
-            EvalLoopContainer(concat_batches, budget=budget, token_padding=padding)
-            for padding in (token_padding, None, None)
-        ]
-
-    def add(
-        self, logits: Nested, labels: Nested, main_inputs: Nested, losses: Any = None, num_rows: int | None = None
-    ) -> None:
-        """Append a batch of `num_rows` samples."""
-        predictions, label_ids, inputs = self._containers
-        predictions.add(logits, num_rows)
-        label_ids.add(labels, num_rows)
-        inputs.add(main_inputs, num_rows)
-
-    def add_alike(self, logits: Sequence[torch.Tensor] | None, labels: torch.Tensor | None) -> None:
-        """Batches whose logits have one shape and dtype, none of them a slice; the labels of all in one."""
-        predictions, label_ids, _ = self._containers
-        if logits is None:
-            predictions.add(None)
-        else:
-            predictions.add_alike(logits)
-        label_ids.add(labels)
-
-    def to_host(self) -> None:
-        for container in self._containers:
-            container.to_cpu_and_numpy()
-
-    def arrays(self, places: Array | None, num_rows: int, num_samples: int) -> tuple[Nested, ...]:
-        """Predictions, labels and inputs, None where nothing came; each row at its place, where `places` says it.
-
-        Of `num_rows` rows the first `num_samples` are returned; of rows that are no samples (one per token) all.
-        """
-        return tuple(container.get_arrays(places, num_rows, num_samples) for container in self._containers)
-
-
-def places_of(sampled: Any, num_samples: int) -> Array | None:
-    """Where each of the first `num_samples` rows belongs, if row i is sample `sampled[i]`; None where that is unknown.
-
-    A loader that drops its last batch leaves samples out; the others close up.
+    do_nested_concat: one array per leaf with all samples; False: a list with one entry per batch.
+    padding_index: what fills the right of dimension 1 where batches differ in width.
+    budget: bytes beyond which rows go to files; it holds for `do_nested_concat` only. token_padding: what fills rows of
+    integers instead, where these are tokens.
     """
-    if sampled is None or len(sampled) < num_samples:
-        return None
-    by_sample = np.argsort(np.asarray(sampled)[:num_samples], kind="stable")
-    places = np.empty_like(by_sample)
-    places[by_sample] = np.arange(num_samples)
-    return places
 
+    def __init__(
+        self,
+        do_nested_concat: bool = True,
+        padding_index: int = IGNORE_INDEX,
+        *,
+        budget: MemoryBudget | None = None,
+        token_padding: int | None = None,
+    ) -> None:
+        self.do_nested_concat = do_nested_concat
+        self.padding_index, self.token_padding = padding_index, token_padding
+        self.budget = budget
+        self._buffers: Nested = None  # an ArrayBuffer per leaf, nested as the first batch was; a ListBuffer per list
+        self._batches: list[Nested] = []  # of do_nested_concat=False
+        self._num_on_host = 0  # how many of `_batches` are arrays already
 
-def placed(values: Array, places: Array) -> Array:
-    result = np.empty_like(values, shape=places.shape)
-    result[places] = values[: len(places)]
-    return result
+    def add(self, tensors: Nested, num_rows: int | None = None) -> None:
+        """Append one batch; tensors stay on their device. None, what a dataset without labels gives, adds nothing.
+
+        num_rows: the samples of the batch. Without it no list is taken for one with an entry per sample.
+
+        Raises ValueError for None after a batch that had something: rows would no longer belong to samples.
+        """
+        if tensors is None:
+            if self._buffers is not None or self._batches:
+                raise ValueError("earlier batches gave predictions, labels or inputs here, this one gave None.")
+            return
+        if not self.do_nested_concat:
+            self._batches.append(tensors)
+            return
+        if self._buffers is None:
+            self._buffers = self._new_buffers(tensors, num_rows)
+        if type(self._buffers) is ArrayBuffer:
+            self._buffers.add(tensors)
+        else:
+            self._buffers = add_to(self._buffers, tensors, num_rows)
+
+    def _new_buffers(self, tensors: Nested, num_rows: int | None = None) -> Nested:
+        """Empty buffers for what is nested as `tensors` are."""
+        if type(tensors) is list and num_rows is not None and lists_samples(tensors, num_rows) is not False:
+            return ListBuffer(self._new_buffers)
+        if isinstance(tensors, (list, tuple, Mapping)):
+            return nested.map_items(lambda value: self._new_buffers(value, num_rows), tensors)
+        return ArrayBuffer(self.padding_index, self.budget, self.token_padding)
+
+    def add_alike(self, batches: Sequence[torch.Tensor]) -> None:
+        """`add` each of these, which have one shape and dtype and are no slices. Not where batches are kept apart."""
+        if self._buffers is None:
+            self._buffers = self._new_buffers(batches[0])
+        if type(self._buffers) is ArrayBuffer:
+            self._buffers.add_alike(batches)
+        else:
+            self.add(batches[0])  # a tensor after a nesting of them: says what is wrong
+
+    def to_cpu_and_numpy(self) -> None:
+        """Move what was added since the last call to the host. Waits for the device."""
+        if self.do_nested_concat:
+            if self._buffers is not None:
+                nested.map(lambda buffer: buffer.to_host(), self._buffers)
+            return
+        for index in range(self._num_on_host, len(self._batches)):
+            self._batches[index] = nested.map(numpify, self._batches[index])
+        self._num_on_host = len(self._batches)
+
+    def get_arrays(
+        self, positions: Array | None = None, num_rows: int | None = None, limit: int | None = None
+    ) -> Nested:
+        """What was added as arrays (without concatenation, a list with an entry per batch); None where nothing was.
+
+        positions: where each row belongs, for leaves that have `num_rows` rows (`ArrayBuffer.array`); of these at most
+        `limit` are returned.
+        """
+        if self.do_nested_concat:
+            if self._buffers is None:
+                return None
+            return nested.map(lambda buffer: buffer.rows(positions, num_rows, limit), self._buffers)
+        self.to_cpu_and_numpy()
+        return self._batches or None

@@ -1,84 +1,197 @@
-"""One evaluation, as the arguments of a run ask for it.
+"""One evaluation: what it remembers from batch to batch, and its loop.
 
-Owns: translating arguments, processes and metrics into what the loop is told. Leaves to others: the loop (`loop`), the
-hooks that predict a batch and prepare its inputs (Trainer).
+Owns: `Evaluation`, for the time of one `evaluate` or `predict`; the order of what happens to a batch, and which parts
+that takes, chosen once before the first one. Leaves to others: predicting a batch (`predict`), adding it up
+(`accumulator`), metrics (`batch_metrics`, `streaming`), the mean loss (`losses`), timing and logging. Nothing here
+reads from the device before the last batch. A batch costs few calls: `tests/loop/test_evaluation_cost.py`. Source:
+seed 001 (`evaluation_loop`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
+from trainwright.data.batch_groups import in_groups
 from trainwright.data.from_args import sampled_order
-from trainwright.evaluation.loop import run_evaluation
-from trainwright.evaluation.settings import LoopSettings
+from trainwright.evaluation.accumulator import Accumulated, Accumulator, LoopSettings, main_input_of
+from trainwright.evaluation.batch_coalescing import CoalescingAccumulator
+from trainwright.evaluation.batch_metrics import BatchMetrics, as_dict
+from trainwright.evaluation.gathering import GatheringAccumulator, padded_gather, predict_own_rows
+from trainwright.evaluation.losses import weighted_mean
+from trainwright.evaluation.metrics import prefixed
+from trainwright.evaluation.shortcuts import NO_SHORTCUTS, Shortcuts
 from trainwright.evaluation.spill import MemoryBudget
 from trainwright.evaluation.streaming import StreamingMetrics, is_streaming
-from trainwright.outputs import EvalLoopOutput
-from trainwright.parallel.strategy import Strategy
+from trainwright.nested import Nested, denumpify_detensorize
+from trainwright.outputs import EvalLoopOutput, EvalPrediction
+
+if TYPE_CHECKING:
+    from trainwright.args.training import TrainingArguments
+    from trainwright.oom_retry import OomSafePrediction
+    from trainwright.parallel.strategy import Strategy
+
+Array = np.ndarray[Any, Any]
+Predict = Callable[[Any], tuple[torch.Tensor | None, Nested, Nested]]
+Metrics = Callable[..., Any]
 
 
-def evaluate(
-    batches: Any,
-    args: Any,
-    strategy: Strategy,
-    predict: Callable[[Any], tuple[Any, Any, Any]],
-    compute_metrics: Any,
-    *,
-    loss_only: bool,
-    keeps_predictions: bool,
-    labels_are_shifted: bool,
-    label_names: tuple[str, ...],
-    metric_key_prefix: str,
-    token_padding: int | None = None,
-    **for_loop: Any,
-) -> EvalLoopOutput:
-    """Evaluate over `batches` as `args` (TrainingArguments) ask, in all processes of the run together.
+@dataclass
+class Evaluation:
+    """One evaluation: of one data set, by `evaluate`, `predict`, or a call of `evaluation_loop` alone."""
 
-    predict: inputs -> (loss, logits, labels). compute_metrics: the user's function, or metrics that are counted batch
-    by batch. keeps_predictions: also where these need none. for_loop: see `loop.run_evaluation`.
-    """
-    streams, together = is_streaming(compute_metrics), strategy.is_distributed
-    settings = LoopSettings(
-        prediction_loss_only=loss_only,
-        accumulation_steps=args.eval_accumulation_steps,
-        concat_batches=args.eval_do_concat_batches,
-        include_inputs="inputs" in args.include_for_metrics,
-        include_losses="loss" in args.include_for_metrics,
-        keep_predictions=keeps_predictions or not (streams or args.batch_eval_metrics),
-        batch_metrics=args.batch_eval_metrics and not streams,
-        loss_average=args.eval_loss_average,
-        labels_are_shifted=labels_are_shifted,
-        label_names=label_names,
-        token_padding=token_padding,
-        metric_key_prefix=metric_key_prefix,
-    )
-    streaming = None
-    if streams:
-        streaming = StreamingMetrics(
-            compute_metrics,
-            device=strategy.device,
-            labels_are_shifted=labels_are_shifted,
-            sum_over_processes=strategy.sum if together else None,
-            without_repeats=functools.partial(strategy.without_repeats, dataloader=batches) if together else None,
+    # Asked
+    keep_predictions: bool = True  # also where the metrics need none: all but `evaluate` ask for them
+    # Found out
+    in_parts: OomSafePrediction | None = None  # predicts batches that are too large for memory; None: an error passes
+    # While batches are predicted
+    dtype: torch.dtype | None = None  # of floating-point inputs, as of the weights (`*_full_eval`); None: as they are
+    past: Any = None  # what the model returned for the next batch (`past_index`)
+
+    @contextlib.contextmanager
+    def with_inputs_as(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """Within the block, floating-point inputs are to be `dtype`, as the weights are."""
+        before, self.dtype = self.dtype, dtype
+        try:
+            yield
+        finally:
+            self.dtype = before
+
+    def settings(
+        self, args: TrainingArguments, compute_metrics: Metrics | None, *, loss_only: bool, **others: Any
+    ) -> LoopSettings:
+        """What is stored, as the arguments of a run ask. `others`: see `LoopSettings.of_run`."""
+        streams = is_streaming(compute_metrics)
+        return LoopSettings.of_run(
+            args,
+            loss_only=loss_only,
+            keep_predictions=self.keep_predictions or not (streams or args.batch_eval_metrics),
+            batch_metrics=args.batch_eval_metrics and not streams,
+            **others,
         )
-    num_own = functools.partial(strategy.num_own_rows, dataloader=batches)
-    if together:
-        from trainwright.evaluation.padding_samples import predict_own_rows
 
-        predict = functools.partial(predict_own_rows, predict_batch=predict, num_own=num_own)
-    return run_evaluation(
-        batches,
-        settings,
-        predict_batch=predict,
-        compute_metrics=None if streams else compute_metrics,
-        streaming=streaming,
-        gather=strategy.gather_for_metrics if together else None,
-        pad_across_processes=strategy.pad_across_processes if together else None,
-        gather_objects=strategy.gather_objects if together else None,
-        num_own_rows=num_own,
-        order=functools.partial(sampled_order, batches),
-        budget=MemoryBudget.of_run(args.eval_memory_budget_gib, str(args.output_dir), strategy.num_processes_here),
-        **for_loop,
+    def run(
+        self,
+        batches: Iterable[Any],
+        settings: LoopSettings,
+        predict_batch: Predict,
+        strategy: Strategy,
+        shortcuts: Shortcuts = NO_SHORTCUTS,
+        *,
+        compute_metrics: Metrics | None = None,
+        preprocess_logits: Callable[[Nested, Nested], Nested] | None = None,
+        average_losses: Callable[[Array], float] | None = None,
+        after_batch: Callable[[], None] | None = None,
+        num_samples: int | None = None,
+        main_input_name: str = "input_ids",
+        prepare_input: Callable[[Any], Any] | None = None,
+    ) -> EvalLoopOutput:
+        """Evaluate over `batches`, in all processes of `strategy` together.
+
+        predict_batch: inputs -> (mean loss or None, logits or None, labels or None), on any device.
+        compute_metrics: given an EvalPrediction once, where there are predictions and labels; with `batch_metrics` once
+            per batch, with compute_result=True on the last one. Must return a dict. Or metrics that are counted batch
+            by batch (`streaming`).
+        preprocess_logits: (logits, labels) -> what to store instead of the logits.
+        average_losses: losses (num_samples,), each sample's being the mean of its batch -> loss; instead of
+            `loss_average`.
+        num_samples: length of the dataset, where known: of several processes' rows those beyond it are cut off.
+        prepare_input: moves the inputs that `include_inputs` stores to the device, which gathering needs.
+
+        Rows come in the order of the dataset, also where batches did not. Raises ValueError before the first batch for
+        a `compute_metrics` that cannot take compute_result but must, TypeError for one that returns no dict.
+        """
+        num_own = functools.partial(strategy.num_own_rows, dataloader=batches)
+        to_all = padded_gather(strategy, num_own) if strategy.is_distributed else _itself
+        streaming = None
+        if is_streaming(compute_metrics):
+            streaming, compute_metrics = _streaming(compute_metrics, settings, strategy, batches), None
+        batch_metrics = BatchMetrics(compute_metrics) if settings.batch_metrics else None
+
+        predict = predict_batch
+        accumulator: Callable[..., Accumulator] = Accumulator
+        if self.in_parts is not None:
+            predict = functools.partial(self.in_parts.predict, predict_part=predict)
+        if strategy.is_distributed:
+            predict = functools.partial(predict_own_rows, predict_batch=predict, num_own=num_own)
+            accumulator = functools.partial(
+                GatheringAccumulator, gather=strategy.gather_for_metrics, across_processes=to_all
+            )
+        elif shortcuts.coalesce:
+            accumulator = CoalescingAccumulator
+        rows = accumulator(
+            settings,
+            main_inputs=main_input_of(main_input_name, prepare_input, settings),
+            batch_metrics=batch_metrics,
+            budget=MemoryBudget.of_run(settings.memory_budget_gib, settings.output_dir, strategy.num_processes_here),
+        )
+
+        add, preprocess, count = rows.add, preprocess_logits, streaming.update if streaming is not None else None
+        if settings.prediction_loss_only:
+            preprocess = count = None
+        self.past = None
+        try:
+            for inputs in in_groups(batches):
+                loss, logits, labels = predict(inputs)
+                if preprocess is not None and logits is not None:
+                    logits = preprocess(logits, labels)
+                if count is not None and logits is not None and labels is not None:
+                    count(logits, labels, to_all)
+                add(inputs, loss, logits, labels)
+                if after_batch is not None:
+                    after_batch()
+        finally:
+            self.past = None
+        found = rows.result(num_samples if strategy.is_distributed else None, functools.partial(sampled_order, batches))
+
+        if streaming is not None:
+            metrics = streaming.compute()
+        elif batch_metrics is not None:
+            metrics = batch_metrics.compute()
+        else:
+            metrics = _metrics_of_all(found, settings, compute_metrics)
+        if found.losses is not None and found.items is not None:
+            average = average_losses(found.losses) if average_losses else weighted_mean(found.losses, found.items)
+            metrics[f"{settings.metric_key_prefix}_loss"] = float(average)
+        metrics = prefixed(denumpify_detensorize(metrics), settings.metric_key_prefix)
+        return EvalLoopOutput(
+            found.predictions, found.label_ids, metrics, sum(found.num_rows) if num_samples is None else num_samples
+        )
+
+
+def full_eval_dtype(args: TrainingArguments, is_in_train: bool) -> torch.dtype | None:
+    """The type of the weights in an evaluation outside training: `*_full_eval`. None: as they are."""
+    if is_in_train or not (args.fp16_full_eval or args.bf16_full_eval):
+        return None
+    return torch.float16 if args.fp16_full_eval else torch.bfloat16
+
+
+def _streaming(metrics: Any, settings: LoopSettings, strategy: Strategy, batches: Iterable[Any]) -> StreamingMetrics:
+    together = strategy.is_distributed
+    streaming = StreamingMetrics(
+        metrics,
+        device=strategy.device,
+        labels_are_shifted=settings.labels_are_shifted,
+        sum_over_processes=strategy.sum if together else None,
+        without_repeats=functools.partial(strategy.without_repeats, dataloader=batches) if together else None,
     )
+    streaming.reset()
+    return streaming
+
+
+def _itself(tensors: Nested) -> Nested:
+    return tensors
+
+
+def _metrics_of_all(found: Accumulated, settings: LoopSettings, compute_metrics: Metrics | None) -> dict[str, Any]:
+    """What `compute_metrics` makes of all rows; nothing where there are no predictions or no labels."""
+    if compute_metrics is None or found.predictions is None or found.label_ids is None:
+        return {}
+    losses = found.losses_to_show(settings.concat_batches) if settings.include_losses else None
+    return as_dict(compute_metrics(EvalPrediction(found.predictions, found.label_ids, found.inputs, losses)))

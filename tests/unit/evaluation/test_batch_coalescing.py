@@ -1,4 +1,4 @@
-"""Batches taken together give what each by itself gives, and wait no longer than they may."""
+"""Batches appended in groups give what each by itself gives, and wait no longer than they may."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from trainwright.evaluation.accumulator import Collector
-from trainwright.evaluation.batch_coalescing import MOST_BATCHES, MOST_BYTES, Runs
-from trainwright.evaluation.prediction_store import KeptRows
-from trainwright.evaluation.settings import LoopSettings
+from trainwright.evaluation.accumulator import Accumulator, LoopSettings
+from trainwright.evaluation.batch_coalescing import MOST_BATCHES, MOST_BYTES, CoalescingAccumulator
 
 
-def both(**settings: Any) -> tuple[Runs, Collector, Collector]:
-    """Runs, the collector behind them, and one that takes the same batches by itself."""
+def both(**settings: Any) -> tuple[CoalescingAccumulator, Accumulator]:
+    """One that appends in groups, and one that appends the same batches one by one."""
     chosen = LoopSettings(**settings)
-    rows = [KeptRows(True, None) for _ in range(2)]
-    behind, alone = Collector(chosen, rows[0]), Collector(chosen, rows[1])
-    return Runs(behind, rows[0]), behind, alone
+    return CoalescingAccumulator(chosen), Accumulator(chosen)
+
+
+def in_order() -> None:
+    """Rows are in the order of the dataset."""
 
 
 def batch(index: int, rows: int = 3, width: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
@@ -52,12 +52,12 @@ SEQUENCES = {
         {"label_names": ("labels", "x")},
     ],
 )
-def test_runs_collect_what_each_batch_alone_gives(sequence: list[Any], settings: dict[str, Any]) -> None:
-    runs, _, alone = both(**settings)
+def test_groups_give_what_each_batch_alone_gives(sequence: list[Any], settings: dict[str, Any]) -> None:
+    grouping, alone = both(**settings)
     for index, kind in enumerate(sequence):
-        runs.add(*batch(index, **kind))
+        grouping.add(*batch(index, **kind))
         alone.add(*batch(index, **kind))
-    mine, expected = runs.collected(None, None), alone.collected(None, None)
+    mine, expected = grouping.result(None, in_order), alone.result(None, in_order)
     assert mine.num_rows == expected.num_rows
     for name in ("predictions", "label_ids", "losses", "items"):
         one, other = getattr(mine, name), getattr(expected, name)
@@ -65,26 +65,26 @@ def test_runs_collect_what_each_batch_alone_gives(sequence: list[Any], settings:
         assert one is None or (one.dtype == other.dtype and np.array_equal(one, other))
 
 
-def test_a_run_ends_after_its_most_batches() -> None:
-    runs, behind, _ = both()
+def test_a_group_ends_after_its_most_batches() -> None:
+    grouping, _ = both()
     for index in range(1 + MOST_BATCHES):
-        assert len(behind.num_rows) == min(index, 1)  # the first is taken by itself
-        runs.add(*batch(index))
-    assert len(behind.num_rows) == 1 + MOST_BATCHES
+        assert len(grouping.num_rows) == min(index, 1)  # the first is appended by itself
+        grouping.add(*batch(index))
+    assert len(grouping.num_rows) == 1 + MOST_BATCHES
 
 
-def test_a_run_ends_where_rows_are_moved_to_the_host() -> None:
-    runs, behind, _ = both(accumulation_steps=5)
+def test_a_group_ends_where_rows_are_moved_to_the_host() -> None:
+    grouping, _ = both(accumulation_steps=5)
     seen = []
     for index in range(12):
-        runs.add(*batch(index))
-        seen.append(len(behind.num_rows))
+        grouping.add(*batch(index))
+        seen.append(len(grouping.num_rows))
     assert seen == [1, 1, 1, 1, 5, 5, 5, 5, 5, 10, 10, 10]
 
 
 @pytest.mark.parametrize("kind", ["large", "slice", "other types", "graph"])
 def test_a_batch_that_would_keep_much_alive_does_not_wait(kind: str) -> None:
-    runs, behind, _ = both()
+    grouping, _ = both()
     for index in range(6):
         inputs, loss, logits, labels = batch(index)
         if kind == "large":
@@ -95,16 +95,16 @@ def test_a_batch_that_would_keep_much_alive_does_not_wait(kind: str) -> None:
             logits = (logits, logits)
         else:
             loss = loss.requires_grad_() * 2
-        runs.add(inputs, loss, logits, labels)
-        assert len(behind.num_rows) == index + 1
+        grouping.add(inputs, loss, logits, labels)
+        assert len(grouping.num_rows) == index + 1
 
 
 def test_a_loader_that_uses_its_memory_again_still_has_its_labels_counted() -> None:
-    runs, _, alone = both(prediction_loss_only=True)
+    grouping, alone = both(prediction_loss_only=True)
     memory = torch.empty(3, 4, dtype=torch.int64)
     for index in range(10):
         inputs, loss, _, labels = batch(index)
         memory.copy_(labels)
-        runs.add({**inputs, "labels": memory}, loss, None, None)
+        grouping.add({**inputs, "labels": memory}, loss, None, None)
         alone.add(inputs, loss, None, None)
-    assert np.array_equal(runs.collected(None, None).items, alone.collected(None, None).items)  # type: ignore[arg-type]
+    assert np.array_equal(grouping.result(None, in_order).items, alone.result(None, in_order).items)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainwright.evaluation.buffers import EvalLoopContainer
+from trainwright.evaluation.prediction_store import EvalLoopContainer
 from trainwright.nested import nested_concat, nested_numpify
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from trainwright.evaluation import spill
-from trainwright.evaluation.buffers import EvalLoopContainer
+from trainwright.evaluation.prediction_store import EvalLoopContainer
 from trainwright.evaluation.spill import GIB, MemoryBudget
 
 

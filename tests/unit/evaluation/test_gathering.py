@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from trainwright.evaluation.padding_samples import predict_own_rows
+from trainwright.evaluation.gathering import predict_own_rows
 
 
 def predict(inputs):

@@ -13,14 +13,34 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
-from trainwright.evaluation.loop import run_evaluation
+from trainwright.evaluation.accumulator import LoopSettings
 from trainwright.evaluation.losses import weighted_mean
-from trainwright.evaluation.settings import LoopSettings
+from trainwright.evaluation.run import Evaluation
+from trainwright.evaluation.shortcuts import NO_SHORTCUTS, Shortcuts, can_coalesce
 from trainwright.names import IGNORE_INDEX
 from trainwright.nested import nested_concat
-from trainwright.outputs import EvalPrediction
+from trainwright.outputs import EvalLoopOutput, EvalPrediction
+from trainwright.parallel.strategy import Strategy
 
 NUM_CLASSES = 7
+ALONE = Strategy(torch.device("cpu"))
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "coalescing"], autouse=True)
+def coalesces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs on the plain path, and on the one that appends batches in groups."""
+    monkeypatch.setattr(f"{__name__}.COALESCES", request.param)
+
+
+COALESCES = False
+
+
+def run_evaluation(
+    batches: Any, settings: LoopSettings, predict_batch: Any, strategy: Strategy = ALONE, **others: Any
+) -> EvalLoopOutput:
+    may = COALESCES and can_coalesce(settings, strategy.is_distributed)
+    shortcuts = Shortcuts(coalesce=True) if may else NO_SHORTCUTS
+    return Evaluation().run(batches, settings, predict_batch, strategy, shortcuts, **others)
 
 
 class Samples(Dataset[dict[str, torch.Tensor]]):
@@ -206,7 +226,7 @@ def test_loss_only_keeps_nothing_else() -> None:
 
 
 def test_an_empty_dataset_gives_no_samples_and_no_metrics() -> None:
-    output = run_evaluation([], LoopSettings(), predict_batch=predict, compute_metrics=accuracy, num_samples_expected=0)
+    output = run_evaluation([], LoopSettings(), predict_batch=predict, compute_metrics=accuracy, num_samples=0)
     assert output == (None, None, {}, 0)
 
 
@@ -253,10 +273,17 @@ def test_after_every_batch_the_caller_is_told() -> None:
 
 
 def test_samples_that_a_second_process_repeats_are_cut_off() -> None:
-    # Two processes with the same batch: gathering doubles every row, so 20 rows of which 17 are samples.
-    def padded(tensors: Any, dim: int, pad_index: int) -> Any:
-        assert (dim, pad_index) == (1, IGNORE_INDEX)
-        return tensors
+    class TwoAlike(Strategy):
+        """Two processes with the same batch: gathering doubles every row, so 20 rows of which 17 are samples."""
+
+        is_distributed = True
+
+        def gather_for_metrics(self, value: Any) -> Any:
+            return torch.cat([value, value])
+
+        def pad_across_processes(self, value: Any, dim: int = 1, pad_index: int = 0) -> Any:
+            assert (dim, pad_index) == (1, IGNORE_INDEX)
+            return value
 
     settings = LoopSettings(include_inputs=True, include_losses=True)
     shapes: list[Any] = []
@@ -270,9 +297,8 @@ def test_samples_that_a_second_process_repeats_are_cut_off() -> None:
         settings,
         predict_batch=predict,
         compute_metrics=metrics,
-        gather=lambda tensor: torch.cat([tensor, tensor]),
-        pad_across_processes=padded,
-        num_samples_expected=17,
+        strategy=TwoAlike(torch.device("cpu")),
+        num_samples=17,
     )
     assert shapes == [17] * 4 and output.num_samples == 17 and len(output.predictions) == 17
 
@@ -353,7 +379,7 @@ def test_the_installed_release_gives_the_same(tmp_path: Path, accumulation_steps
     settings = LoopSettings(
         accumulation_steps=accumulation_steps, include_inputs=True, include_losses=True, loss_average="batches"
     )
-    mine = run_evaluation(loader(4), settings, predict_batch=predict, compute_metrics=metrics, num_samples_expected=10)
+    mine = run_evaluation(loader(4), settings, predict_batch=predict, compute_metrics=metrics, num_samples=10)
     assert np.array_equal(mine.predictions, theirs.predictions) and np.array_equal(mine.label_ids, theirs.label_ids)
     assert mine.num_samples == theirs.num_samples
     expected = {key: value for key, value in theirs.metrics.items() if "preparation_time" not in key}

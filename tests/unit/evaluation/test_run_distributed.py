@@ -13,9 +13,10 @@ import torch.multiprocessing as mp
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from trainwright.evaluation.loop import run_evaluation
-from trainwright.evaluation.settings import LoopSettings
+from trainwright.evaluation.accumulator import LoopSettings
+from trainwright.evaluation.run import Evaluation
 from trainwright.names import IGNORE_INDEX
+from trainwright.parallel.strategy import Strategy
 
 NUM_SAMPLES = 11  # of two processes and batches of 2, the last is partly repeated samples
 
@@ -43,7 +44,23 @@ def predict(inputs: dict[str, torch.Tensor]) -> tuple[Any, Any, Any]:
     return cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten()), logits, inputs["labels"]
 
 
-def evaluate(dataloader: Any, batch_metrics: bool = False, **options: Any) -> dict[str, Any]:
+class Together(Strategy):
+    """Processes that gather through accelerate, and predict repeated samples with the others."""
+
+    is_distributed = True
+
+    def __init__(self, accelerator: Any) -> None:
+        super().__init__(accelerator.device)
+        self.gather_for_metrics = accelerator.gather_for_metrics  # type: ignore[method-assign]
+        self.pad_across_processes = accelerator.pad_across_processes  # type: ignore[method-assign]
+
+
+ALONE = Strategy(torch.device("cpu"))
+
+
+def evaluate(
+    dataloader: Any, strategy: Strategy = ALONE, batch_metrics: bool = False, **options: Any
+) -> dict[str, Any]:
     seen: list[Any] = []
 
     def metrics(prediction: Any, compute_result: bool = True) -> dict[str, float]:
@@ -51,7 +68,7 @@ def evaluate(dataloader: Any, batch_metrics: bool = False, **options: Any) -> di
         return {}
 
     settings = LoopSettings(include_losses=True, batch_metrics=batch_metrics)
-    output = run_evaluation(dataloader, settings, predict_batch=predict, compute_metrics=metrics, **options)
+    output = Evaluation().run(dataloader, settings, predict, strategy, compute_metrics=metrics, **options)
     assert output.metrics is not None
     return {
         "logits": output.predictions,
@@ -71,9 +88,9 @@ def on_each_rank(rank: int, folder: str) -> None:
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     dataloader = accelerator.prepare(DataLoader(samples(), batch_size=2, collate_fn=collate))  # type: ignore[arg-type]
-    options = {"gather": accelerator.gather_for_metrics, "pad_across_processes": accelerator.pad_across_processes}
-    results = [evaluate(dataloader, **options), evaluate(dataloader, num_samples_expected=NUM_SAMPLES, **options)]
-    results.append(evaluate(dataloader, batch_metrics=True, **options))
+    strategy = Together(accelerator)
+    results = [evaluate(dataloader, strategy), evaluate(dataloader, strategy, num_samples=NUM_SAMPLES)]
+    results.append(evaluate(dataloader, strategy, batch_metrics=True))
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
