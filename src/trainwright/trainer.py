@@ -41,7 +41,7 @@ from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
 from trainwright.checkpoint.sink import at_once
 from trainwright.compat import older_names as older_names
 from trainwright.data import collator_rng, columns, from_args, loaders
-from trainwright.data.data_position import DataProgress
+from trainwright.data.data_position import DataPosition
 from trainwright.data.eval_loader_cache import EvalLoaderCache
 from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import sanity_check
@@ -219,7 +219,7 @@ class Trainer:
         self._evaluation: Evaluation | None = None  # the one under way
         self._past_of_training: Any = None  # see `_past`
         self._signature_columns: list[str] | None = None
-        self._progress = DataProgress()
+        self._progress = DataPosition()
         self._batching: dict[str, Any] | None = None
         self._owes_epoch_end = False
         self._parameters: list[nn.Parameter] = []
@@ -787,7 +787,7 @@ class Trainer:
         self._owes_epoch_end = False
         self._batching = resume.batching(size, self.plan, self.args)
         micro_batches = resume.micro_batches_done(start, self._batching, self.plan)
-        self._progress = DataProgress(
+        self._progress = DataPosition(
             size,
             self.plan.len_dataloader,
             epoch=start.epoch,

@@ -18,17 +18,17 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from trainwright.data.run_loader import RunLoader
+from trainwright.data.loaders import RunLoader
 from trainwright.data.worker_transport import iterate_ahead
 
 MOST_BATCHES = 16
 MOST_BYTES = 2**20  # of a group; its last batch may go beyond
-MOST_WAIT_S = 0.01  # for a group: where batches take longer, nothing is gained, and the loop should go on
+MOST_WAIT_S = 0.01  # for a group: where batches take longer, nothing is gained, and the loop should continue
 
 
 def in_groups(dataloader: Any) -> Iterator[Any]:
     """The batches of `dataloader` in its order, made in groups where nothing but time shows it: it is torch's own, has
-    no workers and a data set with indices, and its batches are small dicts of tensors, each with memory of its own.
+    no workers and a data set with indices, and its batches are small dicts of tensors that share no memory.
 
     An error of the data set comes after the batches before it.
     """
@@ -40,13 +40,13 @@ def in_groups(dataloader: Any) -> Iterator[Any]:
 
 
 def _grouped(batches: Iterator[Any]) -> Iterator[Any]:
-    first = []  # all kept, so that memory that is the same was used twice
+    first = []  # all referenced, so that the same memory was used twice
     for batch in batches:
         first.append(batch)
         yield batch
         if len(first) == MOST_BATCHES:
             break
-    if not _have_memory_of_their_own(first):
+    if not _share_no_memory(first):
         first.clear()
         yield from batches
         return
@@ -75,9 +75,9 @@ def _next_group(batches: Iterator[Any]) -> tuple[list[Any], Exception | None]:
     return group, None
 
 
-def _have_memory_of_their_own(batches: list[Any]) -> bool:
+def _share_no_memory(batches: list[Any]) -> bool:
     """Whether a loader that made `batches`, which are all still there, makes each anew: one that fills the same tensors
-    again would overwrite a batch that nobody has seen yet. False also where they are too few or too large to tell.
+    again would overwrite a batch that was not seen yet. False also where they are too few or too large to tell.
     """
     if len(batches) < MOST_BATCHES or sum(map(_num_bytes, batches)) > MOST_BYTES:
         return False

@@ -69,9 +69,9 @@ class SeededPerBatch(Proxy, Dataset[Any]):
     def __init__(self, dataset: Any, collator: Any = None) -> None:
         self.dataset = dataset
         self._collator = collator
-        self._rehearses = collator is not None and collator_rng.is_made_late(collator)
-        self._fingerprint = collator_rng.fingerprint(collator) if self._rehearses else 0
-        self._has_generators = self._rehearses
+        self._tries_first = collator is not None and collator_rng.is_made_late(collator)
+        self._fingerprint = collator_rng.fingerprint(collator) if self._tries_first else 0
+        self._has_generators = self._tries_first
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -80,10 +80,10 @@ class SeededPerBatch(Proxy, Dataset[Any]):
         return self.dataset[index]
 
     def __getitems__(self, indices: Any) -> list[Any]:
-        """The samples of a batch; the collator that runs next goes on with the same generators."""
+        """The samples of a batch; the collator that runs next continues with the same generators."""
         if isinstance(indices, SeededBatch):
-            if self._rehearses:
-                self._rehearses = False
+            if self._tries_first:
+                self._tries_first = False
                 self._collator(self._fetched(indices))
                 self._has_generators = bool(collator_rng.find(self._collator))
             set_seed(indices.seed)

@@ -84,7 +84,7 @@ def _label_dtype(name: str, values: list[Any], framework: Any) -> Any:
     Asked of every label: the first of a regression may be a whole number that a data set wrote as one.
     """
     if name == "label_ids" and isinstance(values[0], torch.Tensor):
-        return None  # keeps its own
+        return None  # keeps the one it has
     is_multi_label = name == "label" and np.ndim(values[0]) > 0
     are_whole = {*map(type, values)} <= {int, bool} or all(map(_is_whole, values))
     return framework.int64 if not is_multi_label and are_whole else framework.float32

@@ -36,8 +36,8 @@ class DataCollatorForLanguageModeling(DataCollatorMixin):
 
     `whole_word_mask` chooses words instead of tokens; samples then carry `offset_mapping`, and chosen words are always
     replaced by masks unless the replacement probabilities were changed. `seed` draws from a generator of the
-    collator's own (one per loader worker) instead of torch's. `tf_experimental_compile` is there for older calls and
-    must be False.
+    collator (one per loader worker) instead of torch's global one. `tf_experimental_compile` is there for older calls
+    and must be False.
     """
 
     tokenizer: Any
@@ -52,7 +52,7 @@ class DataCollatorForLanguageModeling(DataCollatorMixin):
     tf_experimental_compile: bool = False
 
     def __post_init__(self) -> None:
-        self.generator: torch.Generator | None = None  # None: torch's own
+        self.generator: torch.Generator | None = None  # None: torch's global one
         self._generator_owner: int | None = None  # the loader worker it was made for; None: the main process
         if self.tf_experimental_compile:
             refuse_tensorflow()
@@ -193,5 +193,5 @@ def word_starts(offsets: torch.Tensor, special: torch.Tensor) -> torch.Tensor:
 def spread_over_words(chosen: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
     """Each token takes over whether the start of its word was chosen. All bool `(batch, seq)`."""
     places = torch.arange(starts.shape[1]).expand_as(starts)
-    own_start = places.masked_fill(~starts, 0).cummax(dim=1).values  # (batch, seq)
-    return chosen.gather(1, own_start)
+    word_start = places.masked_fill(~starts, 0).cummax(dim=1).values  # (batch, seq)
+    return chosen.gather(1, word_start)

@@ -26,17 +26,17 @@ class DataCollatorForPacking:
     """Lays packs out as sequences of exactly `packing_length` tokens; the few places that stay free are padded.
 
     A pack is a list of samples: dicts of `input_ids` and, where they differ, `labels`, arrays `(num_tokens,)`. `names`:
-    what a batch holds beside both of them.
+    what a batch holds besides both.
 
     - `position_ids`, int64: from `first_position` in every sample, and 0 for padding, so that none lies beyond the
       model's table.
     - `attention_mask`, int64: 1 for tokens, 0 for padding.
-    - `seq_idx`, int32: number of the sample in its pack, from 0; padding has a number of its own.
+    - `seq_idx`, int32: number of the sample in its pack, from 0; padding has another number.
     - `cu_seq_lens_q`, `cu_seq_lens_k`, `cu_seqlens`: int32 `(num_samples + 1,)`, offsets of all samples of the batch;
       `max_length_q`, `max_length_k`, `max_seqlen`: int, the longest. With any of them the batch is one row.
 
     - `sample_lengths`, with `names_lengths`: the lengths of the samples of each pack, without padding, as lists of int.
-      The host counts and divides by them without asking a device; whoever calls the model takes them out.
+      The host counts and divides by them without asking a device; they are taken out before the model is called.
 
     Shapes are `(num_packs, packing_length)`, or `(1, num_packs * packing_length)` where the batch is one row, as
     attention over variable lengths takes it. The label of each sample's first token is -100, so that no token is
@@ -135,9 +135,9 @@ class DataCollatorForUnpacked:
         labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)
         for number, (sample, row) in enumerate(zip(features, rows)):
-            own = sample.get("labels")
+            given = sample.get("labels")
             tokens[number, : len(row)], mask[number, : len(row)] = row, 1
-            labels[number, : len(row)] = row if own is None else to_numpy(own)
+            labels[number, : len(row)] = row if given is None else to_numpy(given)
         batch = {"input_ids": tokens, "attention_mask": mask, "labels": labels}
         return {name: torch.from_numpy(values) for name, values in batch.items()}  # (batch, longest)
 

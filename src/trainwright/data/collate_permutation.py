@@ -86,7 +86,7 @@ class DataCollatorForPermutationLanguageModeling(DataCollatorMixin):
     def _order(self, predicted: torch.Tensor, special: torch.Tensor) -> torch.Tensor:
         """Who must not see whom in one sample: float `(seq, seq)`, from `predicted` and `special`, both bool `(seq,)`.
 
-        Tokens that are neither predicted nor special come first in the order, so everybody sees them.
+        Tokens that are neither predicted nor special come first in the order, so all positions see them.
         """
         seq = len(predicted)
         halves = torch.arange(seq).reshape(2, seq // 2).T  # (seq / 2, 2)

@@ -61,14 +61,14 @@ def fingerprint(collator: Any) -> int:
 def reseed(collator: Any, seed: int) -> None:
     """Seed each of the collator's generators, every one differently, from `seed`."""
     for path, generator in find(collator).items():
-        own = zlib.crc32(f"{seed} {path}".encode())
+        derived = zlib.crc32(f"{seed} {path}".encode())
         if isinstance(generator, torch.Generator):
-            generator.manual_seed(own)
+            generator.manual_seed(derived)
         elif isinstance(generator, np.random.Generator):
             kind: Any = type(generator.bit_generator)
-            generator.bit_generator.state = kind(own).state
+            generator.bit_generator.state = kind(derived).state
         else:  # random.Random, RandomState
-            generator.seed(own)
+            generator.seed(derived)
 
 
 def states(collator: Any) -> dict[str, Any] | None:

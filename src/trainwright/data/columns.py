@@ -21,7 +21,7 @@ _LABELS = {"labels", *LABEL_COLUMNS}
 
 
 def _forward_parameters(model_or_class: Any) -> Mapping[str, inspect.Parameter]:
-    """Parameters of `forward`, of the model inside wrappers whose own `forward` takes anything."""
+    """Parameters of `forward`, of the model inside wrappers whose `forward` takes anything."""
     parameters = dict(inspect.signature(base_model_of(model_or_class).forward).parameters)
     if isinstance(model_or_class, type):
         parameters.pop("self", None)
@@ -90,8 +90,8 @@ def remove_unused_columns(
     form = getattr(dataset, "format", None)
     if isinstance(form, dict) and form.get("columns") is not None:
         # A format names its columns, and one that is gone would make it invalid.
-        kept = [name for name in form["columns"] if name not in ignored]
-        dataset = dataset.with_format(type=form["type"], columns=kept, **form["format_kwargs"])
+        names = [name for name in form["columns"] if name not in ignored]
+        dataset = dataset.with_format(type=form["type"], columns=names, **form["format_kwargs"])
     return dataset.remove_columns(ignored)
 
 
@@ -117,17 +117,17 @@ class RemoveColumnsCollator:
     def _remove_columns(self, feature: Any) -> Any:
         if not isinstance(feature, Mapping):
             return feature
-        kept = {name: value for name, value in feature.items() if name in self._kept}
-        if kept.keys() <= _LABELS:
+        passed = {name: value for name, value in feature.items() if name in self._kept}
+        if passed.keys() <= _LABELS:
             _check_something_left(feature, self.signature_columns, self.description)
-        if not self.message_logged and len(kept) < len(feature):
+        if not self.message_logged and len(passed) < len(feature):
             self.message_logged = True
             ignored = [name for name in feature if name not in self._kept]
             _log_ignored(ignored, self.description, self.model_name, self.logger)
-        return kept
+        return passed
 
     def __call__(self, features: list[Any]) -> Any:
-        # The usual batch, dicts with nothing to remove, is settled in C; copied, because collators pop from samples.
+        # The usual batch, dicts with nothing to remove, is handled in C; copied, because collators pop from samples.
         if {*map(type, features)} == {dict} and all(map(self._kept.issuperset, features)):
             return self.data_collator([*map(dict.copy, features)])
         return self.data_collator([self._remove_columns(feature) for feature in features])

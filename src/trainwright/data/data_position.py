@@ -1,7 +1,7 @@
-"""Where in its data a run stands while it runs, counted in micro-batches of an epoch and in samples.
+"""The position of a run in its data, counted in micro-batches of an epoch and in samples.
 
-Owns: the epoch, what was taken of it, the generators it began with, and iterating from there. Leaves to others: going
-to a place (`seek`), workers that are lost (`worker_recovery`), what a checkpoint holds of it (`resume`).
+Owns: the epoch, what was read of it, the generators' states at its start, and iterating from there. Leaves to others:
+going to a position (`seek`), workers that are lost (`worker_recovery`), what a checkpoint holds of it (`run/resume`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainwright.data import seek
-from trainwright.data.worker_recovery import RestartingIterator
+from trainwright.data.worker_recovery import RecoveringIterator
 from trainwright.data.worker_transport import iterate_ahead
 
 
-class DataProgress:
-    """`samples_per_micro_batch` counts all processes; `len_dataloader` is in micro-batches, None where unknown."""
+class DataPosition:
+    """The next sample to read, while a run reads them.
+
+    `samples_per_micro_batch` counts all processes; `len_dataloader` is in micro-batches, None where unknown.
+    """
 
     def __init__(
         self,
@@ -45,7 +48,7 @@ class DataProgress:
         )  # (learning rate, gradient norm), as a log line has them
 
     def begin_epoch(self, epoch: int, micro_batches: int) -> None:
-        """Stand in `epoch`, behind so many micro-batches that an earlier run took of it."""
+        """Move to `epoch`, behind so many micro-batches that an earlier run read of it."""
         if epoch != self.epoch:
             self._samples_ahead = 0
         self.epoch, self.micro_batches, self.has_ended = epoch, micro_batches, False
@@ -64,7 +67,7 @@ class DataProgress:
 
     @property
     def samples(self) -> int:
-        """How many samples of this epoch were taken, over all processes."""
+        """How many samples of this epoch were read, over all processes."""
         return self.micro_batches * self.size + self._samples_ahead
 
     def is_over(self, is_cut_short: bool = False) -> bool:
@@ -72,24 +75,24 @@ class DataProgress:
         return is_cut_short or (self._length is not None and self.micro_batches >= self._length)
 
     def next_sample(self, is_cut_short: bool = False) -> tuple[int, int, dict[str, Any] | None]:
-        """(epoch, samples of it that were taken, shares of the workers); a finished pass is the start of the next."""
+        """(epoch, samples of it that were read, shares of the workers); a finished pass is the start of the next."""
         if self.is_over(is_cut_short):
             return self.epoch + 1, 0, None
         shares = self._shares.after(self.micro_batches).to_dict() if self._shares is not None else None
         return self.epoch, self.samples, shares
 
     def iterate(self, dataloader: Any, num_processes: int) -> Iterator[Any]:
-        """An iterator over this epoch from where the run stands, without fetching what it skips where it can; with
-        workers, one that replaces those that are lost.
+        """An iterator over this epoch from this position, without fetching what it skips where it can; with workers,
+        one that replaces those that are lost.
         """
         first_micro_batch, first_sample, size, epoch = self.micro_batches, self.samples, self.size, self.epoch
-        shares = seek.WorkerShares.going_on(self._saved_shares, dataloader, num_processes, is_start=first_sample == 0)
+        shares = seek.WorkerShares.restored(self._saved_shares, dataloader, num_processes, is_start=first_sample == 0)
         self._shares = None if shares is None else shares.after(-first_micro_batch)
         if epoch > 0:
             seek.draw_no_seed_for_workers_that_stay(dataloader, epoch)
 
-        def begin(num_given: int = 0, alone: bool = False) -> Iterator[Any]:
-            source = seek.with_one_worker(dataloader) if alone else dataloader
+        def begin(num_given: int = 0, one_worker: bool = False) -> Iterator[Any]:
+            source = seek.with_one_worker(dataloader) if one_worker else dataloader
             now = None if shares is None else shares.after(num_given)
             loader, num_left = seek.seek(source, first_sample + num_given * size, size, now)
             iterator = iterate_ahead(loader)
@@ -101,4 +104,4 @@ class DataProgress:
 
         if not getattr(dataloader, "num_workers", 0):
             return begin()
-        return RestartingIterator(begin, describe, self.generators)
+        return RecoveringIterator(begin, describe, self.generators)

@@ -32,7 +32,7 @@ def _padded_length(length: int, multiple: int) -> int:
 
 
 class DistributedSamplerWithLoop(DistributedSampler[Any]):
-    """torch's `DistributedSampler`, whose last batch is filled up from the beginning of the process's own share.
+    """torch's `DistributedSampler`, whose last batch is filled up from the beginning of the process's share.
 
     The processes that hold one sample more than the others begin with their second, so that less is repeated.
     """
@@ -105,9 +105,9 @@ class ShardSampler(Sampler[int]):
 
 
 class IterableDatasetShard(IterableDataset[Any]):
-    """`ShardSampler` for a stream: every process reads all of it and keeps its own batches.
+    """`ShardSampler` for a stream: every process reads all of it and uses its batches.
 
-    A data set with a `set_epoch` of its own shuffles itself; one with a torch `generator` is seeded by `seed + epoch`,
+    A data set with a `set_epoch` shuffles itself; one with a torch `generator` is seeded by `seed + epoch`,
     so that all processes see one order. `num_examples` counts what was read.
     """
 
@@ -144,7 +144,7 @@ class IterableDatasetShard(IterableDataset[Any]):
         if not hasattr(self.dataset, "set_epoch") and isinstance(generator, type(seeded(0))):
             generator.manual_seed(self.seed + self.epoch)
         size = self.batch_size * self.num_processes
-        own = slice(self.process_index * self.batch_size, (self.process_index + 1) * self.batch_size)
+        share = slice(self.process_index * self.batch_size, (self.process_index + 1) * self.batch_size)
         self.num_examples = 0
         stream = iter(self.dataset)
         head: list[Any] = []
@@ -156,7 +156,7 @@ class IterableDatasetShard(IterableDataset[Any]):
                     return
                 while len(samples) < size:
                     samples += head[: size - len(samples)]
-            yield from samples[own]
+            yield from samples[share]
 
 
 def get_tpu_sampler(dataset: Dataset[Any], batch_size: int) -> Sampler[Any]:

@@ -1,7 +1,7 @@
 """Evaluation loaders whose workers outlive a pass (`dataloader_persistent_workers`).
 
 Owns: which loader serves which data set again, and ending their workers. Leaves to others: building loaders
-(`from_args`), iterating. A loader that is not kept ends its workers after each pass, so that every evaluation begins
+(`from_args`), iterating. A loader that is not cached ends its workers after each pass, so that every evaluation begins
 with starting them.
 """
 
@@ -15,20 +15,20 @@ class EvalLoaderCache:
     """A loader for each evaluation set of a run, and for one other set at a time, each with its workers."""
 
     def __init__(self) -> None:
-        self._kept: list[tuple[Any, tuple[Any, ...], Any]] = []  # data set, what the loader was built for, loader
-        self._abandoned: list[Any] = []  # loaders in the middle of a pass that nobody continues
+        self._cached: list[tuple[Any, tuple[Any, ...], Any]] = []  # data set, what the loader was built for, loader
+        self._abandoned: list[Any] = []  # loaders in the middle of a pass that is not continued
 
     def get(
         self, dataset: Any, built_for: tuple[Any, ...], evaluation_sets: Iterable[Any], build: Callable[[], Any]
     ) -> Any:
-        """The loader of `dataset`, kept where it was built for the same; `build` makes it otherwise.
+        """The loader of `dataset`, cached where it was built for the same; `build` makes it otherwise.
 
-        A loader that someone is reading is left to them: its workers cannot serve two passes at once.
+        A loader in the middle of a pass is left to its reader: its workers cannot serve two passes at once.
         """
         wanted = [dataset, *evaluation_sets]
-        kept, self._kept = self._kept, []
+        cached, self._cached = self._cached, []
         found = None
-        for entry in kept:
+        for entry in cached:
             one, for_what, loader = entry
             if one is dataset and self._is_read(loader):
                 continue
@@ -36,24 +36,24 @@ class EvalLoaderCache:
                 _end_workers(loader)
                 continue
             found = loader if one is dataset else found
-            self._kept.append(entry)
+            self._cached.append(entry)
         self._abandoned = [loader for loader in self._abandoned if loader is not found]
         if found is None:
             found = build()
-            self._kept.append((dataset, built_for, found))
+            self._cached.append((dataset, built_for, found))
         elif getattr(found, "generator", None) is not None:
             found.generator.manual_seed(found.generator.initial_seed())  # as a new loader would draw
         return found
 
     def abandon(self, loader: Any) -> None:
-        """Say that nobody continues the pass that `loader` is in."""
+        """The pass that `loader` is in will not be continued."""
         self._abandoned.append(loader)
 
     def close(self) -> None:
         """End all workers. Loaders that are asked for later are built anew."""
-        for _, _, loader in self._kept:
+        for _, _, loader in self._cached:
             _end_workers(loader)
-        self._kept, self._abandoned = [], []
+        self._cached, self._abandoned = [], []
 
     def _is_read(self, loader: Any) -> bool:
         """Whether `loader` is in the middle of a pass: its workers still owe batches."""

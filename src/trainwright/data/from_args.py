@@ -116,7 +116,7 @@ def why_no_batch(dataset: Any, args: Any, batch_size: int) -> str | None:
 
 
 def data_seed(args: Any) -> int:
-    """Seed of the order of the data: its own where the user set one, so that it can be held while `seed` varies."""
+    """Seed of the order of the data: `data_seed` where the user set one, so that it can be held while `seed` varies."""
     return int(args.seed if args.data_seed is None else args.data_seed)
 
 
@@ -215,7 +215,7 @@ def loader_for(
 
 
 def evaluation_settings(args: Any) -> tuple[Any, ...]:
-    """What a loader of an evaluation is built from, beside its data set and collator."""
+    """What a loader of an evaluation is built from, besides its data set and collator."""
     return (
         args.eval_batch_size, args.dataloader_num_workers, args.dataloader_prefetch_factor, args.dataloader_drop_last,
         args.dataloader_pin_memory, args.dataloader_multiprocessing_context, args.remove_unused_columns,
@@ -228,13 +228,13 @@ def _prefetch_factor(args: Any, is_training: bool) -> int | None:
     once, and workers that stop after two each would leave it waiting for the others."""
     wanted: int | None = args.dataloader_prefetch_factor
     if wanted is None and is_training and args.dataloader_num_workers > 0:
-        own_share = -(-args.gradient_accumulation_steps // args.dataloader_num_workers)
-        wanted = own_share if own_share > TORCH_PREFETCH_FACTOR else None
+        share = -(-args.gradient_accumulation_steps // args.dataloader_num_workers)
+        wanted = share if share > TORCH_PREFETCH_FACTOR else None
     return wanted
 
 
 def num_samples(dataloader: Any) -> int | None:
-    """Samples that one pass over a loader gives; None where nobody knows before reading them."""
+    """Samples that one pass over a loader gives; None where that is not known before reading them."""
     dataset = getattr(dataloader, "dataset", None)
     if dataset is not None and has_length(dataset) and not getattr(dataloader, "drop_last", False):
         return len(dataset)

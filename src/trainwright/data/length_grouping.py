@@ -60,7 +60,7 @@ class LengthGroupedSampler(Resumable, Sampler[int]):
     """Samples in a random order grouped by length.
 
     After `set_epoch(e)` the order depends on nothing but the seed and `e`: `seed`, or what `generator` (or torch) was
-    seeded with. Until then each iteration draws a new order from `generator` (or torch's own). `start`: the next
+    seeded with. Until then each iteration draws a new order from `generator` (or torch's global one). `start`: the next
     iteration begins with this sample; it applies once.
     """
 
@@ -91,8 +91,8 @@ class LengthGroupedSampler(Resumable, Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator, start = self.generator, self.take_start()
         if self.epoch is not None:
-            own = torch.initial_seed() if generator is None else generator.initial_seed()
-            generator = seeded((own if self.seed is None else self.seed) + self.epoch)
+            base = torch.initial_seed() if generator is None else generator.initial_seed()
+            generator = seeded((base if self.seed is None else self.seed) + self.epoch)
         self._order = _grouped_order(self.lengths, self.batch_size, None, generator)
         return iterate_from(self._order, start)
 

@@ -35,7 +35,7 @@ _REMEMBERED: dict[int, tuple[weakref.ref[Any], dict[Hashable, Any]]] = {}  # by 
 
 
 def remembered(dataset: Any, key: Hashable, make: Callable[[], Made]) -> Made:
-    """What `make()` returned when it was first asked for this object, its length and `key`; kept as long as the object.
+    """What `make()` returned when it was first asked for this object, its length and `key`; cached while it lives.
 
     An object that cannot be referred to weakly (a list) is asked anew each time.
     """
@@ -151,8 +151,8 @@ def _with_bar(lengths: Iterable[int], total: int) -> Iterable[int]:
 
 
 def _from_disk(dataset: Any, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """`make()`, kept beside the files of a data set that has some, under its fingerprint: what it holds and how it is
-    transformed. A file that cannot be read or written is as good as none.
+    """`make()`, stored next to the files of a data set that has some, under its fingerprint: what it holds and how it
+    is transformed. A file that cannot be read or written is as good as none.
     """
     files = getattr(dataset, "cache_files", None) if is_hf_dataset(dataset) else None
     if not files:

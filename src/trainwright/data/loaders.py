@@ -1,12 +1,11 @@
 """DataLoaders, and what can be asked of them.
 
-Owns: `build_dataloader`, sizes of loaders. Leaves to others: the order (samplers), batches (collate), where a run
-stands in the data (position).
+Owns: `build_dataloader`, sizes of loaders, `RunLoader`. Leaves to others: the order (samplers), batches (collate), the
+position of a run in the data (`data_position`), loaders that accelerate prepares.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -15,17 +14,17 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from trainwright.data.batch_seeds import SeededBatchSampler, SeededPerBatch, SeededPerPass
-from trainwright.data.by_value import start_sending_by_value
 from trainwright.data.rebalance import BatchRebalanceSampler
 from trainwright.data.samplers import SeededRandomSampler, has_length
+from trainwright.data.worker_transport import by_value
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["build_dataloader", "has_length", "num_examples", "num_tokens", "set_epoch"]
+__all__ = ["RunLoader", "build_dataloader", "has_length", "num_examples", "num_tokens", "set_epoch", "with_answers"]
 
 
 def _resumable(sampler: Any, seed: int | None) -> Any:
-    """`sampler`, or in place of torch's `RandomSampler` without a generator one whose order can be told from `seed`.
+    """`sampler`, or in place of torch's `RandomSampler` without a generator one whose order follows from `seed`.
 
     torch's would draw its order from the global generator, so that it could not be had again on resume.
     """
@@ -84,7 +83,7 @@ def build_dataloader(
         "pin_memory": pin_memory and torch.accelerator.is_available(),
         "persistent_workers": persistent_workers,
         "prefetch_factor": prefetch_factor,
-        "worker_init_fn": functools.partial(start_sending_by_value, then=worker_init_fn) if num_workers else None,
+        "worker_init_fn": by_value(worker_init_fn) if num_workers else None,
         "multiprocessing_context": multiprocessing_context,
         "in_order": in_order,
         "timeout": timeout_s if num_workers else 0,
@@ -102,9 +101,41 @@ def build_dataloader(
         sampler = _resumable(sampler, seed)
         loader = DataLoader(made_from, batch_size=batch_size, sampler=sampler, drop_last=drop_last, **options)
     if seeds_batches:
-        # Past DataLoader.__setattr__, so that the loader goes on naming its batch size and drop_last.
+        # Past DataLoader.__setattr__, so that the loader still names its batch size and drop_last.
         vars(loader)["batch_sampler"] = SeededBatchSampler(loader.batch_sampler, int(seed or 0))
     return loader
+
+
+class RunLoader(DataLoader[Any]):
+    """torch's loader, which answers what a script asks of one that an Accelerator prepared."""
+
+    @property
+    def total_batch_size(self) -> int:
+        """Samples that all processes take at once."""
+        if isinstance(self.batch_sampler, BatchRebalanceSampler):  # the mean: its micro-batches differ in size
+            return self.batch_sampler.effective_batch_size // self.batch_sampler.grad_accum
+        return int(self.batch_size or getattr(self.batch_sampler, "batch_size", None) or 1)
+
+    @property
+    def total_dataset_length(self) -> int:
+        """Samples of all processes. TypeError where the data set has no length."""
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    @property
+    def base_dataloader(self) -> DataLoader[Any]:
+        """torch's loader: this one."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of `epoch`."""
+        set_epoch(self, epoch)
+
+
+def with_answers(dataloader: Any) -> Any:
+    """`dataloader`, as a `RunLoader` where it is torch's own. The object stays the same."""
+    if type(dataloader) is DataLoader:
+        dataloader.__class__ = RunLoader
+    return dataloader
 
 
 def set_epoch(dataloader: Any, epoch: int) -> None:

@@ -4,7 +4,7 @@ Owns: `PackingPlan`, best-fit over lengths. Leaves to others: lengths (lengths),
 tensors (collate_packing), attention (interop/packed_attention).
 
 How: samples in falling length, each into the fullest pack that has room for it (best-fit decreasing, within 11/9 of the
-fewest packs; Johnson 1973). Packs with room are kept by the room they have, and a bit per room says where there are
+fewest packs; Johnson 1973). Packs with room are listed by the room they have, and a bit per room says where there are
 any, so a sample costs about a microsecond whatever the number of packs.
 """
 

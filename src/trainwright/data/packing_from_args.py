@@ -78,8 +78,8 @@ def packed(
             f"{most}."
         )
     if is_hf_dataset(dataset) and "input_ids" in dataset.column_names and dataset.format["type"] is None:
-        kept = PACKED_COLUMNS | refused  # a refused one is left to be named in the error
-        dataset = dataset.select_columns([name for name in dataset.column_names if name in kept]).with_format("numpy")
+        wanted = PACKED_COLUMNS | refused  # a refused one is left to be named in the error
+        dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted]).with_format("numpy")
     return PackedDataset(dataset, plan, refused), collator, inputs
 
 
@@ -153,8 +153,8 @@ def check_packed(
 ) -> None:
     """Find, before the first step, what `packing=True` cannot be trained with. Raises ValueError.
 
-    A loader of the user's own, whose data are not packed; and a model that is told which samples belong together and
-    does not heed it. `inputs`: as `packed` gave them; how attention is computed is chosen here. `prepare`: puts a batch
+    A loader that the user built, whose data are not packed; and a model that is given which samples belong together and
+    ignores it. `inputs`: as `packed` gave them; how attention is computed is chosen here. `prepare`: puts a batch
     on the device, as a step does.
     """
     if not args.packs:

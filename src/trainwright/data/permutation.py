@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-_ROUNDS = 6  # four mix well enough for a cipher of this kind; two more cost little beside reading a sample
+_ROUNDS = 6  # four mix well enough for a cipher of this kind; two more cost little compared with reading a sample
 _CHUNK = 4096  # places worked out at a time
 
 Integers = np.ndarray[Any, np.dtype[np.uint64]]
@@ -55,7 +55,7 @@ class LargeOrder:
 
 
 def _mixed(values: Integers, key: np.uint64) -> Integers:
-    """Bits of `values` and `key` spread over all 64 (the finaliser of splitmix64); wraps around on purpose."""
+    """Bits of `values` and `key` spread over all 64 (the finaliser of splitmix64); overflow is intended."""
     mixed = values + key
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -3,7 +3,7 @@
 Owns: `DevicePrefetcher`. Leaves to others: fetching and pinning batches (loaders), moving those of other devices
 (`Trainer._prepare_input`). On CPU nothing of this is used.
 
-Why a stream of its own: a copy on the stream that computes waits for all that was launched there before. The loop reads
+Why a second stream: a copy on the stream that computes waits for all that was launched there before. The loop reads
 nothing from the device between two log lines, so it is ahead of it by a good part of a step; a copy on a second stream
 has that long to arrive. Why only within an update: the batches of the next one are made ahead by the loader's workers.
 Without workers making them early would draw random numbers in another order, and no resume would be exact.

@@ -1,4 +1,4 @@
-"""What stands around a data set, a sampler or a loader, and changes one thing of it.
+"""Wrappers of a data set, a sampler or a loader that change one thing of it.
 
 Owns: asking the object inside for everything else. Leaves to others: the one thing.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# How the object inside is copied and pickled, which would lose what stands around it.
+# How the object inside is copied and pickled, which would lose the wrapper.
 OF_COPIES = {"__copy__", "__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__"}
 
 

@@ -1,7 +1,7 @@
 """Micro-batches of unequal size and equal cost.
 
 Owns: `BatchRebalanceSampler`. Leaves to others: lengths (length_grouping).
-Source: `api.json` of 5.23. Observed there and kept: the samples of an update are those of random sampling, a
+Source: `api.json` of 5.23. Observed there and done here: the samples of an update are those of random sampling, a
 micro-batch holds samples of similar length, and micro-batches that run at the same time cost about the same.
 """
 
@@ -26,7 +26,7 @@ class BatchRebalanceSampler(Resumable, Sampler[list[int]]):
     alike so that processes wait little for each other, then the next. All processes compute the same split from
     `seed + epoch`.
 
-    `drop_last` drops an incomplete last update; else it is kept, and filled up from the first samples only where there
+    `drop_last` drops an incomplete last update; else it is used, and filled up from the first samples only where there
     are fewer than micro-batches. `start`: the next iteration begins with this sample of the epoch; it applies once.
     Raises ValueError where `effective_batch_size` is smaller than the number of micro-batches.
     """

@@ -1,16 +1,14 @@
-"""Which sampler a run uses, and the seeded random order it uses by default.
+"""Which sampler a run uses.
 
-Owns: `SeededRandomSampler`, the choice by strategy, and the list of all samplers by their documented names.
-Leaves to others: the other samplers (length_grouping, distributed_samplers, rebalance).
+Owns: the choice by strategy, and the list of all samplers by their documented names. Leaves to others: the samplers
+(resumable_sampler, length_grouping, distributed_samplers, rebalance).
 Source: seed 001 (`group_by_length`), `api.json` of 5.23 (`train_sampling_strategy`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch.utils.data import Sampler, SequentialSampler
 
 from trainwright.data.distributed_samplers import (
@@ -28,9 +26,8 @@ from trainwright.data.length_grouping import (
     get_length_grouped_indices,
 )
 from trainwright.data.lengths import sample_lengths
-from trainwright.data.permutation import LargeOrder
 from trainwright.data.rebalance import BatchRebalanceSampler
-from trainwright.data.resumable_sampler import Resumable, iterate_from, seeded
+from trainwright.data.resumable_sampler import ResumableSequentialSampler, SeededRandomSampler
 from trainwright.names import closest
 
 __all__ = [
@@ -53,42 +50,6 @@ __all__ = [
 ]
 
 STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance")
-
-
-LARGE = 2**24  # samples; torch.randperm of as many takes 128 MiB and about a second
-
-
-class SeededRandomSampler(Resumable, Sampler[int]):
-    """A random order that depends on nothing but `seed + epoch`: `torch.randperm` of a generator seeded with it.
-
-    `data_source` is a data set or its length. `start`: the next iteration begins with this sample of the epoch, at no
-    cost; it applies once. Memory: 8 bytes per sample, up to `LARGE` samples; beyond, a few kilobytes for any number.
-    """
-
-    def __init__(self, data_source: Any, seed: int, epoch: int = 0) -> None:
-        self.num_samples = data_source if isinstance(data_source, int) else len(data_source)
-        self.seed = seed
-        self.epoch = epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of `epoch`."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __iter__(self) -> Iterator[int]:
-        start = self.take_start()
-        if self.num_samples > LARGE:
-            return LargeOrder(self.num_samples, self.seed + self.epoch).iterate(start)
-        return iterate_from(torch.randperm(self.num_samples, generator=seeded(self.seed + self.epoch)), start)
-
-
-class ResumableSequentialSampler(Resumable, SequentialSampler):
-    """torch's `SequentialSampler` that can begin anywhere."""
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.take_start(), len(self.data_source)))
 
 
 def _check_strategy(argument: str, strategy: str, allowed: tuple[str, ...]) -> None:
@@ -122,7 +83,7 @@ def build_train_sampler(
     drop_last: bool = False,
     num_workers: int = 0,
 ) -> Sampler[Any] | None:
-    """The order in which a run sees its training data; None for data without a length, which brings its own.
+    """The order in which a run sees its training data; None for data without a length, which have an order already.
 
     `strategy`: "random", "sequential", "group_by_length", or "batch_rebalance" (a batch sampler: it yields lists).
     `batch_size_for_grouping` is the number of samples of one update over all processes. `num_workers` processes count

@@ -39,7 +39,7 @@ class WorkerShares:
     num_batches: int = 0
 
     @classmethod
-    def going_on(cls, saved: Any, dataloader: Any, num_processes: int, *, is_start: bool) -> WorkerShares | None:
+    def restored(cls, saved: Any, dataloader: Any, num_processes: int, *, is_start: bool) -> WorkerShares | None:
         """From what a checkpoint holds (`saved`), for `dataloader`; None where workers share no stream, or nothing is
         known. `is_start`: an epoch begins. Warns where samples will be skipped and others seen again.
         """
@@ -75,7 +75,7 @@ class WorkerShares:
         return tuple(n + self.batch_size * (rounds + (worker < rest)) for worker, n in enumerate(self.before))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON; the inverse is `going_on`."""
+        """As JSON; the inverse is `restored`."""
         return {"batch_size": self.batch_size, "before": list(self.before), "num_batches": self.num_batches}
 
 
@@ -213,7 +213,7 @@ def _is_torch_loader(dataloader: Any) -> bool:
 
 
 def _seekable(dataloader: Any) -> Any:
-    """The innermost sampler if it can be told where to start, else None."""
+    """The innermost sampler if it can begin anywhere, else None."""
     part = getattr(dataloader, "batch_sampler", None) or getattr(dataloader, "sampler", None)
     while part is not None:
         if isinstance(part, Resumable):
@@ -234,7 +234,7 @@ def seek(dataloader: Any, num_samples: int, batch_size: int, shares: WorkerShare
     - Streams without workers: samples are read and dropped, not collated.
     - Streams with workers, as far as `shares` knows how much each has given: whole batches are left for
       `discard_batches`, so that the workers' random numbers are drawn again; what was given in batches of another size
-      is passed over before that, in each worker its own number of samples.
+      is passed over before that, in each worker as many samples as it gave.
     - Without `shares`, and other iterables: whole batches are left for `discard_batches`. Where `num_samples` is no
       multiple of `batch_size` the rest is seen again, and a warning says so.
     """
@@ -258,8 +258,8 @@ def seek(dataloader: Any, num_samples: int, batch_size: int, shares: WorkerShare
             skipping = _with(dataloader, batch_sampler=SkippingBatchSampler(batch_sampler, num_batches, rest))
             return _begun(skipping), 0
     if is_stream and isinstance(dataloader, DataLoader) and dataloader.num_workers == 0 and not is_dispatched:
-        own_samples = num_samples // _num_shares(dataloader, batch_size)
-        return _begun(_with(dataloader, dataset=SkippingStream(dataset, own_samples))), 0
+        samples_here = num_samples // _num_shares(dataloader, batch_size)
+        return _begun(_with(dataloader, dataset=SkippingStream(dataset, samples_here))), 0
     if shares is not None:
         if not any(shares.before):
             return dataloader, shares.num_batches
@@ -282,8 +282,8 @@ def _begun(dataloader: Any) -> Any:
 
 def _num_shares(dataloader: Any, batch_size: int) -> int:
     """How many processes share a batch of `batch_size`, by the batch size of this process's loader."""
-    own = getattr(dataloader, "batch_size", None) or getattr(dataloader.batch_sampler, "batch_size", None) or batch_size
-    return max(1, batch_size // int(own))
+    batch_size_here = getattr(dataloader, "batch_size", None) or getattr(dataloader.batch_sampler, "batch_size", None)
+    return max(1, batch_size // int(batch_size_here or batch_size))
 
 
 def draw_no_seed_for_workers_that_stay(dataloader: Any, epoch: int) -> None:

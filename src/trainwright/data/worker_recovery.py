@@ -1,6 +1,6 @@
-"""Loader workers that die or hang, replaced while the run goes on.
+"""Loader workers that die or hang, replaced while the run continues.
 
-Owns: `RestartingIterator`. Leaves to others: going to a position in the data (position), making a batch again as it was
+Owns: `RecoveringIterator`. Leaves to others: going to a position in the data (seek), making a batch again as it was
 (batch_seeds). A run without workers uses nothing of this.
 """
 
@@ -16,7 +16,7 @@ from trainwright.seeding import RngState
 
 logger = logging.getLogger(__name__)
 
-MAX_RESTARTS = 3  # for the same batch; each batch that arrives resets the count
+MAX_RECOVERIES = 3  # for the same batch; each batch that arrives resets the count
 
 
 class WorkerLost(RuntimeError):
@@ -35,12 +35,12 @@ def is_worker_loss(error: BaseException) -> bool:
     return any(words in text for words in ("exited unexpectedly", "is killed by signal", "DataLoader timed out"))
 
 
-class RestartingIterator:
+class RecoveringIterator:
     """The batches of an epoch; when a worker is lost, new ones start at the batch that is missing, at most three times.
 
-    `begin(number, alone)`: an iterator that starts after so many batches of this one; with `alone`, one worker that
-    makes one batch at a time, so that what it dies of is the batch that is asked for. `describe(number)`: what that
-    batch holds, for the error. `epoch_start`: generator states under which a stream gives the same samples again.
+    `begin(number, one_worker)`: an iterator that starts after so many batches of this one; with `one_worker`, by one
+    that makes one batch at a time, so that what it dies of is the batch that is asked for. `describe(number)`: what
+    that batch holds, for the error. `epoch_start`: generator states under which a stream gives the same samples again.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class RestartingIterator:
         self._iterator: Iterator[Any] | None = begin(0, False)
         _leave_losses_to_us()
 
-    def __iter__(self) -> RestartingIterator:
+    def __iter__(self) -> RecoveringIterator:
         return self
 
     def __next__(self) -> Any:
-        for restart in range(MAX_RESTARTS + 1):
+        for recovery in range(MAX_RECOVERIES + 1):
             try:
                 assert self._iterator is not None
                 batch = next(self._iterator)
@@ -66,26 +66,26 @@ class RestartingIterator:
                 if not is_worker_loss(error):
                     raise
                 what = self._describe(self._num_given)
-                if restart == MAX_RESTARTS:
+                if recovery == MAX_RECOVERIES:
                     raise WorkerLost(
-                        f"Loader workers were lost {restart + 1} times over {what}: {error} A sample that crashes or "
+                        f"Loader workers were lost {recovery + 1} times over {what}: {error} A sample that crashes or "
                         "blocks its worker is the likely cause (or, when they are killed, too little memory: use fewer "
                         "workers). Read it with dataloader_num_workers=0 to see the error."
                     ) from error
                 logger.warning("A loader worker was lost (%s). Starting new ones at %s.", error, what)
-                self._restart(alone=restart >= 1)
+                self._recover(one_worker=recovery >= 1)
             else:
                 self._num_given += 1
                 return batch
         raise AssertionError("unreachable")
 
-    def _restart(self, alone: bool) -> None:
+    def _recover(self, one_worker: bool) -> None:
         self._iterator = None  # ends the other workers before new ones start
         rng = RngState.capture()  # a new loader draws a seed, which the run must not notice
         if self._epoch_start is not None:
             RngState.from_json(self._epoch_start).restore()
         try:
-            self._iterator = self._begin(self._num_given, alone)
+            self._iterator = self._begin(self._num_given, one_worker)
         finally:
             rng.restore()
         _leave_losses_to_us()

@@ -1,24 +1,39 @@
-"""Batches of loader workers, received while the loop computes.
+"""Batches of loader workers on their way to the loop: sent by value where they are small, received while it computes.
 
-Owns: `iterate_ahead`, and the thread that receives. Leaves to others: asking workers for batches, their order, errors
-and losses: torch's own iterator goes on doing that, in the thread of the loop.
+Owns: what a tensor becomes in the message that holds its batch, the thread that receives messages, and the switch for
+both (`TRAINWRIGHT_WORKER_TRANSPORT=torch`). Leaves to others: asking workers for batches, their order, errors and
+losses, which torch's own iterator does in the thread of the loop; large tensors, for which torch sends a file
+descriptor of shared memory.
 
-Why: a worker passes a batch on as a message, and each tensor in it as a file descriptor that has to be asked for over a
-socket, from a process that sleeps. That takes a millisecond or more, for which the loop would stand still. Where
-batches are pinned a thread of torch's does it meanwhile, on a CPU nobody does. Only the receiving moves: the sampler is
-asked, and batches are counted, in the moment they would be anyway, so that no random number is drawn at another one.
+Why: a worker passes a batch on as a message, and each tensor in it as a file descriptor that the receiver has to ask
+for over a socket, with a handshake in Python, from a process that sleeps. That takes a millisecond or more, for which
+the loop would wait; the tensors of most batches of text are copied in far less. Where batches are pinned a thread of
+torch's receives them meanwhile, on a CPU none does. Only the receiving moves: the sampler is asked, and batches are
+counted, at the moment they would be anyway, so that no random number is drawn at another one.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+import numpy as np
 import torch
+from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils.data import DataLoader
 
+SWITCH = "TRAINWRIGHT_WORKER_TRANSPORT"  # an environment variable; "torch": nothing of this module is used
+
+MOST_BYTES = 2**16  # of one tensor; beyond four times that, copying takes longer than the descriptor
+# Not those of which torch makes only some kinds of tensors, such as quantized ones.
+DTYPES = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}) | frozenset(
+    {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+)
 MOST_AHEAD = 8  # batches; each of their tensors may hold a file descriptor open, and many systems allow only 1024
 CHECK_S = 5.0  # a worker killed while it writes takes a lock with it, and then nothing can wake the thread
 # After that a thread is given up: it reads a message of which the worker that was killed wrote only a part.
@@ -27,11 +42,69 @@ MOST_WAIT_S = 2 * CHECK_S
 USED = ("_worker_result_queue", "_data_queue", "_next_data", "_num_yielded", "_IterableDataset_len_called")
 
 
+def is_on() -> bool:
+    """Whether batches of workers take this way; read when a loader is built and when an iteration begins.
+
+    Raises ValueError for a value of the switch that is neither empty nor "torch".
+    """
+    value = os.environ.get(SWITCH, "")
+    if value not in ("", "torch"):
+        raise ValueError(
+            f"{SWITCH}={value!r} means nothing. Set it to 'torch' for torch's own transport, or leave it out."
+        )
+    return not value
+
+
+# ------------------------------------------------------------------------------------------------ sending by value ----
+
+
+def by_value(worker_init_fn: Callable[[int], None] | None) -> Callable[[int], None] | None:
+    """A `worker_init_fn` that does what the given one does in a worker that sends small tensors by value."""
+    return functools.partial(start_sending_by_value, then=worker_init_fn) if is_on() else worker_init_fn
+
+
+def start_sending_by_value(worker_id: int, then: Callable[[int], None] | None) -> None:
+    """A `worker_init_fn`: send small tensors by value, and do what `then` does."""
+    ForkingPickler.register(torch.Tensor, _reduced)
+    if then is not None:
+        then(worker_id)
+
+
+def _reduced(tensor: torch.Tensor) -> Any:
+    """As pickle wants it: a function, and the arguments with which it makes the tensor again. It must not fail: torch
+    would drop the message, and the loop would wait for it forever."""
+    is_plain = (
+        tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.dtype in DTYPES
+        and not (tensor.is_nested or tensor.requires_grad or tensor.is_neg())
+        and tensor.is_contiguous()
+        and 0 < tensor.nbytes <= MOST_BYTES
+    )
+    if not is_plain:
+        return reduce_tensor(tensor)  # type: ignore[no-untyped-call]
+    return _made_again, (_bytes_of(tensor).tobytes(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+
+def _made_again(values: bytes, dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
+    tensor = torch.empty_strided(shape, stride, dtype=dtype)  # memory of torch's own: aligned as it is without workers
+    _bytes_of(tensor)[:] = np.frombuffer(values, dtype=np.uint8)
+    return tensor
+
+
+def _bytes_of(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The memory of a contiguous tensor, whatever strides it has where there is one place only."""
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
+
+
+# ------------------------------------------------------------------------------------------------ receiving ahead ----
+
+
 class Receiver(threading.Thread):
     """Takes from the queue of a loader's workers, at most `MOST_AHEAD` items before they are asked for.
 
-    Stands where torch has that queue (`get`), and where it has its thread that pins memory (`join`), so that torch ends
-    it together with the workers, by setting `done`.
+    It takes the place of that queue in torch's iterator (`get`), and of the thread that pins memory (`join`), so that
+    torch ends it together with the workers, by setting `done`.
     """
 
     def __init__(self, source: Any) -> None:
@@ -94,7 +167,7 @@ class ReceivedBatches:
 
 
 class ReceivingLoader(DataLoader[Any]):
-    """A loader whose iterators receive ahead, where somebody else makes them."""
+    """A loader whose iterators receive ahead although other code asks for them."""
 
     def _get_iterator(self) -> Any:
         iterator = super()._get_iterator()
@@ -106,6 +179,8 @@ def iterate_ahead(dataloader: Any) -> Iterator[Any]:
     """`iter(dataloader)`, receiving ahead where torch's own iterator takes batches from workers, also inside
     accelerate's loaders, and no thread of torch's does it already. Other loaders and iterators are left as they are.
     """
+    if not is_on():
+        return iter(dataloader)
     inner = getattr(dataloader, "base_dataloader", None)
     if type(inner) is DataLoader:
         inner.__class__ = ReceivingLoader  # accelerate makes torch's iterator out of reach, at its first batch

@@ -1,4 +1,4 @@
-"""What a loader worker does when it starts: seeds, and which signals it heeds.
+"""What a loader worker does when it starts: seeds, and which signals it obeys.
 
 Owns: `seed_worker`, `shield`. Leaves to others: starting workers (torch's DataLoader), seeding the main process
 (seeding), what a signal does to the run (`interrupt`).
@@ -46,21 +46,21 @@ def shield(dataloader: Any) -> Any:
 
 
 def start_shielded(worker_id: int, then: Callable[[int], None] | None) -> None:
-    """A `worker_init_fn`: heed only the main process's signals, then do what the loader's own one does."""
+    """A `worker_init_fn`: obey only the main process's signals, then do what the loader's `worker_init_fn` does."""
     for name in SIGNALS:
         if name != "SIGTERM" and hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    # SIGTERM cannot be ignored: the main process ends a worker that hangs with it. Only a thread that waits for it is
-    # told who sent it. macOS and Windows cannot do that; there it ends the worker, as it does without us.
+    # SIGTERM cannot be ignored: the main process ends a worker that hangs with it. Only a thread that waits for it
+    # learns who sent it. macOS and Windows cannot do that; there it ends the worker, as it does without us.
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_heed_main_process, name="trainwright-sigterm", daemon=True).start()
+        threading.Thread(target=_end_with_main_process, name="trainwright-sigterm", daemon=True).start()
     if then is not None:
         then(worker_id)
 
 
-def _heed_main_process() -> None:
-    """End this worker when the process that started it says so; let the SIGTERM of anyone else pass."""
+def _end_with_main_process() -> None:
+    """End this worker when the process that started it says so; ignore the SIGTERM of any other process."""
     main = multiprocessing.parent_process()
     starters = {os.getppid(), main.pid if main is not None else None}
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid not in starters:

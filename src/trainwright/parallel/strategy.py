@@ -16,7 +16,7 @@ from torch import nn
 from trainwright import gradients
 from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.save import staged
-from trainwright.data.run_loader import with_answers
+from trainwright.data.loaders import with_answers
 from trainwright.interop.models import unwrapped
 
 

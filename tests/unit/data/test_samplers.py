@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset, SequentialSampler
 
-from trainwright.data import samplers
+from trainwright.data import resumable_sampler, samplers
 from trainwright.data.resumable_sampler import iterate_from, seeded
 from trainwright.data.samplers import (
     STRATEGIES,
@@ -33,7 +33,7 @@ def test_the_order_of_an_epoch_is_the_permutation_of_seed_plus_epoch(num_samples
 
 
 def test_two_epochs_differ_also_where_the_order_is_too_large_to_be_held(monkeypatch):
-    monkeypatch.setattr(samplers, "LARGE", 100)
+    monkeypatch.setattr(resumable_sampler, "LARGE", 100)
     for num_samples in (100, 101):  # the last that is held, and the first that is worked out place by place
         sampler, orders = SeededRandomSampler(num_samples, seed=5), []
         held = torch.randperm(num_samples, generator=torch.Generator().manual_seed(5)).tolist()

@@ -276,16 +276,16 @@ def loader_of(num_workers=2, batch_size=4):
 
 
 def test_workers_that_give_batches_in_turn_are_counted_each():
-    shares = WorkerShares.going_on(None, loader_of(3), 1, is_start=True)
+    shares = WorkerShares.restored(None, loader_of(3), 1, is_start=True)
     assert shares.after(7).given() == (12, 8, 8)
     assert WorkerShares(2, (12, 8, 8), 1).given() == (14, 8, 8)
 
 
 def test_shares_come_back_as_they_were_or_counted_anew_for_another_batch_size():
     saved = json.loads(json.dumps(WorkerShares(4, (0, 0), 3).to_dict()))
-    assert WorkerShares.going_on(saved, loader_of(), 1, is_start=False) == WorkerShares(4, (0, 0), 3)
-    assert WorkerShares.going_on(saved, loader_of(batch_size=6), 1, is_start=False) == WorkerShares(6, (8, 4))
-    assert WorkerShares.going_on(saved, loader_of(batch_size=6), 1, is_start=True) == WorkerShares(6, (0, 0))
+    assert WorkerShares.restored(saved, loader_of(), 1, is_start=False) == WorkerShares(4, (0, 0), 3)
+    assert WorkerShares.restored(saved, loader_of(batch_size=6), 1, is_start=False) == WorkerShares(6, (8, 4))
+    assert WorkerShares.restored(saved, loader_of(batch_size=6), 1, is_start=True) == WorkerShares(6, (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -293,24 +293,24 @@ def test_shares_come_back_as_they_were_or_counted_anew_for_another_batch_size():
     [(loader_of(3), 1, "number of workers"), (loader_of(batch_size=6), 2, "batch size, with several processes,")],
 )
 def test_shares_that_mean_nothing_any_more_are_said(caplog, loader, num_processes, what):
-    assert WorkerShares.going_on(WorkerShares(4, (0, 0), 3).to_dict(), loader, num_processes, is_start=False) is None
+    assert WorkerShares.restored(WorkerShares(4, (0, 0), 3).to_dict(), loader, num_processes, is_start=False) is None
     assert f"The {what} changed" in caplog.text
 
 
 def test_without_workers_or_a_stream_there_are_no_shares():
     for loader in (loader_of(0), DataLoader(list(range(8)), num_workers=2), [1, 2]):
-        assert WorkerShares.going_on(None, loader, 1, is_start=True) is None
+        assert WorkerShares.restored(None, loader, 1, is_start=True) is None
 
 
 def test_nothing_is_known_of_shares_without_a_checkpoint_or_without_batches():
-    assert WorkerShares.going_on(None, loader_of(), 1, is_start=False) is None
-    assert WorkerShares.going_on(None, loader_of(batch_size=None), 1, is_start=True) is None
+    assert WorkerShares.restored(None, loader_of(), 1, is_start=False) is None
+    assert WorkerShares.restored(None, loader_of(batch_size=None), 1, is_start=True) is None
 
 
 def test_shares_of_several_processes_come_back_where_nothing_changed(caplog):
     saved = WorkerShares(4, (0, 4), 3).to_dict()
     assert saved == {"batch_size": 4, "before": [0, 4], "num_batches": 3}
-    assert WorkerShares.going_on(saved, loader_of(), 2, is_start=False) == WorkerShares(4, (0, 4), 3)
+    assert WorkerShares.restored(saved, loader_of(), 2, is_start=False) == WorkerShares(4, (0, 4), 3)
     assert caplog.records == []
     assert WorkerShares(4, (0, 0)).after(2).after(-1) == WorkerShares(4, (0, 0), 1)
 

@@ -1,7 +1,8 @@
-"""Batches of workers, received while nobody asks for them."""
+"""Batches of workers: received before the loop asks for them, small tensors sent by value, and the switch for both."""
 
 import gc
 import itertools
+import multiprocessing
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from trainwright.data import worker_recovery, worker_transport
+from trainwright.data.loaders import build_dataloader
 from trainwright.data.worker_transport import ReceivedBatches, Receiver, iterate_ahead
 
 NUM_BATCHES = 6
@@ -227,3 +229,130 @@ def test_a_program_ends_though_batches_were_not_taken(ending):
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+# ------------------------------------------------------------------------------------------------ sending by value ----
+
+
+def sent(tensor):
+    function, arguments = worker_transport._reduced(tensor)
+    return function is worker_transport._made_again, function, arguments
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5), (2, 1, 3, 1)])
+def test_a_small_tensor_arrives_bit_by_bit(shape):
+    tensor = torch.randn(shape)
+    is_by_value, function, arguments = sent(tensor)
+    received = function(*arguments)
+    assert is_by_value and torch.equal(received, tensor)
+    assert (received.dtype, received.shape, received.stride()) == (tensor.dtype, tensor.shape, tensor.stride())
+    received += 1  # its memory is its own
+
+
+def test_strides_that_say_how_places_of_one_element_lie_are_kept():
+    tensor = torch.randn(6).as_strided((2, 1, 3, 1), (3, 1, 1, 1))
+    assert tensor.is_contiguous() and tensor.stride() != torch.empty(tensor.shape).stride()
+    is_by_value, function, arguments = sent(tensor)
+    assert is_by_value and function(*arguments).stride() == tensor.stride()
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1)])
+def test_one_element_out_of_a_row_arrives_though_its_stride_is_that_of_the_row(shape):
+    """As the first tokens of a batch of one sample: its message must not be lost, for which the loop would wait."""
+    tensor = torch.randn(1, 5).as_strided(shape, (5,) * len(shape), 2)
+    assert tensor.is_contiguous()
+    is_by_value, function, arguments = sent(tensor)
+    received = function(*arguments)
+    assert is_by_value and torch.equal(received, tensor) and received.stride() == tensor.stride()
+
+
+@pytest.mark.parametrize("dtype", sorted(worker_transport.DTYPES, key=str), ids=str)
+def test_every_dtype_arrives_bit_by_bit(dtype):
+    tensor = torch.randn(7).mul(100).to(dtype)
+    is_by_value, function, arguments = sent(tensor)
+    received = function(*arguments)
+    assert is_by_value and received.dtype == dtype
+    assert torch.equal(received.view(torch.uint8), tensor.view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(worker_transport.MOST_BYTES // 4 + 1),
+        lambda: torch.zeros(0, 3),
+        lambda: torch.zeros(4, 4)[:, ::2],
+        lambda: torch.zeros(3, requires_grad=True),
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+        lambda: torch.ones(3, dtype=torch.complex64).conj().imag,
+        lambda: torch.zeros(3, device="meta"),
+    ],
+    ids=["large", "empty", "with gaps", "gradient", "sparse", "nested", "negated", "meta"],
+)
+def test_any_other_tensor_goes_the_way_of_torch(make):
+    assert not sent(make())[0]
+
+
+class Samples(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return {"small": torch.full((3,), index), "large": torch.full((2**15,), float(index))}
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_send_small_tensors_by_value_and_large_ones_in_shared_memory(context):
+    if context not in multiprocessing.get_all_start_methods():
+        pytest.skip("not on this system")
+    loader = build_dataloader(Samples(), batch_size=2, collate_fn=None, num_workers=1, multiprocessing_context=context)
+    batches = list(loader)
+    assert [batch["small"][:, 0].tolist() for batch in batches] == [[0, 1], [2, 3]]
+    assert [batch["large"][:, 0].tolist() for batch in batches] == [[0, 1], [2, 3]]
+    assert [(batch["small"].is_shared(), batch["large"].is_shared()) for batch in batches] == [(False, True)] * 2
+
+
+def test_the_training_process_goes_on_sending_as_torch_does():
+    list(build_dataloader(Samples(), batch_size=2, collate_fn=None, num_workers=1))
+    assert next(iter(DataLoader(Samples(), batch_size=2, num_workers=1)))["small"].is_shared()
+
+
+def test_a_function_that_starts_a_worker_is_called_as_before(tmp_path):
+    def start(worker_id):
+        (tmp_path / str(worker_id)).touch()
+
+    list(build_dataloader(Samples(), batch_size=2, collate_fn=None, num_workers=2, worker_init_fn=start))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
+# ----------------------------------------------------------------------------------------------------- the switch ----
+
+
+def transported(loader):
+    iterator = iterate_ahead(loader)
+    num_receivers = len(receivers())
+    batches = list(iterator)
+    return batches, num_receivers, torch.rand(2).tolist()
+
+
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_switched_off_the_same_batches_come_as_torch_passes_them_on(monkeypatch, persistent_workers):
+    found = []
+    for value in ("", "torch"):
+        monkeypatch.setenv("TRAINWRIGHT_WORKER_TRANSPORT", value)
+        torch.manual_seed(4)
+        options = {"num_workers": 2, "persistent_workers": persistent_workers, "seed": 1}
+        loader = build_dataloader(Samples(), batch_size=2, collate_fn=None, sampler=RandomSampler(Samples()), **options)
+        found.append(transported(loader))
+    (ours, num_receivers, drawn), (torchs, num_without, drawn_without) = found
+    assert (num_receivers, num_without) == (1, 0) and drawn == drawn_without
+    assert len(ours) == len(torchs) == 2
+    for one, other in zip(ours, torchs):
+        assert list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+        assert not one["small"].is_shared() and other["small"].is_shared()
+
+
+def test_any_other_value_of_the_switch_is_refused(monkeypatch):
+    monkeypatch.setenv("TRAINWRIGHT_WORKER_TRANSPORT", "off")
+    with pytest.raises(ValueError, match=r"TRAINWRIGHT_WORKER_TRANSPORT='off'.*'torch'"):
+        iterate_ahead([1])
