@@ -1618,7 +1618,7 @@ class Trainer:
             output = loop(
                 dataloader,
                 description="Evaluation",
-                # Without a metric nobody reads the predictions, so they are not stored.
+                # Without a metric nothing reads the predictions, so they are not stored.
                 prediction_loss_only=True if self.compute_metrics is None else None,
                 ignore_keys=ignore_keys,
                 metric_key_prefix=metric_key_prefix,
@@ -1768,7 +1768,7 @@ class Trainer:
                 prepare_input=self._prepare_input,
             )
         finally:
-            self._past_of_training = None  # as documented, an evaluation ends what training batches hand on
+            self._past_of_training = None  # the next training batch does not follow the one before the evaluation
 
     def _token_padding(self) -> int | None:
         """What pads rows of integers among the predictions to the widest; None: -100, as everything else."""

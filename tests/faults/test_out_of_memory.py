@@ -380,6 +380,15 @@ def test_an_evaluation_with_too_little_memory_gives_the_same_arrays(make_trainer
     assert max(model.sizes[4:]) <= limit  # after at most four attempts no batch is too large, nor in evaluate()
 
 
+def test_a_size_that_one_evaluation_found_is_the_next_ones_first(make_trainer):
+    model = Small(limit=3)
+    trainer = make_trainer(trainer={"model": model}, auto_find_batch_size=True, per_device_eval_batch_size=8)
+    trainer.evaluate()
+    first = len(model.sizes)
+    trainer.predict(trainer.eval_dataset)
+    assert max(model.sizes[:first]) == 8 and max(model.sizes[first:]) <= 3
+
+
 def test_an_evaluation_sample_that_does_not_fit_alone_is_a_clear_error(make_trainer):
     trainer = make_trainer(trainer={"model": Small(limit=0)}, auto_find_batch_size=True)
     with pytest.raises(RuntimeError, match="one sample per evaluation batch"):

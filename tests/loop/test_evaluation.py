@@ -252,6 +252,28 @@ def test_past_index_hands_the_memory_of_a_batch_to_the_next_one_of_the_epoch(mak
     assert model.received == [None, 1.0, None, 3.0]
 
 
+def test_past_index_begins_anew_with_each_evaluation_and_with_the_training_batch_after_it(make_trainer):
+    model = Recurrent()
+    arguments = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2, "per_device_eval_batch_size": 5}
+    trainer = make_trainer(trainer={"model": model}, past_index=2, per_device_train_batch_size=8, **arguments)
+    trainer.train()
+    assert model.received == [None, None, 2.0, None, None, 5.0]  # a training batch, then two of evaluation
+
+
+def test_an_override_of_compute_loss_may_hand_on_the_past_itself(make_trainer):
+    class Older(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs)
+            self._past = outputs[self.args.past_index]
+            return (outputs[0], outputs) if return_outputs else outputs[0]
+
+    model = Recurrent()
+    trainer = make_trainer(trainer={"model": model}, cls=Older, past_index=2, per_device_eval_batch_size=5)
+    trainer.evaluate()
+    trainer.evaluate()
+    assert model.received == [None, 1.0, None, 3.0]
+
+
 # ---------------------------------------------------------------------------------------------- several data sets ----
 
 

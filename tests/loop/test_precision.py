@@ -236,6 +236,9 @@ def test_half_weights_are_put_back_when_an_evaluation_fails(make_trainer, line_m
     with pytest.raises(ZeroDivisionError):
         trainer.evaluate()
     assert_same_weights(trainer.model, line_model())
+    batch = next(iter(trainer.get_eval_dataloader()))
+    _, logits, _ = trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
+    assert logits.dtype is torch.float32  # a batch that is predicted later is not cast either
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")

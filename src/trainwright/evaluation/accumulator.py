@@ -98,7 +98,7 @@ class Accumulated:
     num_rows: list[int]  # of each batch, all processes together
 
     def losses_to_show(self, concat_batches: bool) -> Any:
-        """`losses`, or a list with an array per batch where batches are kept apart."""
+        """`losses`, or a list with an array per batch where batches are not concatenated."""
         if self.losses is None or concat_batches:
             return self.losses
         return np.split(self.losses, np.cumsum(self.num_rows)[:-1])

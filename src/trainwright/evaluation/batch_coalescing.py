@@ -40,7 +40,7 @@ class _Alike:
 
 
 class CoalescingAccumulator(Accumulator):
-    """An `Accumulator` that appends batches in groups. Not for batches that are kept apart or shown one by one."""
+    """An `Accumulator` that appends batches in groups: where `shortcuts.can_coalesce`."""
 
     def __init__(self, settings: LoopSettings, **others: Any) -> None:
         super().__init__(settings, **others)

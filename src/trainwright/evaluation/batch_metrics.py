@@ -1,4 +1,4 @@
-"""A `compute_metrics` that is called with each batch and keeps its own sums (`batch_eval_metrics`).
+"""A `compute_metrics` that is called with each batch and adds them up itself (`batch_eval_metrics`).
 
 Owns: what it is called with, and holding a batch back until it is known whether it is the last. Leaves to others:
 metrics that are objects (`streaming`), which need no such call. Source: seed 001 (`batch_eval_metrics`).

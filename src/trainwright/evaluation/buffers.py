@@ -42,7 +42,7 @@ class ArrayBuffer:
         self.padding_index, self.token_padding = padding_index, token_padding
         self.budget = budget
         if budget is not None:
-            budget.join(self)
+            budget.register(self)
         # Batches (rows, width, ...), the newest ones, that have not reached the host.
         self._on_device: list[torch.Tensor] = []
         self._on_host: list[Any] = []  # batches before them, all tensors or all arrays

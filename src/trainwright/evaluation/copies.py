@@ -95,7 +95,7 @@ class _Copies:
         return self._unpickler.load()
 
     def of_function(self, original: types.FunctionType) -> types.FunctionType:
-        """A function with the same code and cells of its own, which are filled later: it may refer to itself."""
+        """A function with the same code and new cells, which are filled later: it may refer to itself."""
         if id(original) not in self._functions:
             names = self._globals.setdefault(id(original.__globals__), dict(original.__globals__))
             cells = tuple(self._cells.setdefault(id(cell), types.CellType()) for cell in original.__closure__ or ())

@@ -67,7 +67,7 @@ def distributed_broadcast_scalars(
 def nested_xla_mesh_reduce(tensors: Nested, name: str) -> Nested:
     """The rows of every TPU core, leaf by leaf; `name` identifies the exchange and must agree on all cores."""
     xla_model = require("torch_xla.core.xla_model", "nested_xla_mesh_reduce")
-    leaves = iter(range(2**31))  # each leaf is an exchange of its own, numbered in the same order on every core
+    leaves = iter(range(2**31))  # each leaf is an exchange, numbered in the same order on every core
     return nested.map(
         lambda leaf: xla_model.mesh_reduce(f"{name}_{next(leaves)}", atleast_1d(leaf), torch.cat), tensors
     )
@@ -99,7 +99,7 @@ def is_main_process(local_rank: int) -> bool:
 
 
 def total_processes_number(local_rank: int) -> int:
-    """The number of processes; 1 without a process group. `local_rank` is kept for callers of the documented name."""
+    """The number of processes; 1 without a process group. `local_rank` is there for callers of the documented name."""
     return dist.get_world_size() if _is_initialized() else 1
 
 
@@ -134,7 +134,7 @@ class DistributedTensorGatherer:
 
     def _store(self, storage: Nested, arrays: Nested, num_rows: list[int]) -> Nested:
         if isinstance(arrays, (list, tuple)):
-            return rebuild(arrays, [self._store(kept, new, num_rows) for kept, new in zip(storage, arrays)])
+            return rebuild(arrays, [self._store(stored, new, num_rows) for stored, new in zip(storage, arrays)])
         if len(arrays) % self.world_size:
             raise ValueError(
                 f"arrays must have a multiple of {self.world_size} rows (world_size), found {len(arrays)}."

@@ -98,10 +98,10 @@ def padded_gather(strategy: Strategy, num_own_rows: Callable[[int], int]) -> Acr
     return across_processes
 
 
-def predict_own_rows(
-    inputs: Any, predict_batch: Callable[[Any], tuple[Any, Nested, Nested]], num_own: Callable[[int], int]
+def predict_without_repeats(
+    inputs: Any, predict_batch: Callable[[Any], tuple[Any, Nested, Nested]], num_own_rows: Callable[[int], int]
 ) -> tuple[Any, Nested, Nested]:
-    """(loss, logits, labels) of a batch, the loss that of its first `num_own(rows)` rows.
+    """(loss, logits, labels) of a batch, the loss that of its first `num_own_rows(rows)` rows: the others are repeated.
 
     Logits and labels keep the number of rows that gathering expects: the last own row is in place of the repeated ones.
     A batch without an own row, and one whose rows cannot be told apart, is predicted as it is.
@@ -110,7 +110,7 @@ def predict_own_rows(
         num_rows = num_samples(inputs)
     except CannotSplit:
         return predict_batch(inputs)
-    own = num_own(num_rows)
+    own = num_own_rows(num_rows)
     if own in (0, num_rows):
         return predict_batch(inputs)
     loss, logits, labels = predict_batch(first_rows(inputs, own))

@@ -27,7 +27,7 @@ class _Counter:
 
     @property
     def alloc(self) -> int:
-        """What the stage kept; negative where it freed more."""
+        """What the stage still holds; negative where it freed more."""
         return self.end - self.begin
 
     @property

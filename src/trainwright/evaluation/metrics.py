@@ -62,7 +62,7 @@ def prefixed(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def default_compute_objective(metrics: Mapping[str, float]) -> float | None:
-    """What a hyper-parameter search optimises by default: the sum of all metrics, or `eval_loss` where it stands alone.
+    """What a hyper-parameter search optimises by default: the sum of all metrics, or `eval_loss` without any.
 
     The epoch, times and speeds are no metrics here.
     """

@@ -93,7 +93,7 @@ class Predictor:
             if self._remember is not None:
                 self._remember(outputs)
             return None, outputs
-        # The hook may take labels out, as many do and ours for a loss of its own; they are still to be counted.
+        # The hook may take labels out, as many do and ours for another loss function; they are still to be counted.
         found = self._compute_loss(self._model, copy.copy(inputs), return_outputs=True)
         if not isinstance(found, (tuple, list)) or len(found) != 2:
             raise TypeError(

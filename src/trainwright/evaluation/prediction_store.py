@@ -1,6 +1,6 @@
 """Predictions, labels or inputs of all batches of an evaluation, nested as the first batch was.
 
-Owns: `EvalLoopContainer`: a buffer per leaf, or batches kept apart. Leaves to others: the rows of one leaf (`buffers`),
+Owns: `EvalLoopContainer`: a buffer per leaf, or a list of batches. Leaves to others: the rows of one leaf (`buffers`),
 counting samples (`accumulator`). Name and signature: `trainer_pt_utils`.
 """
 
@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 
 
 class EvalLoopContainer:
-    """Keeps the nested tensors of every evaluation batch until `get_arrays`.
+    """Stores the nested tensors of every evaluation batch until `get_arrays`.
 
     do_nested_concat: one array per leaf with all samples; False: a list with one entry per batch.
     padding_index: what fills the right of dimension 1 where batches differ in width.
@@ -75,7 +75,7 @@ class EvalLoopContainer:
         return ArrayBuffer(self.padding_index, self.budget, self.token_padding)
 
     def add_alike(self, batches: Sequence[torch.Tensor]) -> None:
-        """`add` each of these, which have one shape and dtype and are no slices. Not where batches are kept apart."""
+        """`add` each of these, which have one shape and dtype and are no slices. Only with `do_nested_concat`."""
         if self._buffers is None:
             self._buffers = self._new_buffers(batches[0])
         if type(self._buffers) is ArrayBuffer:

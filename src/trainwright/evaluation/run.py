@@ -23,7 +23,7 @@ from trainwright.data.from_args import sampled_order
 from trainwright.evaluation.accumulator import Accumulated, Accumulator, LoopSettings, main_input_of
 from trainwright.evaluation.batch_coalescing import CoalescingAccumulator
 from trainwright.evaluation.batch_metrics import BatchMetrics, as_dict
-from trainwright.evaluation.gathering import GatheringAccumulator, padded_gather, predict_own_rows
+from trainwright.evaluation.gathering import GatheringAccumulator, padded_gather, predict_without_repeats
 from trainwright.evaluation.losses import weighted_mean
 from trainwright.evaluation.metrics import prefixed
 from trainwright.evaluation.shortcuts import NO_SHORTCUTS, Shortcuts
@@ -119,7 +119,7 @@ class Evaluation:
         if self.in_parts is not None:
             predict = functools.partial(self.in_parts.predict, predict_part=predict)
         if strategy.is_distributed:
-            predict = functools.partial(predict_own_rows, predict_batch=predict, num_own=num_own)
+            predict = functools.partial(predict_without_repeats, predict_batch=predict, num_own_rows=num_own)
             accumulator = functools.partial(
                 GatheringAccumulator, gather=strategy.gather_for_metrics, across_processes=to_all
             )

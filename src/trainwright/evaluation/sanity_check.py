@@ -11,9 +11,9 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from trainwright.data import collator_rng
 from trainwright.data.from_args import is_iterable, why_no_batch
@@ -22,6 +22,10 @@ from trainwright.evaluation.predict import gives_loss
 from trainwright.names import SaveStrategy, SchedulerType, closest
 from trainwright.outputs import EvalLoopOutput
 from trainwright.seeding import RngState
+
+if TYPE_CHECKING:
+    from trainwright.args.training import TrainingArguments
+    from trainwright.callbacks.base import TrainerCallback
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +64,12 @@ class Tried:
     has_labels: Callable[[Any], bool]  # of an evaluation set, as far as that is known; False: it has no loss
 
 
-def needs_metric(args: Any) -> bool:
+def needs_metric(args: TrainingArguments) -> bool:
     """Whether the arguments alone make the run read `metric_for_best_model` from its evaluations."""
     return bool(args.metric_for_best_model) and args.eval_strategy != "no" and bool(_reader(args))
 
 
-def _reader(args: Any) -> str:
+def _reader(args: TrainingArguments) -> str:
     if args.load_best_model_at_end:
         return "load_best_model_at_end=True"
     if args.save_strategy == SaveStrategy.BEST:
@@ -75,7 +79,7 @@ def _reader(args: Any) -> str:
     return ""
 
 
-def try_batch(loader: Any, args: Any, description: str) -> None:
+def try_batch(loader: DataLoader[Any], args: TrainingArguments, description: str) -> None:
     """Make one batch of an evaluation set as `loader` would, so that what cannot be collated is found before training.
 
     Raises ValueError where it cannot, and where a metric is needed and `dataloader_drop_last` leaves no batch. Costs
@@ -113,7 +117,9 @@ def try_batch(loader: Any, args: Any, description: str) -> None:
         rng.restore()
 
 
-def wanted_metric(args: Any, callbacks: Iterable[Any], schedule: Any, *, schedule_waits: bool) -> Wanted | None:
+def wanted_metric(
+    args: TrainingArguments, callbacks: Iterable[TrainerCallback], schedule: object, *, schedule_waits: bool
+) -> Wanted | None:
     """The metric that evaluations of this run are asked for. None: there is none, or there are no evaluations.
 
     schedule_waits: whether `schedule` steps on it, which reads the loss where no metric was named.
@@ -129,7 +135,7 @@ def wanted_metric(args: Any, callbacks: Iterable[Any], schedule: Any, *, schedul
     return Wanted(name, _reader(args) or (stopping[0] if stopping else ""))
 
 
-def adding_callbacks(callbacks: Iterable[Any]) -> list[str]:
+def adding_callbacks(callbacks: Iterable[TrainerCallback]) -> list[str]:
     """Those of the user's callbacks that are shown the metrics of an evaluation, and may add to them."""
     return [
         f"{type(callback).__name__}.on_evaluate"
@@ -159,12 +165,17 @@ def seems_labelled(dataset: Any, label_names: Sequence[str], can_return_loss: bo
     )
 
 
-def _is_a(callback: Any, class_name: str) -> bool:
+def _is_a(callback: TrainerCallback, class_name: str) -> bool:
     return any(base.__name__ == class_name for base in type(callback).__mro__)
 
 
 def find_metric(
-    wanted: Wanted, args: Any, eval_dataset: Any, tried: Tried, adders: Sequence[str], classes: Iterable[type]
+    wanted: Wanted,
+    args: TrainingArguments,
+    eval_dataset: Any,
+    tried: Tried,
+    adders: Sequence[str],
+    classes: Iterable[type],
 ) -> None:
     """Look for `wanted` among what evaluations of this run return.
 
@@ -211,7 +222,7 @@ def _sets_without_loss(
 
 
 def _metrics_of_set(
-    wanted: Wanted, args: Any, name: str | None, prefix: str, tried: Tried, lacks_labels: bool
+    wanted: Wanted, args: TrainingArguments, name: str | None, prefix: str, tried: Tried, lacks_labels: bool
 ) -> tuple[set[str], bool]:
     """(metrics of this evaluation set as far as they matter, whether they are known)."""
     function = None if args.prediction_loss_only else tried.compute_metrics

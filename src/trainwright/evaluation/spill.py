@@ -16,7 +16,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -45,11 +45,11 @@ class MemoryBudget:
         self.directory = os.fspath(directory)
         self.held_bytes = 0
         self._buffers: weakref.WeakSet[Flushable] = weakref.WeakSet()  # they hold the budget
-        self._has_told = False
+        self._has_warned = False
 
     @classmethod
     def of_run(cls, limit_gib: float | None, output_dir: str, num_processes: int = 1) -> MemoryBudget | None:
-        """The budget that `eval_memory_budget_gib` asks for, files beside the run's own; None where there is no limit.
+        """The budget that `eval_memory_budget_gib` asks for, files in `output_dir`; None where there is no limit.
 
         A limit of None is half of the memory that is free now, shared by the `num_processes` of this machine. That is
         no limit where the system does not say how much is free.
@@ -64,7 +64,7 @@ class MemoryBudget:
         usable = os.path.isdir(output_dir) and os.access(output_dir, os.W_OK)
         return cls(limit_gib * GIB, output_dir if usable else tempfile.gettempdir())
 
-    def join(self, buffer: Flushable) -> None:
+    def register(self, buffer: Flushable) -> None:
         """Make `buffer` one of those that are written out at the limit."""
         self._buffers.add(buffer)
 
@@ -76,8 +76,8 @@ class MemoryBudget:
 
     def write_out(self) -> None:
         """Let every buffer write its rows to its file."""
-        if not self._has_told:
-            self._has_told = True
+        if not self._has_warned:
+            self._has_warned = True
             logger.warning(
                 "Predictions and labels need more than the %.3g GiB of eval_memory_budget_gib: they are kept in files "
                 "in %s, and arrive as memory maps. preprocess_logits_for_metrics can keep less of each batch.",
@@ -198,7 +198,7 @@ def _available_in_group(directory: str) -> float:
     return max(0, int(limit) - used + (int(cached[1]) if cached else 0))
 
 
-def _nameless_file(directory: str) -> Any:
+def _nameless_file(directory: str) -> IO[bytes]:
     try:
         return tempfile.TemporaryFile(dir=directory)
     except OSError as error:

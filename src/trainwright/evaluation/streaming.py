@@ -70,8 +70,8 @@ class StreamingMetrics:
         self.metrics = named_metrics(metrics)
         self.num_batches = 0
         # Ours and torchmetrics' are added up over processes at the end; others are given the rows of all.
-        self._own_rows = {name: metric for name, metric in self.metrics.items() if _adds_up(metric)}
-        self._all_rows = {name: metric for name, metric in self.metrics.items() if not _adds_up(metric)}
+        self._summed = {name: metric for name, metric in self.metrics.items() if _adds_up(metric)}
+        self._gathered = {name: metric for name, metric in self.metrics.items() if not _adds_up(metric)}
         if device is not None:
             for metric in self.metrics.values():
                 if _is_torchmetrics(metric):
@@ -87,18 +87,18 @@ class StreamingMetrics:
     def update(self, predictions: Nested, labels: Nested, to_all: ToAll) -> None:
         """Count one batch of this process; `to_all` gathers rows for the metrics that cannot be added up."""
         self.num_batches += 1
-        if self._own_rows:
+        if self._summed:
             own_predictions, own_labels = predictions, labels
             if self.without_repeats is not None:
                 own_predictions, own_labels = self.without_repeats((predictions, labels))
-            for metric in self._own_rows.values():
+            for metric in self._summed.values():
                 if self.labels_are_shifted and getattr(metric, "shift_labels", False) is None:
                     metric.update(*shifted(own_predictions, own_labels))
                 elif isinstance(metric, StreamingMetric) or find_batch_size(own_predictions) != 0:
                     metric.update(own_predictions, own_labels)  # others need not take a batch of repeats only
-        if self._all_rows:
+        if self._gathered:
             predictions, labels = to_all(predictions), to_all(labels)
-            for metric in self._all_rows.values():
+            for metric in self._gathered.values():
                 if hasattr(metric, "update"):
                     metric.update(predictions, labels)
                 else:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from trainwright.evaluation.gathering import predict_own_rows
+from trainwright.evaluation.gathering import predict_without_repeats
 
 
 def predict(inputs):
@@ -13,7 +13,7 @@ INPUTS = {"x": torch.arange(4.0), "labels": torch.tensor([[0], [1], [2], [3]])}
 
 
 def test_the_loss_is_that_of_the_own_rows_and_all_rows_keep_their_place():
-    loss, (doubled, other), labels = predict_own_rows(INPUTS, predict, lambda rows: 2)
+    loss, (doubled, other), labels = predict_without_repeats(INPUTS, predict, lambda rows: 2)
     assert loss == 0.5
     assert doubled.tolist() == [0, 2, 2, 2] and labels.tolist() == [[0], [1], [1], [1]]
     assert len(other["odd"]) == 3  # not one row per sample
@@ -21,7 +21,7 @@ def test_the_loss_is_that_of_the_own_rows_and_all_rows_keep_their_place():
 
 @pytest.mark.parametrize("own", [0, 4])
 def test_a_batch_that_is_all_own_or_not_at_all_is_predicted_as_it_is(own):
-    loss, (doubled, _), _ = predict_own_rows(INPUTS, predict, lambda rows: own)
+    loss, (doubled, _), _ = predict_without_repeats(INPUTS, predict, lambda rows: own)
     assert loss == 1.5 and doubled.tolist() == [0, 2, 4, 6]
 
 
@@ -31,7 +31,7 @@ def test_an_entry_of_each_sample_takes_the_place_of_rows():
     def detect(inputs):
         return inputs["x"].mean(), {"found": inputs["labels"]}, inputs["labels"]
 
-    loss, outputs, labels = predict_own_rows({"x": INPUTS["x"], "labels": boxes}, detect, lambda rows: 2)
+    loss, outputs, labels = predict_without_repeats({"x": INPUTS["x"], "labels": boxes}, detect, lambda rows: 2)
     assert loss == 0.5
     for entries in (outputs["found"], labels):
         assert [len(entry["boxes"]) for entry in entries] == [1, 2, 2, 2]
@@ -39,5 +39,5 @@ def test_an_entry_of_each_sample_takes_the_place_of_rows():
 
 def test_a_batch_whose_rows_cannot_be_told_apart_is_predicted_as_it_is():
     packed = {**INPUTS, "bounds": torch.arange(5)}
-    loss, _, _ = predict_own_rows(packed, predict, lambda rows: 1 / 0)
+    loss, _, _ = predict_without_repeats(packed, predict, lambda rows: 1 / 0)
     assert loss == 1.5
