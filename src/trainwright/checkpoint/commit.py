@@ -10,10 +10,10 @@ import errno
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 
 from trainwright.checkpoint.paths import INCOMPLETE_NAME, is_ours, relative_files
-from trainwright.checkpoint.sink import deleted
 from trainwright.safe_write import NO_RENAME, create_text
 
 logger = logging.getLogger(__name__)
@@ -57,8 +57,11 @@ def publish(staging: str, final: str) -> None:
         remove(replaced)
 
 
-def remove(path: Path) -> None:
-    """Delete a directory. It loses its name first, so that a run killed halfway leaves no half checkpoint."""
+def remove(path: Path, deleter: Callable[[str], None] | None = None) -> None:
+    """Delete a directory. It loses its name first, so that a run killed halfway leaves no half checkpoint.
+
+    `deleter`: deletes what has lost its name, now or later; None: now.
+    """
     doomed = sibling(path, "deleted")
     try:
         os.rename(path, doomed)
@@ -66,14 +69,12 @@ def remove(path: Path) -> None:
         doomed = os.fspath(path)
         with suppress(OSError):
             _empty_under_mark(doomed)
-    else:
-        if deleted(doomed):
-            return
-    delete(doomed)
+        deleter = None
+    (deleter or delete)(doomed)
 
 
 def delete(doomed: str) -> None:
-    """Delete a directory that nobody takes for a checkpoint any more. Some 15 ms for 50 MB (ext4)."""
+    """Delete a directory that has lost the name of a checkpoint. Some 15 ms for 50 MB (ext4)."""
     shutil.rmtree(doomed, ignore_errors=True)
     if os.path.lexists(doomed):
         logger.warning("%s could not be deleted completely; it still takes space on the disk.", doomed)

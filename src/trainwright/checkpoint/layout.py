@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from trainwright.checkpoint.commit import flush_tree, publish, remove
 from trainwright.checkpoint.manifest import problems
@@ -117,11 +117,15 @@ def rotate_checkpoints(
     best_model_checkpoint: str | None = None,
     use_mtime: bool = False,
     checkpoint_prefix: str = CHECKPOINT_PREFIX,
+    deleter: Callable[[str], None] | None = None,
 ) -> None:
     """Delete the oldest checkpoints until `save_total_limit` are left; call it after the newest one is durable.
 
-    Where none of those that stay is whole, the newest whole one among the others stays too.
+    Where none of those that stay is whole, the newest whole one among the others stays too. `deleter`: of
+    `commit.remove`.
     """
+    if save_total_limit is None or save_total_limit < 1:
+        return
     select = {"use_mtime": use_mtime, "checkpoint_prefix": checkpoint_prefix}
     # After a resume from an older checkpoint the one just written need not have the highest number.
     written = sort_checkpoints(output_dir, checkpoint_prefix, use_mtime=True)[-1:]
@@ -136,11 +140,11 @@ def rotate_checkpoints(
             going.remove(last_good)
     for path in going:
         logger.info("Deleting %s because of save_total_limit=%s.", path, save_total_limit)
-        remove(path)
+        remove(path, deleter)
 
 
 def clean_up_staging(output_dir: Path) -> None:
-    """Settle what runs that died while saving left in `output_dir`; call it in one process, before training.
+    """Clear up what runs that died while saving left in `output_dir`; call it in one process, before training.
 
     A staged checkpoint that is complete gets its name, one that was moved aside for it comes back if need be, the rest
     is deleted. What a process that still runs has made is left alone.

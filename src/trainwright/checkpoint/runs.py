@@ -24,12 +24,26 @@ from trainwright.names import LOOP_STATE_NAME, TRAINER_STATE_NAME
 Record = dict[str, Any]  # "id"; "started_ns": since 1970, later than those of the runs before it in a directory
 
 
+_known: dict[str, tuple[tuple[int, ...], Record]] = {}  # by path: what was found, and in which file
+
+
 def record_of(checkpoint: str) -> Record | None:
-    """The record of the run that wrote `checkpoint`, or None."""
+    """The record of the run that wrote `checkpoint`, or None. One that was read is not read again until the file that
+    it is in has changed.
+    """
+    path = os.path.join(checkpoint, LOOP_STATE_NAME)
     try:
-        return read_run_record(os.path.join(checkpoint, LOOP_STATE_NAME))
+        status = os.lstat(path)
+        identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        known = _known.get(os.path.abspath(path))
+        if known is not None and known[0] == identity:
+            return known[1]
+        record = read_run_record(path)
     except (OSError, ValueError):  # another's, an older release's, or damaged
         return None
+    if record is not None:
+        _known[os.path.abspath(path)] = identity, record
+    return record
 
 
 def wrote(run: Record | None, checkpoint: str) -> bool:

@@ -8,7 +8,6 @@ Order: write into a hidden sibling, flush each file, manifest last, flush the di
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 import pickle
@@ -17,17 +16,16 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from trainwright.args.hidden import forget_secrets
+from trainwright.checkpoint import sink
 from trainwright.checkpoint.commit import flush, flush_directory, flush_parents, flush_tree, publish, sibling
-from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.manifest import write_manifest
 from trainwright.checkpoint.paths import MODEL_NAMES, relative_files, rng_name
-from trainwright.checkpoint.sink import taken
 from trainwright.checkpoint.tensors import foreign_objects
 from trainwright.names import (
     LOOP_STATE_NAME,
@@ -40,6 +38,9 @@ from trainwright.names import (
 )
 from trainwright.safe_write import check_place, folder_inside, give_mode, mode_of_new_files, put
 from trainwright.state import TrainerState
+
+if TYPE_CHECKING:
+    from trainwright.checkpoint.frozen import FrozenWeights
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def staged(
     """Yield a hidden directory to write into; it becomes `final_directory` when the block ends without an exception.
 
     After an exception it is deleted and `final_directory` is as it was. One process enters; others that write files too
-    must be told the path, and must be done before this one leaves. `position` is where in the data the run stands, in
+    must be told the path, and must be done before this one leaves. `position` is where in the data the run is, in
     samples, and must be JSON. A complete `final_directory` of before is deleted only once the new one has its name.
     `frozen`: what the run knows of weights that need not be written again.
     """
@@ -66,9 +67,15 @@ def staged(
     shutil.rmtree(staging, ignore_errors=True)  # ours, from a save that failed halfway
     os.mkdir(staging)
     try:
-        with (frozen or FrozenWeights()).apart(staging, final) as files:
+        files = frozen.files_of(staging, final) if frozen is not None else None
+        if frozen is None or files is None:
             yield staging
-        commit(staging, final, step=step, world_size=world_size, position=position, frozen=files.entries)
+        else:
+            with sink.opened(staging, sink.Sink(frozen=files)):
+                yield staging
+            frozen.note(final, files)
+        entries = files.entries if files is not None else None
+        commit(staging, final, step=step, world_size=world_size, position=position, frozen=entries)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -83,7 +90,7 @@ def commit(
     position: dict[str, Any],
     frozen: dict[str, dict[str, Any]] | None = None,
 ) -> None:
-    """Have the disk confirm what stands in `staging`, promise it in a manifest, and give it the name `final`.
+    """Have the disk confirm what is in `staging`, promise it in a manifest, and give it the name `final`.
 
     `frozen`: as for `write_manifest`.
     """
@@ -170,8 +177,7 @@ def save_rng(directory: Path, *, rank: int = 0, world_size: int = 1) -> None:
             every_device = world_size <= 1 and hasattr(backend, "get_rng_state_all")
             state[name] = backend.get_rng_state_all() if every_device else backend.get_rng_state()
     path = os.path.join(directory, rng_name(rank, world_size))
-    if not taken("torch", path, state):
-        torch.save(state, path)
+    sink.write("torch", path, state)
 
 
 def save_training_args(directory: Path, args: Any) -> None:
@@ -179,10 +185,8 @@ def save_training_args(directory: Path, args: Any) -> None:
     clean = copy.copy(args)
     forget_secrets(vars(clean))
     path = os.path.join(directory, TRAINING_ARGS_NAME)
-    if taken("object", path, clean):
-        return
     try:
-        torch.save(clean, path)
+        sink.write("object", path, clean)
     except (TypeError, AttributeError, ValueError, pickle.PicklingError) as error:
         # Nothing here is needed to resume, so it must not cost the checkpoint.
         logger.warning("%s was not written: the arguments hold something that cannot be pickled (%s).", path, error)
@@ -191,10 +195,7 @@ def save_training_args(directory: Path, args: Any) -> None:
 
 def save_loop_state(directory: Path, state: dict[str, Any]) -> None:
     """Write what only trainwright reads (loss window, position, callbacks) to `loop_state.json`; it must be JSON."""
-    path = os.path.join(directory, LOOP_STATE_NAME)
-    if not taken("json", path, state):
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(json.dumps(state, indent=2, sort_keys=True) + "\n")
+    sink.write("json", os.path.join(directory, LOOP_STATE_NAME), state)
 
 
 def save_trainer_state(directory: Path, state: Any) -> None:
@@ -203,9 +204,7 @@ def save_trainer_state(directory: Path, state: Any) -> None:
     if any(getattr(type(state), name) is not getattr(TrainerState, name) for name in ("save_to_json", "to_json")):
         state.save_to_json(path)
         return
-    text = state.text_parts(thoroughly=state.global_step >= state.max_steps)
-    if not taken("log", path, text):
-        text.write(path)
+    sink.write("log", path, state.text_parts(thoroughly=state.global_step >= state.max_steps))
 
 
 def accelerator(name: str) -> Any:
@@ -216,10 +215,8 @@ def accelerator(name: str) -> Any:
 
 def _save_state(path: str, state: Any) -> None:
     """Write `state`, and say now, not at the resume, if it holds something that will not be read back."""
-    if taken("torch", path, state):  # which it is not if it holds such things
-        return
-    torch.save(state, path)
-    objects = foreign_objects(path)
+    is_written = sink.write("torch", path, state)  # as it always is if it holds such things
+    objects = foreign_objects(path) if is_written else []
     if objects:
         logger.warning(
             "%s holds objects that are not loaded from files: %s. To resume from it, first call "

@@ -14,19 +14,16 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from safetensors.torch import save_file as save_file  # writer.py writes with it as well
 from torch import nn
 
 from trainwright import names
 from trainwright.checkpoint import sink
 from trainwright.checkpoint.conversion import load_converted
-from trainwright.checkpoint.frozen import WeightsFile
 from trainwright.checkpoint.paths import MAX_NAMED, inside, named, read_json, shown
 from trainwright.checkpoint.tensors import load_tensors
 from trainwright.interop.loaded import is_peft_model, is_pretrained_model
@@ -67,16 +64,16 @@ def save_weights(
     tensors = model.state_dict() if state_dict is None else state_dict
     if not safe:
         path = os.path.join(directory, names.WEIGHTS_NAME)
-        if not sink.taken("torch", path, tensors):
-            torch.save(tensors, path)
+        sink.write("torch", path, tensors)
         return
     unique, aliases = _without_duplicates(tensors)
     shards = _split(unique, max_shard_size_gb * 1e9)
     weight_map: dict[str, str] = {}
+    files = sink.of(directory)
     for index, shard in enumerate(shards, start=1):
         name = names.SAFE_WEIGHTS_NAME if len(shards) == 1 else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
         in_shard = {alias: kept for alias, kept in aliases.items() if kept in shard}
-        _write(model, shard, os.path.join(directory, name), _FORMAT | in_shard)
+        files.write_weights(model, shard, os.path.join(directory, name), _FORMAT | in_shard)
         weight_map |= dict.fromkeys(shard, name)
     if len(shards) > 1:
         index_content = {"metadata": {"total_size": sum(t.nbytes for t in unique.values())}, "weight_map": weight_map}
@@ -255,17 +252,9 @@ def _save_pretrained(
         if model.can_generate():
             model.generation_config.save_pretrained(directory)
         return False
-    with _no_progress_bars(), sink.weights_of(model, partial(_write, model)):
+    with _no_progress_bars(), sink.redirected(model, directory):
         model.save_pretrained(directory, **options)
     return True
-
-
-def _write(model: nn.Module, tensors: Tensors, path: Path, metadata: dict[str, str] | None) -> None:
-    """Write a safetensors file with weights of `model`, or have it taken; not what an earlier checkpoint holds."""
-    whole, frozen = WeightsFile(os.fspath(path), tensors, metadata), sink.frozen_files()
-    for file in [whole] if frozen is None else frozen.left_to_write(model, whole):
-        if not sink.taken("tensors", *file):
-            save_file(file.tensors, file.path, metadata=file.metadata)
 
 
 @contextmanager

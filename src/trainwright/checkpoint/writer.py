@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import json
 import os
 import pickle
 import shutil
@@ -30,7 +29,7 @@ from typing import Any, Protocol
 
 import torch
 
-from trainwright.checkpoint import manifest, snapshot, weights
+from trainwright.checkpoint import manifest, sink, snapshot
 from trainwright.checkpoint.commit import delete
 from trainwright.checkpoint.save import commit
 from trainwright.checkpoint.shared_memory import Arena, Place
@@ -70,23 +69,8 @@ def write_and_commit(job: snapshot.Job, arena: Arena) -> None:
     for file in job.files:
         path = os.path.join(job.staging, file.name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        write(file.kind, path, snapshot.read(arena, file), file.metadata)
+        sink.write_now(file.kind, path, snapshot.read(arena, file), file.metadata)
     commit(job.staging, job.final, step=job.step, world_size=job.world_size, position=job.position, frozen=job.frozen)
-
-
-def write(kind: str, path: str, content: Any, metadata: dict[str, str] | None = None) -> None:
-    """Write one file. `kind`: "torch" or "object" (`torch.save`), "tensors" (safetensors, with `metadata`), "json",
-    "log" (a `StateText`).
-    """
-    if kind in ("torch", "object"):
-        torch.save(content, path)
-    elif kind == "log":
-        content.write(path)
-    elif kind == "tensors":
-        weights.save_file(content, path, metadata=metadata)
-    else:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 # -- starting it -------------------------------------------------------------------------------------------------------
@@ -128,12 +112,12 @@ def main() -> None:
     """The program. Its last two arguments: the number of the run's process, the file descriptor of the line to it."""
     torch.set_num_threads(1)
     manifest.NUM_HASH_THREADS = 1  # the other cores are the run's
-    _step_back()
+    _lower_priority()
     serve(Connection(int(sys.argv[-1])), int(sys.argv[-2]))
     os._exit(0)  # the run may wait for this: taking the interpreter down costs more than a small checkpoint
 
 
-def _step_back() -> None:
+def _lower_priority() -> None:
     """Take cores that nobody else wants, and take none from the run at the moment that it hands over a save, which
     cost it up to 4 ms. Where every core trains, a quarter of one is left for this.
     """
