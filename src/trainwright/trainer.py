@@ -2147,25 +2147,27 @@ class Trainer:
         where, state = self._resume_point(), self.state
         loop_state = resume.loop_state(where, self.window, self.args, self._saves.run, self._strategy.gather_objects)
         with self._saves.staged(output_dir, state.global_step, where.position()) as directory:
-            with self._immediate(directory, "save_model", "_save"):
+            files = sink.of(directory)
+            with self._immediate(files, "save_model", "_save"):
                 self.save_model(directory, _internal_call=True)
             if self._average is not None and self.args.should_save:
                 self._average.save(directory)
             if not self.args.save_only_model:
-                with self._immediate(directory, "_save_optimizer_and_scheduler"):
+                with self._immediate(files, "_save_optimizer_and_scheduler"):
                     self._save_optimizer_and_scheduler(directory)
-                with self._immediate(directory, "_save_scaler"):
+                with self._immediate(files, "_save_scaler"):
                     self._save_scaler(directory)
-                with self._immediate(directory, "_save_rng_state"):
+                with self._immediate(files, "_save_rng_state"):
                     self._save_rng_state(directory)
             if self.args.should_save:
                 checkpoint_save.save_loop_state(directory, loop_state)
                 state.stateful_callbacks = resume.exported_callbacks(self.callback_handler, self.control)
                 checkpoint_save.save_trainer_state(directory, state)
 
-    def _immediate(self, directory: str, *hooks: str) -> Context:
-        """Around hooks that write into `directory`: what an override wrote must be there, whole, when it returns."""
-        return sink.of(directory).immediate() if any(map(self._is_overridden, hooks)) else _NOTHING
+    def _immediate(self, files: sink.Sink, *hooks: str) -> Context:
+        """Around hooks that write `files`: what an override wrote must be there, whole, when it returns."""
+        is_plain = files.snapshot is None and files.frozen is None
+        return _NOTHING if is_plain or not any(map(self._is_overridden, hooks)) else files.immediate()
 
     def _resume_point(self) -> resume.ResumePoint:
         """Where a run goes on that is resumed from here; a finished pass counts as the start of the next."""

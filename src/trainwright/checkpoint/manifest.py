@@ -26,6 +26,7 @@ from trainwright.checkpoint.paths import (
     inside,
     is_random_state,
     is_read,
+    plain_files,
     relative_files,
     shown,
     wrong_step,
@@ -67,15 +68,15 @@ def write_manifest(
     `flush` is called with the path of each file, one after the other, while they are hashed: one keeps the disk busy,
     the other a core. The manifest is written after both.
     `frozen`: what is known of files of frozen weights; one whose "sha256" is known is not hashed.
-    Raises ValueError when a link or a device stands in the directory: only plain files can be promised.
+    Raises ValueError where the directory holds a link or a device: only plain files can be promised.
     """
-    names = [name for name in relative_files(directory) if name != MANIFEST_NAME]
-    paths = {name: inside(directory, name) for name in names}
+    paths = plain_files(directory)
+    paths.pop(MANIFEST_NAME, None)
     known = frozen or {}
-    to_hash = [name for name in names if "sha256" not in known.get(name, ())]
-    with ThreadPoolExecutor(NUM_HASH_THREADS) as pool, ThreadPoolExecutor(1) as beside:
-        flushed = beside.map(flush, paths.values())
-        hashes = dict(zip(to_hash, pool.map(lambda name: sha256_of(paths[name]), to_hash)))
+    to_hash = {name: path for name, path in paths.items() if "sha256" not in known.get(name, ())}
+    with ThreadPoolExecutor(NUM_HASH_THREADS) as pool, ThreadPoolExecutor(1) as flushing:
+        flushed = flushing.map(flush, paths.values())
+        hashes = dict(zip(to_hash, pool.map(sha256_of, to_hash.values())))
         list(flushed)  # raises what a call raised
     files = {
         name: {"size": os.path.getsize(path), "sha256": hashes.get(name)} | known.get(name, {})

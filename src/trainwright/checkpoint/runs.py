@@ -15,6 +15,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from trainwright.checkpoint.json_files import read_run_record
@@ -33,8 +34,7 @@ def record_of(checkpoint: str) -> Record | None:
     """
     path = os.path.join(checkpoint, LOOP_STATE_NAME)
     try:
-        status = os.lstat(path)
-        identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        identity = _identity(path)
         known = _known.get(os.path.abspath(path))
         if known is not None and known[0] == identity:
             return known[1]
@@ -44,6 +44,19 @@ def record_of(checkpoint: str) -> Record | None:
     if record is not None:
         _known[os.path.abspath(path)] = identity, record
     return record
+
+
+def note(checkpoint: str, record: Record | None) -> None:
+    """This run, of `record`, has just written `checkpoint`: it need not be read to know that."""
+    path = os.path.join(checkpoint, LOOP_STATE_NAME)
+    if record is not None:
+        with suppress(OSError):  # of a process that writes none
+            _known[os.path.abspath(path)] = _identity(path), record
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def wrote(run: Record | None, checkpoint: str) -> bool:

@@ -14,8 +14,9 @@ import pickle
 import random
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from trainwright.safe_write import check_place, folder_inside, give_mode, mode_o
 from trainwright.state import TrainerState
 
 if TYPE_CHECKING:
+    from trainwright.args.training import TrainingArguments
     from trainwright.checkpoint.frozen import FrozenWeights
 
 logger = logging.getLogger(__name__)
@@ -94,9 +96,10 @@ def commit(
 
     `frozen`: as for `write_manifest`.
     """
-    write_manifest(staging, step, world_size, position, frozen, flush)
-    _share_weights(staging, stat.S_IMODE(os.stat(os.path.join(staging, MANIFEST_NAME)).st_mode))
-    flush(os.path.join(staging, MANIFEST_NAME))
+    manifest = write_manifest(staging, step, world_size, position, frozen, flush)
+    path = os.path.join(staging, MANIFEST_NAME)
+    _share_weights(staging, manifest.files, stat.S_IMODE(os.stat(path).st_mode))
+    flush(path)
     for folder, _, _ in os.walk(staging, topdown=False):
         flush_directory(folder)
     publish(staging, final)
@@ -116,9 +119,10 @@ def replacing(directory: Path) -> Iterator[str]:
     os.mkdir(staging)
     try:
         yield staging
-        _share_weights(staging, mode_of_new_files(staging))
+        names = relative_files(staging)
+        _share_weights(staging, names, mode_of_new_files(staging))
         flush_tree(staging)
-        written = sorted(relative_files(staging), key=lambda name: name.endswith(".index.json"))  # after its shards
+        written = sorted(names, key=lambda name: name.endswith(".index.json"))  # after its shards
         for name in written:  # all before the first is replaced
             check_place(os.path.join(folder_inside(directory, *name.split("/")[:-1]), name.rpartition("/")[2]))
         for name in written:
@@ -135,11 +139,11 @@ def replacing(directory: Path) -> Iterator[str]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _share_weights(directory: str, mode: int) -> None:
-    """Give weights the permissions of every other new file: safetensors makes them readable for their owner only,
-    whoever calls it.
+def _share_weights(directory: str, names: Iterable[str], mode: int) -> None:
+    """Of files `names`, give weights the permissions of every other new file: safetensors makes them readable for
+    their owner only.
     """
-    for name in relative_files(directory):
+    for name in names:
         if name.endswith(".safetensors"):
             give_mode(os.path.join(directory, name), mode)
 
@@ -180,17 +184,57 @@ def save_rng(directory: Path, *, rank: int = 0, world_size: int = 1) -> None:
     sink.write("torch", path, state)
 
 
-def save_training_args(directory: Path, args: Any) -> None:
+def save_training_args(directory: Path, args: TrainingArguments) -> None:
     """Write the arguments to `training_args.bin` for other tools; trainwright never reads it. Secrets are left out."""
-    clean = copy.copy(args)
-    forget_secrets(vars(clean))
-    path = os.path.join(directory, TRAINING_ARGS_NAME)
+    path, encoded = os.path.join(directory, TRAINING_ARGS_NAME), _encoded(args)
+    if encoded.clean is None:
+        encoded.clean = copy.copy(args)
+        forget_secrets(vars(encoded.clean))
+    if encoded.file is not None and sink.of(path).snapshot is None:
+        with open(path, "wb") as file:
+            file.write(encoded.file)
+        return
     try:
-        sink.write("object", path, clean)
+        if sink.write("object", path, encoded.clean) and encoded.key is not None:
+            with open(path, "rb") as file:
+                encoded.file = file.read()
     except (TypeError, AttributeError, ValueError, pickle.PicklingError) as error:
         # Nothing here is needed to resume, so it must not cost the checkpoint.
         logger.warning("%s was not written: the arguments hold something that cannot be pickled (%s).", path, error)
         os.remove(path)
+
+
+def arguments_as_json(args: TrainingArguments) -> dict[str, Any]:
+    """`args.to_dict()`, made once while they do not change; not to be changed."""
+    encoded = _encoded(args)
+    if encoded.json is None:
+        encoded.json = args.to_dict()
+    return encoded.json
+
+
+@dataclass
+class _EncodedArguments:
+    """What checkpoints hold of arguments, each part made when it is first needed."""
+
+    key: bytes | None  # that differs where the arguments do; None: of some that cannot be compared
+    json: dict[str, Any] | None = None
+    clean: TrainingArguments | None = None  # a copy without secrets
+    file: bytes | None = None  # `training_args.bin`
+
+
+_latest = _EncodedArguments(None)
+
+
+def _encoded(args: TrainingArguments) -> _EncodedArguments:
+    """Those of the save before, where these arguments are the same: some 150 fields, several hundred calls."""
+    global _latest
+    try:
+        key = pickle.dumps((type(args), vars(args)))
+    except Exception:  # whatever an object does when it is pickled
+        return _EncodedArguments(None)
+    if key != _latest.key:
+        _latest = _EncodedArguments(key)
+    return _latest
 
 
 def save_loop_state(directory: Path, state: dict[str, Any]) -> None:

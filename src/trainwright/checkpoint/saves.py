@@ -22,7 +22,7 @@ from trainwright.checkpoint import commit
 from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.layout import checkpoint_name, sort_checkpoints
 from trainwright.checkpoint.paths import is_ours
-from trainwright.checkpoint.runs import Record, continued, wrote
+from trainwright.checkpoint.runs import Record, continued, note, wrote
 from trainwright.checkpoint.save import staged
 from trainwright.checkpoint.save_failures import SaveFailures, predicted_bytes
 from trainwright.checkpoint.weights import check_can_be_held
@@ -185,6 +185,8 @@ class Saves:
         if not is_waited_for:
             self._in_flight = save
         elif not save.has_failed:
+            if save.is_staged:
+                note(save.directory, save.run)
             self._finished.append(save)
 
     @property
@@ -261,6 +263,7 @@ class Saves:
             if not self._is_tolerated(error, in_flight):
                 raise
             return durable
+        note(in_flight.directory, in_flight.run)
         return [*durable, in_flight]
 
     @contextmanager

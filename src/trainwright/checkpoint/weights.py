@@ -33,6 +33,11 @@ logger = logging.getLogger(__name__)
 Path = str | os.PathLike[str]
 Tensors = dict[str, torch.Tensor]
 
+# What every release of safetensors knows.
+_HELD_BY_ALL = frozenset(
+    {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+    | {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+)
 _FORMAT = {"format": "pt"}  # other tools read it to know which framework wrote the file
 
 
@@ -89,7 +94,17 @@ def check_can_be_held(model: nn.Module, state_dict: Tensors | None = None) -> No
         return
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     entries = model.state_dict() if state_dict is None else state_dict
-    reasons = {name: _no_place_for(value) for name, value in entries.items() if name not in ignored}
+    reasons = {
+        name: _no_place_for(value)
+        for name, value in entries.items()
+        if name not in ignored
+        and (
+            type(value) is not torch.Tensor
+            or value.layout is not torch.strided
+            or value.is_nested
+            or value.dtype not in _HELD_BY_ALL
+        )  # else it is a usual one
+    }
     found = [f"{name} ({reason})" for name, reason in reasons.items() if reason]
     if found:
         raise ValueError(
