@@ -286,6 +286,7 @@ class Trainer:
             self._strategy = DistributedStrategy(self.accelerator, self.args)
         else:
             self._strategy = Strategy(self.args.device, fp16=self.args.fp16)
+        self._strategy.should_save = self.args.should_save
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         """Keyword arguments for the Accelerator: what `args` says, then `accelerator_kwargs()`, then `kwargs`."""
@@ -1493,7 +1494,7 @@ class Trainer:
         logger.info("Saved %s.", checkpoint)
         if self.args.push_to_hub:
             self._push_from_checkpoint(checkpoint)
-        if self.args.should_save:
+        if self._strategy.should_save:
             self._rotate_checkpoints(output_dir=os.path.dirname(checkpoint))
 
     def _finish_saves(self) -> None:
@@ -2150,7 +2151,7 @@ class Trainer:
             files = sink.of(directory)
             with self._immediate(files, "save_model", "_save"):
                 self.save_model(directory, _internal_call=True)
-            if self._average is not None and self.args.should_save:
+            if self._average is not None and self._strategy.should_save:
                 self._average.save(directory)
             if not self.args.save_only_model:
                 with self._immediate(files, "_save_optimizer_and_scheduler"):
@@ -2159,7 +2160,7 @@ class Trainer:
                     self._save_scaler(directory)
                 with self._immediate(files, "_save_rng_state"):
                     self._save_rng_state(directory)
-            if self.args.should_save:
+            if self._strategy.should_save:
                 checkpoint_save.save_loop_state(directory, loop_state)
                 state.stateful_callbacks = resume.exported_callbacks(self.callback_handler, self.control)
                 checkpoint_save.save_trainer_state(directory, state)
@@ -2184,7 +2185,9 @@ class Trainer:
             self._total_loss_scalar,
             self._globalstep_last_logged,
             shares,
-            self._found_size.to_save(self._train_batch_size, self._micro_batches, self._strategy.gather_objects),
+            self._found_size.to_save(self._train_batch_size, self._micro_batches, self._strategy.gather_objects)
+            if self.args.auto_find_batch_size
+            else None,
             progress.micro_batches if samples else 0,
             self._batching,
             progress.samples_of_pass,
@@ -2200,7 +2203,7 @@ class Trainer:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model and `processing_class` so that `from_pretrained` loads them. Main process only."""
         output_dir = output_dir or self._output_dir
-        if self.args.should_save:
+        if self._strategy.should_save:
             if _internal_call:  # into a checkpoint, which is staged already
                 self._save(output_dir)
             else:
@@ -2231,7 +2234,7 @@ class Trainer:
         """
         from trainwright.interop.adapters import merged_copy
 
-        if self.args.should_save:
+        if self._strategy.should_save:
             with self._weights_to_hand_out():
                 merged = merged_copy(self._strategy.unwrap(self.model))
             with checkpoint_save.replacing(output_dir or folder_inside(self._output_dir, "merged")) as staging:
@@ -2249,13 +2252,13 @@ class Trainer:
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Hook: write `optimizer.pt` and `scheduler.pt`."""
-        if self.args.should_save:
+        if self._strategy.should_save:
             checkpoint_save.save_optimizer(output_dir, self.optimizer)
             checkpoint_save.save_scheduler(output_dir, self.lr_scheduler)
 
     def _save_scaler(self, output_dir: str) -> None:
         """Hook: write `scaler.pt`, the state of fp16 loss scaling, where it is in use."""
-        if self._strategy.scaler is not None and self.args.should_save:
+        if self._strategy.scaler is not None and self._strategy.should_save:
             checkpoint_save.save_scaler(output_dir, self._strategy.scaler)
 
     def _save_rng_state(self, output_dir: str) -> None:

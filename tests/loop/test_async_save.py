@@ -153,7 +153,7 @@ def test_a_long_log_is_handed_over_line_by_line_and_written_whole(tmp_path, fork
         assert one.read_bytes() == other.read_bytes()
     (arena,) = made
     assert sizes == sorted(sizes) and sizes[1] - sizes[0] < sizes[0] + 2
-    assert (arena.num_bytes_kept_anew, arena.num_made) == (sizes[-1], 2)
+    assert (arena.num_text_bytes_copied, arena.num_made) == (sizes[-1], 2)
 
 
 def test_a_text_that_grew_is_copied_by_what_it_grew_and_one_that_was_changed_whole():
@@ -166,9 +166,9 @@ def test_a_text_that_grew_is_copied_by_what_it_grew_and_one_that_was_changed_who
         (b"q" * 3000, 2),
         (b"y" * 99999, 3),
     ]:
-        before = arena.num_bytes_kept_anew
-        assert arena.memory(arena.keep(content, version)) == content
-        counts.append(arena.num_bytes_kept_anew - before)
+        before = arena.num_text_bytes_copied
+        assert arena.memory(arena.put_text(content, version)) == content
+        counts.append(arena.num_text_bytes_copied - before)
         arena.clear()
         assert arena.reserve(64).block != arena._kept
     assert counts == [4000, 10, 4000, 0, 3000, 99999] and arena.num_made == 3

@@ -1,6 +1,6 @@
 """The moment a directory gets, changes or loses its name, so that a dead process or a power cut leaves no half one.
 
-Owns: flushing to disk, publishing what was staged, deleting. Leaves to others: what stands in it (save.py), which one
+Owns: flushing to disk, publishing what was staged, deleting. Leaves to others: what it holds (save.py), which one
 may go (layout.py). Where directories cannot be renamed (object stores, some mounts), a mark says that one is not whole.
 """
 
@@ -44,7 +44,9 @@ def publish(staging: str, final: str) -> None:
     try:
         if existed:
             shutil.rmtree(replaced, ignore_errors=True)
-            os.rename(final, replaced)  # clean_up_staging settles a run that dies between these two lines
+            os.rename(
+                final, replaced
+            )  # clean_up_staging repairs what is left by a run that dies between these two lines
         os.rename(staging, final)
     except OSError as error:
         if existed and not os.path.lexists(final):
@@ -99,7 +101,7 @@ def flush_directory(path: str) -> None:
 
 
 def flush_tree(directory: str) -> None:
-    """Have the disk confirm everything under a directory, and its own name last."""
+    """Have the disk confirm everything under a directory, and its name last."""
     for name in relative_files(directory):
         flush(os.path.join(directory, name))
     for folder, _, _ in os.walk(directory, topdown=False):
@@ -107,7 +109,7 @@ def flush_tree(directory: str) -> None:
 
 
 def flush_parents(path: str) -> None:
-    """Have the disk confirm the name of `path`, and those of the two directories it lies in: a run has just made them.
+    """Have the disk confirm the name of `path`, and those of the two directories around it: a run has just made them.
 
     Those above belong to someone else, who may not let us.
     """

@@ -81,7 +81,7 @@ class FrozenFiles:
     def left_to_write(self, model: nn.Module, file: WeightsFile) -> list[WeightsFile]:
         """What is to be written of a file with weights of `model`: itself, or one or both of the two that it becomes.
 
-        A single file of weights is divided, with an index beside it; one of several shards is taken as it is.
+        A single file of weights is divided, with an index; one of several shards stays as it is.
         """
         folder, name = os.path.split(os.path.abspath(file.path))
         num_bytes = _num_bytes(file.tensors)
@@ -131,7 +131,7 @@ class FrozenFiles:
 
 
 def _is_worth_it(num_frozen: int, num_bytes: int) -> bool:
-    """Whether so many bytes out of `num_bytes` are a file of their own."""
+    """Whether so many bytes out of `num_bytes` are worth a separate file."""
     return num_frozen >= max(LEAST_BYTES, LEAST_SHARE * num_bytes)
 
 
@@ -198,7 +198,7 @@ def _fingerprint(file: WeightsFile) -> str:
 
 def _sums(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Its bytes as words of 8 in rows, summed along and across (each (n,), int64, wrapping): a number that changes or
-    moves changes both. What fills no row stands for itself.
+    moves changes both. What fills no row is not summed.
     """
     flat = tensor.contiguous().reshape(-1).view(torch.uint8)
     if flat.data_ptr() % 8 or flat.storage_offset() % 8:

@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: every file with its size and hash, written last, so that its presence means "complete".
 
 Owns: `manifest.json`, the check of a directory against it, and the rule for names that come from a file.
-Leaves to others: checkpoints that have no manifest (foreign.py), and what to do about a problem (load.py).
+Leaves to others: checkpoints that have no manifest (without_manifest.py), and what to do about a problem (load.py).
 Imports nothing outside the standard library.
 """
 
@@ -155,7 +155,7 @@ def some_of(sentences: list[str]) -> list[str]:
 
 
 def _content(directory: str | os.PathLike[str], name: str, manifest: Manifest) -> str | None:
-    """What is wrong inside a file that is as it was promised: whoever wrote it may have written the manifest too."""
+    """What is wrong inside a file that is as it was promised: its manifest may be written by the same hand."""
     found = None
     if name in (TRAINER_STATE_NAME, LOOP_STATE_NAME):
         found = problem_of(inside(directory, name), name, manifest.step)
@@ -167,7 +167,7 @@ def _content(directory: str | os.PathLike[str], name: str, manifest: Manifest) -
 
 
 def _unlisted(directory: str | os.PathLike[str], name: str) -> str | None:
-    """What is wrong with an entry that nobody promised: put there by hand, or left by something else. A note is not."""
+    """What is wrong with an entry that the manifest does not list: put there by hand, or a left-over."""
     if name == MANIFEST_NAME:
         return None
     try:
@@ -216,7 +216,7 @@ def _problem_of(directory: str | os.PathLike[str], name: str, expected: Any, *, 
 
 
 def _checksum(body: dict[str, Any]) -> str:
-    """SHA-256 of the manifest's own content, independent of how it is laid out."""
+    """SHA-256 of the manifest's content, independent of how it is laid out."""
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -59,7 +59,7 @@ def staged(
     """Yield a hidden directory to write into; it becomes `final_directory` when the block ends without an exception.
 
     After an exception it is deleted and `final_directory` is as it was. One process enters; others that write files too
-    must be told the path, and must be done before this one leaves. `position` is where in the data the run is, in
+    must get the path, and must be done before this one leaves. `position` is where in the data the run is, in
     samples, and must be JSON. A complete `final_directory` of before is deleted only once the new one has its name.
     `frozen`: what the run knows of weights that need not be written again.
     """
@@ -109,8 +109,8 @@ def commit(
 def replacing(directory: Path) -> Iterator[str]:
     """Yield a hidden directory to write into; when the block ends, each of its files replaces the one of its name.
 
-    For a model saved beside checkpoints: whoever dies leaves each file as it was or as it shall be. After an exception
-    `directory` is as it was. Weights of another name, which a loader would take for the new ones, go last.
+    For a model saved next to checkpoints: a process that dies leaves each file as it was or as it shall be. After an
+    exception `directory` is as it was. Weights of another name, which a loader would read as the new ones, go last.
     """
     directory = os.path.abspath(directory)
     staging = sibling(os.path.join(directory, "model"), "staged")
@@ -167,7 +167,7 @@ def save_rng(directory: Path, *, rank: int = 0, world_size: int = 1) -> None:
     """Write this process's random state: Python, NumPy, torch, accelerators.
 
     A single process writes `rng_state.pth`, with the state of every device; one of several writes
-    `rng_state_<rank>.pth`, with that of its own device.
+    `rng_state_<rank>.pth`, with that of its device.
     """
     state: dict[str, Any] = {
         "python": random.getstate(),

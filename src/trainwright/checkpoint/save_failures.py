@@ -37,7 +37,7 @@ _REMEDIES = {
     errno.EROFS: "The file system is read-only, often after an error of the disk: have it checked and mounted again.",
     errno.EIO: "The disk or the connection to it fails: look into the system's log.",
     errno.EFBIG: "A file is larger than the file system, or the limit of this process (ulimit -f), allows.",
-    errno.ENOMEM: "The system had no memory for it: look what else takes it.",
+    errno.ENOMEM: "The system had no memory for it: look what else uses it.",
     errno.EMFILE: "This process has too many open files: raise its limit (ulimit -n), or look what keeps them open.",
     errno.ENFILE: "The system has too many open files.",
 }
@@ -48,7 +48,7 @@ _BY_NAME = ("ENXIO", "ENOTCONN", "ESTALE", "EREMOTEIO", "ETIMEDOUT", "EHOSTDOWN"
 _ALWAYS = frozenset(_REMEDIES) | {getattr(errno, name) for name in _BY_NAME if hasattr(errno, name)}
 _WHERE_WE_WRITE = frozenset((errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENODEV))
 # Writers in C++ and Rust raise their own types. safetensors names the number, in two ways. torch's zip writer names its
-# own source file, but what it writes while it is closed fails in the C++ stream, which says no more than that.
+# source file, but what it writes while it is closed fails in the C++ stream, which says no more than that.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+)")
 _TORCH_WRITER = re.compile(
     r"inline_container\.cc|PytorchStreamWriter|Parent directory .* does not exist|basic_ios::|ios_base::|iostream error"
@@ -195,12 +195,12 @@ def check_free_space(
     if limit is not None and limit > 0:  # those of before the resume make room, but for one
         together = max(1, limit + 1 - sum(map(is_ours, sort_checkpoints(output_dir))))
     num_kept = min((n for n in (num_saves, together) if n is not None), default=1)
-    own = max(1, probably - num_bytes_shared)
-    if own * num_kept + num_bytes_shared > free:
+    not_shared = max(1, probably - num_bytes_shared)
+    if not_shared * num_kept + num_bytes_shared > free:
         logger.warning(
             "%d checkpoints of about %s are to come under %s (save_total_limit=%s, and one while it is written), but "
             "only %s are free: room for %d. Free space, or set save_total_limit lower, or save_only_model=True.",
-            num_kept, _gib(own), output_dir, limit, _gib(free), max(0, free - num_bytes_shared) // own,
+            num_kept, _gib(not_shared), output_dir, limit, _gib(free), max(0, free - num_bytes_shared) // not_shared,
         )  # fmt: skip
 
 

@@ -20,9 +20,8 @@ from torch import nn
 
 from trainwright.checkpoint import commit
 from trainwright.checkpoint.frozen import FrozenWeights
-from trainwright.checkpoint.layout import checkpoint_name, sort_checkpoints
+from trainwright.checkpoint.layout import Record, checkpoint_name, continued, note, sort_checkpoints, wrote
 from trainwright.checkpoint.paths import is_ours
-from trainwright.checkpoint.runs import Record, continued, note, wrote
 from trainwright.checkpoint.save import staged
 from trainwright.checkpoint.save_failures import SaveFailures, predicted_bytes
 from trainwright.checkpoint.weights import check_can_be_held

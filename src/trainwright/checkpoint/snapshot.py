@@ -116,7 +116,7 @@ class Snapshot:
             text = finder.text(content)
             described = [described_as(tensor) for tensor in finder.tensors]
         except NotPlain as reason:
-            logger.info("%s is written before training goes on: %s.", name, reason)
+            logger.info("%s is written before training continues: %s.", name, reason)
             return False
         table = self._copy(name, finder.tensors, described) if described else b""
         self.job.files.append(FileSnapshot(kind, name.replace(os.sep, "/"), text, table, metadata))
@@ -125,11 +125,11 @@ class Snapshot:
     def _log_in_arena(self, text: StateText) -> tuple[bytes, bytes | tuple[int, ...], bytes]:
         """A long log is not copied into the arena at each save: it remains there, and grows."""
         is_short = len(text.log) < SMALL_BYTES
-        log = bytes(text.log) if is_short else tuple(self.arena.keep(text.log, text.version))
+        log = bytes(text.log) if is_short else tuple(self.arena.put_text(text.log, text.version))
         return text.head, log, text.tail
 
     def finish(self) -> None:
-        """Nothing more comes: make the copies, after which the run may go on."""
+        """Nothing more comes: make the copies, after which the run may continue."""
         copy_within_host(self._copies)
         self._copies, self._sources = [], []
 
@@ -180,7 +180,7 @@ class Snapshot:
                 del self.to_check[name]
 
     def _copy_from_device(self, device: torch.device, copies: list[tuple[Place, torch.Tensor]]) -> None:
-        """Copy on the device, at its own speed; from there to the host on a stream of its own, while training goes on.
+        """Copy on the device, at its speed; from there to the host on a second stream, while training continues.
 
         Where the device has no room for the copy, the next step waits for the way to the host instead.
         """

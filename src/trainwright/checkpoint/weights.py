@@ -307,7 +307,7 @@ def _without_duplicates(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:
 
 
 def _split(tensors: Tensors, limit_bytes: float) -> list[Tensors]:
-    """Group tensors, in order, into shards of at most `limit_bytes` each; a larger tensor stands alone."""
+    """Group tensors, in order, into shards of at most `limit_bytes` each; a larger tensor has one to itself."""
     shards: list[Tensors] = [{}]
     size = 0
     for name, tensor in tensors.items():
@@ -360,7 +360,7 @@ def _without_tied(model: nn.Module, missing: list[str]) -> list[str]:
 
 
 def _load_adapters(model: Any, directory: Path) -> LoadResult:
-    """Load each adapter of a model. "default" lies in `directory`, every other in a folder of its own name.
+    """Load each adapter of a model. "default" is in `directory`, every other in a folder of that name.
 
     A model that carries its adapter without a wrapper saves the active one in `directory`, under the wrapper's names.
     """

@@ -1,14 +1,14 @@
-"""The process that writes checkpoints while training goes on.
+"""The background writer: the process that writes checkpoints while training continues.
 
-Owns: writing the files of a snapshot and committing them, here or in a process of its own; that process, from its start
+Owns: writing the files of a snapshot and committing them, here or in that process; the process, from its start
 to its end. Leaves to others: taking snapshots (snapshot.py), deciding what to do when it fails (asynchronous.py).
 
 It is a new program, not a fork: it shares neither the interpreter lock nor the memory of the run, knows nothing of the
-user's script, and outlives the run for as long as a checkpoint takes that it was already given. It ignores the signals
+user's script, and outlives the run for as long as a checkpoint takes that it was already sent. It ignores the signals
 that end a run, which reach a whole process group.
 
-The run says that it is over by shutting the line down, which no copy of its end in another process can prevent, as a
-mere close can be: such a copy is in every process that the run forks. That the run died is noticed by its number.
+The run says that it is over by shutting the line down, which no copy of its end in another process can prevent, as it
+can a mere close: such a copy is in every process that the run forks. That the run died is noticed by its number.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def main() -> None:
 
 
 def _lower_priority() -> None:
-    """Take cores that nobody else wants, and take none from the run at the moment that it hands over a save, which
-    cost it up to 4 ms. Where every core trains, a quarter of one is left for this.
+    """Use idle cores only, and none of the run's at the moment that it hands over a save, which cost it up to 4 ms.
+    Where every core trains, a quarter of one is left for this.
     """
     with contextlib.suppress(OSError, AttributeError):  # another system, or a sandbox that forbids it
         os.nice(5)
@@ -153,7 +153,7 @@ def serve(connection: Connection[Any, Any], run_pid: int) -> None:
             answer = described(error)
         try:
             connection.send(answer)
-        except OSError:  # nobody is left who would clean up
+        except OSError:  # nothing is left that would clean up
             if answer is not None:
                 shutil.rmtree(job.staging, ignore_errors=True)
             return

@@ -26,6 +26,7 @@ class Strategy:
     num_processes_here = 1  # on this machine
     process_index = 0
     is_distributed = False
+    should_save = True  # whether this process writes files
     repeats_alone = True  # whether a process may do its share of an update again without the others taking part
 
     def __init__(self, device: torch.device, *, fp16: bool = False) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 
 from trainwright.callbacks.handler import CallbackHandler
 from trainwright.checkpoint import best
-from trainwright.checkpoint.layout import clean_up_staging, get_last_checkpoint, linked_checkpoints, sort_checkpoints
+from trainwright.checkpoint.layout import get_last_checkpoint, linked_checkpoints, sort_checkpoints
+from trainwright.checkpoint.leftovers import clean_up_staging
 from trainwright.checkpoint.load import damaged_checkpoints, find_resumable, load_loop_state
 from trainwright.checkpoint.paths import named
 from trainwright.checkpoint.save import arguments_as_json
