@@ -56,11 +56,11 @@ def measure(number: int, options: argparse.Namespace) -> str:
 
         def hand_over() -> None:
             arena.clear()
-            with sink.taking(Snapshot(arena, Job(name, f"{name}-final", 1, 1, {}))):
+            with sink.opened(name, sink.Sink(Snapshot(arena, Job(name, f"{name}-final", 1, 1, {})))):
                 save_trainer_state(directory, state)
 
-        beside = save_s(state, options, hand_over)
-        return f"| {number:,} | {num_bytes / 1e6:.1f} | {1e3 * waited:.2f} | {1e3 * beside:.2f} |"
+        copied = save_s(state, options, hand_over)
+        return f"| {number:,} | {num_bytes / 1e6:.1f} | {1e3 * waited:.2f} | {1e3 * copied:.2f} |"
 
 
 def main(arguments: list[str] | None = None) -> None:

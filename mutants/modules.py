@@ -28,6 +28,7 @@ MODULES: dict[str, list[str]] = {
     "checkpoint/manifest": ["unit/checkpoint/test_manifest.py"],
     "checkpoint/best": ["unit/checkpoint/test_best.py"],
     "checkpoint/layout": ["unit/checkpoint/test_layout.py"],
+    "checkpoint/leftovers": ["unit/checkpoint/test_leftovers.py"],
     "args/renamed": ["unit/args/test_renamed.py"],
     "argparser": ["unit/test_argparser.py"],
 }

@@ -197,9 +197,8 @@ def _name_those_set_aside(path: str) -> None:
 
 def report(options: argparse.Namespace) -> int:
     from trainwright.checkpoint.json_files import read_trainer_state
-    from trainwright.checkpoint.layout import sort_checkpoints
+    from trainwright.checkpoint.layout import oldest_first, sort_checkpoints
     from trainwright.checkpoint.manifest import problems
-    from trainwright.checkpoint.runs import oldest_first
     from trainwright.report.html import write_report
 
     wrong: list[str] = []

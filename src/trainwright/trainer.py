@@ -32,13 +32,13 @@ from trainwright.callbacks.base import TrainerCallback
 from trainwright.callbacks.defaults import default_progress
 from trainwright.callbacks.flow import DefaultFlowCallback
 from trainwright.callbacks.handler import CallbackHandler
-from trainwright.checkpoint import best, layout, save_failures
+from trainwright.checkpoint import best, layout, save_failures, sink
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
-from trainwright.checkpoint.output_dir_lock import occupied
+from trainwright.checkpoint.frozen import FrozenWeights
+from trainwright.checkpoint.output_dir_lock import output_dir_lock
 from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
-from trainwright.checkpoint.sink import at_once
 from trainwright.compat import older_names as older_names
 from trainwright.data import collator_rng, columns, from_args, loaders
 from trainwright.data.data_position import DataPosition
@@ -232,7 +232,8 @@ class Trainer:
         self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
         self._guard: NonFiniteGuard | None = None
         self._eval_loaders = EvalLoaderCache()
-        self._saves = Saves(lambda: (self.state, self.control), self._follow_save, self._tell_of_save)
+        shares_weights = self.args.save_frozen_weights == "once" and not self.args.push_to_hub
+        self._saves = Saves(self._strategy, FrozenWeights(is_on=shares_weights))
         self._data_to_pass_over: list[tuple[int, range]] = []
         self._hub: Any = None
         self.hub_model_id: str | None = None
@@ -284,7 +285,7 @@ class Trainer:
             self._strategy = DistributedStrategy(self.accelerator, self.args)
         else:
             self._strategy = Strategy(self.args.device, fp16=self.args.fp16)
-        self._strategy.frozen.is_on = self.args.save_frozen_weights == "once" and not self.args.push_to_hub
+        self._strategy.should_save = self.args.should_save
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         """Keyword arguments for the Accelerator: what `args` says, then `accelerator_kwargs()`, then `kwargs`."""
@@ -486,7 +487,8 @@ class Trainer:
                 self._adopt_model(self.call_model_init(trial))
                 self.optimizer = self.lr_scheduler = None
                 self.callback_handler.model = self.model
-            with occupied(self._output_dir, is_wanted=self._saves_checkpoints):  # before anything there is touched
+            # Before anything there is touched.
+            with output_dir_lock(self._output_dir, is_wanted=self._saves_checkpoints):
                 is_main = self.is_world_process_zero()
                 checkpoint = resume.find_checkpoint(resume_from_checkpoint, self._output_dir, is_main)
                 if checkpoint is not None:
@@ -530,12 +532,12 @@ class Trainer:
         try:
             return attempts.with_rollback(attempt, checkpoint, self._roll_back)
         except Exception as error:
-            self._saves.drain()
+            self._finish_saves()
             has_no_metric = isinstance(error, best.MetricNotFound) and not self._strategy.is_distributed
             if self.args.save_on_exception or (has_no_metric and self.args.save_strategy != SaveStrategy.NO):
                 rescue(
                     error,
-                    functools.partial(self._save_and_tell, self.model_wrapped, trial),
+                    functools.partial(self._make_save, self.model_wrapped, trial),
                     step=self.state.global_step,
                     is_saved=self._saves.saved_step == self.state.global_step,
                     is_between_steps=not self._is_mid_step,
@@ -546,7 +548,7 @@ class Trainer:
         """Load the last checkpoint of this run, to go on from it without the data of `error`. Returns its path; raises
         `error` where `nonfinite` asks for no rollback, or there is nothing to go back to.
         """
-        self._saves.settle()
+        self._after_saves(wait=True)
         last = self._saves.last_checkpoint
         data = check_rollback(error, self.args.nonfinite, last, self._data_to_pass_over)
         checkpoint = resume.find_checkpoint(last, self._output_dir, self.is_world_process_zero())
@@ -583,7 +585,7 @@ class Trainer:
         """One run from its first update to its last: plan, prepare, epochs, finish."""
         args = args if args is not None else self.args
         self._train_batch_size = batch_size if batch_size is not None else self._train_batch_size
-        self._saves.settle()  # of an attempt that ran out of memory
+        self._after_saves(wait=True)  # of an attempt that ran out of memory
         if self._created_lr_scheduler:
             self.lr_scheduler, self._created_lr_scheduler = None, False
 
@@ -664,10 +666,10 @@ class Trainer:
             )
             if self.control.should_training_stop:
                 break
-        self._saves.settle()
+        self._after_saves(wait=True)
         if self._interrupt.asked and self.state.global_step != self._saves.saved_step:
-            self._save_and_tell(model, trial)
-            self._saves.settle()
+            self._make_save(model, trial)
+            self._after_saves(wait=True)
         return self._finalize_training(trial, plan.num_train_samples, start_time)
 
     def _start_profiling(self, args: TrainingArguments) -> None:
@@ -977,7 +979,7 @@ class Trainer:
         """Say where the checkpoints to come will not fit on the disk (an error: not even one), and be ready to save."""
         if args.should_save:
             average = self._average.nbytes if self._average is not None else 0
-            shared = self._strategy.frozen.num_bytes_shared(self.model)
+            shared = self._saves.frozen.num_bytes_shared(self.model)
             save_failures.check_space_for_run(
                 args, self.state, self.model, self.optimizer, average, shared, epochs_left
             )
@@ -1064,7 +1066,7 @@ class Trainer:
                 self.control = handler.on_step_end(args, state, self.control)
             log_save_evaluate(self._running_loss(), grad_norm=grad_norm, learning_rate=learning_rate)
             if saves is not None and saves.in_flight:
-                self._saves.settle(wait=False)
+                self._after_saves()
             if empty_cache_steps and state.global_step % empty_cache_steps == 0:
                 self._empty_device_cache()
             if interrupt.asked or self.control.should_epoch_stop or self.control.should_training_stop:
@@ -1439,21 +1441,58 @@ class Trainer:
                 return  # should_evaluate stays: the checkpoint says that the evaluation is owed
             self.control.should_evaluate = False
             if self._saves.asynchronous is not None:  # what was best so far must be known to be there
-                self._saves.settle()
+                self._after_saves(wait=True)
                 best_before = self.state.best_metric, self.state.best_global_step
             is_new_best = self._determine_best_metric(metrics=metrics, trial=trial)
             if self.args.save_strategy == SaveStrategy.BEST:
                 self.control.should_save = is_new_best
         if self.control.should_save:
-            self._save_and_tell(model, trial, best_before)
+            self._make_save(model, trial, best_before)
 
-    def _save_and_tell(self, model: nn.Module, trial: Any, best_before: tuple[Any, Any] | None = None) -> None:
-        """Save, unless the weights are not finite or the disk fails, and tell the callbacks (`checkpoint/saves.py`)."""
-        write = functools.partial(self._save_checkpoint, model, trial)
-        self._saves.make(self._get_output_dir(trial), write, best_before, self._profilers.span)
+    def _make_save(self, model: nn.Module, trial: Any, best_before: tuple[Any, Any] | None = None) -> None:
+        """Save, unless the weights are not finite or the disk fails, and do what follows a save.
 
-    def _tell_of_save(self, checkpoint: str) -> None:
-        self.control = self.callback_handler.on_save(self.args, self.state, self.control, checkpoint_dir=checkpoint)
+        `best_before`: best metric and its step before this step's evaluation.
+        """
+        if self._saves.asynchronous is not None:  # one save at a time
+            self._profilers.span("saving", self._saves.wait)(self.state.global_step)
+            self._after_saves(wait=True)
+        with self._saves.one(self._get_output_dir(trial), self.state, best_before) as save:
+            if save is not None:
+                self.control.should_save = True  # which the checkpoint says of its step
+                self._profilers.span("saving", self._save_checkpoint)(model, trial)
+        self.control.should_save = False  # also where there is none: the end of an epoch must not try again
+        self._after_saves()
+
+    def _after_saves(self, wait: bool = False) -> None:
+        """For each save that is durable now: push, rotate, `on_save`. `wait`: until none is in flight."""
+        for save in self._saves.finished(wait):
+            wants_save = self.control.should_save
+            with save.at_its_step():
+                with self._saves.concluding(save):
+                    if save.is_staged:
+                        self._push_and_rotate(save.directory)
+                if not save.has_failed:
+                    self.control = self.callback_handler.on_save(
+                        self.args, self.state, self.control, checkpoint_dir=save.directory
+                    )
+            self.control.should_save = self.control.should_save or wants_save
+
+    def _push_and_rotate(self, checkpoint: str) -> None:
+        logger.info("Saved %s.", checkpoint)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(checkpoint)
+        if self._strategy.should_save:
+            self._rotate_checkpoints(output_dir=os.path.dirname(checkpoint))
+
+    def _finish_saves(self) -> None:
+        """An exception ends the run: see the save in flight through. Other ranks may be gone, so ask none."""
+        if self._strategy.is_distributed:
+            return
+        try:
+            self._after_saves(wait=True)
+        except Exception as error:
+            logger.error("The save in flight failed as well: %s: %s", type(error).__name__, error)
 
     def _log_training(self, grad_norm: Any, model: nn.Module, start_time: float, learning_rate: float | None) -> None:
         """Write one log line of the training loss. The only place where the loop reads from the device."""
@@ -2088,8 +2127,9 @@ class Trainer:
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Hook: write `checkpoint-N`: staged, hashed, then renamed, so that it is there whole or not at all."""
-        if not self._saves.is_beside:  # a call from outside of the loop is over when it returns
-            self._saves.settle()
+        is_of_loop = self._saves.is_making_one
+        if not is_of_loop:  # a call from elsewhere is over when it returns
+            self._after_saves(wait=True)
         run_dir = self._get_output_dir(trial)
         output_dir = os.path.join(run_dir, layout.checkpoint_name(self.state.global_step))
         switch_weights(self.optimizer, training=False)
@@ -2101,45 +2141,40 @@ class Trainer:
                 state.best_model_checkpoint = best_dir
         try:
             self._write_checkpoint(output_dir)
-            self._saves.staged(output_dir)
+            if not is_of_loop:
+                self._push_and_rotate(output_dir)
         finally:
             self._set_training_mode(model, True)
 
     def _write_checkpoint(self, output_dir: str) -> None:
-        """Write all that a run goes on from. `output_dir` is there whole, with its manifest, or not at all."""
+        """Write all that a run is resumed from. `output_dir` is there whole, with its manifest, or not at all."""
         self.store_flos()
         if self._counts_tokens:
             self.state.num_input_tokens_seen += self._tokens.take_all(self._strategy.mean)
         where, state = self._resume_point(), self.state
         loop_state = resume.loop_state(where, self.window, self.args, self._saves.run, self._strategy.gather_objects)
-        with self._strategy.staged_checkpoint(output_dir, state.global_step, where.position()) as directory:
-            with self._at_once("save_model", "_save"):
+        with self._saves.staged(output_dir, state.global_step, where.position()) as directory:
+            files = sink.of(directory)
+            with self._immediate(files, "save_model", "_save"):
                 self.save_model(directory, _internal_call=True)
-            if self._average is not None and self.args.should_save:
+            if self._average is not None and self._strategy.should_save:
                 self._average.save(directory)
             if not self.args.save_only_model:
-                with self._at_once("_save_optimizer_and_scheduler"):
+                with self._immediate(files, "_save_optimizer_and_scheduler"):
                     self._save_optimizer_and_scheduler(directory)
-                with self._at_once("_save_scaler"):
+                with self._immediate(files, "_save_scaler"):
                     self._save_scaler(directory)
-                with self._at_once("_save_rng_state"):
+                with self._immediate(files, "_save_rng_state"):
                     self._save_rng_state(directory)
-            if self.args.should_save:
+            if self._strategy.should_save:
                 checkpoint_save.save_loop_state(directory, loop_state)
                 state.stateful_callbacks = resume.exported_callbacks(self.callback_handler, self.control)
                 checkpoint_save.save_trainer_state(directory, state)
 
-    def _at_once(self, *hooks: str) -> Context:
-        """Around hooks that write, with `async_save`: what a user's own one wrote must be there when it returns."""
-        return at_once(any(map(self._is_overridden, hooks)))
-
-    def _follow_save(self, checkpoint: str) -> None:
-        """What comes after a checkpoint is on the disk: pushing it, and deleting older ones."""
-        logger.info("Saved %s.", checkpoint)
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(checkpoint)
-        if self.args.should_save:
-            self._rotate_checkpoints(output_dir=os.path.dirname(checkpoint))
+    def _immediate(self, files: sink.Sink, *hooks: str) -> Context:
+        """Around hooks that write `files`: what an override wrote must be there, whole, when it returns."""
+        is_plain = files.snapshot is None and files.frozen is None
+        return _NOTHING if is_plain or not any(map(self._is_overridden, hooks)) else files.immediate()
 
     def _resume_point(self) -> resume.ResumePoint:
         """Where a run goes on that is resumed from here; a finished pass counts as the start of the next."""
@@ -2156,7 +2191,9 @@ class Trainer:
             self._total_loss_scalar,
             self._globalstep_last_logged,
             shares,
-            self._found_size.to_save(self._train_batch_size, self._micro_batches, self._strategy.gather_objects),
+            self._found_size.to_save(self._train_batch_size, self._micro_batches, self._strategy.gather_objects)
+            if self.args.auto_find_batch_size
+            else None,
             progress.micro_batches if samples else 0,
             self._batching,
             progress.samples_of_pass,
@@ -2172,7 +2209,7 @@ class Trainer:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model and `processing_class` so that `from_pretrained` loads them. Main process only."""
         output_dir = output_dir or self._output_dir
-        if self.args.should_save:
+        if self._strategy.should_save:
             if _internal_call:  # into a checkpoint, which is staged already
                 self._save(output_dir)
             else:
@@ -2203,7 +2240,7 @@ class Trainer:
         """
         from trainwright.interop.adapters import merged_copy
 
-        if self.args.should_save:
+        if self._strategy.should_save:
             with self._weights_to_hand_out():
                 merged = merged_copy(self._strategy.unwrap(self.model))
             with checkpoint_save.replacing(output_dir or folder_inside(self._output_dir, "merged")) as staging:
@@ -2221,13 +2258,13 @@ class Trainer:
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Hook: write `optimizer.pt` and `scheduler.pt`."""
-        if self.args.should_save:
+        if self._strategy.should_save:
             checkpoint_save.save_optimizer(output_dir, self.optimizer)
             checkpoint_save.save_scheduler(output_dir, self.lr_scheduler)
 
     def _save_scaler(self, output_dir: str) -> None:
         """Hook: write `scaler.pt`, the state of fp16 loss scaling, where it is in use."""
-        if self._strategy.scaler is not None and self.args.should_save:
+        if self._strategy.scaler is not None and self._strategy.should_save:
             checkpoint_save.save_scaler(output_dir, self._strategy.scaler)
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -2241,6 +2278,7 @@ class Trainer:
             self.args.save_total_limit,
             best_model_checkpoint=self.state.best_model_checkpoint,
             use_mtime=use_mtime,
+            deleter=self._saves.delete,
         )
 
     def _sorted_checkpoints(
@@ -2262,7 +2300,7 @@ class Trainer:
 
     def _load_best_model(self) -> None:
         """Hook: put the best checkpoint's weights into the model."""
-        self._saves.settle()
+        self._after_saves(wait=True)
         path = best.undamaged(self.state.best_model_checkpoint, self._output_dir, *self.state.places_of_checkpoints)
         if path is None:
             return

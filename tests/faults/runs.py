@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from trainwright import PrinterCallback, Trainer, TrainingArguments
-from trainwright.checkpoint import weights, writer
+from trainwright.checkpoint import sink, writer
 from trainwright.checkpoint.manifest import problems
 
 _spec = importlib.util.spec_from_file_location("line_conftest", Path(__file__).parents[1] / "conftest.py")
@@ -240,7 +240,7 @@ def watch_files(
     for name in NAMED:
         named(name)
     native(torch, "save")
-    native(weights, "save_file")
+    native(sink, "save_file")
     patch(builtins, "open", opened)
 
 

@@ -14,7 +14,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 from runs import LineModel, difference, end_of, make_run, train
 
 from trainwright import TrainerCallback
-from trainwright.checkpoint import runs
+from trainwright.checkpoint import layout
 from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.weights import load_weights
 from trainwright.cli import main
@@ -281,7 +281,7 @@ def test_a_checkpoint_that_another_implementation_wrote_later_is_the_newest(tmp_
 
 def test_a_clock_that_was_put_back_does_not_make_a_new_run_an_older_one(tmp_path, monkeypatch):
     make_run(tmp_path, max_steps=4, save_steps=2).train()
-    monkeypatch.setattr(runs, "time", SimpleNamespace(time_ns=lambda: 0))
+    monkeypatch.setattr(layout, "time", SimpleNamespace(time_ns=lambda: 0))
     make_run(tmp_path, max_steps=2, save_steps=1, save_total_limit=2).train()
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from trainwright import Trainer, TrainerCallback, TrainerState
-from trainwright.checkpoint import save_failures, weights, writer
+from trainwright.checkpoint import save_failures, sink, writer
 from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.save_failures import SavingFailed, check_free_space, disk_errno, predicted_bytes
 
@@ -40,7 +40,7 @@ class FaultyDisk:
             monkeypatch.setattr(os, name, self.hooked(getattr(os, name), keeps_path=name == "open"))
         monkeypatch.setattr(builtins, "open", self.hooked_open(builtins.open))
         monkeypatch.setattr(torch, "save", self.writer(torch.save, 1, self.torch_error))
-        monkeypatch.setattr(weights, "save_file", self.writer(weights.save_file, 1, self.safetensors_error))
+        monkeypatch.setattr(sink, "save_file", self.writer(sink.save_file, 1, self.safetensors_error))
 
     def fails(self, path):
         path = self.paths.get(path, path)

@@ -21,9 +21,9 @@ from runs import make_run
 
 from trainwright import EarlyStoppingCallback, TrainerState
 from trainwright.checkpoint.best import list_run
+from trainwright.checkpoint.layout import oldest_first
 from trainwright.checkpoint.load import find_resumable, load_loop_state
 from trainwright.checkpoint.manifest import problems, write_manifest
-from trainwright.checkpoint.runs import oldest_first
 from trainwright.cli import main
 from trainwright.data import collator_rng
 from trainwright.evaluation.metrics import write_metrics

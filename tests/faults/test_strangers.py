@@ -16,7 +16,8 @@ from runs import make_run
 
 from trainwright import Trainer
 from trainwright.checkpoint import manifest
-from trainwright.checkpoint.layout import clean_up_staging, sort_checkpoints
+from trainwright.checkpoint.layout import sort_checkpoints
+from trainwright.checkpoint.leftovers import clean_up_staging
 from trainwright.checkpoint.load import find_resumable, load_optimizer, load_rng, load_scheduler
 from trainwright.checkpoint.manifest import problems, write_manifest
 from trainwright.checkpoint.weights import load_weights

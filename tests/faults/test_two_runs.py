@@ -13,7 +13,7 @@ from runs import make_run
 
 from trainwright import TrainerCallback
 from trainwright.checkpoint import layout
-from trainwright.checkpoint.output_dir_lock import occupied
+from trainwright.checkpoint.output_dir_lock import output_dir_lock
 from trainwright.run import resume
 
 pytestmark = pytest.mark.skipif(
@@ -110,6 +110,6 @@ def test_where_nothing_can_be_locked_training_goes_on(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     make_run(tmp_path / "out", max_steps=1).train()
-    with occupied(str(tmp_path / "absent")):
+    with output_dir_lock(str(tmp_path / "absent")):
         pass
     assert WARNING not in caplog.text

@@ -153,7 +153,7 @@ def test_a_long_log_is_handed_over_line_by_line_and_written_whole(tmp_path, fork
         assert one.read_bytes() == other.read_bytes()
     (arena,) = made
     assert sizes == sorted(sizes) and sizes[1] - sizes[0] < sizes[0] + 2
-    assert (arena.num_bytes_kept_anew, arena.num_made) == (sizes[-1], 2)
+    assert (arena.num_text_bytes_copied, arena.num_made) == (sizes[-1], 2)
 
 
 def test_a_text_that_grew_is_copied_by_what_it_grew_and_one_that_was_changed_whole():
@@ -166,18 +166,18 @@ def test_a_text_that_grew_is_copied_by_what_it_grew_and_one_that_was_changed_who
         (b"q" * 3000, 2),
         (b"y" * 99999, 3),
     ]:
-        before = arena.num_bytes_kept_anew
-        assert arena.memory(arena.keep(content, version)) == content
-        counts.append(arena.num_bytes_kept_anew - before)
+        before = arena.num_text_bytes_copied
+        assert arena.memory(arena.put_text(content, version)) == content
+        counts.append(arena.num_text_bytes_copied - before)
         arena.clear()
         assert arena.reserve(64).block != arena._kept
     assert counts == [4000, 10, 4000, 0, 3000, 99999] and arena.num_made == 3
 
 
-def test_tensors_that_stay_where_they_are_are_arranged_once(tmp_path, forks, monkeypatch):
+def test_tensors_that_stay_where_they_are_are_laid_out_once(tmp_path, forks, monkeypatch):
     arranged = []
-    real = snapshot.arranged
-    monkeypatch.setattr(snapshot, "arranged", lambda *args: arranged.append(len(args[1])) or real(*args))
+    real = snapshot.layout_of
+    monkeypatch.setattr(snapshot, "layout_of", lambda *args: arranged.append(len(args[1])) or real(*args))
     trainer = train(tmp_path, async_save=True, save_steps=1, max_steps=8)
     num_parameters = len(list(trainer.model.parameters()))
     states = sum(isinstance(value, torch.Tensor) for one in trainer.optimizer.state.values() for value in one.values())
@@ -186,8 +186,8 @@ def test_tensors_that_stay_where_they_are_are_arranged_once(tmp_path, forks, mon
     assert arranged.count(1) <= random_states
 
 
-def test_tensors_that_moved_or_changed_are_arranged_anew(tmp_path):
-    arena, arrangements = Arena(), {}
+def test_tensors_that_moved_or_changed_are_laid_out_anew(tmp_path):
+    arena, layouts = Arena(), {}
     first, second = torch.arange(9.0), torch.arange(4)
     states = [
         {"a": first, "b": second},
@@ -200,9 +200,9 @@ def test_tensors_that_moved_or_changed_are_arranged_anew(tmp_path):
     for state in states:
         arena.clear()
         job = Job(str(tmp_path), str(tmp_path / "final"), 1, 1, {})
-        taken = Snapshot(arena, job, None, arrangements)
-        assert taken.take("torch", tmp_path / "state.pt", state)
-        taken.finish()
+        copied = Snapshot(arena, job, None, layouts)
+        assert copied.add("torch", tmp_path / "state.pt", state)
+        copied.finish()
         found = snapshot.read(arena, job.files[0])
         assert {name: (t.dtype, t.stride(), t.tolist()) for name, t in found.items()} == {
             name: (t.dtype, t.stride(), t.tolist()) for name, t in state.items()
@@ -213,9 +213,9 @@ def test_a_copy_by_several_threads_is_whole_and_leaves_none_of_them(tmp_path, mo
     monkeypatch.setattr(os, "sched_getaffinity", lambda number: range(8))
     state = {name: torch.randn(700_001) for name in "abcd"} | {"e": torch.randn(3)}
     arena, job = Arena(), Job(str(tmp_path), str(tmp_path / "final"), 1, 1, {})
-    taken, before = Snapshot(arena, job), threading.active_count()
-    assert taken.take("torch", tmp_path / "state.pt", state)
-    taken.finish()
+    copied, before = Snapshot(arena, job), threading.active_count()
+    assert copied.add("torch", tmp_path / "state.pt", state)
+    copied.finish()
     assert threading.active_count() == before
     found = snapshot.read(arena, job.files[0])
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
@@ -247,13 +247,13 @@ def test_tensors_that_share_memory_share_it_in_the_file(tmp_path):
     base = torch.arange(12.0)
     state = {"a": base, "b": base[2:6], "c": base.view(3, 4).t(), "n": {"x": [torch.tensor(3), torch.empty(0)]}}
     arena, job = Arena(), Job(str(tmp_path), str(tmp_path / "final"), 1, 1, {})
-    taken = Snapshot(arena, job)
-    assert taken.take("torch", tmp_path / "state.pt", state)
-    assert taken.num_bytes == base.nbytes + 8  # the shared block once, and one number
+    copied = Snapshot(arena, job)
+    assert copied.add("torch", tmp_path / "state.pt", state)
+    assert copied.num_bytes == base.nbytes + 8  # the shared block once, and one number
     (tmp_path / "waited").mkdir()
     torch.save(state, tmp_path / "waited" / "state.pt")  # the name of a file stands in it
     (file,) = job.files
-    taken.finish()
+    copied.finish()
     torch.save(snapshot.read(arena, file), tmp_path / "state.pt")
     loaded = torch.load(tmp_path / "state.pt")
     loaded["a"][3] = -1.0
@@ -266,9 +266,9 @@ def test_tensors_of_other_sizes_that_begin_at_one_address_are_each_whole(tmp_pat
     array = torch.arange(10.0).numpy()
     state = {"a": torch.from_numpy(array[:2]), "b": torch.from_numpy(array)}
     arena, job = Arena(), Job(str(tmp_path), str(tmp_path / "final"), 1, 1, {})
-    taken = Snapshot(arena, job)
-    assert taken.take("torch", tmp_path / "state.pt", state)
-    taken.finish()
+    copied = Snapshot(arena, job)
+    assert copied.add("torch", tmp_path / "state.pt", state)
+    copied.finish()
     found = snapshot.read(arena, job.files[0])
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
@@ -276,15 +276,15 @@ def test_tensors_of_other_sizes_that_begin_at_one_address_are_each_whole(tmp_pat
 @pytest.mark.parametrize(
     "strange", [nn.Parameter(torch.ones(2)), torch.eye(2).to_sparse(), SavingFailed("own class"), lambda: None, os.stat]
 )
-def test_what_another_process_may_not_know_is_not_taken(tmp_path, strange):
-    taken = Snapshot(Arena(), Job(str(tmp_path), str(tmp_path / "final"), 1, 1, {}))
-    assert not taken.take("torch", tmp_path / "state.pt", {"state": [strange]})
-    assert taken.job.files == []
+def test_what_another_process_may_not_know_is_not_copied(tmp_path, strange):
+    copied = Snapshot(Arena(), Job(str(tmp_path), str(tmp_path / "final"), 1, 1, {}))
+    assert not copied.add("torch", tmp_path / "state.pt", {"state": [strange]})
+    assert copied.job.files == []
 
 
-def test_a_file_outside_of_the_checkpoint_is_not_taken(tmp_path):
-    taken = Snapshot(Arena(), Job(str(tmp_path / "staging"), str(tmp_path / "final"), 1, 1, {}))
-    assert not taken.take("json", tmp_path / "elsewhere.json", {})
+def test_a_file_outside_of_the_checkpoint_is_not_copied(tmp_path):
+    copied = Snapshot(Arena(), Job(str(tmp_path / "staging"), str(tmp_path / "final"), 1, 1, {}))
+    assert not copied.add("json", tmp_path / "elsewhere.json", {})
 
 
 def test_the_memory_is_made_once_and_used_by_every_save(tmp_path, forks, monkeypatch):
@@ -350,7 +350,7 @@ def test_copies_by_way_of_a_device_are_in_their_places_and_not_used_before_they_
     monkeypatch.setattr(shared_memory.Block, "pin", lambda self: pinned.append(self))
     state = {"a": torch.arange(100.0), "b": torch.arange(7), "c": torch.ones(3, dtype=torch.bfloat16)}
     arena, job = Arena(), Job(str(tmp_path), str(tmp_path / "final"), 1, 1, {})
-    taken = Snapshot(arena, job)
+    copied = Snapshot(arena, job)
 
     real, from_device = snapshot.described_as, Snapshot._copy_from_device
     device = torch.device("cuda", 0)
@@ -370,11 +370,11 @@ def test_copies_by_way_of_a_device_are_in_their_places_and_not_used_before_they_
 
     monkeypatch.setattr(snapshot, "described_as", on_device)
     monkeypatch.setattr(Snapshot, "_copy_from_device", copy)
-    assert taken.take("torch", tmp_path / "a.pt", state) and taken.take("torch", tmp_path / "b.pt", {"d": state["a"]})
-    taken.finish()
-    assert pinned and len(taken._held) == (2 if has_room else 0)
-    assert not taken.is_copied(wait=False) and taken.is_copied(wait=True) and taken._held == []
-    assert taken.is_copied(wait=False)
+    assert copied.add("torch", tmp_path / "a.pt", state) and copied.add("torch", tmp_path / "b.pt", {"d": state["a"]})
+    copied.finish()
+    assert pinned and len(copied._held) == (2 if has_room else 0)
+    assert not copied.is_copied(wait=False) and copied.is_copied(wait=True) and copied._held == []
+    assert copied.is_copied(wait=False)
     found = [snapshot.read(arena, file) for file in job.files]
     assert all(torch.equal(found[0][name], tensor) for name, tensor in state.items())
     assert torch.equal(found[1]["d"], state["a"])
@@ -447,25 +447,25 @@ def test_a_checkpoint_asked_for_by_hand_is_there_when_the_call_returns(tmp_path,
     assert [step for step, _, _ in heard.saves] == [2, 4]
 
 
-def test_functions_of_libraries_are_replaced_during_the_save_only():
+def test_functions_of_libraries_are_replaced_during_the_save_only_and_for_its_directory_only(tmp_path):
     transformers = pytest.importorskip("transformers")
     import transformers.modeling_utils as library
 
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=5))
     before, seen = library.safe_save_file, []
+    here, elsewhere = str(tmp_path / "here"), str(tmp_path / "elsewhere.safetensors")
 
-    class Taker:
-        def take(self, kind, path, content, metadata=None):
-            seen.append((kind, os.path.basename(path), metadata))
+    class Noting:
+        def add(self, kind, path, content, metadata=None):
+            seen.append((kind, os.path.relpath(path, here), metadata))
             return True
 
-    def write(tensors, path, metadata):
-        assert sink.taken("tensors", path, tensors, metadata)
-
-    with sink.taking(Taker()), sink.weights_of(model, write):
-        assert library.safe_save_file is not before
-        library.safe_save_file({}, "model.safetensors", metadata={"format": "pt"})
-    assert seen == [("tensors", "model.safetensors", {"format": "pt"})]
+    with sink.opened(here, sink.Sink(Noting())), sink.redirected(model, here), sink.redirected(model, f"{here}/inner"):
+        for path in (f"{here}/model.safetensors", f"{here}/inner/model.safetensors", elsewhere):
+            library.safe_save_file({}, path, metadata={"format": "pt"})
+    names = ("model.safetensors", os.path.join("inner", "model.safetensors"))
+    assert seen == [("tensors", name, {"format": "pt"}) for name in names]
+    assert os.path.isfile(elsewhere)
     assert library.safe_save_file is before
 
 
@@ -683,7 +683,7 @@ def test_a_disk_that_fails_costs_that_checkpoint_only(tmp_path, forks, caplog, n
     assert [step for step, _, _ in heard.saves] == [2, 6]
     assert "The checkpoint of step 4 could not be saved" in caplog.text and "TRAINING GOES ON" in caplog.text
     assert sorted(os.listdir(tmp_path)) == ["checkpoint-2", "checkpoint-6"]
-    assert trainer._saves.trouble.num_failures == 0
+    assert trainer._saves.failures.num_failures == 0
 
 
 def test_too_many_failures_end_the_run_and_an_error_in_code_does_at_once(tmp_path, forks):

@@ -292,17 +292,19 @@ def test_a_hook_of_the_user_finds_the_one_file_it_knows(tmp_path, how, hook):
 
 
 def test_a_run_that_pushes_its_checkpoints_writes_one_file(tmp_path):
-    run = make_run(tmp_path)
-    assert run._strategy.frozen.is_on
-    run.args.push_to_hub = True
-    run.create_accelerator_and_postprocess()
-    assert not run._strategy.frozen.is_on
+    class Offline(Trainer):
+        def init_hf_repo(self, token=None, private=None):
+            pass
+
+    run = make_run(tmp_path, trainer={"model": Headed()}, cls=Offline, push_to_hub=True, **SAVING)
+    run.train()
+    assert all(weights_in(tmp_path / f"checkpoint-{step}") == ["model.safetensors"] for step in (1, 2, 3))
 
 
 def test_the_warning_about_free_space_counts_shared_bytes_once(tmp_path, caplog, monkeypatch):
     run = make_run(tmp_path, trainer={"model": Headed()}, save_only_model=True, **SAVING)
     num_bytes, shared = predicted_bytes(run.model)[0], run.model.encoder.weight.nbytes
-    assert run._strategy.frozen.num_bytes_shared(run.model) == shared > num_bytes / 2
+    assert run._saves.frozen.num_bytes_shared(run.model) == shared > num_bytes / 2
     own = num_bytes - shared
     check_free_space(str(tmp_path), (num_bytes, num_bytes), 3, None, shared)
     for free, room in ((3 * own + shared, None), (3 * own + shared - 1, 2)):
@@ -312,7 +314,7 @@ def test_the_warning_about_free_space_counts_shared_bytes_once(tmp_path, caplog,
         assert ("Free space" in caplog.text) == (room is not None)
         assert room is None or f"room for {room}. Free space" in caplog.text
     monkeypatch.setattr(frozen, "LEAST_BYTES", shared + 1)
-    assert run._strategy.frozen.num_bytes_shared(run.model) == 0
+    assert run._saves.frozen.num_bytes_shared(run.model) == 0
 
 
 def test_where_directories_cannot_be_renamed_each_checkpoint_has_its_copy(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """A checkpoint that was edited on purpose (weights averaged or converted, a new vocabulary): promised as it is now.
 
-Owns: `accept`. Leaves to others: noticing that a checkpoint has changed (manifest.py), what can be read (foreign.py).
+Owns: `accept`. Leaves to others: noticing that a checkpoint has changed (manifest.py), what can be read
+(without_manifest.py).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def accept(directory: str | os.PathLike[str]) -> str:
     reasons = _reasons_against(path, final)
     if reasons:
         raise Unreadable(path, reasons)
-    step, world_size, position = _where_it_stood(path)
+    step, world_size, position = _recorded_position(path)
     write_manifest(path, step, world_size, position, flush=flush)
     flush(os.path.join(path, MANIFEST_NAME))
     flush_directory(path)
@@ -64,7 +65,7 @@ def _step_of_state(path: str) -> int:
     return step
 
 
-def _where_it_stood(path: str) -> tuple[int, int, dict[str, Any]]:
+def _recorded_position(path: str) -> tuple[int, int, dict[str, Any]]:
     """Step, number of processes and position in the data, from the old manifest where it can still be read."""
     try:
         old = read_manifest(path)

@@ -1,7 +1,7 @@
-"""Saves that run beside the training: one at a time, each as safe as one that the run waits for.
+"""Asynchronous saves: one at a time, each as safe as one that the run waits for.
 
 Owns: the save in flight, from its snapshot to what became of it; what happens when the process that writes is killed.
-Leaves to others: the snapshot (snapshot.py), the process (writer.py), what follows a save that is done (the trainer).
+Leaves to others: the snapshot (snapshot.py), the process (writer.py), what follows a save that is done (Trainer).
 Decision and promises: docs/decisions/0005-asynchronous-saves.md.
 """
 
@@ -15,19 +15,25 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import reduction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainwright.checkpoint import writer
+from trainwright.checkpoint import sink, writer
 from trainwright.checkpoint.commit import delete, flush_parents, sibling
-from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.shared_memory import Arena, check_room
 from trainwright.checkpoint.snapshot import Job, Snapshot
-from trainwright.checkpoint.snapshot_layout import Arrangement
+from trainwright.checkpoint.snapshot_layout import SnapshotLayout
 from trainwright.forks import hold_alone
 from trainwright.names import SaveStrategy
-from trainwright.nonfinite.weights import NonFiniteWeights, checkable_tensors, nonfinite_tensors
+from trainwright.nonfinite.weights import NonFiniteWeights, nonfinite_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainwright.args.training import TrainingArguments
+    from trainwright.checkpoint.frozen import FrozenWeights
+    from trainwright.parallel.agreement import Agreement
 
 logger = logging.getLogger(__name__)
 
@@ -40,17 +46,16 @@ _LOOK_S = 1.0  # how often a wait looks whether the writer lives, which a copy o
 class AsyncSaves:
     """The saves of one run, written by a process that is started once, before the first of them.
 
-    `staged` takes the place of `save.staged`: it ends when the state is copied. From then on `in_flight` is true, until
-    `result` was asked for. Among several processes of a run only the first (`is_main`) has a writer; `agreement` lets
-    the others know when it is done, so that all go on from the same step.
+    `staged` takes the place of `save.staged`: it ends when the state is copied. `begin` starts the writing, and from
+    then on `in_flight` is true, until `finish`. Of several ranks only the first (`is_main`) has a writer; `agreement`
+    lets the others know when it is done, so that all continue from the same step.
     """
 
-    def __init__(self, num_bytes: int = 0, *, is_main: bool = True, agreement: Any = None) -> None:
-        self.in_flight = self.is_beside = False
+    def __init__(self, num_bytes: int = 0, *, is_main: bool = True, agreement: Agreement | None = None) -> None:
+        self.in_flight = False
         self.num_saves = self.num_waits = self.num_deaths = 0
         self.waited_s = 0.0
         self._is_main, self._agreement = is_main, agreement
-        self._to_check: dict[str, Any] = {}
         if is_main:
             check_room(num_bytes)
         try:
@@ -60,15 +65,15 @@ class AsyncSaves:
                 f"async_save=True needs about {num_bytes / 2**30:.1f} GiB of shared memory, which the system refused: "
                 f"{error}. Leave it out, and training waits for its checkpoints."
             ) from error
-        self._known_blocks = 0  # what `num_made` of the arena was when the writer was last told of its blocks
+        self._known_blocks = 0  # what `num_made` of the arena was when its blocks were last sent to the writer
         self._process: writer.ProcessLike | None = None
         self._line: Any = None
         self._snapshot: Snapshot | None = None
-        self._arrangements: dict[str, Arrangement] = {}  # by file, how the save before was taken apart
+        self._layouts: dict[str, SnapshotLayout] = {}  # by file, of the save before
         self._is_sent = False
         self._answer: dict[str, Any] | None = None
         self._is_answered = False
-        self._doomed: list[str] = []  # directories that the writer was given to delete, since its last answer
+        self._doomed: list[str] = []  # directories sent to the writer to be deleted, since its last answer
         hold_alone(self)
         if is_main:
             try:
@@ -81,12 +86,19 @@ class AsyncSaves:
 
     @classmethod
     def for_run(
-        cls, args: Any, name: str, overridden: list[str], num_bytes: int, *, is_main: bool, is_distributed: bool
+        cls,
+        args: TrainingArguments,
+        name: str,
+        overridden: list[str],
+        num_bytes: int,
+        *,
+        is_main: bool,
+        is_distributed: bool,
     ) -> AsyncSaves | None:
-        """What `args` (TrainingArguments) ask for; None where there is nothing to write beside the training.
+        """What `args` ask for; None where there is nothing to write asynchronously.
 
-        `name`: of the Trainer's class, `overridden`: those of `saves.HOOKS_THAT_WRITE` that are its own. `num_bytes`:
-        predicted size of a checkpoint. All processes call it together. Raises MemoryError where the memory will not do.
+        `name`: of the Trainer's class, `overridden`: those of `saves.HOOKS_THAT_WRITE` that it overrides. `num_bytes`:
+        predicted size of a checkpoint. All ranks call it together. Raises MemoryError where the memory will not do.
         """
         if not args.async_save or args.save_strategy == SaveStrategy.NO:
             return None
@@ -108,24 +120,11 @@ class AsyncSaves:
             agreement = Agreement(args.ddp_timeout_delta)
         return cls(num_bytes, is_main=is_main, agreement=agreement)
 
-    @contextlib.contextmanager
-    def beside(self, strategy: Any, model: Any, exempt: Container[str]) -> Iterator[None]:
-        """Within, checkpoints that are begun through `strategy.stage` are written beside the training.
-
-        `model`: whose weights are checked before they are written, where `checks_weights`, but for those in `exempt`.
-        """
-        before, strategy.stage, self.is_beside = strategy.stage, self.staged, True
-        self._to_check = checkable_tensors(model, exempt) if self.checks_weights else {}
-        try:
-            yield
-        finally:
-            strategy.stage, self.is_beside, self._to_check = before, False, {}
-
     @property
     def checks_weights(self) -> bool:
         """Whether saves refuse weights that are not finite (NonFiniteWeights), at the latest when they are over.
 
-        Among several processes each looks at its own before the save, because all must refuse together.
+        Each of several ranks looks at its weights before the save, because all must refuse together.
         """
         return self._agreement is None
 
@@ -133,15 +132,22 @@ class AsyncSaves:
 
     @contextlib.contextmanager
     def staged(
-        self, final: str, *, step: int, world_size: int, position: dict[str, Any], frozen: FrozenWeights | None = None
+        self,
+        final: str,
+        *,
+        step: int,
+        world_size: int,
+        position: dict[str, Any],
+        frozen: FrozenWeights | None = None,
+        to_check: dict[str, torch.Tensor] | None = None,
     ) -> Iterator[str]:
         """As `save.staged`, but it ends when the state is copied; the directory gets its name when that is written.
 
-        Files that cannot be taken are written at once, by whoever writes them. After an exception nothing is in flight
-        and `final` is as it was.
+        Files that a snapshot cannot hold are written at once. `to_check`: parameters that must be finite. After an
+        exception nothing is in flight and `final` is as it was.
         """
         assert not self.in_flight, "one save at a time"
-        self._make_sure_of_writer()
+        self._ensure_writer()
         final = os.path.abspath(final)
         # The name says who works on it: for as long as that process runs, nobody cleans up here.
         staging = sibling(final, "staged", self._process.pid if self._process is not None else None)
@@ -151,13 +157,16 @@ class AsyncSaves:
         try:
             self._arena.clear()
             job = Job(staging, final, step, world_size, position)
-            self._snapshot = Snapshot(self._arena, job, self._to_check, self._arrangements)
-            with (frozen or FrozenWeights()).apart(staging, final, self._snapshot) as files:
+            self._snapshot = Snapshot(self._arena, job, to_check, self._layouts)
+            files = frozen.files_of(staging, final) if frozen is not None else None
+            with sink.opened(staging, sink.Sink(self._snapshot, files)):
                 yield staging
             self._snapshot.finish()
-            job.frozen = files.entries
-            self._snapshot.pass_over(files.linked)
-            names = nonfinite_tensors(self._snapshot.to_check)  # those the writer was not given
+            if frozen is not None and files is not None:
+                frozen.note(final, files)
+                job.frozen = files.entries
+                self._snapshot.pass_over(files.linked)
+            names = nonfinite_tensors(self._snapshot.to_check)  # those that were in no file of the snapshot
             if names:
                 raise NonFiniteWeights(names)
         except BaseException:
@@ -172,7 +181,7 @@ class AsyncSaves:
         self._snapshot, self.in_flight = None, False
 
     def begin(self) -> None:
-        """What was staged is in flight from now on; called by every process of the run, after the last has written."""
+        """What was staged is in flight from now on; called by every rank, after the last has written."""
         self.in_flight, self._is_sent, self._is_answered, self._answer = True, False, False, None
         self.num_saves += 1
         if not self._is_main:
@@ -208,8 +217,8 @@ class AsyncSaves:
             shutil.rmtree(snapshot.job.staging, ignore_errors=True)
             raise writer.rebuilt(self._answer)
 
-    def settle(self, first_error: Callable[[Exception | None], Exception | None]) -> None:
-        """`result` for all processes of the run; raises in each what one of them raised (`Strategy.first_error`)."""
+    def finish(self, first_error: Callable[[Exception | None], Exception | None]) -> None:
+        """`result` for all ranks; raises in each what one of them raised (`Strategy.first_error`)."""
         error: Exception | None = None
         try:
             self.result()
@@ -220,7 +229,7 @@ class AsyncSaves:
             raise failed
 
     def wait_before(self, step: int) -> None:
-        """Wait for the save in flight, because that of `step` is to begin; counts and tells of it."""
+        """Wait for the save in flight, because that of `step` is to begin; counts it, and says so in the log."""
         if not self.in_flight:
             return
         start = time.monotonic()
@@ -234,12 +243,12 @@ class AsyncSaves:
             )  # fmt: skip
 
     def delete(self, path: str) -> bool:
-        """Have the writer delete `path`, before the next save that it is given. False: it cannot."""
+        """Have the writer delete `path`, before the next save that it is sent. False: it cannot."""
         if self._process is None:
             return False
         try:
             self._line.send(("delete", path))
-        except OSError:  # it died; who needs it next will notice
+        except OSError:  # it died, which the next use of it shows
             return False
         self._doomed.append(path)
         return True
@@ -251,10 +260,10 @@ class AsyncSaves:
         is_idle = not self.in_flight
         try:
             if self.in_flight and self._is_main:
-                with contextlib.suppress(Exception):  # the run is over: there is nobody left to bear it
+                with contextlib.suppress(Exception):  # the run is over: nothing is left that could tolerate it
                     self.result() if wait else self._send(wait=True)
                 is_idle = wait
-        finally:  # whoever waits may lose patience
+        finally:  # also after a Ctrl-C while it waits
             self.in_flight = False
             if self._line is not None:
                 writer.hang_up(self._line)
@@ -268,7 +277,7 @@ class AsyncSaves:
                 self._agreement.close()
 
     def let_go(self) -> None:
-        """In a fork: the writer, and what it is to write and delete, are the business of the run."""
+        """In a fork: the writer, and what it is to write and delete, belong to the run."""
         if self._line is not None:
             self._line.close()
         self._process = self._line = self._snapshot = None
@@ -296,10 +305,10 @@ class AsyncSaves:
         with contextlib.suppress(subprocess.TimeoutExpired):  # a process that waits for a disk ends when that answers
             process.wait(MOST_WAIT_S)
 
-    def _make_sure_of_writer(self) -> None:
+    def _ensure_writer(self) -> None:
         """A writer that died between two saves is replaced, MOST_DEATHS times."""
         if self._process is not None and self._process.poll() is not None:
-            self._bury("between two saves", "Nothing is lost")
+            self._note_death("between two saves", "Nothing is lost")
         if self._process is None and self.num_deaths <= MOST_DEATHS:
             try:
                 self._start()
@@ -308,7 +317,7 @@ class AsyncSaves:
                 logger.warning("No new process could be started for writing checkpoints (%s): the run waits.", error)
 
     def _send(self, wait: bool) -> bool:
-        """Tell the writer of the snapshot once it is complete; whether it was told."""
+        """Send the snapshot to the writer once it is complete; whether it was sent."""
         assert self._snapshot is not None
         if self._is_sent or self._process is None:
             return True
@@ -316,7 +325,7 @@ class AsyncSaves:
             return False
         place = self._arena.put(pickle.dumps(self._snapshot.job))
         self._is_sent = True
-        with contextlib.suppress(OSError):  # it died; who looks for the answer will notice
+        with contextlib.suppress(OSError):  # it died, which waiting for the answer shows
             if self._known_blocks != self._arena.num_made:
                 self._line.send(("blocks", [block.num_bytes for block in self._arena.blocks]))
                 for block in self._arena.blocks:
@@ -337,20 +346,20 @@ class AsyncSaves:
             self._answer, self._is_answered = self._line.recv(), True
             self._doomed = []
         except (EOFError, OSError):
-            self._bury("while it wrote a checkpoint", "This run makes that save itself")
+            self._note_death("while it wrote a checkpoint", "This run makes that save itself")
         return True
 
     def _has_answer(self, wait: bool) -> bool:
         """Whether the line holds an answer, or its end; `wait` until it does. EOFError where the writer just died."""
         assert self._process is not None and self._snapshot is not None
-        begin = told = time.monotonic()
+        begin = last_line = time.monotonic()
         while not self._line.poll(_LOOK_S if wait else 0):
             if not wait:
                 return False
             if self._process.poll() is not None and not self._line.poll(0):
                 raise EOFError
-            if (now := time.monotonic()) - told > MOST_WAIT_S:
-                told = now
+            if (now := time.monotonic()) - last_line > MOST_WAIT_S:
+                last_line = now
                 logger.warning(
                     "%s is still being written, for %d s now, by process %d: the disk is slow, or does not answer.",
                     self._snapshot.job.final, now - begin, self._process.pid,
@@ -358,13 +367,13 @@ class AsyncSaves:
         return True
 
     def _delete_doomed(self) -> None:
-        """What the writer did not live to delete. A run that dies before has it deleted at its resume."""
+        """Delete what the writer died before deleting. A run that dies before has it deleted at its resume."""
         for path in self._doomed:
             if os.path.lexists(path):
                 delete(path)
         self._doomed = []
 
-    def _bury(self, when: str, consequence: str) -> None:
+    def _note_death(self, when: str, consequence: str) -> None:
         assert self._process is not None
         code = self._process.wait()
         self._line.close()
@@ -382,7 +391,7 @@ class AsyncSaves:
         self._delete_doomed()
 
     def _write_here(self, job: Job) -> None:
-        """Make the save of a writer that died. All it was given is still in memory."""
+        """Make the save of a writer that died. All that it was sent is still in memory."""
         try:
             if os.path.lexists(job.staging):  # else it died after the checkpoint had got its name
                 writer.write_and_commit(job, self._arena)

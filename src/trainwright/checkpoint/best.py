@@ -14,10 +14,17 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from trainwright.checkpoint.json_files import read_trainer_state
-from trainwright.checkpoint.layout import linked_checkpoints, same_place, sort_checkpoints
+from trainwright.checkpoint.layout import (
+    Record,
+    linked_checkpoints,
+    of_earlier_runs,
+    oldest_first,
+    same_place,
+    sort_checkpoints,
+    wrote,
+)
 from trainwright.checkpoint.manifest import how_to_accept, problems
 from trainwright.checkpoint.paths import is_ours, relative_files, shown, step_of
-from trainwright.checkpoint.runs import Record, of_earlier_runs, oldest_first, wrote
 from trainwright.names import TRAINER_STATE_NAME, closest
 
 logger = logging.getLogger(__name__)
@@ -117,7 +124,7 @@ def is_better(value: float, best: float | None, greater_is_better: bool, thresho
 
 
 def locate(best_path: str | None, *directories: str | os.PathLike[str]) -> str | None:
-    """Where the checkpoint remembered as `best_path` lies now, or None.
+    """Where the checkpoint remembered as `best_path` is now, or None.
 
     `best_path` may come from a file, so of it only its name counts, which must be that of a checkpoint; it is looked
     for in `directories`: in the one that `best_path` names, if it is among them, then in their order, since a run that
@@ -137,7 +144,7 @@ def locate(best_path: str | None, *directories: str | os.PathLike[str]) -> str |
 def was_saved(directory: str, known: str | None, run: Record | None) -> bool:
     """Whether `directory`, whose name has the best step, was saved by this run, or by the one that it continues.
 
-    An earlier run may have left a checkpoint of the same step there. `known`: the best checkpoint so far, where it lies
+    An earlier run may have left a checkpoint of the same step there. `known`: the best checkpoint so far, where it is
     now (`resumed`). `run`: the record of this run.
     """
     return (known is not None and same_place(known, directory)) or wrote(run, directory)
@@ -147,8 +154,8 @@ def resumed(best_path: str | None, checkpoint: str, run_dir: str | os.PathLike[s
     """The best checkpoint that `checkpoint` remembers, where it may lie: where `checkpoint` itself does, or in the
     directory of the run. None, with a warning, where it is called as no checkpoint is.
 
-    In this order, because a run that is resumed from another directory may find checkpoints of an earlier run in its
-    own.
+    In this order, because a run that is resumed from another directory may find checkpoints of an earlier run in
+    its directory.
     """
     found = locate(best_path, os.path.dirname(os.path.abspath(checkpoint)), run_dir)
     if found is not None or not best_path:

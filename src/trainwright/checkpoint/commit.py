@@ -1,6 +1,6 @@
 """The moment a directory gets, changes or loses its name, so that a dead process or a power cut leaves no half one.
 
-Owns: flushing to disk, publishing what was staged, deleting. Leaves to others: what stands in it (save.py), which one
+Owns: flushing to disk, publishing what was staged, deleting. Leaves to others: what it holds (save.py), which one
 may go (layout.py). Where directories cannot be renamed (object stores, some mounts), a mark says that one is not whole.
 """
 
@@ -10,10 +10,10 @@ import errno
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 
 from trainwright.checkpoint.paths import INCOMPLETE_NAME, is_ours, relative_files
-from trainwright.checkpoint.sink import deleted
 from trainwright.safe_write import NO_RENAME, create_text
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,9 @@ def publish(staging: str, final: str) -> None:
     try:
         if existed:
             shutil.rmtree(replaced, ignore_errors=True)
-            os.rename(final, replaced)  # clean_up_staging settles a run that dies between these two lines
+            os.rename(
+                final, replaced
+            )  # clean_up_staging repairs what is left by a run that dies between these two lines
         os.rename(staging, final)
     except OSError as error:
         if existed and not os.path.lexists(final):
@@ -57,8 +59,11 @@ def publish(staging: str, final: str) -> None:
         remove(replaced)
 
 
-def remove(path: Path) -> None:
-    """Delete a directory. It loses its name first, so that a run killed halfway leaves no half checkpoint."""
+def remove(path: Path, deleter: Callable[[str], None] | None = None) -> None:
+    """Delete a directory. It loses its name first, so that a run killed halfway leaves no half checkpoint.
+
+    `deleter`: deletes what has lost its name, now or later; None: now.
+    """
     doomed = sibling(path, "deleted")
     try:
         os.rename(path, doomed)
@@ -66,14 +71,12 @@ def remove(path: Path) -> None:
         doomed = os.fspath(path)
         with suppress(OSError):
             _empty_under_mark(doomed)
-    else:
-        if deleted(doomed):
-            return
-    delete(doomed)
+        deleter = None
+    (deleter or delete)(doomed)
 
 
 def delete(doomed: str) -> None:
-    """Delete a directory that nobody takes for a checkpoint any more. Some 15 ms for 50 MB (ext4)."""
+    """Delete a directory that has lost the name of a checkpoint. Some 15 ms for 50 MB (ext4)."""
     shutil.rmtree(doomed, ignore_errors=True)
     if os.path.lexists(doomed):
         logger.warning("%s could not be deleted completely; it still takes space on the disk.", doomed)
@@ -98,7 +101,7 @@ def flush_directory(path: str) -> None:
 
 
 def flush_tree(directory: str) -> None:
-    """Have the disk confirm everything under a directory, and its own name last."""
+    """Have the disk confirm everything under a directory, and its name last."""
     for name in relative_files(directory):
         flush(os.path.join(directory, name))
     for folder, _, _ in os.walk(directory, topdown=False):
@@ -106,7 +109,7 @@ def flush_tree(directory: str) -> None:
 
 
 def flush_parents(path: str) -> None:
-    """Have the disk confirm the name of `path`, and those of the two directories it lies in: a run has just made them.
+    """Have the disk confirm the name of `path`, and those of the two directories around it: a run has just made them.
 
     Those above belong to someone else, who may not let us.
     """

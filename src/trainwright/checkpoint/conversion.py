@@ -28,7 +28,7 @@ def load_converted(model: Any, tensors: dict[str, torch.Tensor]) -> tuple[list[s
             other, info = type(model).from_pretrained(
                 None, config=copy.deepcopy(model.config), state_dict=tensors, torch_dtype=wide, output_loading_info=True
             )
-    except Exception as error:  # whatever a user's own class or release raises: the plain result stands
+    except Exception as error:  # whatever a user's class or release raises: the plain result is used
         logger.info("The weights could not be converted by %s: %s", type(model).__name__, error)
         return None
     missing = set(info["missing_keys"])

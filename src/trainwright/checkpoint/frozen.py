@@ -12,23 +12,19 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from trainwright.checkpoint.manifest import read_manifest
 from trainwright.checkpoint.paths import inside
-from trainwright.checkpoint.sink import Taker, taking
+from trainwright.checkpoint.sink import Tensors, WeightsFile
 from trainwright.checkpoint.tensors import strided_parts
 from trainwright.interop.loaded import is_peft_model
 from trainwright.names import MANIFEST_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 logger = logging.getLogger(__name__)
-
-Tensors = dict[str, torch.Tensor]
 
 # Below these, one file that every tool knows is worth more than what two save: less than half of the weights, or less
 # than an ordinary disk writes, and a core hashes, in a tenth of a second.
@@ -40,22 +36,14 @@ _FORMAT = "format"  # a key of a safetensors file's metadata; the others of ours
 _ROW_WORDS = 1024  # of 8 bytes
 
 
-class WeightsFile(NamedTuple):
-    """A safetensors file to write."""
-
-    path: str
-    tensors: Tensors
-    metadata: dict[str, str] | None
-
-
 class FrozenWeights:
-    """Of one Trainer: the checkpoints it has written, whose frozen weights the next may link to.
+    """Of one Trainer: the checkpoints that it wrote, whose frozen weights the next may link to.
 
     `is_on`: whether it may (`save_frozen_weights="once"`). A run that was resumed links to none from before.
     """
 
-    def __init__(self) -> None:
-        self.is_on = False
+    def __init__(self, *, is_on: bool = True) -> None:
+        self.is_on = is_on
         self._written: list[str] = []
 
     def num_bytes_shared(self, model: nn.Module) -> int:
@@ -66,17 +54,16 @@ class FrozenWeights:
         frozen = _num_bytes(_frozen_part(model, tensors))
         return frozen if _is_worth_it(frozen, _num_bytes(tensors)) else 0
 
-    @contextmanager
-    def apart(self, staging: str, final: str, taker: Taker | None = None) -> Iterator[FrozenFiles]:
-        """Within, this thread saves the checkpoint `final` into `staging`, and frozen weights get a file of their own.
-
-        Other files are offered to `taker`, as `sink.taking` does.
-        """
-        beside = os.path.dirname(final)  # not those of another trial
+    def files_of(self, staging: str, final: str) -> FrozenFiles | None:
+        """Those of the checkpoint `final`, which is written into `staging`; None where checkpoints share no weights."""
+        if not self.is_on:
+            return None
+        run_dir = os.path.dirname(final)  # not those of another trial
         self._written = [path for path in self._written if os.path.isdir(path) and path != final]
-        files = FrozenFiles(staging, [path for path in self._written if os.path.dirname(path) == beside])
-        with taking(taker, files if self.is_on else None):
-            yield files
+        return FrozenFiles(staging, [path for path in self._written if os.path.dirname(path) == run_dir])
+
+    def note(self, final: str, files: FrozenFiles) -> None:
+        """All of `final` is written, or handed to the background writer: the next checkpoint may link to it."""
         if files.entries:
             self._written.append(final)
 
@@ -94,7 +81,7 @@ class FrozenFiles:
     def left_to_write(self, model: nn.Module, file: WeightsFile) -> list[WeightsFile]:
         """What is to be written of a file with weights of `model`: itself, or one or both of the two that it becomes.
 
-        A single file of weights is divided, with an index beside it; one of several shards is taken as it is.
+        A single file of weights is divided, with an index; one of several shards stays as it is.
         """
         folder, name = os.path.split(os.path.abspath(file.path))
         num_bytes = _num_bytes(file.tensors)
@@ -144,7 +131,7 @@ class FrozenFiles:
 
 
 def _is_worth_it(num_frozen: int, num_bytes: int) -> bool:
-    """Whether so many bytes out of `num_bytes` are a file of their own."""
+    """Whether so many bytes out of `num_bytes` are worth a separate file."""
     return num_frozen >= max(LEAST_BYTES, LEAST_SHARE * num_bytes)
 
 
@@ -211,7 +198,7 @@ def _fingerprint(file: WeightsFile) -> str:
 
 def _sums(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Its bytes as words of 8 in rows, summed along and across (each (n,), int64, wrapping): a number that changes or
-    moves changes both. What fills no row stands for itself.
+    moves changes both. What fills no row is not summed.
     """
     flat = tensor.contiguous().reshape(-1).view(torch.uint8)
     if flat.data_ptr() % 8 or flat.storage_offset() % 8:

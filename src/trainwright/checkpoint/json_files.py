@@ -1,10 +1,9 @@
 """The JSON files of a checkpoint and of a run, read with the type and the range of every field checked.
 
-Owns: what each field of `trainer_state.json`, `loop_state.json`, `manifest.json` and `all_results.json` may be. Whoever
-reads one of them reads it here, so that `check`, `list`, `report` and a resume refuse the same files. Leaves to others:
-files that are no JSON (paths.py), hashes (manifest.py), what the fields are for. Imports nothing outside the standard
-library. A field that a file lacks, and that other generations lack too, has its default; one that nobody knows is
-ignored.
+Owns: what each field of `trainer_state.json`, `loop_state.json`, `manifest.json` and `all_results.json` may be. All
+read them here, so that `check`, `list`, `report` and a resume refuse the same files. Leaves to others: files that are
+no JSON (paths.py), hashes (manifest.py), what the fields are for. Imports nothing outside the standard library. A field
+that a file lacks, and that other generations lack too, has its default; one that is not known is ignored.
 """
 
 from __future__ import annotations

@@ -1,40 +1,36 @@
-"""Where checkpoints lie: their names, which is the last, and which may go.
+"""The checkpoints of a directory: their names, which run wrote each, which is the newest, and which may go.
 
-Owns: `checkpoint-N` directories of one output directory. Leaves to others: what stands in them (manifest.py), how one
-appears and goes (commit.py). A directory is ours if it holds a manifest or a trainer state; no other is ever deleted.
-Source: seed 001 (`save_total_limit`, `load_best_model_at_end`).
+Owns: `checkpoint-N` directories of one output directory, the record of a run ("run" in `loop_state.json`). Leaves to
+others: what they hold (manifest.py), how one appears and goes (commit.py). A directory is ours if it holds a manifest
+or a trainer state; no other is ever deleted. Source: seed 001 (`save_total_limit`, `load_best_model_at_end`).
+
+A number alone does not tell: a run that starts anew in the directory of one that came further has the lower numbers. A
+run that is resumed from the newest checkpoint of a directory continues it, and keeps its record. Every other one is a
+new run, later than all that are there: one that starts anew, or goes back to an older checkpoint, or comes from another
+directory. What has no record (other implementations, older releases) counts as one run, as old as its newest file.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
-import shutil
 import time
-from collections.abc import Iterable
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
 
-from trainwright.checkpoint.commit import flush_tree, publish, remove
+from trainwright.checkpoint.commit import remove
+from trainwright.checkpoint.json_files import read_run_record
 from trainwright.checkpoint.manifest import problems
 from trainwright.checkpoint.paths import INCOMPLETE_NAME, is_ours
 from trainwright.checkpoint.paths import step_of as step_of  # where others look for it
-from trainwright.checkpoint.runs import oldest_first
-from trainwright.names import CHECKPOINT_PREFIX, MANIFEST_NAME
+from trainwright.names import CHECKPOINT_PREFIX, LOOP_STATE_NAME, TRAINER_STATE_NAME
 
 logger = logging.getLogger(__name__)
 
-_ENDING = 4  # PF_EXITING among the flags that Linux shows of a process
-MOST_WAIT_S = 600  # for a checkpoint that the writer of a dead run has still to finish
-
-# What a hidden sibling of a checkpoint is for, and the process that made it. "model": where a model is saved into the
-# same directory. What is deleted may itself be one that was replaced. Any other name is not ours, and may be "..".
-_SIBLING = re.compile(
-    rf"\.(?P<name>{CHECKPOINT_PREFIX}-[0-9]+|\.{CHECKPOINT_PREFIX}-[0-9]+\.(?:staged|replaced)-[0-9]+|model)"
-    r"\.(?P<purpose>staged|replaced|deleted)-(?P<pid>[0-9]{1,19})"
-)
-_MOST_PID = (1 << 31) - 1  # a larger number is no process, and the system refuses to be asked
-
 Path = str | os.PathLike[str]
+Record = dict[str, Any]  # "id"; "started_ns": since 1970, later than those of the runs before it in a directory
 
 
 def checkpoint_name(step: int) -> str:
@@ -56,7 +52,7 @@ def sort_checkpoints(
 ) -> list[str]:
     """The checkpoint directories of `output_dir`, oldest first, by step or by modification time.
 
-    The best one is moved to the place before the last, so that whoever deletes from the front deletes it late. A link
+    The best one is moved to the place before the last, so that deleting from the front deletes it late. A link
     is not followed (`linked_checkpoints`): where it leads is not this directory's.
     """
     found = []
@@ -97,9 +93,9 @@ def checkpoints_to_delete(
 ) -> list[str]:
     """Which checkpoints of ours go when at most `limit` may stay. Deletes nothing.
 
-    Those of earlier runs go before those of the newest (runs.py), within a run the lowest step first. The newest and
-    the best always stay, so a limit of 1 keeps two where they differ. Those in `keep` stay as well, beyond the limit.
-    No limit, or one below 1, deletes nothing.
+    Those of earlier runs go before those of the newest, within a run the lowest step first. The newest and the best
+    always stay, so a limit of 1 keeps two where they differ. Those in `keep` stay as well, beyond the limit. No limit,
+    or one below 1, deletes nothing.
     """
     if limit is None or limit < 1:
         return []
@@ -117,11 +113,15 @@ def rotate_checkpoints(
     best_model_checkpoint: str | None = None,
     use_mtime: bool = False,
     checkpoint_prefix: str = CHECKPOINT_PREFIX,
+    deleter: Callable[[str], None] | None = None,
 ) -> None:
     """Delete the oldest checkpoints until `save_total_limit` are left; call it after the newest one is durable.
 
-    Where none of those that stay is whole, the newest whole one among the others stays too.
+    Where none of those that stay is whole, the newest whole one among the others stays too. `deleter`: of
+    `commit.remove`.
     """
+    if save_total_limit is None or save_total_limit < 1:
+        return
     select = {"use_mtime": use_mtime, "checkpoint_prefix": checkpoint_prefix}
     # After a resume from an older checkpoint the one just written need not have the highest number.
     written = sort_checkpoints(output_dir, checkpoint_prefix, use_mtime=True)[-1:]
@@ -136,39 +136,7 @@ def rotate_checkpoints(
             going.remove(last_good)
     for path in going:
         logger.info("Deleting %s because of save_total_limit=%s.", path, save_total_limit)
-        remove(path)
-
-
-def clean_up_staging(output_dir: Path) -> None:
-    """Settle what runs that died while saving left in `output_dir`; call it in one process, before training.
-
-    A staged checkpoint that is complete gets its name, one that was moved aside for it comes back if need be, the rest
-    is deleted. What a process that still runs has made is left alone.
-    """
-    _wait_for_writers(output_dir)
-    siblings = []
-    for entry in os.scandir(output_dir):
-        match = _SIBLING.fullmatch(entry.name)
-        if match and entry.is_dir(follow_symlinks=False) and not _is_running(int(match["pid"]), entry.path):
-            siblings.append((match["purpose"], entry.path, os.path.join(output_dir, match["name"])))
-        elif step_of(entry.name) is None or not entry.is_dir(follow_symlinks=False):
-            continue
-        elif os.path.isfile(os.path.join(entry.path, INCOMPLETE_NAME)):
-            siblings.append(("deleted", entry.path, entry.path))  # where rename is missing: copied or deleted halfway
-    order = {"staged": 0, "replaced": 1, "deleted": 2}  # the new one first, then the one it was to replace
-    for purpose, path, final in sorted(siblings, key=lambda sibling: order[sibling[0]]):
-        if purpose == "deleted" and path == final and not os.path.lexists(os.path.join(path, INCOMPLETE_NAME)):
-            continue  # what was staged for it has just taken its place
-        is_checkpoint = step_of(final) is not None
-        if purpose == "staged" and is_checkpoint and _is_whole(path) and not _is_whole(final):
-            logger.warning("%s is complete, its run died before naming it. It is now %s.", path, final)
-            flush_tree(path)
-            publish(path, final)
-        elif purpose == "replaced" and is_checkpoint and not os.path.lexists(final):
-            publish(path, final)
-        else:
-            logger.info("Deleting %s, left by a run that died while saving.", path)
-            shutil.rmtree(path, ignore_errors=True)
+        remove(path, deleter)
 
 
 def same_place(path: str, other: str | None) -> bool:
@@ -176,74 +144,85 @@ def same_place(path: str, other: str | None) -> bool:
     return other is not None and os.path.realpath(path) == os.path.realpath(other)
 
 
-def _wait_for_writers(output_dir: Path) -> None:
-    """Let the writers of runs that died (`async_save`) finish what they were given: it is newer than all else here."""
-    for entry in os.scandir(output_dir):
-        match = _SIBLING.fullmatch(entry.name)
-        if not match or match["purpose"] != "staged" or not _is_writer(pid := int(match["pid"])):
-            continue
-        logger.warning("%s is still being written (by process %d); waiting for it.", entry.path, pid)
-        deadline = time.monotonic() + MOST_WAIT_S
-        while os.path.lexists(entry.path) and _is_writer(pid):
-            if time.monotonic() > deadline:
-                logger.warning("%s is not done after %d s and left alone.", entry.path, MOST_WAIT_S)
-                break
-            time.sleep(0.02)
+# -- which run wrote a checkpoint --------------------------------------------------------------------------------------
+
+_known: dict[str, tuple[tuple[int, ...], Record]] = {}  # by path: what was found, and in which file
 
 
-def _is_writer(pid: int) -> bool:
-    """Whether a process that writes checkpoints for a run has this number. Only Linux says so."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return b"trainwright.checkpoint.writer" in file.read()
-    except OSError:
-        return False
-
-
-def _status(pid: int) -> list[bytes] | None:
-    """What /proc/PID/stat says of a process, from its state on; None where there is none, or the system is another."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-
-
-def _is_whole(path: str) -> bool:
-    return os.path.lexists(os.path.join(path, MANIFEST_NAME)) and not problems(path)
-
-
-def _is_running(pid: int, path: str) -> bool:
-    """Whether another process that can have made `path` runs here as `pid`. Our own is a left-over: nothing is staged
-    before training.
+def record_of(checkpoint: str) -> Record | None:
+    """The record of the run that wrote `checkpoint`, or None. One that was read is not read again until the file that
+    it is in has changed.
     """
-    if pid == os.getpid() or not 0 < pid <= _MOST_PID:
-        return False
-    if os.name == "nt":  # signal 0 is Ctrl-C there
-        return True
-    fields = _status(pid)
-    if fields and int(fields[6]) & _ENDING:  # also one that has ended, and nobody has asked how
-        return False
+    path = os.path.join(checkpoint, LOOP_STATE_NAME)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it runs for someone else
-        pass
-    # Numbers are given again, in containers soon: a process that is younger than the directory did not make it.
-    started = _start_time_s(pid)
-    return started is None or started <= os.stat(path).st_mtime + 2
+        identity = _identity(path)
+        known = _known.get(os.path.abspath(path))
+        if known is not None and known[0] == identity:
+            return known[1]
+        record = read_run_record(path)
+    except (OSError, ValueError):  # another's, an older release's, or damaged
+        return None
+    if record is not None:
+        _known[os.path.abspath(path)] = identity, record
+    return record
 
 
-def _start_time_s(pid: int) -> float | None:
-    """When a process began, in seconds since 1970; None where the system does not say (only Linux does, in /proc)."""
-    fields = _status(pid)
-    if not fields:
-        return None
-    try:
-        ticks = int(fields[19])
-        with open("/proc/stat", "rb") as file:
-            booted = next(int(line.split()[1]) for line in file if line.startswith(b"btime"))
-    except (OSError, ValueError, IndexError, StopIteration):
-        return None
-    return booted + ticks / os.sysconf("SC_CLK_TCK")
+def note(checkpoint: str, record: Record | None) -> None:
+    """This run, of `record`, has just written `checkpoint`: it need not be read to know that."""
+    path = os.path.join(checkpoint, LOOP_STATE_NAME)
+    if record is not None:
+        with suppress(OSError):  # of a process that writes none
+            _known[os.path.abspath(path)] = _identity(path), record
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def wrote(run: Record | None, checkpoint: str) -> bool:
+    """Whether `checkpoint` is there and has the record `run`."""
+    record = record_of(checkpoint)
+    return run is not None and record is not None and record["id"] == run["id"]
+
+
+def oldest_first(checkpoints: Iterable[str]) -> list[str]:
+    """`checkpoints`, which come in the order of their steps, by the run that wrote them, the newest run last."""
+    ordered = list(checkpoints)
+    started = _started_ns(ordered)
+    return sorted(ordered, key=lambda path: started[path])  # steps stay in order within a run
+
+
+def of_earlier_runs(checkpoints: Iterable[str]) -> list[str]:
+    """Those of `checkpoints` that another run than the newest wrote."""
+    started = _started_ns(list(checkpoints))
+    newest = max(started.values(), default=0)
+    return [path for path, when in started.items() if when < newest]
+
+
+def continued(checkpoint: str | None, others: list[str]) -> Record:
+    """The record of a run that begins at `checkpoint` (None: anew), where `others` are there already."""
+    ordered = oldest_first(others)
+    if checkpoint is not None and ordered and os.path.realpath(checkpoint) == os.path.realpath(ordered[-1]):
+        record = record_of(checkpoint)
+        if record is not None:
+            return record
+    latest = max(_started_ns(ordered).values(), default=0)
+    return {"id": uuid.uuid4().hex, "started_ns": max(time.time_ns(), latest + 1)}  # the clock may have been put back
+
+
+def _started_ns(checkpoints: list[str]) -> dict[str, int]:
+    """When the run of each of `checkpoints` began."""
+    records = {path: record_of(path) for path in checkpoints}
+    without = [path for path, record in records.items() if record is None]
+    newest = max((_modified_ns(path) for path in without if is_ours(path)), default=0)
+    return {path: record["started_ns"] if record is not None else newest for path, record in records.items()}
+
+
+def _modified_ns(checkpoint: str) -> int:
+    for path in (os.path.join(checkpoint, TRAINER_STATE_NAME), checkpoint):
+        try:
+            return os.stat(path).st_mtime_ns
+        except OSError:
+            continue
+    return 0

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 
 from trainwright.checkpoint.json_files import read_loop_state
-from trainwright.checkpoint.layout import linked_checkpoints, sort_checkpoints
+from trainwright.checkpoint.layout import linked_checkpoints, of_earlier_runs, oldest_first, sort_checkpoints
 from trainwright.checkpoint.manifest import FROZEN_NOTE, how_to_accept, problems
 from trainwright.checkpoint.paths import DAMAGED, is_ours, named, rng_name, shown, step_of
-from trainwright.checkpoint.runs import of_earlier_runs, oldest_first
 from trainwright.checkpoint.state_values import check_fits, check_parameters, check_random_state, check_saved
 from trainwright.checkpoint.tensors import load_tensors
 from trainwright.names import LOOP_STATE_NAME, OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
@@ -39,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 Path = str | os.PathLike[str]
 
-# What torch, NumPy and Python raise where they are given a state that they cannot have.
+# What torch, NumPy and Python raise for a state that they cannot have.
 _STATE_ERRORS = (
     KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError, OverflowError, AssertionError
 )  # fmt: skip
@@ -55,9 +54,9 @@ def find_resumable(path_or_output_dir: Path, is_explicit: bool) -> str:
     """The checkpoint to resume from, verified byte by byte.
 
     `is_explicit`: the path is the checkpoint itself; a damaged one raises ValueError with what is wrong and the newest
-    good one beside it. Otherwise it is an output directory: its newest good checkpoint (by runs.py) is returned, each
-    damaged newer one is named in a warning and renamed to `<name>.damaged`. Raises ValueError where none is good. Call
-    it in one process and tell the others.
+    good one next to it. Otherwise it is an output directory: its newest good checkpoint (`layout.oldest_first`) is
+    returned, each damaged newer one is named in a warning and renamed to `<name>.damaged`. Raises ValueError where none
+    is good. Call it in one process and tell the others.
     """
     path = os.fspath(path_or_output_dir)
     if is_explicit:
@@ -247,7 +246,7 @@ def _set_aside(checkpoint: str) -> str:
 
 
 def _good_neighbour(path: str) -> str:
-    """A sentence naming the newest good checkpoint beside `path`; "" where there is none."""
+    """A sentence naming the newest good checkpoint next to `path`; "" where there is none."""
     parent = os.path.dirname(os.path.abspath(path))
     others = sort_checkpoints(parent) if os.path.isdir(parent) else []
     good = next((c for c in reversed(others) if c != os.path.abspath(path) and is_ours(c) and not _obstacles(c)), None)

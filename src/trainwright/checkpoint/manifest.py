@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: every file with its size and hash, written last, so that its presence means "complete".
 
 Owns: `manifest.json`, the check of a directory against it, and the rule for names that come from a file.
-Leaves to others: checkpoints that have no manifest (foreign.py), and what to do about a problem (load.py).
+Leaves to others: checkpoints that have no manifest (without_manifest.py), and what to do about a problem (load.py).
 Imports nothing outside the standard library.
 """
 
@@ -26,6 +26,7 @@ from trainwright.checkpoint.paths import (
     inside,
     is_random_state,
     is_read,
+    plain_files,
     relative_files,
     shown,
     wrong_step,
@@ -67,15 +68,15 @@ def write_manifest(
     `flush` is called with the path of each file, one after the other, while they are hashed: one keeps the disk busy,
     the other a core. The manifest is written after both.
     `frozen`: what is known of files of frozen weights; one whose "sha256" is known is not hashed.
-    Raises ValueError when a link or a device stands in the directory: only plain files can be promised.
+    Raises ValueError where the directory holds a link or a device: only plain files can be promised.
     """
-    names = [name for name in relative_files(directory) if name != MANIFEST_NAME]
-    paths = {name: inside(directory, name) for name in names}
+    paths = plain_files(directory)
+    paths.pop(MANIFEST_NAME, None)
     known = frozen or {}
-    to_hash = [name for name in names if "sha256" not in known.get(name, ())]
-    with ThreadPoolExecutor(NUM_HASH_THREADS) as pool, ThreadPoolExecutor(1) as beside:
-        flushed = beside.map(flush, paths.values())
-        hashes = dict(zip(to_hash, pool.map(lambda name: sha256_of(paths[name]), to_hash)))
+    to_hash = {name: path for name, path in paths.items() if "sha256" not in known.get(name, ())}
+    with ThreadPoolExecutor(NUM_HASH_THREADS) as pool, ThreadPoolExecutor(1) as flushing:
+        flushed = flushing.map(flush, paths.values())
+        hashes = dict(zip(to_hash, pool.map(sha256_of, to_hash.values())))
         list(flushed)  # raises what a call raised
     files = {
         name: {"size": os.path.getsize(path), "sha256": hashes.get(name)} | known.get(name, {})
@@ -154,7 +155,7 @@ def some_of(sentences: list[str]) -> list[str]:
 
 
 def _content(directory: str | os.PathLike[str], name: str, manifest: Manifest) -> str | None:
-    """What is wrong inside a file that is as it was promised: whoever wrote it may have written the manifest too."""
+    """What is wrong inside a file that is as it was promised: its manifest may be written by the same hand."""
     found = None
     if name in (TRAINER_STATE_NAME, LOOP_STATE_NAME):
         found = problem_of(inside(directory, name), name, manifest.step)
@@ -166,7 +167,7 @@ def _content(directory: str | os.PathLike[str], name: str, manifest: Manifest) -
 
 
 def _unlisted(directory: str | os.PathLike[str], name: str) -> str | None:
-    """What is wrong with an entry that nobody promised: put there by hand, or left by something else. A note is not."""
+    """What is wrong with an entry that the manifest does not list: put there by hand, or a left-over."""
     if name == MANIFEST_NAME:
         return None
     try:
@@ -215,7 +216,7 @@ def _problem_of(directory: str | os.PathLike[str], name: str, expected: Any, *, 
 
 
 def _checksum(body: dict[str, Any]) -> str:
-    """SHA-256 of the manifest's own content, independent of how it is laid out."""
+    """SHA-256 of the manifest's content, independent of how it is laid out."""
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

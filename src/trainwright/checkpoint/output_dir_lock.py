@@ -1,8 +1,8 @@
 """Two runs that train into one directory at once, which would delete each other's checkpoints: found and named.
 
-Owns: `occupied`. Leaves to others: the directory itself. The lock is the kernel's and lies on the open directory: no
-file is written, and it ends with the process that holds it, however that dies, so that it never stands in the way of a
-job that is started again. That is also why it only warns. It is seen by processes of the same machine only.
+Owns: `output_dir_lock`. Leaves to others: the directory itself. The lock is the kernel's, on the open directory: no
+file is written, and it ends with the process that holds it, however that dies, so that it never blocks a job that is
+started again. That is also why it only warns. It is seen by processes of the same machine only.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class _OpenDirectory:
 
 
 @contextmanager
-def occupied(directory: str, *, is_wanted: bool = True) -> Iterator[None]:
-    """While the body runs, other runs that enter `directory` are told of it; warns where another one is inside."""
+def output_dir_lock(directory: str, *, is_wanted: bool = True) -> Iterator[None]:
+    """While the body runs, other runs that enter `directory` warn of this one; warns where another one is inside."""
     if not is_wanted:
         yield
         return

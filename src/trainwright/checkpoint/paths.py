@@ -37,6 +37,7 @@ _STATE_NAMES = frozenset(
         names.EMA_WEIGHTS_NAME,
     )
 )
+_NOT_PLAIN = re.compile(r"[\\:\x00-\x1f]")  # what a name of a file inside a checkpoint does not have
 _RNG_NAME = re.compile(r"rng_state(_[0-9]+)?\.pth")
 
 
@@ -133,13 +134,32 @@ def relative_files(directory: str | os.PathLike[str]) -> list[str]:
     return sorted(found)
 
 
+def plain_files(directory: str | os.PathLike[str]) -> dict[str, str]:
+    """Name, as of `relative_files`, -> path of every file under `directory`. Raises ValueError, as `inside` does, where
+    one is a link or a device, or has a name that could not be read back.
+    """
+    root, found = os.fspath(directory), {}
+    folders = [""]
+    for folder in folders:  # grows in the loop
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for entry in entries:
+                name = folder + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{name}/")
+                elif entry.is_file(follow_symlinks=False) and not _NOT_PLAIN.search(name):
+                    found[name] = entry.path
+                else:
+                    found[name] = inside(root, name)
+    return dict(sorted(found.items()))
+
+
 def inside(directory: str | os.PathLike[str], name: str) -> str:
     """The path of `name` in `directory`, where `name` was read from a file and is not trusted.
 
     Raises ValueError unless it is a plain relative name whose path crosses no link and ends at a plain file or nowhere.
     """
     parts = name.split("/") if isinstance(name, str) else []
-    if not parts or any(part in ("", ".", "..") or re.search(r"[\\:\x00-\x1f]", part) for part in parts):
+    if not parts or any(part in ("", ".", "..") or _NOT_PLAIN.search(part) for part in parts):
         raise ValueError(f"{shown(repr(name))} is not a plain name of a file inside {os.fspath(directory)}.")
     path = os.fspath(directory)
     mode = stat.S_IFDIR

@@ -8,24 +8,21 @@ Order: write into a hidden sibling, flush each file, manifest last, flush the di
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 import pickle
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
-
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from trainwright.args.hidden import forget_secrets
+from trainwright.checkpoint import sink
 from trainwright.checkpoint.commit import flush, flush_directory, flush_parents, flush_tree, publish, sibling
-from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.manifest import write_manifest
 from trainwright.checkpoint.paths import MODEL_NAMES, relative_files, rng_name
-from trainwright.checkpoint.sink import taken
 from trainwright.checkpoint.tensors import foreign_objects
 from trainwright.names import (
     LOOP_STATE_NAME,
@@ -39,6 +36,10 @@ from trainwright.names import (
 from trainwright.safe_write import check_place, folder_inside, give_mode, mode_of_new_files, put
 from trainwright.seeding import ACCELERATORS, RngState
 from trainwright.state import TrainerState
+
+if TYPE_CHECKING:
+    from trainwright.args.training import TrainingArguments
+    from trainwright.checkpoint.frozen import FrozenWeights
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def staged(
     """Yield a hidden directory to write into; it becomes `final_directory` when the block ends without an exception.
 
     After an exception it is deleted and `final_directory` is as it was. One process enters; others that write files too
-    must be told the path, and must be done before this one leaves. `position` is where in the data the run stands, in
+    must get the path, and must be done before this one leaves. `position` is where in the data the run is, in
     samples, and must be JSON. A complete `final_directory` of before is deleted only once the new one has its name.
     `frozen`: what the run knows of weights that need not be written again.
     """
@@ -64,9 +65,15 @@ def staged(
     shutil.rmtree(staging, ignore_errors=True)  # ours, from a save that failed halfway
     os.mkdir(staging)
     try:
-        with (frozen or FrozenWeights()).apart(staging, final) as files:
+        files = frozen.files_of(staging, final) if frozen is not None else None
+        if frozen is None or files is None:
             yield staging
-        commit(staging, final, step=step, world_size=world_size, position=position, frozen=files.entries)
+        else:
+            with sink.opened(staging, sink.Sink(frozen=files)):
+                yield staging
+            frozen.note(final, files)
+        entries = files.entries if files is not None else None
+        commit(staging, final, step=step, world_size=world_size, position=position, frozen=entries)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -81,13 +88,14 @@ def commit(
     position: dict[str, Any],
     frozen: dict[str, dict[str, Any]] | None = None,
 ) -> None:
-    """Have the disk confirm what stands in `staging`, promise it in a manifest, and give it the name `final`.
+    """Have the disk confirm what is in `staging`, promise it in a manifest, and give it the name `final`.
 
     `frozen`: as for `write_manifest`.
     """
-    write_manifest(staging, step, world_size, position, frozen, flush)
-    _share_weights(staging, stat.S_IMODE(os.stat(os.path.join(staging, MANIFEST_NAME)).st_mode))
-    flush(os.path.join(staging, MANIFEST_NAME))
+    manifest = write_manifest(staging, step, world_size, position, frozen, flush)
+    path = os.path.join(staging, MANIFEST_NAME)
+    _share_weights(staging, manifest.files, stat.S_IMODE(os.stat(path).st_mode))
+    flush(path)
     for folder, _, _ in os.walk(staging, topdown=False):
         flush_directory(folder)
     publish(staging, final)
@@ -97,8 +105,8 @@ def commit(
 def replacing(directory: Path) -> Iterator[str]:
     """Yield a hidden directory to write into; when the block ends, each of its files replaces the one of its name.
 
-    For a model saved beside checkpoints: whoever dies leaves each file as it was or as it shall be. After an exception
-    `directory` is as it was. Weights of another name, which a loader would take for the new ones, go last.
+    For a model saved next to checkpoints: a process that dies leaves each file as it was or as it shall be. After an
+    exception `directory` is as it was. Weights of another name, which a loader would read as the new ones, go last.
     """
     directory = os.path.abspath(directory)
     staging = sibling(os.path.join(directory, "model"), "staged")
@@ -107,9 +115,10 @@ def replacing(directory: Path) -> Iterator[str]:
     os.mkdir(staging)
     try:
         yield staging
-        _share_weights(staging, mode_of_new_files(staging))
+        names = relative_files(staging)
+        _share_weights(staging, names, mode_of_new_files(staging))
         flush_tree(staging)
-        written = sorted(relative_files(staging), key=lambda name: name.endswith(".index.json"))  # after its shards
+        written = sorted(names, key=lambda name: name.endswith(".index.json"))  # after its shards
         for name in written:  # all before the first is replaced
             check_place(os.path.join(folder_inside(directory, *name.split("/")[:-1]), name.rpartition("/")[2]))
         for name in written:
@@ -126,11 +135,11 @@ def replacing(directory: Path) -> Iterator[str]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _share_weights(directory: str, mode: int) -> None:
-    """Give weights the permissions of every other new file: safetensors makes them readable for their owner only,
-    whoever calls it.
+def _share_weights(directory: str, names: Iterable[str], mode: int) -> None:
+    """Of files `names`, give weights the permissions of every other new file: safetensors makes them readable for
+    their owner only.
     """
-    for name in relative_files(directory):
+    for name in names:
         if name.endswith(".safetensors"):
             give_mode(os.path.join(directory, name), mode)
 
@@ -154,35 +163,69 @@ def save_rng(directory: Path, *, rank: int = 0, world_size: int = 1) -> None:
     """Write this process's random state: Python, NumPy, torch, accelerators.
 
     A single process writes `rng_state.pth`, with the state of every device; one of several writes
-    `rng_state_<rank>.pth`, with that of its own device.
+    `rng_state_<rank>.pth`, with that of its device.
     """
     state = RngState.capture(ACCELERATORS, every_device=world_size <= 1).state_dict()
     path = os.path.join(directory, rng_name(rank, world_size))
-    if not taken("torch", path, state):
-        torch.save(state, path)
+    sink.write("torch", path, state)
 
 
-def save_training_args(directory: Path, args: Any) -> None:
+def save_training_args(directory: Path, args: TrainingArguments) -> None:
     """Write the arguments to `training_args.bin` for other tools; trainwright never reads it. Secrets are left out."""
-    clean = copy.copy(args)
-    forget_secrets(vars(clean))
-    path = os.path.join(directory, TRAINING_ARGS_NAME)
-    if taken("object", path, clean):
+    path, encoded = os.path.join(directory, TRAINING_ARGS_NAME), _encoded(args)
+    if encoded.clean is None:
+        encoded.clean = copy.copy(args)
+        forget_secrets(vars(encoded.clean))
+    if encoded.file is not None and sink.of(path).snapshot is None:
+        with open(path, "wb") as file:
+            file.write(encoded.file)
         return
     try:
-        torch.save(clean, path)
+        if sink.write("object", path, encoded.clean) and encoded.key is not None:
+            with open(path, "rb") as file:
+                encoded.file = file.read()
     except (TypeError, AttributeError, ValueError, pickle.PicklingError) as error:
         # Nothing here is needed to resume, so it must not cost the checkpoint.
         logger.warning("%s was not written: the arguments hold something that cannot be pickled (%s).", path, error)
         os.remove(path)
 
 
+def arguments_as_json(args: TrainingArguments) -> dict[str, Any]:
+    """`args.to_dict()`, made once while they do not change; not to be changed."""
+    encoded = _encoded(args)
+    if encoded.json is None:
+        encoded.json = args.to_dict()
+    return encoded.json
+
+
+@dataclass
+class _EncodedArguments:
+    """What checkpoints hold of arguments, each part made when it is first needed."""
+
+    key: bytes | None  # that differs where the arguments do; None: of some that cannot be compared
+    json: dict[str, Any] | None = None
+    clean: TrainingArguments | None = None  # a copy without secrets
+    file: bytes | None = None  # `training_args.bin`
+
+
+_latest = _EncodedArguments(None)
+
+
+def _encoded(args: TrainingArguments) -> _EncodedArguments:
+    """Those of the save before, where these arguments are the same: some 150 fields, several hundred calls."""
+    global _latest
+    try:
+        key = pickle.dumps((type(args), vars(args)))
+    except Exception:  # whatever an object does when it is pickled
+        return _EncodedArguments(None)
+    if key != _latest.key:
+        _latest = _EncodedArguments(key)
+    return _latest
+
+
 def save_loop_state(directory: Path, state: dict[str, Any]) -> None:
     """Write what only trainwright reads (loss window, position, callbacks) to `loop_state.json`; it must be JSON."""
-    path = os.path.join(directory, LOOP_STATE_NAME)
-    if not taken("json", path, state):
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(json.dumps(state, indent=2, sort_keys=True) + "\n")
+    sink.write("json", os.path.join(directory, LOOP_STATE_NAME), state)
 
 
 def save_trainer_state(directory: Path, state: Any) -> None:
@@ -191,17 +234,13 @@ def save_trainer_state(directory: Path, state: Any) -> None:
     if any(getattr(type(state), name) is not getattr(TrainerState, name) for name in ("save_to_json", "to_json")):
         state.save_to_json(path)
         return
-    text = state.text_parts(thoroughly=state.global_step >= state.max_steps)
-    if not taken("log", path, text):
-        text.write(path)
+    sink.write("log", path, state.text_parts(thoroughly=state.global_step >= state.max_steps))
 
 
 def _save_state(path: str, state: Any) -> None:
     """Write `state`, and say now, not at the resume, if it holds something that will not be read back."""
-    if taken("torch", path, state):  # which it is not if it holds such things
-        return
-    torch.save(state, path)
-    objects = foreign_objects(path)
+    is_written = sink.write("torch", path, state)  # as it always is if it holds such things
+    objects = foreign_objects(path) if is_written else []
     if objects:
         logger.warning(
             "%s holds objects that are not loaded from files: %s. To resume from it, first call "

@@ -1,7 +1,7 @@
 """A disk that fails while a checkpoint is saved, and whether one will fit before the first step.
 
-Owns: telling a failing disk from a mistake in code, how many lost checkpoints in a row are borne, the predicted size.
-Leaves to others: removing what was staged (save.py), when to save.
+Owns: telling a failing disk from a mistake in code, how many lost checkpoints in a row are tolerated, the predicted
+size. Leaves to others: removing what was staged (save.py), when to save.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -25,6 +23,12 @@ from trainwright.checkpoint.tensors import strided_parts
 from trainwright.interop.loaded import is_peft_model
 from trainwright.names import SaveStrategy
 
+if TYPE_CHECKING:
+    from torch.optim.optimizer import Optimizer
+
+    from trainwright.args.training import TrainingArguments
+    from trainwright.state import TrainerState
+
 logger = logging.getLogger(__name__)
 
 _REMEDIES = {
@@ -33,7 +37,7 @@ _REMEDIES = {
     errno.EROFS: "The file system is read-only, often after an error of the disk: have it checked and mounted again.",
     errno.EIO: "The disk or the connection to it fails: look into the system's log.",
     errno.EFBIG: "A file is larger than the file system, or the limit of this process (ulimit -f), allows.",
-    errno.ENOMEM: "The system had no memory for it: look what else takes it.",
+    errno.ENOMEM: "The system had no memory for it: look what else uses it.",
     errno.EMFILE: "This process has too many open files: raise its limit (ulimit -n), or look what keeps them open.",
     errno.ENFILE: "The system has too many open files.",
 }
@@ -44,7 +48,7 @@ _BY_NAME = ("ENXIO", "ENOTCONN", "ESTALE", "EREMOTEIO", "ETIMEDOUT", "EHOSTDOWN"
 _ALWAYS = frozenset(_REMEDIES) | {getattr(errno, name) for name in _BY_NAME if hasattr(errno, name)}
 _WHERE_WE_WRITE = frozenset((errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENODEV))
 # Writers in C++ and Rust raise their own types. safetensors names the number, in two ways. torch's zip writer names its
-# own source file, but what it writes while it is closed fails in the C++ stream, which says no more than that.
+# source file, but what it writes while it is closed fails in the C++ stream, which says no more than that.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+)")
 _TORCH_WRITER = re.compile(
     r"inline_container\.cc|PytorchStreamWriter|Parent directory .* does not exist|basic_ios::|ios_base::|iostream error"
@@ -90,33 +94,22 @@ def disk_errno(error: BaseException, run_dir: str) -> int | None:
     return None
 
 
-class SaveTrouble:
-    """How many checkpoints in a row were lost to the disk; the run bears fewer than `max_failures`."""
+class SaveFailures:
+    """How many checkpoints in a row were lost to the disk; the run tolerates fewer than `max_failures`."""
 
     def __init__(self, max_failures: int) -> None:
         self.max_failures = max_failures
         self.num_failures = 0
         self.last_saved: int | None = None  # step of the newest checkpoint of this run
 
-    @contextmanager
-    def borne(self, directory: str, step: int, *, is_whole: bool = True) -> Iterator[None]:
-        """Around one save into `directory`: an error of the disk becomes a warning, every other is raised.
+    def tolerates(self, error: Exception, directory: str, step: int) -> bool:
+        """Whether `error`, of the save into `directory`, is one of the disk; it is counted, and becomes a warning.
 
-        Raises SavingFailed at the last failure that is borne. `num_failures` is 0 after a success, unless it was only
-        a part of the save (`is_whole`).
+        Raises SavingFailed at the last of `max_failures` in a row. A save that succeeds sets `num_failures` to 0.
         """
-        try:
-            yield
-        except Exception as error:
-            number = disk_errno(error, os.path.dirname(os.path.abspath(directory)))
-            if number is None:
-                raise
-            self._note(directory, step, number, error)
-        else:
-            if is_whole:
-                self.num_failures, self.last_saved = 0, step
-
-    def _note(self, directory: str, step: int, number: int, error: Exception) -> None:
+        number = disk_errno(error, os.path.dirname(os.path.abspath(directory)))
+        if number is None:
+            return False
         self.num_failures += 1
         if os.path.lexists(os.path.join(directory, INCOMPLETE_NAME)):  # copied halfway, where rename is missing
             remove(directory)
@@ -138,9 +131,10 @@ class SaveTrouble:
             "next save loses all steps since. Failure %d of at most %d in a row. %s",
             message, last, self.num_failures, self.max_failures, remedy,
         )  # fmt: skip
+        return True
 
 
-def predicted_bytes(model: nn.Module, optimizer: Any = None) -> tuple[int, int]:
+def predicted_bytes(model: nn.Module, optimizer: Optimizer | None = None) -> tuple[int, int]:
     """(surely, probably) the size of a checkpoint: weights, and what `optimizer` (None: not saved) keeps.
 
     A state that exists is measured. Else it is what the optimizer is known to keep per parameter; of an unknown one it
@@ -201,20 +195,26 @@ def check_free_space(
     if limit is not None and limit > 0:  # those of before the resume make room, but for one
         together = max(1, limit + 1 - sum(map(is_ours, sort_checkpoints(output_dir))))
     num_kept = min((n for n in (num_saves, together) if n is not None), default=1)
-    own = max(1, probably - num_bytes_shared)
-    if own * num_kept + num_bytes_shared > free:
+    not_shared = max(1, probably - num_bytes_shared)
+    if not_shared * num_kept + num_bytes_shared > free:
         logger.warning(
             "%d checkpoints of about %s are to come under %s (save_total_limit=%s, and one while it is written), but "
             "only %s are free: room for %d. Free space, or set save_total_limit lower, or save_only_model=True.",
-            num_kept, _gib(own), output_dir, limit, _gib(free), max(0, free - num_bytes_shared) // own,
+            num_kept, _gib(not_shared), output_dir, limit, _gib(free), max(0, free - num_bytes_shared) // not_shared,
         )  # fmt: skip
 
 
 def check_space_for_run(
-    args: Any, state: Any, model: nn.Module, optimizer: Any, more_bytes: int, num_bytes_shared: int, epochs_left: int
+    args: TrainingArguments,
+    state: TrainerState,
+    model: nn.Module,
+    optimizer: Optimizer,
+    more_bytes: int,
+    num_bytes_shared: int,
+    epochs_left: int,
 ) -> None:
-    """`check_free_space` for the rest of a run (`args`: TrainingArguments, `state`: TrainerState), each of whose
-    checkpoints holds `more_bytes` beside weights and optimizer, and `num_bytes_shared` of them are those of the first.
+    """`check_free_space` for the rest of a run, each of whose checkpoints holds `more_bytes` besides weights and
+    optimizer, and `num_bytes_shared` of them are those of the first.
     """
     surely, probably = predicted_bytes(model, None if args.save_only_model else optimizer)
     strategy, steps_left = SaveStrategy(args.save_strategy).value, state.max_steps - state.global_step

@@ -1,35 +1,41 @@
-"""The saves of a run, one after the other, and what becomes of each.
+"""The saves of a run, one after the other, and what became of each.
 
-Owns: refusing to save what is not finite, bearing a disk that fails, waiting for a save that is written beside the
-training (`async_save`), and remembering the last checkpoint. Leaves to others: what a checkpoint holds and what follows
-it (the hooks of Trainer), writing beside the training (asynchronous.py), when to save.
+Owns: refusing weights that are not finite, tolerating a disk that fails, the save that is written in the background
+(`async_save`), where checkpoints are staged, and the last one. It is asked, and calls no hook. Leaves to others: what a
+checkpoint holds, and what follows one that is durable (`Trainer._after_saves`), background writing (asynchronous.py).
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
 import os
 import sys
 from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from trainwright.checkpoint import sink
-from trainwright.checkpoint.layout import checkpoint_name, sort_checkpoints
+from trainwright.checkpoint import commit
+from trainwright.checkpoint.frozen import FrozenWeights
+from trainwright.checkpoint.layout import Record, checkpoint_name, continued, note, sort_checkpoints, wrote
 from trainwright.checkpoint.paths import is_ours
-from trainwright.checkpoint.runs import Record, continued, wrote
-from trainwright.checkpoint.save_failures import SaveTrouble, predicted_bytes
+from trainwright.checkpoint.save import staged
+from trainwright.checkpoint.save_failures import SaveFailures, predicted_bytes
 from trainwright.checkpoint.weights import check_can_be_held
 from trainwright.names import SaveStrategy
-from trainwright.nonfinite.guard import NonFiniteGuard
 from trainwright.nonfinite.weights import NonFiniteWeights, checkable_tensors, may_be_saved, nonfinite_tensors
-from trainwright.state import TrainerControl, TrainerState
 
 if TYPE_CHECKING:
+    from torch.optim.optimizer import Optimizer
+
+    from trainwright.args.training import TrainingArguments
     from trainwright.checkpoint.asynchronous import AsyncSaves
+    from trainwright.nonfinite.guard import NonFiniteGuard
+    from trainwright.parallel.strategy import Strategy
+    from trainwright.state import TrainerState
 
 logger = logging.getLogger(__name__)
 
@@ -45,20 +51,22 @@ HOOKS_THAT_WRITE = (
 
 @dataclass
 class Save:
-    """One save of a run, remembered until what became of it is known."""
+    """One save of a run, until what became of it is known."""
 
     directory: str
     step: int
     epoch: float | None
+    state: TrainerState
     # Metric, step and directory of the best checkpoint before the evaluation of this step; None: there was none.
     best_before: tuple[Any, Any, Any] | None = None
     run: Record | None = None  # that makes it
+    is_staged: bool = False  # by `Saves.staged`; not by an override that writes its checkpoint in another way
+    has_failed: bool = False
 
-    @contextlib.contextmanager
-    def moment(self, state: TrainerState) -> Iterator[None]:
-        """Within, `state` stands at the step of this save: whoever hears of a checkpoint names it by
-        `state.global_step`.
-        """
+    @contextmanager
+    def at_its_step(self) -> Iterator[None]:
+        """Within, the state has the step of this save: events name a checkpoint by `state.global_step`."""
+        state = self.state
         now = state.global_step, state.epoch
         state.global_step, state.epoch = self.step, self.epoch
         try:
@@ -66,33 +74,39 @@ class Save:
         finally:
             state.global_step, state.epoch = now
 
-    def forget_best(self, state: TrainerState) -> None:
-        """The save failed: where it would have been the best, the best that can be loaded is that of before."""
+    def fail(self) -> None:
+        """Where this would have been the best checkpoint, the best that can be loaded is that of before."""
+        self.has_failed = True
         is_lost = not wrote(self.run, self.directory)  # what is there may be an earlier run's
-        if self.best_before and state.best_global_step == self.step and is_lost:
-            state.best_metric, state.best_global_step, state.best_model_checkpoint = self.best_before
+        if self.best_before and self.state.best_global_step == self.step and is_lost:
+            best = self.best_before
+            self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = best
 
 
 class Saves:
-    """Makes the saves of a run; `settle` sees to one that is written beside the training.
+    """Of one Trainer. The story asks `finished` which saves are durable: after a save, after a step while one is in
+    flight, before the best metric is judged, and at the end.
 
-    `now()` gives the state and the control of the run as they are, `follow(checkpoint)` does what comes after a
-    checkpoint is on the disk, `tell(checkpoint)` tells the callbacks. `control.should_save` says whether a save is
-    wanted, and is False once it was made.
+        with saves.one(run_dir, state) as save:
+            if save is not None:
+                ...  # write, into saves.staged(...)
+        for save in saves.finished():
+            with saves.concluding(save):
+                ...  # push, rotate
     """
 
-    def __init__(
-        self,
-        now: Callable[[], tuple[TrainerState, TrainerControl]],
-        follow: Callable[[str], None],
-        tell: Callable[[str], None],
-    ) -> None:
-        self._now, self._follow, self._tell = now, follow, tell
+    def __init__(self, strategy: Strategy, frozen: FrozenWeights) -> None:
+        self.frozen = frozen  # weights that the checkpoints share
         self.last_checkpoint: str | None = None  # of this run; what a rollback goes back to
         self.run: Record | None = None  # that its checkpoints name as theirs
         self.saved_step = 0  # the last step with nothing to lose: it has a checkpoint, or the run began there
         self.asynchronous: AsyncSaves | None = None  # with `async_save`, while a run may save
-        self._to_tell: Save | None = None  # the one in flight
+        self._strategy = strategy
+        self._model: nn.Module | None = None
+        self._guard: NonFiniteGuard | None = None
+        self._current: Save | None = None  # that is being made
+        self._in_flight: Save | None = None
+        self._finished: list[Save] = []  # durable, and not asked for yet
 
     def begin_run(self, checkpoint: str | None, run_dir: str) -> None:
         """A run begins at `checkpoint` (None: anew), which saves into `run_dir`."""
@@ -102,10 +116,10 @@ class Saves:
 
     def begin(
         self,
-        args: Any,
-        strategy: Any,
+        args: TrainingArguments,
+        strategy: Strategy,
         model: nn.Module,
-        optimizer: Any,
+        optimizer: Optimizer,
         *,
         guard: NonFiniteGuard | None,
         exempt: Container[str],
@@ -113,11 +127,11 @@ class Saves:
         overridden: Sequence[str],
     ) -> None:
         """An attempt at a run begins. Starts the process that writes, where `args.async_save` leaves it something to
-        do: `overridden` are those of HOOKS_THAT_WRITE that `trainer_class` has of its own.
+        do: `overridden` are those of HOOKS_THAT_WRITE that `trainer_class` overrides.
 
         `model`: whose weights are looked at before each save, but for those named in `exempt`.
         """
-        self.trouble = SaveTrouble(args.max_save_failures)
+        self.failures = SaveFailures(args.max_save_failures)
         self._policy, self._strategy = args.nonfinite, strategy
         self._model, self._guard, self._exempt = model, guard, exempt
         writes_weights = {"_save_checkpoint", "save_model", "_save"}.isdisjoint(overridden)
@@ -136,107 +150,80 @@ class Saves:
             is_distributed=strategy.is_distributed,
         )
 
-    def make(
-        self,
-        run_dir: str,
-        write: Callable[[], None],
-        best_before: tuple[Any, Any] | None,
-        watch: Callable[[str, Callable[..., Any]], Callable[..., Any]],
-    ) -> None:
-        """Write a checkpoint into `run_dir`, unless the weights are not finite or the disk fails, and tell of it.
+    # -- making one ----------------------------------------------------------------------------------------------------
+
+    def wait(self, step: int) -> None:
+        """Wait for the save in flight, because that of `step` is to begin."""
+        if self.asynchronous is not None:
+            self.asynchronous.wait_before(step)
+
+    @contextmanager
+    def one(
+        self, run_dir: str, state: TrainerState, best_before: tuple[Any, Any] | None = None
+    ) -> Iterator[Save | None]:
+        """Around the writing of the checkpoint of this step into `run_dir`. None is to be written where the weights are
+        not finite (NonFiniteError, unless `nonfinite` is "ignore"). An error of the disk becomes a warning.
 
         `best_before`: best metric and its step before this step's evaluation, for when the new best cannot be saved.
         """
-        state, _ = self._now()
-        directory = os.path.join(run_dir, checkpoint_name(state.global_step))
-        is_worth_it = self._is_worth_saving(state.global_step)
-        self._want(is_worth_it)
-        if not is_worth_it:
+        step, is_waited_for = state.global_step, True
+        if not self._are_weights_finite(step):
+            yield None
             return
-        beside: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if self.asynchronous is not None:
-            watch("saving", self.asynchronous.wait_before)(state.global_step)
-            self.settle()
-            self._want(True)
-            beside = self.asynchronous.beside(self._strategy, self._model, self._exempt)
         before = (*best_before, state.best_model_checkpoint) if best_before else None
-        save = Save(directory, state.global_step, state.epoch, before, self.run)
+        save = Save(os.path.join(run_dir, checkpoint_name(step)), step, state.epoch, state, before, self.run)
+        self._current = save
         try:
-            with self.trouble.borne(directory, save.step, is_whole=self.asynchronous is None), beside:
-                watch("saving", write)()
-        except NonFiniteWeights as found:
-            return self._refuse(save, found)
-        if self.asynchronous is None or not self.asynchronous.in_flight:
-            self._is_over(save)
-        else:
-            self._to_tell = save
-            self._want(False)
+            yield save
+            is_waited_for = self.asynchronous is None or not self.asynchronous.in_flight
+        except Exception as error:
+            if not self._is_tolerated(error, save):
+                raise
+        finally:
+            self._current = None
+        if not is_waited_for:
+            self._in_flight = save
+        elif not save.has_failed:
+            if save.is_staged:
+                note(save.directory, save.run)
+            self._finished.append(save)
 
     @property
-    def is_beside(self) -> bool:
-        """Whether the save that is being made will be written beside the training."""
-        return self.asynchronous is not None and self.asynchronous.is_beside
+    def is_making_one(self) -> bool:
+        """Whether the checkpoint that is being written is one of the loop, not one that somebody asks a hook for."""
+        return self._current is not None
 
-    def staged(self, directory: str) -> None:
-        """All of a checkpoint was given away: it is in flight, or stands in `directory` and is followed up."""
-        if self.asynchronous is not None and self.asynchronous.is_beside:
-            self.asynchronous.begin()
-        else:
-            self._follow(directory)
+    @contextmanager
+    def staged(self, final: str, step: int, position: dict[str, Any]) -> Iterator[str]:
+        """Yield, in each rank, a hidden directory to write into; it becomes `final` when all of it is durable.
 
-    def settle(self, wait: bool = True) -> None:
-        """Where the save in flight is over (`wait`: until it is), see to what follows a save."""
-        save = self._to_tell
-        if self.asynchronous is None or save is None or not self.asynchronous.is_done(wait):
-            return
-        state, control = self._now()
-        self._to_tell, wants_save = None, control.should_save
-        try:
-            with self.trouble.borne(save.directory, save.step):
-                self.asynchronous.settle(self._strategy.first_error)
-                with save.moment(state), sink.deleting(self.asynchronous.delete):
-                    self._follow(save.directory)
-            self._is_over(save)
-        except NonFiniteWeights as found:
-            self._refuse(save, found)
-        self._want(wants_save or self._now()[1].should_save)
+        That is when the block ends, or with `async_save` later: then the block ends when the state is copied. After an
+        exception, which is raised in all ranks, `final` is as it was. `position`: see `save.staged`.
+        """
+        current, background = self._current, self.asynchronous if self._current is not None else None
+        stage: Callable[..., AbstractContextManager[str]] = staged
+        if background is not None:
+            checked = checkable_tensors(self._model, self._exempt) if self._model and background.checks_weights else {}
+            stage = functools.partial(background.staged, to_check=checked)
+        num_ranks, frozen = self._strategy.num_processes, self.frozen if self._shares_weights() else None
+        with self._strategy.staged(
+            functools.partial(stage, final, step=step, world_size=num_ranks, position=position, frozen=frozen)
+        ) as directory:
+            yield directory
+        if background is not None:  # after the last rank has written
+            background.begin()
+        if current is not None:
+            current.is_staged = True
 
-    def drain(self) -> None:
-        """An exception ends the run: see the save in flight through. Other processes may be gone, so ask none."""
-        if self._to_tell is None or self._strategy.is_distributed:
-            return
-        try:
-            self.settle()
-        except Exception as error:
-            logger.error("The save in flight failed as well: %s: %s", type(error).__name__, error)
+    def _shares_weights(self) -> bool:
+        """Whether there are frozen weights that checkpoints may share. Asked before each save, as training may freeze
+        some in its course.
+        """
+        return self._model is None or not all(parameter.requires_grad for parameter in self._model.parameters())
 
-    def close(self) -> None:
-        """The run is over, however it ended."""
-        if self.asynchronous is not None:
-            self.asynchronous.close(wait=not isinstance(sys.exc_info()[1], KeyboardInterrupt))
-            self.asynchronous = self._to_tell = None
-
-    def _want(self, should_save: bool) -> None:
-        self._now()[1].should_save = should_save
-
-    def _is_over(self, save: Save) -> None:
-        """Tell the callbacks of it, or forget a best checkpoint that is not there."""
-        state, _ = self._now()
-        if self.trouble.num_failures == 0:
-            self.last_checkpoint, self.saved_step = save.directory, save.step
-            with save.moment(state):
-                self._tell(save.directory)
-        else:
-            self._want(False)  # as telling does: the end of an epoch must not try again
-            save.forget_best(state)
-
-    def _refuse(self, save: Save, found: NonFiniteWeights) -> None:
-        self._want(False)
-        save.forget_best(self._now()[0])
-        may_be_saved(found.names, True, save.step, self._policy)
-
-    def _is_worth_saving(self, step: int) -> bool:
-        """Whether the weights are finite. Reads from the device; NonFiniteError unless `nonfinite` is "ignore"."""
+    def _are_weights_finite(self, step: int) -> bool:
+        """Reads from the device; NonFiniteError where they are not, unless `nonfinite` is "ignore"."""
+        assert self._model is not None
         names: list[str] = []
         if self.asynchronous is None or not self.asynchronous.checks_weights:
             names = nonfinite_tensors(checkable_tensors(self._model, self._exempt))
@@ -245,3 +232,62 @@ class Saves:
         if self._guard is not None:
             self._guard.settle(bad)
         return may_be_saved(names, bool(bad_tensors), step, self._policy)
+
+    def _is_tolerated(self, error: Exception, save: Save) -> bool:
+        """Whether the run continues after `error`, which ended `save`."""
+        if isinstance(error, NonFiniteWeights):
+            save.fail()
+            return not may_be_saved(error.names, True, save.step, self._policy)
+        if not self.failures.tolerates(error, save.directory, save.step):
+            return False
+        save.fail()
+        return True
+
+    # -- what became of it ---------------------------------------------------------------------------------------------
+
+    def finished(self, wait: bool = False) -> list[Save]:
+        """The saves that have become durable since this was last asked, oldest first. `wait`: until none is in flight.
+
+        One that failed is noted, and not among them. Raises SavingFailed, or NonFiniteError for weights that are not
+        finite.
+        """
+        durable, self._finished = self._finished, []
+        in_flight = self._in_flight
+        if in_flight is None or self.asynchronous is None or not self.asynchronous.is_done(wait):
+            return durable
+        self._in_flight = None
+        try:
+            self.asynchronous.finish(self._strategy.first_error)
+        except Exception as error:
+            if not self._is_tolerated(error, in_flight):
+                raise
+            return durable
+        note(in_flight.directory, in_flight.run)
+        return [*durable, in_flight]
+
+    @contextmanager
+    def concluding(self, save: Save) -> Iterator[None]:
+        """Around what follows a save that is durable, which may fail as the save itself may. Afterwards it is the last
+        one, unless it `has_failed`.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not self._is_tolerated(error, save):
+                raise
+        else:
+            self.failures.num_failures, self.failures.last_saved = 0, save.step
+            self.last_checkpoint, self.saved_step = save.directory, save.step
+
+    def delete(self, path: str) -> None:
+        """Delete a directory that has lost the name of a checkpoint; by the background writer, where there is one."""
+        if self.asynchronous is None or not self.asynchronous.delete(path):
+            commit.delete(path)
+
+    def close(self) -> None:
+        """The run is over, however it ended."""
+        if self.asynchronous is not None:
+            self.asynchronous.close(wait=not isinstance(sys.exc_info()[1], KeyboardInterrupt))
+            self.asynchronous = self._in_flight = None
+        self._finished = []
+        self._model = self._guard = None  # `model_init` may need their memory

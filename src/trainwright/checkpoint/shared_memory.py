@@ -1,4 +1,4 @@
-"""Memory that this process fills and another one reads: where the state of a run stands while it is written to disk.
+"""Memory that this process fills and another one reads: where the state of a run is while it is written to disk.
 
 Owns: `Arena`, blocks of shared memory handed out from front to back, kept from one save to the next. Leaves to others:
 what is put there (snapshot.py), the process that reads it (writer.py).
@@ -19,7 +19,7 @@ from trainwright.forks import hold_alone
 Buffer = bytes | bytearray | memoryview
 
 ALIGNMENT = 64  # bytes; what torch's own allocator and files use
-ROOM_FOR_SMALL_FILES = 1 << 20  # bytes, beside the tensors that were predicted
+ROOM_FOR_SMALL_FILES = 1 << 20  # bytes, besides the tensors that were predicted
 
 
 class Place(NamedTuple):
@@ -31,7 +31,7 @@ class Place(NamedTuple):
 
 
 class Block:
-    """One piece of shared memory, named by a file descriptor that another process can be given."""
+    """One piece of shared memory, named by a file descriptor that can be sent to another process."""
 
     def __init__(self, descriptor: int, num_bytes: int, *, fill: bool = False) -> None:
         self.descriptor, self.num_bytes = descriptor, num_bytes
@@ -66,7 +66,7 @@ class Block:
         return one.untyped_storage()
 
     def pin(self) -> None:
-        """Have CUDA copy into this block directly, which is what lets a copy run beside the step."""
+        """Have CUDA copy into this block directly, which is what lets a copy overlap with the step."""
         if not self._is_pinned:
             runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
             torch.cuda.check_error(runtime.cudaHostRegister(self.bytes.data_ptr(), self.num_bytes, 0))
@@ -74,7 +74,7 @@ class Block:
 
     def close(self, *, is_over: bool = False) -> None:
         """Let go of the memory. Tensors that still share it keep it, unless it `is_over`: then the system has it back,
-        although a fork of this process may still map it, and whoever looks finds zeros.
+        although a fork of this process may still map it, and finds zeros there.
         """
         if self._is_pinned:
             runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
@@ -92,11 +92,11 @@ class Arena:
     def __init__(self, num_bytes: int = 0) -> None:
         self.blocks: list[Block] = []
         self.num_made = 0  # blocks since the beginning
-        self.num_bytes_kept_anew = 0  # bytes that `keep` copied, since the beginning
+        self.num_text_bytes_copied = 0  # bytes that `put_text` copied, since the beginning
         self._current = self._used = 0  # block that is being handed out, and bytes of it
-        # Block of its own for a text that stays from save to save, how much of it is there, and its version.
-        self._kept: int | None = None
-        self._kept_bytes, self._kept_version = 0, None
+        # The block of a text that stays from save to save, how much of it is there, and its version.
+        self._text_block: int | None = None
+        self._text_bytes, self._text_version = 0, None
         hold_alone(self)
         if num_bytes:
             self._add(num_bytes + ROOM_FOR_SMALL_FILES)
@@ -108,7 +108,7 @@ class Arena:
     def reserve(self, num_bytes: int) -> Place:
         """Room for `num_bytes` in one piece, at a multiple of ALIGNMENT."""
         while self._current < len(self.blocks):
-            if self._current != self._kept and self._used + num_bytes <= self.blocks[self._current].num_bytes:
+            if self._current != self._text_block and self._used + num_bytes <= self.blocks[self._current].num_bytes:
                 break
             self._current, self._used = self._current + 1, 0
         else:
@@ -152,25 +152,25 @@ class Arena:
         self.blocks[place.block].memory[place.offset : place.offset + len(content)] = content
         return place
 
-    def keep(self, text: Buffer, version: Any) -> Place:
+    def put_text(self, text: Buffer, version: Any) -> Place:
         """Have `text` in the arena, at a place that `clear` does not touch. Of a text of the same `version` as that of
         the call before, only what it is longer by is copied.
         """
         num_bytes = len(text)
-        if self._kept is None or self.blocks[self._kept].num_bytes < num_bytes:
+        if self._text_block is None or self.blocks[self._text_block].num_bytes < num_bytes:
             self._add(num_bytes + num_bytes // 4)
-            if self._kept is None:
-                self._kept = len(self.blocks) - 1
+            if self._text_block is None:
+                self._text_block = len(self.blocks) - 1
             else:
-                outgrown, self.blocks[self._kept] = self.blocks[self._kept], self.blocks.pop()
+                outgrown, self.blocks[self._text_block] = self.blocks[self._text_block], self.blocks.pop()
                 outgrown.close()
-            self._kept_version = None
-        begin = self._kept_bytes if version == self._kept_version and self._kept_bytes <= num_bytes else 0
+            self._text_version = None
+        begin = self._text_bytes if version == self._text_version and self._text_bytes <= num_bytes else 0
         with memoryview(text) as all_of_it, all_of_it[begin:] as new:
-            self.blocks[self._kept].memory[begin:num_bytes] = new
-        self._kept_bytes, self._kept_version = num_bytes, version
-        self.num_bytes_kept_anew += num_bytes - begin
-        return Place(self._kept, 0, num_bytes)
+            self.blocks[self._text_block].memory[begin:num_bytes] = new
+        self._text_bytes, self._text_version = num_bytes, version
+        self.num_text_bytes_copied += num_bytes - begin
+        return Place(self._text_block, 0, num_bytes)
 
     def _add(self, num_bytes: int) -> None:
         self.blocks.append(Block.new(-(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE))

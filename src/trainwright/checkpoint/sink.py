@@ -1,113 +1,180 @@
-"""Whether a file of a checkpoint is written now, or handed to whoever writes it while training goes on.
+"""Where each file of a checkpoint goes: to the disk now, or to the background writer.
 
-Owns: knowing whether somebody takes the files of the save that is being made, and what is to be deleted after it.
-Leaves to others: who that is (snapshot.py, asynchronous.py), what stands in the files and writing those that nobody
-takes (save.py, weights.py).
+Owns: which `Sink` belongs to which directory, writing one file, having a library's `save_pretrained` use both. Leaves
+to others: the snapshot that the background writer reads (snapshot.py), what the files hold (save.py, weights.py).
 
-The hooks that write (`_save`, `_save_optimizer_and_scheduler` ...) are public: they are given a directory and nothing
-else, so who takes the files cannot be one of their arguments and is known here instead, while one save is made.
+The hooks that write (`_save`, `_save_optimizer_and_scheduler` ...) are public and given a directory and nothing else,
+so the directory in which a checkpoint is staged is the key to its sink.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from safetensors.torch import save_file as save_file
+from torch import nn
+
+if TYPE_CHECKING:
+    from trainwright.checkpoint.frozen import FrozenFiles
 
 Path = str | os.PathLike[str]
+Tensors = dict[str, torch.Tensor]
+Value = TypeVar("Value")
 
 
-class Taker(Protocol):
-    """Takes the content of a file as it is at this moment."""
+class WeightsFile(NamedTuple):
+    """A safetensors file to write."""
 
-    def take(self, kind: str, path: Path, content: Any, metadata: dict[str, str] | None = None) -> bool:
-        """Take `content`, to be written to `path` later. False: it must be written now."""
+    path: str
+    tensors: Tensors
+    metadata: dict[str, str] | None
+
+
+class Snapshot(Protocol):
+    """Copies the content of files as it is at this moment, for the background writer."""
+
+    def add(self, kind: str, path: Path, content: Any, metadata: dict[str, str] | None = None) -> bool:
+        """Copy `content`, to be written to `path` later. False: it must be written now."""
         ...
 
 
-# Of the save that this thread makes: its `taker`, and `frozen` (`frozen.FrozenFiles`); who is to `delete` after it.
-_scope = threading.local()
-
-
-@contextmanager
-def taking(taker: Taker | None, frozen: Any = None) -> Iterator[None]:
-    """Within, what this thread writes of a checkpoint is offered to `taker` first; None: all is written now.
-
-    `frozen` (`frozen.FrozenFiles`) knows which weights are not written at all; None: all are.
+class Sink:
+    """Of one checkpoint: its `snapshot` (None: every file is written now), and `frozen`, which knows the weights that
+    an earlier checkpoint holds already (None: all are written).
     """
-    before = getattr(_scope, "taker", None), frozen_files()
-    _scope.taker, _scope.frozen = taker, frozen
+
+    def __init__(self, snapshot: Snapshot | None = None, frozen: FrozenFiles | None = None) -> None:
+        self.snapshot, self.frozen = snapshot, frozen
+
+    @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """Within, each file is written whole before the call returns: a user's hook may read what it wrote."""
+        before = self.snapshot, self.frozen
+        self.snapshot = self.frozen = None
+        try:
+            yield
+        finally:
+            self.snapshot, self.frozen = before
+
+    def write_weights(
+        self, model: nn.Module, tensors: Tensors, path: Path, metadata: dict[str, str] | None = None
+    ) -> None:
+        """A safetensors file with weights of `model`, but for what an earlier checkpoint holds."""
+        whole = WeightsFile(os.fspath(path), tensors, metadata)
+        for file in [whole] if self.frozen is None else self.frozen.left_to_write(model, whole):
+            write("tensors", *file)
+
+
+_ON_DISK = Sink()
+_sinks: dict[str, Sink] = {}  # by the directory in which a checkpoint is staged
+
+
+@contextmanager
+def opened(directory: str, sink: Sink) -> Iterator[None]:
+    """Within, files of `directory` (an absolute path) go where `sink` says."""
+    _sinks[directory] = sink
     try:
         yield
     finally:
-        _scope.taker, _scope.frozen = before
+        del _sinks[directory]
+
+
+def of(path: Path) -> Sink:
+    """The sink of a directory, or of a file in it at any depth. Of any other, one that writes now."""
+    return _of_ancestor(_sinks, path) or _ON_DISK
+
+
+def write(kind: str, path: Path, content: Any, metadata: dict[str, str] | None = None) -> bool:
+    """Write one file of a checkpoint, or have the background writer do it; whether it was written now. Kinds: see
+    `write_now`.
+    """
+    snapshot = of(path).snapshot if _sinks else None
+    if snapshot is not None and snapshot.add(kind, path, content, metadata):
+        return False
+    write_now(kind, path, content, metadata)
+    return True
+
+
+def write_now(kind: str, path: Path, content: Any, metadata: dict[str, str] | None = None) -> None:
+    """Write one file. `kind`: "torch" or "object" (`torch.save`), "tensors" (safetensors, with `metadata`), "json",
+    "log" (a `StateText`).
+    """
+    if kind in ("torch", "object"):
+        torch.save(content, path)
+    elif kind == "log":
+        content.write(path)
+    elif kind == "tensors":
+        save_file(content, path, metadata=metadata)
+    else:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+# -- libraries whose models write themselves ---------------------------------------------------------------------------
+
+WriteWeights = Callable[[Tensors, Path, dict[str, str] | None], None]
+
+_lock = threading.Lock()
+_redirected: dict[str, WriteWeights] = {}  # by the directory of a checkpoint
+_replaced: dict[Any, Callable[..., None]] = {}  # module -> its `safe_save_file`, while anything is redirected
 
 
 @contextmanager
-def deleting(delete: Callable[[str], bool]) -> Iterator[None]:
-    """Within, what this thread deletes is offered to `delete` first, which says whether it will see to it."""
-    before = getattr(_scope, "delete", None)
-    _scope.delete = delete
-    try:
-        yield
-    finally:
-        _scope.delete = before
-
-
-def deleted(path: str) -> bool:
-    """Whether somebody deletes the directory `path`, which has lost its name already; if not, the caller does."""
-    delete = getattr(_scope, "delete", None)
-    return delete is not None and bool(delete(path))
-
-
-@contextmanager
-def at_once(is_wanted: bool = True) -> Iterator[None]:
-    """Within, files are written before the call returns, each whole, where `is_wanted`."""
-    with taking(None) if is_wanted else nullcontext():
-        yield
-
-
-def frozen_files() -> Any:
-    """The `frozen.FrozenFiles` of the checkpoint that this thread saves, or None."""
-    return getattr(_scope, "frozen", None)
-
-
-def taken(kind: str, path: Path, content: Any, metadata: dict[str, str] | None = None) -> bool:
-    """Whether somebody took this file of a checkpoint; if not, the caller writes it. Kinds: see writer.py."""
-    taker = getattr(_scope, "taker", None)
-    return taker is not None and taker.take(kind, path, content, metadata)
-
-
-@contextmanager
-def weights_of(model: Any, write: Callable[[Any, Path, dict[str, str] | None], None]) -> Iterator[None]:
-    """Around `model.save_pretrained`: have `write(tensors, path, metadata)` write its tensors, while a checkpoint is
-    saved from which somebody takes files or leaves frozen weights out.
+def redirected(model: nn.Module, directory: Path) -> Iterator[None]:
+    """Around `model.save_pretrained(directory)`: its tensors go into the sink of `directory`, if that has one.
 
     The library prepares them (names, shards, ties) and writes its small files itself. Only the function that it
-    imported from safetensors is replaced, and only for this thread. A class that brings its own `save_pretrained` may
-    do anything with what it wrote, and writes at once.
+    imported from safetensors is replaced, and that leaves every other directory alone. A class that brings its own
+    `save_pretrained` may do anything with what it wrote, and writes at once.
     """
-    module = _library_that_saves(model)
-    thread = threading.get_ident()
-    if module is None or (getattr(_scope, "taker", None) is None and frozen_files() is None):
+    module, sink, key = _library_that_saves(model), of(directory), os.path.abspath(directory)
+    if module is None or (sink.snapshot is None and sink.frozen is None):
         yield
         return
-    original: Callable[..., None] = module.safe_save_file
-
-    def save(tensors: Any, filename: Path, metadata: dict[str, str] | None = None) -> None:
-        if threading.get_ident() == thread:
-            write(tensors, filename, metadata)
-        else:
-            original(tensors, filename, metadata=metadata)
-
-    module.safe_save_file = save
+    with _lock:
+        if module not in _replaced:
+            _replaced[module] = module.safe_save_file
+            module.safe_save_file = _redirecting(module.safe_save_file)
+        _redirected[key] = lambda tensors, path, metadata: sink.write_weights(model, tensors, path, metadata)
     try:
         yield
     finally:
-        module.safe_save_file = original
+        with _lock:
+            del _redirected[key]
+            while not _redirected and _replaced:
+                replaced, original = _replaced.popitem()
+                replaced.safe_save_file = original
+
+
+def _redirecting(original: Callable[..., None]) -> Callable[..., None]:
+    def save(tensors: Tensors, filename: Path, metadata: dict[str, str] | None = None) -> None:
+        write_weights = _of_ancestor(_redirected, filename)
+        if write_weights is None:
+            original(tensors, filename, metadata=metadata)
+        else:
+            write_weights(tensors, filename, metadata)
+
+    return save
+
+
+def _of_ancestor(values: Mapping[str, Value], path: Path) -> Value | None:
+    """Of `values`, by directory, the one whose directory is `path` or holds it."""
+    if not values:
+        return None
+    absolute = os.path.abspath(path)
+    found = (values.get(directory) for directory in list(values) if _holds(directory, absolute))
+    return next(found, None)
+
+
+def _holds(directory: str, path: str) -> bool:
+    return path == directory or path.startswith(directory + os.sep)
 
 
 def _library_that_saves(model: Any) -> Any:

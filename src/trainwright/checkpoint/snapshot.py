@@ -4,8 +4,8 @@ Owns: taking files apart into tensors (copied byte by byte) and the rest (pickle
 again. Leaves to others: the memory (shared_memory.py), which files there are (save.py), writing them (writer.py).
 
 Storages are copied whole and once each, so tensors that share memory still do when they are read, and `torch.save`
-writes the same bytes as it would have here. How a file was taken apart is remembered (arrangement.py) while its tensors
-keep their places, shapes and types, so that a save costs little more than the copy.
+writes the same bytes as it would have here. How a file was taken apart is remembered (snapshot_layout.py) while its
+tensors keep their places, shapes and types, so that a save costs little more than the copy.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ import torch
 
 from trainwright.checkpoint.shared_memory import Arena, Place
 from trainwright.checkpoint.snapshot_layout import (
-    Arrangement,
     Copy,
     Description,
     NotPlain,
+    SnapshotLayout,
     StorageKey,
-    arranged,
     copy_within_host,
     described_as,
+    layout_of,
 )
 from trainwright.log_text import SMALL_BYTES, StateText
 from trainwright.nonfinite.weights import nonfinite_tensors
 
 logger = logging.getLogger(__name__)
 
-# Where a class or function may come from. A user's own may stand in a script that must not run a second time; of those
+# Where a class or function may come from. A user's class may be in a script that must not run a second time; of those
 # of torch only these are read back without a word (save.py warns of the others when it writes a file itself).
 _KNOWN = frozenset(("builtins", "collections", "numpy"))
 _KNOWN_TO_TORCH = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
@@ -43,7 +43,7 @@ _KNOWN_OBJECTS = _KNOWN | {"copyreg", "enum", "trainwright"}  # in `training_arg
 
 
 @dataclass
-class TakenFile:
+class FileSnapshot:
     """One file of a checkpoint; the bytes of its tensors are in shared memory."""
 
     kind: str  # how it is written: see writer.py
@@ -71,16 +71,16 @@ class Job:
     step: int
     world_size: int
     position: dict[str, Any]
-    files: list[TakenFile] = field(default_factory=list)
+    files: list[FileSnapshot] = field(default_factory=list)
     checked: list[CheckedTensor] = field(default_factory=list)
     frozen: dict[str, dict[str, Any]] = field(default_factory=dict)  # as for `manifest.write_manifest`
 
 
 class Snapshot:
-    """Takes the files of one checkpoint, each as it is when it comes. A `sink.Taker`.
+    """The files of one checkpoint, each copied as it is when it is added. A `sink.Snapshot`.
 
     `to_check`: parameters that the writer looks at before it writes; those that were in no file are left in it.
-    `arrangements`: by file, those of the save before in the same arena; brought up to date.
+    `layouts`: by file, those of the save before in the same arena; brought up to date.
     """
 
     def __init__(
@@ -88,48 +88,48 @@ class Snapshot:
         arena: Arena,
         job: Job,
         to_check: dict[str, torch.Tensor] | None = None,
-        arrangements: dict[str, Arrangement] | None = None,
+        layouts: dict[str, SnapshotLayout] | None = None,
     ) -> None:
         self.arena, self.job, self.to_check = arena, job, dict(to_check or {})
         self.num_bytes = 0  # of tensors
-        self._arrangements = {} if arrangements is None else arrangements
+        self._layouts = {} if layouts is None else layouts
         self._copies: list[Copy] = []  # still to be made
         self._sources: list[torch.Tensor] = []  # that these read
         # On an accelerator: what must be kept until the host has it, and the event that says so.
         self._held: list[torch.Tensor] = []
         self._copied: Any = None
 
-    def take(
+    def add(
         self, kind: str, path: str | os.PathLike[str], content: Any, metadata: dict[str, str] | None = None
     ) -> bool:
-        """Take `content`, of which tensors in the host's memory must not change before `finish`, which copies them.
+        """Copy `content`, of which tensors in the host's memory must not change before `finish`, which copies them.
 
-        False where it holds what another process may not know, or `path` lies elsewhere.
+        False where it holds what another process may not know, or `path` is elsewhere.
         """
         name = os.path.relpath(path, self.job.staging)
         if name.startswith(os.pardir):
             return False
         if kind == "log":
-            content = self._kept(content)
+            content = self._log_in_arena(content)
         finder = _Finder(_KNOWN_OBJECTS if kind == "object" else _KNOWN)
         try:
             text = finder.text(content)
             described = [described_as(tensor) for tensor in finder.tensors]
         except NotPlain as reason:
-            logger.info("%s is written before training goes on: %s.", name, reason)
+            logger.info("%s is written before training continues: %s.", name, reason)
             return False
         table = self._copy(name, finder.tensors, described) if described else b""
-        self.job.files.append(TakenFile(kind, name.replace(os.sep, "/"), text, table, metadata))
+        self.job.files.append(FileSnapshot(kind, name.replace(os.sep, "/"), text, table, metadata))
         return True
 
-    def _kept(self, text: StateText) -> tuple[bytes, bytes | tuple[int, ...], bytes]:
-        """A long log is not put into the arena at each save: it stays there, and grows."""
+    def _log_in_arena(self, text: StateText) -> tuple[bytes, bytes | tuple[int, ...], bytes]:
+        """A long log is not copied into the arena at each save: it remains there, and grows."""
         is_short = len(text.log) < SMALL_BYTES
-        log = bytes(text.log) if is_short else tuple(self.arena.keep(text.log, text.version))
+        log = bytes(text.log) if is_short else tuple(self.arena.put_text(text.log, text.version))
         return text.head, log, text.tail
 
     def finish(self) -> None:
-        """Nothing more comes: make the copies, after which the run may go on."""
+        """Nothing more comes: make the copies, after which the run may continue."""
         copy_within_host(self._copies)
         self._copies, self._sources = [], []
 
@@ -150,26 +150,26 @@ class Snapshot:
 
     def _copy(self, name: str, tensors: list[torch.Tensor], described: list[Description]) -> bytes:
         """Copy the storages of `tensors` into the arena; the table by which they are found there."""
-        arrangement = self._arrangements.get(name)
-        if arrangement is None or arrangement.described != described:
-            arrangement = arranged(self.arena, described)
-        elif (whole := self.arena.reserve(arrangement.whole.num_bytes)) != arrangement.whole:
-            arrangement = arranged(self.arena, described, whole)
-        self._arrangements[name] = arrangement
-        self.num_bytes += arrangement.num_bytes
-        self._copies += arrangement.copies
+        layout = self._layouts.get(name)
+        if layout is None or layout.described != described:
+            layout = layout_of(self.arena, described)
+        elif (whole := self.arena.reserve(layout.whole.num_bytes)) != layout.whole:
+            layout = layout_of(self.arena, described, whole)
+        self._layouts[name] = layout
+        self.num_bytes += layout.num_bytes
+        self._copies += layout.copies
         self._sources += tensors
-        if arrangement.is_on_device:
+        if layout.is_on_device:
             by_device: dict[torch.device, dict[StorageKey, tuple[Place, torch.Tensor]]] = {}
             for tensor, (*_, device, address, num_bytes) in zip(tensors, described):
                 if device.type != "cpu" and num_bytes:
                     storage, key = tensor.untyped_storage(), (device, address, num_bytes)
                     flat = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-                    by_device.setdefault(device, {})[key] = arrangement.places[key], flat
+                    by_device.setdefault(device, {})[key] = layout.places[key], flat
             for device, copies in by_device.items():
                 self._copy_from_device(device, list(copies.values()))
-        self._find_checked(arrangement.places)
-        return arrangement.table
+        self._find_checked(layout.places)
+        return layout.table
 
     def _find_checked(self, places: dict[StorageKey, Place]) -> None:
         for name, tensor in list(self.to_check.items()):
@@ -180,7 +180,7 @@ class Snapshot:
                 del self.to_check[name]
 
     def _copy_from_device(self, device: torch.device, copies: list[tuple[Place, torch.Tensor]]) -> None:
-        """Copy on the device, at its own speed; from there to the host on a stream of its own, while training goes on.
+        """Copy on the device, at its speed; from there to the host on a second stream, while training continues.
 
         Where the device has no room for the copy, the next step waits for the way to the host instead.
         """
@@ -204,7 +204,7 @@ class Snapshot:
                 block.bytes[begin:end].copy_(flat, non_blocking=True)
             self._held.append(flat)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        if self._copied is not None:  # the file before; one event stands for both
+        if self._copied is not None:  # the file before; one event is for both
             done.wait_event(self._copied)
         event.record(done)
         self._copied = event
@@ -215,9 +215,9 @@ def nonfinite(arena: Arena, checked: list[CheckedTensor]) -> list[str]:
     return nonfinite_tensors({one.name: _tensor_in(arena, one.storage, *one.described) for one in checked})
 
 
-def read(arena: Arena, file: TakenFile) -> Any:
+def read(arena: Arena, file: FileSnapshot) -> Any:
     """Put a file's content together again; its tensors, and a long log, share the arena's memory."""
-    content = _Together(arena, file).load()
+    content = _Reader(arena, file).load()
     if file.kind != "log":
         return content
     head, log, tail = content
@@ -254,7 +254,7 @@ class _Finder(pickle.Pickler):
         return self._buffer.getvalue()
 
     def reducer_override(self, item: Any) -> Any:
-        """Called for whatever is no plain value of Python."""
+        """Called for each item that is no plain value of Python."""
         if type(item) is torch.Tensor:
             self.tensors.append(item)
             return _tensor, (len(self.tensors) - 1,)
@@ -266,10 +266,10 @@ class _Finder(pickle.Pickler):
         return NotImplemented
 
 
-class _Together(pickle.Unpickler):
-    """Undoes `Snapshot.take`."""
+class _Reader(pickle.Unpickler):
+    """Undoes `Snapshot.add`."""
 
-    def __init__(self, arena: Arena, file: TakenFile) -> None:
+    def __init__(self, arena: Arena, file: FileSnapshot) -> None:
         super().__init__(io.BytesIO(file.text))
         places, self._table = pickle.loads(file.table) if file.table else ([], [])
         self._storages = [arena.blocks[place.block].storage(place) for place in places]
@@ -285,5 +285,5 @@ class _Together(pickle.Unpickler):
 
 
 def _tensor(number: int) -> torch.Tensor:
-    """Stands in a pickle for a tensor; `_Together` knows where its bytes are."""
+    """In a pickle, the place of a tensor; `_Reader` knows where its bytes are."""
     raise TypeError("a snapshot is read with snapshot.read")

@@ -1,4 +1,4 @@
-"""Where the tensors of one file of a snapshot lie in shared memory, and how they get there.
+"""Where the tensors of one file of a snapshot are in shared memory, and how they get there.
 
 Owns: telling whether the tensors are those of the save before, in the same places, so that nothing needs to be worked
 out again; the copy within the host. Leaves to others: the memory (shared_memory.py), everything of a file that is no
@@ -34,7 +34,7 @@ class NotPlain(Exception):
 
 
 @dataclass
-class Arrangement:
+class SnapshotLayout:
     """Places for the tensors of a file. Holds numbers only, so it keeps no tensor alive."""
 
     described: list[Description]  # of each tensor
@@ -64,7 +64,7 @@ def copy_within_host(copies: list[Copy]) -> None:
                 helpers.append(helper)
         _copy(left)
     finally:
-        left.clear()  # after an interrupt nobody may go on copying
+        left.clear()  # after an interrupt no helper may copy any more
         for helper in helpers:
             helper.join()
 
@@ -72,7 +72,7 @@ def copy_within_host(copies: list[Copy]) -> None:
 def _copy(left: deque[Copy]) -> None:
     while left:
         with suppress(IndexError):  # another thread took the last
-            ctypes.memmove(*left.popleft())  # lets go of the interpreter; a quarter faster than torch's own copy
+            ctypes.memmove(*left.popleft())  # releases the interpreter lock; a quarter faster than torch's own copy
 
 
 def described_as(tensor: torch.Tensor) -> Description:
@@ -98,8 +98,8 @@ def described_as(tensor: torch.Tensor) -> Description:
     )  # fmt: skip
 
 
-def arranged(arena: Arena, described: list[Description], whole: Place | None = None) -> Arrangement:
-    """A place for each storage of a file; those of one device lie one behind the other. `whole`: reserved already."""
+def layout_of(arena: Arena, described: list[Description], whole: Place | None = None) -> SnapshotLayout:
+    """A place for each storage of a file; those of one device are contiguous. `whole`: reserved already."""
     storages: dict[Any, StorageKey] = {}
     keys: list[Any] = []
     for *_, device, address, num_bytes in described:
@@ -129,7 +129,7 @@ def arranged(arena: Arena, described: list[Description], whole: Place | None = N
         if device.type == "cpu"
         for start in range(0, num_bytes, _PIECE)
     ]
-    return Arrangement(
+    return SnapshotLayout(
         described,
         whole,
         {key: place for key, place in places.items() if place.num_bytes},

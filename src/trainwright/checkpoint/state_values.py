@@ -66,7 +66,7 @@ def check_fits(target: Any, state: Any) -> None:
     """Raise ValueError where `state`, which is to be put into the schedule or scaler `target`, has keys that it lacks,
     or holds values of another kind.
 
-    A schedule of a user's own may remember what it likes: of its state only what would hide a method is refused.
+    A user's schedule may remember what it likes: of its state only what would hide a method is refused.
     """
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}, not a dict")
@@ -101,7 +101,7 @@ def check_saved(optimizer: Any, state: Any) -> None:
     now = list(getattr(optimizer, "param_groups", None) or ())
     groups = state.get("param_groups") if isinstance(state, dict) else None
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
-        return  # of another layout: whoever wrote it reads it
+        return  # of another layout: what wrote it reads it
     if not isinstance(state.get("state"), dict):
         raise ValueError("it has no `state`")
     for number, (ours, theirs) in enumerate(zip(now, groups)):
@@ -188,7 +188,7 @@ def _parts(optimizer: Any) -> Iterator[Any]:
 
 
 def _check_kind(ours: Any, theirs: Any, where: str) -> None:
-    """Raise ValueError where `theirs` cannot stand in place of `ours`. None says nothing of either."""
+    """Raise ValueError where `theirs` cannot replace `ours`. None says nothing of either."""
     if ours is None or theirs is None:
         return
     kinds = (bool, (int, float, np.number, torch.Tensor), str, (list, tuple), dict)

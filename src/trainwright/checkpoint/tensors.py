@@ -1,4 +1,4 @@
-"""Read a file of tensors without running anything that stands in it.
+"""Read a file of tensors without running anything that is in it.
 
 Owns: the one call of `torch.load`. Leaves to others: which file, and what its content is for.
 """

@@ -14,19 +14,16 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from safetensors.torch import save_file as save_file  # writer.py writes with it as well
 from torch import nn
 
 from trainwright import names
 from trainwright.checkpoint import sink
 from trainwright.checkpoint.conversion import load_converted
-from trainwright.checkpoint.frozen import WeightsFile
 from trainwright.checkpoint.paths import MAX_NAMED, inside, named, read_json, shown
 from trainwright.checkpoint.tensors import load_tensors
 from trainwright.interop.loaded import is_peft_model, is_pretrained_model
@@ -36,6 +33,11 @@ logger = logging.getLogger(__name__)
 Path = str | os.PathLike[str]
 Tensors = dict[str, torch.Tensor]
 
+# What every release of safetensors knows.
+_HELD_BY_ALL = frozenset(
+    {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+    | {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+)
 _FORMAT = {"format": "pt"}  # other tools read it to know which framework wrote the file
 
 
@@ -67,16 +69,16 @@ def save_weights(
     tensors = model.state_dict() if state_dict is None else state_dict
     if not safe:
         path = os.path.join(directory, names.WEIGHTS_NAME)
-        if not sink.taken("torch", path, tensors):
-            torch.save(tensors, path)
+        sink.write("torch", path, tensors)
         return
     unique, aliases = _without_duplicates(tensors)
     shards = _split(unique, max_shard_size_gb * 1e9)
     weight_map: dict[str, str] = {}
+    files = sink.of(directory)
     for index, shard in enumerate(shards, start=1):
         name = names.SAFE_WEIGHTS_NAME if len(shards) == 1 else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
         in_shard = {alias: kept for alias, kept in aliases.items() if kept in shard}
-        _write(model, shard, os.path.join(directory, name), _FORMAT | in_shard)
+        files.write_weights(model, shard, os.path.join(directory, name), _FORMAT | in_shard)
         weight_map |= dict.fromkeys(shard, name)
     if len(shards) > 1:
         index_content = {"metadata": {"total_size": sum(t.nbytes for t in unique.values())}, "weight_map": weight_map}
@@ -92,7 +94,17 @@ def check_can_be_held(model: nn.Module, state_dict: Tensors | None = None) -> No
         return
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     entries = model.state_dict() if state_dict is None else state_dict
-    reasons = {name: _no_place_for(value) for name, value in entries.items() if name not in ignored}
+    reasons = {
+        name: _no_place_for(value)
+        for name, value in entries.items()
+        if name not in ignored
+        and (
+            type(value) is not torch.Tensor
+            or value.layout is not torch.strided
+            or value.is_nested
+            or value.dtype not in _HELD_BY_ALL
+        )  # else it is a usual one
+    }
     found = [f"{name} ({reason})" for name, reason in reasons.items() if reason]
     if found:
         raise ValueError(
@@ -252,17 +264,9 @@ def _save_pretrained(
         if model.can_generate():
             model.generation_config.save_pretrained(directory)
         return False
-    with _no_progress_bars(), sink.weights_of(model, partial(_write, model)):
+    with _no_progress_bars(), sink.redirected(model, directory):
         model.save_pretrained(directory, **options)
     return True
-
-
-def _write(model: nn.Module, tensors: Tensors, path: Path, metadata: dict[str, str] | None) -> None:
-    """Write a safetensors file with weights of `model`, or have it taken; not what an earlier checkpoint holds."""
-    whole, frozen = WeightsFile(os.fspath(path), tensors, metadata), sink.frozen_files()
-    for file in [whole] if frozen is None else frozen.left_to_write(model, whole):
-        if not sink.taken("tensors", *file):
-            save_file(file.tensors, file.path, metadata=file.metadata)
 
 
 @contextmanager
@@ -300,7 +304,7 @@ def _without_duplicates(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:
 
 
 def _split(tensors: Tensors, limit_bytes: float) -> list[Tensors]:
-    """Group tensors, in order, into shards of at most `limit_bytes` each; a larger tensor stands alone."""
+    """Group tensors, in order, into shards of at most `limit_bytes` each; a larger tensor has one to itself."""
     shards: list[Tensors] = [{}]
     size = 0
     for name, tensor in tensors.items():
@@ -353,7 +357,7 @@ def _without_tied(model: nn.Module, missing: list[str]) -> list[str]:
 
 
 def _load_adapters(model: Any, directory: Path) -> LoadResult:
-    """Load each adapter of a model. "default" lies in `directory`, every other in a folder of its own name.
+    """Load each adapter of a model. "default" is in `directory`, every other in a folder of that name.
 
     A model that carries its adapter without a wrapper saves the active one in `directory`, under the wrapper's names.
     """

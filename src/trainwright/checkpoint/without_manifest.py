@@ -56,7 +56,7 @@ def check_archive(path: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except Exception as error:  # zipfile takes damaged bytes for a password, a method, a size, and says so each way
+    except Exception as error:  # zipfile reads damaged bytes as a password, a method, a size, and says so each way
         raise ValueError(f"{path} is damaged or truncated: {shown(error, 300)}. Use an older checkpoint.") from error
     if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or (
         sum(e.file_size for e in entries) > os.path.getsize(path)
@@ -65,7 +65,7 @@ def check_archive(path: str) -> None:
 
 
 def _problem_of(directory: str | os.PathLike[str], name: str, deep: bool) -> str | None:
-    path = inside(directory, name)  # also of what nobody reads: a link and a pipe are in no checkpoint
+    path = inside(directory, name)  # also of what is not read: a link and a pipe are in no checkpoint
     suffix = os.path.splitext(name)[1]
     if suffix not in (".safetensors", ".pt", ".pth", ".bin", ".json"):
         return None

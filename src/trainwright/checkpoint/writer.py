@@ -1,21 +1,20 @@
-"""The process that writes checkpoints while training goes on.
+"""The background writer: the process that writes checkpoints while training continues.
 
-Owns: writing the files of a snapshot and committing them, here or in a process of its own; that process, from its start
+Owns: writing the files of a snapshot and committing them, here or in that process; the process, from its start
 to its end. Leaves to others: taking snapshots (snapshot.py), deciding what to do when it fails (asynchronous.py).
 
 It is a new program, not a fork: it shares neither the interpreter lock nor the memory of the run, knows nothing of the
-user's script, and outlives the run for as long as a checkpoint takes that it was already given. It ignores the signals
+user's script, and outlives the run for as long as a checkpoint takes that it was already sent. It ignores the signals
 that end a run, which reach a whole process group.
 
-The run says that it is over by shutting the line down, which no copy of its end in another process can prevent, as a
-mere close can be: such a copy is in every process that the run forks. That the run died is noticed by its number.
+The run says that it is over by shutting the line down, which no copy of its end in another process can prevent, as it
+can a mere close: such a copy is in every process that the run forks. That the run died is noticed by its number.
 """
 
 from __future__ import annotations
 
 import builtins
 import contextlib
-import json
 import os
 import pickle
 import shutil
@@ -30,7 +29,7 @@ from typing import Any, Protocol
 
 import torch
 
-from trainwright.checkpoint import manifest, snapshot, weights
+from trainwright.checkpoint import manifest, sink, snapshot
 from trainwright.checkpoint.commit import delete
 from trainwright.checkpoint.save import commit
 from trainwright.checkpoint.shared_memory import Arena, Place
@@ -70,23 +69,8 @@ def write_and_commit(job: snapshot.Job, arena: Arena) -> None:
     for file in job.files:
         path = os.path.join(job.staging, file.name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        write(file.kind, path, snapshot.read(arena, file), file.metadata)
+        sink.write_now(file.kind, path, snapshot.read(arena, file), file.metadata)
     commit(job.staging, job.final, step=job.step, world_size=job.world_size, position=job.position, frozen=job.frozen)
-
-
-def write(kind: str, path: str, content: Any, metadata: dict[str, str] | None = None) -> None:
-    """Write one file. `kind`: "torch" or "object" (`torch.save`), "tensors" (safetensors, with `metadata`), "json",
-    "log" (a `StateText`).
-    """
-    if kind in ("torch", "object"):
-        torch.save(content, path)
-    elif kind == "log":
-        content.write(path)
-    elif kind == "tensors":
-        weights.save_file(content, path, metadata=metadata)
-    else:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 # -- starting it -------------------------------------------------------------------------------------------------------
@@ -128,14 +112,14 @@ def main() -> None:
     """The program. Its last two arguments: the number of the run's process, the file descriptor of the line to it."""
     torch.set_num_threads(1)
     manifest.NUM_HASH_THREADS = 1  # the other cores are the run's
-    _step_back()
+    _lower_priority()
     serve(Connection(int(sys.argv[-1])), int(sys.argv[-2]))
     os._exit(0)  # the run may wait for this: taking the interpreter down costs more than a small checkpoint
 
 
-def _step_back() -> None:
-    """Take cores that nobody else wants, and take none from the run at the moment that it hands over a save, which
-    cost it up to 4 ms. Where every core trains, a quarter of one is left for this.
+def _lower_priority() -> None:
+    """Use idle cores only, and none of the run's at the moment that it hands over a save, which cost it up to 4 ms.
+    Where every core trains, a quarter of one is left for this.
     """
     with contextlib.suppress(OSError, AttributeError):  # another system, or a sandbox that forbids it
         os.nice(5)
@@ -169,7 +153,7 @@ def serve(connection: Connection[Any, Any], run_pid: int) -> None:
             answer = described(error)
         try:
             connection.send(answer)
-        except OSError:  # nobody is left who would clean up
+        except OSError:  # nothing is left that would clean up
             if answer is not None:
                 shutil.rmtree(job.staging, ignore_errors=True)
             return

@@ -64,7 +64,7 @@ def push_folder(
         left_out = files_and_foreign(folder, ignore_patterns)[1]
         patterns = [*ignore_patterns, *(escaped for path in left_out for escaped in _as_patterns(path))]
         return _commit(token, repo_id, folder, message, revision, path_in_repo, patterns)
-    staged = stage(files, beside=folder)
+    staged = stage(files, directory=folder)
     return push_staged(repo_id, staged, message=message, token=token, revision=revision, path_in_repo=path_in_repo)
 
 

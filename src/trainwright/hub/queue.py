@@ -1,4 +1,4 @@
-"""Pushes that run in the background while training goes on.
+"""Pushes that run in the background while training continues.
 
 Owns: whether the next push may start, and what becomes of one that fails. Leaves to others: the upload (push) and the
 files in it (staging). A failed push is a warning, because the next one or the final one brings the same files.
@@ -46,21 +46,21 @@ class PushQueue(PushInProgress):
 
     def add(self, job: Future[Any], checkpoints: tuple[str, ...] = ()) -> None:
         """Watch `job`; it brings `checkpoints` (names of directories), which later pushes then leave out."""
-        self._settle()
+        self._collect_done()
         self.jobs.append(job)
         self._brings[job] = checkpoints
 
     def is_done(self) -> bool:
         """Whether all pushes have ended; each that failed is a warning."""
-        self._settle()
+        self._collect_done()
         return not self.jobs
 
     def wait_until_done(self) -> None:
         """Return when all pushes have ended; each that failed is a warning."""
         super().wait_until_done()
-        self._settle()
+        self._collect_done()
 
-    def _settle(self) -> None:
+    def _collect_done(self) -> None:
         """Take note of pushes that have ended."""
         for job in [job for job in self.jobs if job.done()]:
             self.jobs.remove(job)
@@ -98,7 +98,7 @@ class PushQueue(PushInProgress):
         files = checkpoint_files(output_dir, checkpoint_dir, strategy, self._pushed_checkpoints)
         job = push_staged(
             repo_id,
-            stage(files, beside=os.fspath(output_dir)),
+            stage(files, directory=os.fspath(output_dir)),
             message=message,
             token=token,
             revision=revision,

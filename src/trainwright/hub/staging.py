@@ -1,7 +1,7 @@
 """Which files go into a push, and holding them still while it runs.
 
 Owns: the choice of files for each `hub_strategy`, and snapshots made of hard links. Leaves to others: the upload.
-A push runs while training goes on, so the files it reads may be rotated away or replaced meanwhile. A hard link costs
+A push runs while training continues, so the files it reads may be rotated away or replaced meanwhile. A hard link costs
 no copy and keeps what it names until the push is done.
 """
 
@@ -81,7 +81,7 @@ def files_and_foreign(
 ) -> tuple[list[str], dict[str, str]]:
     """(files, what is left out with what it is) as of `files_in`.
 
-    A run's folder may have been prepared by somebody else: a link to a private file would be made public by a push, and
+    A run's folder may have been prepared by another user: a link to a private file would be made public by a push, and
     opening a named pipe waits.
     """
     root = os.path.join(os.path.realpath(within or folder), "")
@@ -93,7 +93,7 @@ def files_and_foreign(
         real = os.path.realpath(path)
         if not real.startswith(root):
             foreign[name] = f"a link that leaves {within or folder}"
-        elif os.path.lexists(path) and not os.path.isfile(real):  # one that is gone is left to whoever opens it
+        elif os.path.lexists(path) and not os.path.isfile(real):  # one that is gone is left to the upload
             foreign[name] = "no plain file"
         else:
             files.append(name)
@@ -110,7 +110,7 @@ def checkpoint_files(
 ) -> dict[str, str]:
     """What a push after a save consists of: path in the repository -> file.
 
-    Every strategy pushes what lies in `output_dir` and the model of `checkpoint_dir`. "checkpoint" adds the checkpoint
+    Every strategy pushes what is in `output_dir` and the model of `checkpoint_dir`. "checkpoint" adds the checkpoint
     as `last-checkpoint/`, "all_checkpoints" adds each one in `output_dir` that is not named in `pushed`.
     """
     strategy = HubStrategy(strategy)
@@ -131,12 +131,12 @@ def checkpoints_in(output_dir: str) -> list[str]:
     return sorted(entry.name for entry in os.scandir(output_dir) if entry.is_dir() and step_of(entry.name) is not None)
 
 
-def stage(files: Mapping[str, str], beside: str) -> str:
-    """Link `files` (path in the repository -> file) into a new hidden directory in `beside`; return that directory.
+def stage(files: Mapping[str, str], directory: str) -> str:
+    """Link `files` (path in the repository -> file) into a new hidden folder of `directory`; return that folder.
 
-    `beside` must be on the file system of the files; where links are impossible, the files are copied.
+    `directory` must be on the file system of the files; where links are impossible, the files are copied.
     """
-    root = tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=beside)
+    root = tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=directory)
     try:
         for path, source in files.items():
             target = os.path.join(root, *path.split("/"))

@@ -28,7 +28,7 @@ def checkable_tensors(model: nn.Module, exempt: Container[str] = ()) -> dict[str
     is_adapted = is_peft_model(model)  # of such a model only what is trained is saved
     found = [(name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad or not is_adapted]
     return {
-        name: strided_parts(tensor.detach())[-1]
+        name: tensor.detach() if tensor.layout is torch.strided else strided_parts(tensor.detach())[-1]
         for name, tensor in (*found, *(() if is_adapted else _saved_buffers(model)))
         # Other classes and types of one byte are quantized: finite by construction, or unknown to the operation below.
         if type(tensor) in (nn.Parameter, torch.Tensor)

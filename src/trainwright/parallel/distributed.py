@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -136,14 +136,14 @@ class DistributedStrategy(Strategy):
         self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
-    def staged_checkpoint(self, directory: str, step: int, position: dict[str, Any]) -> Iterator[str]:
+    def staged(self, stage: Callable[[], contextlib.AbstractContextManager[str]]) -> Iterator[str]:
         """Process 0 stages and says where; all write there; it commits when the last one is done. What fails in one
         process fails in all, so that none waits for another that is gone.
         """
         stack, staging, error = contextlib.ExitStack(), None, None
         try:
             if self.process_index == 0:
-                staging = stack.enter_context(super().staged_checkpoint(directory, step, position))
+                staging = stack.enter_context(stage())
         except Exception as caught:
             error = caught
         where: list[Any] = [staging]

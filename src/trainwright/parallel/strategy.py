@@ -14,8 +14,6 @@ import torch
 from torch import nn
 
 from trainwright import gradients
-from trainwright.checkpoint.frozen import FrozenWeights
-from trainwright.checkpoint.save import staged
 from trainwright.data.loaders import with_answers
 from trainwright.interop.models import unwrapped
 
@@ -28,13 +26,11 @@ class Strategy:
     num_processes_here = 1  # on this machine
     process_index = 0
     is_distributed = False
+    should_save = True  # whether this process writes files
     repeats_alone = True  # whether a process may do its share of an update again without the others taking part
 
     def __init__(self, device: torch.device, *, fp16: bool = False) -> None:
         self.device = device
-        # How a checkpoint is begun and ended; `async_save` brings its own.
-        self.stage: Callable[..., contextlib.AbstractContextManager[str]] = staged
-        self.frozen = FrozenWeights()  # what its checkpoints share
         self.scaler: torch.amp.GradScaler | None = torch.amp.GradScaler(device.type) if fp16 else None
 
     # -- preparing -----------------------------------------------------------------------------------------------------
@@ -128,11 +124,11 @@ class Strategy:
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
-    def staged_checkpoint(
-        self, directory: str, step: int, position: dict[str, Any]
+    def staged(
+        self, stage: Callable[[], contextlib.AbstractContextManager[str]]
     ) -> contextlib.AbstractContextManager[str]:
-        """A directory to write a checkpoint into, that becomes `directory` when all of it is on disk."""
-        return self.stage(directory, step=step, world_size=self.num_processes, position=position, frozen=self.frozen)
+        """The directory of `stage()`, for every process to write into; `stage()` ends when the last one has."""
+        return stage()
 
     def first_error(self, error: Exception | None) -> Exception | None:
         """The error of this process, else that of another; None where none failed. Waits for all."""

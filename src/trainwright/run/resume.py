@@ -15,9 +15,11 @@ from typing import Any
 
 from trainwright.callbacks.handler import CallbackHandler
 from trainwright.checkpoint import best
-from trainwright.checkpoint.layout import clean_up_staging, get_last_checkpoint, linked_checkpoints, sort_checkpoints
+from trainwright.checkpoint.layout import get_last_checkpoint, linked_checkpoints, sort_checkpoints
+from trainwright.checkpoint.leftovers import clean_up_staging
 from trainwright.checkpoint.load import damaged_checkpoints, find_resumable, load_loop_state
 from trainwright.checkpoint.paths import named
+from trainwright.checkpoint.save import arguments_as_json
 from trainwright.names import TRAINER_STATE_NAME
 from trainwright.plan import TrainingPlan
 from trainwright.state import ExportableState, TrainerControl, TrainerState, exported_states, interval_in_steps
@@ -158,7 +160,7 @@ def loop_state(
         "batch_size": point.batch_size,
         "save_only_model": args.save_only_model,
         "run": run,
-        "arguments": args.to_dict(),
+        "arguments": arguments_as_json(args),
     }
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from trainwright.checkpoint import save
-from trainwright.checkpoint.layout import clean_up_staging, get_last_checkpoint
+from trainwright.checkpoint.layout import get_last_checkpoint
+from trainwright.checkpoint.leftovers import clean_up_staging
 from trainwright.checkpoint.load import load_loop_state, load_rng
 from trainwright.checkpoint.manifest import problems, read_manifest
 from trainwright.checkpoint.save import replacing, save_loop_state, save_rng, save_scheduler, save_training_args, staged

@@ -9,50 +9,71 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.save_failures import SavingFailed
 from trainwright.checkpoint.saves import Saves
 from trainwright.nonfinite.updates import NonFiniteError
 from trainwright.parallel.strategy import Strategy
-from trainwright.state import TrainerControl, TrainerState
+from trainwright.state import TrainerState
 
 
 class Run:
-    """As much of a run as saving needs; remembers what was followed up and told of."""
+    """As much of a run as saving needs; remembers the saves that were durable."""
 
     def __init__(self, out, **args):
-        self.out, self.followed, self.told = str(out), [], []
-        self.model, self.state, self.control = torch.nn.Linear(2, 1), TrainerState(), TrainerControl()
-        self.saves = Saves(lambda: (self.state, self.control), self.followed.append, self.tell)
+        self.out, self.durable = str(out), []
+        self.model, self.state = torch.nn.Linear(2, 1), TrainerState()
+        strategy = Strategy(torch.device("cpu"))
+        self.saves = Saves(strategy, FrozenWeights())
         self.args = SimpleNamespace(max_save_failures=3, nonfinite="raise", async_save=False, save_only_model=False)
         self.args.save_strategy = "no"  # whose weights need not be looked at before the run
         vars(self.args).update(args)
-        strategy = Strategy(torch.device("cpu"))
         self.saves.begin(
             self.args, strategy, self.model, None, guard=None, exempt=(), trainer_class="Run", overridden=[]
         )
 
-    def tell(self, checkpoint):
-        self.told.append((checkpoint, self.state.global_step))
-        self.control.should_save = False
-
-    def make(self, step, error=None, best_before=None):
-        self.state.global_step, self.control.should_save = step, True
-
-        def write():
-            if error is not None:
-                raise error
-            self.saves.staged(self.directory(step))
-
-        self.saves.make(self.out, write, best_before, lambda part, function: function)
+    def make(self, step, error=None, best_before=None, error_after=None):
+        self.state.global_step = step
+        with self.saves.one(self.out, self.state, best_before) as save:
+            if save is not None:
+                with self.saves.staged(save.directory, step, {}) as staging:
+                    if error is not None:
+                        raise error
+                    with open(os.path.join(staging, "a.txt"), "w") as file:
+                        file.write("a")
+        for save in self.saves.finished():
+            with self.saves.concluding(save):
+                if error_after is not None:
+                    raise error_after
+            if not save.has_failed:
+                self.durable.append((save.directory, save.step))
 
     def directory(self, step):
         return os.path.join(self.out, f"checkpoint-{step}")
 
 
-def test_a_save_is_followed_up_and_told_of_and_is_the_last_one(tmp_path):
+def test_a_checkpoint_appears_when_all_of_it_is_written(tmp_path):
+    run, target, position = Run(tmp_path), tmp_path / "checkpoint-3", {"epoch": 1, "samples_in_epoch": 4}
+    with run.saves.staged(str(target), 3, position) as directory:
+        with open(f"{directory}/a.txt", "w") as file:
+            file.write("a")
+        assert not target.exists()
+    manifest = json.loads((target / "manifest.json").read_text())
+    assert (target / "a.txt").read_text() == "a" and manifest["step"] == 3
+    assert manifest["position"] == position
+
+
+def test_a_checkpoint_that_failed_does_not_appear(tmp_path):
+    staging = Run(tmp_path).saves.staged(str(tmp_path / "checkpoint-3"), 3, {})
+    with pytest.raises(OSError, match="disk full"), staging:
+        raise OSError("disk full")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_save_is_named_once_when_it_is_durable_and_is_the_last_one(tmp_path):
     run = Run(tmp_path)
     run.make(2)
-    assert run.followed == [run.directory(2)] and run.told == [(run.directory(2), 2)]
+    assert run.durable == [(run.directory(2), 2)] and run.saves.finished() == []
     assert (run.saves.last_checkpoint, run.saves.saved_step) == (run.directory(2), 2)
 
 
@@ -62,8 +83,7 @@ def test_a_failing_disk_leaves_the_last_checkpoint_and_the_best_one_as_they_were
     run.state.best_metric, run.state.best_global_step = 0.5, 4
     run.state.best_model_checkpoint = run.directory(2)
     run.make(4, OSError(errno.ENOSPC, "No space left on device"), best_before=(0.9, 2))
-    assert run.saves.last_checkpoint == run.directory(2) and len(run.told) == 1
-    assert not run.control.should_save  # the end of an epoch does not try again
+    assert run.saves.last_checkpoint == run.directory(2) and len(run.durable) == 1
     assert (run.state.best_metric, run.state.best_global_step) == (0.9, 2)
 
 
@@ -77,7 +97,7 @@ def test_a_failed_save_of_another_step_leaves_the_best_as_it_is(tmp_path, best_b
     best = (0.5, 2, run.directory(2))
     run.state.best_metric, run.state.best_global_step, run.state.best_model_checkpoint = best
     run.make(3, FULL, best_before=best_before)
-    assert len(run.told) == 1
+    assert len(run.durable) == 1
     assert (run.state.best_metric, run.state.best_global_step, run.state.best_model_checkpoint) == best
 
 
@@ -94,13 +114,21 @@ def test_a_best_checkpoint_that_is_in_place_stays_the_best_unless_an_earlier_run
     assert (run.state.best_metric, run.state.best_global_step) == ((0.5, 4) if is_ours else (0.9, 2))
 
 
-def test_failures_in_a_row_are_borne_only_so_often(tmp_path):
+def test_failures_in_a_row_are_tolerated_only_so_often(tmp_path):
     run, full = Run(tmp_path, max_save_failures=2), OSError(errno.ENOSPC, "No space left on device")
     run.make(1, full)
     run.make(2)  # a success in between
     run.make(3, full)
     with pytest.raises(SavingFailed):
         run.make(4, full)
+
+
+def test_a_disk_that_fails_after_a_save_is_tolerated_as_one_that_fails_in_it(tmp_path):
+    run, full = Run(tmp_path, max_save_failures=2), OSError(errno.ENOSPC, "No space left on device")
+    run.make(1, error_after=full)
+    assert run.durable == [] and run.saves.last_checkpoint is None
+    with pytest.raises(SavingFailed):
+        run.make(2, full)
 
 
 def test_an_error_that_is_none_of_the_disk_is_raised(tmp_path):
@@ -118,4 +146,4 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, policy):
             run.make(1)
     else:
         run.make(1)
-    assert run.followed == run.told == [] and run.saves.last_checkpoint is None
+    assert run.durable == [] and run.saves.last_checkpoint is None

@@ -1,7 +1,5 @@
 """One process on one device: torch's own parts, unwrapped."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
@@ -65,21 +63,3 @@ def test_scaled_gradients_are_unscaled_before_clipping_and_an_overflow_leaves_th
     optimizer.zero_grad()
     assert step(strategy, model, optimizer, float("inf"))[0] is False
     assert torch.equal(model.weight.detach(), weights) and strategy.scaler.get_scale() == scale / 2
-
-
-def test_a_checkpoint_appears_when_all_of_it_is_written(tmp_path):
-    target = tmp_path / "checkpoint-3"
-    with Strategy(CPU).staged_checkpoint(str(target), 3, {"epoch": 1, "samples_in_epoch": 4}) as directory:
-        with open(f"{directory}/a.txt", "w") as file:
-            file.write("a")
-        assert not target.exists()
-    manifest = json.loads((target / "manifest.json").read_text())
-    assert (target / "a.txt").read_text() == "a" and manifest["step"] == 3
-    assert manifest["position"] == {"epoch": 1, "samples_in_epoch": 4}
-
-
-def test_a_checkpoint_that_failed_does_not_appear(tmp_path):
-    staging = Strategy(CPU).staged_checkpoint(str(tmp_path / "checkpoint-3"), 3, {})
-    with pytest.raises(OSError, match="disk full"), staging:
-        raise OSError("disk full")
-    assert list(tmp_path.iterdir()) == []
