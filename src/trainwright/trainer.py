@@ -195,7 +195,7 @@ class Trainer:
             else from_args.default_collator_for(processing_class, self.model, packs=self.args.packs)
         )
 
-        self.state = TrainerState()
+        self.state = self._fresh_state()
         self.control = TrainerControl()
         default_callbacks: list[Any] = [DefaultFlowCallback, *get_reporting_integration_callbacks(self.args.report_to)]
         self.callback_handler = CallbackHandler(
@@ -230,6 +230,7 @@ class Trainer:
         self._speed: SpeedMeter | None = None
         self._interrupt = Interrupt()
         self._said_no_items = False
+        self._first_step_of_run: int | None = None  # updates done when the loop began; None before it has
         self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
         self._guard: NonFiniteGuard | None = None
         self._eval_loaders = EvalLoaderCache()
@@ -242,8 +243,6 @@ class Trainer:
             checks.make_output_dir(self._output_dir)
         if self.args.push_to_hub:
             self.init_hf_repo()
-        self.state.is_local_process_zero = self.is_local_process_zero()
-        self.state.is_world_process_zero = self.is_world_process_zero()
         self.control = self.callback_handler.on_init_end(self.args, self.state, self.control)
         self._memory_tracker.stop_and_update_metrics()
 
@@ -488,10 +487,11 @@ class Trainer:
         try:
             self._hp_search_setup(trial)
             self._train_batch_size = self.args.train_batch_size
+            self.state, self._first_step_of_run = self._fresh_state(), None
             if self.model_init is not None:
                 self._seed_everything()
+                self._release_model()
                 self._adopt_model(self.call_model_init(trial))
-                self.optimizer = self.lr_scheduler = None
                 self.callback_handler.model = self.model
             with occupied(self._output_dir, is_wanted=self._saves_checkpoints):  # before anything there is touched
                 is_main = self.is_world_process_zero()
@@ -516,6 +516,29 @@ class Trainer:
                 self._guard.close()
                 self._guard = None
 
+    def _fresh_state(self) -> TrainerState:
+        state = TrainerState()
+        state.is_local_process_zero, state.is_world_process_zero = (
+            self.is_local_process_zero(),
+            self.is_world_process_zero(),
+        )
+        return state
+
+    def _release_model(self) -> None:
+        """Let go of the model, and of all that holds its weights, before `model_init` builds the next one."""
+        self.model = self.model_wrapped = self._model_to_evaluate = None
+        self.optimizer = self.lr_scheduler = None
+        self._average = self._guard = self._micro_batches = self._prefetch = self._packed_inputs = None
+        self._evaluation_batches = self._past = None
+        self._parameters, self._flops = [], models.FlopCounter(nn.Identity())
+        self._saves.release_model()
+        if self._accelerator is not None:  # overrides may have had it prepare them
+            self._accelerator.free_memory()
+        handler = self.callback_handler
+        handler.model = handler.optimizer = handler.lr_scheduler = None
+        handler.train_dataloader = handler.eval_dataloader = None
+        self._bind_hooks()
+
     def _run_to_its_end(
         self, checkpoint: str | None, trial: Any, ignore_keys_for_eval: list[str] | None
     ) -> TrainOutput:
@@ -539,7 +562,8 @@ class Trainer:
         except Exception as error:
             self._saves.drain()
             has_no_metric = isinstance(error, best.MetricNotFound) and not self._strategy.is_distributed
-            if self.args.save_on_exception or (has_no_metric and self.args.save_strategy != SaveStrategy.NO):
+            is_wanted = self.args.save_on_exception or (has_no_metric and self.args.save_strategy != SaveStrategy.NO)
+            if is_wanted and self._first_step_of_run is not None:  # else no step can have been made
                 rescue(
                     error,
                     functools.partial(self._save_and_tell, self.model_wrapped, trial),
@@ -566,7 +590,7 @@ class Trainer:
     def _nothing_is_done(self) -> bool:
         """Whether this run has made no update yet, nor a part of one, so that starting over loses nothing."""
         alone = not (self._changes_weights_in_backward or self._strategy.is_distributed)
-        return alone and self.state.global_step == self._first_step_of_run
+        return alone and self.state.global_step == (self._first_step_of_run or 0)
 
     def _start_over(self, batch_size: int, weights: dict[str, torch.Tensor]) -> None:
         """After memory ran out: begin anew, from these weights, with a smaller micro-batch."""
@@ -1543,7 +1567,7 @@ class Trainer:
         self._past = None
         self._read_device(None)
         train_loss = self._total_loss_scalar / max(self.state.global_step, 1)
-        steps_done = self.state.global_step - self._first_step_of_run
+        steps_done = self.state.global_step - (self._first_step_of_run or 0)
         share_done = steps_done / max(self.state.max_steps, 1)  # a resumed or stopped run did less than the plan
         metrics = metric_text.speed_metrics(
             "train",

@@ -216,6 +216,10 @@ class Saves:
             self.asynchronous.close(wait=not isinstance(sys.exc_info()[1], KeyboardInterrupt))
             self.asynchronous = self._to_tell = None
 
+    def release_model(self) -> None:
+        """Hold no model and no weights any more; `begin` gives others."""
+        self._model, self._guard, self._exempt = nn.Module(), None, ()
+
     def _want(self, should_save: bool) -> None:
         self._now()[1].should_save = should_save
 
