@@ -297,8 +297,7 @@ def test_switched_off_nothing_is_wrapped_and_an_error_passes(make_trainer):
     trainer = make_trainer(trainer={"model": Small(3)}, per_device_train_batch_size=8, max_steps=1)
     with pytest.raises(torch.OutOfMemoryError):
         trainer.train()
-    assert trainer._micro_batches is None and trainer._evaluation_batches is None
-    assert trainer._training_step == trainer.training_step
+    assert trainer._last_run.splitting is None and trainer._evaluation_batches is None
 
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2}

@@ -81,10 +81,21 @@ def test_tensors_inside_of_other_things_are_copied_and_the_rest_is_passed_on():
     ]
 
 
+class Prefetches(TrainerCallback):
+    """Remembers what copies batches ahead at each step."""
+
+    def on_init_end(self, args, state, control, **kwargs):
+        self.found = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        (run,) = (item for item in gc.get_objects() if isinstance(item, Run) and item.plan is not None)
+        self.found.append(run.prefetch)
+
+
 def test_a_run_on_cpu_copies_nothing_ahead(make_trainer):
-    trainer = make_trainer(max_steps=1)
-    trainer.train()
-    assert trainer._prefetch is None
+    seen = Prefetches()
+    make_trainer({"callbacks": [seen]}, max_steps=1).train()
+    assert seen.found == [None]
 
 
 @pytest.mark.gpu
@@ -108,10 +119,11 @@ def test_on_a_gpu_batches_arrive_whole_while_the_device_is_busy():
 def test_on_a_gpu_a_run_copies_ahead_and_learns_what_it_learns_without(make_trainer):
     losses = []
     for has_prefetch in (True, False):
-        trainer = make_trainer(max_steps=6, gradient_accumulation_steps=2, use_cpu=False)
+        seen = Prefetches()
+        trainer = make_trainer({"callbacks": [seen]}, max_steps=6, gradient_accumulation_steps=2, use_cpu=False)
         if not has_prefetch:
             trainer._prepare_input = trainer._prepare_input  # an override of its own
         trainer.train()
-        assert (trainer._prefetch is not None) == has_prefetch
+        assert (seen.found[0] is not None) == has_prefetch
         losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
     assert losses[0] == losses[1]

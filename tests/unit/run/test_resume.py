@@ -188,7 +188,7 @@ def test_a_requeued_job_starts_first_and_goes_on_later_with_the_same_arguments(m
     for _ in range(2):
         trainer = make_trainer(max_steps=3, save_strategy="steps", save_steps=2, resume_from_checkpoint="auto")
         trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
-        steps.append(trainer._first_step_of_run)
+        steps.append(trainer._last_run.first_step)
     assert steps == [0, 3]
 
 
