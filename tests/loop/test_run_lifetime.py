@@ -160,8 +160,13 @@ def test_no_model_of_a_failed_run_is_alive_while_the_next_is_built(make_trainer,
     assert alive == [0, 0, 0]
 
 
-def test_no_model_of_an_earlier_trial_is_alive_while_the_next_is_built(make_trainer, line_model):
-    pytest.importorskip("optuna")
+@pytest.fixture
+def optuna():
+    """Imported here: it remembers the frames that first imported it, and what is in them."""
+    return pytest.importorskip("optuna")
+
+
+def test_no_model_of_an_earlier_trial_is_alive_while_the_next_is_built(make_trainer, line_model, optuna):
     model_init, alive, _ = alive_when_built(line_model)
     trainer = make_trainer({"model_init": model_init}, max_steps=2, eval_strategy="steps", eval_steps=2)
     trainer.hyperparameter_search(

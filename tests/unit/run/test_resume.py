@@ -10,17 +10,15 @@ import torch
 from trainwright import TrainerCallback, TrainerState
 from trainwright.callbacks.handler import CallbackHandler
 from trainwright.plan import plan_training
+from trainwright.run import loop_state
 from trainwright.run.resume import (
-    ResumePoint,
     batching,
     exported_callbacks,
     find_checkpoint,
-    loop_state,
     micro_batches_done,
     plan_from_here,
     report_changes,
     restore_callbacks,
-    restore_loop,
 )
 from trainwright.state import ExportableState, TrainerControl
 from trainwright.window import LossWindow
@@ -33,25 +31,31 @@ def window_with(*losses):
     return window
 
 
-ARGS = types.SimpleNamespace(save_only_model=False, to_dict=lambda: {"learning_rate": 0.1})
+def read(directory, window, step=8, **processes):
+    return loop_state.read(
+        str(directory), window, global_step=step, updates_per_epoch=3, samples_per_update=8, **processes
+    )
 
 
-def test_what_a_checkpoint_says_of_the_loop_brings_it_back(tmp_path):
-    point = ResumePoint(epoch=2, samples_in_epoch=24, total_loss=7.5, last_logged_step=6)
-    saved = loop_state(point, window_with(0.5, 0.25), ARGS)
-    (tmp_path / "loop_state.json").write_text(json.dumps(saved))
+def test_what_a_checkpoint_says_of_the_loop_brings_it_back(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=3, logging_steps=2, save_strategy="steps", save_steps=3)
+    trainer.train()
+    path = tmp_path / "out" / "checkpoint-3" / "loop_state.json"
+    saved = json.loads(path.read_text())
+    assert saved.keys() - {"processes"} == loop_state.LoopState.__annotations__.keys() - {"processes"}
     window = LossWindow(True)
-    found = restore_loop(str(tmp_path), TrainerState(global_step=8), window, updates_per_epoch=3, samples_per_update=8)
-    assert found == point
-    assert window.take()[0] == 0.75
-    assert saved["arguments"] == {"learning_rate": 0.1} and saved["save_only_model"] is False
+    found = read(path.parent, window, step=3)
+    assert found == saved and len(window) == 1  # of step 3
+    assert found["position"] == {"epoch": 0, "samples_in_epoch": 3 * 4} and found["last_logged_step"] == 2
+    assert found["total_loss"] == pytest.approx(2 * trainer.state.log_history[0]["loss"], rel=1e-4)
+    assert found["arguments"]["learning_rate"] == 0.1 and found["save_only_model"] is False
 
 
 @pytest.mark.parametrize(("step", "epoch", "samples"), [(0, 0, 0), (2, 0, 16), (3, 1, 0), (8, 2, 16)])
 def test_without_such_a_file_the_position_is_counted_in_steps(tmp_path, step, epoch, samples):
-    state = TrainerState(global_step=step)
-    found = restore_loop(str(tmp_path), state, LossWindow(True), updates_per_epoch=3, samples_per_update=8)
-    assert found == ResumePoint(epoch=epoch, samples_in_epoch=samples, last_logged_step=step)
+    found = read(tmp_path, LossWindow(True), step=step)
+    assert found["position"] == {"epoch": epoch, "samples_in_epoch": samples}
+    assert found["last_logged_step"] == step and found["total_loss"] == 0.0
 
 
 def plan(num_batches, num_examples, accumulation=1, epochs=1, max_steps=-1):
@@ -71,7 +75,7 @@ def batching_of(found, accumulation=1, strategy="random"):
 
 
 def done(samples, found, **options):
-    return micro_batches_done(ResumePoint(samples_in_epoch=samples), batching_of(found, **options), found)
+    return micro_batches_done(loop_state.fresh(0, samples), batching_of(found, **options), found)
 
 
 @pytest.mark.parametrize(("samples", "expected"), [(0, 0), (4, 1), (8, 2), (20, 5), (22, 6)])
@@ -96,9 +100,9 @@ def test_micro_batches_that_are_planned_together_are_left_together():
 def test_the_number_of_micro_batches_is_the_checkpoint_s_as_long_as_their_size_is():
     found = plan(6, 60)  # batches of unequal size
     now = batching_of(found)
-    point = ResumePoint(samples_in_epoch=8, micro_batches=2, batching=json.loads(json.dumps(now)))
-    assert micro_batches_done(point, now, found) == 2
-    assert micro_batches_done(point, now | {"gradient_accumulation_steps": 2}, found) == 0  # 13 batches of 4 are left
+    saved = loop_state.fresh(0, 8) | {"micro_batches": 2, "batching": json.loads(json.dumps(now))}
+    assert micro_batches_done(saved, now, found) == 2
+    assert micro_batches_done(saved, now | {"gradient_accumulation_steps": 2}, found) == 0  # 13 batches of 4 are left
 
 
 def test_a_loader_without_length_counts_from_the_front():
@@ -121,7 +125,7 @@ def parts_of(tmp_path, *sums):
     states = [
         {"window": window.state(), "epoch_start_generators": None, "collator_generator": None} for window in windows
     ]
-    saved = loop_state(ResumePoint(samples_in_epoch=4), windows[0], ARGS, gather=lambda own: states)
+    saved = loop_state.fresh(0, 4) | loop_state.of_all_processes(states[0], gather=lambda own: states)
     (tmp_path / "loop_state.json").write_text(json.dumps(saved))
 
 
@@ -131,10 +135,7 @@ def parts_of(tmp_path, *sums):
 def test_each_process_gets_its_part_of_the_running_loss_and_others_the_mean(tmp_path, index, number, expected):
     parts_of(tmp_path, (0.5, 0.25), (1.5, 0.5))
     window = LossWindow(True)
-    restore_loop(
-        str(tmp_path), TrainerState(global_step=2), window, updates_per_epoch=3, samples_per_update=8,
-        process_index=index, num_processes=number,
-    )  # fmt: skip
+    read(tmp_path, window, step=2, process_index=index, num_processes=number)
     assert len(window) == 2 and window.take()[0] == expected
 
 
