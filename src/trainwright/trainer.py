@@ -16,12 +16,11 @@ import functools
 import inspect
 import itertools
 import logging
-import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import torch
 from torch import nn
@@ -37,11 +36,9 @@ from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
 from trainwright.checkpoint.frozen import FrozenWeights
-from trainwright.checkpoint.output_dir_lock import output_dir_lock
 from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
 from trainwright.compat import older_names as older_names
-from trainwright.data import collator_rng, columns, from_args, loaders
-from trainwright.data.data_position import DataPosition
+from trainwright.data import columns, from_args, loaders
 from trainwright.data.eval_loader_cache import EvalLoaderCache
 from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import sanity_check
@@ -49,9 +46,11 @@ from trainwright.evaluation.memory import TrainerMemoryTracker
 from trainwright.evaluation.predict import Predictor, ignored_outputs
 from trainwright.evaluation.run import Evaluation, full_eval_dtype
 from trainwright.evaluation.shortcuts import NO_SHORTCUTS, Shortcuts, can_coalesce
+from trainwright.hooks import BOUND, Hooks, compatible, is_overridden
+from trainwright.hooks import ours as methods_of
 from trainwright.interop import models, signatures
 from trainwright.interop.label_shift import shifts_labels
-from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation, rescue
+from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation
 from trainwright.log_output import show_messages
 from trainwright.loss import (
     SHIFTED_LABELS,
@@ -62,10 +61,8 @@ from trainwright.loss import (
     no_scalar,
     why_not_smoothed,
 )
-from trainwright.micro_batch_weights import NO_ITEMS, LossKind, MicroBatchWeights, Weight, with_one_item
+from trainwright.micro_batch_weights import LossKind, MicroBatchWeights, with_one_item
 from trainwright.names import TRAINER_STATE_NAME, DebugOption, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
-from trainwright.nonfinite.guard import NonFiniteGuard
-from trainwright.nonfinite.updates import NonFiniteError, Place, check_rollback
 from trainwright.nonfinite.weights import infinite_by_design
 from trainwright.oom_retry import FoundBatchSize, OomSafePrediction, OomSplitting, why_no_retry
 from trainwright.optim import build as optim_build
@@ -82,6 +79,7 @@ from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan, plan_training
 from trainwright.profiling.phases import Profilers
 from trainwright.run import attempts, resume
+from trainwright.run.run import Run
 from trainwright.safe_write import folder_inside
 from trainwright.seeding import RngState, enable_full_determinism, set_seed
 from trainwright.splitting import one_row
@@ -96,15 +94,32 @@ if TYPE_CHECKING:
     from torch.optim.optimizer import Optimizer
     from torch.utils.data import DataLoader, Sampler
 
-    from trainwright.data.prefetch import DevicePrefetcher
     from trainwright.interop.packed_attention import PackedInputs
-    from trainwright.profiling.speed import SpeedMeter
+    from trainwright.run.loop_state import LoopState
     from trainwright.techniques.averaging import AveragedWeights
 
 logger = logging.getLogger(__name__)
 
 Inputs = Any  # a batch: a dict of tensors, as the collator made it
 Context = contextlib.AbstractContextManager[Any]
+Value = TypeVar("Value")
+
+
+class _OfRun(Generic[Value]):
+    """A field of the run that is under way, or of the last one, as an attribute of the Trainer."""
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+
+    @overload
+    def __get__(self, trainer: None, owner: type) -> _OfRun[Value]: ...
+    @overload
+    def __get__(self, trainer: Trainer, owner: type) -> Value: ...
+    def __get__(self, trainer: Trainer | None, owner: type) -> _OfRun[Value] | Value:
+        return self if trainer is None else getattr(trainer._run or trainer._last_run, self._field)
+
+    def __set__(self, trainer: Trainer, value: Value) -> None:
+        setattr(trainer._run or trainer._last_run, self._field, value)
 
 
 class Trainer:
@@ -163,6 +178,7 @@ class Trainer:
 
             args = adopted(args)
         self.args = args if args is not None else self.default_arguments(output_dir="tmp_trainer")
+        self._run: Run | None = None  # the call of train() that is under way
         checks.check_arguments(self.args)
         self._set_log_level()
         self.compute_loss_func = compute_loss_func
@@ -185,6 +201,7 @@ class Trainer:
         self._memory_tracker = TrainerMemoryTracker(self.args.skip_memory_metrics)
         self._memory_tracker.start()
         self.create_accelerator_and_postprocess()
+        self._last_run = self._new_run()  # the one before, closed: a checkpoint that is saved after train() says of it
 
         if self.model is None:
             self.model = self.call_model_init()
@@ -195,7 +212,7 @@ class Trainer:
             else from_args.default_collator_for(processing_class, self.model, packs=self.args.packs)
         )
 
-        self.state = TrainerState()
+        self.state = self._fresh_state()
         self.control = TrainerControl()
         default_callbacks: list[Any] = [DefaultFlowCallback, *get_reporting_integration_callbacks(self.args.report_to)]
         self.callback_handler = CallbackHandler(
@@ -204,37 +221,16 @@ class Trainer:
         self.add_callback(default_progress(bool(self.args.disable_tqdm)))
 
         self._bind_hooks()
-        self.window = LossWindow(self.args.logging_nan_inf_filter)
-        self.plan: TrainingPlan | None = None
         self.current_gradient_accumulation_steps: float = self.args.gradient_accumulation_steps
-        self._micro_batches: OomSplitting | None = None
-        self._prefetch: DevicePrefetcher | None = None
-        self._found_size = FoundBatchSize(self.args.train_batch_size, self.args.train_batch_size)
         self.current_flos = 0.0  # floating-point operations since they were last added to the state
-        self._train_batch_size = self.args.train_batch_size
+        self._train_batch_size = self.args.train_batch_size  # samples of a micro-batch, of this process
         self._created_lr_scheduler = False
-        self._globalstep_last_logged = 0
-        self._total_loss_scalar = 0.0  # sum of the losses of all updates that were logged
         self._packed_inputs: PackedInputs | None = None  # what a packed batch needs on the device
         self._evaluation: Evaluation | None = None  # the one under way
         self._past_of_training: Any = None  # see `_past`
         self._signature_columns: list[str] | None = None
-        self._progress = DataPosition()
-        self._batching: dict[str, Any] | None = None
-        self._owes_epoch_end = False
-        self._parameters: list[nn.Parameter] = []
-        self._average: AveragedWeights | None = None
-        self._only_for_training = contextlib.ExitStack()  # what is undone when a run ends, however it ends
-        self._first_token_of_run = 0
-        self._speed: SpeedMeter | None = None
-        self._interrupt = Interrupt()
-        self._said_no_items = False
-        self._is_mid_step = False  # whether an exception came while weights, generators and position were on the move
-        self._guard: NonFiniteGuard | None = None
+        self._average: AveragedWeights | None = None  # of the weights of `self.model`, also after train()
         self._eval_loaders = EvalLoaderCache()
-        shares_weights = self.args.save_frozen_weights == "once" and not self.args.push_to_hub
-        self._saves = Saves(self._strategy, FrozenWeights(is_on=shares_weights))
-        self._data_to_pass_over: list[tuple[int, range]] = []
         self._hub: Any = None
         self.hub_model_id: str | None = None
 
@@ -242,8 +238,6 @@ class Trainer:
             checks.make_output_dir(self._output_dir)
         if self.args.push_to_hub:
             self.init_hf_repo()
-        self.state.is_local_process_zero = self.is_local_process_zero()
-        self.state.is_world_process_zero = self.is_world_process_zero()
         self.control = self.callback_handler.on_init_end(self.args, self.state, self.control)
         self._memory_tracker.stop_and_update_metrics()
 
@@ -261,7 +255,6 @@ class Trainer:
             },
         )
         if self.compute_loss_func is not None:
-            self._loss_func_takes_items = signatures.accepts(self.compute_loss_func, "num_items_in_batch")
             self.compute_loss_func = signatures.fitted(self.compute_loss_func, ("num_items_in_batch",))
 
     def _seed_everything(self) -> None:
@@ -277,7 +270,6 @@ class Trainer:
     def create_accelerator_and_postprocess(self) -> None:
         """Choose how this run talks to devices and processes. One process on one device builds no Accelerator."""
         self._accelerator: Any = None
-        self._profilers = Profilers()  # of the loop's parts; none unless an argument asks
         self._strategy: Strategy
         if self.args.parallel_mode == ParallelMode.DISTRIBUTED:
             from trainwright.parallel.distributed import DistributedStrategy
@@ -306,6 +298,7 @@ class Trainer:
         checks.check_trainable(model)
         models.warn_of_untied_head(model)
         self.is_model_parallel = models.spans_devices(model)
+        self._num_replicas = 1 if self.is_model_parallel else max(1, self.args.n_gpu)
         self.place_model_on_device = self.args.place_model_on_device and not self.is_model_parallel
         if self.args.use_liger_kernel:
             from trainwright.interop.liger import apply_liger_kernels
@@ -335,52 +328,34 @@ class Trainer:
 
     def _bind_hooks(self) -> None:
         """Find out once, before the first step, what each step would otherwise ask again: which hooks are overridden,
-        which newer arguments they have room for, what the arguments switch on."""
-        overridden = self._is_overridden
-        self._num_replicas = 1 if self.is_model_parallel else max(1, self.args.n_gpu)
-        self._compute_loss_takes_items = signatures.accepts(self.compute_loss, "num_items_in_batch")
-        self._compute_loss_is_ours = not overridden("compute_loss")
-        self._user_counts_items = self._compute_loss_takes_items and not self._compute_loss_is_ours
-        self._prepare_input_is_ours = not overridden("_prepare_input")
-        self._splits_sequences = overridden("_prepare_context_parallel_inputs")
-        self._training_step = self._compatible("training_step")
-        weighs_together = self._strategy.is_distributed and self.args.average_tokens_across_devices
-        self._weights = MicroBatchWeights(
-            self.label_names,
-            self._labels_are_shifted,
-            device=self._strategy.device,
-            num_processes=self._strategy.num_processes,
-            sum_over_processes=self._strategy.sum if weighs_together else None,
-            batches_are_even=self._processes_read_evenly(),
-        )
-        self._weight: Weight | None = None  # of the micro-batch under way
-        self._weights_are_needed: bool | None = None  # None: no batch was looked at yet
-        self._accumulation = self.args.gradient_accumulation_steps
-        self._clips = bool(self.args.max_grad_norm) and (
-            is_lomo(self.optimizer) or not updates_in_backward(self.optimizer)
-        )
-        counting = (self.args.include_num_input_tokens_seen, self.args.include_tokens_per_second, self.args.log_speed)
-        self._counts_tokens = any(counting)
-        self._backward, self._fused_backward = self._strategy.backward, lomo.fused_backward
-        self._schedule_waits_for_metric = waits_for_metric(self.lr_scheduler)
-        self._log_save_is_ours = not overridden("_maybe_log_save_evaluate")
-        self._counts_flops = overridden("floating_point_ops") or self._flops.can_count
+        and which newer arguments they have room for."""
+        self._hooks = Hooks(self, _OURS, self.compute_loss_func)
         self._eval_samples_at_once: int | None = None  # that fit into memory; None: no batch was too large yet
 
-    @property
-    def _changes_weights_in_backward(self) -> bool:
-        return self.args.optimizer_in_backward or updates_in_backward(self.optimizer)
-
     def _is_overridden(self, name: str) -> bool:
-        return name in self.__dict__ or getattr(type(self), name) is not _OWN[name]
+        return is_overridden(self, name, _OURS)
 
     def _compatible(self, name: str) -> Callable[..., Any]:
         """The hook `name`, called without the arguments it gained after the user's override was written."""
-        hook = getattr(self, name)
-        is_ours = getattr(hook, "__func__", None) is _OWN[name]
-        return hook if is_ours else signatures.fitted(hook, signatures.GAINED[name])
+        return compatible(self, name, _OURS)
 
     # Attributes that other libraries read -----------------------------------------------------------------------------
+
+    # Of the run that is under way, else of the last one; those of them that are private and not documented are read by
+    # the sections "evaluate and predict" and "saving" below.
+    plan = _OfRun[TrainingPlan | None]("plan")
+    window = _OfRun[LossWindow]("window")
+    _total_loss_scalar = _OfRun[float]("total_loss")
+    _globalstep_last_logged = _OfRun[int]("last_logged_step")
+    _interrupt = _OfRun[Interrupt]("interrupt")
+    _profilers = _OfRun[Profilers]("profilers")
+    _saves = _OfRun[Saves]("saves")
+    _tokens = _OfRun[TokenCounter]("tokens")
+    _counts_tokens = _OfRun[bool]("counts_tokens")
+
+    @property
+    def _schedule_waits_for_metric(self) -> bool:
+        return waits_for_metric(self.lr_scheduler)
 
     @property
     def accelerator(self) -> Any:
@@ -391,7 +366,8 @@ class Trainer:
             self._accelerator = build_accelerator(self.args, **self._build_accelerator_args())
             if "_strategy" in vars(self):  # overrides scale fp16 losses here, the loop unscales gradients there
                 self._accelerator.scaler = self._strategy.scaler
-            self._profilers.span_method(self._accelerator, "backward", "backward")
+            if self._run is not None:
+                self._run.profilers.span_method(self._accelerator, "backward", "backward")
         return self._accelerator
 
     @accelerator.setter
@@ -479,89 +455,68 @@ class Trainer:
         resume_from_checkpoint = renamed.get("resume_from_checkpoint", resume_from_checkpoint)
         self._memory_tracker.start()
         self.is_in_train = True
+        self.state = self._fresh_state()
+        self._run = run = self._new_run(trial, ignore_keys_for_eval)
         try:
-            self._hp_search_setup(trial)
-            self._train_batch_size = self.args.train_batch_size
-            if self.model_init is not None:
-                self._seed_everything()
-                self._adopt_model(self.call_model_init(trial))
-                self.optimizer = self.lr_scheduler = None
-                self.callback_handler.model = self.model
-            # Before anything there is touched.
-            with output_dir_lock(self._output_dir, is_wanted=self._saves_checkpoints):
+            with run:
+                self._hp_search_setup(trial)
+                self._train_batch_size = self.args.train_batch_size
+                if self.model_init is not None:
+                    self._seed_everything()
+                    self._release_model()
+                    self._adopt_model(self.call_model_init(trial))
+                    self.callback_handler.model = self.model
+                run.lock(self._output_dir, is_wanted=self._saves_checkpoints)
                 is_main = self.is_world_process_zero()
                 checkpoint = resume.find_checkpoint(resume_from_checkpoint, self._output_dir, is_main)
                 if checkpoint is not None:
                     self._compatible("_load_from_checkpoint")(checkpoint)
                 elif self.args.save_strategy != SaveStrategy.NO and is_main:
                     resume.warn_of_another_run(self._get_output_dir(trial))
-                self._found_size = FoundBatchSize.of_checkpoint(self.args, checkpoint)
-                self._train_batch_size = self._found_size.micro_batch
-                self._saves.begin_run(checkpoint, self._get_output_dir(trial))
-                self._data_to_pass_over = []
-                self._interrupt = Interrupt.for_run(self.args, self._strategy.is_distributed)
-                with self._interrupt:
-                    return self._run_to_its_end(checkpoint, trial, ignore_keys_for_eval)
+                run.found_size = FoundBatchSize.of_checkpoint(self.args, checkpoint)
+                self._train_batch_size = run.found_size.micro_batch
+                run.begin(checkpoint, self._get_output_dir(trial), is_distributed=self._strategy.is_distributed)
+                return attempts.run_to_its_end(
+                    run,
+                    functools.partial(
+                        self._inner_training_loop,
+                        args=self.args,
+                        trial=trial,
+                        ignore_keys_for_eval=ignore_keys_for_eval,
+                    ),
+                    self.model,
+                    self._strategy,
+                    batch_size=self._train_batch_size,
+                    step_now=lambda: self.state.global_step,
+                    load_weights=self._compatible("_load_from_checkpoint"),
+                    start_over=self._start_over,
+                    finish_saves=functools.partial(self._after_saves, wait=True),
+                    save=lambda: self._make_save(self.model_wrapped, trial),
+                )
         finally:
             self.is_in_train = False
-            self._saves.close()
-            self._only_for_training.close()
-            self._stop_profiling()
-            if self._guard is not None:
-                self._guard.close()
-                self._guard = None
+            self._run, self._last_run = None, run
 
-    def _run_to_its_end(
-        self, checkpoint: str | None, trial: Any, ignore_keys_for_eval: list[str] | None
-    ) -> TrainOutput:
-        """The run, in as many attempts as it takes; with `save_on_exception` an exception ends it with a checkpoint."""
-        run = functools.partial(
-            self._inner_training_loop, args=self.args, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval
-        )
+    def _new_run(self, trial: Any = None, ignore_keys_for_eval: list[str] | None = None) -> Run:
+        shares_weights = self.args.save_frozen_weights == "once" and not self.args.push_to_hub
+        saves = Saves(self._strategy, FrozenWeights(is_on=shares_weights))
+        return Run(self.args, saves, trial, ignore_keys_for_eval)
 
-        def attempt(checkpoint: str | None) -> TrainOutput:
-            return attempts.retry_smaller(
-                functools.partial(run, resume_from_checkpoint=checkpoint),
-                self.args,
-                self._train_batch_size,
-                self.model,
-                nothing_is_done=self._nothing_is_done,
-                start_over=self._start_over,
-            )
+    def _fresh_state(self) -> TrainerState:
+        is_first_here, is_first = self.is_local_process_zero(), self.is_world_process_zero()
+        return TrainerState(is_local_process_zero=is_first_here, is_world_process_zero=is_first)
 
-        try:
-            return attempts.with_rollback(attempt, checkpoint, self._roll_back)
-        except Exception as error:
-            self._finish_saves()
-            has_no_metric = isinstance(error, best.MetricNotFound) and not self._strategy.is_distributed
-            if self.args.save_on_exception or (has_no_metric and self.args.save_strategy != SaveStrategy.NO):
-                rescue(
-                    error,
-                    functools.partial(self._make_save, self.model_wrapped, trial),
-                    step=self.state.global_step,
-                    is_saved=self._saves.saved_step == self.state.global_step,
-                    is_between_steps=not self._is_mid_step,
-                )
-            raise
-
-    def _roll_back(self, error: NonFiniteError) -> str:
-        """Load the last checkpoint of this run, to go on from it without the data of `error`. Returns its path; raises
-        `error` where `nonfinite` asks for no rollback, or there is nothing to go back to.
-        """
-        self._after_saves(wait=True)
-        last = self._saves.last_checkpoint
-        data = check_rollback(error, self.args.nonfinite, last, self._data_to_pass_over)
-        checkpoint = resume.find_checkpoint(last, self._output_dir, self.is_world_process_zero())
-        assert checkpoint is not None
-        self._data_to_pass_over = data
-        self._only_for_training.close()
-        self._compatible("_load_from_checkpoint")(checkpoint)
-        return checkpoint
-
-    def _nothing_is_done(self) -> bool:
-        """Whether this run has made no update yet, nor a part of one, so that starting over loses nothing."""
-        alone = not (self._changes_weights_in_backward or self._strategy.is_distributed)
-        return alone and self.state.global_step == self._first_step_of_run
+    def _release_model(self) -> None:
+        """Hold the model, its weights and its optimizer no longer: `model_init` builds the next one."""
+        self.model = self.model_wrapped = self._model_to_evaluate = None
+        self.optimizer = self.lr_scheduler = None
+        self._average = self._packed_inputs = self._past = None
+        self._flops = models.FlopCounter(nn.Identity())
+        if self._accelerator is not None:  # overrides may have had it prepare them
+            self._accelerator.free_memory()
+        handler = self.callback_handler
+        handler.model = handler.optimizer = handler.lr_scheduler = None
+        handler.train_dataloader = handler.eval_dataloader = None
 
     def _start_over(self, batch_size: int, weights: dict[str, torch.Tensor]) -> None:
         """After memory ran out: begin anew, from these weights, with a smaller micro-batch."""
@@ -583,6 +538,8 @@ class Trainer:
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """One run from its first update to its last: plan, prepare, epochs, finish."""
+        run = self._run
+        assert run is not None
         args = args if args is not None else self.args
         self._train_batch_size = batch_size if batch_size is not None else self._train_batch_size
         self._after_saves(wait=True)  # of an attempt that ran out of memory
@@ -596,91 +553,100 @@ class Trainer:
             check_packed(args, train_dataloader, self.model, self._packed_inputs, self._prepare_inputs)
         if args.eval_strategy != "no" and not resume_from_checkpoint and not self._is_overridden("get_eval_dataloader"):
             self._try_evaluation_batches()
-        self.plan = plan = TrainingPlan(*self.set_initial_training_values(args, train_dataloader))
+        run.plan = TrainingPlan(*self.set_initial_training_values(args, train_dataloader))
         epochs_trained, steps_trained = self._init_training_state(
-            plan.max_steps, plan.num_update_steps_per_epoch, plan.num_train_epochs, resume_from_checkpoint, trial
+            run.plan.max_steps,
+            run.plan.num_update_steps_per_epoch,
+            run.plan.num_train_epochs,
+            resume_from_checkpoint,
+            trial,
         )
-        plan = self.plan
+        plan = run.plan  # of a resumed run, what is left is part of it
         model, train_dataloader = self._prepare_for_training(plan.max_steps, train_dataloader, resume_from_checkpoint)
         self._log_plan(args, plan)
         self._begin_saves(args, plan.num_train_epochs - epochs_trained)
 
         self._check_best_metric(ignore_keys_for_eval)
-        self._first_step_of_run = self._saves.saved_step = self.state.global_step
-        self._first_token_of_run = self.state.num_input_tokens_seen
+        run.first_step = run.saves.saved_step = self.state.global_step
+        run.first_token = self.state.num_input_tokens_seen
         self._start_profiling(args)
-        start_time = time.time()
-        owes_evaluation = resume_from_checkpoint is not None and owed_evaluation(self.state.stateful_callbacks)
-        owes_end, progress = self._owes_epoch_end, self._progress
+        run.start_time = time.time()
         if self.state.epoch is None:
             self.state.epoch = 0.0  # callbacks compute with it from here on
+        owes_evaluation = resume_from_checkpoint is not None and owed_evaluation(self.state.stateful_callbacks)
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
-        self._interrupt.put_on_top()
+        run.interrupt.put_on_top()
         with contextlib.suppress(EvaluationAbandoned):
             if args.eval_on_start and not resume_from_checkpoint:
-                evaluate = self._profilers.span("evaluation", self._compatible("_evaluate"))
+                evaluate = run.profilers.span("evaluation", self._compatible("_evaluate"))
                 evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
-            if owes_evaluation or owes_end:
-                log_save_evaluate = functools.partial(
-                    self._compatible("_maybe_log_save_evaluate"), model=model, trial=trial, epoch=epochs_trained,
-                    ignore_keys_for_eval=ignore_keys_for_eval, start_time=start_time,
-                )  # fmt: skip
-                progress.begin_epoch(epochs_trained, steps_trained)
-                self._load_rng_state(resume_from_checkpoint)  # a new best is saved, as if the run had not stopped
-                if owes_evaluation:
-                    progress.owes_end = owes_end
-                    self.control.should_evaluate = True
-                    log_save_evaluate(self._running_loss(), grad_norm=None)
-                    progress.owes_end = False
-                if owes_end:
-                    self.control = self.callback_handler.on_epoch_begin(args, self.state, self.control)
-                    self.control = self.callback_handler.on_epoch_end(args, self.state, self.control)
-                    progress.has_ended = True
-                    learning_rate, norm = progress.last_update
-                    log_save_evaluate(self._running_loss(), grad_norm=norm, learning_rate=learning_rate)
+            if owes_evaluation or run.owes_epoch_end:
+                self._make_up_for(run, model, owes_evaluation, resume_from_checkpoint)
 
         # In steps, the data are gone through until those are made; an epoch that a callback ends early makes fewer.
         for epoch in range(epochs_trained, plan.num_train_epochs if plan.epoch_based else sys.maxsize):
-            if self.state.global_step >= plan.max_steps or self._interrupt.asked:  # nothing (more) to do
+            if self.state.global_step >= plan.max_steps or run.interrupt.asked:  # nothing (more) to do
                 break
             # which is what an evaluation or an epoch's end that was still to come led to
-            if (owes_evaluation or owes_end) and self.control.should_training_stop:
+            if (owes_evaluation or run.owes_epoch_end) and self.control.should_training_stop:
                 break
             steps_done = steps_trained if epoch == epochs_trained else 0
             # Of data without a length: as many as it would take to make the updates that are left.
             steps_left = (plan.max_steps - self.state.global_step) * args.gradient_accumulation_steps
-            steps_in_epoch = plan.len_dataloader or steps_done + steps_left
+            # The end of an epoch may have drawn random numbers since the checkpoint.
+            is_resumed = epoch == epochs_trained and not run.owes_epoch_end
             self._run_epoch(
                 model=model,
                 epoch=epoch,
                 train_dataloader=train_dataloader,
-                steps_in_epoch=steps_in_epoch,
+                steps_in_epoch=plan.len_dataloader or steps_done + steps_left,
                 num_update_steps_per_epoch=plan.num_update_steps_per_epoch,
                 trial=trial,
                 ignore_keys_for_eval=ignore_keys_for_eval,
-                start_time=start_time,
-                # The end of an epoch may have drawn random numbers since the checkpoint.
-                resume_from_checkpoint=resume_from_checkpoint if epoch == epochs_trained and not owes_end else None,
+                start_time=run.start_time,
+                resume_from_checkpoint=resume_from_checkpoint if is_resumed else None,
                 epochs_trained=epochs_trained,
                 steps_trained_in_current_epoch=steps_done,
             )
             if self.control.should_training_stop:
                 break
         self._after_saves(wait=True)
-        if self._interrupt.asked and self.state.global_step != self._saves.saved_step:
+        if run.interrupt.asked and self.state.global_step != run.saves.saved_step:
             self._make_save(model, trial)
             self._after_saves(wait=True)
-        return self._finalize_training(trial, plan.num_train_samples, start_time)
+        return self._finalize_training(trial, plan.num_train_samples, run.start_time)
+
+    def _make_up_for(self, run: Run, model: nn.Module, owes_evaluation: bool, checkpoint: str | None) -> None:
+        """Do what the run that wrote `checkpoint` had still to do at its last step: an evaluation that a signal cut
+        short, the end of an epoch; a new best is saved, as if the run had not stopped."""
+        progress = run.progress
+        self._bind_step(run, model, epoch=run.first_epoch)
+        progress.begin_epoch(run.first_epoch, run.first_micro_batch)
+        self._load_rng_state(checkpoint)
+        if owes_evaluation:
+            progress.owes_end = run.owes_epoch_end
+            self.control.should_evaluate = True
+            run.log_save_evaluate(self._running_loss(run), grad_norm=None)
+            progress.owes_end = False
+        if run.owes_epoch_end:
+            self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
+            self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+            progress.has_ended = True
+            learning_rate, norm = progress.last_update
+            run.log_save_evaluate(self._running_loss(run), grad_norm=norm, learning_rate=learning_rate)
 
     def _start_profiling(self, args: TrainingArguments) -> None:
         """Wrap the parts of the loop for what wants to watch them; without a profiler nothing is wrapped."""
-        self._stop_profiling()
+        run = self._run
+        assert run is not None
+        run.profilers.close()
+        run.profilers = Profilers()
         if not (args.time_breakdown or args.log_speed or args.profile_steps):
             return
         from trainwright.profiling.profilers import profilers_for
 
         says_flops = self._is_overridden("floating_point_ops") or self._flops.has_own
-        self._profilers = profilers_for(
+        run.profilers = profilers_for(
             args,
             strategy=self._strategy,
             num_replicas=self._num_replicas,
@@ -693,18 +659,37 @@ class Trainer:
             drops_labels=self.compute_loss_func is not None or self.label_smoother is not None,
             autocast=self.compute_loss_context_manager,
         )
-        watch, self._speed = self._profilers.span, self._profilers.speed
-        self._training_step = watch("forward", self._training_step)
-        self._backward = watch("backward", self._backward)
-        self._fused_backward = watch("backward", self._fused_backward)
-        self._profilers.span_method(self.callback_handler, "call_event", "callbacks")
+        run.profilers.span_method(self.callback_handler, "call_event", "callbacks")
         if self._accelerator is not None:  # the way of many overrides of training_step to a backward pass
-            self._profilers.span_method(self._accelerator, "backward", "backward")
+            run.profilers.span_method(self._accelerator, "backward", "backward")
 
-    def _stop_profiling(self) -> None:
-        self._backward, self._fused_backward = self._strategy.backward, lomo.fused_backward
-        self._profilers.close()
-        self._profilers, self._speed = Profilers(), None
+    def _bind_step(self, run: Run, model: nn.Module, **of_epoch: Any) -> None:
+        """Find out once what each step calls: the hooks as they are now, in parts where memory runs out, watched by the
+        profilers. `of_epoch`: what `_maybe_log_save_evaluate` is given after each step of an epoch, beside the model.
+        """
+        if not self._hooks.are_those_of(self):
+            self._hooks = Hooks(self, _OURS, self.compute_loss_func)
+        span, step = run.profilers.span, self._compatible("training_step")
+        if run.splitting is not None:
+            step = functools.partial(self._training_step_that_fits, step)
+        run.training_step = span("forward", step)
+        run.backward = span("backward", self._strategy.backward)
+        run.fused_backward = span("backward", lomo.fused_backward)
+        run.get_batch_samples = span("data", self._compatible("get_batch_samples"))
+        run.update = span("optimizer", self._update)  # but for the parts that interrupt it
+        run.of_epoch = {
+            "model": model,
+            "trial": run.trial,
+            "ignore_keys_for_eval": run.ignore_keys_for_eval,
+            "start_time": run.start_time,
+            **of_epoch,
+        }
+        run.log_save_evaluate = functools.partial(self._compatible("_maybe_log_save_evaluate"), **run.of_epoch)
+        run.counts_flops = "floating_point_ops" in self._hooks.overridden or self._flops.can_count
+        run.accumulation = self.args.gradient_accumulation_steps
+        run.clips = bool(self.args.max_grad_norm) and (
+            is_lomo(self.optimizer) or not updates_in_backward(self.optimizer)
+        )
 
     def set_initial_training_values(
         self, args: TrainingArguments, dataloader: DataLoader[Any], total_train_batch_size: int | None = None
@@ -752,66 +737,32 @@ class Trainer:
         trial: Any,
     ) -> tuple[int, int]:
         """A fresh `TrainerState`, or the checkpoint's. Returns (whole epochs done, micro-batches done in the next)."""
-        self.window = LossWindow(self.args.logging_nan_inf_filter, self.args.gradient_accumulation_steps)
-        self.current_flos, size = 0.0, self._train_batch_size * self._strategy.num_batches_at_once
-        self._tokens = TokenCounter(
-            str(self.args.include_num_input_tokens_seen),
-            self._main_input_name,
-            getattr(self.processing_class, "pad_token_id", None),
-            self._strategy.num_processes,
+        run = self._run
+        assert run is not None and run.plan is not None
+        run.begin_attempt(
+            self._strategy,
+            main_input_name=self._main_input_name,
+            pad_token_id=getattr(self.processing_class, "pad_token_id", None),
         )
+        self.current_flos = 0.0
         self.state = TrainerState(stateful_callbacks=resume.exported_callbacks(self.callback_handler, self.control))
-        self.state.places_of_checkpoints = (run_dir := self._get_output_dir(trial),)
-        start = resume.ResumePoint()
+        self.state.places_of_checkpoints = (run.output_dir,)
         if resume_from_checkpoint is not None:
-            self.state = resume.read_state(resume_from_checkpoint, run_dir)
+            self.state = resume.read_state(resume_from_checkpoint, run.output_dir)
             self.compare_trainer_and_checkpoint_args(self.args, self.state)
             self._load_callback_state()
-            start = resume.restore_loop(
-                resume_from_checkpoint,
-                self.state,
-                self.window,
-                updates_per_epoch=num_update_steps_per_epoch,
-                samples_per_update=size * self.args.gradient_accumulation_steps,
-                process_index=self._strategy.process_index,
-                num_processes=self._strategy.num_processes,
-            )
-            if self.args.packs or start.arguments.get("packing"):
-                from trainwright.data.packing_from_args import check_resumed
-
-                check_resumed(self.args, start)
-        self._total_loss_scalar, self._globalstep_last_logged = start.total_loss, start.last_logged_step
-        collator_rng.restore(self.data_collator, start.collator)
-        is_between_epochs = start.samples_in_epoch == 0
-        if self.args.ignore_data_skip:
-            start.samples_in_epoch = 0
-        assert self.plan is not None
-        self._owes_epoch_end = False
-        self._batching = resume.batching(size, self.plan, self.args)
-        micro_batches = resume.micro_batches_done(start, self._batching, self.plan)
-        self._progress = DataPosition(
-            size,
-            self.plan.len_dataloader,
-            epoch=start.epoch,
-            # With another batch size the batches of an epoch do not begin where the checkpoint's ended.
-            samples_ahead=start.samples_in_epoch - micro_batches * size,
-            generators=start.generators,
-            saved_shares=start.worker_shares,
-            samples_of_pass=start.samples_of_pass,
+        resume.restore_loop(
+            run,
+            run.plan,
+            resume_from_checkpoint,
+            self.state,
+            samples_per_micro_batch=self._train_batch_size * self._strategy.num_batches_at_once,
+            collator=self.data_collator,
+            strategy=self._strategy,
         )
-        if resume_from_checkpoint is not None:
-            self.plan = resume.plan_from_here(
-                self.plan, start.epoch, micro_batches, self.state.global_step, self.args.gradient_accumulation_steps
-            )
-            if start.last_update is not None:
-                self._progress.last_update = start.last_update["learning_rate"], start.last_update["grad_norm"]
-            is_over = is_between_epochs or self.state.global_step == self.plan.max_steps
-            self._owes_epoch_end = start.owes_epoch_end and is_over
-            if self.is_world_process_zero():
-                resume.say_where(resume_from_checkpoint, start, self.state, self.plan, self.args)
         self.state.is_hyper_param_search = trial is not None
-        self.state.init_training_references(self, self.plan.max_steps, self.plan.num_train_epochs, trial)
-        return start.epoch, micro_batches
+        self.state.init_training_references(self, run.plan.max_steps, run.plan.num_train_epochs, trial)
+        return run.first_epoch, run.first_micro_batch
 
     def compare_trainer_and_checkpoint_args(
         self, training_args: TrainingArguments, trainer_state: TrainerState
@@ -823,8 +774,10 @@ class Trainer:
         self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
     ) -> tuple[nn.Module, DataLoader[Any]]:
         """Build optimizer and schedule, wrap the model, and put a checkpoint's state into them."""
+        run = self._run
+        assert run is not None
         checks.check_something_to_train(self.model)
-        undo = self._only_for_training
+        undo = run.undo
         undo.close()  # of an attempt that ran out of memory
         undo.callback(self._eval_loaders.close)
         undo.enter_context(precision.float32_products(self.args.tf32))
@@ -843,8 +796,7 @@ class Trainer:
             self._sync_replicated_trainable_parameters(self.model)
         checks.check_optimizer(self.optimizer, self.model)
         check_module_lr(self.optimizer, self.model, self.args.learning_rate_per_module)
-        model = self._wrap_model(self.model_wrapped)
-        self.model_wrapped = model
+        self.model_wrapped = model = self._wrap_model(self.model_wrapped)
         if resume_from_checkpoint is not None:
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
             self._load_scaler(resume_from_checkpoint)
@@ -858,9 +810,8 @@ class Trainer:
         handler = self.callback_handler
         handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
         handler.train_dataloader = train_dataloader
-        self._parameters = list(model.parameters())
-        self._backward_is_update = is_lomo(self.optimizer)
-        for parameter in self._parameters:  # what an update that was broken off left behind
+        run.parameters = list(model.parameters())
+        for parameter in run.parameters:  # what an update that was broken off left behind
             parameter.grad = None
         if self.args.optimizer_in_backward:
             from trainwright.techniques import optimizer_in_backward
@@ -869,26 +820,43 @@ class Trainer:
             obstacle = "several replicas of the model" if self._num_replicas > 1 else obstacle
             undo.callback(optimizer_in_backward.start(self.optimizer, self.model, self.args, obstacle).close)
         self._bind_hooks()
-        self._guard = self._build_guard()
-        self._prefetch = None
+        self._prepare_steps(run)
+        self._set_training_mode(model, True)
+        return model, train_dataloader
+
+    def _prepare_steps(self, run: Run) -> None:
+        """What each update needs: weights of its micro-batches, a look for NaN, room for another try, copies ahead."""
+        args, strategy = self.args, self._strategy
+        run.backward_is_update = is_lomo(self.optimizer)
+        run.changes_weights_in_backward = args.optimizer_in_backward or updates_in_backward(self.optimizer)
+        run.schedule_waits_for_metric = self._schedule_waits_for_metric
+        run.counts_tokens = args.include_num_input_tokens_seen or args.include_tokens_per_second or args.log_speed
+        weighs_together = strategy.is_distributed and args.average_tokens_across_devices
+        run.weight = run.weights_are_needed = None
+        run.weights = MicroBatchWeights(
+            self.label_names,
+            self._labels_are_shifted,
+            device=strategy.device,
+            num_processes=strategy.num_processes,
+            sum_over_processes=strategy.sum if weighs_together else None,
+            batches_are_even=self._processes_read_evenly(),
+        )
+        run.watch_updates(self.optimizer, self.lr_scheduler, strategy, lambda: self.state.global_step)
+        run.exempt = infinite_by_design(self.model)
+        run.prefetch = run.splitting = None
         # Not where memory may run out on purpose: there a copy made ahead would fail outside of what is tried again.
-        if self._strategy.device.type == "cuda" and self._prepare_input_is_ours and not self.args.auto_find_batch_size:
+        if strategy.device.type == "cuda" and self._hooks.prepare_input_is_ours and not args.auto_find_batch_size:
             from trainwright.data.prefetch import DevicePrefetcher
 
-            self._prefetch = DevicePrefetcher(self._strategy.device)
-        self._infinite_by_design = infinite_by_design(self.model)
-        self._micro_batches = None
-        if self.args.auto_find_batch_size and self.args.auto_find_batch_size_mode == "split":
-            self._micro_batches = OomSplitting(
+            run.prefetch = DevicePrefetcher(strategy.device)
+        if args.auto_find_batch_size and args.auto_find_batch_size_mode == "split":
+            run.splitting = OomSplitting(
                 labels_are_shifted=self._labels_are_shifted,
                 label_names=self.label_names,
                 batch_size=self._train_batch_size,
-                obstacle=why_no_retry(self.args, self._strategy, self._num_replicas, self._changes_weights_in_backward),
-                limit=self._found_size.limit(self._strategy.process_index, self._strategy.num_processes),
+                obstacle=why_no_retry(args, strategy, self._num_replicas, run.changes_weights_in_backward),
+                limit=run.found_size.limit(strategy.process_index, strategy.num_processes),
             )
-            self._training_step = functools.partial(self._training_step_that_fits, self._training_step)
-        self._set_training_mode(model, True)
-        return model, train_dataloader
 
     def _processes_read_evenly(self) -> bool:
         """Whether the micro-batches that processes read at a time have as many samples, as far as that is known."""
@@ -919,25 +887,6 @@ class Trainer:
         """Within, `self.model` has the weights that are judged, also in the middle of a schedule-free run."""
         with self._eval_weights(), weights_to_keep(self.optimizer):
             yield
-
-    def _build_guard(self) -> NonFiniteGuard | None:
-        """What looks for NaN and infinity before the optimizer. None with "ignore", and in fp16, whose scaler does."""
-        if self._guard is not None:
-            self._guard.close()
-        if self.args.nonfinite == "ignore" or self._strategy.scaler is not None:
-            return None
-        progress = self._progress
-        return NonFiniteGuard(
-            self.args.nonfinite,
-            self.window,
-            self.optimizer,
-            self._strategy.device,
-            lambda: Place(self.state.global_step + 1, progress.epoch, progress.samples, progress.size),
-            scheduler=None if self._schedule_waits_for_metric else self.lr_scheduler,
-            is_distributed=self._strategy.is_distributed,
-            updates_in_backward=self._changes_weights_in_backward,
-            excluded=self._data_to_pass_over,
-        )
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """Give every process the trainable parameters of process 0, of those that are replicated."""
@@ -988,8 +937,8 @@ class Trainer:
             self._strategy,
             self._strategy.unwrap(self.model),
             self.optimizer,
-            guard=self._guard,
-            exempt=self._infinite_by_design,
+            guard=self._run.guard if self._run is not None else None,
+            exempt=self._run.exempt if self._run is not None else (),
             trainer_class=type(self).__name__,
             overridden=[hook for hook in HOOKS_THAT_WRITE if self._is_overridden(hook)],
         )
@@ -1009,24 +958,23 @@ class Trainer:
         steps_trained_in_current_epoch: int,
     ) -> None:
         """One pass over the data. `steps_in_epoch` and `steps_trained_in_current_epoch` count micro-batches."""
-        args, state, handler, accumulation = self.args, self.state, self.callback_handler, self._accumulation
-        interrupt, saves, progress = self._interrupt, self._saves.asynchronous, self._progress
-        watch, empty_cache_steps = self._profilers.span, args.torch_empty_cache_steps
-        get_batch_samples = watch("data", self._compatible("get_batch_samples"))
-        update = watch("optimizer", self._update)  # but for the parts that interrupt it
-        log_save_evaluate = functools.partial(
-            self._compatible("_maybe_log_save_evaluate"),
-            model=model,
-            trial=trial,
-            epoch=epoch,
-            ignore_keys_for_eval=ignore_keys_for_eval,
-            start_time=start_time,
+        run = self._run
+        assert run is not None
+        args, state, handler, interrupt, progress = (
+            self.args,
+            self.state,
+            self.callback_handler,
+            run.interrupt,
+            run.progress,
         )
+        accumulation, empty_cache_steps = args.gradient_accumulation_steps, args.torch_empty_cache_steps
+        saves, instance_attributes = run.saves.asynchronous, vars(self).keys()
+        self._bind_step(run, model, epoch=epoch, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
         loaders.set_epoch(train_dataloader, epoch)
         if args.past_index >= 0:
             self._past = None
         progress.begin_epoch(epoch, steps_trained_in_current_epoch)
-        self._parameters = list(model.parameters())  # once per epoch: the walk costs milliseconds in a deep model
+        run.parameters = list(model.parameters())  # once per epoch: the walk costs milliseconds in a deep model
         self.control = handler.on_epoch_begin(args, state, self.control)
 
         # A generator state belongs to one moment: at an epoch's start that is before the loader draws its base seed, in
@@ -1037,24 +985,30 @@ class Trainer:
             elif progress.generators is not None:
                 RngState.from_json(progress.generators).restore()
         progress.generators = RngState.capture().to_json()
-        self._is_mid_step = True
-        epoch_iterator = watch("data", progress.iterate)(train_dataloader, self._strategy.num_processes)
+        run.is_mid_step = True
+        iterate = run.profilers.span("data", progress.iterate)
+        epoch_iterator = iterate(train_dataloader, self._strategy.num_processes)
         if resume_from_checkpoint is not None and progress.samples > 0:
             self._load_rng_state(resume_from_checkpoint)
-        self._is_mid_step = False
+        run.is_mid_step = False
 
         learning_rate, grad_norm = progress.last_update if resume_from_checkpoint is not None else (None, None)
         expected = progress.short_pass or steps_in_epoch
         while progress.micro_batches < steps_in_epoch:
             num_batches = min(accumulation, steps_in_epoch - progress.micro_batches)
+            # A callback may have put another hook in the place of one that was bound.
+            if instance_attributes & BOUND and not self._hooks.are_those_of(self):
+                self._bind_step(run, **run.of_epoch)
             try:
-                batch_samples, num_items = get_batch_samples(epoch_iterator, num_batches, device=self._strategy.device)
+                batch_samples, num_items = run.get_batch_samples(
+                    epoch_iterator, num_batches, device=self._strategy.device
+                )
                 if not batch_samples:
                     state.epoch = progress.data_ended()
                     break
-                progress.last_update = learning_rate, grad_norm = update(model, batch_samples, num_items)
+                progress.last_update = learning_rate, grad_norm = run.update(model, batch_samples, num_items)
             except BaseException:
-                self._is_mid_step = True
+                run.is_mid_step = True
                 raise
             state.global_step += 1
             if self._average is not None:
@@ -1064,7 +1018,7 @@ class Trainer:
             state.epoch = epoch + (share if share < 1.0 else 1.0)
             if handler.listeners["on_step_end"]:
                 self.control = handler.on_step_end(args, state, self.control)
-            log_save_evaluate(self._running_loss(), grad_norm=grad_norm, learning_rate=learning_rate)
+            run.log_save_evaluate(self._running_loss(run), grad_norm=grad_norm, learning_rate=learning_rate)
             if saves is not None and saves.in_flight:
                 self._after_saves()
             if empty_cache_steps and state.global_step % empty_cache_steps == 0:
@@ -1073,7 +1027,7 @@ class Trainer:
                 break
 
         if interrupt.asked and progress.micro_batches < steps_in_epoch:
-            return  # the epoch ends in the run that goes on from here
+            return  # the epoch ends in the run that is resumed from here
         if progress.micro_batches == 0:
             reason = "a generator that can be read only once?"
             logger.warning(
@@ -1082,17 +1036,24 @@ class Trainer:
             self.control.should_training_stop = True
         self.control = handler.on_epoch_end(args, state, self.control)
         progress.has_ended = True
-        log_save_evaluate(self._running_loss(), grad_norm=grad_norm, learning_rate=learning_rate)
+        run.log_save_evaluate(self._running_loss(run), grad_norm=grad_norm, learning_rate=learning_rate)
 
-    def _update(self, model: nn.Module, batch_samples: list[Inputs], num_items: Any) -> tuple[float, Any]:
-        """One optimizer update, from its micro-batches. Returns (learning rate used, gradient norm on the device)."""
+    def _update(
+        self, model: nn.Module, batch_samples: list[Inputs], num_items: torch.Tensor | int | None
+    ) -> tuple[float, torch.Tensor | None]:
+        """One optimizer update, from its micro-batches. Returns (learning rate used, gradient norm on the device).
+
+        num_items: a scalar, the labels of all micro-batches and processes; None: the loss does not ask.
+        """
+        run = self._run
+        assert run is not None and run.weights is not None
         args, state, handler, strategy = self.args, self.state, self.callback_handler, self._strategy
-        listeners, grad_norm, guard = handler.listeners, None, self._guard
+        listeners, grad_norm, guard = handler.listeners, None, run.guard
         self.current_gradient_accumulation_steps = num_batches = len(batch_samples)
-        if self._micro_batches is not None:
+        if run.splitting is not None:
             strategy.begin_update(model)
-            self._micro_batches.begin(model, self._parameters)
-        if self._probe_loss_kwargs and (self._accumulation > 1 or strategy.is_distributed):
+            run.splitting.begin(model, run.parameters)
+        if self._probe_loss_kwargs and (run.accumulation > 1 or strategy.is_distributed):
             self._find_out_loss_kwargs(model, one_row(batch_samples[0]), num_items)
         if listeners["on_step_begin"]:
             self.control = handler.on_step_begin(args, state, self.control)
@@ -1102,52 +1063,53 @@ class Trainer:
 
         if guard is not None and guard.excluded and guard.passes_over(num_batches):
             batch_samples, num_batches = [], 0  # the step is counted, and changes nothing
-        self._weight, weights = None, None
-        if self._weights_are_needed is not False and num_batches:
-            rows = self._weights.row_name  # where set, an update of equal micro-batches costs no more than this look
+        run.weight, weights = None, None
+        if run.weights_are_needed is not False and num_batches:
+            rows = run.weights.row_name  # where set, an update of equal micro-batches costs no more than this look
             if rows is None or len({batch[rows].shape[0] for batch in batch_samples}) > 1:
-                weights = self._weights_of(batch_samples, num_items)
+                kind = self._kind_of_loss(num_items)
+                weights = run.weights_of(batch_samples, num_items, kind, state.global_step + 1)
                 if weights is not None and not weights:
                     batch_samples, num_batches = [], 0
-        arriving = batch_samples if self._prefetch is None else self._prefetch(batch_samples)
+        arriving = batch_samples if run.prefetch is None else run.prefetch(batch_samples)
         for index, inputs in enumerate(arriving, start=1):
-            if self._counts_tokens:  # as the loader gave it, which is rarely on a device
+            if run.counts_tokens:  # as the loader gave it, which is rarely on a device
                 self._track_num_input_tokens(batch_samples[index - 1])
-            if self._counts_flops:
+            if run.counts_flops:
                 self.current_flos += self.floating_point_ops(inputs)
-            if self._speed is not None:
-                self._speed.add(inputs)
+            if run.profilers.speed is not None:
+                run.profilers.speed.add(inputs)
             if weights is not None:
-                self._weight = weights[index - 1]
+                run.weight = weights[index - 1]
             if strategy.is_distributed:
                 with _NOTHING if index == num_batches else self._defer_fsdp_gradient_reduction():
-                    loss = self._training_step(model, inputs, num_items_in_batch=num_items)
+                    loss = run.training_step(model, inputs, num_items_in_batch=num_items)
             else:
-                loss = self._training_step(model, inputs, num_items_in_batch=num_items)
-            self.window.add(loss)
+                loss = run.training_step(model, inputs, num_items_in_batch=num_items)
+            run.window.add(loss)  # ()
             if index < num_batches and listeners["on_substep_end"]:
                 self.control = handler.on_substep_end(args, state, self.control)
 
         if strategy.is_distributed:
-            if self._micro_batches is not None:
-                strategy.average_gradients(self._parameters)
-            self._interrupt.start_agreement()
-        if self._clips:
-            grad_norm = self._clip_grad_norm(model) if num_batches else torch.zeros(())
+            if run.splitting is not None:
+                strategy.average_gradients(run.parameters)
+            run.interrupt.start_agreement()
+        if run.clips:
+            grad_norm = self._clip_grad_norm(model) if num_batches else torch.zeros(())  # ()
         if listeners["on_pre_optimizer_step"]:
             self.control = handler.on_pre_optimizer_step(args, state, self.control)
-        updated = num_batches > 0 if guard is None else guard.allows(num_batches, grad_norm, self._parameters)
+        updated = num_batches > 0 if guard is None else guard.allows(num_batches, grad_norm, run.parameters)
         if updated:
             updated = strategy.optimizer_step(self.optimizer)
         if listeners["on_optimizer_step"]:
             self.control = handler.on_optimizer_step(args, state, self.control)
         learning_rate = self._get_learning_rate()
-        if updated and not self._schedule_waits_for_metric:
+        if updated and not run.schedule_waits_for_metric:
             self.lr_scheduler.step()
-        for parameter in self._parameters:
+        for parameter in run.parameters:
             parameter.grad = None
         if strategy.is_distributed:
-            self._interrupt.end_agreement()
+            run.interrupt.end_agreement()
         return learning_rate, grad_norm
 
     def get_batch_samples(
@@ -1162,7 +1124,7 @@ class Trainer:
         if self.label_smoother is not None and batch_samples:
             self._check_label_smoothing(batch_samples[0])
         own_loss = self.compute_loss_func is not None or self.label_smoother is not None
-        if not (own_loss or self.model_accepts_loss_kwargs or self._user_counts_items):
+        if not (own_loss or self.model_accepts_loss_kwargs or self._hooks.asks_for_items):
             return None
         count = count_items(batch_samples, self._labels_are_shifted)
         if count is None:
@@ -1188,25 +1150,13 @@ class Trainer:
                 "%s ignores num_items_in_batch: its loss is averaged over micro-batches.", type(self.model).__name__
             )
 
-    def _weights_of(self, batch_samples: list[Inputs], num_items: Any) -> list[Weight | None] | None:
-        """What each micro-batch of an update weighs; empty, which is said once, where there is nothing to learn from.
-
-        An override of `compute_loss` returns what is to be divided by the number of micro-batches.
-        """
-        if self._weights_are_needed is None:
-            self._weights_are_needed = self._weights.are_needed(batch_samples[0], self._accumulation)
-            if not self._weights_are_needed:
-                return None
-        kind: LossKind = "share" if self._loss_is_normalized(num_items) else "mean"
-        if not self._compute_loss_is_ours or self.loss_is_scaled_for_ga is not None:
-            kind = "override"
-        weights = self._weights.of_update(batch_samples, kind, num_items)
-        if weights is not None and not weights:
-            self.window.num_without += 1
-            say_once = logger.debug if self._said_no_items else logger.warning
-            self._said_no_items = True
-            say_once(NO_ITEMS, self.state.global_step + 1)
-        return weights
+    def _kind_of_loss(self, num_items: torch.Tensor | int | None) -> LossKind:
+        """What a micro-batch's loss is. What an override of `compute_loss` returns is to be divided by the number of
+        micro-batches."""
+        if not self._hooks.compute_loss_is_ours or self.loss_is_scaled_for_ga is not None:
+            return "override"
+        is_share = self._hooks.loss_is_normalized(num_items, None, self.model_accepts_loss_kwargs, self.label_smoother)
+        return "share" if is_share else "mean"
 
     def _check_label_smoothing(self, inputs: Inputs | None) -> None:
         """Switch label smoothing off, with a warning, where a model or its labels have no classes to smooth over."""
@@ -1224,8 +1174,9 @@ class Trainer:
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """`auto_find_batch_size`: one micro-batch, in parts where the device has no room for it."""
-        assert self._micro_batches is not None
-        accumulation, whole = self.current_gradient_accumulation_steps, self._weight
+        run = self._run
+        assert run is not None and run.splitting is not None
+        accumulation, whole = self.current_gradient_accumulation_steps, run.weight
 
         def run_part(part: Inputs, weight: float) -> torch.Tensor:
             if self._probe_loss_kwargs and (accumulation > 1 or weight < 1 or self._strategy.is_distributed):
@@ -1233,13 +1184,13 @@ class Trainer:
             # A mean is divided by this; a share of the update's loss is not, and parts of it add up by themselves.
             self.current_gradient_accumulation_steps = accumulation if weight == 1 else accumulation / weight
             if weight != 1 and whole is not None and whole.is_of_mean and whole.divisor is not None:
-                self._weight = whole._replace(divisor=whole.divisor / weight)
+                run.weight = whole._replace(divisor=whole.divisor / weight)
             try:
                 return training_step(model, part, num_items_in_batch=num_items_in_batch)
             finally:
-                self.current_gradient_accumulation_steps, self._weight = accumulation, whole
+                self.current_gradient_accumulation_steps, run.weight = accumulation, whole
 
-        return self._micro_batches.run(inputs, run_part)
+        return run.splitting.run(inputs, run_part)
 
     def training_step(
         self, model: nn.Module, inputs: Inputs, num_items_in_batch: torch.Tensor | int | None = None
@@ -1249,15 +1200,16 @@ class Trainer:
             self._set_training_mode(model, True)
         inputs = self._prepare_inputs(inputs)
         split: Callable[[], Context] = self.compute_loss_context_manager
-        if self._splits_sequences:
+        run, hooks = self._run if self._run is not None else self._last_run, self._hooks
+        if hooks.splits_sequences:
             split, inputs = self._prepare_context_parallel_inputs(model, inputs)
-        weight = self._weight
-        if weight is not None and weight.lacks_items is not False and self._compute_loss_is_ours:
+        weight = run.weight
+        if weight is not None and weight.lacks_items is not False and hooks.compute_loss_is_ours:
             inputs = with_one_item(inputs, self.label_names, weight.lacks_items)
             if isinstance(num_items_in_batch, torch.Tensor):
                 num_items_in_batch = num_items_in_batch.clamp(min=1)
         with split():
-            if self._compute_loss_takes_items:
+            if hooks.compute_loss_takes_items:
                 loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
             else:
                 loss = self.compute_loss(model, inputs)
@@ -1265,14 +1217,16 @@ class Trainer:
             loss = loss.mean()
         if weight is not None and weight.divisor is not None:
             loss = loss / weight.divisor
-        elif self.current_gradient_accumulation_steps > 1 and not self._loss_is_normalized(num_items_in_batch):
+        elif self.current_gradient_accumulation_steps > 1 and not hooks.loss_is_normalized(
+            num_items_in_batch, self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs, self.label_smoother
+        ):
             loss = loss / self.current_gradient_accumulation_steps
         if weight is not None and weight.lacks_items is True:
             loss = loss.nan_to_num(nan=0.0)
-        if self._backward_is_update:
-            self._fused_backward(self.optimizer, loss)
+        if run.backward_is_update:
+            run.fused_backward(self.optimizer, loss)
         elif getattr(loss, "ndim", None) == 0:
-            self._backward(loss)
+            (run.backward or self._strategy.backward)(loss)
         else:
             raise no_scalar(loss)
         return loss.detach()  # type: ignore[no-any-return]
@@ -1283,21 +1237,6 @@ class Trainer:
         """Hook: what the forward pass runs in, and this process's part of each sequence: here, all of it."""
         return self.compute_loss_context_manager, inputs
 
-    def _loss_is_normalized(self, num_items_in_batch: Any) -> bool:
-        """Whether losses of micro-batches add up to the update's: divided by its items, or the subclass says so."""
-        if self.loss_is_scaled_for_ga is not None:
-            return self.loss_is_scaled_for_ga
-        return num_items_in_batch is not None and self._was_divided_by_items(num_items_in_batch)
-
-    def _was_divided_by_items(self, num_items_in_batch: Any) -> bool:
-        if num_items_in_batch is None:
-            return False
-        if not self._compute_loss_is_ours:
-            return self._compute_loss_takes_items and self.model_accepts_loss_kwargs
-        if self.compute_loss_func is not None:
-            return self._loss_func_takes_items
-        return self.model_accepts_loss_kwargs or self.label_smoother is not None
-
     def _prepare_inputs(self, inputs: Inputs) -> Inputs:
         """Hook: the batch on this process's device, with the model's past state where `past_index` asks for it."""
         if not inputs:
@@ -1305,7 +1244,11 @@ class Trainer:
                 "The batch is empty: the collator returned no column that the model takes. "
                 f"The model's forward takes {columns.signature_columns(self.model)}. See remove_unused_columns."
             )
-        if self._strategy.device.type != "cpu" or not self._prepare_input_is_ours or not self.place_model_on_device:
+        if (
+            self._strategy.device.type != "cpu"
+            or not self._hooks.prepare_input_is_ours
+            or not self.place_model_on_device
+        ):
             inputs = self._prepare_input(inputs)
         if self.args.past_index >= 0 and self._past is not None:
             inputs["mems"] = self._past
@@ -1354,7 +1297,8 @@ class Trainer:
         if (
             self._strategy.is_distributed
             and self.args.average_tokens_across_devices
-            and self._was_divided_by_items(num_items_in_batch)
+            and num_items_in_batch is not None
+            and self._hooks.divides_by_items(self.model_accepts_loss_kwargs, self.label_smoother)
         ):
             loss = loss * self._strategy.num_processes  # gradients are averaged over them; the items were summed
         return (loss, outputs) if return_outputs else loss
@@ -1371,21 +1315,24 @@ class Trainer:
         return torch.autocast(self._strategy.device.type, dtype=dtype, cache_enabled=cache_enabled)
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
-        """Hook: scale the gradients down to `max_grad_norm`; return the norm they had, on the device."""
+        """Hook: scale the gradients down to `max_grad_norm`; return the norm they had, a scalar on the device."""
+        run = self._run
         assert self.args.max_grad_norm is not None
-        if self._backward_is_update:
+        if run is not None and run.backward_is_update:
             return lomo.gradient_norm(self.optimizer)  # it clipped while it updated
         if self._strategy.is_distributed and self._has_mixed_mesh_grads(model):
             return self._mixed_mesh_grad_norm(model, self.args.max_grad_norm)
-        return self._strategy.clip_grad_norm(self._parameters, self.args.max_grad_norm, self.optimizer)
+        parameters = run.parameters if run is not None else list(model.parameters())
+        return self._strategy.clip_grad_norm(parameters, self.args.max_grad_norm, self.optimizer)
 
     def _has_mixed_mesh_grads(self, model: nn.Module) -> bool:
         """Whether gradients lie on several device meshes, which torch's own clipping cannot combine."""
-        return mesh.has_mixed_meshes(self._parameters)
+        return mesh.has_mixed_meshes(self._run.parameters if self._run is not None else model.parameters())
 
     def _mixed_mesh_grad_norm(self, model: nn.Module, max_norm: float) -> torch.Tensor:
         """Clip gradients that lie on several device meshes; return the norm they had."""
-        return mesh.clip_mixed_meshes(self._parameters, max_norm)
+        parameters = self._run.parameters if self._run is not None else list(model.parameters())
+        return mesh.clip_mixed_meshes(parameters, max_norm)
 
     def _defer_fsdp_gradient_reduction(self) -> Context:
         """Hook: around every micro-batch but the last of an update: processes do not exchange gradients yet."""
@@ -1412,11 +1359,12 @@ class Trainer:
 
     def _track_num_input_tokens(self, inputs: Inputs) -> None:
         """Hook: count the tokens of a micro-batch."""
-        self.state.num_input_tokens_seen += self._tokens.add(inputs)
+        run = self._run if self._run is not None else self._last_run
+        self.state.num_input_tokens_seen += run.tokens.add(inputs)
 
-    def _running_loss(self) -> Any:
+    def _running_loss(self, run: Run) -> LossWindow | torch.Tensor:
         """What `_maybe_log_save_evaluate` is given: the window itself for our method, a tensor for an override."""
-        return self.window if self._log_save_is_ours else self.window.as_tensor(self._strategy.device)
+        return run.window if self._hooks.log_save_is_ours else run.window.as_tensor(self._strategy.device)
 
     def _maybe_log_save_evaluate(
         self,
@@ -1485,15 +1433,6 @@ class Trainer:
         if self._strategy.should_save:
             self._rotate_checkpoints(output_dir=os.path.dirname(checkpoint))
 
-    def _finish_saves(self) -> None:
-        """An exception ends the run: see the save in flight through. Other ranks may be gone, so ask none."""
-        if self._strategy.is_distributed:
-            return
-        try:
-            self._after_saves(wait=True)
-        except Exception as error:
-            logger.error("The save in flight failed as well: %s: %s", type(error).__name__, error)
-
     def _log_training(self, grad_norm: Any, model: nn.Module, start_time: float, learning_rate: float | None) -> None:
         """Write one log line of the training loss. The only place where the loop reads from the device."""
         norm = self._get_grad_norm(model, grad_norm)
@@ -1507,27 +1446,9 @@ class Trainer:
         self.store_flos()
         self._compatible("log")(self.training_logs(logs), start_time=start_time)
 
-    def _read_device(self, norm: Any) -> tuple[float, float | None]:
-        """(mean loss of the updates since the last log line, `norm` as a number), read at once with the token count.
-
-        NaN where none of them had a label. The sum of all losses, for the end of the run, is added up here.
-        """
-        steps = self.state.global_step - self._globalstep_last_logged
-        with_loss = steps - self.window.num_without
-        in_state, counted = self._tokens.take()
-        bad = self._guard.flag() if self._guard is not None else 0.0
-        extra = [value for value in (bad, norm, counted) if value is not None]
-        mean = self._strategy.mean if self._strategy.is_distributed else None
-        total, (bad, *values) = self.window.take(*extra, mean=mean)
-        if self._guard is not None:
-            self._guard.settle(bad)
-        if counted is not None:
-            self.state.num_input_tokens_seen += round(values.pop()) - in_state
-        # Updates without a label count in the mean over the run as those around them, as if they had not been.
-        mean_before = self._total_loss_scalar / max(self._globalstep_last_logged, 1)
-        total = total * steps / with_loss if 0 < with_loss < steps else total
-        self._total_loss_scalar += total if with_loss or not steps else mean_before * steps
-        return total / steps if with_loss else math.nan, values[0] if values else None
+    def _read_device(self, norm: torch.Tensor | float | None) -> tuple[float, float | None]:
+        """(mean loss of the updates since the last log line, `norm` as a number), in one read from the device."""
+        return (self._run or self._last_run).mean_loss_since_log(self.state, self._strategy, norm)
 
     def training_logs(self, logs: dict[str, float]) -> dict[str, float]:
         """Hook: add to, or change, what a training log line holds (loss, grad_norm, learning_rate)."""
@@ -1548,8 +1469,7 @@ class Trainer:
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _tokens_per_process(self) -> float:
-        """Tokens that a process has seen in this run, those before a resume left out."""
-        return (self.state.num_input_tokens_seen - self._first_token_of_run) / self._strategy.num_processes
+        return (self._run or self._last_run).tokens_of_process(self.state, self._strategy.num_processes)
 
     def store_flos(self) -> None:
         """Add the floating-point operations counted since the last call to the state, over all processes."""
@@ -1567,26 +1487,20 @@ class Trainer:
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
         """The end of a run: mean loss, speed, the best weights back in the model, the last log line."""
+        run = self._run
+        assert run is not None
         self._past = None
         self._read_device(None)
-        train_loss = self._total_loss_scalar / max(self.state.global_step, 1)
-        steps_done = self.state.global_step - self._first_step_of_run
-        share_done = steps_done / max(self.state.max_steps, 1)  # a resumed or stopped run did less than the plan
-        metrics = metric_text.speed_metrics(
-            "train",
-            start_time,
-            num_samples=round(num_train_samples * share_done),
-            num_steps=steps_done,
-            num_tokens=self._tokens_per_process() if self.args.include_tokens_per_second else None,
-        )
-        metrics.update(self._profilers.total(self.state.global_step, self.state.num_input_tokens_seen))
+        train_loss = run.total_loss / max(self.state.global_step, 1)
+        metrics = run.speed(self.state, num_train_samples, self._strategy.num_processes, start_time)
+        metrics.update(run.profilers.total(self.state.global_step, self.state.num_input_tokens_seen))
         self.store_flos()
         metrics["total_flos"] = self.state.total_flos
         metrics["train_loss"] = train_loss
         self.is_in_train = False
         self._memory_tracker.stop_and_update_metrics(metrics)
         switch_weights(self.optimizer, training=False)
-        wants_best = self.args.load_best_model_at_end and not self._interrupt.asked
+        wants_best = self.args.load_best_model_at_end and not run.interrupt.asked
         if wants_best and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         if self._average is not None:
@@ -1594,7 +1508,7 @@ class Trainer:
         self._compatible("log")(metrics)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self._finish_current_push()
-        self._only_for_training.close()
+        run.undo.close()
         self.end()
         return TrainOutput(self.state.global_step, train_loss, metrics)
 
@@ -2151,9 +2065,9 @@ class Trainer:
         self.store_flos()
         if self._counts_tokens:
             self.state.num_input_tokens_seen += self._tokens.take_all(self._strategy.mean)
-        where, state = self._resume_point(), self.state
-        loop_state = resume.loop_state(where, self.window, self.args, self._saves.run, self._strategy.gather_objects)
-        with self._saves.staged(output_dir, state.global_step, where.position()) as directory:
+        loop_state, state = self._loop_state(), self.state
+        position = dict(loop_state["position"])
+        with self._saves.staged(output_dir, state.global_step, position) as directory:
             files = sink.of(directory)
             with self._immediate(files, "save_model", "_save"):
                 self.save_model(directory, _internal_call=True)
@@ -2176,29 +2090,16 @@ class Trainer:
         is_plain = files.snapshot is None and files.frozen is None
         return _NOTHING if is_plain or not any(map(self._is_overridden, hooks)) else files.immediate()
 
-    def _resume_point(self) -> resume.ResumePoint:
-        """Where a run goes on that is resumed from here; a finished pass counts as the start of the next."""
-        progress, is_cut_short = self._progress, self.control.should_epoch_stop
-        epoch, samples, shares = progress.next_sample(is_cut_short)
-        learning_rate, norm = progress.last_update
-        norm = self._get_grad_norm(self.model_wrapped, norm)
-        is_over = progress.is_over(is_cut_short) or self.state.global_step >= self.state.max_steps > 0
-        return resume.ResumePoint(
-            epoch,
-            samples,
-            self._progress.generators,
-            collator_rng.states(self.data_collator),
-            self._total_loss_scalar,
-            self._globalstep_last_logged,
-            shares,
-            self._found_size.to_save(self._train_batch_size, self._micro_batches, self._strategy.gather_objects)
-            if self.args.auto_find_batch_size
-            else None,
-            progress.micro_batches if samples else 0,
-            self._batching,
-            progress.samples_of_pass,
-            {"learning_rate": learning_rate, "grad_norm": None if norm is None else float(norm)},
-            progress.owes_end or (is_over and not progress.has_ended),
+    def _loop_state(self) -> LoopState:
+        """Where a run goes on that is resumed from here."""
+        run, state = self._run or self._last_run, self.state
+        return run.state_dict(
+            collator=self.data_collator,
+            is_cut_short=self.control.should_epoch_stop,
+            is_last_step=state.global_step >= state.max_steps > 0,
+            grad_norm=self._get_grad_norm(self.model_wrapped, run.progress.last_update[1]),
+            micro_batch=self._train_batch_size,
+            gather=self._strategy.gather_objects,
         )
 
     def _load_callback_state(self) -> None:
@@ -2547,7 +2448,7 @@ class Trainer:
 
 
 _NOTHING = contextlib.nullcontext()
-_OWN = {name: getattr(Trainer, name) for name in vars(Trainer)}  # as written: a program may put others in their place
+_OURS = methods_of(Trainer)
 
 
 def _parameters_of(function: Callable[..., Any]) -> list[str]:

@@ -28,7 +28,8 @@ from trainwright.cli import main
 from trainwright.data import collator_rng
 from trainwright.evaluation.metrics import write_metrics
 from trainwright.oom_retry import FoundBatchSize
-from trainwright.run.resume import report_changes, restore_loop
+from trainwright.run import loop_state
+from trainwright.run.resume import report_changes
 from trainwright.seeding import RngState
 from trainwright.window import LossWindow
 
@@ -135,12 +136,14 @@ def use(checkpoint):
     for processes in (1, 2):
         window = LossWindow(True, 1)
         parts = {"process_index": processes - 1, "num_processes": processes}
-        point = restore_loop(checkpoint, state, window, updates_per_epoch=5, samples_per_update=4, **parts)
-        assert point.epoch + point.samples_in_epoch + point.micro_batches >= 0
-        if point.generators is not None:
-            RngState.from_json(point.generators).restore()
+        saved = loop_state.read(
+            checkpoint, window, global_step=state.global_step, updates_per_epoch=5, samples_per_update=4, **parts
+        )
+        assert sum(saved["position"].values()) + saved.get("micro_batches", 0) >= 0
+        if saved.get("epoch_start_generators") is not None:
+            RngState.from_json(saved["epoch_start_generators"]).restore()
             assert 0 <= random.random() < 1 and torch.rand(()) < 1
-        collator_rng.restore(Collator(), point.collator)
+        collator_rng.restore(Collator(), saved.get("collator_generator"))
     found = FoundBatchSize.of_checkpoint(args, checkpoint)
     assert found.fitting >= 1 and (found.limit(1, 2) or 1) >= 1
     float(load_loop_state(checkpoint)["total_loss"])

@@ -823,7 +823,7 @@ def test_a_run_that_is_killed_leaves_a_writer_that_finishes_and_a_resume_that_wa
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == -signal.SIGKILL
     again = make_run(tmp_path / "out", **SAVING)
     again.train(resume_from_checkpoint=True)
-    assert again._first_step_of_run == 2
+    assert again._last_run.first_step == 2
     assert difference(end_of(whole), end_of(again)) == ""
     assert hidden(tmp_path / "out") == []
 

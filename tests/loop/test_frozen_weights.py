@@ -145,7 +145,7 @@ def test_a_resumed_run_ends_the_same_and_writes_frozen_weights_once_more(tmp_pat
         shutil.rmtree(tmp_path / "out" / f"checkpoint-{step}")
     again = make_run(tmp_path / "out", trainer={"model": Headed()}, **SAVING, **how)
     again.train(resume_from_checkpoint=True)
-    assert again._first_step_of_run == 1 and difference(expected, end_of(again)) == ""
+    assert again._last_run.first_step == 1 and difference(expected, end_of(again)) == ""
     second, third = (inode(tmp_path / "out" / f"checkpoint-{step}" / FROZEN) for step in (2, 3))
     assert second == third != before
     assert_loads(tmp_path / "out" / "checkpoint-3", whole.model)
@@ -440,7 +440,7 @@ def test_a_damaged_shared_file_is_named_and_comes_back_from_the_original_model(t
     assert problems(out / "checkpoint-2") == []
     again = make_run(out, trainer={"model": Headed()}, **SAVING)
     again.train(resume_from_checkpoint=True)
-    assert again._first_step_of_run == 2 and difference(end_of(whole), end_of(again)) == ""
+    assert again._last_run.first_step == 2 and difference(end_of(whole), end_of(again)) == ""
 
 
 def test_where_something_else_is_damaged_the_original_model_is_no_remedy(tmp_path):

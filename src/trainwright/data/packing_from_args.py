@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -189,17 +189,18 @@ def check_packed(
     inputs.check_alike(model, make_batch)
 
 
-def check_resumed(args: Any, point: Any) -> None:
+def check_resumed(args: Any, saved: Mapping[str, Any]) -> None:
     """Raise ValueError where a run stopped within an epoch whose packs are others now: its position means nothing.
 
-    `point`: a ResumePoint.
+    `saved`: a `LoopState`.
     """
-    if not point.samples_in_epoch or args.ignore_data_skip:
+    if not saved["position"]["samples_in_epoch"] or args.ignore_data_skip:
         return
+    then = saved.get("arguments") or {}
     for name in SETTINGS:
-        if name in point.arguments and point.arguments[name] != getattr(args, name):
+        if name in then and then[name] != getattr(args, name):
             raise ValueError(
-                f"The checkpoint was made within an epoch with {name}={point.arguments[name]!r}, and now "
+                f"The checkpoint was made within an epoch with {name}={then[name]!r}, and now "
                 f"{name}={getattr(args, name)!r}: its place in the data, counted in packs, is lost. Resume with the "
                 "old value, from the end of an epoch, or with ignore_data_skip=True, which starts the epoch anew."
             )

@@ -1,25 +1,104 @@
 """One run in as many attempts as it takes: again from a checkpoint after a NaN, smaller after memory ran out.
 
-Owns: when a failed attempt is followed by another one, and what that one starts from. Leaves to others: the attempt
-itself and what it must put back (Trainer), whether a rollback helps (`finite`), running a micro-batch in parts
-(`oom_retry`), signals (`interrupt`).
+Owns: when a failed attempt is followed by another one, what that one starts from, and a checkpoint after an exception
+that ends the run. Leaves to others: the attempt itself and what it must put back (Trainer), whether a rollback helps
+(`nonfinite`), running a micro-batch in parts (`oom_retry`), signals (`interrupt`).
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 
-from trainwright.nonfinite.updates import NonFiniteError
+from trainwright.checkpoint.best import MetricNotFound
+from trainwright.interrupt import rescue
+from trainwright.names import SaveStrategy
+from trainwright.nonfinite.updates import NonFiniteError, check_rollback
 from trainwright.oom_retry import CannotRetry, find_executable_batch_size
+from trainwright.run import resume
+
+if TYPE_CHECKING:
+    from trainwright.args.training import TrainingArguments
+    from trainwright.parallel.strategy import Strategy
+    from trainwright.run.run import Run
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+
+def run_to_its_end(
+    run: Run,
+    attempt: Callable[..., Result],
+    model: nn.Module,
+    strategy: Strategy,
+    *,
+    batch_size: int,
+    step_now: Callable[[], int],
+    load_weights: Callable[[str], None],
+    start_over: Callable[[int, dict[str, torch.Tensor]], None],
+    finish_saves: Callable[[], None],
+    save: Callable[[], None],
+) -> Result:
+    """`attempt(resume_from_checkpoint=, batch_size=)` until one succeeds, or fails in a way that no other one would
+    help. With `save_on_exception` an exception ends the run with a checkpoint of its last step.
+
+    batch_size: samples of a micro-batch, of one process. step_now: gives the number of updates that are done.
+    load_weights: of a checkpoint. start_over: see `retry_smaller`. finish_saves: waits for the save in flight and
+    does what follows it. save: writes a checkpoint.
+    """
+
+    def retried(checkpoint: str | None) -> Result:
+        return retry_smaller(
+            functools.partial(attempt, resume_from_checkpoint=checkpoint),
+            run.args,
+            batch_size,
+            model,
+            nothing_is_done=nothing_is_done,
+            start_over=start_over,
+        )
+
+    def nothing_is_done() -> bool:
+        """Whether this attempt has made no update yet, nor a part of one, so that starting over loses nothing."""
+        is_alone = not (run.changes_weights_in_backward or strategy.is_distributed)
+        return is_alone and run.first_step in (None, step_now())
+
+    def roll_back(error: NonFiniteError) -> str:
+        finish_saves()
+        last = run.saves.last_checkpoint
+        excluded = check_rollback(error, run.args.nonfinite, last, run.excluded)
+        checkpoint = resume.find_checkpoint(last, run.output_dir, strategy.process_index == 0)
+        assert checkpoint is not None
+        run.excluded = excluded
+        run.undo.close()
+        load_weights(checkpoint)
+        return checkpoint
+
+    try:
+        return with_rollback(retried, run.checkpoint, roll_back)
+    except Exception as error:
+        run.may_exchange = not strategy.is_distributed
+        if run.may_exchange:
+            try:
+                finish_saves()
+            except Exception as failure:
+                logger.error("The save in flight failed as well: %s: %s", type(failure).__name__, failure)
+        has_no_metric = isinstance(error, MetricNotFound) and not strategy.is_distributed
+        is_wanted = run.args.save_on_exception or (has_no_metric and run.args.save_strategy != SaveStrategy.NO)
+        if is_wanted and run.first_step is not None:  # else this run has made no step
+            rescue(
+                error,
+                save,
+                step=step_now(),
+                is_saved=run.saves.saved_step == step_now(),
+                is_between_steps=not run.is_mid_step,
+            )
+        raise
 
 
 def with_rollback(
@@ -38,7 +117,7 @@ def with_rollback(
 
 def retry_smaller(
     attempt: Callable[..., Result],
-    args: Any,
+    args: TrainingArguments,
     batch_size: int,
     model: nn.Module,
     *,

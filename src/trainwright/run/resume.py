@@ -1,59 +1,45 @@
-"""Where a resumed run goes on, and what a checkpoint remembers of it beside weights and optimizer.
+"""Which checkpoint a run is resumed from, and putting what it holds back into the run.
 
-Owns: `loop_state.json`: position in the data, the running loss, the arguments. Leaves to others: `trainer_state.json`
-(state), files and verification (checkpoint). Other implementations write no such file; their position is counted in
-steps.
+Owns: finding the checkpoint, and restoring, in this order:
+
+1. before the data loader is built: the weights (hook `_load_from_checkpoint`), the batch size that fitted;
+2. once the length of the run is known: `trainer_state.json` (`read_state`), the callbacks (hook
+   `_load_callback_state`), then `restore_loop`: the running loss, the position in the data, the generators of the
+   collator, the plan of what is left;
+3. once the optimizer is built: `restore_optimizer`, with the hooks for optimizer, schedule and fp16 scaler;
+4. where the loop draws its first random number: the random states (hook `_load_rng_state`).
+
+Leaves to others: the shape of `loop_state.json` (`loop_state`), files and their verification (`checkpoint`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from trainwright.callbacks.handler import CallbackHandler
 from trainwright.checkpoint import best
 from trainwright.checkpoint.layout import get_last_checkpoint, linked_checkpoints, sort_checkpoints
 from trainwright.checkpoint.leftovers import clean_up_staging
-from trainwright.checkpoint.load import damaged_checkpoints, find_resumable, load_loop_state
+from trainwright.checkpoint.load import damaged_checkpoints, find_resumable
 from trainwright.checkpoint.paths import named
-from trainwright.checkpoint.save import arguments_as_json
+from trainwright.data import collator_rng
 from trainwright.names import TRAINER_STATE_NAME
 from trainwright.plan import TrainingPlan
+from trainwright.run import loop_state
+from trainwright.run.loop_state import Batching, LoopState, Position
 from trainwright.state import ExportableState, TrainerControl, TrainerState, exported_states, interval_in_steps
-from trainwright.window import LossWindow
+
+if TYPE_CHECKING:
+    from trainwright.args.training import TrainingArguments
+    from trainwright.parallel.strategy import Strategy
+    from trainwright.run.run import Run
 
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"  # resume_from_checkpoint: the newest good checkpoint, or a fresh start where there is none yet
-
-
-@dataclass
-class ResumePoint:
-    """Where in the data a run stands, what order and randomness it goes on with, and the losses it has logged."""
-
-    epoch: int = 0  # whole passes over the data that are done
-    samples_in_epoch: int = 0  # of the next one, over all processes
-    generators: dict[str, Any] | None = None  # as `RngState.to_json` gives them, from the start of this epoch
-    collator: Any = None  # states of the collator's own generators, as `collator_rng.states` gives them
-    total_loss: float = 0.0  # sum of the losses of all updates that were logged
-    last_logged_step: int = 0
-    worker_shares: dict[str, Any] | None = None  # of a stream, as `position.WorkerShares.to_dict` gives them
-    batch_size: dict[str, Any] | None = None  # found by `auto_find_batch_size`, as `FoundBatchSize.to_save` gives it
-    micro_batches: int = 0  # of the next pass that are done, counted as `batching` says
-    batching: dict[str, Any] | None = None  # what decides how many micro-batches a pass has, as `batching` gives it
-    samples_of_pass: int | None = None  # of the last pass that ended before the length that was announced
-    last_update: dict[str, float | None] | None = None  # its "learning_rate" and "grad_norm", as a log line has them
-    # The end of an epoch (the event, and what a run logs, evaluates and saves then) is still to come: of the pass
-    # before, or of this one, where the run made its last update in it.
-    owes_epoch_end: bool = False
-    arguments: dict[str, Any] = field(default_factory=dict, compare=False)  # of the run that was saved
-
-    def position(self) -> dict[str, int]:
-        """What the manifest holds: where in the data the checkpoint was made."""
-        return {"epoch": self.epoch, "samples_in_epoch": self.samples_in_epoch}
 
 
 def find_checkpoint(wanted: str | bool | os.PathLike[str] | None, output_dir: str, is_main_process: bool) -> str | None:
@@ -130,90 +116,55 @@ def read_state(checkpoint: str, run_dir: str) -> TrainerState:
     return state
 
 
-def loop_state(
-    point: ResumePoint,
-    window: LossWindow,
-    args: Any,
-    run: dict[str, Any] | None = None,
-    gather: Callable[[Any], list[Any]] = lambda own: [own],
-) -> dict[str, Any]:
-    """What `loop_state.json` holds; JSON. Reads the running loss from the device.
-
-    `run`: of `runs.continued`. `gather`: the values of all processes, which call this together. "processes" has what
-    each of several holds other than the first.
-    """
-    own = {"epoch_start_generators": point.generators, "collator_generator": point.collator, "window": window.state()}
-    first, *others = gather(own)
-    differences = [{}, *({name: value for name, value in other.items() if value != first[name]} for other in others)]
-    return {
-        **first,
-        **({"processes": differences} if others else {}),
-        "position": point.position(),
-        "micro_batches": point.micro_batches,
-        "batching": point.batching,
-        "samples_of_pass": point.samples_of_pass,
-        "last_update": point.last_update,
-        "owes_epoch_end": point.owes_epoch_end,
-        "total_loss": point.total_loss,
-        "last_logged_step": point.last_logged_step,
-        "worker_shares": point.worker_shares,
-        "batch_size": point.batch_size,
-        "save_only_model": args.save_only_model,
-        "run": run,
-        "arguments": arguments_as_json(args),
-    }
-
-
 def restore_loop(
-    checkpoint: str,
+    run: Run,
+    plan: TrainingPlan,
+    checkpoint: str | None,
     state: TrainerState,
-    window: LossWindow,
     *,
-    updates_per_epoch: int,
-    samples_per_update: int,
-    process_index: int = 0,
-    num_processes: int = 1,
-) -> ResumePoint:
-    """Put this process's part of the running loss back into `window`; return where to go on.
+    samples_per_micro_batch: int,
+    collator: Any,
+    strategy: Strategy,
+) -> LoopState:
+    """Put into `run` what `checkpoint` says of the loop: the running loss, the position in the data and its order, the
+    generators of the collator, what is left of `plan`; None: a run that begins. Returns what it says.
 
-    With another number of processes than the checkpoint's each gets the mean of the parts, so that the mean over the
-    processes, which is what a log line shows, is that of all updates since the last one.
+    `state`: of the checkpoint. `samples_per_micro_batch`: over all processes.
     """
-    saved = load_loop_state(checkpoint)
-    if not saved:  # written by another implementation
-        epoch, updates = divmod(state.global_step, updates_per_epoch)
-        return ResumePoint(epoch, updates * samples_per_update, last_logged_step=state.global_step)
-    processes = [{**saved, **part} for part in saved.get("processes") or [{}]]
-    if len(processes) == num_processes:
-        saved = processes[process_index]
-        window.load_state(saved["window"])
-    else:
-        parts = [process["window"] for process in processes]
-        window.load_state({name: sum(part[name] for part in parts) / len(parts) for name in ("sum", "num_losses")})
-    position = saved["position"]
-    return ResumePoint(
-        position["epoch"],
-        position["samples_in_epoch"],
-        saved.get("epoch_start_generators"),
-        saved.get("collator_generator"),
-        saved["total_loss"],
-        saved["last_logged_step"],
-        saved.get("worker_shares"),
-        saved.get("batch_size"),
-        saved.get("micro_batches", 0),
-        saved.get("batching"),
-        saved.get("samples_of_pass"),
-        saved.get("last_update"),
-        saved.get("owes_epoch_end", False),
-        saved.get("arguments") or {},
-    )
+    args, saved = run.args, loop_state.fresh()
+    if checkpoint is not None:
+        saved = loop_state.read(
+            checkpoint,
+            run.window,
+            global_step=state.global_step,
+            updates_per_epoch=plan.num_update_steps_per_epoch,
+            samples_per_update=samples_per_micro_batch * args.gradient_accumulation_steps,
+            process_index=strategy.process_index,
+            num_processes=strategy.num_processes,
+        )
+        if args.packs or (saved.get("arguments") or {}).get("packing"):
+            from trainwright.data.packing_from_args import check_resumed
+
+            check_resumed(args, saved)
+    collator_rng.restore(collator, saved.get("collator_generator"))
+    is_between_epochs = saved["position"]["samples_in_epoch"] == 0
+    if args.ignore_data_skip:
+        saved["position"] = {"epoch": saved["position"]["epoch"], "samples_in_epoch": 0}
+    now = batching(samples_per_micro_batch, plan, args)
+    done = micro_batches_done(saved, now, plan)
+    if checkpoint is not None:
+        accumulation = args.gradient_accumulation_steps
+        plan = plan_from_here(plan, saved["position"]["epoch"], done, state.global_step, accumulation)
+        is_over = is_between_epochs or state.global_step == plan.max_steps
+        run.owes_epoch_end = bool(saved.get("owes_epoch_end")) and is_over
+        if strategy.process_index == 0:
+            say_where(checkpoint, saved["position"], state, plan, args)
+    run.load_state_dict(saved, plan, now, done)
+    return saved
 
 
-def batching(samples_per_micro_batch: int, plan: TrainingPlan, args: Any) -> dict[str, Any]:
-    """What decides how many micro-batches a pass over the data has; JSON.
-
-    "planned_together": micro-batches that a sampler makes of one lot of samples, so that their number is a multiple.
-    """
+def batching(samples_per_micro_batch: int, plan: TrainingPlan, args: TrainingArguments) -> Batching:
+    """What decides how many micro-batches a pass over the data has; `samples_per_micro_batch` over all processes."""
     accumulation = args.gradient_accumulation_steps
     return {
         "samples_per_micro_batch": samples_per_micro_batch,
@@ -223,18 +174,19 @@ def batching(samples_per_micro_batch: int, plan: TrainingPlan, args: Any) -> dic
     }
 
 
-def micro_batches_done(point: ResumePoint, now: dict[str, Any], plan: TrainingPlan) -> int:
-    """How many micro-batches of the epoch lie before `point`.
+def micro_batches_done(saved: LoopState, now: Batching, plan: TrainingPlan) -> int:
+    """How many micro-batches of the epoch lie before the position of `saved`.
 
     `now`: the `batching` of this run. Where it is the checkpoint's, their number is too. Else so many that those after
     them are what the samples that are left give.
     """
-    size, together = int(now["samples_per_micro_batch"]), int(now["planned_together"])
-    if point.batching == now and point.samples_in_epoch:
-        return point.micro_batches
-    if plan.len_dataloader is None or point.samples_in_epoch == 0:
-        return point.samples_in_epoch // size
-    lots, rest = divmod(max(0, plan.num_examples - point.samples_in_epoch), size * together)
+    size, together = now["samples_per_micro_batch"], now["planned_together"]
+    samples = saved["position"]["samples_in_epoch"]
+    if saved.get("batching") == now and samples:
+        return saved.get("micro_batches", 0)
+    if plan.len_dataloader is None or samples == 0:
+        return samples // size
+    lots, rest = divmod(max(0, plan.num_examples - samples), size * together)
     drops_the_rest = plan.len_dataloader * size < plan.num_examples
     num_left = (lots + (rest > 0 and not drops_the_rest)) * together
     return max(0, plan.len_dataloader - num_left)
@@ -259,7 +211,9 @@ def plan_from_here(
     return replace(plan, num_train_epochs=-(-(done + num_left) // per_epoch))
 
 
-def say_where(checkpoint: str, point: ResumePoint, state: TrainerState, plan: TrainingPlan, args: Any) -> None:
+def say_where(
+    checkpoint: str, position: Position, state: TrainerState, plan: TrainingPlan, args: TrainingArguments
+) -> None:
     """Say from where a run goes on, as a warning, which is what users see by default, or that nothing is left of it."""
     step, name = state.global_step, os.path.basename(os.path.normpath(checkpoint))
     if step < plan.max_steps:
@@ -268,8 +222,8 @@ def say_where(checkpoint: str, point: ResumePoint, state: TrainerState, plan: Tr
             name,
             step,
             plan.max_steps,
-            point.samples_in_epoch,
-            point.epoch,
+            position["samples_in_epoch"],
+            position["epoch"],
         )
         return
     length = f"num_train_epochs={args.num_train_epochs}" if plan.epoch_based else f"max_steps={args.max_steps}"

@@ -81,10 +81,22 @@ def test_tensors_inside_of_other_things_are_copied_and_the_rest_is_passed_on():
     ]
 
 
-def test_a_run_on_cpu_copies_nothing_ahead(make_trainer):
-    trainer = make_trainer(max_steps=1)
-    trainer.train()
-    assert trainer._prefetch is None
+@pytest.fixture
+def made(monkeypatch):
+    """The prefetchers that runs make."""
+    made = []
+
+    def make(device):
+        made.append(DevicePrefetcher(device))
+        return made[-1]
+
+    monkeypatch.setattr("trainwright.data.prefetch.DevicePrefetcher", make)
+    return made
+
+
+def test_a_run_on_cpu_copies_nothing_ahead(make_trainer, made):
+    make_trainer(max_steps=1).train()
+    assert made == []
 
 
 @pytest.mark.gpu
@@ -105,13 +117,13 @@ def test_on_a_gpu_batches_arrive_whole_while_the_device_is_busy():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_a_run_copies_ahead_and_learns_what_it_learns_without(make_trainer):
+def test_on_a_gpu_a_run_copies_ahead_and_learns_what_it_learns_without(make_trainer, made):
     losses = []
     for has_prefetch in (True, False):
         trainer = make_trainer(max_steps=6, gradient_accumulation_steps=2, use_cpu=False)
         if not has_prefetch:
             trainer._prepare_input = trainer._prepare_input  # an override of its own
         trainer.train()
-        assert (trainer._prefetch is not None) == has_prefetch
+        assert len(made) == 1  # by the first of the two runs
         losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
     assert losses[0] == losses[1]

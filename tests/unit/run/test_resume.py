@@ -10,22 +10,19 @@ import torch
 from trainwright import TrainerCallback, TrainerState
 from trainwright.callbacks.handler import CallbackHandler
 from trainwright.plan import plan_training
+from trainwright.run import loop_state
 from trainwright.run.resume import (
-    ResumePoint,
     batching,
     exported_callbacks,
     find_checkpoint,
-    loop_state,
     micro_batches_done,
     plan_from_here,
     read_state,
     report_changes,
     restore_callbacks,
-    restore_loop,
     say_where,
     warn_of_another_run,
 )
-from trainwright.seeding import generator_states
 from trainwright.state import ExportableState, TrainerControl
 from trainwright.window import LossWindow
 
@@ -37,25 +34,31 @@ def window_with(*losses):
     return window
 
 
-ARGS = types.SimpleNamespace(save_only_model=False, to_dict=lambda: {"learning_rate": 0.1})
+def read(directory, window, step=8, **processes):
+    return loop_state.read(
+        str(directory), window, global_step=step, updates_per_epoch=3, samples_per_update=8, **processes
+    )
 
 
-def test_what_a_checkpoint_says_of_the_loop_brings_it_back(tmp_path):
-    point = ResumePoint(epoch=2, samples_in_epoch=24, total_loss=7.5, last_logged_step=6)
-    saved = loop_state(point, window_with(0.5, 0.25), ARGS)
-    (tmp_path / "loop_state.json").write_text(json.dumps(saved))
+def test_what_a_checkpoint_says_of_the_loop_brings_it_back(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=3, logging_steps=2, save_strategy="steps", save_steps=3)
+    trainer.train()
+    path = tmp_path / "out" / "checkpoint-3" / "loop_state.json"
+    saved = json.loads(path.read_text())
+    assert saved.keys() - {"processes"} == loop_state.LoopState.__annotations__.keys() - {"processes"}
     window = LossWindow(True)
-    found = restore_loop(str(tmp_path), TrainerState(global_step=8), window, updates_per_epoch=3, samples_per_update=8)
-    assert found == point
-    assert window.take()[0] == 0.75
-    assert saved["arguments"] == {"learning_rate": 0.1} and saved["save_only_model"] is False
+    found = read(path.parent, window, step=3)
+    assert found == saved and len(window) == 1  # of step 3
+    assert found["position"] == {"epoch": 0, "samples_in_epoch": 3 * 4} and found["last_logged_step"] == 2
+    assert found["total_loss"] == pytest.approx(2 * trainer.state.log_history[0]["loss"], rel=1e-4)
+    assert found["arguments"]["learning_rate"] == 0.1 and found["save_only_model"] is False
 
 
 @pytest.mark.parametrize(("step", "epoch", "samples"), [(0, 0, 0), (2, 0, 16), (3, 1, 0), (8, 2, 16)])
 def test_without_such_a_file_the_position_is_counted_in_steps(tmp_path, step, epoch, samples):
-    state = TrainerState(global_step=step)
-    found = restore_loop(str(tmp_path), state, LossWindow(True), updates_per_epoch=3, samples_per_update=8)
-    assert found == ResumePoint(epoch=epoch, samples_in_epoch=samples, last_logged_step=step)
+    found = read(tmp_path, LossWindow(True), step=step)
+    assert found["position"] == {"epoch": epoch, "samples_in_epoch": samples}
+    assert found["last_logged_step"] == step and found["total_loss"] == 0.0
 
 
 def plan(num_batches, num_examples, accumulation=1, epochs=1, max_steps=-1):
@@ -75,7 +78,7 @@ def batching_of(found, accumulation=1, strategy="random"):
 
 
 def done(samples, found, **options):
-    return micro_batches_done(ResumePoint(samples_in_epoch=samples), batching_of(found, **options), found)
+    return micro_batches_done(loop_state.fresh(0, samples), batching_of(found, **options), found)
 
 
 @pytest.mark.parametrize(("samples", "expected"), [(0, 0), (4, 1), (8, 2), (20, 5), (22, 6)])
@@ -100,9 +103,9 @@ def test_micro_batches_that_are_planned_together_are_left_together():
 def test_the_number_of_micro_batches_is_the_checkpoint_s_as_long_as_their_size_is():
     found = plan(6, 60)  # batches of unequal size
     now = batching_of(found)
-    point = ResumePoint(samples_in_epoch=8, micro_batches=2, batching=json.loads(json.dumps(now)))
-    assert micro_batches_done(point, now, found) == 2
-    assert micro_batches_done(point, now | {"gradient_accumulation_steps": 2}, found) == 0  # 13 batches of 4 are left
+    saved = loop_state.fresh(0, 8) | {"micro_batches": 2, "batching": json.loads(json.dumps(now))}
+    assert micro_batches_done(saved, now, found) == 2
+    assert micro_batches_done(saved, now | {"gradient_accumulation_steps": 2}, found) == 0  # 13 batches of 4 are left
 
 
 def test_a_loader_without_length_counts_from_the_front():
@@ -125,7 +128,7 @@ def parts_of(tmp_path, *sums):
     states = [
         {"window": window.state(), "epoch_start_generators": None, "collator_generator": None} for window in windows
     ]
-    saved = loop_state(ResumePoint(samples_in_epoch=4), windows[0], ARGS, gather=lambda own: states)
+    saved = loop_state.fresh(0, 4) | loop_state.of_all_processes(states[0], gather=lambda own: states)
     (tmp_path / "loop_state.json").write_text(json.dumps(saved))
 
 
@@ -135,10 +138,7 @@ def parts_of(tmp_path, *sums):
 def test_each_process_gets_its_part_of_the_running_loss_and_others_the_mean(tmp_path, index, number, expected):
     parts_of(tmp_path, (0.5, 0.25), (1.5, 0.5))
     window = LossWindow(True)
-    restore_loop(
-        str(tmp_path), TrainerState(global_step=2), window, updates_per_epoch=3, samples_per_update=8,
-        process_index=index, num_processes=number,
-    )  # fmt: skip
+    read(tmp_path, window, step=2, process_index=index, num_processes=number)
     assert len(window) == 2 and window.take()[0] == expected
 
 
@@ -192,7 +192,7 @@ def test_a_requeued_job_starts_first_and_goes_on_later_with_the_same_arguments(m
     for _ in range(2):
         trainer = make_trainer(max_steps=3, save_strategy="steps", save_steps=2, resume_from_checkpoint="auto")
         trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
-        steps.append(trainer._first_step_of_run)
+        steps.append(trainer._last_run.first_step)
     assert steps == [0, 3]
 
 
@@ -292,58 +292,21 @@ def test_a_state_in_the_checkpoint_whose_callback_is_missing_is_warned_of(caplog
     assert [text.split(": ")[1].split(". Unless")[0] for text in found] == ([lost] if lost else [])
 
 
-EVERYTHING = ResumePoint(
-    epoch=2,
-    samples_in_epoch=24,
-    generators=generator_states(),
-    collator={"": {"kind": "torch", "state": generator_states()["torch"]}},
-    total_loss=7.5,
-    last_logged_step=6,
-    worker_shares={"batch_size": 4, "before": [8, 4], "num_batches": 3},
-    batch_size={"asked": 8, "micro_batch": 4, "at_once": [2, None]},
-    micro_batches=3,
-    batching={"samples_per_micro_batch": 8},
-    samples_of_pass=40,
-    last_update={"learning_rate": 0.1, "grad_norm": None},
-    owes_epoch_end=True,
-)
-
-
-def restored(folder, saved):
-    (folder / "loop_state.json").write_text(json.dumps(saved))
-    return restore_loop(
-        str(folder), TrainerState(global_step=8), LossWindow(True), updates_per_epoch=3, samples_per_update=8
-    )
-
-
-def test_everything_that_a_point_holds_comes_back(tmp_path):
-    run = {"id": "a", "started_ns": 5}
-    saved = loop_state(EVERYTHING, window_with(0.5), ARGS, run)
-    found = restored(tmp_path, saved)
-    assert found == EVERYTHING
-    assert found.arguments == ARGS.to_dict()
-    assert saved["run"] == run and "processes" not in saved
-    assert found.position() == saved["position"] == {"epoch": 2, "samples_in_epoch": 24}
-
-
-def test_a_checkpoint_of_a_release_that_knew_less_has_the_defaults(tmp_path):
-    saved = loop_state(EVERYTHING, window_with(0.5), ARGS)
-    older = {name: saved[name] for name in ("position", "window", "total_loss", "last_logged_step")}
-    found = restored(tmp_path, older)
-    assert found == ResumePoint(epoch=2, samples_in_epoch=24, total_loss=7.5, last_logged_step=6)
-    assert found.arguments == {}
+def test_a_checkpoint_of_a_release_that_knew_less_is_read_as_it_is(tmp_path):
+    older = loop_state.fresh(2, 24, last_logged_step=6) | {"total_loss": 7.5, "window": window_with(0.5).state()}
+    (tmp_path / "loop_state.json").write_text(json.dumps(older))
+    assert read(tmp_path, LossWindow(True)) == older
 
 
 def test_of_other_processes_only_what_differs_is_saved():
     own = {"epoch_start_generators": None, "collator_generator": None, "window": window_with(0.5).state()}
     other = own | {"window": window_with(0.25, 1.0).state()}
     gathered = []
-    saved = loop_state(
-        ResumePoint(), window_with(0.5), ARGS, gather=lambda mine: gathered.append(mine) or [mine, other, mine]
-    )
+    saved = loop_state.of_all_processes(own, lambda mine: gathered.append(mine) or [mine, other, mine])
     assert gathered == [own]
     assert saved["processes"] == [{}, {"window": other["window"]}, {}]
     assert saved["window"] == own["window"]
+    assert loop_state.of_all_processes(own, lambda mine: [mine]) == own
 
 
 @pytest.mark.parametrize(
@@ -362,7 +325,7 @@ def test_what_decides_the_number_of_micro_batches_is_named(found, expected):
 def test_the_start_of_an_epoch_has_no_micro_batch_before_it_whatever_was_counted():
     found = plan(6, 22)
     now = batching_of(found)
-    assert micro_batches_done(ResumePoint(micro_batches=2, batching=now), now, found) == 0
+    assert micro_batches_done(loop_state.fresh() | {"micro_batches": 2, "batching": now}, now, found) == 0
     assert done(40, found) == 6  # more samples than the data has now: nothing is left
     assert done(0, plan(6, 60)) == 0  # batches of unequal size, of which 15 would be left
 
@@ -418,8 +381,8 @@ def test_a_run_that_starts_anew_over_another_one_is_warned_with_its_last_checkpo
 @pytest.mark.parametrize("end", ["", "/"])
 def test_where_a_run_goes_on_is_said(caplog, step, found, said, end):
     args = types.SimpleNamespace(num_train_epochs=3, max_steps=found.max_steps)
-    point = ResumePoint(epoch=2, samples_in_epoch=16)
-    say_where(f"out/checkpoint-8{end}", point, TrainerState(global_step=step), found, args)
+    position = {"epoch": 2, "samples_in_epoch": 16}
+    say_where(f"out/checkpoint-8{end}", position, TrainerState(global_step=step), found, args)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and said in record.getMessage()
 
