@@ -61,15 +61,13 @@ from trainwright.loss import (
     no_scalar,
     why_not_smoothed,
 )
-from trainwright.micro_batch_weights import LossKind, MicroBatchWeights, with_one_item
-from trainwright.names import TRAINER_STATE_NAME, DebugOption, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
-from trainwright.nonfinite.weights import infinite_by_design
-from trainwright.oom_retry import FoundBatchSize, OomSafePrediction, OomSplitting, why_no_retry
+from trainwright.micro_batch_weights import LossKind, with_one_item
+from trainwright.names import TRAINER_STATE_NAME, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
+from trainwright.oom_retry import FoundBatchSize, OomSafePrediction
 from trainwright.optim import build as optim_build
 from trainwright.optim import groups as optim_groups
 from trainwright.optim import lomo
 from trainwright.optim import registry as optim_registry
-from trainwright.optim.fused_backward import is_lomo, updates_in_backward
 from trainwright.optim.per_module_lr import check_module_lr, with_module_lr
 from trainwright.optim.schedule_free import switch_weights, weights_to_keep
 from trainwright.optim.schedules import waits_for_metric
@@ -94,13 +92,22 @@ if TYPE_CHECKING:
     from torch.optim.optimizer import Optimizer
     from torch.utils.data import DataLoader, Sampler
 
+    from trainwright.hub.session import HubSession
     from trainwright.interop.packed_attention import PackedInputs
     from trainwright.run.loop_state import LoopState
+    from trainwright.search.session import SearchSession
     from trainwright.techniques.averaging import AveragedWeights
+
+    Loader = DataLoader[Any]
 
 logger = logging.getLogger(__name__)
 
 Inputs = Any  # a batch: a dict of tensors, as the collator made it
+Dataset = Any  # samples by their number, or an iterable of them; `datasets.Dataset`, a torch dataset, a list
+Processor = Any  # tokenizer, image processor, feature extractor ...; saved with the model where it can save itself
+Trial = Any  # of a hyper-parameter search: what its backend makes, or a dict of hyper-parameters
+Collator = Callable[[list[Any]], Inputs]
+NumItems = torch.Tensor | int | None  # labels in the loss of one update, over all processes, (); None: not counted
 Context = contextlib.AbstractContextManager[Any]
 Value = TypeVar("Value")
 
@@ -152,10 +159,10 @@ class Trainer:
         self,
         model: nn.Module | None = None,
         args: TrainingArguments | None = None,
-        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
+        data_collator: Collator | None = None,
+        train_dataset: Dataset = None,
+        eval_dataset: Dataset = None,
+        processing_class: Processor = None,
         model_init: Callable[..., nn.Module] | None = None,
         compute_loss_func: Callable[..., torch.Tensor] | None = None,
         compute_metrics: Callable[..., dict[str, Any]] | Any = None,
@@ -197,8 +204,8 @@ class Trainer:
 
         self._seed_everything()
         self.is_in_train = False
-        self._search: Any = None
-        self.hp_name: Callable[[Any], str] | None = None
+        self._search: SearchSession | None = None
+        self.hp_name: Callable[[Trial], str] | None = None
         self._memory_tracker = TrainerMemoryTracker(self.args.skip_memory_metrics)
         self._memory_tracker.start()
         self.create_accelerator_and_postprocess()
@@ -214,7 +221,10 @@ class Trainer:
 
         self.state = self._fresh_state()
         self.control = TrainerControl()
-        default_callbacks: list[Any] = [DefaultFlowCallback, *get_reporting_integration_callbacks(self.args.report_to)]
+        default_callbacks: list[TrainerCallback | type[TrainerCallback]] = [
+            DefaultFlowCallback,
+            *get_reporting_integration_callbacks(self.args.report_to),
+        ]
         self.callback_handler = CallbackHandler(
             default_callbacks + list(callbacks or []), self.model, processing_class, self.optimizer, self.lr_scheduler
         )
@@ -232,7 +242,7 @@ class Trainer:
         self._signature_columns: list[str] | None = None
         self._average: AveragedWeights | None = None  # of the weights of `self.model`, also after train()
         self._eval_loaders = EvalLoaderCache()
-        self._hub: Any = None
+        self._hub: HubSession | None = None
         self.hub_model_id: str | None = None
 
         if self.args.should_save:
@@ -280,7 +290,7 @@ class Trainer:
             self._strategy = Strategy(self.args.device, fp16=self.args.fp16)
         self._strategy.frozen.is_on = self.args.save_frozen_weights == "once" and not self.args.push_to_hub
 
-    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+    def _build_accelerator_args(self, **kwargs: object) -> dict[str, Any]:
         """Keyword arguments for the Accelerator: what `args` says, then `accelerator_kwargs()`, then `kwargs`."""
         from trainwright.parallel.accelerator import accelerator_arguments
 
@@ -290,7 +300,7 @@ class Trainer:
         """Hook: more keyword arguments for `accelerate.Accelerator`, such as `kwargs_handlers`."""
         return {}
 
-    def call_model_init(self, trial: Any = None) -> nn.Module:
+    def call_model_init(self, trial: Trial = None) -> nn.Module:
         """Build a model with `model_init`, which takes no argument, or the trial of a hyper-parameter search."""
         return models.built_by(self.model_init, trial)
 
@@ -390,12 +400,12 @@ class Trainer:
         return self.args.should_save and self.args.save_strategy != SaveStrategy.NO
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Processor:
         """The older name of `processing_class`."""
         return self.processing_class
 
     @tokenizer.setter
-    def tokenizer(self, value: Any) -> None:
+    def tokenizer(self, value: Processor) -> None:
         self.processing_class = value
 
     @property
@@ -447,7 +457,7 @@ class Trainer:
     def train(
         self,
         resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
+        trial: Trial = None,
         ignore_keys_for_eval: list[str] | None = None,
         **older: Any,
     ) -> TrainOutput:
@@ -503,7 +513,7 @@ class Trainer:
             self.is_in_train = False
             self._run, self._last_run = None, run
 
-    def _new_run(self, trial: Any = None, ignore_keys_for_eval: list[str] | None = None) -> Run:
+    def _new_run(self, trial: Trial = None, ignore_keys_for_eval: list[str] | None = None) -> Run:
         saves = Saves(lambda: (self.state, self.control), self._follow_save, self._tell_of_save)
         return Run(self.args, saves, trial, ignore_keys_for_eval)
 
@@ -539,7 +549,7 @@ class Trainer:
         batch_size: int | None = None,
         args: TrainingArguments | None = None,
         resume_from_checkpoint: str | None = None,
-        trial: Any = None,
+        trial: Trial = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """One run from its first update to its last: plan, prepare, epochs, finish."""
@@ -574,7 +584,7 @@ class Trainer:
         self._check_best_metric(ignore_keys_for_eval)
         run.first_step = run.saves.saved_step = self.state.global_step
         run.first_token = self.state.num_input_tokens_seen
-        self._start_profiling(args)
+        self._start_profiling(run)
         run.start_time = time.time()
         if self.state.epoch is None:
             self.state.epoch = 0.0  # callbacks compute with it from here on
@@ -640,19 +650,12 @@ class Trainer:
             learning_rate, norm = progress.last_update
             run.log_save_evaluate(self._running_loss(run), grad_norm=norm, learning_rate=learning_rate)
 
-    def _start_profiling(self, args: TrainingArguments) -> None:
-        """Wrap the parts of the loop for what wants to watch them; without a profiler nothing is wrapped."""
-        run = self._run
-        assert run is not None
-        run.profilers.close()
-        run.profilers = Profilers()
-        if not (args.time_breakdown or args.log_speed or args.profile_steps):
-            return
-        from trainwright.profiling.profilers import profilers_for
-
+    def _start_profiling(self, run: Run) -> None:
+        """Wrap the parts of the loop for what watches them; without a profiler nothing is wrapped."""
         says_flops = self._is_overridden("floating_point_ops") or self._flops.has_own
-        run.profilers = profilers_for(
-            args,
+        run.start_profiling(
+            self.callback_handler,
+            self._accelerator,
             strategy=self._strategy,
             num_replicas=self._num_replicas,
             step_now=lambda: self.state.global_step,
@@ -664,11 +667,8 @@ class Trainer:
             drops_labels=self.compute_loss_func is not None or self.label_smoother is not None,
             autocast=self.compute_loss_context_manager,
         )
-        run.profilers.span_method(self.callback_handler, "call_event", "callbacks")
-        if self._accelerator is not None:  # the way of many overrides of training_step to a backward pass
-            run.profilers.span_method(self._accelerator, "backward", "backward")
 
-    def _bind_step(self, run: Run, model: nn.Module, **of_epoch: Any) -> None:
+    def _bind_step(self, run: Run, model: nn.Module, **of_epoch: object) -> None:
         """Find out once what each step calls: the hooks as they are now, in parts where memory runs out, watched by the
         profilers. `of_epoch`: what `_maybe_log_save_evaluate` is given after each step of an epoch, beside the model.
         """
@@ -691,13 +691,9 @@ class Trainer:
         }
         run.log_save_evaluate = functools.partial(self._compatible("_maybe_log_save_evaluate"), **run.of_epoch)
         run.counts_flops = "floating_point_ops" in self._hooks.overridden or self._flops.can_count
-        run.accumulation = self.args.gradient_accumulation_steps
-        run.clips = bool(self.args.max_grad_norm) and (
-            is_lomo(self.optimizer) or not updates_in_backward(self.optimizer)
-        )
 
     def set_initial_training_values(
-        self, args: TrainingArguments, dataloader: DataLoader[Any], total_train_batch_size: int | None = None
+        self, args: TrainingArguments, dataloader: Loader, total_train_batch_size: int | None = None
     ) -> tuple[int, int, int, int, bool, int | None, int]:
         """How long the run is, as the fields of `plan.TrainingPlan`: epochs, updates per epoch, samples per epoch,
         samples of the run, whether it was given in epochs, micro-batches per epoch (None: unknown), updates of the run.
@@ -739,7 +735,7 @@ class Trainer:
         num_update_steps_per_epoch: int,
         num_train_epochs: int,
         resume_from_checkpoint: str | None,
-        trial: Any,
+        trial: Trial,
     ) -> tuple[int, int]:
         """A fresh `TrainerState`, or the checkpoint's. Returns (whole epochs done, micro-batches done in the next)."""
         run = self._run
@@ -776,23 +772,14 @@ class Trainer:
         resume.report_changes(training_args, trainer_state, self._train_batch_size)
 
     def _prepare_for_training(
-        self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
-    ) -> tuple[nn.Module, DataLoader[Any]]:
+        self, max_steps: int, train_dataloader: Loader, resume_from_checkpoint: str | None
+    ) -> tuple[nn.Module, Loader]:
         """Build optimizer and schedule, wrap the model, and put a checkpoint's state into them."""
         run = self._run
         assert run is not None
         checks.check_something_to_train(self.model)
-        undo = run.undo
-        undo.close()  # of an attempt that ran out of memory
+        undo = run.change_for_training(self.model, self._packed_inputs)
         undo.callback(self._eval_loaders.close)
-        undo.enter_context(precision.float32_products(self.args.tf32))
-        if self._packed_inputs is not None:
-            undo.enter_context(self._packed_inputs.while_training(self.model))
-        if DebugOption.UNDERFLOW_OVERFLOW in self.args.debug:
-            from trainwright.overflow import OverflowWatch
-
-            undo.callback(OverflowWatch(self.model).close)
-        undo.callback(models.prepare_for_training(self.model, self.args))
         if self.args.neftune_noise_alpha is not None:
             self._activate_neftune(self.model)
             undo.callback(self._deactivate_neftune, self.model)
@@ -815,53 +802,23 @@ class Trainer:
         handler = self.callback_handler
         handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
         handler.train_dataloader = train_dataloader
-        run.parameters = list(model.parameters())
-        for parameter in run.parameters:  # what an update that was broken off left behind
-            parameter.grad = None
-        if self.args.optimizer_in_backward:
-            from trainwright.techniques import optimizer_in_backward
-
-            obstacle = "several processes" if self._strategy.is_distributed else None
-            obstacle = "several replicas of the model" if self._num_replicas > 1 else obstacle
-            undo.callback(optimizer_in_backward.start(self.optimizer, self.model, self.args, obstacle).close)
         self._bind_hooks()
-        self._prepare_steps(run)
+        run.prepare_steps(
+            model,
+            self.model,
+            self.optimizer,
+            self.lr_scheduler,
+            self._strategy,
+            label_names=self.label_names,
+            labels_are_shifted=self._labels_are_shifted,
+            num_replicas=self._num_replicas,
+            batch_size=self._train_batch_size,
+            batches_are_even=self._processes_read_evenly(),
+            moves_inputs=self._hooks.prepare_input_is_ours,
+            step_now=lambda: self.state.global_step,
+        )
         self._set_training_mode(model, True)
         return model, train_dataloader
-
-    def _prepare_steps(self, run: Run) -> None:
-        """What each update needs: weights of its micro-batches, a look for NaN, room for another try, copies ahead."""
-        args, strategy = self.args, self._strategy
-        run.backward_is_update = is_lomo(self.optimizer)
-        run.changes_weights_in_backward = args.optimizer_in_backward or updates_in_backward(self.optimizer)
-        run.schedule_waits_for_metric = self._schedule_waits_for_metric
-        run.counts_tokens = args.include_num_input_tokens_seen or args.include_tokens_per_second or args.log_speed
-        weighs_together = strategy.is_distributed and args.average_tokens_across_devices
-        run.weight = run.weights_are_needed = None
-        run.weights = MicroBatchWeights(
-            self.label_names,
-            self._labels_are_shifted,
-            device=strategy.device,
-            num_processes=strategy.num_processes,
-            sum_over_processes=strategy.sum if weighs_together else None,
-            batches_are_even=self._processes_read_evenly(),
-        )
-        run.watch_updates(self.optimizer, self.lr_scheduler, strategy, lambda: self.state.global_step)
-        run.exempt = infinite_by_design(self.model)
-        run.prefetch = run.splitting = None
-        # Not where memory may run out on purpose: there a copy made ahead would fail outside of what is tried again.
-        if strategy.device.type == "cuda" and self._hooks.prepare_input_is_ours and not args.auto_find_batch_size:
-            from trainwright.data.prefetch import DevicePrefetcher
-
-            run.prefetch = DevicePrefetcher(strategy.device)
-        if args.auto_find_batch_size and args.auto_find_batch_size_mode == "split":
-            run.splitting = OomSplitting(
-                labels_are_shifted=self._labels_are_shifted,
-                label_names=self.label_names,
-                batch_size=self._train_batch_size,
-                obstacle=why_no_retry(args, strategy, self._num_replicas, run.changes_weights_in_backward),
-                limit=run.found_size.limit(strategy.process_index, strategy.num_processes),
-            )
 
     def _processes_read_evenly(self) -> bool:
         """Whether the micro-batches that processes read at a time have as many samples, as far as that is known."""
@@ -897,9 +854,7 @@ class Trainer:
         """Give every process the trainable parameters of process 0, of those that are replicated."""
         mesh.broadcast_replicated(model)
 
-    def _wrap_model(
-        self, model: nn.Module, training: bool = True, dataloader: DataLoader[Any] | None = None
-    ) -> nn.Module:
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Loader | None = None) -> nn.Module:
         """The model as the loop calls it: compiled and replicated as the arguments ask; itself on one device."""
         if not training:
             if self.args.jit_mode_eval and dataloader is not None and not self.is_in_train:
@@ -952,10 +907,10 @@ class Trainer:
         self,
         model: nn.Module,
         epoch: int,
-        train_dataloader: DataLoader[Any],
+        train_dataloader: Loader,
         steps_in_epoch: int,
         num_update_steps_per_epoch: int,
-        trial: Any,
+        trial: Trial,
         ignore_keys_for_eval: list[str] | None,
         start_time: float,
         resume_from_checkpoint: str | None,
@@ -1044,7 +999,7 @@ class Trainer:
         run.log_save_evaluate(self._running_loss(run), grad_norm=grad_norm, learning_rate=learning_rate)
 
     def _update(
-        self, model: nn.Module, batch_samples: list[Inputs], num_items: torch.Tensor | int | None
+        self, model: nn.Module, batch_samples: list[Inputs], num_items: NumItems
     ) -> tuple[float, torch.Tensor | None]:
         """One optimizer update, from its micro-batches. Returns (learning rate used, gradient norm on the device).
 
@@ -1118,13 +1073,13 @@ class Trainer:
         return learning_rate, grad_norm
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        self, epoch_iterator: Iterator[Inputs], num_batches: int, device: torch.device
+    ) -> tuple[list[Inputs], NumItems]:
         """Hook: the next `num_batches` micro-batches, fewer at the end of the data, and how many items they hold."""
         batch_samples = list(itertools.islice(epoch_iterator, num_batches))
         return batch_samples, self._get_num_items_in_batch(batch_samples, device)
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
+    def _get_num_items_in_batch(self, batch_samples: list[Inputs], device: torch.device) -> NumItems:
         """Hook: labels in the loss of one update, over all processes; None when the loss does not need their number."""
         if self.label_smoother is not None and batch_samples:
             self._check_label_smoothing(batch_samples[0])
@@ -1141,7 +1096,7 @@ class Trainer:
             count = count.expand(self._num_replicas) / self._num_replicas
         return count
 
-    def _find_out_loss_kwargs(self, model: nn.Module, inputs: Inputs, num_items: Any) -> None:
+    def _find_out_loss_kwargs(self, model: nn.Module, inputs: Inputs, num_items: NumItems) -> None:
         """Settle, once, whether a model that takes any keyword really divides its loss by `num_items_in_batch`."""
         if num_items is None or self.label_smoother is not None or self.compute_loss_func is not None:
             honours = True
@@ -1155,7 +1110,7 @@ class Trainer:
                 "%s ignores num_items_in_batch: its loss is averaged over micro-batches.", type(self.model).__name__
             )
 
-    def _kind_of_loss(self, num_items: torch.Tensor | int | None) -> LossKind:
+    def _kind_of_loss(self, num_items: NumItems) -> LossKind:
         """What a micro-batch's loss is. What an override of `compute_loss` returns is to be divided by the number of
         micro-batches."""
         if not self._hooks.compute_loss_is_ours or self.loss_is_scaled_for_ga is not None:
@@ -1176,7 +1131,7 @@ class Trainer:
         training_step: Callable[..., torch.Tensor],
         model: nn.Module,
         inputs: Inputs,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        num_items_in_batch: NumItems = None,
     ) -> torch.Tensor:
         """`auto_find_batch_size`: one micro-batch, in parts where the device has no room for it."""
         run = self._run
@@ -1197,9 +1152,7 @@ class Trainer:
 
         return run.splitting.run(inputs, run_part)
 
-    def training_step(
-        self, model: nn.Module, inputs: Inputs, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: Inputs, num_items_in_batch: NumItems = None) -> torch.Tensor:
         """Hook: forward and backward of one micro-batch. Returns its share of the update's loss, on the device."""
         if not self.model.training:  # an evaluation or a callback left it so; a wrapper would not know
             self._set_training_mode(model, True)
@@ -1273,11 +1226,7 @@ class Trainer:
         return data
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Inputs,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        self, model: nn.Module, inputs: Inputs, return_outputs: bool = False, num_items_in_batch: NumItems = None
     ) -> Any:
         """Hook: the loss of one micro-batch, or (loss, outputs) when `return_outputs`.
 
@@ -1378,10 +1327,10 @@ class Trainer:
 
     def _maybe_log_save_evaluate(
         self,
-        tr_loss: Any,
+        tr_loss: LossWindow | torch.Tensor,
         grad_norm: torch.Tensor | float | None,
         model: nn.Module,
-        trial: Any,
+        trial: Trial,
         epoch: float,
         ignore_keys_for_eval: list[str] | None,
         start_time: float,
@@ -1407,7 +1356,9 @@ class Trainer:
         if self.control.should_save:
             self._save_and_tell(model, trial, best_before)
 
-    def _save_and_tell(self, model: nn.Module, trial: Any, best_before: tuple[Any, Any] | None = None) -> None:
+    def _save_and_tell(
+        self, model: nn.Module, trial: Trial, best_before: tuple[float | None, int | None] | None = None
+    ) -> None:
         """Save, unless the weights are not finite or the disk fails, and tell the callbacks (`checkpoint/saves.py`)."""
         write = functools.partial(self._save_checkpoint, model, trial)
         self._saves.make(self._get_output_dir(trial), write, best_before, self._profilers.span)
@@ -1415,7 +1366,9 @@ class Trainer:
     def _tell_of_save(self, checkpoint: str) -> None:
         self.control = self.callback_handler.on_save(self.args, self.state, self.control, checkpoint_dir=checkpoint)
 
-    def _log_training(self, grad_norm: Any, model: nn.Module, start_time: float, learning_rate: float | None) -> None:
+    def _log_training(
+        self, grad_norm: torch.Tensor | float | None, model: nn.Module, start_time: float, learning_rate: float | None
+    ) -> None:
         """Write one log line of the training loss. The only place where the loop reads from the device."""
         norm = self._get_grad_norm(model, grad_norm)
         loss, norm = self._read_device(norm)
@@ -1467,7 +1420,7 @@ class Trainer:
         if empty_cache is not None:
             empty_cache()
 
-    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
+    def _finalize_training(self, trial: Trial, num_train_samples: int, start_time: float) -> TrainOutput:
         """The end of a run: mean loss, speed, the best weights back in the model, the last log line."""
         run = self._run
         assert run is not None
@@ -1808,7 +1761,7 @@ class Trainer:
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
+    def get_train_dataloader(self) -> Loader:
         """Hook: the training loader."""
         if self.train_dataset is None:
             raise ValueError("Training needs a train_dataset: Trainer(model, args, train_dataset=...).")
@@ -1821,7 +1774,7 @@ class Trainer:
             is_training=True,
         )
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+    def get_eval_dataloader(self, eval_dataset: Dataset = None) -> Loader:
         """Hook: the evaluation loader of `eval_dataset`, a dataset or the name of one in `self.eval_dataset`."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
@@ -1841,7 +1794,7 @@ class Trainer:
         built_for = (self.data_collator, *from_args.evaluation_settings(self.args))
         return self._eval_loaders.get(dataset, built_for, own, build)  # type: ignore[no-any-return]
 
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+    def get_test_dataloader(self, test_dataset: Dataset) -> Loader:
         """Hook: the loader that `predict` reads."""
         return self._get_dataloader(
             test_dataset, description="test", batch_size=self.args.eval_batch_size, sampler_fn=self._get_eval_sampler
@@ -1849,15 +1802,15 @@ class Trainer:
 
     def _get_dataloader(
         self,
-        dataset: Any,
+        dataset: Dataset,
         description: str,
         batch_size: int,
-        sampler_fn: Callable[[Any], Sampler[int] | None] | None = None,
+        sampler_fn: Callable[[Dataset], Sampler[int] | None] | None = None,
         is_training: bool = False,
         dataloader_key: str | None = None,
-    ) -> DataLoader[Any]:
+    ) -> Loader:
         """A loader with this run's collator, workers and column filter, shared out over the processes."""
-        collator: Any = self.data_collator
+        collator: Collator = self.data_collator
         if is_training and self.args.packs:
             from trainwright.data.packing_from_args import packed
 
@@ -1876,14 +1829,14 @@ class Trainer:
         )  # fmt: skip
         return self._strategy.prepare_dataloader(loader)  # type: ignore[no-any-return]
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+    def _get_train_sampler(self, train_dataset: Dataset = None) -> Sampler[int] | None:
         """Hook: the order of the training samples; None leaves it to the dataset (iterable, or without a length)."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
         return from_args.train_sampler_for(
             dataset, self.args, batch_size=self._train_batch_size, model_input_name=self._length_input_name()
         )
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
         """Hook: the order of the evaluation samples: as they come, or grouped by length where the arguments say so."""
         return from_args.eval_sampler_for(eval_dataset, self.args, model_input_name=self._length_input_name())
 
@@ -1896,7 +1849,7 @@ class Trainer:
         if self._signature_columns is None:
             self._signature_columns = columns.signature_columns(self.model, self.label_names)
 
-    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+    def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
         """Hook: `dataset` without the columns the model does not take."""
         if not self.args.remove_unused_columns:
             return dataset
@@ -1905,7 +1858,7 @@ class Trainer:
             dataset, self._signature_columns or [], description, type(self.model).__name__
         )
 
-    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+    def _get_collator_with_removed_columns(self, data_collator: Collator, description: str | None = None) -> Collator:
         """Hook: `data_collator` behind a filter that drops the keys the model does not take."""
         if not self.args.remove_unused_columns:
             return data_collator
@@ -1914,12 +1867,12 @@ class Trainer:
             data_collator, self._signature_columns or [], logger, type(self.model).__name__, description
         )
 
-    def num_examples(self, dataloader: DataLoader[Any]) -> int:
+    def num_examples(self, dataloader: Loader) -> int:
         """Samples in a loader: its dataset's length, or an estimate from its batches."""
         return loaders.num_examples(dataloader, self._train_batch_size)
 
     @staticmethod
-    def num_tokens(train_dl: DataLoader[Any], max_steps: int | None = None) -> int:
+    def num_tokens(train_dl: Loader, max_steps: int | None = None) -> int:
         """Tokens in a loader, counted by reading it once; `max_steps` batches of the average size when given."""
         return loaders.num_tokens(train_dl, max_steps)
 
@@ -2289,12 +2242,12 @@ class Trainer:
 
     def hyperparameter_search(
         self,
-        hp_space: Callable[[Any], dict[str, Any]] | None = None,
+        hp_space: Callable[[Trial], dict[str, Any]] | None = None,
         compute_objective: Callable[[dict[str, float]], float] | None = None,
         n_trials: int = 20,
         direction: str | list[str] = "minimize",
         backend: str | HPSearchBackend | None = None,
-        hp_name: Callable[[Any], str] | None = None,
+        hp_name: Callable[[Trial], str] | None = None,
         **kwargs: Any,
     ) -> BestRun | list[BestRun]:
         """Train `n_trials` models with hyper-parameters drawn from `hp_space` and return the best run.
@@ -2326,11 +2279,11 @@ class Trainer:
         """The engine of the search that runs now; None outside `hyperparameter_search`."""
         return self._search.backend if self._search is not None else None
 
-    def _run_trial(self, trial: Any, checkpoint_dir: str | None = None) -> Any:
+    def _run_trial(self, trial: Trial, checkpoint_dir: str | None = None) -> Any:
         """Train one trial; returns its objective."""
         from trainwright.search.failures import is_fault_of_trial
 
-        self.objective: Any = None
+        self.objective: float | list[float] | None = None
         try:
             self.train(resume_from_checkpoint=checkpoint_dir, trial=trial)
         except Exception as error:
@@ -2341,7 +2294,7 @@ class Trainer:
             self.objective = self._search.compute_objective(self.evaluate())
         return self.objective
 
-    def _hp_search_setup(self, trial: Any) -> None:
+    def _hp_search_setup(self, trial: Trial) -> None:
         """Hook: put a trial's hyper-parameters into `self.args`, each as the type of its field."""
         if self._search is not None and trial is not None:
             self._search.apply(trial, self.args)
@@ -2350,7 +2303,7 @@ class Trainer:
 
             apply_trial(self.args, trial)
 
-    def _report_to_hp_search(self, trial: Any, step: int, metrics: dict[str, float]) -> None:
+    def _report_to_hp_search(self, trial: Trial, step: int, metrics: dict[str, float]) -> None:
         """Hook: tell the search how a trial is doing; it may end the trial here, with an exception of its own."""
         if self._search is None or trial is None:
             return
@@ -2400,7 +2353,7 @@ class Trainer:
         """Hook: move the model to its device; weights that were tied stay tied, and those that were not stay apart."""
         models.move_with_ties(model, device)
 
-    def torch_jit_model_eval(self, model: nn.Module, dataloader: DataLoader[Any], training: bool = False) -> nn.Module:
+    def torch_jit_model_eval(self, model: nn.Module, dataloader: Loader, training: bool = False) -> nn.Module:
         """`jit_mode_eval`: the model traced on the first batch of `dataloader`; the model itself when tracing fails."""
         inputs = self._inputs_of_evaluation(next(iter(dataloader)))
         return models.traced(model, inputs, self.autocast_smart_context_manager(False))
