@@ -478,6 +478,7 @@ class Trainer:
             with run:
                 self._hp_search_setup(trial)
                 self._train_batch_size = self.args.train_batch_size
+                # With `model_init` each call trains a new model, and each trial of a search.
                 if self.model_init is not None:
                     self._seed_everything()
                     self._release_model()
@@ -558,6 +559,7 @@ class Trainer:
         args = args if args is not None else self.args
         self._train_batch_size = batch_size if batch_size is not None else self._train_batch_size
         run.saves.settle()  # of an attempt that ran out of memory
+        # The schedule of an earlier run or attempt fits no other length.
         if self._created_lr_scheduler:
             self.lr_scheduler, self._created_lr_scheduler = None, False
 
@@ -566,6 +568,7 @@ class Trainer:
             from trainwright.data.packing_from_args import check_packed
 
             check_packed(args, train_dataloader, self.model, self._packed_inputs, self._prepare_inputs)
+        # What would end the run at its first evaluation, hours later, ends it now.
         if args.eval_strategy != "no" and not resume_from_checkpoint and not self._is_overridden("get_eval_dataloader"):
             self._try_evaluation_batches()
         run.plan = TrainingPlan(*self.set_initial_training_values(args, train_dataloader))
@@ -626,6 +629,7 @@ class Trainer:
             if self.control.should_training_stop:
                 break
         run.saves.settle()
+        # After a signal, a checkpoint of the last step, unless it has one.
         if run.interrupt.asked and self.state.global_step != run.saves.saved_step:
             self._save_and_tell(model, trial)
             run.saves.settle()
@@ -830,7 +834,7 @@ class Trainer:
         )
 
     def averaged_weights(self) -> Context:
-        """Within the block, `self.model` has the average of `ema_decay` for weights; after it, its own again.
+        """Within the block, `self.model` has the average of `ema_decay` for weights; after it, the trained ones.
 
         Raises ValueError where there is none.
         """
@@ -1010,9 +1014,10 @@ class Trainer:
         args, state, handler, strategy = self.args, self.state, self.callback_handler, self._strategy
         listeners, grad_norm, guard = handler.listeners, None, run.guard
         self.current_gradient_accumulation_steps = num_batches = len(batch_samples)
-        if run.splitting is not None:
+        if run.splitting is not None:  # `auto_find_batch_size`: what an out-of-memory error goes back to
             strategy.begin_update(model)
             run.splitting.begin(model, run.parameters)
+        # In the first update, of a model that takes any keyword: does it divide its loss by the number of items?
         if self._probe_loss_kwargs and (run.accumulation > 1 or strategy.is_distributed):
             self._find_out_loss_kwargs(model, one_row(batch_samples[0]), num_items)
         if listeners["on_step_begin"]:
@@ -1021,8 +1026,10 @@ class Trainer:
             control = self.control
             control.should_log = control.should_evaluate = control.should_save = False
 
+        # After a rollback, the data that led to it are passed over.
         if guard is not None and guard.excluded and guard.passes_over(num_batches):
             batch_samples, num_batches = [], 0  # the step is counted, and changes nothing
+        # Micro-batches with more items, or none, weigh more, or nothing.
         run.weight, weights = None, None
         if run.weights_are_needed is not False and num_batches:
             rows = run.weights.row_name  # where set, an update of equal micro-batches costs no more than this look
@@ -1075,7 +1082,9 @@ class Trainer:
     def get_batch_samples(
         self, epoch_iterator: Iterator[Inputs], num_batches: int, device: torch.device
     ) -> tuple[list[Inputs], NumItems]:
-        """Hook: the next `num_batches` micro-batches, fewer at the end of the data, and how many items they hold."""
+        """Hook: the next `num_batches` micro-batches, fewer at the end of the data, and how many items they hold: a
+        scalar on the device, (replicas,) with DataParallel, or None where the loss does not ask.
+        """
         batch_samples = list(itertools.islice(epoch_iterator, num_batches))
         return batch_samples, self._get_num_items_in_batch(batch_samples, device)
 
@@ -1086,18 +1095,18 @@ class Trainer:
         own_loss = self.compute_loss_func is not None or self.label_smoother is not None
         if not (own_loss or self.model_accepts_loss_kwargs or self._hooks.asks_for_items):
             return None
-        count = count_items(batch_samples, self._labels_are_shifted)
+        count = count_items(batch_samples, self._labels_are_shifted)  # ()
         if count is None:
             return None
         count = (count if count.is_cpu else count.clamp(min=1)).to(device)  # there nobody reads that there is none
         if self.args.average_tokens_across_devices:
             count = self._strategy.sum(count)
         if self._num_replicas > 1:  # DataParallel hands each replica one element, and averages their losses
-            count = count.expand(self._num_replicas) / self._num_replicas
+            count = count.expand(self._num_replicas) / self._num_replicas  # (replicas,)
         return count
 
     def _find_out_loss_kwargs(self, model: nn.Module, inputs: Inputs, num_items: NumItems) -> None:
-        """Settle, once, whether a model that takes any keyword really divides its loss by `num_items_in_batch`."""
+        """Find out, once, whether a model that takes any keyword really divides its loss by `num_items_in_batch`."""
         if num_items is None or self.label_smoother is not None or self.compute_loss_func is not None:
             honours = True
         else:
@@ -1153,7 +1162,7 @@ class Trainer:
         return run.splitting.run(inputs, run_part)
 
     def training_step(self, model: nn.Module, inputs: Inputs, num_items_in_batch: NumItems = None) -> torch.Tensor:
-        """Hook: forward and backward of one micro-batch. Returns its share of the update's loss, on the device."""
+        """Hook: forward and backward of one micro-batch. Returns its share of the update's loss, (), on the device."""
         if not self.model.training:  # an evaluation or a callback left it so; a wrapper would not know
             self._set_training_mode(model, True)
         inputs = self._prepare_inputs(inputs)
@@ -1162,6 +1171,7 @@ class Trainer:
         if hooks.splits_sequences:
             split, inputs = self._prepare_context_parallel_inputs(model, inputs)
         weight = run.weight
+        # A mean over no item would be NaN: one label is lent, and the loss multiplied by 0.
         if weight is not None and weight.lacks_items is not False and hooks.compute_loss_is_ours:
             inputs = with_one_item(inputs, self.label_names, weight.lacks_items)
             if isinstance(num_items_in_batch, torch.Tensor):
@@ -1171,7 +1181,7 @@ class Trainer:
                 loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
             else:
                 loss = self.compute_loss(model, inputs)
-        if self._num_replicas > 1:
+        if self._num_replicas > 1:  # DataParallel: (replicas,)
             loss = loss.mean()
         if weight is not None and weight.divisor is not None:
             loss = loss / weight.divisor

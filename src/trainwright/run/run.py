@@ -413,7 +413,7 @@ class Run:
         micro_batch: int,
         gather: Callable[[Any], list[Any]] = lambda own: [own],
     ) -> LoopState:
-        """Where a run goes on that is resumed from here. Reads the running loss from the device.
+        """What a run that is resumed from here needs to know. Reads the running loss from the device.
 
         `is_cut_short`: a callback ends the epoch here. `is_last_step`: the run made its last update. `micro_batch`:
         samples of one, of this process. `gather`: the values of all processes, which call this together.
