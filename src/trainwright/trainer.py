@@ -142,7 +142,7 @@ class Trainer:
     Arguments (seed 001): `model` or `model_init` (called anew at each `train()`, with the trial of a hyper-parameter
     search); `args`, default `TrainingArguments("tmp_trainer")`; `data_collator`, default pads when `processing_class`
     can; `train_dataset`, `eval_dataset` (or a dict of several); `processing_class` (tokenizer, image processor ...),
-    saved beside the model; `compute_loss_func(outputs, labels, num_items_in_batch=)`; `compute_metrics(EvalPrediction)
+    saved with the model; `compute_loss_func(outputs, labels, num_items_in_batch=)`; `compute_metrics(EvalPrediction)
     -> dict`, or metrics that are counted batch by batch (`trainwright.metrics`, torchmetrics); `callbacks`, classes or
     instances, added to the default ones; `optimizers=(optimizer, scheduler)`; `optimizer_cls_and_kwargs=(class,
     kwargs)` in place of `args.optim`; `preprocess_logits_for_metrics(logits, labels)`.
@@ -674,7 +674,7 @@ class Trainer:
 
     def _bind_step(self, run: Run, model: nn.Module, **of_epoch: object) -> None:
         """Find out once what each step calls: the hooks as they are now, in parts where memory runs out, watched by the
-        profilers. `of_epoch`: what `_maybe_log_save_evaluate` is given after each step of an epoch, beside the model.
+        profilers. `of_epoch`: what `_maybe_log_save_evaluate` is given after each step of an epoch, with the model.
         """
         if not self._hooks.are_those_of(self):
             self._hooks = Hooks(self, _OURS, self.compute_loss_func)
@@ -1098,7 +1098,9 @@ class Trainer:
         count = count_items(batch_samples, self._labels_are_shifted)  # ()
         if count is None:
             return None
-        count = (count if count.is_cpu else count.clamp(min=1)).to(device)  # there nobody reads that there is none
+        count = (count if count.is_cpu else count.clamp(min=1)).to(
+            device
+        )  # on a device, 0 would have to be read to be noticed
         if self.args.average_tokens_across_devices:
             count = self._strategy.sum(count)
         if self._num_replicas > 1:  # DataParallel hands each replica one element, and averages their losses
@@ -1304,7 +1306,7 @@ class Trainer:
         return mesh.clip_mixed_meshes(parameters, max_norm)
 
     def _defer_fsdp_gradient_reduction(self) -> Context:
-        """Hook: around every micro-batch but the last of an update: processes do not exchange gradients yet."""
+        """Hook: the context of every micro-batch but the last of an update, where ranks exchange no gradients yet."""
         return self._strategy.without_grad_sync(self.model_wrapped)
 
     def propagate_args_to_deepspeed(self, auto_find_batch_size: bool = False) -> None:
@@ -1800,9 +1802,9 @@ class Trainer:
         )
         if not self.args.dataloader_persistent_workers:
             return build()
-        own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        cached = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         built_for = (self.data_collator, *from_args.evaluation_settings(self.args))
-        return self._eval_loaders.get(dataset, built_for, own, build)  # type: ignore[no-any-return]
+        return self._eval_loaders.get(dataset, built_for, cached, build)  # type: ignore[no-any-return]
 
     def get_test_dataloader(self, test_dataset: Dataset) -> Loader:
         """Hook: the loader that `predict` reads."""
@@ -2022,7 +2024,7 @@ class Trainer:
             self._rotate_checkpoints(output_dir=os.path.dirname(checkpoint))
 
     def _loop_state(self) -> LoopState:
-        """Where a run goes on that is resumed from here."""
+        """What a run that is resumed from here needs to know."""
         run, state = self._run or self._last_run, self.state
         return run.state_dict(
             collator=self.data_collator,
@@ -2297,7 +2299,7 @@ class Trainer:
         try:
             self.train(resume_from_checkpoint=checkpoint_dir, trial=trial)
         except Exception as error:
-            if is_fault_of_trial(error):  # the search goes on, so trackers close the run of this trial
+            if is_fault_of_trial(error):  # the search continues, so trackers close the run of this trial
                 self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             raise
         if self.objective is None:
@@ -2314,7 +2316,7 @@ class Trainer:
             apply_trial(self.args, trial)
 
     def _report_to_hp_search(self, trial: Trial, step: int, metrics: dict[str, float]) -> None:
-        """Hook: tell the search how a trial is doing; it may end the trial here, with an exception of its own."""
+        """Hook: report to the search how a trial is doing; it may end the trial here, with its exception."""
         if self._search is None or trial is None:
             return
         self.objective = self._search.compute_objective(dict(metrics))

@@ -306,12 +306,14 @@ def restore_callbacks(handler: CallbackHandler, saved: dict[str, Any], *, replac
         seen[name] = seen.get(name, 0) + 1
         if seen[name] > len(states):
             continue
-        own = states[seen[name] - 1]
+        state = states[seen[name] - 1]
         # Only what the callback itself calls its state: a file must not choose which attributes are set.
         known = callback.state().get("attributes", {})
-        attributes = {attribute: value for attribute, value in own.get("attributes", {}).items() if attribute in known}
+        attributes = {
+            attribute: value for attribute, value in state.get("attributes", {}).items() if attribute in known
+        }
         if replace:
-            handler.callbacks[number] = type(callback).from_state({**own, "attributes": attributes})
+            handler.callbacks[number] = type(callback).from_state({**state, "attributes": attributes})
         else:
             for attribute, value in attributes.items():
                 setattr(callback, attribute, value)

@@ -85,7 +85,7 @@ class Run:
     batching: Batching | None = None  # how many micro-batches a pass over the data has, and why
     start_time: float = 0.0  # of the first step, in seconds since 1970
 
-    # -- position: where it stands -------------------------------------------------------------------------------------
+    # -- position -------------------------------------------------------------------------------------------------
     progress: DataProgress = field(default_factory=DataProgress)  # epochs, micro-batches, samples
     first_epoch: int = 0  # whole passes done when this attempt began
     first_micro_batch: int = 0  # micro-batches of the next pass done when this attempt began
@@ -354,7 +354,7 @@ class Run:
             self.guard.settle(bad)
         if counted is not None:
             state.num_input_tokens_seen += round(values.pop()) - in_state
-        # Updates without a label count in the mean over the run as those around them, as if they had not been.
+        # Updates without a label count in the mean over the run as their neighbours, as if they had not been.
         mean_before = self.total_loss / max(self.last_logged_step, 1)
         total = total * steps / with_loss if 0 < with_loss < steps else total
         self.total_loss += total if with_loss or not steps else mean_before * steps
@@ -411,7 +411,7 @@ class Run:
         is_last_step: bool,
         grad_norm: torch.Tensor | float | None,
         micro_batch: int,
-        gather: Callable[[Any], list[Any]] = lambda own: [own],
+        gather: Callable[[Any], list[Any]] = lambda local: [local],
     ) -> LoopState:
         """What a run that is resumed from here needs to know. Reads the running loss from the device.
 
@@ -422,12 +422,12 @@ class Run:
         epoch, samples, shares = progress.next_sample(is_cut_short)
         is_over = progress.is_over(is_cut_short) or is_last_step
         batch_size = self.found_size.to_save(micro_batch, self.splitting, gather)
-        own = {
+        local = {
             "epoch_start_generators": progress.generators,
             "collator_generator": collator_rng.states(collator),
             "window": self.window.state(),
         }
-        state: Any = loop_state.of_all_processes(own, gather)
+        state: Any = loop_state.of_all_processes(local, gather)
         rest: LoopState = {
             "position": {"epoch": epoch, "samples_in_epoch": samples},
             "micro_batches": progress.micro_batches if samples else 0,
