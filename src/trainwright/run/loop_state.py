@@ -71,7 +71,7 @@ def fresh(epoch: int = 0, samples_in_epoch: int = 0, last_logged_step: int = 0) 
 
 
 def of_all_processes(local: Mapping[str, Any], gather: Callable[[Any], list[Any]]) -> dict[str, Any]:
-    """`local`, which this process holds, as the file has it: of the first process, and what the others have in its place.
+    """`local`, which this process holds, as the file has it: of rank 0, and what the others have in its place.
 
     `gather`: the values of all processes, which call this together.
     """
