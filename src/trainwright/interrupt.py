@@ -29,7 +29,7 @@ class EvaluationAbandoned(BaseException):
 
 
 class InterruptedByUser(SystemExit, KeyboardInterrupt):
-    """Ctrl-C, once the checkpoint is written: exits with a code when nobody catches it, and is still what a script
+    """Ctrl-C, once the checkpoint is written: exits with a code when it is not caught, and is still what a script
     with `except KeyboardInterrupt` expects."""
 
 
@@ -42,7 +42,7 @@ class Interrupt:
 
     Signals are caught in the main thread only, elsewhere Python allows no handlers; a signal that the program ignores
     (as under nohup) stays ignored. Leaving puts the earlier handlers back and, when a signal came, ends the process:
-    first a handler of a callback (`put_on_top`) and then one of the program's own is called, late but with the
+    first a handler of a callback (`put_on_top`) and then one of the program is called, late but with the
     checkpoint on disk, then SystemExit is raised with `exit_code`, or 128 plus the signal's number.
     """
 
@@ -81,7 +81,7 @@ class Interrupt:
     # -- while training ------------------------------------------------------------------------------------------------
 
     def start_agreement(self) -> None:
-        """Tell the other processes what this one received; does not wait. Called after the last backward pass."""
+        """Send to the other ranks what this one received; does not wait. Called after the last backward pass."""
         if self._agreement is not None:
             self._agreement.start(self._signal)
 
@@ -95,7 +95,7 @@ class Interrupt:
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Around an evaluation that may be abandoned, which is one that the loop makes between two steps."""
+        """The context of an evaluation that may be abandoned, which is one that the loop makes between two steps."""
         if self.asked:
             raise EvaluationAbandoned
         self.in_evaluation = True
@@ -154,7 +154,7 @@ class Interrupt:
         again = " Again: stops at once." if number == signal.SIGINT else ""
         name = signal.Signals(number).name
         text = f"\ntrainwright: {name} received; the run stops after this step and saves a checkpoint.{again}\n"
-        with contextlib.suppress(OSError):  # nobody may be reading
+        with contextlib.suppress(OSError):  # stderr may be closed
             os.write(2, text.encode())
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
@@ -175,7 +175,7 @@ class Interrupt:
         code = 128 + self._signal if self.exit_code is None else self.exit_code
         if self._signal != signal.SIGINT:
             raise SystemExit(code)
-        if hasattr(sys, "ps1"):  # a session at a prompt, which goes on
+        if hasattr(sys, "ps1"):  # an interactive session, which continues
             raise KeyboardInterrupt
         raise InterruptedByUser(code)
 
@@ -183,7 +183,7 @@ class Interrupt:
 def owed_evaluation(stateful_callbacks: dict[str, Any]) -> bool:
     """Whether the run that wrote these states (`TrainerState.stateful_callbacks`) had to abandon an evaluation.
 
-    The run that goes on makes it first, so that best model, early stopping and log history are those of a run without
+    The resumed run makes it first, so that best model, early stopping and log history are those of a run without
     a signal.
     """
     control = stateful_callbacks.get("TrainerControl") or {}

@@ -80,11 +80,11 @@ def without_first(labels: torch.Tensor, labels_are_shifted: bool) -> torch.Tenso
 
 
 def count_items(batches: Iterable[Any], labels_are_shifted: bool) -> torch.Tensor | None:
-    """Number of labels that take part in the loss of these micro-batches, as a scalar on the labels' device.
+    """Number of labels that take part in the loss of these micro-batches, of shape (), on the labels' device.
 
-    A label of -100 does not count. `labels_are_shifted`: the model predicts token t+1 at position t, so the first label
-    of each sequence is never a target, unless a batch brings `shift_labels`, which are. None when a batch has no
-    "labels" tensor: then nothing can be counted.
+    Labels are (batch, ...), those of sequences (batch, length); one of -100 does not count. `labels_are_shifted`: the
+    model predicts token t+1 at position t, so the first label of each sequence is never a target, unless a batch brings
+    `shift_labels`, which are. None when a batch has no "labels" tensor: then nothing can be counted.
     """
     total: torch.Tensor | None = None
     for batch in batches:
@@ -95,7 +95,7 @@ def count_items(batches: Iterable[Any], labels_are_shifted: bool) -> torch.Tenso
             labels = batch[SHIFTED_LABELS]
         else:
             labels = without_first(labels, labels_are_shifted)
-        count = (labels != IGNORE_INDEX).sum()
+        count = (labels != IGNORE_INDEX).sum()  # (batch, ...) -> ()
         total = count if total is None else total + count
     return total
 

@@ -86,7 +86,7 @@ class FoundBatchSize:
 
 
 class FittingSize:
-    """How many samples fit into memory at once: halved whenever it runs out, and kept to from then on.
+    """How many samples fit into memory at once: halved whenever it runs out, and the limit from then on.
 
     `what` and `remedy` complete the messages. `obstacle` says why this run cannot repeat a batch at all, if so.
     `limit`: what is known to fit from an earlier run.

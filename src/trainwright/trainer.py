@@ -61,15 +61,13 @@ from trainwright.loss import (
     no_scalar,
     why_not_smoothed,
 )
-from trainwright.micro_batch_weights import LossKind, MicroBatchWeights, with_one_item
-from trainwright.names import TRAINER_STATE_NAME, DebugOption, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
-from trainwright.nonfinite.weights import infinite_by_design
-from trainwright.oom_retry import FoundBatchSize, OomSafePrediction, OomSplitting, why_no_retry
+from trainwright.micro_batch_weights import LossKind, with_one_item
+from trainwright.names import TRAINER_STATE_NAME, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
+from trainwright.oom_retry import FoundBatchSize, OomSafePrediction
 from trainwright.optim import build as optim_build
 from trainwright.optim import groups as optim_groups
 from trainwright.optim import lomo
 from trainwright.optim import registry as optim_registry
-from trainwright.optim.fused_backward import is_lomo, updates_in_backward
 from trainwright.optim.per_module_lr import check_module_lr, with_module_lr
 from trainwright.optim.schedule_free import switch_weights, weights_to_keep
 from trainwright.optim.schedules import waits_for_metric
@@ -94,13 +92,22 @@ if TYPE_CHECKING:
     from torch.optim.optimizer import Optimizer
     from torch.utils.data import DataLoader, Sampler
 
+    from trainwright.hub.session import HubSession
     from trainwright.interop.packed_attention import PackedInputs
     from trainwright.run.loop_state import LoopState
+    from trainwright.search.session import SearchSession
     from trainwright.techniques.averaging import AveragedWeights
+
+    Loader = DataLoader[Any]
 
 logger = logging.getLogger(__name__)
 
 Inputs = Any  # a batch: a dict of tensors, as the collator made it
+Dataset = Any  # samples by their number, or an iterable of them; `datasets.Dataset`, a torch dataset, a list
+Processor = Any  # tokenizer, image processor, feature extractor ...; saved with the model where it can save itself
+Trial = Any  # of a hyper-parameter search: what its backend makes, or a dict of hyper-parameters
+Collator = Callable[[list[Any]], Inputs]
+NumItems = torch.Tensor | int | None  # labels in the loss of one update, over all processes, (); None: not counted
 Context = contextlib.AbstractContextManager[Any]
 Value = TypeVar("Value")
 
@@ -135,7 +142,7 @@ class Trainer:
     Arguments (seed 001): `model` or `model_init` (called anew at each `train()`, with the trial of a hyper-parameter
     search); `args`, default `TrainingArguments("tmp_trainer")`; `data_collator`, default pads when `processing_class`
     can; `train_dataset`, `eval_dataset` (or a dict of several); `processing_class` (tokenizer, image processor ...),
-    saved beside the model; `compute_loss_func(outputs, labels, num_items_in_batch=)`; `compute_metrics(EvalPrediction)
+    saved with the model; `compute_loss_func(outputs, labels, num_items_in_batch=)`; `compute_metrics(EvalPrediction)
     -> dict`, or metrics that are counted batch by batch (`trainwright.metrics`, torchmetrics); `callbacks`, classes or
     instances, added to the default ones; `optimizers=(optimizer, scheduler)`; `optimizer_cls_and_kwargs=(class,
     kwargs)` in place of `args.optim`; `preprocess_logits_for_metrics(logits, labels)`.
@@ -152,10 +159,10 @@ class Trainer:
         self,
         model: nn.Module | None = None,
         args: TrainingArguments | None = None,
-        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
+        data_collator: Collator | None = None,
+        train_dataset: Dataset = None,
+        eval_dataset: Dataset = None,
+        processing_class: Processor = None,
         model_init: Callable[..., nn.Module] | None = None,
         compute_loss_func: Callable[..., torch.Tensor] | None = None,
         compute_metrics: Callable[..., dict[str, Any]] | Any = None,
@@ -196,8 +203,8 @@ class Trainer:
 
         self._seed_everything()
         self.is_in_train = False
-        self._search: Any = None
-        self.hp_name: Callable[[Any], str] | None = None
+        self._search: SearchSession | None = None
+        self.hp_name: Callable[[Trial], str] | None = None
         self._memory_tracker = TrainerMemoryTracker(self.args.skip_memory_metrics)
         self._memory_tracker.start()
         self.create_accelerator_and_postprocess()
@@ -214,7 +221,10 @@ class Trainer:
 
         self.state = self._fresh_state()
         self.control = TrainerControl()
-        default_callbacks: list[Any] = [DefaultFlowCallback, *get_reporting_integration_callbacks(self.args.report_to)]
+        default_callbacks: list[TrainerCallback | type[TrainerCallback]] = [
+            DefaultFlowCallback,
+            *get_reporting_integration_callbacks(self.args.report_to),
+        ]
         self.callback_handler = CallbackHandler(
             default_callbacks + list(callbacks or []), self.model, processing_class, self.optimizer, self.lr_scheduler
         )
@@ -231,7 +241,7 @@ class Trainer:
         self._signature_columns: list[str] | None = None
         self._average: AveragedWeights | None = None  # of the weights of `self.model`, also after train()
         self._eval_loaders = EvalLoaderCache()
-        self._hub: Any = None
+        self._hub: HubSession | None = None
         self.hub_model_id: str | None = None
 
         if self.args.should_save:
@@ -279,7 +289,7 @@ class Trainer:
             self._strategy = Strategy(self.args.device, fp16=self.args.fp16)
         self._strategy.should_save = self.args.should_save
 
-    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+    def _build_accelerator_args(self, **kwargs: object) -> dict[str, Any]:
         """Keyword arguments for the Accelerator: what `args` says, then `accelerator_kwargs()`, then `kwargs`."""
         from trainwright.parallel.accelerator import accelerator_arguments
 
@@ -289,7 +299,7 @@ class Trainer:
         """Hook: more keyword arguments for `accelerate.Accelerator`, such as `kwargs_handlers`."""
         return {}
 
-    def call_model_init(self, trial: Any = None) -> nn.Module:
+    def call_model_init(self, trial: Trial = None) -> nn.Module:
         """Build a model with `model_init`, which takes no argument, or the trial of a hyper-parameter search."""
         return models.built_by(self.model_init, trial)
 
@@ -383,12 +393,12 @@ class Trainer:
         return self.args.should_save and self.args.save_strategy != SaveStrategy.NO
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Processor:
         """The older name of `processing_class`."""
         return self.processing_class
 
     @tokenizer.setter
-    def tokenizer(self, value: Any) -> None:
+    def tokenizer(self, value: Processor) -> None:
         self.processing_class = value
 
     @property
@@ -440,7 +450,7 @@ class Trainer:
     def train(
         self,
         resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
+        trial: Trial = None,
         ignore_keys_for_eval: list[str] | None = None,
         **older: Any,
     ) -> TrainOutput:
@@ -461,6 +471,7 @@ class Trainer:
             with run:
                 self._hp_search_setup(trial)
                 self._train_batch_size = self.args.train_batch_size
+                # With `model_init` each call trains a new model, and each trial of a search.
                 if self.model_init is not None:
                     self._seed_everything()
                     self._release_model()
@@ -497,7 +508,7 @@ class Trainer:
             self.is_in_train = False
             self._run, self._last_run = None, run
 
-    def _new_run(self, trial: Any = None, ignore_keys_for_eval: list[str] | None = None) -> Run:
+    def _new_run(self, trial: Trial = None, ignore_keys_for_eval: list[str] | None = None) -> Run:
         shares_weights = self.args.save_frozen_weights == "once" and not self.args.push_to_hub
         saves = Saves(self._strategy, FrozenWeights(is_on=shares_weights))
         return Run(self.args, saves, trial, ignore_keys_for_eval)
@@ -534,7 +545,7 @@ class Trainer:
         batch_size: int | None = None,
         args: TrainingArguments | None = None,
         resume_from_checkpoint: str | None = None,
-        trial: Any = None,
+        trial: Trial = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """One run from its first update to its last: plan, prepare, epochs, finish."""
@@ -543,6 +554,7 @@ class Trainer:
         args = args if args is not None else self.args
         self._train_batch_size = batch_size if batch_size is not None else self._train_batch_size
         self._after_saves(wait=True)  # of an attempt that ran out of memory
+        # The schedule of an earlier run or attempt fits no other length.
         if self._created_lr_scheduler:
             self.lr_scheduler, self._created_lr_scheduler = None, False
 
@@ -551,6 +563,7 @@ class Trainer:
             from trainwright.data.packing_from_args import check_packed
 
             check_packed(args, train_dataloader, self.model, self._packed_inputs, self._prepare_inputs)
+        # What would end the run at its first evaluation, hours later, ends it now.
         if args.eval_strategy != "no" and not resume_from_checkpoint and not self._is_overridden("get_eval_dataloader"):
             self._try_evaluation_batches()
         run.plan = TrainingPlan(*self.set_initial_training_values(args, train_dataloader))
@@ -569,7 +582,7 @@ class Trainer:
         self._check_best_metric(ignore_keys_for_eval)
         run.first_step = run.saves.saved_step = self.state.global_step
         run.first_token = self.state.num_input_tokens_seen
-        self._start_profiling(args)
+        self._start_profiling(run)
         run.start_time = time.time()
         if self.state.epoch is None:
             self.state.epoch = 0.0  # callbacks compute with it from here on
@@ -611,6 +624,7 @@ class Trainer:
             if self.control.should_training_stop:
                 break
         self._after_saves(wait=True)
+        # After a signal, a checkpoint of the last step, unless it has one.
         if run.interrupt.asked and self.state.global_step != run.saves.saved_step:
             self._make_save(model, trial)
             self._after_saves(wait=True)
@@ -635,19 +649,12 @@ class Trainer:
             learning_rate, norm = progress.last_update
             run.log_save_evaluate(self._running_loss(run), grad_norm=norm, learning_rate=learning_rate)
 
-    def _start_profiling(self, args: TrainingArguments) -> None:
-        """Wrap the parts of the loop for what wants to watch them; without a profiler nothing is wrapped."""
-        run = self._run
-        assert run is not None
-        run.profilers.close()
-        run.profilers = Profilers()
-        if not (args.time_breakdown or args.log_speed or args.profile_steps):
-            return
-        from trainwright.profiling.profilers import profilers_for
-
+    def _start_profiling(self, run: Run) -> None:
+        """Wrap the parts of the loop for what watches them; without a profiler nothing is wrapped."""
         says_flops = self._is_overridden("floating_point_ops") or self._flops.has_own
-        run.profilers = profilers_for(
-            args,
+        run.start_profiling(
+            self.callback_handler,
+            self._accelerator,
             strategy=self._strategy,
             num_replicas=self._num_replicas,
             step_now=lambda: self.state.global_step,
@@ -659,13 +666,10 @@ class Trainer:
             drops_labels=self.compute_loss_func is not None or self.label_smoother is not None,
             autocast=self.compute_loss_context_manager,
         )
-        run.profilers.span_method(self.callback_handler, "call_event", "callbacks")
-        if self._accelerator is not None:  # the way of many overrides of training_step to a backward pass
-            run.profilers.span_method(self._accelerator, "backward", "backward")
 
-    def _bind_step(self, run: Run, model: nn.Module, **of_epoch: Any) -> None:
+    def _bind_step(self, run: Run, model: nn.Module, **of_epoch: object) -> None:
         """Find out once what each step calls: the hooks as they are now, in parts where memory runs out, watched by the
-        profilers. `of_epoch`: what `_maybe_log_save_evaluate` is given after each step of an epoch, beside the model.
+        profilers. `of_epoch`: what `_maybe_log_save_evaluate` is given after each step of an epoch, with the model.
         """
         if not self._hooks.are_those_of(self):
             self._hooks = Hooks(self, _OURS, self.compute_loss_func)
@@ -686,13 +690,9 @@ class Trainer:
         }
         run.log_save_evaluate = functools.partial(self._compatible("_maybe_log_save_evaluate"), **run.of_epoch)
         run.counts_flops = "floating_point_ops" in self._hooks.overridden or self._flops.can_count
-        run.accumulation = self.args.gradient_accumulation_steps
-        run.clips = bool(self.args.max_grad_norm) and (
-            is_lomo(self.optimizer) or not updates_in_backward(self.optimizer)
-        )
 
     def set_initial_training_values(
-        self, args: TrainingArguments, dataloader: DataLoader[Any], total_train_batch_size: int | None = None
+        self, args: TrainingArguments, dataloader: Loader, total_train_batch_size: int | None = None
     ) -> tuple[int, int, int, int, bool, int | None, int]:
         """How long the run is, as the fields of `plan.TrainingPlan`: epochs, updates per epoch, samples per epoch,
         samples of the run, whether it was given in epochs, micro-batches per epoch (None: unknown), updates of the run.
@@ -734,7 +734,7 @@ class Trainer:
         num_update_steps_per_epoch: int,
         num_train_epochs: int,
         resume_from_checkpoint: str | None,
-        trial: Any,
+        trial: Trial,
     ) -> tuple[int, int]:
         """A fresh `TrainerState`, or the checkpoint's. Returns (whole epochs done, micro-batches done in the next)."""
         run = self._run
@@ -771,23 +771,14 @@ class Trainer:
         resume.report_changes(training_args, trainer_state, self._train_batch_size)
 
     def _prepare_for_training(
-        self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
-    ) -> tuple[nn.Module, DataLoader[Any]]:
+        self, max_steps: int, train_dataloader: Loader, resume_from_checkpoint: str | None
+    ) -> tuple[nn.Module, Loader]:
         """Build optimizer and schedule, wrap the model, and put a checkpoint's state into them."""
         run = self._run
         assert run is not None
         checks.check_something_to_train(self.model)
-        undo = run.undo
-        undo.close()  # of an attempt that ran out of memory
+        undo = run.change_for_training(self.model, self._packed_inputs)
         undo.callback(self._eval_loaders.close)
-        undo.enter_context(precision.float32_products(self.args.tf32))
-        if self._packed_inputs is not None:
-            undo.enter_context(self._packed_inputs.while_training(self.model))
-        if DebugOption.UNDERFLOW_OVERFLOW in self.args.debug:
-            from trainwright.overflow import OverflowWatch
-
-            undo.callback(OverflowWatch(self.model).close)
-        undo.callback(models.prepare_for_training(self.model, self.args))
         if self.args.neftune_noise_alpha is not None:
             self._activate_neftune(self.model)
             undo.callback(self._deactivate_neftune, self.model)
@@ -810,53 +801,23 @@ class Trainer:
         handler = self.callback_handler
         handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
         handler.train_dataloader = train_dataloader
-        run.parameters = list(model.parameters())
-        for parameter in run.parameters:  # what an update that was broken off left behind
-            parameter.grad = None
-        if self.args.optimizer_in_backward:
-            from trainwright.techniques import optimizer_in_backward
-
-            obstacle = "several processes" if self._strategy.is_distributed else None
-            obstacle = "several replicas of the model" if self._num_replicas > 1 else obstacle
-            undo.callback(optimizer_in_backward.start(self.optimizer, self.model, self.args, obstacle).close)
         self._bind_hooks()
-        self._prepare_steps(run)
+        run.prepare_steps(
+            model,
+            self.model,
+            self.optimizer,
+            self.lr_scheduler,
+            self._strategy,
+            label_names=self.label_names,
+            labels_are_shifted=self._labels_are_shifted,
+            num_replicas=self._num_replicas,
+            batch_size=self._train_batch_size,
+            batches_are_even=self._processes_read_evenly(),
+            moves_inputs=self._hooks.prepare_input_is_ours,
+            step_now=lambda: self.state.global_step,
+        )
         self._set_training_mode(model, True)
         return model, train_dataloader
-
-    def _prepare_steps(self, run: Run) -> None:
-        """What each update needs: weights of its micro-batches, a look for NaN, room for another try, copies ahead."""
-        args, strategy = self.args, self._strategy
-        run.backward_is_update = is_lomo(self.optimizer)
-        run.changes_weights_in_backward = args.optimizer_in_backward or updates_in_backward(self.optimizer)
-        run.schedule_waits_for_metric = self._schedule_waits_for_metric
-        run.counts_tokens = args.include_num_input_tokens_seen or args.include_tokens_per_second or args.log_speed
-        weighs_together = strategy.is_distributed and args.average_tokens_across_devices
-        run.weight = run.weights_are_needed = None
-        run.weights = MicroBatchWeights(
-            self.label_names,
-            self._labels_are_shifted,
-            device=strategy.device,
-            num_processes=strategy.num_processes,
-            sum_over_processes=strategy.sum if weighs_together else None,
-            batches_are_even=self._processes_read_evenly(),
-        )
-        run.watch_updates(self.optimizer, self.lr_scheduler, strategy, lambda: self.state.global_step)
-        run.exempt = infinite_by_design(self.model)
-        run.prefetch = run.splitting = None
-        # Not where memory may run out on purpose: there a copy made ahead would fail outside of what is tried again.
-        if strategy.device.type == "cuda" and self._hooks.prepare_input_is_ours and not args.auto_find_batch_size:
-            from trainwright.data.prefetch import DevicePrefetcher
-
-            run.prefetch = DevicePrefetcher(strategy.device)
-        if args.auto_find_batch_size and args.auto_find_batch_size_mode == "split":
-            run.splitting = OomSplitting(
-                labels_are_shifted=self._labels_are_shifted,
-                label_names=self.label_names,
-                batch_size=self._train_batch_size,
-                obstacle=why_no_retry(args, strategy, self._num_replicas, run.changes_weights_in_backward),
-                limit=run.found_size.limit(strategy.process_index, strategy.num_processes),
-            )
 
     def _processes_read_evenly(self) -> bool:
         """Whether the micro-batches that processes read at a time have as many samples, as far as that is known."""
@@ -868,7 +829,7 @@ class Trainer:
         )
 
     def averaged_weights(self) -> Context:
-        """Within the block, `self.model` has the average of `ema_decay` for weights; after it, its own again.
+        """Within the block, `self.model` has the average of `ema_decay` for weights; after it, the trained ones.
 
         Raises ValueError where there is none.
         """
@@ -892,9 +853,7 @@ class Trainer:
         """Give every process the trainable parameters of process 0, of those that are replicated."""
         mesh.broadcast_replicated(model)
 
-    def _wrap_model(
-        self, model: nn.Module, training: bool = True, dataloader: DataLoader[Any] | None = None
-    ) -> nn.Module:
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Loader | None = None) -> nn.Module:
         """The model as the loop calls it: compiled and replicated as the arguments ask; itself on one device."""
         if not training:
             if self.args.jit_mode_eval and dataloader is not None and not self.is_in_train:
@@ -947,10 +906,10 @@ class Trainer:
         self,
         model: nn.Module,
         epoch: int,
-        train_dataloader: DataLoader[Any],
+        train_dataloader: Loader,
         steps_in_epoch: int,
         num_update_steps_per_epoch: int,
-        trial: Any,
+        trial: Trial,
         ignore_keys_for_eval: list[str] | None,
         start_time: float,
         resume_from_checkpoint: str | None,
@@ -1039,7 +998,7 @@ class Trainer:
         run.log_save_evaluate(self._running_loss(run), grad_norm=grad_norm, learning_rate=learning_rate)
 
     def _update(
-        self, model: nn.Module, batch_samples: list[Inputs], num_items: torch.Tensor | int | None
+        self, model: nn.Module, batch_samples: list[Inputs], num_items: NumItems
     ) -> tuple[float, torch.Tensor | None]:
         """One optimizer update, from its micro-batches. Returns (learning rate used, gradient norm on the device).
 
@@ -1050,9 +1009,10 @@ class Trainer:
         args, state, handler, strategy = self.args, self.state, self.callback_handler, self._strategy
         listeners, grad_norm, guard = handler.listeners, None, run.guard
         self.current_gradient_accumulation_steps = num_batches = len(batch_samples)
-        if run.splitting is not None:
+        if run.splitting is not None:  # `auto_find_batch_size`: what an out-of-memory error goes back to
             strategy.begin_update(model)
             run.splitting.begin(model, run.parameters)
+        # In the first update, of a model that takes any keyword: does it divide its loss by the number of items?
         if self._probe_loss_kwargs and (run.accumulation > 1 or strategy.is_distributed):
             self._find_out_loss_kwargs(model, one_row(batch_samples[0]), num_items)
         if listeners["on_step_begin"]:
@@ -1061,8 +1021,10 @@ class Trainer:
             control = self.control
             control.should_log = control.should_evaluate = control.should_save = False
 
+        # After a rollback, the data that led to it are passed over.
         if guard is not None and guard.excluded and guard.passes_over(num_batches):
             batch_samples, num_batches = [], 0  # the step is counted, and changes nothing
+        # Micro-batches with more items, or none, weigh more, or nothing.
         run.weight, weights = None, None
         if run.weights_are_needed is not False and num_batches:
             rows = run.weights.row_name  # where set, an update of equal micro-batches costs no more than this look
@@ -1113,31 +1075,35 @@ class Trainer:
         return learning_rate, grad_norm
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], torch.Tensor | int | None]:
-        """Hook: the next `num_batches` micro-batches, fewer at the end of the data, and how many items they hold."""
+        self, epoch_iterator: Iterator[Inputs], num_batches: int, device: torch.device
+    ) -> tuple[list[Inputs], NumItems]:
+        """Hook: the next `num_batches` micro-batches, fewer at the end of the data, and how many items they hold: a
+        scalar on the device, (replicas,) with DataParallel, or None where the loss does not ask.
+        """
         batch_samples = list(itertools.islice(epoch_iterator, num_batches))
         return batch_samples, self._get_num_items_in_batch(batch_samples, device)
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
+    def _get_num_items_in_batch(self, batch_samples: list[Inputs], device: torch.device) -> NumItems:
         """Hook: labels in the loss of one update, over all processes; None when the loss does not need their number."""
         if self.label_smoother is not None and batch_samples:
             self._check_label_smoothing(batch_samples[0])
         own_loss = self.compute_loss_func is not None or self.label_smoother is not None
         if not (own_loss or self.model_accepts_loss_kwargs or self._hooks.asks_for_items):
             return None
-        count = count_items(batch_samples, self._labels_are_shifted)
+        count = count_items(batch_samples, self._labels_are_shifted)  # ()
         if count is None:
             return None
-        count = (count if count.is_cpu else count.clamp(min=1)).to(device)  # there nobody reads that there is none
+        count = (count if count.is_cpu else count.clamp(min=1)).to(
+            device
+        )  # on a device, 0 would have to be read to be noticed
         if self.args.average_tokens_across_devices:
             count = self._strategy.sum(count)
         if self._num_replicas > 1:  # DataParallel hands each replica one element, and averages their losses
-            count = count.expand(self._num_replicas) / self._num_replicas
+            count = count.expand(self._num_replicas) / self._num_replicas  # (replicas,)
         return count
 
-    def _find_out_loss_kwargs(self, model: nn.Module, inputs: Inputs, num_items: Any) -> None:
-        """Settle, once, whether a model that takes any keyword really divides its loss by `num_items_in_batch`."""
+    def _find_out_loss_kwargs(self, model: nn.Module, inputs: Inputs, num_items: NumItems) -> None:
+        """Find out, once, whether a model that takes any keyword really divides its loss by `num_items_in_batch`."""
         if num_items is None or self.label_smoother is not None or self.compute_loss_func is not None:
             honours = True
         else:
@@ -1150,7 +1116,7 @@ class Trainer:
                 "%s ignores num_items_in_batch: its loss is averaged over micro-batches.", type(self.model).__name__
             )
 
-    def _kind_of_loss(self, num_items: torch.Tensor | int | None) -> LossKind:
+    def _kind_of_loss(self, num_items: NumItems) -> LossKind:
         """What a micro-batch's loss is. What an override of `compute_loss` returns is to be divided by the number of
         micro-batches."""
         if not self._hooks.compute_loss_is_ours or self.loss_is_scaled_for_ga is not None:
@@ -1171,7 +1137,7 @@ class Trainer:
         training_step: Callable[..., torch.Tensor],
         model: nn.Module,
         inputs: Inputs,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        num_items_in_batch: NumItems = None,
     ) -> torch.Tensor:
         """`auto_find_batch_size`: one micro-batch, in parts where the device has no room for it."""
         run = self._run
@@ -1192,10 +1158,8 @@ class Trainer:
 
         return run.splitting.run(inputs, run_part)
 
-    def training_step(
-        self, model: nn.Module, inputs: Inputs, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        """Hook: forward and backward of one micro-batch. Returns its share of the update's loss, on the device."""
+    def training_step(self, model: nn.Module, inputs: Inputs, num_items_in_batch: NumItems = None) -> torch.Tensor:
+        """Hook: forward and backward of one micro-batch. Returns its share of the update's loss, (), on the device."""
         if not self.model.training:  # an evaluation or a callback left it so; a wrapper would not know
             self._set_training_mode(model, True)
         inputs = self._prepare_inputs(inputs)
@@ -1204,6 +1168,7 @@ class Trainer:
         if hooks.splits_sequences:
             split, inputs = self._prepare_context_parallel_inputs(model, inputs)
         weight = run.weight
+        # A mean over no item would be NaN: one label is lent, and the loss multiplied by 0.
         if weight is not None and weight.lacks_items is not False and hooks.compute_loss_is_ours:
             inputs = with_one_item(inputs, self.label_names, weight.lacks_items)
             if isinstance(num_items_in_batch, torch.Tensor):
@@ -1213,7 +1178,7 @@ class Trainer:
                 loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
             else:
                 loss = self.compute_loss(model, inputs)
-        if self._num_replicas > 1:
+        if self._num_replicas > 1:  # DataParallel: (replicas,)
             loss = loss.mean()
         if weight is not None and weight.divisor is not None:
             loss = loss / weight.divisor
@@ -1263,11 +1228,7 @@ class Trainer:
         return nested.map_items(self._prepare_input, data)
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Inputs,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        self, model: nn.Module, inputs: Inputs, return_outputs: bool = False, num_items_in_batch: NumItems = None
     ) -> Any:
         """Hook: the loss of one micro-batch, or (loss, outputs) when `return_outputs`.
 
@@ -1335,7 +1296,7 @@ class Trainer:
         return mesh.clip_mixed_meshes(parameters, max_norm)
 
     def _defer_fsdp_gradient_reduction(self) -> Context:
-        """Hook: around every micro-batch but the last of an update: processes do not exchange gradients yet."""
+        """Hook: the context of every micro-batch but the last of an update, where ranks exchange no gradients yet."""
         return self._strategy.without_grad_sync(self.model_wrapped)
 
     def propagate_args_to_deepspeed(self, auto_find_batch_size: bool = False) -> None:
@@ -1368,10 +1329,10 @@ class Trainer:
 
     def _maybe_log_save_evaluate(
         self,
-        tr_loss: Any,
+        tr_loss: LossWindow | torch.Tensor,
         grad_norm: torch.Tensor | float | None,
         model: nn.Module,
-        trial: Any,
+        trial: Trial,
         epoch: float,
         ignore_keys_for_eval: list[str] | None,
         start_time: float,
@@ -1397,7 +1358,9 @@ class Trainer:
         if self.control.should_save:
             self._make_save(model, trial, best_before)
 
-    def _make_save(self, model: nn.Module, trial: Any, best_before: tuple[Any, Any] | None = None) -> None:
+    def _make_save(
+        self, model: nn.Module, trial: Trial, best_before: tuple[float | None, int | None] | None = None
+    ) -> None:
         """Save, unless the weights are not finite or the disk fails, and do what follows a save.
 
         `best_before`: best metric and its step before this step's evaluation.
@@ -1433,7 +1396,9 @@ class Trainer:
         if self._strategy.should_save:
             self._rotate_checkpoints(output_dir=os.path.dirname(checkpoint))
 
-    def _log_training(self, grad_norm: Any, model: nn.Module, start_time: float, learning_rate: float | None) -> None:
+    def _log_training(
+        self, grad_norm: torch.Tensor | float | None, model: nn.Module, start_time: float, learning_rate: float | None
+    ) -> None:
         """Write one log line of the training loss. The only place where the loop reads from the device."""
         norm = self._get_grad_norm(model, grad_norm)
         loss, norm = self._read_device(norm)
@@ -1485,7 +1450,7 @@ class Trainer:
         if empty_cache is not None:
             empty_cache()
 
-    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
+    def _finalize_training(self, trial: Trial, num_train_samples: int, start_time: float) -> TrainOutput:
         """The end of a run: mean loss, speed, the best weights back in the model, the last log line."""
         run = self._run
         assert run is not None
@@ -1844,7 +1809,7 @@ class Trainer:
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
+    def get_train_dataloader(self) -> Loader:
         """Hook: the training loader."""
         if self.train_dataset is None:
             raise ValueError("Training needs a train_dataset: Trainer(model, args, train_dataset=...).")
@@ -1857,7 +1822,7 @@ class Trainer:
             is_training=True,
         )
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+    def get_eval_dataloader(self, eval_dataset: Dataset = None) -> Loader:
         """Hook: the evaluation loader of `eval_dataset`, a dataset or the name of one in `self.eval_dataset`."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
@@ -1873,11 +1838,11 @@ class Trainer:
         )
         if not self.args.dataloader_persistent_workers:
             return build()
-        own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        cached = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         built_for = (self.data_collator, *from_args.evaluation_settings(self.args))
-        return self._eval_loaders.get(dataset, built_for, own, build)  # type: ignore[no-any-return]
+        return self._eval_loaders.get(dataset, built_for, cached, build)  # type: ignore[no-any-return]
 
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+    def get_test_dataloader(self, test_dataset: Dataset) -> Loader:
         """Hook: the loader that `predict` reads."""
         return self._get_dataloader(
             test_dataset, description="test", batch_size=self.args.eval_batch_size, sampler_fn=self._get_eval_sampler
@@ -1885,15 +1850,15 @@ class Trainer:
 
     def _get_dataloader(
         self,
-        dataset: Any,
+        dataset: Dataset,
         description: str,
         batch_size: int,
-        sampler_fn: Callable[[Any], Sampler[int] | None] | None = None,
+        sampler_fn: Callable[[Dataset], Sampler[int] | None] | None = None,
         is_training: bool = False,
         dataloader_key: str | None = None,
-    ) -> DataLoader[Any]:
+    ) -> Loader:
         """A loader with this run's collator, workers and column filter, shared out over the processes."""
-        collator: Any = self.data_collator
+        collator: Collator = self.data_collator
         if is_training and self.args.packs:
             from trainwright.data.packing_from_args import packed
 
@@ -1912,14 +1877,14 @@ class Trainer:
         )  # fmt: skip
         return self._strategy.prepare_dataloader(loader)  # type: ignore[no-any-return]
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+    def _get_train_sampler(self, train_dataset: Dataset = None) -> Sampler[int] | None:
         """Hook: the order of the training samples; None leaves it to the dataset (iterable, or without a length)."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
         return from_args.train_sampler_for(
             dataset, self.args, batch_size=self._train_batch_size, model_input_name=self._length_input_name()
         )
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
         """Hook: the order of the evaluation samples: as they come, or grouped by length where the arguments say so."""
         return from_args.eval_sampler_for(eval_dataset, self.args, model_input_name=self._length_input_name())
 
@@ -1932,7 +1897,7 @@ class Trainer:
         if self._signature_columns is None:
             self._signature_columns = columns.signature_columns(self.model, self.label_names)
 
-    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+    def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
         """Hook: `dataset` without the columns the model does not take."""
         if not self.args.remove_unused_columns:
             return dataset
@@ -1941,7 +1906,7 @@ class Trainer:
             dataset, self._signature_columns or [], description, type(self.model).__name__
         )
 
-    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+    def _get_collator_with_removed_columns(self, data_collator: Collator, description: str | None = None) -> Collator:
         """Hook: `data_collator` behind a filter that drops the keys the model does not take."""
         if not self.args.remove_unused_columns:
             return data_collator
@@ -1950,12 +1915,12 @@ class Trainer:
             data_collator, self._signature_columns or [], logger, type(self.model).__name__, description
         )
 
-    def num_examples(self, dataloader: DataLoader[Any]) -> int:
+    def num_examples(self, dataloader: Loader) -> int:
         """Samples in a loader: its dataset's length, or an estimate from its batches."""
         return loaders.num_examples(dataloader, self._train_batch_size)
 
     @staticmethod
-    def num_tokens(train_dl: DataLoader[Any], max_steps: int | None = None) -> int:
+    def num_tokens(train_dl: Loader, max_steps: int | None = None) -> int:
         """Tokens in a loader, counted by reading it once; `max_steps` batches of the average size when given."""
         return loaders.num_tokens(train_dl, max_steps)
 
@@ -2091,7 +2056,7 @@ class Trainer:
         return _NOTHING if is_plain or not any(map(self._is_overridden, hooks)) else files.immediate()
 
     def _loop_state(self) -> LoopState:
-        """Where a run goes on that is resumed from here."""
+        """What a run that is resumed from here needs to know."""
         run, state = self._run or self._last_run, self.state
         return run.state_dict(
             collator=self.data_collator,
@@ -2322,12 +2287,12 @@ class Trainer:
 
     def hyperparameter_search(
         self,
-        hp_space: Callable[[Any], dict[str, Any]] | None = None,
+        hp_space: Callable[[Trial], dict[str, Any]] | None = None,
         compute_objective: Callable[[dict[str, float]], float] | None = None,
         n_trials: int = 20,
         direction: str | list[str] = "minimize",
         backend: str | HPSearchBackend | None = None,
-        hp_name: Callable[[Any], str] | None = None,
+        hp_name: Callable[[Trial], str] | None = None,
         **kwargs: Any,
     ) -> BestRun | list[BestRun]:
         """Train `n_trials` models with hyper-parameters drawn from `hp_space` and return the best run.
@@ -2359,22 +2324,22 @@ class Trainer:
         """The engine of the search that runs now; None outside `hyperparameter_search`."""
         return self._search.backend if self._search is not None else None
 
-    def _run_trial(self, trial: Any, checkpoint_dir: str | None = None) -> Any:
+    def _run_trial(self, trial: Trial, checkpoint_dir: str | None = None) -> Any:
         """Train one trial; returns its objective."""
         from trainwright.search.failures import is_fault_of_trial
 
-        self.objective: Any = None
+        self.objective: float | list[float] | None = None
         try:
             self.train(resume_from_checkpoint=checkpoint_dir, trial=trial)
         except Exception as error:
-            if is_fault_of_trial(error):  # the search goes on, so trackers close the run of this trial
+            if is_fault_of_trial(error):  # the search continues, so trackers close the run of this trial
                 self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             raise
         if self.objective is None:
             self.objective = self._search.compute_objective(self.evaluate())
         return self.objective
 
-    def _hp_search_setup(self, trial: Any) -> None:
+    def _hp_search_setup(self, trial: Trial) -> None:
         """Hook: put a trial's hyper-parameters into `self.args`, each as the type of its field."""
         if self._search is not None and trial is not None:
             self._search.apply(trial, self.args)
@@ -2383,8 +2348,8 @@ class Trainer:
 
             apply_trial(self.args, trial)
 
-    def _report_to_hp_search(self, trial: Any, step: int, metrics: dict[str, float]) -> None:
-        """Hook: tell the search how a trial is doing; it may end the trial here, with an exception of its own."""
+    def _report_to_hp_search(self, trial: Trial, step: int, metrics: dict[str, float]) -> None:
+        """Hook: report to the search how a trial is doing; it may end the trial here, with its exception."""
         if self._search is None or trial is None:
             return
         self.objective = self._search.compute_objective(dict(metrics))
@@ -2433,7 +2398,7 @@ class Trainer:
         """Hook: move the model to its device; weights that were tied stay tied, and those that were not stay apart."""
         models.move_with_ties(model, device)
 
-    def torch_jit_model_eval(self, model: nn.Module, dataloader: DataLoader[Any], training: bool = False) -> nn.Module:
+    def torch_jit_model_eval(self, model: nn.Module, dataloader: Loader, training: bool = False) -> nn.Module:
         """`jit_mode_eval`: the model traced on the first batch of `dataloader`; the model itself when tracing fails."""
         inputs = self._inputs_of_evaluation(next(iter(dataloader)))
         return models.traced(model, inputs, self.autocast_smart_context_manager(False))

@@ -38,7 +38,7 @@ class LossWindow:
         self.num_without = 0  # updates of the window that had no loss, as they had no label
 
     def add(self, loss: torch.Tensor) -> None:
-        """Take the loss of one micro-batch, a scalar on any device; its graph is let go."""
+        """Add the loss of one micro-batch, of shape (), on any device; its graph is freed."""
         self.pending.append(loss.detach() if loss.requires_grad else loss)
         if len(self.pending) >= self._fold_from:
             self._folded.append(torch.stack(self.pending[:_FOLD_AT]))

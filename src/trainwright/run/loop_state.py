@@ -1,6 +1,6 @@
-"""What `loop_state.json` holds: where a run stands, beside weights, optimizer and `trainer_state.json`.
+"""What `loop_state.json` holds: the position of a run, apart from weights, optimizer and `trainer_state.json`.
 
-Owns: its shape on disk (`LoopState`), what differs between processes, the place of a checkpoint that another
+Owns: its shape on disk (`LoopState`), what differs between processes, the position of a checkpoint that another
 implementation wrote. Leaves to others: files and their verification (`checkpoint`), whose values these are (`run`).
 """
 
@@ -62,7 +62,7 @@ class LoopState(TypedDict, total=False):
 
 
 def fresh(epoch: int = 0, samples_in_epoch: int = 0, last_logged_step: int = 0) -> LoopState:
-    """Of a run that begins, or goes on where only its place is known."""
+    """Of a run that begins, or is resumed where only its position is known."""
     return {
         "position": {"epoch": epoch, "samples_in_epoch": samples_in_epoch},
         "total_loss": 0.0,
@@ -70,12 +70,12 @@ def fresh(epoch: int = 0, samples_in_epoch: int = 0, last_logged_step: int = 0) 
     }
 
 
-def of_all_processes(own: Mapping[str, Any], gather: Callable[[Any], list[Any]]) -> dict[str, Any]:
-    """What this process holds, as the file has it: of the first process, and what the others have in its place.
+def of_all_processes(local: Mapping[str, Any], gather: Callable[[Any], list[Any]]) -> dict[str, Any]:
+    """`local`, which this process holds, as the file has it: of rank 0, and what the others have in its place.
 
     `gather`: the values of all processes, which call this together.
     """
-    first, *others = gather(dict(own))
+    first, *others = gather(dict(local))
     differences = [{}, *({name: value for name, value in other.items() if value != first[name]} for other in others)]
     return {**first, **({"processes": differences} if others else {})}
 

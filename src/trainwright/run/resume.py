@@ -46,8 +46,8 @@ def find_checkpoint(wanted: str | bool | os.PathLike[str] | None, output_dir: st
     """The verified checkpoint to resume from: `wanted` itself, or for True the newest good one in `output_dir`.
 
     "auto" is True where there is a checkpoint, and None (start anew) where this run has not written one yet: what a job
-    that is put back into its queue wants. Process 0 looks and tells the others, which would see it tidy up; all of them
-    verify what it found, which may lie on disks of their own.
+    that is put back into its queue wants. Rank 0 looks, removes what is half-written and tells the other ranks; all of
+    them verify what it found, which may lie on their local disks.
 
     Raises ValueError where there is none (but for "auto"), and where all there are, or were, are damaged.
     """
@@ -195,7 +195,7 @@ def micro_batches_done(saved: LoopState, now: Batching, plan: TrainingPlan) -> i
 def plan_from_here(
     plan: TrainingPlan, epoch: int, micro_batches: int, global_step: int, accumulation: int
 ) -> TrainingPlan:
-    """The plan of a run that goes on behind `micro_batches` of `epoch`, after `global_step` updates of any size.
+    """The plan of a run that is resumed behind `micro_batches` of `epoch`, after `global_step` updates of any size.
 
     In epochs, the updates are those that the rest of the data gives; in steps, the epochs are those that it takes to
     make them.
@@ -214,7 +214,7 @@ def plan_from_here(
 def say_where(
     checkpoint: str, position: Position, state: TrainerState, plan: TrainingPlan, args: TrainingArguments
 ) -> None:
-    """Say from where a run goes on, as a warning, which is what users see by default, or that nothing is left of it."""
+    """Say where a run is resumed, as a warning, which is what users see by default, or that nothing is left of it."""
     step, name = state.global_step, os.path.basename(os.path.normpath(checkpoint))
     if step < plan.max_steps:
         logger.warning(
@@ -307,12 +307,14 @@ def restore_callbacks(handler: CallbackHandler, saved: dict[str, Any], *, replac
         seen[name] = seen.get(name, 0) + 1
         if seen[name] > len(states):
             continue
-        own = states[seen[name] - 1]
+        state = states[seen[name] - 1]
         # Only what the callback itself calls its state: a file must not choose which attributes are set.
         known = callback.state().get("attributes", {})
-        attributes = {attribute: value for attribute, value in own.get("attributes", {}).items() if attribute in known}
+        attributes = {
+            attribute: value for attribute, value in state.get("attributes", {}).items() if attribute in known
+        }
         if replace:
-            handler.callbacks[number] = type(callback).from_state({**own, "attributes": attributes})
+            handler.callbacks[number] = type(callback).from_state({**state, "attributes": attributes})
         else:
             for attribute, value in attributes.items():
                 setattr(callback, attribute, value)

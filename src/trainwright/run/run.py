@@ -24,18 +24,24 @@ from trainwright.checkpoint.save import arguments_as_json
 from trainwright.data import collator_rng
 from trainwright.data.data_position import DataPosition
 from trainwright.evaluation.metrics import speed_metrics
+from trainwright.interop import models
 from trainwright.interrupt import Interrupt
 from trainwright.micro_batch_weights import NO_ITEMS, LossKind, MicroBatchWeights, Weight
+from trainwright.names import DebugOption
 from trainwright.nonfinite.guard import NonFiniteGuard
 from trainwright.nonfinite.updates import Place
-from trainwright.oom_retry import FoundBatchSize, OomSplitting
+from trainwright.nonfinite.weights import infinite_by_design
+from trainwright.oom_retry import FoundBatchSize, OomSplitting, why_no_retry
 from trainwright.optim import lomo
+from trainwright.optim.fused_backward import is_lomo, updates_in_backward
+from trainwright.optim.schedules import waits_for_metric
 from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan
 from trainwright.profiling.phases import Profilers
 from trainwright.run import loop_state
 from trainwright.run.loop_state import Batching, LoopState
 from trainwright.state import TrainerState
+from trainwright.techniques import precision
 from trainwright.tokens import TokenCounter
 from trainwright.window import LossWindow
 
@@ -44,8 +50,10 @@ if TYPE_CHECKING:
     from torch.optim.optimizer import Optimizer
 
     from trainwright.args.training import TrainingArguments
+    from trainwright.callbacks.handler import CallbackHandler
     from trainwright.checkpoint.saves import Saves
     from trainwright.data.prefetch import DevicePrefetcher
+    from trainwright.interop.packed_attention import PackedInputs
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +86,7 @@ class Run:
     batching: Batching | None = None  # how many micro-batches a pass over the data has, and why
     start_time: float = 0.0  # of the first step, in seconds since 1970
 
-    # -- position: where it stands -------------------------------------------------------------------------------------
+    # -- position -------------------------------------------------------------------------------------------------
     progress: DataPosition = field(default_factory=DataPosition)  # epochs, micro-batches, samples
     first_epoch: int = 0  # whole passes done when this attempt began
     first_micro_batch: int = 0  # micro-batches of the next pass done when this attempt began
@@ -183,6 +191,103 @@ class Run:
         )
         self.first_step, self.owes_epoch_end = None, False
 
+    def change_for_training(self, model: nn.Module, packed_inputs: PackedInputs | None) -> contextlib.ExitStack:
+        """Change of `model`, and of torch, what is only for training. Returns what undoes it, when the run ends."""
+        args, undo = self.args, self.undo
+        undo.close()  # of an attempt that ran out of memory
+        undo.enter_context(precision.float32_products(args.tf32))
+        if packed_inputs is not None:
+            undo.enter_context(packed_inputs.while_training(model))
+        if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
+            from trainwright.overflow import OverflowWatch
+
+            undo.callback(OverflowWatch(model).close)
+        undo.callback(models.prepare_for_training(model, args))
+        return undo
+
+    def prepare_steps(
+        self,
+        model: nn.Module,
+        unwrapped: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
+        strategy: Strategy,
+        *,
+        label_names: Sequence[str],
+        labels_are_shifted: bool,
+        num_replicas: int,
+        batch_size: int,
+        batches_are_even: bool,
+        moves_inputs: bool,
+        step_now: Callable[[], int],
+    ) -> None:
+        """What each update needs: the parameters, weights of its micro-batches, a look for NaN, room for another try,
+        copies made ahead.
+
+        `batch_size`: samples of a micro-batch. `batches_are_even`: all processes read as many of them at a time.
+        `moves_inputs`: our hook moves the inputs to the device, so that they may be there already.
+        """
+        args = self.args
+        self.parameters = list(model.parameters())
+        for parameter in self.parameters:  # what an update that was broken off left behind
+            parameter.grad = None
+        if args.optimizer_in_backward:
+            from trainwright.techniques import optimizer_in_backward
+
+            obstacle = "several processes" if strategy.is_distributed else None
+            obstacle = "several replicas of the model" if num_replicas > 1 else obstacle
+            self.undo.callback(optimizer_in_backward.start(optimizer, unwrapped, args, obstacle).close)
+        self.backward_is_update = is_lomo(optimizer)
+        self.changes_weights_in_backward = args.optimizer_in_backward or updates_in_backward(optimizer)
+        self.clips = bool(args.max_grad_norm) and (self.backward_is_update or not updates_in_backward(optimizer))
+        self.schedule_waits_for_metric = waits_for_metric(scheduler)
+        self.accumulation = args.gradient_accumulation_steps
+        self.counts_tokens = bool(
+            args.include_num_input_tokens_seen or args.include_tokens_per_second or args.log_speed
+        )
+        self.weight = self.weights_are_needed = None
+        weighs_together = strategy.is_distributed and args.average_tokens_across_devices
+        self.weights = MicroBatchWeights(
+            label_names,
+            labels_are_shifted,
+            device=strategy.device,
+            num_processes=strategy.num_processes,
+            sum_over_processes=strategy.sum if weighs_together else None,
+            batches_are_even=batches_are_even,
+        )
+        self.watch_updates(optimizer, scheduler, strategy, step_now)
+        self.exempt = infinite_by_design(unwrapped)
+        self.prefetch = self.splitting = None
+        # Not where memory may run out on purpose: there a copy made ahead would fail outside of what is tried again.
+        if strategy.device.type == "cuda" and moves_inputs and not args.auto_find_batch_size:
+            from trainwright.data.prefetch import DevicePrefetcher
+
+            self.prefetch = DevicePrefetcher(strategy.device)
+        if args.auto_find_batch_size and args.auto_find_batch_size_mode == "split":
+            self.splitting = OomSplitting(
+                labels_are_shifted=labels_are_shifted,
+                label_names=label_names,
+                batch_size=batch_size,
+                obstacle=why_no_retry(args, strategy, num_replicas, self.changes_weights_in_backward),
+                limit=self.found_size.limit(strategy.process_index, strategy.num_processes),
+            )
+
+    def start_profiling(self, handler: CallbackHandler, accelerator: Any, **settings: Any) -> None:
+        """Begin to watch the run as its arguments ask; `settings` are those of `profilers_for`.
+
+        `accelerator`: where there is one, many overrides of `training_step` call its backward pass.
+        """
+        self.profilers.close()
+        self.profilers = Profilers()
+        if not (self.args.time_breakdown or self.args.log_speed or self.args.profile_steps):
+            return
+        from trainwright.profiling.profilers import profilers_for
+
+        self.profilers = profilers_for(self.args, **settings)
+        self.profilers.span_method(handler, "call_event", "callbacks")
+        if accelerator is not None:
+            self.profilers.span_method(accelerator, "backward", "backward")
+
     def watch_updates(
         self, optimizer: Optimizer, scheduler: LRScheduler, strategy: Strategy, step_now: Callable[[], int]
     ) -> None:
@@ -243,7 +348,7 @@ class Run:
             self.guard.settle(bad)
         if counted is not None:
             state.num_input_tokens_seen += round(values.pop()) - in_state
-        # Updates without a label count in the mean over the run as those around them, as if they had not been.
+        # Updates without a label count in the mean over the run as their neighbours, as if they had not been.
         mean_before = self.total_loss / max(self.last_logged_step, 1)
         total = total * steps / with_loss if 0 < with_loss < steps else total
         self.total_loss += total if with_loss or not steps else mean_before * steps
@@ -300,9 +405,9 @@ class Run:
         is_last_step: bool,
         grad_norm: torch.Tensor | float | None,
         micro_batch: int,
-        gather: Callable[[Any], list[Any]] = lambda own: [own],
+        gather: Callable[[Any], list[Any]] = lambda local: [local],
     ) -> LoopState:
-        """Where a run goes on that is resumed from here. Reads the running loss from the device.
+        """What a run that is resumed from here needs to know. Reads the running loss from the device.
 
         `is_cut_short`: a callback ends the epoch here. `is_last_step`: the run made its last update. `micro_batch`:
         samples of one, of this process. `gather`: the values of all processes, which call this together.
@@ -311,12 +416,12 @@ class Run:
         epoch, samples, shares = progress.next_sample(is_cut_short)
         is_over = progress.is_over(is_cut_short) or is_last_step
         batch_size = self.found_size.to_save(micro_batch, self.splitting, gather)
-        own = {
+        local = {
             "epoch_start_generators": progress.generators,
             "collator_generator": collator_rng.states(collator),
             "window": self.window.state(),
         }
-        state: Any = loop_state.of_all_processes(own, gather)
+        state: Any = loop_state.of_all_processes(local, gather)
         rest: LoopState = {
             "position": {"epoch": epoch, "samples_in_epoch": samples},
             "micro_batches": progress.micro_batches if samples else 0,
