@@ -313,7 +313,7 @@ JUDGED = {
     ("log_text.py", "write"): STAGED,
     ("tracking/dagshub.py", "_write_artifacts"): SCRATCH,
     ("tracking/model_files.py", "write_model"): SCRATCH,
-    ("trainer.py", "_save_beside_the_weights"): STAGED,
+    ("trainer.py", "_save_processing_files"): STAGED,
 }
 # Each with a row in WRITERS.
 THROUGH_THE_HELPER = {"create_text", "fresh", "put", "write_bytes", "write_text"}
