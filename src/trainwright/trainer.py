@@ -2091,9 +2091,9 @@ class Trainer:
         checkpoint_weights.save_weights(
             self._strategy.unwrap(self.model), output_dir, state_dict=state_dict, safe=bool(self.args.save_safetensors)
         )
-        self._save_beside_the_weights(output_dir)
+        self._save_processing_files(output_dir)
 
-    def _save_beside_the_weights(self, output_dir: str) -> None:
+    def _save_processing_files(self, output_dir: str) -> None:
         processor: Any = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         if hasattr(processor, "save_pretrained"):
             processor.save_pretrained(output_dir)
@@ -2111,7 +2111,7 @@ class Trainer:
                 merged = merged_copy(self._strategy.unwrap(self.model))
             with checkpoint_save.replacing(output_dir or folder_inside(self._output_dir, "merged")) as staging:
                 checkpoint_weights.save_weights(merged, staging, safe=bool(self.args.save_safetensors))
-                self._save_beside_the_weights(staging)
+                self._save_processing_files(staging)
 
     def _save_tpu(self, output_dir: str | None = None) -> None:
         """Save from a TPU: XLA tensors are moved to the host first."""

@@ -131,14 +131,14 @@ def test_a_long_log_is_handed_over_line_by_line_and_written_whole(tmp_path, fork
     made, sizes = [], []
     monkeypatch.setattr(asynchronous, "Arena", lambda *args: made.append(Arena(*args)) or made[-1])
     monkeypatch.setattr(snapshot, "SMALL_BYTES", 1)
-    keep = Arena.keep
+    put_text = Arena.put_text
 
     def counted(self, text, version):
-        sizes.append((len(text), place := keep(self, text, version))[0])
+        sizes.append((len(text), place := put_text(self, text, version))[0])
         assert self.memory(place) == text
         return place
 
-    monkeypatch.setattr(Arena, "keep", counted)
+    monkeypatch.setattr(Arena, "put_text", counted)
 
     def at(step):
         if step == 5 and dies:
@@ -170,7 +170,7 @@ def test_a_text_that_grew_is_copied_by_what_it_grew_and_one_that_was_changed_who
         assert arena.memory(arena.put_text(content, version)) == content
         counts.append(arena.num_text_bytes_copied - before)
         arena.clear()
-        assert arena.reserve(64).block != arena._kept
+        assert arena.reserve(64).block != arena._text_block
     assert counts == [4000, 10, 4000, 0, 3000, 99999] and arena.num_made == 3
 
 

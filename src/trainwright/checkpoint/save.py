@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trainwright.args.hidden import forget_secrets
 from trainwright.checkpoint import sink
@@ -144,17 +144,23 @@ def _share_weights(directory: str, names: Iterable[str], mode: int) -> None:
             give_mode(os.path.join(directory, name), mode)
 
 
-def save_optimizer(directory: Path, optimizer: Any) -> None:
+class HasState(Protocol):
+    """An optimizer, a schedule or a loss scale, of torch or of another library."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+def save_optimizer(directory: Path, optimizer: HasState) -> None:
     """Write the optimizer's state to `optimizer.pt`."""
     _save_state(os.path.join(directory, OPTIMIZER_NAME), optimizer.state_dict())
 
 
-def save_scheduler(directory: Path, scheduler: Any) -> None:
+def save_scheduler(directory: Path, scheduler: HasState) -> None:
     """Write the learning-rate schedule's state to `scheduler.pt`."""
     _save_state(os.path.join(directory, SCHEDULER_NAME), scheduler.state_dict())
 
 
-def save_scaler(directory: Path, scaler: Any) -> None:
+def save_scaler(directory: Path, scaler: HasState) -> None:
     """Write the fp16 loss scale to `scaler.pt`."""
     _save_state(os.path.join(directory, SCALER_NAME), scaler.state_dict())
 
@@ -228,7 +234,7 @@ def save_loop_state(directory: Path, state: dict[str, Any]) -> None:
     sink.write("json", os.path.join(directory, LOOP_STATE_NAME), state)
 
 
-def save_trainer_state(directory: Path, state: Any) -> None:
+def save_trainer_state(directory: Path, state: TrainerState) -> None:
     """Write a `TrainerState` to `trainer_state.json`."""
     path = os.path.join(directory, TRAINER_STATE_NAME)
     if any(getattr(type(state), name) is not getattr(TrainerState, name) for name in ("save_to_json", "to_json")):

@@ -153,6 +153,20 @@ def redirected(model: nn.Module, directory: Path) -> Iterator[None]:
                 replaced.safe_save_file = original
 
 
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep `transformers`, where it is loaded, from drawing a bar over files, which would break the bar of the run."""
+    library: Any = sys.modules.get("transformers.utils.logging")
+    if library is None or not library.is_progress_bar_enabled():
+        yield
+        return
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.enable_progress_bar()
+
+
 def _redirecting(original: Callable[..., None]) -> Callable[..., None]:
     def save(tensors: Tensors, filename: Path, metadata: dict[str, str] | None = None) -> None:
         write_weights = _of_ancestor(_redirected, filename)

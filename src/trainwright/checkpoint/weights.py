@@ -6,14 +6,12 @@ Leaves to others: everything else in a checkpoint. `transformers` and peft model
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import json
 import logging
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +21,6 @@ from torch import nn
 
 from trainwright import names
 from trainwright.checkpoint import sink
-from trainwright.checkpoint.conversion import load_converted
 from trainwright.checkpoint.paths import MAX_NAMED, inside, named, read_json, shown
 from trainwright.checkpoint.tensors import load_tensors
 from trainwright.interop.loaded import is_peft_model, is_pretrained_model
@@ -182,7 +179,7 @@ def load_weights(model: nn.Module, directory: Path, strict: bool = False, prefer
         if is_pretrained_model(model) and (result.missing_keys or result.unexpected_keys):
             # The library may write other names than the model has (fused experts, renamed modules).
             tensors = {name: tensor for path in files for name, tensor in _read(path).items()}
-            converted = load_converted(model, tensors)
+            converted = _load_converted(model, tensors)
             if converted is not None:
                 result = LoadResult(_without_tied(model, converted[0]), converted[1])
     if result.unexpected_keys and set(model.state_dict()) <= set(result.missing_keys):
@@ -264,23 +261,9 @@ def _save_pretrained(
         if model.can_generate():
             model.generation_config.save_pretrained(directory)
         return False
-    with _no_progress_bars(), sink.redirected(model, directory):
+    with sink.no_progress_bars(), sink.redirected(model, directory):
         model.save_pretrained(directory, **options)
     return True
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep `transformers`, where it is loaded, from drawing a bar over files, which would break the bar of the run."""
-    library: Any = sys.modules.get("transformers.utils.logging")
-    if library is None or not library.is_progress_bar_enabled():
-        yield
-        return
-    library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library.enable_progress_bar()
 
 
 def _without_duplicates(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:
@@ -354,6 +337,29 @@ def _without_tied(model: nn.Module, missing: list[str]) -> list[str]:
     entries = model.state_dict(keep_vars=True)
     loaded = {id(value) for name, value in entries.items() if name not in missing}
     return [name for name in missing if id(entries.get(name)) not in loaded]
+
+
+def _load_converted(model: Any, tensors: dict[str, torch.Tensor]) -> tuple[list[str], list[str]] | None:
+    """Load `tensors`, named as in the files of `model`'s release, into `model`; names missing and unexpected.
+
+    None where the library cannot build a second model of this class, or converts nothing better. Costs a copy of the
+    model in memory. float32 holds bfloat16 and float16 exactly, so the detour changes no bit.
+    """
+    wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors.values()) else torch.float32
+    try:
+        # The library initialises a model before it fills it, which must not move the run's random state.
+        with torch.random.fork_rng(devices=[]):
+            other, info = type(model).from_pretrained(
+                None, config=copy.deepcopy(model.config), state_dict=tensors, torch_dtype=wide, output_loading_info=True
+            )
+    except Exception as error:  # whatever a user's class or release raises: the plain result is used
+        logger.info("The weights could not be converted by %s: %s", type(model).__name__, error)
+        return None
+    missing = set(info["missing_keys"])
+    model.load_state_dict(
+        {name: value for name, value in other.state_dict().items() if name not in missing}, strict=False
+    )
+    return sorted(missing), sorted(info["unexpected_keys"])
 
 
 def _load_adapters(model: Any, directory: Path) -> LoadResult:

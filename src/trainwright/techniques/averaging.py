@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
+from trainwright.checkpoint import sink
 from trainwright.checkpoint.paths import inside
-from trainwright.checkpoint.sink import taken
 from trainwright.names import EMA_WEIGHTS_NAME
 from trainwright.optim.schedule_free import keeps_two_sets
 
@@ -117,9 +117,7 @@ class AveragedWeights:
         """Write `ema.safetensors`; nothing before the average has begun."""
         if self.has_begun:
             averages = {name: average.contiguous() for name, average in self.state_dict().items()}
-            path, metadata = os.path.join(directory, EMA_WEIGHTS_NAME), {"format": "pt"}
-            if not taken("tensors", path, averages, metadata):
-                save_file(averages, path, metadata=metadata)
+            sink.write("tensors", os.path.join(directory, EMA_WEIGHTS_NAME), averages, {"format": "pt"})
 
     @torch.no_grad()
     def load(self, directory: Path, step: int) -> None:
