@@ -40,7 +40,7 @@ def copied(functions: Any) -> Any:
         return _Copies().of(functions)
     except CannotCopy:
         raise
-    except Exception as error:  # whatever the object's own way of being copied raises
+    except Exception as error:  # whatever an object's way of being copied raises
         raise CannotCopy(f"{type(error).__name__}: {error}") from error
 
 
