@@ -62,7 +62,7 @@ def test_memory_is_measured(benchmark, capsys):
 def test_every_benchmark_is_found_and_says_what_it_measures(benchmark):
     found = benchmark("bench").benchmarks()
     assert {"step_overhead", "start", "memory", "gpu"} <= found.keys()
-    assert not {"toy", "probes", "contenders", "bench"} & found.keys()
+    assert not {"toy", "probes", "contenders", "bench", "compare_commits", "compared_runs"} & found.keys()
     assert all(len(text) > 20 for text in found.values())
 
 
