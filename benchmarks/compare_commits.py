@@ -4,7 +4,7 @@ Owns: checking out the commits, running the same configurations with each, compa
 to others: which configurations there are and what is written down of each (`compared_runs.py`).
 
     python benchmarks/compare_commits.py main                 the commit that is checked out here against main
-    python benchmarks/compare_commits.py 54362af main         two commits, about two minutes of one core
+    python benchmarks/compare_commits.py 54362af main         two commits, about three minutes of one core
     python benchmarks/compare_commits.py main --working-tree  the files as they are here, committed or not
     python benchmarks/compare_commits.py main --only ema peft the configurations whose names hold one of these words
     python benchmarks/compare_commits.py --list               what there is
@@ -133,12 +133,12 @@ class _Pickle:
     load = staticmethod(lambda file, **_: _Unpickler(file).load())
 
 
-def content_of(path: Path) -> Any:
-    """What a file holds, as nested values; without the fields of LEFT_OUT."""
+def content_of(path: Path, root: Path) -> Any:
+    """What a file holds, as nested values; without the fields of LEFT_OUT. Paths below `root` become relative to it."""
     if path.parent.name == TRACES:
         return "a trace"
     if path.suffix == ".json":
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8").replace(str(root), "."))
         for field in LEFT_OUT.get(path.name, ()):
             _leave_out(content, field.split("."))
         return content
@@ -163,6 +163,7 @@ def _leave_out(content: Any, field: list[str]) -> None:
 def compare_folders(base: Path, head: Path) -> dict[str, dict[str, Any]]:
     """Folder of a configuration -> how many files, trains and differences; those of both sides, in order."""
     found = {}
+    base, head = base.resolve(), head.resolve()
     names = sorted({entry.name for folder in (base, head) for entry in folder.iterdir() if entry.is_dir()})
     for name in names:
         files = {folder: _files(folder / name) for folder in (base, head)}
@@ -173,7 +174,8 @@ def compare_folders(base: Path, head: Path) -> dict[str, dict[str, Any]]:
                 continue
             one, other = base / name / file, head / name / file
             if one.is_file() and one.read_bytes() != other.read_bytes():
-                different += [f"{file}: {text}" for text in differences(content_of(one), content_of(other))]
+                contents = content_of(one, base), content_of(other, head)
+                different += [f"{file}: {text}" for text in differences(*contents)]
         found[name] = {"files": len(files[base] - {RESULT}), "differences": different}
     return found
 

@@ -86,3 +86,12 @@ def test_an_unknown_benchmark_is_an_error_that_lists_those_there_are(benchmark, 
     with pytest.raises(SystemExit):
         benchmark("bench").main(["steps"])
     assert "step_overhead" in capsys.readouterr().err
+
+
+def test_what_a_save_and_a_resume_go_through_is_counted(benchmark, capsys):
+    benchmark("structure").main(["--paths", "save"])
+    output = capsys.readouterr().out
+    assert " checkpoint/" in output and "_maybe_log_save_evaluate 1" in output
+    rows = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| this tree")]
+    calls = {what: int(number) for _, what, number, *_ in rows}
+    assert calls["a resume"] > calls["only a resume"] > 0 and calls["a save"] > 0
