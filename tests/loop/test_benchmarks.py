@@ -95,3 +95,12 @@ def test_what_a_save_and_a_resume_go_through_is_counted(benchmark, capsys):
     rows = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| this tree")]
     calls = {what: int(number) for _, what, number, *_ in rows}
     assert calls["a resume"] > calls["only a resume"] > 0 and calls["a save"] > 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shared memory is counted as Linux does")
+def test_copies_of_the_state_are_measured_beside_those_of_torch(benchmark, capsys):
+    sizes = ["--layers", "1", "--width", "64", "--vocabulary", "64", "--length", "8"]
+    benchmark("checkpoint_stall").main(["--stagers", "--rounds", "1", *sizes])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if " DefaultStager" in line]
+    num_tensors = int(rows[0][-2])  # torch's needs a descriptor for each
+    assert len(rows) == 2 and num_tensors > 30
