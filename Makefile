@@ -11,9 +11,10 @@ MINIMAL := .minimal
 MUTMUT := .mutmut
 
 DRAWS ?= 200
+BASE ?= main
 FIRST ?= $(shell date +%Y%m%d)000
 
-.PHONY: help demo digits test test-newest test-older test-minimal draws mutants downstream lint format docs bench clean
+.PHONY: help demo digits test test-newest test-older test-minimal draws mutants downstream lint format docs bench compare clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +64,9 @@ docs: .venv/installed ## write the pages of all arguments and of all optimizers 
 
 bench: .venv/installed $(OLDER)/installed ## all benchmarks, side by side with other trainers (ARGS=--quick: some minutes)
 	@$(OFFLINE) $(BIN)/python benchmarks/bench.py $(ARGS)
+
+compare: .venv/installed ## run 100 tiny configurations with two commits, compare bit by bit (BASE=main, ARGS="--only ema")
+	@$(BIN)/python benchmarks/compare_commits.py $(BASE) $(ARGS)
 
 downstream: .venv/installed $(DOWNSTREAM)/installed ## libraries that build on the Trainer, on both engines (minutes)
 	PYTHONPATH=$(DOWNSTREAM) $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python downstream/compare.py $(ARGS)

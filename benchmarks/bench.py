@@ -22,6 +22,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 OLDER = FOLDER.parent / ".transformers-4.55"  # where make puts the older transformers
+NO_BENCHMARKS = ("bench", "compare_commits")  # commands of this folder that measure nothing
 QUICK = {  # arguments that make a script fast; a script with an argument --quick of its own is given that
     "step_overhead": ["--rounds", "0"],
     "start": ["--rounds", "1"],
@@ -37,7 +38,7 @@ def benchmarks() -> dict[str, str]:
     found = {}
     for path in sorted(FOLDER.glob("*.py")):
         text = path.read_text(encoding="utf-8")
-        if path.name != Path(__file__).name and 'if __name__ == "__main__":' in text:
+        if path.stem not in NO_BENCHMARKS and 'if __name__ == "__main__":' in text:
             found[path.stem] = (ast.get_docstring(ast.parse(text)) or path.stem).splitlines()[0]
     return found
 

@@ -6,6 +6,8 @@ which the progress line and the description of the machine come.
     python benchmarks/checkpoint_stall.py                      both tables, in about three minutes
     python benchmarks/checkpoint_stall.py --layers 12 --width 768 --vocabulary 50257 --batch 4 --length 128
                                                                the same for 124 million parameters
+    python benchmarks/checkpoint_stall.py --stagers            another table: our copy of the state in shared memory
+                                                               beside torch's (torch.distributed.checkpoint.staging)
 
 A stall is the time between the end of an optimizer step and the next forward pass, at steps with a save, less the same
 time at steps without one. All loops are measured in turn, round by round, on the same model, batches and disk.
@@ -32,6 +34,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from probes import CallCounter
 from step_overhead import Progress, environment
 
 STEPS_BETWEEN_SAVES = 4  # enough for a save to be on the disk before the next; more where --settle says so
@@ -197,6 +200,115 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {"stalls_s": stalls, "runs_s": runs, "state_bytes": options.state_bytes}
 
 
+# ------------------------------------------------------------------------------ the copy of the state, ours and torch's
+
+
+def our_snapshot(weights: dict[str, Any], states: dict[str, Any], num_bytes: int) -> Callable[[], Any]:
+    """As `async_save` makes it: both files into shared memory that is there already, and where they lie remembered."""
+    from trainwright.checkpoint.shared_memory import Arena
+    from trainwright.checkpoint.snapshot import Job, Snapshot
+
+    arena, arrangements = Arena(num_bytes), {}
+
+    def stage() -> None:
+        arena.clear()
+        snapshot = Snapshot(arena, Job("/staging", "/final", 1, 1, {}), None, arrangements)
+        if not snapshot.take("tensors", "/staging/model.safetensors", weights, {}):
+            raise AssertionError("the weights were not taken")
+        if not snapshot.take("torch", "/staging/optimizer.pt", states):
+            raise AssertionError("the optimizer's state was not taken")
+        snapshot.finish()
+
+    return stage
+
+
+def torch_stager(is_async: bool) -> Callable[[dict[str, Any], dict[str, Any], int], Callable[[], Any]]:
+    """torch's, with shared memory; `is_async`: on its own thread, and waited for, as the next update has to."""
+
+    def made(weights: dict[str, Any], states: dict[str, Any], num_bytes: int) -> Callable[[], Any]:
+        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+        on_device = torch.cuda.is_available()
+        stager = DefaultStager(StagingOptions(on_device, True, is_async, on_device))
+        state = {"weights": weights, "optimizer": states}
+        return lambda: stager.stage(state).result() if is_async else stager.stage(state)
+
+    return made
+
+
+def one_copy(weights: dict[str, Any], states: dict[str, Any], num_bytes: int) -> Callable[[], Any]:
+    """The floor: one copy of as many bytes into memory that is there, by one thread."""
+    source, target = torch.ones(num_bytes, dtype=torch.uint8), torch.zeros(num_bytes, dtype=torch.uint8)
+    return lambda: target.copy_(source)
+
+
+STAGERS: dict[str, Callable[[dict[str, Any], dict[str, Any], int], Callable[[], Any]]] = {
+    "one copy of the same bytes": one_copy,
+    "trainwright, snapshot": our_snapshot,
+    "torch, DefaultStager on the run's thread": torch_stager(False),
+    "torch, DefaultStager, asynchronous and waited for": torch_stager(True),
+}
+
+
+def measure_stagers(options: argparse.Namespace) -> dict[str, Any]:
+    """Each stager on the same state: what its first copy costs and what it holds; then `rounds` copies, in turn."""
+    weights, states = state_of(options)
+    tensors = [*weights.values(), *(tensor for state in states["state"].values() for tensor in state.values())]
+    num_bytes = sum(tensor.nbytes for tensor in tensors)
+    rows: dict[str, dict[str, Any]] = {}
+    stages = {}
+    for name, make in STAGERS.items():
+        descriptors, shared_kib = len(os.listdir("/proc/self/fd")), _shared_kib()
+        start = time.perf_counter()
+        stages[name] = make(weights, states, num_bytes)
+        made_s = time.perf_counter() - start
+        rows[name] = {"made_s": made_s, "first_s": timed(stages[name]), "wall_s": [], "cpu_s": []}
+        rows[name]["descriptors"] = len(os.listdir("/proc/self/fd")) - descriptors
+        rows[name]["shared_mb"] = (_shared_kib() - shared_kib) * 1024 / 1e6
+        stages[name]()
+        counter = CallCounter()
+        counter.start()
+        stages[name]()
+        counter.stop()
+        rows[name]["python_calls"] = counter.num_python
+    progress = Progress(options.rounds * len(rows))
+    for number in range(1, options.rounds + 1):
+        for name, stage in stages.items():
+            progress.say(f"{name}: round {number} of {options.rounds}")
+            cpu_s = time.process_time()
+            rows[name]["wall_s"].append(timed(stage))
+            rows[name]["cpu_s"].append(time.process_time() - cpu_s)
+    progress.end()
+    return {"state_bytes": num_bytes, "tensors": len(tensors), "stagers": rows}
+
+
+def _shared_kib() -> int:
+    """Shared memory that this process holds, as the system counts it (Linux)."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssShmem:"))
+
+
+def stager_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Ratios are medians over the rounds, of CPU time beside wall time where other work disturbs the second."""
+    base = rows["one copy of the same bytes"]
+    lines = [
+        "| the state is copied by | made, first copy: ms | a later copy, ms: median (min to max) | wall, copies |"
+        " CPU, copies | Python calls of the run's thread | descriptors | shared MB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in rows.items():
+        wall, cpu = (
+            statistics.median(one / other for one, other in zip(row[kind], base[kind])) for kind in ("wall_s", "cpu_s")
+        )
+        times = [1e3 * value for value in row["wall_s"]]
+        lines.append(
+            f"| {name} | {1e3 * row['made_s']:.1f}, {1e3 * row['first_s']:.1f} | {statistics.median(times):.1f} "
+            f"({min(times):.1f} to {max(times):.1f}) | {wall:.2f} | {cpu:.2f} | {row['python_calls']:,} | "
+            f"{row['descriptors']} | {row['shared_mb']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def stall_table(stalls: dict[str, list[float]]) -> str:
     base = statistics.median(stalls["one copy of the same bytes"])
     lines = ["| a save keeps a step waiting for | ms: median (min to max) | copies of the state |", "|---|---:|---:|"]
@@ -226,6 +338,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--settle", type=int, default=STEPS_BETWEEN_SAVES, help="steps between two saves (4)")
     parser.add_argument("--steps", type=int, default=12, help="steps of each run with a save at every step (12)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, all loops in turn (3)")
+    parser.add_argument("--stagers", action="store_true", help="compare copies of the state, nothing else (Linux)")
     parser.add_argument("--threads", type=int, default=1, help="threads torch may use (1: least disturbed)")
     parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is an accelerator")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="where checkpoints go (the system's scratch)")
@@ -246,7 +359,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     model = LanguageModel(options.layers, options.width, options.vocabulary, options.length)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    result = measure(options)
+    result = measure_stagers(options) if options.stagers else measure(options)
     about = {
         **environment(options),
         "parameters": num_parameters,
@@ -255,8 +368,11 @@ def main(arguments: list[str] | None = None) -> None:
         **{name: version(name) for name in ("transformers",) if importlib.util.find_spec(name)},
     }
     print(", ".join(f"{name} {value}" for name, value in about.items()), "\n")
-    print(stall_table(result["stalls_s"]), "\n")
-    print(run_table(result["runs_s"]))
+    if options.stagers:
+        print(f"{result['tensors']} tensors\n\n{stager_table(result['stagers'])}")
+    else:
+        print(stall_table(result["stalls_s"]), "\n")
+        print(run_table(result["runs_s"]))
     if options.json is not None:
         options.json.write_text(json.dumps({**about, **result}, indent=2) + "\n", encoding="utf-8")
 

@@ -6,13 +6,16 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from trainwright.interop.optional import installed_version
+
+sys.path.insert(0, str(Path(__file__).parent / "shared"))  # for scripts that load this file without pytest
+
+from line import LineData, LineModel
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -20,40 +23,6 @@ os.environ.setdefault("WANDB_MODE", "offline")
 # The peft that goes with transformers 4.55 imports names that today's torchao no longer has: hide torchao from it.
 if (installed_version("transformers") or (5,)) < (5,):
     sys.modules["torchao"] = None  # type: ignore[assignment]
-
-
-class LineData(torch.utils.data.Dataset):
-    """`length` samples of y = sum of x plus noise; counts how often samples are fetched."""
-
-    def __init__(self, length: int = 22, width: int = 3, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.x = torch.randn(length, width, generator=generator)
-        self.y = self.x.sum(1, keepdim=True) + 0.1 * torch.randn(length, 1, generator=generator)
-        self.fetched: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        self.fetched.append(int(index))
-        return {"x": self.x[index], "labels": self.y[index]}
-
-
-class LineModel(nn.Module):
-    """Linear regression that returns its mean squared error when it is given labels."""
-
-    def __init__(self, width: int = 3, dropout: float = 0.0, seed: int = 1) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.linear = nn.Linear(width, 1)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        prediction = self.linear(self.dropout(x))  # (batch, 1)
-        outputs = {"logits": prediction}
-        if labels is not None:
-            outputs = {"loss": ((prediction - labels) ** 2).mean(), **outputs}
-        return outputs
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ safetensors, which write from C++ and Rust, by the Python function that starts t
 from __future__ import annotations
 
 import builtins
-import importlib.util
 import os
 import random
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -22,57 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainwright import PrinterCallback, Trainer, TrainingArguments
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))  # for scripts that run without pytest
+
+from configurations import FrozenLine as FrozenLine  # as: other tests take them from here
+from configurations import make_run as make_run
+from line import LineModel as LineModel
+from trainwright import Trainer
 from trainwright.checkpoint import sink, writer
 from trainwright.checkpoint.manifest import problems
 
-_spec = importlib.util.spec_from_file_location("line_conftest", Path(__file__).parents[1] / "conftest.py")
-_shared = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_shared)
-LineData, LineModel = _shared.LineData, _shared.LineModel
-
 DIED = 100  # exit code of a child that died on purpose, plus the step it was at
 NAMED = ("fsync", "rename", "replace", "mkdir", "unlink", "remove", "rmdir", "truncate", "link", "symlink", "sendfile")
-
-
-def make_run(
-    out: str | os.PathLike[str], trainer: dict[str, Any] | None = None, cls: type[Trainer] = Trainer, **options: Any
-) -> Trainer:
-    """A Trainer of the line model with dropout (so that every random number counts), saving in `out`.
-
-    `model`: makes another one.
-    """
-    model = options.pop("model", None)
-    values: dict[str, Any] = {
-        "output_dir": str(out),
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 0.1,
-        "logging_steps": 1,
-        "save_strategy": "steps",
-        "logging_dir": "logs",  # the default holds the time of day, and training_args.bin would differ each second
-    }
-    given: dict[str, Any] = {
-        "model": model() if model else LineModel(dropout=0.5),
-        "train_dataset": LineData(),
-        "eval_dataset": LineData(9, seed=5),
-    }
-    run = cls(args=TrainingArguments(**(values | options)), **(given | (trainer or {})))
-    run.remove_callback(PrinterCallback)
-    return run
-
-
-class FrozenLine(LineModel):
-    """The line model behind weights that are frozen, and more than what is trained."""
-
-    def __init__(self) -> None:
-        super().__init__(dropout=0.5)
-        self.before = torch.nn.Linear(3, 3).requires_grad_(False)
-
-    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        return super().forward(self.before(x), labels)
 
 
 class PackedLanguage(torch.nn.Module):

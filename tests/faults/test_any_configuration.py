@@ -13,7 +13,6 @@ import gc
 import itertools
 import json
 import os
-import random
 import shutil
 import signal
 import sys
@@ -23,73 +22,18 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from runs import LineData, LineModel, difference, end_of, forked_writer, resume_or_start
-from test_exact_data import (
-    HeldGeneratorsCollator,
-    Noisy,
-    NoisyCollator,
-    NoisySentences,
-    Notes,
-    OwnGeneratorCollator,
-    SentenceModel,
-    Shuffled,
-)
+from runs import difference, end_of, forked_writer, resume_or_start
 
-from trainwright import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from configurations import Stop, Stopped, draw, step_of, trainer_of
+from trainwright import TrainerCallback
 from trainwright.checkpoint import writer
 from trainwright.state import ExportableState
 
 NUM_CHEAP = 20  # draws of a plain call
 PATIENCE_S = 120  # after which a configuration counts as hanging
-COLLATORS = {"noisy": NoisyCollator, "late generator": OwnGeneratorCollator, "held": HeldGeneratorsCollator}
-
-
-class Sharing(Shuffled):
-    """A stream with a shuffle buffer that workers share by turns."""
-
-    def __iter__(self):
-        worker = torch.utils.data.get_worker_info()
-        first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        buffer = []
-        for index in range(first, self.length, every):
-            buffer.append(index)
-            if len(buffer) == self.buffer_size:
-                yield self.sample(buffer.pop(random.randrange(self.buffer_size)))
-        while buffer:
-            yield self.sample(buffer.pop(random.randrange(len(buffer))))
-
-
-class SizedSharing(Sharing):
-    """Says its length, so that its epochs are known."""
-
-    def __len__(self):
-        return self.length
-
-
-class Line(LineModel):
-    main_input_name = "x"  # what is counted as tokens
-
-
-class Sentences(SentenceModel):
-    """Takes unpacked samples too, as an evaluation collates them."""
-
-    def forward(self, input_ids, labels, seq_idx=None, attention_mask=None):
-        return super().forward(input_ids, labels, torch.zeros_like(input_ids) if seq_idx is None else seq_idx)
-
-
-class SilentEvaluation(Trainer):
-    """Evaluates without the noise of the collator: an evaluation that a signal ends draws its numbers twice."""
-
-    def get_eval_dataloader(self, eval_dataset=None):
-        noisy, self.data_collator = self.data_collator, Notes()
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = noisy
 
 
 class Tally(TrainerCallback, ExportableState):
@@ -115,27 +59,6 @@ class Tally(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {name: getattr(self, name) for name in ("steps", "lines", "evaluations")}}
 
 
-class Stopped(Exception):
-    """What a script's mistake looks like."""
-
-
-class Stop(TrainerCallback):
-    """Ends the run after a step in one of three ways."""
-
-    def __init__(self, step, way):
-        self.step, self.way = step, way
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step != self.step:
-            return
-        if self.way == "asked":
-            control.should_save = control.should_training_stop = True
-        elif self.way == "signal":
-            os.kill(os.getpid(), signal.SIGTERM)
-        else:
-            raise Stopped
-
-
 class Fork(TrainerCallback):
     """Forks a process at the first step of a life, which outlives it, as a pool that a callback never closes does."""
 
@@ -152,83 +75,6 @@ class Fork(TrainerCallback):
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-
-
-def draw(seed):
-    """A configuration: plain values, so that a failure can print it."""
-    r = random.Random(seed)
-    data = r.choice(["map", "map", "map", "stream", "sized stream", "packed"])
-    workers = r.choice([0, 0, 0, 1, 2])
-    options = {
-        "per_device_train_batch_size": r.randint(1, 5),
-        "gradient_accumulation_steps": r.choice([1, 1, 2, 3, 5]),
-        "dataloader_drop_last": r.random() < 0.4,
-        "dataloader_num_workers": workers,
-        "dataloader_persistent_workers": workers > 0 and r.random() < 0.7,
-        "per_device_eval_batch_size": 3,
-        "optim": r.choice(["adamw_torch", "sgd", "adafactor"]),
-        "lr_scheduler_type": r.choice(["linear", "cosine", "constant_with_warmup"]),
-        "warmup_steps": r.choice([0, 2]),
-        "max_grad_norm": r.choice([0.0, 1.0]),
-        "bf16": r.random() < 0.25,
-        "ema_decay": r.choice([None, None, 0.75]),
-        "logging_steps": r.choice([1, 2, 3, 1000]),
-        "logging_first_step": r.random() < 0.3,
-        "include_num_input_tokens_seen": r.choice(["no", "no", "all"]),
-        "save_steps": r.choice([1, 2, 3]),
-        "save_total_limit": r.choice([None, 1, 2]),
-        "async_save": r.random() < 0.3,
-    }
-    if data != "stream" and r.random() < 0.5:
-        options["num_train_epochs"] = r.choice([1, 2, 3, 1.5, 2.3])
-    else:
-        options["max_steps"] = r.randint(2, 14)
-    if data == "map":
-        options["train_sampling_strategy"] = r.choice(["random", "sequential", "group_by_length", "batch_rebalance"])
-    elif data == "packed":
-        options |= {"packing": True, "packing_length": 16}
-    evaluation = r.choice(["no", "no", "steps", "epoch", "best"])
-    if evaluation == "steps":
-        options |= {"eval_strategy": "steps", "eval_steps": r.choice([1, 2, 3])}
-    elif evaluation == "epoch":
-        options |= {"eval_strategy": "epoch", "logging_strategy": r.choice(["steps", "epoch"])}
-    elif evaluation == "best":
-        every = options["save_steps"]
-        options |= {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True}
-    changed = {}
-    if r.random() < 0.25:
-        changed = {"per_device_train_batch_size": r.randint(1, 5), "gradient_accumulation_steps": r.choice([1, 2, 3])}
-    return {
-        "data": data,
-        "length": r.randint(15, 40),
-        "collator": None if data == "packed" else r.choice(list(COLLATORS)),
-        "options": options,
-        "changed": changed,  # after a first stop that both runs have in common
-        "places": [r.random() for _ in range(r.choice([1, 1, 2]))],  # what they mean: `step_of`
-        "ways": [r.choice(["asked", "signal", "exception"]) for _ in range(2)],
-        "fork": r.random() < 0.3,
-    }
-
-
-def trainer_of(configuration, out, callbacks, options):
-    data, length = configuration["data"], configuration["length"]
-    kinds = {"map": Noisy, "stream": Sharing, "sized stream": SizedSharing, "packed": NoisySentences}
-    collator = configuration["collator"]
-    # Evaluation data that draw random numbers are not in the promise: a stream would see others when it is read again.
-    held_out = [{"input_ids": list(range(row, row + 6))} for row in range(7)] if data == "packed" else LineData(7)
-    trainer = (Trainer if data == "packed" else SilentEvaluation)(
-        Sentences() if data == "packed" else Line(dropout=0.2),
-        TrainingArguments(
-            str(out), report_to="none", use_cpu=True, disable_tqdm=True, learning_rate=0.05, save_strategy="steps",
-            logging_dir="logs", **options,
-        ),
-        train_dataset=kinds[data](2 * length if data == "packed" else length),
-        eval_dataset=held_out if "eval_strategy" in options else None,
-        data_collator=collator and COLLATORS[collator](),
-        callbacks=callbacks,
-    )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def live(configuration, out, options, stop=None, way=None):
@@ -286,14 +132,6 @@ def memory_files():
             name = os.readlink(f"/proc/self/fd/{entry}")
             found += [name] if "memfd:" in name else []
     return found
-
-
-def step_of(place, at, steps, ends_of_epochs):
-    """The step of a stop after `at`: for two places in five an epoch's end, for the others a share of the run."""
-    ends = [end for end in ends_of_epochs if at < end <= steps]
-    if place < 0.4 and ends:
-        return ends[int(place / 0.4 * len(ends))]
-    return min(at + 1 + int(place * (steps - at)), steps)
 
 
 def hold(configuration, folder):

@@ -1,84 +1,21 @@
 """A resumed run sees the data it would have seen: orders, random transforms, random collators, workers."""
 
-import random
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import IterableDataset
 
+from configurations import (
+    HeldGeneratorsCollator,
+    Noisy,
+    NoisyCollator,
+    NoisySentences,
+    Notes,
+    OwnGeneratorCollator,
+    SentenceModel,
+    Shuffled,
+)
 from trainwright import DataCollatorForLanguageModeling, Trainer, TrainingArguments
-
-
-class Noisy(Dataset):
-    """Each sample draws from all three generators, as random crops and token masks do."""
-
-    def __init__(self, length=26):
-        self.length = length
-
-    def __len__(self):
-        return self.length
-
-    def __getitem__(self, index):
-        noise = [random.random(), float(np.random.rand()), torch.rand(()).item()]
-        return {
-            "x": torch.tensor([index / self.length, *noise[:2]]),
-            "labels": torch.tensor([noise[2]]),
-            "input_ids": [0] * (1 + index % 5),  # what grouping by length looks at
-        }
-
-
-class Shuffled(IterableDataset):
-    """A stream with a shuffle buffer that draws from Python's generator."""
-
-    def __init__(self, length=26, buffer_size=6):
-        self.length, self.buffer_size = length, buffer_size
-
-    def __iter__(self):
-        buffer = []
-        for index in range(self.length):
-            buffer.append(index)
-            if len(buffer) == self.buffer_size:
-                yield self.sample(buffer.pop(random.randrange(self.buffer_size)))
-        while buffer:
-            yield self.sample(buffer.pop(random.randrange(len(buffer))))
-
-    def sample(self, index):
-        return {"x": torch.full((3,), index / self.length), "labels": torch.rand(1)}
-
-
-class NoisyCollator:
-    """Stacks samples and adds noise from torch's global generator."""
-
-    def __call__(self, samples):
-        x = torch.stack([sample["x"] for sample in samples])
-        return {"x": x + 0.1 * torch.rand_like(x), "labels": torch.stack([sample["labels"] for sample in samples])}
-
-
-class OwnGeneratorCollator(NoisyCollator):
-    """Draws from a generator of its own, as a masking collator with a seed does."""
-
-    generator = None
-
-    def __call__(self, samples):
-        if self.generator is None:
-            self.generator = torch.Generator().manual_seed(5)
-        batch = super().__call__(samples)
-        return {**batch, "x": batch["x"] + torch.rand(batch["x"].shape, generator=self.generator)}
-
-
-class HeldGeneratorsCollator(NoisyCollator):
-    """Holds generators of Python and NumPy, one of them in a dict, from its construction on."""
-
-    def __init__(self):
-        self.python = random.Random(1)
-        self.more = {"new": np.random.default_rng(2), "legacy": np.random.RandomState(3)}
-
-    def __call__(self, samples):
-        batch = super().__call__(samples)
-        noise = self.python.random() + self.more["new"].random() + self.more["legacy"].rand()
-        return {**batch, "x": batch["x"] + noise}
 
 
 class Embedded(torch.nn.Module):
@@ -265,29 +202,6 @@ def test_a_stream_with_a_shuffle_buffer_goes_on_where_it_was(line_model, tmp_pat
     assert whole[1] == resumed[1]
 
 
-class NoisySentences(Noisy):
-    """Tokenised samples of fixed lengths whose tokens are drawn anew each time; two fill a pack of 16."""
-
-    def __getitem__(self, index):
-        drawn = [random.randrange(16), int(np.random.randint(16)), int(torch.randint(16, ()))]
-        return {"input_ids": [index % 16, *drawn, *range(5 if index % 2 else 3)]}
-
-
-class SentenceModel(torch.nn.Module):
-    """Predicts the next token from the mean of those of its sample so far, under dropout."""
-
-    def __init__(self, seed=1):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.embed, self.head = torch.nn.Embedding(16, 4), torch.nn.Linear(4, 16)
-
-    def forward(self, input_ids, labels, seq_idx):
-        seen = (seq_idx[:, :, None] == seq_idx[:, None, :]).tril().float()  # (packs, length, length)
-        hidden = seen @ self.embed(input_ids) / seen.sum(-1, keepdim=True)
-        logits = self.head(torch.nn.functional.dropout(hidden, 0.2, self.training))
-        return {"loss": torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())}
-
-
 @pytest.mark.parametrize("at", (0, 1, 2))
 @pytest.mark.parametrize("accumulation", ACCUMULATION)
 @pytest.mark.parametrize("workers", [0, 2])
@@ -316,13 +230,6 @@ class Counted(IterableDataset):
         first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for index in range(first, self.length, every):
             yield {"x": torch.full((3,), index / self.length), "labels": torch.rand(1)}
-
-
-class Notes(NoisyCollator):
-    """Stacks samples and nothing else."""
-
-    def __call__(self, samples):
-        return {name: torch.stack([sample[name] for sample in samples]) for name in ("x", "labels")}
 
 
 class Remembers(nn.Module):

@@ -62,7 +62,7 @@ def test_memory_is_measured(benchmark, capsys):
 def test_every_benchmark_is_found_and_says_what_it_measures(benchmark):
     found = benchmark("bench").benchmarks()
     assert {"step_overhead", "start", "memory", "gpu"} <= found.keys()
-    assert not {"toy", "probes", "contenders", "bench"} & found.keys()
+    assert not {"toy", "probes", "contenders", "bench", "compare_commits", "compared_runs"} & found.keys()
     assert all(len(text) > 20 for text in found.values())
 
 
@@ -86,3 +86,21 @@ def test_an_unknown_benchmark_is_an_error_that_lists_those_there_are(benchmark, 
     with pytest.raises(SystemExit):
         benchmark("bench").main(["steps"])
     assert "step_overhead" in capsys.readouterr().err
+
+
+def test_what_a_save_and_a_resume_go_through_is_counted(benchmark, capsys):
+    benchmark("structure").main(["--paths", "save"])
+    output = capsys.readouterr().out
+    assert " checkpoint/" in output and "_maybe_log_save_evaluate 1" in output
+    rows = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| this tree")]
+    calls = {what: int(number) for _, what, number, *_ in rows}
+    assert calls["a resume"] > calls["only a resume"] > 0 and calls["a save"] > 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shared memory is counted as Linux does")
+def test_copies_of_the_state_are_measured_beside_those_of_torch(benchmark, capsys):
+    sizes = ["--layers", "1", "--width", "64", "--vocabulary", "64", "--length", "8"]
+    benchmark("checkpoint_stall").main(["--stagers", "--rounds", "1", *sizes])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if " DefaultStager" in line]
+    num_tensors = int(rows[0][-2])  # torch's needs a descriptor for each
+    assert len(rows) == 2 and num_tensors > 30

@@ -4,7 +4,6 @@ A run that saves beside the training is compared with one that waits for its sav
 ended by a signal and resumed. The parts themselves are tested where they are owned.
 """
 
-import itertools
 import json
 import os
 import signal
@@ -21,54 +20,14 @@ from trainwright.checkpoint.manifest import problems
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 
-from runs import LineData, LineModel, difference, end_of, forked_writer, make_run
+from runs import difference, end_of, forked_writer
 
-STEPS, SAVED = 6, (2, 4, 6)
+from configurations import FEATURES, NEEDED, PAIRS, REFUSED, STEPS, make_run, run_with
+from line import LineModel
+
+SAVED = (2, 4, 6)
 FILES = ("model.safetensors", "adapter_model.safetensors", "ema.safetensors", "optimizer.pt", "scheduler.pt")
-NUM_FITTING = 2  # rows that the device of `SmallDevice` has room for
-NAN_SAMPLE = 7
 NUM_PACKS = 4
-
-
-class SmallDevice(LineModel):
-    """Runs out of memory with more than NUM_FITTING rows in training."""
-
-    def forward(self, x, labels=None):
-        if self.training and len(x) > NUM_FITTING:
-            raise torch.OutOfMemoryError("out of memory")
-        return super().forward(x, labels)
-
-
-class OneNaN(LineData):
-    """One sample makes the loss NaN."""
-
-    def __init__(self):
-        super().__init__()
-        self.y[NAN_SAMPLE] = float("nan")
-
-
-def adapted(model):
-    peft = pytest.importorskip("peft")
-    return peft.get_peft_model(model, peft.LoraConfig(target_modules=["linear"], r=2))
-
-
-FEATURES = {
-    "ema_decay": {"ema_decay": 0.75, "ema_start_step": 1},
-    "optimizer_in_backward": {"optimizer_in_backward": True, "max_grad_norm": 0},
-    "schedule_free": {"optim": "schedule_free_adamw", "lr_scheduler_type": "constant"},
-    "load_best_model_at_end": {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2},
-    "nonfinite": {"nonfinite": "rollback"},
-    "auto_find_batch_size": {"auto_find_batch_size": True},
-    "watched": {"time_breakdown": "logs", "log_speed": True, "profile_steps": "2-3"},
-    "learning_rate_per_module": {"learning_rate_per_module": {".*linear.*": 0.03}},
-    "peft": {},
-}
-REFUSED = {  # pairs that cannot work, and what the error must name
-    ("ema_decay", "schedule_free"): "ema_decay",
-    ("optimizer_in_backward", "schedule_free"): "optimizer_in_backward=True cannot work",
-    ("optimizer_in_backward", "auto_find_batch_size"): "changes weights during the backward pass",
-}
-PAIRS = list(itertools.combinations(FEATURES, 2))
 
 
 @pytest.fixture(autouse=True)
@@ -88,19 +47,11 @@ class Signal(TrainerCallback):
 
 
 def run(out, features, **options):
-    """A Trainer with these features; not yet trained."""
-    if "schedule_free" in features:
-        pytest.importorskip("schedulefree")
-    model = SmallDevice(dropout=0.5) if "auto_find_batch_size" in features else LineModel(dropout=0.5)
-    given = {"model": adapted(model) if "peft" in features else model}
-    if "nonfinite" in features:
-        given["train_dataset"] = OneNaN()
-    values = {"max_steps": STEPS, "save_steps": 2, "async_save": True}
+    """`run_with`, or a skipped test where a package is missing."""
     for feature in features:
-        values |= FEATURES[feature]
-    callbacks = options.pop("callbacks", [])
-    given |= {"callbacks": callbacks, **options.pop("trainer", {})}
-    return make_run(out, given, **(values | options))
+        if feature in NEEDED:
+            pytest.importorskip(NEEDED[feature])
+    return run_with(out, features, **options)
 
 
 def without_times(end):
