@@ -16,18 +16,22 @@ import sys
 import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before torch starts its threads: on a busy machine, threads that wait by spinning made this ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from trainwright import HfArgumentParser, Trainer, TrainingArguments
 from trainwright.report.curve import plot_history
 from trainwright.report.html import write_report
 from trainwright.report.plan_table import plan_table
+from trainwright.tasks.errors import as_script, package
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 NUM_BYTES = 256
 END = NUM_BYTES  # one token more than there are bytes: the end of a file
@@ -104,6 +108,8 @@ def unigram_entropy(tokens: torch.Tensor) -> float:
 
 
 def build_model(demo: DemoArguments) -> LlamaForCausalLM:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=NUM_BYTES + 1,
@@ -152,9 +158,11 @@ def resumed(**changed: int) -> str:
     return "    " + shlex.join(words)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = HfArgumentParser((DemoArguments, DemoTrainingArguments), description=__doc__.split("\n")[0])
-    demo, args = parser.parse_args_into_dataclasses()
+    demo, args = parser.parse_args_into_dataclasses(arguments)
+    for needed in ("transformers", "matplotlib"):  # asked for here: the curve is drawn after the training
+        package(needed)
     resume = True if str(args.resume_from_checkpoint).lower() == "true" else args.resume_from_checkpoint
     if not resume:
         set_aside(Path(args.output_dir))
@@ -200,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -1783,7 +1783,7 @@ class Trainer:
             model,
             label_names=self.label_names,
             can_return_loss=self.can_return_loss,
-            ignore_keys=ignored_outputs(self.model) if ignore_keys is None else ignore_keys,
+            ignore_keys=ignored_outputs(self.model, ignore_keys),
             loss_only=loss_only,
             prepare=self._prepare_inputs if self._input_dtype is None else self._inputs_of_evaluation,
             compute_loss=self.compute_loss,

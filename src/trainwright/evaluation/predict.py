@@ -16,8 +16,11 @@ import torch
 from torch import nn
 
 from trainwright.evaluation.shortcuts import Shortcuts
+from trainwright.interop.loaded import is_pretrained_config
 from trainwright.loss import loss_of, no_scalar
 from trainwright.nested import nested_detach
+
+CACHES = ("past_key_values", "cache")  # the output of `transformers` up to 5.23, and since
 
 
 class Predictor:
@@ -170,6 +173,19 @@ def _detached(value: Any) -> Any:
     return value if type(value) is torch.Tensor and not value.requires_grad else nested_detach(value)
 
 
-def ignored_outputs(model: Any) -> list[str]:
-    """Outputs that the model's config says are no predictions (caches, hidden states)."""
-    return list(getattr(getattr(model, "config", None), "keys_to_ignore_at_inference", None) or [])
+def ignored_outputs(model: Any, ignore_keys: Sequence[str] | None = None) -> list[str]:
+    """Outputs that are no predictions: `ignore_keys`, else those that the model's config names, else caches.
+
+    A configuration of `transformers` names none where it leaves out the cache only (5.24 and later). Each of the two
+    names that caches had stands for both, so that a script may be older or newer than the installed release.
+    """
+    if ignore_keys is None:
+        config = getattr(model, "config", None)
+        ignore_keys = getattr(config, "keys_to_ignore_at_inference", None)
+        if ignore_keys is None and config is not None and is_pretrained_config(config):
+            return list(CACHES)
+    keys = list(ignore_keys or ())
+    for name, other in (CACHES, CACHES[::-1]):
+        if name in keys and other not in keys:
+            return [*keys, other]
+    return keys

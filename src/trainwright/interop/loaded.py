@@ -26,6 +26,11 @@ def is_pretrained_model(model: Any) -> bool:
     return is_instance_of(model, "transformers.modeling_utils", "PreTrainedModel")
 
 
+def is_pretrained_config(config: Any) -> bool:
+    """The configuration of a `transformers` model."""
+    return is_instance_of(config, "transformers.configuration_utils", "PretrainedConfig")
+
+
 def is_peft_model(model: Any) -> bool:
     """A model wrapped by peft: only its adapter is trained and saved."""
     return is_instance_of(model, "peft", "PeftModel", "PeftMixedModel")

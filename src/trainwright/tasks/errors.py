@@ -19,12 +19,14 @@ _PACKAGES = {
     "seqeval": ("Scoring entities", "metrics"),
     "sacrebleu": ("BLEU", "metrics"),
     "rouge_score": ("ROUGE", "metrics"),
-    "jiwer": ("Word error rates", "metrics"),
+    "jiwer": ("Counting wrong words", "metrics"),
     "PIL": ("Reading images", "images"),
     "scipy": ("Changing the sampling rate", "audio"),
     "soundfile": ("Reading sound", "audio"),
     "datasets": ("Reading training data", "datasets"),
-    "sklearn": ("The handwritten digits of this example", "digits"),
+    "sklearn": ("Loading the handwritten digits", "digits"),
+    "transformers": ("The language model of this example", "transformers"),
+    "matplotlib": ("Drawing the loss curve", "plot"),
 }
 
 

@@ -1,5 +1,6 @@
 """What to ask of the model for one batch, and what to keep of its answer."""
 
+import sys
 import types
 
 import pytest
@@ -64,5 +65,26 @@ def test_predictions_are_all_outputs_but_the_loss_and_what_is_ignored(outputs, i
 
 def test_the_config_of_a_model_says_what_is_no_prediction():
     config = types.SimpleNamespace(keys_to_ignore_at_inference=("past_key_values",))
-    assert ignored_outputs(types.SimpleNamespace(config=config)) == ["past_key_values"]
+    assert "past_key_values" in ignored_outputs(types.SimpleNamespace(config=config))
+    config.keys_to_ignore_at_inference = ["mems"]
+    assert ignored_outputs(types.SimpleNamespace(config=config)) == ["mems"]
+    assert ignored_outputs(types.SimpleNamespace(config=config), ["hidden_states"]) == ["hidden_states"]
+    assert ignored_outputs(types.SimpleNamespace(config=config), []) == []
     assert ignored_outputs(torch.nn.Linear(1, 1)) == []
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_a_cache_is_ignored_under_the_names_of_older_and_newer_releases(name):
+    found = ignored_outputs(torch.nn.Linear(1, 1), ["mems", name])
+    assert found[:2] == ["mems", name] and set(found) == {"mems", "past_key_values", "cache"}
+
+
+def test_a_config_of_transformers_that_names_nothing_has_its_cache_ignored(monkeypatch):
+    config_class = type("PretrainedConfig", (), {})  # as since 5.24, without keys_to_ignore_at_inference
+    monkeypatch.setitem(
+        sys.modules, "transformers.configuration_utils", types.SimpleNamespace(PretrainedConfig=config_class)
+    )
+    model = types.SimpleNamespace(config=config_class())
+    assert set(ignored_outputs(model)) == {"past_key_values", "cache"}
+    model.config.keys_to_ignore_at_inference = []
+    assert ignored_outputs(model) == []

@@ -1,18 +1,14 @@
-"""A Trainer with `push_to_hub=True` and the real huggingface_hub, to the small Hub of `test_push`."""
+"""A Trainer with `push_to_hub=True` and the real huggingface_hub, to the small Hub of `tests/shared/local_hub.py`."""
 
-import importlib.util
 import json
 import logging
 from pathlib import Path
 
 import pytest
 
+from local_hub import TOKEN
+
 pytest.importorskip("huggingface_hub")
-_spec = importlib.util.spec_from_file_location("local_hub", Path(__file__).with_name("test_push.py"))
-local_hub = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(local_hub)
-hub = local_hub.hub  # the fixture
-TOKEN = local_hub.TOKEN
 
 SAVED = {"model.safetensors", "training_args.bin"}
 RESUME = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "loop_state.json", "manifest.json"}
