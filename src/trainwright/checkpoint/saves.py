@@ -26,10 +26,10 @@ from trainwright.checkpoint.weights import check_can_be_held
 from trainwright.names import SaveStrategy
 from trainwright.nonfinite.guard import NonFiniteGuard
 from trainwright.nonfinite.weights import NonFiniteWeights, checkable_tensors, may_be_saved, nonfinite_tensors
-from trainwright.state import TrainerControl, TrainerState
 
 if TYPE_CHECKING:
     from trainwright.checkpoint.asynchronous import AsyncSaves
+    from trainwright.state import TrainerControl, TrainerState
 
 logger = logging.getLogger(__name__)
 
