@@ -18,10 +18,9 @@ from types import FrameType
 from typing import Any
 
 from trainwright.forks import hold_alone
+from trainwright.names import SIGNALS
 
 logger = logging.getLogger(__name__)
-
-SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # Windows has no SIGUSR1
 
 
 class EvaluationAbandoned(BaseException):

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainwright.interop.models import base_model_of
 from trainwright.names import IGNORE_INDEX
 
 SHIFTED_LABELS = "shift_labels"  # labels that the data have moved to where the model predicts them
@@ -98,35 +97,6 @@ def count_items(batches: Iterable[Any], labels_are_shifted: bool) -> torch.Tenso
         count = (labels != IGNORE_INDEX).sum()  # (batch, ...) -> ()
         total = count if total is None else total + count
     return total
-
-
-def labels_for(model: Any, inputs: Any) -> torch.Tensor | None:
-    """Take the labels out of `inputs`, for a loss that is not the model's; None where there are none.
-
-    Where an encoder-decoder makes its decoder's inputs of the labels, that is done first, as it will not see them.
-    """
-    if "labels" not in inputs:
-        return None
-    labels: torch.Tensor = inputs["labels"]
-    if "decoder_input_ids" not in inputs and "decoder_inputs_embeds" not in inputs:
-        base = base_model_of(model)
-        if getattr(getattr(base, "config", None), "is_encoder_decoder", False) is True:
-            prepare = getattr(base, "prepare_decoder_input_ids_from_labels", None)
-            if prepare is None:
-                return labels  # the model makes them, and a loss that is not used
-            inputs["decoder_input_ids"] = prepare(labels=labels)
-    del inputs["labels"]
-    return labels
-
-
-def why_not_smoothed(model: Any, labels: Any = None) -> str | None:
-    """Why label smoothing has no meaning for this model or these labels, in words; None where it has."""
-    problem = getattr(getattr(base_model_of(model), "config", None), "problem_type", None)
-    if problem in ("multi_label_classification", "regression"):
-        return f"the model has problem_type={problem!r}"
-    if isinstance(labels, torch.Tensor) and labels.is_floating_point():
-        return f"its labels are numbers ({labels.dtype})"
-    return None
 
 
 @dataclass

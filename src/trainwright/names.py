@@ -31,6 +31,7 @@ MANIFEST_NAME = "manifest.json"
 LOOP_STATE_NAME = "loop_state.json"
 EMA_WEIGHTS_NAME = "ema.safetensors"
 
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # that end a run at a step's end; Windows has no SIGUSR1
 SAMPLE_LENGTHS = "sample_lengths"  # in a batch of packs: for each pack the lengths of its samples; no model is given it
 IGNORE_INDEX = -100  # a label with this value takes no part in the loss, and pads label and prediction arrays
 

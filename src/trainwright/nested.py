@@ -55,6 +55,19 @@ def rebuild(like: Nested, values: list[Any]) -> Nested:
     return type(like)(*values) if hasattr(like, "_fields") else type(like)(values)
 
 
+def strided_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The ordinary tensors that hold what `tensor` does: itself, or indices and values of a sparse one, values last."""
+    if tensor.is_nested:
+        return [tensor.values() if tensor.layout is torch.jagged else tensor.clone().values()]
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return [tensor]
+
+
 def atleast_1d(tensor_or_array: Any) -> Any:
     """Turn a scalar into one row; a tensor stays a tensor, everything else becomes an array."""
     if isinstance(tensor_or_array, torch.Tensor):

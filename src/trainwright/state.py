@@ -108,6 +108,11 @@ class TrainerState:
         end = self._log_text.closing + f"{tail}\n".encode()
         return StateText(f"{head}{_EMPTY_LOG[:-2]}".encode(), log, end, (self._log_text, self._log_text.num_rewritten))
 
+    @classmethod
+    def overrides_json(cls) -> bool:
+        """Whether a subclass writes the file by a `save_to_json` or `to_json` that is not the one here."""
+        return cls.save_to_json is not TrainerState.save_to_json or cls.to_json is not TrainerState.to_json
+
     def save_to_json(self, json_path: str | os.PathLike[str]) -> None:
         """Write every field to `json_path`."""
         write_bytes(json_path, self.to_json().encode())

@@ -52,15 +52,7 @@ from trainwright.interop import models, signatures
 from trainwright.interop.label_shift import shifts_labels
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation
 from trainwright.log_output import show_messages
-from trainwright.loss import (
-    SHIFTED_LABELS,
-    LabelSmoother,
-    count_items,
-    labels_for,
-    loss_of,
-    no_scalar,
-    why_not_smoothed,
-)
+from trainwright.loss import SHIFTED_LABELS, LabelSmoother, count_items, loss_of, no_scalar
 from trainwright.micro_batch_weights import LossKind, with_one_item
 from trainwright.names import TRAINER_STATE_NAME, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
 from trainwright.oom_retry import FoundBatchSize, OomSafePrediction
@@ -84,7 +76,7 @@ from trainwright.splitting import one_row
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.techniques import precision
 from trainwright.tokens import TokenCounter
-from trainwright.tracking.registry import get_reporting_integration_callbacks
+from trainwright.tracking.base import get_reporting_integration_callbacks
 from trainwright.window import LossWindow
 
 if TYPE_CHECKING:
@@ -878,7 +870,7 @@ class Trainer:
     def _log_plan(self, args: TrainingArguments, plan: TrainingPlan) -> None:
         num_trainable = self.get_num_trainable_parameters()
         if logger.isEnabledFor(logging.INFO):
-            from trainwright.optim.describe import describe_run
+            from trainwright.report.plan_table import describe_run
 
             sizes = self.get_total_train_batch_size(args), self._train_batch_size, self._strategy.num_processes
             logger.info("%s", describe_run(args, plan, *sizes, num_trainable, self.optimizer, self.model))
@@ -1127,7 +1119,7 @@ class Trainer:
     def _check_label_smoothing(self, inputs: Inputs | None) -> None:
         """Switch label smoothing off, with a warning, where a model or its labels have no classes to smooth over."""
         labels = inputs.get("labels") if inputs is not None and hasattr(inputs, "get") else None
-        reason = None if self.label_smoother is None else why_not_smoothed(self.model, labels)
+        reason = None if self.label_smoother is None else models.why_not_smoothed(self.model, labels)
         if reason is not None:
             self.label_smoother = None
             logger.warning("label_smoothing_factor=%s is not used: %s.", self.args.label_smoothing_factor, reason)
@@ -1238,7 +1230,7 @@ class Trainer:
         if self.label_smoother is not None:
             self._check_label_smoothing(inputs)
         own_loss = self.compute_loss_func if self.compute_loss_func is not None else self.label_smoother
-        labels = None if own_loss is None else labels_for(self.model, inputs)
+        labels = None if own_loss is None else models.labels_for(self.model, inputs)
         if num_items_in_batch is not None and labels is None and self.model_accepts_loss_kwargs:
             outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         else:

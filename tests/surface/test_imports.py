@@ -3,14 +3,12 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import trainwright
+from imports import FILES, PACKAGE, dotted, imported_modules, package_of
 
-PACKAGE = Path(trainwright.__file__).parent
-FILES = sorted(PACKAGE.rglob("*.py"))
 OPTIONAL = set(
     """
     transformers datasets accelerate peft optuna ray sigopt matplotlib IPython deepspeed huggingface_hub sklearn pandas
@@ -19,26 +17,9 @@ OPTIONAL = set(
 )
 
 
-def dotted(path):
-    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imported_modules(node, package):
-    """Full names of the modules (and of the names, which may be modules) that an import statement reads."""
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        base = node.module or ""
-        if node.level:
-            base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], *filter(None, [base])])
-        return [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return []
-
-
 def all_imports(path, at_import_time_only=False):
     """Modules a file imports anywhere, or only those imported with it (not in functions, not for type checkers)."""
-    package = dotted(path) if path.name == "__init__.py" else dotted(path).rpartition(".")[0]
+    package = package_of(path)
     found = []
 
     def visit(node):

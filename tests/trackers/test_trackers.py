@@ -26,9 +26,10 @@ from safetensors.torch import save_model
 from trainwright import TrainerCallback
 from trainwright.args import TrainingArguments
 from trainwright.checkpoint.manifest import write_manifest
+from trainwright.interop.environment import EnvironmentValueError
+from trainwright.interop.trackers import TRACKERS
 from trainwright.state import TrainerControl, TrainerState
-from trainwright.tracking.environment import EnvironmentValueError
-from trainwright.tracking.registry import TRACKERS, tracker_class
+from trainwright.tracking.base import tracker_class
 
 LOSSES = {1: 2.5, 2: 1.5}
 EVAL_LOSS = 1.25

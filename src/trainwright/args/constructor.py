@@ -15,9 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from trainwright.args.hidden import is_hidden, is_secret, without_passwords
 from trainwright.args.renamed import RENAMED, RENAMED_VALUES, TWINS, Renamed, twin_value
 from trainwright.names import closest
+from trainwright.redact import is_hidden, is_secret, without_passwords
 
 _OUR_FILES = str(Path(__file__).parent.parent)  # frames in this package, dataclasses and generated code are no callers
 

@@ -17,6 +17,7 @@ from typing import Any
 from trainwright.args.checks import check_choice, check_number, check_switch, parse_enum, parse_json, typed
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
+from trainwright.interop.trackers import resolve_report_to
 from trainwright.log_output import library_logger
 from trainwright.names import DebugOption, closest
 
@@ -105,8 +106,6 @@ class ReportingArguments(RunArguments):
     )
 
     def _settle_reporting(self) -> None:
-        from trainwright.tracking.registry import resolve_report_to
-
         assert self.output_dir is not None  # the run was settled first
         self.report_to = resolve_report_to(self.report_to)
         if self.run_name is None:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainwright.args import device as devices
 from trainwright.args.checks import check_switch
-from trainwright.args.hidden import masked
 from trainwright.args.options import option
 from trainwright.args.renamed import TWINS, twin_value
 from trainwright.args.reporting import LOG_LEVELS, PASSIVE
@@ -27,6 +26,7 @@ from trainwright.args.setters import GroupedArguments
 from trainwright.interop.optional import require
 from trainwright.log_output import library_logger
 from trainwright.names import ParallelMode
+from trainwright.redact import masked
 
 if TYPE_CHECKING:
     import torch

@@ -20,9 +20,9 @@ from torch import nn
 from trainwright.checkpoint.manifest import read_manifest
 from trainwright.checkpoint.paths import inside
 from trainwright.checkpoint.sink import Tensors, WeightsFile
-from trainwright.checkpoint.tensors import strided_parts
 from trainwright.interop.loaded import is_peft_model
 from trainwright.names import MANIFEST_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from trainwright.nested import strided_parts
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from trainwright.args.hidden import forget_secrets
 from trainwright.checkpoint import sink
 from trainwright.checkpoint.commit import flush, flush_directory, flush_parents, flush_tree, publish, sibling
 from trainwright.checkpoint.manifest import write_manifest
@@ -33,13 +32,14 @@ from trainwright.names import (
     TRAINER_STATE_NAME,
     TRAINING_ARGS_NAME,
 )
+from trainwright.redact import forget_secrets
 from trainwright.safe_write import check_place, folder_inside, give_mode, mode_of_new_files, put
 from trainwright.seeding import ACCELERATORS, RngState
-from trainwright.state import TrainerState
 
 if TYPE_CHECKING:
     from trainwright.args.training import TrainingArguments
     from trainwright.checkpoint.frozen import FrozenWeights
+    from trainwright.state import TrainerState
 
 logger = logging.getLogger(__name__)
 
@@ -237,7 +237,7 @@ def save_loop_state(directory: Path, state: dict[str, Any]) -> None:
 def save_trainer_state(directory: Path, state: TrainerState) -> None:
     """Write a `TrainerState` to `trainer_state.json`."""
     path = os.path.join(directory, TRAINER_STATE_NAME)
-    if any(getattr(type(state), name) is not getattr(TrainerState, name) for name in ("save_to_json", "to_json")):
+    if state.overrides_json():
         state.save_to_json(path)
         return
     sink.write("log", path, state.text_parts(thoroughly=state.global_step >= state.max_steps))

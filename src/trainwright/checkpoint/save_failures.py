@@ -19,9 +19,9 @@ from torch import nn
 from trainwright.checkpoint.commit import remove
 from trainwright.checkpoint.layout import sort_checkpoints
 from trainwright.checkpoint.paths import INCOMPLETE_NAME, is_ours
-from trainwright.checkpoint.tensors import strided_parts
 from trainwright.interop.loaded import is_peft_model
 from trainwright.names import SaveStrategy
+from trainwright.nested import strided_parts
 
 if TYPE_CHECKING:
     from torch.optim.optimizer import Optimizer

@@ -17,8 +17,9 @@ import torch
 
 from trainwright.checkpoint.json_files import check_numpy_state, check_python_state, read_loop_state
 from trainwright.checkpoint.paths import is_random_state, named, shown
-from trainwright.checkpoint.tensors import ForeignObjects, load_tensors, strided_parts
+from trainwright.checkpoint.tensors import ForeignObjects, load_tensors
 from trainwright.names import LOOP_STATE_NAME, SCHEDULER_NAME
+from trainwright.nested import strided_parts
 
 # Of these every state of a parameter has the shape of the parameter, or is one number.
 _FACTORED = ("Adafactor", "LBFGS")

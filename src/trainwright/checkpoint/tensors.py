@@ -53,19 +53,6 @@ def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu", *, mma
         ) from error
 
 
-def strided_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The ordinary tensors that hold what `tensor` does: itself, or indices and values of a sparse one, values last."""
-    if tensor.is_nested:
-        return [tensor.values() if tensor.layout is torch.jagged else tensor.clone().values()]
-    if tensor.layout is torch.sparse_coo:
-        return [tensor._indices(), tensor._values()]
-    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
-    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
-    return [tensor]
-
-
 def foreign_objects(path: str | os.PathLike[str]) -> list[str]:
     """Classes and functions in a file that `load_tensors` would refuse; looks without loading."""
     with torch.serialization.safe_globals(_NUMPY_GLOBALS):

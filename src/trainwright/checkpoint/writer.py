@@ -33,7 +33,7 @@ from trainwright.checkpoint import manifest, sink, snapshot
 from trainwright.checkpoint.commit import delete
 from trainwright.checkpoint.save import commit
 from trainwright.checkpoint.shared_memory import Arena, Place
-from trainwright.interrupt import SIGNALS
+from trainwright.names import SIGNALS
 from trainwright.nonfinite.weights import NonFiniteWeights
 
 LOOK_FOR_RUN_S = 1.0  # how often a writer that has nothing to do asks whether its run is still there

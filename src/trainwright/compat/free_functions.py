@@ -16,8 +16,9 @@ from trainwright.argtypes import FALSE_WORDS, TRUE_WORDS
 from trainwright.callbacks.flow import DefaultFlowCallback
 from trainwright.evaluation import metrics as metric_text
 from trainwright.interop.models import base_model_of
+from trainwright.interop.trackers import TRACKERS, installed_trackers
 from trainwright.run.resume import report_changes
-from trainwright.tracking.registry import TRACKERS, installed_trackers, tracker_class
+from trainwright.tracking.base import tracker_class
 
 DEFAULT_CALLBACKS = [DefaultFlowCallback]  # beside progress and trackers, which the arguments choose
 

@@ -106,7 +106,7 @@ _ROWS: dict[str, dict[str, str]] = {
         "compat.free_functions": "INTEGRATION_TO_CALLBACK default_logdir get_available_reporting_integrations "
         "run_hp_search_optuna run_hp_search_ray run_hp_search_sigopt run_hp_search_wandb",
         "tracking.azure_ml": "AzureMLCallback",
-        "tracking.base": "rewrite_logs",
+        "tracking.base": "get_reporting_integration_callbacks rewrite_logs",
         "tracking.clearml": "ClearMLCallback",
         "tracking.codecarbon": "CodeCarbonCallback",
         "tracking.comet_ml": "CometCallback",
@@ -116,7 +116,6 @@ _ROWS: dict[str, dict[str, str]] = {
         "tracking.kubeflow": "KubeflowCallback",
         "tracking.mlflow": "MLflowCallback",
         "tracking.neptune": "NeptuneCallback",
-        "tracking.registry": "get_reporting_integration_callbacks",
         "tracking.swanlab": "SwanLabCallback",
         "tracking.tensorboard": "TensorBoardCallback",
         "tracking.trackio": "TrackioCallback",

@@ -8,9 +8,10 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from trainwright.data.collate_base import default_data_collator
@@ -21,6 +22,9 @@ from trainwright.data.loaders import build_dataloader
 from trainwright.data.samplers import build_eval_sampler, build_train_sampler, has_length
 from trainwright.data.workers import seed_worker, shield
 from trainwright.interop.loaded import is_hf_dataset, is_hf_iterable_dataset
+
+if TYPE_CHECKING:
+    from trainwright.args.training import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +41,7 @@ def has_columns(dataset: Any) -> bool:
     return is_hf_dataset(dataset) or is_hf_iterable_dataset(dataset)
 
 
-def check_train_dataset(dataset: Any, args: Any) -> None:
+def check_train_dataset(dataset: Any, args: TrainingArguments) -> None:
     """Find before training that a data set cannot be trained on. Raises ValueError naming the cure."""
     if has_length(dataset):
         if len(dataset) == 0:
@@ -58,7 +62,7 @@ def check_train_dataset(dataset: Any, args: Any) -> None:
 
 
 def default_collator_for(
-    processing_class: Any, model: Any = None, *, packs: bool = False
+    processing_class: Any, model: nn.Module | None = None, *, packs: bool = False
 ) -> Callable[[list[Any]], Any]:
     """Padding, where `processing_class` is a tokenizer or feature extractor that pads; stacking otherwise. Where
     training samples are packed, those of an evaluation get labels as packs do, and padding for tokens and labels.
@@ -100,7 +104,7 @@ def check_indexable(dataset: Any) -> None:
         )
 
 
-def why_no_batch(dataset: Any, args: Any, batch_size: int) -> str | None:
+def why_no_batch(dataset: Any, args: TrainingArguments, batch_size: int) -> str | None:
     """Why an evaluation of `dataset` gives no batch though there are samples, and what to do; None: it gives some."""
     if not args.dataloader_drop_last or is_iterable(dataset) or not has_length(dataset):
         return None
@@ -115,13 +119,13 @@ def why_no_batch(dataset: Any, args: Any, batch_size: int) -> str | None:
     )
 
 
-def data_seed(args: Any) -> int:
+def data_seed(args: TrainingArguments) -> int:
     """Seed of the order of the data: `data_seed` where the user set one, so that it can be held while `seed` varies."""
     return int(args.seed if args.data_seed is None else args.data_seed)
 
 
 def train_sampler_for(
-    dataset: Any, args: Any, *, batch_size: int, model_input_name: str, strategy: str | None = None
+    dataset: Any, args: TrainingArguments, *, batch_size: int, model_input_name: str, strategy: str | None = None
 ) -> Sampler[Any] | None:
     """The order of the training samples; None where the data set brings its own. `batch_size`: samples per
     micro-batch.
@@ -146,7 +150,7 @@ def train_sampler_for(
     )
 
 
-def eval_sampler_for(dataset: Any, args: Any, *, model_input_name: str) -> Sampler[Any] | None:
+def eval_sampler_for(dataset: Any, args: TrainingArguments, *, model_input_name: str) -> Sampler[Any] | None:
     """The order of the evaluation samples: as they lie, or by length where the arguments ask for that."""
     if dataset is None or is_iterable(dataset):
         return None
@@ -170,7 +174,7 @@ def sampled_order(dataloader: Any) -> Any:
 
 def loader_for(
     dataset: Any,
-    args: Any,
+    args: TrainingArguments,
     *,
     batch_size: int,
     collate_fn: Callable[[list[Any]], Any],
@@ -214,7 +218,7 @@ def loader_for(
     return shield(loader) if args.save_on_signal or args.enable_jit_checkpoint else loader
 
 
-def evaluation_settings(args: Any) -> tuple[Any, ...]:
+def evaluation_settings(args: TrainingArguments) -> tuple[Any, ...]:
     """What a loader of an evaluation is built from, besides its data set and collator."""
     return (
         args.eval_batch_size, args.dataloader_num_workers, args.dataloader_prefetch_factor, args.dataloader_drop_last,
@@ -223,7 +227,7 @@ def evaluation_settings(args: Any) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _prefetch_factor(args: Any, is_training: bool) -> int | None:
+def _prefetch_factor(args: TrainingArguments, is_training: bool) -> int | None:
     """Batches each worker makes ahead: together at least those of one update, because the loop takes all of these at
     once, and workers that stop after two each would leave it waiting for the others."""
     wanted: int | None = args.dataloader_prefetch_factor

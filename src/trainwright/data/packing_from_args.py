@@ -9,9 +9,10 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 
 from trainwright.data.collate_packing import DataCollatorForPacking
 from trainwright.data.from_args import check_indexable, data_seed, is_iterable
@@ -22,6 +23,9 @@ from trainwright.interop.loaded import is_hf_dataset
 from trainwright.interop.models import base_model_of
 from trainwright.interop.packed_attention import PackedInputs, first_position, packed_inputs
 from trainwright.interop.packed_checks import SHORTEST_PACK, sees_other_samples
+
+if TYPE_CHECKING:
+    from trainwright.args.training import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +48,7 @@ LANGUAGE_COLLATOR = "DataCollatorForLanguageModeling"
 
 
 def packed(
-    dataset: Any, args: Any, *, model: Any, data_collator: Any, processing_class: Any
+    dataset: Any, args: TrainingArguments, *, model: nn.Module, data_collator: Any, processing_class: Any
 ) -> tuple[Any, DataCollatorForPacking, PackedInputs]:
     """`(packed data set, its collator, what a batch needs on the device)`.
 
@@ -104,7 +108,7 @@ def _label_rules(data_collator: Any) -> dict[str, Any]:
     )
 
 
-def _check_settings(args: Any, *, is_one_row: bool, is_stream: bool) -> None:
+def _check_settings(args: TrainingArguments, *, is_one_row: bool, is_stream: bool) -> None:
     if args.past_index >= 0:
         raise ValueError(
             f"past_index={args.past_index} carries a state from one batch to the next, and packing=True puts unrelated "
@@ -120,13 +124,13 @@ def _check_settings(args: Any, *, is_one_row: bool, is_stream: bool) -> None:
         )
 
 
-def _is_dispatched(args: Any, is_stream: bool) -> bool:
+def _is_dispatched(args: TrainingArguments, is_stream: bool) -> bool:
     """Whether one process reads for all of them."""
     dispatches = args.accelerator_config.dispatch_batches
     return bool(args.world_size > 1 and (is_stream if dispatches is None else dispatches))
 
 
-def _plan(dataset: Any, args: Any, length: int, options: dict[str, Any]) -> PackingPlan:
+def _plan(dataset: Any, args: TrainingArguments, length: int, options: dict[str, Any]) -> PackingPlan:
     def make() -> PackingPlan:
         lengths = sample_lengths(
             dataset,
@@ -149,7 +153,11 @@ def _plan(dataset: Any, args: Any, length: int, options: dict[str, Any]) -> Pack
 
 
 def check_packed(
-    args: Any, dataloader: Any, model: Any, inputs: PackedInputs | None, prepare: Callable[[Any], Any]
+    args: TrainingArguments,
+    dataloader: Any,
+    model: nn.Module,
+    inputs: PackedInputs | None,
+    prepare: Callable[[Any], Any],
 ) -> None:
     """Find, before the first step, what `packing=True` cannot be trained with. Raises ValueError.
 
@@ -189,7 +197,7 @@ def check_packed(
     inputs.check_alike(model, make_batch)
 
 
-def check_resumed(args: Any, saved: Mapping[str, Any]) -> None:
+def check_resumed(args: TrainingArguments, saved: Mapping[str, Any]) -> None:
     """Raise ValueError where a run stopped within an epoch whose packs are others now: its position means nothing.
 
     `saved`: a `LoopState`.

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from trainwright.interrupt import SIGNALS
+from trainwright.names import SIGNALS
 from trainwright.seeding import set_seed
 
 

@@ -1,7 +1,7 @@
 """What a model can do, found out from the object itself.
 
-Owns: questions about `transformers`- and peft-like models, answered without importing either. Leaves to others: acting
-on the answers.
+Owns: questions about `transformers`- and peft-like models, answered without importing either, and labels as they take
+them. Leaves to others: acting on the answers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -259,32 +259,7 @@ class FlopCounter:
         return float(self._per_token * tokens.numel())
 
 
-def prepare_for_training(model: nn.Module, args: Any) -> Callable[[], None]:
-    """Gradient checkpointing and `use_cache` as the arguments ask. Returns a function that undoes what was only for
-    training.
-
-    Raises ValueError for a model whose activations cannot be checkpointed.
-    """
-    cache_before = [(config, config.use_cache) for config in _configs(model) if hasattr(config, "use_cache")]
-    stop_checkpointing: Callable[[], None] | None = None
-    if args.gradient_checkpointing or args.activation_checkpointing:
-        from trainwright.techniques.checkpointing import checkpoint_activations
-
-        stop_checkpointing = checkpoint_activations(model, dict(args.gradient_checkpointing_kwargs or {}))
-    for config, caches in cache_before:
-        if caches and not args.use_cache:
-            config.use_cache = False  # keys and values of past tokens are memory that training never reads
-
-    def restore() -> None:
-        if stop_checkpointing is not None:
-            stop_checkpointing()
-        for config, caches in cache_before:
-            config.use_cache = caches
-
-    return restore
-
-
-def _configs(model: nn.Module) -> list[Any]:
+def configs_of(model: nn.Module) -> list[Any]:
     """The config of a model and, of one for several kinds of data, that of its language model."""
     config: Any = getattr(model, "config", None)
     text = getattr(config, "get_text_config", lambda: config)()
@@ -340,3 +315,32 @@ class _ByName(nn.Module):
 
     def forward(self, **inputs: Any) -> Any:
         return self.graph(*[inputs[name] for name in self.names])
+
+
+def labels_for(model: Any, inputs: Any) -> torch.Tensor | None:
+    """Take the labels out of `inputs`, for a loss that is not the model's; None where there are none.
+
+    Where an encoder-decoder makes its decoder's inputs of the labels, that is done first, as it will not see them.
+    """
+    if "labels" not in inputs:
+        return None
+    labels: torch.Tensor = inputs["labels"]
+    if "decoder_input_ids" not in inputs and "decoder_inputs_embeds" not in inputs:
+        base = base_model_of(model)
+        if getattr(getattr(base, "config", None), "is_encoder_decoder", False) is True:
+            prepare = getattr(base, "prepare_decoder_input_ids_from_labels", None)
+            if prepare is None:
+                return labels  # the model makes them, and a loss that is not used
+            inputs["decoder_input_ids"] = prepare(labels=labels)
+    del inputs["labels"]
+    return labels
+
+
+def why_not_smoothed(model: Any, labels: Any = None) -> str | None:
+    """Why label smoothing has no meaning for this model or these labels, in words; None where it has."""
+    problem = getattr(getattr(base_model_of(model), "config", None), "problem_type", None)
+    if problem in ("multi_label_classification", "regression"):
+        return f"the model has problem_type={problem!r}"
+    if isinstance(labels, torch.Tensor) and labels.is_floating_point():
+        return f"its labels are numbers ({labels.dtype})"
+    return None

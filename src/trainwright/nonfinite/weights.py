@@ -13,9 +13,9 @@ from collections.abc import Container, Iterator, Sequence
 import torch
 from torch import nn
 
-from trainwright.checkpoint.tensors import strided_parts
 from trainwright.interop.loaded import is_peft_model
 from trainwright.names import some
+from trainwright.nested import strided_parts
 from trainwright.nonfinite.updates import MAX_NAMED, NonFiniteError
 
 logger = logging.getLogger(__name__)

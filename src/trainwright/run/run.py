@@ -24,7 +24,6 @@ from trainwright.checkpoint.save import arguments_as_json
 from trainwright.data import collator_rng
 from trainwright.data.data_position import DataPosition
 from trainwright.evaluation.metrics import speed_metrics
-from trainwright.interop import models
 from trainwright.interrupt import Interrupt
 from trainwright.micro_batch_weights import NO_ITEMS, LossKind, MicroBatchWeights, Weight
 from trainwright.names import DebugOption
@@ -41,7 +40,7 @@ from trainwright.profiling.phases import Profilers
 from trainwright.run import loop_state
 from trainwright.run.loop_state import Batching, LoopState
 from trainwright.state import TrainerState
-from trainwright.techniques import precision
+from trainwright.techniques import checkpointing, precision
 from trainwright.tokens import TokenCounter
 from trainwright.window import LossWindow
 
@@ -202,7 +201,7 @@ class Run:
             from trainwright.overflow import OverflowWatch
 
             undo.callback(OverflowWatch(model).close)
-        undo.callback(models.prepare_for_training(model, args))
+        undo.callback(checkpointing.prepare_for_training(model, args))
         return undo
 
     def prepare_steps(

@@ -18,12 +18,36 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from trainwright.interop.loaded import is_peft_model
+from trainwright.interop.models import configs_of
 from trainwright.names import closest
 from trainwright.techniques.blocks import repeated_blocks
 
 # Ours, beside those of torch's `checkpoint`.
 OF_BLOCKS = ("every_n_layers", "offload", "modules")
 _OF_TORCH = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
+
+
+def prepare_for_training(model: nn.Module, args: Any) -> Callable[[], None]:
+    """Gradient checkpointing and `use_cache` as the arguments ask. Returns a function that undoes what was only for
+    training.
+
+    Raises ValueError for a model whose activations cannot be checkpointed.
+    """
+    cache_before = [(config, config.use_cache) for config in configs_of(model) if hasattr(config, "use_cache")]
+    stop_checkpointing: Callable[[], None] | None = None
+    if args.gradient_checkpointing or args.activation_checkpointing:
+        stop_checkpointing = checkpoint_activations(model, dict(args.gradient_checkpointing_kwargs or {}))
+    for config, caches in cache_before:
+        if caches and not args.use_cache:
+            config.use_cache = False  # keys and values of past tokens are memory that training never reads
+
+    def restore() -> None:
+        if stop_checkpointing is not None:
+            stop_checkpointing()
+        for config, caches in cache_before:
+            config.use_cache = caches
+
+    return restore
 
 
 def checkpoint_activations(model: nn.Module, kwargs: dict[str, Any]) -> Callable[[], None]:

@@ -1,8 +1,9 @@
 """What every tracker does alike: who talks, when the tracker starts, what happens when it fails.
 
-Owns: the rank guard, one `setup` per run, the names of scalars, and the rule that a tracker never ends a training: it
-may refuse to start, with an error that says why, but one that fails later is switched off with one warning. Leaves to
-others: the tracker's own calls (one file each) and the content of a log line (`Trainer.log`).
+Owns: the callbacks that `report_to` names, the rank guard, one `setup` per run, the names of scalars, and the rule that
+a tracker never ends a training: it may refuse to start, with an error that says why, but one that fails later is
+switched off with one warning. Leaves to others: calls of the tracker (one file each) and the content of a log line
+(`Trainer.log`).
 
 After `train()` a hosted run stays open, because the log lines of a later `evaluate()` or `predict()` belong to it; each
 package ends it when the process ends. In a hyper-parameter search every trial is a run of its own, closed with the
@@ -11,22 +12,23 @@ trial.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from trainwright.args.hidden import masked, without_passwords
 from trainwright.callbacks.base import TrainerCallback
+from trainwright.interop.environment import EnvironmentValueError
 from trainwright.interop.optional import MissingExtra
+from trainwright.interop.trackers import TRACKERS, resolve_report_to
 from trainwright.names import CHECKPOINT_PREFIX
+from trainwright.redact import masked, without_passwords
 from trainwright.state import TrainerControl, TrainerState
-from trainwright.tracking.environment import EnvironmentValueError
-from trainwright.tracking.registry import TRACKERS
 
 logger = logging.getLogger(__name__)
 
@@ -228,3 +230,14 @@ def without_secrets(text: str) -> str:
         if len(value) >= 8 and re.search(r"TOKEN|KEY|SECRET|PASSWORD", variable):
             text = text.replace(value, f"<{variable}>")
     return without_passwords(text)
+
+
+def tracker_class(name: str) -> type[Any]:
+    """The callback class of one tracker. Imports its file here, not the tracker's package."""
+    found: type[Any] = getattr(importlib.import_module(f"trainwright.tracking.{name}"), TRACKERS[name].class_name)
+    return found
+
+
+def get_reporting_integration_callbacks(report_to: str | Sequence[str] | None) -> list[type[Any]]:
+    """The callback classes that `report_to` names, in its order."""
+    return [tracker_class(name) for name in resolve_report_to(report_to)]

@@ -10,8 +10,8 @@ import logging
 import os
 from typing import Any
 
+from trainwright.interop import environment
 from trainwright.state import TrainerState
-from trainwright.tracking import environment
 from trainwright.tracking.base import TrackerCallback, arguments_of, model_config_of, run_name_of
 
 logger = logging.getLogger(__name__)

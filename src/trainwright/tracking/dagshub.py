@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from trainwright.interop import environment
 from trainwright.state import TrainerState
-from trainwright.tracking import environment
 from trainwright.tracking.mlflow import MLflowCallback
 from trainwright.tracking.model_files import write_model
 

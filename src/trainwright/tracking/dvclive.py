@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from trainwright.interop import environment
 from trainwright.state import TrainerState
-from trainwright.tracking import environment
 from trainwright.tracking.base import TrackerCallback, run_config
 from trainwright.tracking.model_files import write_model
 

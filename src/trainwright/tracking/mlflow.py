@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainwright.interop import environment
 from trainwright.state import TrainerState
-from trainwright.tracking import environment
 from trainwright.tracking.base import TrackerCallback, run_config, run_name_of
 
 logger = logging.getLogger(__name__)

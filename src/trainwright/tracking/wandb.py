@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from trainwright.interop import environment
 from trainwright.state import TrainerState
-from trainwright.tracking import environment
 from trainwright.tracking.base import TOTALS, TrackerCallback, run_config, run_name_of
 from trainwright.tracking.model_files import model_files, trained_model_directory
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from trainwright.checkpoint import writer
 from trainwright.checkpoint.save_failures import predicted_bytes
-from trainwright.checkpoint.tensors import strided_parts
 from trainwright.checkpoint.weights import load_state_dict
+from trainwright.nested import strided_parts
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "faults"))
 

@@ -11,7 +11,7 @@ from trainwright import TensorBoardCallback
 from trainwright.compat import free_functions as functions
 from trainwright.compat.older_adamw import AdamW
 from trainwright.compat.replaced_names import OF_PACKAGES, REPLACED, ours
-from trainwright.tracking.registry import TRACKERS
+from trainwright.interop.trackers import TRACKERS
 
 
 def test_every_entry_of_the_table_is_found():

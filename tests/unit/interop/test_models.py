@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from trainwright.interop import models
+from trainwright.techniques import checkpointing
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
@@ -225,20 +226,20 @@ def training_args(**changes):
 def test_the_cache_is_off_for_training_only():
     model = gpt2()
     model.config.use_cache = True
-    restore = models.prepare_for_training(model, training_args())
+    restore = checkpointing.prepare_for_training(model, training_args())
     assert model.config.use_cache is False
     restore()
     assert model.config.use_cache is True
-    models.prepare_for_training(model, training_args(use_cache=True))
+    checkpointing.prepare_for_training(model, training_args(use_cache=True))
     assert model.config.use_cache is True
-    models.prepare_for_training(nn.Linear(1, 1), training_args())()
+    checkpointing.prepare_for_training(nn.Linear(1, 1), training_args())()
 
 
 def test_the_cache_of_a_language_model_inside_another_is_off_too():
     text = types.SimpleNamespace(use_cache=True)
     model = nn.Linear(1, 1)
     model.config = types.SimpleNamespace(get_text_config=lambda: text)
-    restore = models.prepare_for_training(model, training_args())
+    restore = checkpointing.prepare_for_training(model, training_args())
     assert text.use_cache is False
     restore()
     assert text.use_cache is True
@@ -250,7 +251,7 @@ def test_checkpointing_gives_the_same_gradients():
         torch.manual_seed(0)
         model = gpt2(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0).train()
         asked = training_args(gradient_checkpointing=switched, gradient_checkpointing_kwargs={"use_reentrant": False})
-        models.prepare_for_training(model, asked)
+        checkpointing.prepare_for_training(model, asked)
         assert model.is_gradient_checkpointing == switched
         model(**inputs_for("gpt2")).loss.backward()
         gradients.append([p.grad.clone() for p in model.parameters()])

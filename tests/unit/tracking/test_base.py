@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from trainwright.args.training import TrainingArguments
+from trainwright.interop.environment import EnvironmentValueError, choice, flag
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.tracking.base import (
     TrackerCallback,
@@ -21,7 +22,6 @@ from trainwright.tracking.base import (
     run_name_of,
     without_secrets,
 )
-from trainwright.tracking.environment import EnvironmentValueError, choice, flag
 from trainwright.tracking.mlflow import MLflowCallback
 
 ARGS = SimpleNamespace(output_dir="out", run_name="out", to_dict=lambda: {"seed": 1, "hub_token": "hf_secret"})

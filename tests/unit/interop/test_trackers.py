@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from trainwright.interop.optional import MissingExtra, is_installed
-from trainwright.tracking import registry
-from trainwright.tracking.registry import TRACKERS, get_reporting_integration_callbacks, resolve_report_to
+from trainwright.interop.trackers import TRACKERS, installed_trackers, resolve_report_to
+from trainwright.tracking.base import get_reporting_integration_callbacks
 
 DOCUMENTED = {
     "azure_ml": "AzureMLCallback",
@@ -47,7 +47,7 @@ def test_none_and_an_empty_list_name_no_tracker(nothing):
 @pytest.mark.parametrize("everything", [None, "all", ["all"], ["all", "all"]])
 def test_all_is_every_installed_tracker_once(everything):
     found = resolve_report_to(everything)
-    assert found == registry.installed_trackers()
+    assert found == installed_trackers()
     assert ("tensorboard" in found) == (is_installed("tensorboard") or is_installed("tensorboardX"))
 
 
@@ -89,7 +89,7 @@ def test_resolving_all_imports_no_tracker_and_no_torch():
     packages = ["torch", "wandb", "mlflow", "comet_ml", "neptune", "clearml", "dvclive", "codecarbon", "swanlab"]
     packages += ["trackio", "tensorboard", "flytekit", "azureml.core", "dagshub", "transformers", "accelerate"]
     code = (
-        "import sys; from trainwright.tracking.registry import resolve_report_to; resolve_report_to('all'); "
+        "import sys; from trainwright.interop.trackers import resolve_report_to; resolve_report_to('all'); "
         f"print([name for name in {packages} if name in sys.modules])"
     )
     assert fresh_interpreter(code) == "[]"
@@ -99,7 +99,8 @@ def test_importing_every_callback_file_imports_no_tracker():
     packages = ["wandb", "mlflow", "comet_ml", "neptune", "clearml", "dvclive", "codecarbon", "swanlab", "trackio"]
     packages += ["tensorboard", "flytekit", "azureml.core", "dagshub"]
     code = (
-        "import sys; from trainwright.tracking.registry import TRACKERS, get_reporting_integration_callbacks as get; "
+        "import sys; from trainwright.interop.trackers import TRACKERS; "
+        "from trainwright.tracking.base import get_reporting_integration_callbacks as get; "
         f"get(list(TRACKERS)); print([name for name in {packages} if name in sys.modules])"
     )
     assert fresh_interpreter(code) == "[]"

@@ -1,29 +1,28 @@
 """Which trackers exist, which are installed, and what `report_to` means.
 
-Owns: one row per tracker and the resolution of `report_to`. Leaves to others: talking to the tracker (one file each,
-imported only when `report_to` names it) and the default of `report_to` (`args/reporting`). Stdlib only.
+Owns: one row per tracker and the resolution of `report_to`. Leaves to others: talking to the tracker (`tracking/`, a
+file each, imported only when `report_to` names it) and the default of `report_to` (`args/reporting`). Stdlib only.
 Source: seed 001 (`report_to`), `api.json` of both generations (names and classes).
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainwright.interop import environment
 from trainwright.interop.optional import is_installed
 from trainwright.names import closest
-from trainwright.tracking import environment
 
 
 @dataclass(frozen=True)
 class Tracker:
-    """One row: where the callback lives and what must be present for it to work."""
+    """One row: the callback and what must be present for it to work."""
 
     name: str  # as written in `report_to`
-    class_path: str  # "module:class"
+    class_name: str  # of the callback, in `tracking/<name>.py`
     modules: str  # all must be importable; "a|b" is satisfied by either
     extra: str | None  # pip install 'trainwright[<extra>]'
     summary: str
@@ -80,9 +79,7 @@ _ROWS: tuple[tuple[Any, ...], ...] = (
     ("trackio", "TrackioCallback", "trackio", "trackio", "a local Trackio dashboard, or one in a Space"),
     ("wandb", "WandbCallback", "wandb", "wandb", "a Weights & Biases run", None, "WANDB_DISABLED"),
 )
-TRACKERS: dict[str, Tracker] = {
-    name: Tracker(name, f"trainwright.tracking.{name}:{class_name}", *rest) for name, class_name, *rest in _ROWS
-}
+TRACKERS: dict[str, Tracker] = {name: Tracker(name, *rest) for name, *rest in _ROWS}
 
 
 def installed_trackers() -> list[str]:
@@ -111,15 +108,3 @@ def resolve_report_to(value: str | Sequence[str] | None) -> list[str]:
             allowed = [*TRACKERS, "all", "none"]
             raise ValueError(f"report_to={value!r}: {name!r} is not one of {allowed}.{closest(str(name), allowed)}")
     return list(resolved)
-
-
-def tracker_class(name: str) -> type[Any]:
-    """The callback class of one tracker. Imports its file here, not the tracker's package."""
-    module, _, class_name = TRACKERS[name].class_path.partition(":")
-    found: type[Any] = getattr(importlib.import_module(module), class_name)
-    return found
-
-
-def get_reporting_integration_callbacks(report_to: str | Sequence[str] | None) -> list[type[Any]]:
-    """The callback classes that `report_to` names, in its order."""
-    return [tracker_class(name) for name in resolve_report_to(report_to)]
