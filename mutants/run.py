@@ -165,7 +165,7 @@ def main() -> None:
         again: list[str] = []
         work = prepare(module, is_new=not options.again)
         if options.again:
-            again = [name for name, code in results(work, module).items() if code in NOT_CAUGHT]
+            again = [name for name, code in results(work, module).items() if code in NOT_CAUGHT or code is None]
         if again or not options.again:
             mutmut(work, *again)
         codes = results(work, module)

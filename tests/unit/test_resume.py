@@ -309,17 +309,18 @@ EVERYTHING = ResumePoint(
 )
 
 
-def restored(folder, saved):
+def restored(folder, saved, window=None):
     (folder / "loop_state.json").write_text(json.dumps(saved))
-    return restore_loop(
-        str(folder), TrainerState(global_step=8), LossWindow(True), updates_per_epoch=3, samples_per_update=8
-    )
+    window = LossWindow(True) if window is None else window
+    return restore_loop(str(folder), TrainerState(global_step=8), window, updates_per_epoch=3, samples_per_update=8)
 
 
 def test_everything_that_a_point_holds_comes_back(tmp_path):
-    run = {"id": "a", "started_ns": 5}
-    saved = loop_state(EVERYTHING, window_with(0.5), ARGS, run)
-    found = restored(tmp_path, saved)
+    run, window, again = {"id": "a", "started_ns": 5}, window_with(0.5), LossWindow(True)
+    window.num_without = 2
+    saved = loop_state(EVERYTHING, window, ARGS, run)
+    found = restored(tmp_path, saved, again)
+    assert again.state() == window.state()
     assert found == EVERYTHING
     assert found.arguments == ARGS.to_dict()
     assert saved["run"] == run and "processes" not in saved
@@ -365,6 +366,20 @@ def test_the_start_of_an_epoch_has_no_micro_batch_before_it_whatever_was_counted
     assert micro_batches_done(ResumePoint(micro_batches=2, batching=now), now, found) == 0
     assert done(40, found) == 6  # more samples than the data has now: nothing is left
     assert done(0, plan(6, 60)) == 0  # batches of unequal size, of which 15 would be left
+    one_by_one = batching(1, found, types.SimpleNamespace(gradient_accumulation_steps=1, train_sampling_strategy=""))
+    assert micro_batches_done(ResumePoint(samples_in_epoch=1), one_by_one, plan(6, 60)) == 0
+
+
+def test_a_last_batch_that_is_not_full_is_left_unless_the_loader_drops_it():
+    assert done(2, plan(6, 24)) == 0  # 22 samples: five batches and a half
+    assert done(2, plan(6, 25)) == 6 - 5  # of 25 samples the last is dropped, so of 23 five batches are left
+
+
+def test_a_run_that_has_made_all_its_updates_needs_no_further_epoch():
+    found = plan(10, 40, accumulation=2, max_steps=12)  # 5 updates an epoch
+    assert (
+        plan_from_here(found, 4, 0, 12, 2).num_train_epochs == plan_from_here(found, 4, 0, 15, 2).num_train_epochs == 4
+    )
 
 
 def test_a_state_is_read_with_the_place_of_its_best_checkpoint(tmp_path):
@@ -430,9 +445,77 @@ def test_settings_without_a_run_to_compare_with_are_not_mentioned(caplog):
     assert caplog.records == []
     report_changes(settings(logging_steps=1), state, 4)
     assert "logging_steps: 1 (from args) != 10" in caplog.text
+    caplog.clear()
+    report_changes(settings(logging_steps=0.5), TrainerState(max_steps=1, logging_steps=3), 4)
+    assert "logging_steps: 1 (from args) != 3" in caplog.text
 
 
 def test_whole_numbers_are_shown_without_a_fraction_and_others_with_one(caplog):
     state = TrainerState(**SAVED | {"train_batch_size": 5})
     report_changes(settings(n_gpu=2), state, 4)
     assert "per_device_train_batch_size: 2 (from args) != 2.5 " in caplog.text
+
+
+def test_a_process_that_is_not_the_first_verifies_what_the_first_found(make_trainer, tmp_path, monkeypatch):
+    from trainwright.search import together
+
+    make_trainer(max_steps=1, save_strategy="steps", save_steps=1).train()
+    found = tmp_path / "out" / "checkpoint-1"
+    monkeypatch.setattr(together, "share", lambda pair: (str(found), None))
+    assert find_checkpoint(True, str(tmp_path), False) == str(found)
+    (found / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="checkpoint-1"):
+        find_checkpoint(True, str(tmp_path), False)
+    error = OSError("of the first process")
+    monkeypatch.setattr(together, "share", lambda pair: (None, error))
+    with pytest.raises(OSError, match="of the first process"):
+        find_checkpoint("auto", str(tmp_path), False)
+
+
+def test_auto_never_starts_anew_where_checkpoints_are_links(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checkpoint-3").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="checkpoint"):
+        find_checkpoint("auto", str(tmp_path / "out"), True)
+
+
+class Bare(TrainerCallback, ExportableState):
+    def __init__(self, limit=3):
+        self.limit, self.waited = limit, 0
+
+    def state(self):
+        return {"args": {"limit": self.limit}}
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_callback_gets_back_what_the_checkpoint_and_its_state_have_of_it(replace, caplog):
+    saved = {
+        "Patience": {"args": {"limit": 5}},
+        "Bare": {"args": {"limit": 6}, "attributes": {"waited": 2}},
+        "Other": {"args": {}, "attributes": {}},
+    }
+    handler = handler_of(Other(), Patience(), Patience(), TrainerControlLike(), Bare())
+    restore_callbacks(handler, saved, replace=replace)
+    found = [vars(callback) for callback in handler.callbacks]
+    assert found[1:] == [
+        {"limit": 5 if replace else 3, "waited": 0},
+        {"limit": 3, "waited": 0},
+        {},
+        {"limit": 6 if replace else 3, "waited": 0},  # `waited` is not part of its state
+    ]
+    assert "does not have: Other." in caplog.text
+
+
+class TrainerControlLike(TrainerCallback, ExportableState):
+    """An exportable callback of which the checkpoint knows nothing."""
+
+    def state(self):
+        return {"args": {}, "attributes": {}}
+
+
+@pytest.mark.parametrize(("present", "lost"), [([Patience()], False), ([], True)])
+def test_one_state_of_a_class_is_one(caplog, present, lost):
+    saved = exported_callbacks(handler_of(Patience()), TrainerControl())
+    restore_callbacks(handler_of(*present), saved, replace=False)
+    assert ("does not have: Patience." in caplog.text) is lost
