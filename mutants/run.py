@@ -61,21 +61,21 @@ def mutated(module: str) -> tuple[str, dict[str, Mutant], int]:
     num_with_texts = len(mutate_file_contents(module, source).mutant_names)
     config().do_not_mutate_patterns = list(TEXTS + DANGEROUS)
     made = mutate_file_contents(module, source)
-    lines = made.code.splitlines()
+    code_lines = made.code.splitlines()
 
     def function_lines(name: str) -> list[str]:
         span = made.line_span_by_function_name[name]
-        plain = [line.partition("  # ")[0] for line in lines[span.start - 1 : span.end]]
+        plain = [line.partition("  # ")[0] for line in code_lines[span.start - 1 : span.end]]
         return [re.sub(r"__mutmut_(orig|[0-9]+)\b", "", line) for line in plain]
 
     dotted = "trainwright." + module.replace("/", ".")
     found = {}
     for name in made.mutant_names:
         function = name.partition("__mutmut_")[0]
-        changed = {"-": [], "+": []}
-        for line in difflib.ndiff(function_lines(f"{function}__mutmut_orig"), function_lines(name)):
-            if line[0] in changed:
-                changed[line[0]].append(line[1:].strip())
+        changed: dict[str, list[str]] = {"-": [], "+": [], "@": []}
+        lines_of_both = (function_lines(f"{function}__mutmut_orig"), function_lines(name))
+        for line in list(difflib.unified_diff(*lines_of_both, n=0))[2:]:
+            changed[line[0]].append(line[1:].strip())
         shown = function[2:] if function.startswith("x_") else function[2:].replace("ǁ", ".")
         found[f"{dotted}.{name}"] = Mutant(shown, " ".join(changed["-"]), " ".join(changed["+"]))
     return made.code, found, num_with_texts - len(found)
