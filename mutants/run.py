@@ -203,7 +203,10 @@ def main() -> None:
     for module, name, outcome in outcomes(tests):
         while waiting[0] != module:
             finish(waiting.pop(0))
-        found[module][name] = outcome
+        if not name and outcome != "lives":
+            raise SystemExit(f"The tests of {module} fail without a mutant when the quickest are run first.")
+        if name:
+            found[module][name] = outcome
     for module in waiting:
         finish(module)
     print(row("all", totals))

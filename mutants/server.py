@@ -54,12 +54,11 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
         return False
     with open("results.jsonl", "w", encoding="utf-8") as results:
         for module, tests, mutants in plan:
-            for mutant in mutants:
+            ordered = sorted(first["seconds"], key=first["seconds"].__getitem__)
+            quickest_first = [name for name in ordered if name.split("::")[0] in tests]
+            for mutant in ["", *mutants]:  # first none: the tests must pass in this order, too
                 function = mutant.partition("__mutmut_")[0]
-                called_by = [
-                    name for name, hits in first["hits"].items() if name.split("::")[0] in tests and function in hits
-                ]
-                called_by.sort(key=first["seconds"].__getitem__)
+                called_by = [name for name in quickest_first if not mutant or function in first["hits"][name]]
                 outcome = "no test"
                 if called_by:
                     cpu_s = 2 + MOST_TIMES * sum(first["seconds"][name] for name in called_by)
