@@ -66,7 +66,7 @@ def mutated(module: str) -> tuple[str, dict[str, Mutant], int]:
     def function_lines(name: str) -> list[str]:
         span = made.line_span_by_function_name[name]
         plain = [line.partition("  # ")[0] for line in code_lines[span.start - 1 : span.end]]
-        return [re.sub(r"__mutmut_(orig|[0-9]+)\b", "", line) for line in plain]
+        return [re.sub(r"\bx(?:_|ǁ\w+ǁ)(\w+?)__mutmut_(?:orig|[0-9]+)\b", r"\1", line) for line in plain]
 
     dotted = "trainwright." + module.replace("/", ".")
     found = {}
