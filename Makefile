@@ -46,7 +46,7 @@ test-minimal: .venv/installed ## fresh environments: nothing but the project, th
 draws: .venv/installed ## 200 random configurations, stopped and resumed (DRAWS=200, FIRST=a number; others each day)
 	TRAINWRIGHT_DRAWS=$(DRAWS) TRAINWRIGHT_FIRST_DRAW=$(FIRST) $(PYTEST) -n 2 tests/faults/test_any_configuration.py $(ARGS)
 
-mutants: .venv/installed $(MUTMUT)/installed ## change one thing at a time where tests must notice (MUTANTS=name: one module; an hour for all)
+mutants: .venv/installed $(MUTMUT)/installed ## change one thing at a time where tests must notice (MUTANTS=name: one module; ten minutes)
 	PYTHONPATH=$(CURDIR)/$(MUTMUT) $(OFFLINE) $(BIN)/python mutants/run.py $(MUTANTS) $(ARGS)
 
 lint: .venv/installed ## ruff and mypy

@@ -10,6 +10,7 @@ MODULES: dict[str, list[str]] = {
     "loss": ["unit/test_loss.py"],
     "window": ["unit/test_window.py"],
     "state": ["unit/test_state.py"],
+    "run/loop_state": ["unit/run/test_resume.py"],
     "run/resume": ["unit/run/test_resume.py"],
     "data/data_position": ["unit/data/test_data_position.py"],
     "data/seek": ["unit/data/test_seek.py"],

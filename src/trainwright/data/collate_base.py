@@ -116,7 +116,7 @@ def _stack(name: str, values: list[Any], framework: Any, dtype: Any = None) -> A
             return np.array([to_numpy(v) if isinstance(v, torch.Tensor) else v for v in values], dtype=dtype)
         if isinstance(values[0], torch.Tensor):
             return torch.stack([*map(torch.as_tensor, values)]).to(dtype)
-        if isinstance(values[0], np.ndarray):
+        if isinstance(values[0], (np.ndarray, np.bool_)):  # of NumPy's scalars torch refuses to read these alone
             return torch.from_numpy(np.stack(values)).to(dtype)
         return torch.tensor(values, dtype=dtype)
     except (ValueError, RuntimeError) as error:

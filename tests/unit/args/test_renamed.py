@@ -1,11 +1,15 @@
 """Older names: each is accepted, takes effect, and is reported once at the caller's line."""
 
 import dataclasses
+import runpy
+import types
 import warnings
 
 import pytest
 
-from trainwright.args.renamed import RENAMED, RENAMED_VALUES
+from trainwright.args import renamed
+from trainwright.args.accelerator_config import AcceleratorConfig
+from trainwright.args.renamed import RENAMED, RENAMED_VALUES, twin_value
 from trainwright.args.training import TrainingArguments
 from trainwright.names import DebugOption, FSDPOption
 
@@ -222,3 +226,80 @@ def test_tokens_are_not_shown_in_messages():
     with pytest.raises(ValueError, match="hub_token=<hidden>") as error:
         new(push_to_hub_token="hf_secret", hub_token="hf_other")
     assert "hf_" not in str(caught[0].message) + str(error.value)
+
+
+CONFIG = AcceleratorConfig().to_dict()
+TRANSLATIONS = [  # (older name, value, what else was passed, newer arguments)
+    ("evaluation_strategy", "epoch", {}, {"eval_strategy": "epoch"}),
+    ("xpu_backend", "gloo", {}, {"ddp_backend": "gloo"}),
+    ("sharded_ddp", "simple offload", {}, {"fsdp": "shard_grad_op offload"}),
+    ("sharded_ddp", "zero_dp_2", {}, {"fsdp": "shard_grad_op"}),
+    ("sharded_ddp", [types.SimpleNamespace(value="zero_dp_3"), "offload"], {}, {"fsdp": "full_shard offload"}),
+    ("sharded_ddp", "", {}, {}),
+    ("sharded_ddp", None, {}, {}),
+    ("dispatch_batches", "true", {}, {"accelerator_config": CONFIG | {"dispatch_batches": True}}),
+    (
+        "split_batches",
+        True,
+        {"accelerator_config": {"even_batches": False}},
+        {"accelerator_config": CONFIG | {"even_batches": False, "split_batches": True}},
+    ),
+    ("per_gpu_train_batch_size", 3, {}, {"per_device_train_batch_size": 3}),
+    ("per_gpu_eval_batch_size", 3, {}, {"per_device_eval_batch_size": 3}),
+    ("no_cuda", True, {}, {"use_cpu": True}),
+    ("adafactor", True, {}, {"optim": "adafactor"}),
+    ("adafactor", False, {}, {}),
+    ("fp16_backend", "amp", {}, {"half_precision_backend": "auto"}),
+    ("fp16_backend", "cuda_amp", {}, {"half_precision_backend": "auto"}),
+    ("fp16_backend", "cpu_amp", {}, {"half_precision_backend": "cpu_amp"}),
+    ("torchdynamo", "eager", {}, {"torch_compile_backend": "eager"}),
+    ("push_to_hub_token", "t", {}, {"hub_token": "t"}),
+    ("push_to_hub_model_id", "m", {"push_to_hub_model_id": "m", "output_dir": "a/b"}, {"hub_model_id": "m"}),
+    ("push_to_hub_organization", "o", {"push_to_hub_organization": "o"}, {"hub_model_id": "o/trainer_output"}),
+    ("push_to_hub_organization", "o", {"push_to_hub_organization": "o", "output_dir": "a/b"}, {"hub_model_id": "o/b"}),
+    (
+        "push_to_hub_organization",
+        "o",
+        {"push_to_hub_organization": "o", "push_to_hub_model_id": "m", "output_dir": "a/b"},
+        {"hub_model_id": "o/m"},
+    ),
+    ("include_inputs_for_metrics", True, {}, {"include_for_metrics": ["inputs"]}),
+    (
+        "include_inputs_for_metrics",
+        True,
+        {"include_for_metrics": ["loss"]},
+        {"include_for_metrics": ["loss", "inputs"]},
+    ),
+    ("include_inputs_for_metrics", True, {"include_for_metrics": ["inputs"]}, {"include_for_metrics": ["inputs"]}),
+    ("include_inputs_for_metrics", False, {"include_for_metrics": ("loss",)}, {"include_for_metrics": ["loss"]}),
+    ("use_ipex", True, {}, {}),
+]
+
+
+@pytest.mark.parametrize(("older", "value", "given", "newer"), TRANSLATIONS)
+def test_each_row_says_what_an_older_name_is_today(older, value, given, newer):
+    before = dict(given)
+    # The table is made when the module is imported: made here once more.
+    name = renamed.__name__
+    for table in (RENAMED, runpy.run_path(renamed.__file__, run_name=name)["RENAMED"]):
+        assert table[older].old == older
+        assert table[older].translate(value, given) == newer
+    assert given == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "current", "expected"),
+    [
+        ("group_by_length", True, "random", "group_by_length"),
+        ("group_by_length", "true", "random", "group_by_length"),
+        ("group_by_length", "False", "group_by_length", "random"),
+        ("group_by_length", False, "group_by_length", "random"),
+        ("group_by_length", False, "sequential", "sequential"),
+        ("train_sampling_strategy", "group_by_length", None, True),
+        ("train_sampling_strategy", "random", None, False),
+        ("gradient_checkpointing", True, False, True),
+        ("activation_checkpointing_kwargs", {"a": 1}, None, {"a": 1}),
+    ],
+)
+def test_a_twin_follows_its_twin(name, value, current, expected):
+    assert twin_value(name, value, current) == expected

@@ -1,5 +1,7 @@
 """Default collators: same batches as the installed transformers, clear errors for the rest."""
 
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from trainwright.data.collate import (
     to_numpy,
     tolist,
 )
+from trainwright.data.collate_base import as_mappings, warn_of_replaced_labels, whole_labels
 
 reference = pytest.importorskip("transformers.data.data_collator")
 
@@ -138,3 +141,125 @@ def test_conversions_take_tensors_arrays_and_lists():
         assert tolist(value) == [1, 2]
         assert isinstance(to_numpy(value), np.ndarray)
         assert to_numpy(value).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("make", "torch_dtype"),
+    [
+        (np.uint8, torch.int64),
+        (np.bool_, torch.int64),
+        (np.int32, torch.int64),
+        (np.float16, torch.float32),
+        (lambda value: torch.tensor(value, dtype=torch.bool), torch.int64),
+        (lambda value: torch.tensor(value, dtype=torch.uint8), torch.int64),
+        (lambda value: torch.tensor(value, dtype=torch.float16), torch.float32),
+        (lambda value: np.array(value, dtype=np.int16), torch.int64),
+    ],
+)
+def test_a_label_is_a_class_where_it_is_whole_and_a_target_where_it_is_not(make, torch_dtype):
+    samples = [{"label": make(1)}, {"label": make(0)}]
+    found = default_data_collator(samples)["labels"]
+    assert (found.dtype, found.tolist()) == (torch_dtype, [1, 0])
+    arrays = default_data_collator(samples, "np")["labels"]
+    assert str(arrays.dtype) == str(torch_dtype).removeprefix("torch.")
+
+
+def test_label_ids_that_are_tensors_keep_their_type_and_others_do_not():
+    for dtype in (torch.int32, torch.float64):
+        rows = [{"label_ids": torch.tensor([1, 2], dtype=dtype)}] * 2
+        assert default_data_collator(rows)["labels"].dtype == dtype
+    assert default_data_collator([{"label_ids": [1, 2]}] * 2)["labels"].dtype == torch.int64
+    assert default_data_collator([{"label": torch.tensor([1, 2])}] * 2)["labels"].dtype == torch.float32
+
+
+def test_a_label_of_the_first_kind_hides_the_second_and_none_hides_nothing():
+    rows = [{"label": 1, "label_ids": 5, "x": 0}] * 2
+    batch = default_data_collator(rows)
+    assert batch["labels"].tolist() == [1, 1] and batch.keys() == {"labels", "x"}
+    assert default_data_collator([{"label": None, "label_ids": 5}] * 2)["labels"].tolist() == [5, 5]
+
+
+def test_whole_labels_are_int64_in_either_framework_and_an_empty_row_is_one():
+    for framework, kind in (("pt", torch.Tensor), ("np", np.ndarray)):
+        found = whole_labels([[1.0, 2.0], [3.0, -100.0]], framework)
+        assert isinstance(found, kind) and found.tolist() == [[1, 2], [3, -100]] and "int64" in str(found.dtype)
+    assert whole_labels([True, False]).tolist() == [1, 0]
+    assert whole_labels([]).dtype == torch.int64 and whole_labels([[], []]).shape == (2, 0)
+
+
+def test_a_label_that_is_not_whole_is_named_by_its_row():
+    with pytest.raises(ValueError, match=r"^labels hold 2\.5 in row 1 of a batch"):
+        whole_labels([[1.0, 2.0], [3.0, 2.5]])
+    with pytest.raises(ValueError, match=r"^order hold 0\.25 in row 2 of a batch"):
+        whole_labels([1, 2, 0.25], name="order")
+
+
+def test_columns_of_tensors_and_arrays_keep_their_type():
+    tensors = [{"x": torch.tensor([1, 2], dtype=torch.int16)}, {"x": torch.tensor([3, 4], dtype=torch.int16)}]
+    assert default_data_collator(tensors)["x"].dtype == torch.int16
+    assert default_data_collator(tensors, "np")["x"].dtype == np.int16
+    arrays = [{"x": np.array([1, 2], dtype=np.float16)}, {"x": np.array([3, 4], dtype=np.float16)}]
+    assert default_data_collator(arrays)["x"].dtype == torch.float16
+    assert default_data_collator([{"x": torch.tensor(1.5)}, {"x": 2}])["x"].tolist() == [1.5, 2]
+
+
+def test_tensors_of_different_shapes_are_refused_with_the_reason():
+    for make in (torch.tensor, np.array, list):
+        for framework in ("pt", "np"):
+            with pytest.raises(ValueError, match=r"The samples' 'x' cannot be stacked into one batch: .*different"):
+                default_data_collator([{"x": make([1, 2])}, {"x": make([1])}], framework)
+
+
+def test_samples_are_taken_as_any_sequence_of_mappings_or_objects():
+    rows = (types.MappingProxyType({"x": 1}),)
+    assert as_mappings(rows) == [{"x": 1}] and type(as_mappings(rows)) is list
+    assert as_mappings([types.SimpleNamespace(x=1), types.SimpleNamespace(x=2)]) == [{"x": 1}, {"x": 2}]
+
+
+def test_arrays_come_off_the_graph():
+    assert to_numpy(torch.ones(2, requires_grad=True)).tolist() == [1, 1]
+
+
+def warned(monkeypatch, caplog, rows, worker=None, times=1):
+    info = None if worker is None else types.SimpleNamespace(id=worker)
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: info)
+    collator = DefaultDataCollator()
+    caplog.clear()
+    for _ in range(times):
+        warn_of_replaced_labels(collator, rows, "Use another.")
+    return [record.getMessage() for record in caplog.records]
+
+
+OTHER_LABELS = [{"input_ids": [1, 2]}, {"input_ids": [1, 2], "labels": None}, {"input_ids": [1, 2], "labels": [1, 3]}]
+
+
+def test_replaced_labels_are_warned_of_once_by_one_process(monkeypatch, caplog):
+    (text,) = warned(monkeypatch, caplog, OTHER_LABELS * 2, times=3)
+    assert text.startswith("DefaultDataCollator makes labels itself") and text.endswith("Use another.")
+    assert len(warned(monkeypatch, caplog, OTHER_LABELS, worker=0)) == 1
+    assert warned(monkeypatch, caplog, OTHER_LABELS, worker=1) == []
+
+
+def test_labels_that_are_the_tokens_or_cannot_be_looked_at_are_not_warned_of(monkeypatch, caplog):
+    rows = [[1, 2], {"input_ids": np.array([1, 2]), "labels": torch.tensor([1, 2])}, {"input_ids": [1], "labels": [1]}]
+    assert warned(monkeypatch, caplog, rows) == []
+
+
+def test_the_framework_of_a_call_wins_over_that_of_a_collator():
+    class Collator(DataCollatorMixin):
+        return_tensors = "np"
+
+        def torch_call(self, features):
+            return "torch"
+
+        def numpy_call(self, features):
+            return "numpy", features
+
+    assert Collator()([1]) == ("numpy", [1]) and Collator()([1], return_tensors="pt") == "torch"
+    for call in (lambda: Collator().tf_call([1]), lambda: Collator()([1], "tf")):
+        with pytest.raises(NotImplementedError, match="TensorFlow"):
+            call()
+    with pytest.raises(NotImplementedError, match="DataCollatorMixin defines no torch_call"):
+        DataCollatorMixin().torch_call([1])
+    assert isinstance(DefaultDataCollator("np")([{"x": 1}], "pt")["x"], torch.Tensor)
+    assert isinstance(DefaultDataCollator()([{"x": 1}])["x"], torch.Tensor)

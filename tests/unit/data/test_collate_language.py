@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import types
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from trainwright.data import collate as ours
+from trainwright.data import collate_language
 from trainwright.data.collate_packing import DataCollatorForPacking
 
 reference = pytest.importorskip("transformers.data.data_collator")
@@ -263,3 +265,225 @@ def test_labels_are_compared_with_tokens_at_the_first_batch_alone(tokenizer, mon
     for _ in range(3):
         collator([{"input_ids": TOKENS, "labels": TOKENS}] * 2)
     assert len(compared) == 2
+
+
+def test_the_ends_of_each_probability_are_probabilities(tokenizer):
+    for options in (
+        {"mlm_probability": 0},
+        {"mlm_probability": 1},
+        {"mask_replace_prob": 0, "random_replace_prob": 1},
+        {"mask_replace_prob": 1, "random_replace_prob": 0},
+    ):
+        ours.DataCollatorForLanguageModeling(tokenizer, **options)
+    for name in ("mlm_probability", "mask_replace_prob", "random_replace_prob"):
+        for value in (-0.1, 1.1, None):
+            with pytest.raises(ValueError, match=f"{name}={value}"):
+                ours.DataCollatorForLanguageModeling(tokenizer, **{name: value})
+
+
+def test_causal_modelling_needs_no_mask_token_and_no_probability(tokenizer):
+    bare = types.SimpleNamespace()
+    collator = ours.DataCollatorForLanguageModeling(bare, mlm=False, mlm_probability=None)
+    assert collator.generator is None
+    with pytest.raises(ValueError, match=r"tokenizer \(SimpleNamespace\) has none"):
+        ours.DataCollatorForLanguageModeling(bare)
+
+
+def test_whole_words_are_always_masked_unless_shares_were_asked_for(tokenizer):
+    collator = ours.DataCollatorForLanguageModeling(tokenizer, whole_word_mask=True)
+    assert (collator.mask_replace_prob, collator.random_replace_prob) == (1.0, 0.0)
+    for shares in ((0.8, 0.0), (0.7, 0.1)):
+        names = ("mask_replace_prob", "random_replace_prob")
+        collator = ours.DataCollatorForLanguageModeling(tokenizer, whole_word_mask=True, **dict(zip(names, shares)))
+        assert (collator.mask_replace_prob, collator.random_replace_prob) == shares
+    plain = ours.DataCollatorForLanguageModeling(tokenizer)
+    assert (plain.mask_replace_prob, plain.random_replace_prob) == (0.8, 0.1)
+
+
+def test_the_generator_of_a_process_is_made_once_and_anew_in_a_worker(tokenizer, monkeypatch):
+    workers = [None]
+    monkeypatch.setattr(collate_language, "get_worker_info", lambda: workers[-1])
+    unseeded = ours.DataCollatorForLanguageModeling(tokenizer)
+    unseeded.create_rng()
+    assert unseeded.generator is None
+    collator, seeds = ours.DataCollatorForLanguageModeling(tokenizer, seed=5), []
+    assert collator.get_generator(7).initial_seed() == 7
+    for number in (None, None, 2, 2, 0):
+        workers.append(None if number is None else types.SimpleNamespace(id=number))
+        before = collator.generator
+        collator.create_rng()
+        seeds.append((collator.generator.initial_seed(), collator.generator is before))
+    assert seeds == [(5, False), (5, True), (5 + 2, False), (5 + 2, True), (5, False)]
+
+
+def test_causal_labels_are_the_tokens_without_padding(tokenizer):
+    batch = ours.DataCollatorForLanguageModeling(tokenizer, mlm=False)([{"input_ids": row} for row in ROWS])
+    assert batch["labels"].tolist() == [ROWS[0], [*ROWS[1], -100, -100, -100]]
+    assert batch["input_ids"].tolist() == [ROWS[0], [*ROWS[1], 0, 0, 0]]
+    bare = types.SimpleNamespace(pad_token_id=None)
+    batch = ours.DataCollatorForLanguageModeling(bare, mlm=False)([[0, 5], [6, 0]])
+    assert batch["labels"].tolist() == [[0, 5], [6, 0]]
+    wide = ours.DataCollatorForLanguageModeling(tokenizer, mlm=False, pad_to_multiple_of=6)
+    for rows in (ROWS, [{"input_ids": row} for row in ROWS]):
+        assert wide(rows)["labels"].shape == (2, 12)
+    arrays = ours.DataCollatorForLanguageModeling(tokenizer, mlm=False, return_tensors="np")(ROWS)
+    assert all(isinstance(value, np.ndarray) for value in arrays.values())
+
+
+def test_tokens_that_are_given_as_special_are_never_masked(tokenizer):
+    rows = [{"input_ids": [5, 6, 7, 8], "special_tokens_mask": [0, 1, 0, 1]}] * 4
+    batch = ours.DataCollatorForLanguageModeling(
+        tokenizer, mlm_probability=1.0, mask_replace_prob=1.0, random_replace_prob=0
+    )(rows)
+    assert batch["labels"].tolist() == [[5, -100, 7, -100]] * 4
+    assert batch["input_ids"].tolist() == [[4, 6, 4, 8]] * 4
+    assert "special_tokens_mask" not in batch
+
+
+def test_arrays_are_masked_by_the_same_methods_as_tensors(tokenizer):
+    collator = ours.DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.5, seed=3)
+    inputs = np.array([[2, 5, 6, 7, 8, 9, 3]] * 3)
+    collator.create_rng()
+    arrays = collator.numpy_mask_tokens(inputs)
+    collator.generator.manual_seed(3)
+    tensors = collator.torch_mask_tokens(torch.tensor(inputs))
+    for array, tensor in zip(arrays, tensors):
+        assert isinstance(array, np.ndarray) and array.tolist() == tensor.tolist()
+    special = np.array([[0, 1, 1, 1, 1, 1, 1]] * 3)
+    _, labels = collator.numpy_mask_tokens(inputs, special)
+    assert (labels[:, 1:] == -100).all()
+    words = ours.DataCollatorForLanguageModeling(tokenizer, whole_word_mask=True, mlm_probability=1.0, seed=3)
+    offsets = np.array([[(0, 0), (0, 1), (1, 2), (3, 4), (4, 5), (6, 7), (0, 0)]] * 3)
+    _, labels = words.numpy_mask_tokens(inputs, None, offsets)
+    assert labels.tolist() == [[-100, 5, 6, 7, 8, 9, -100]] * 3
+
+
+def test_offsets_are_padded_on_the_side_of_the_tokenizer(tokenizer):
+    left = copy.deepcopy(tokenizer)
+    left.padding_side = "left"
+    collator = ours.DataCollatorForLanguageModeling(left, whole_word_mask=True, mlm_probability=1.0)
+    offsets = [[(0, 0), (0, 2), (2, 6), (0, 0)], [(0, 0), (0, 3), (0, 0)]]
+    rows = [
+        {"input_ids": [2, 5, 6, 3], "offset_mapping": offsets[0]},
+        {"input_ids": [2, 8, 3], "offset_mapping": offsets[1]},
+    ]
+    batch = collator(rows)
+    assert batch["labels"].tolist() == [[-100, 5, 6, -100], [-100, -100, 8, -100]]
+    assert batch.keys() == {"input_ids", "attention_mask", "labels"} | set(batch.keys() & {"token_type_ids"})
+
+
+def test_a_word_goes_on_where_the_token_before_ended_and_was_no_special_one():
+    offsets = torch.tensor([[(0, 0), (0, 2), (2, 4), (5, 6), (6, 8), (0, 0), (0, 3)]])
+    special = torch.tensor([[True, False, False, False, False, True, False]])
+    starts = collate_language.word_starts(offsets, special)
+    assert starts.tolist() == [[False, True, False, True, False, False, True]]
+    chosen = torch.tensor([[False, True, False, False, False, False, True]])
+    spread = collate_language.spread_over_words(chosen, starts)
+    assert spread.tolist() == [[False, True, True, False, False, False, True]]
+
+
+def test_the_share_of_random_tokens_is_of_those_that_were_not_masked(tokenizer):
+    rows = [[8] * 3000] * 2
+    options = {"mlm_probability": 1.0, "mask_replace_prob": 0.5, "random_replace_prob": 0.5}
+    batch = collate(ours, "DataCollatorForLanguageModeling", tokenizer, rows, **options)
+    kept = (batch["input_ids"] == 8).float().mean().item()
+    assert kept == pytest.approx(0.5 / len(tokenizer), abs=0.02)  # those that became themselves by chance
+
+
+# The collators that only generation 4 has.
+
+
+def older(tokenizer, **options):
+    return ours.DataCollatorForWholeWordMask(tokenizer, **{"seed": 3, "mlm_probability": 0.5, **options})
+
+
+def test_whole_word_pieces_are_chosen_while_they_fit_and_at_least_one_token_is(tokenizer):
+    rows = [[2, 8, 9, 10, 12, 13, 3, 0]] * 50
+    for probability, budget in ((0.5, round(7 * 0.5)), (0.01, 1), (1.0, 5)):
+        batch = older(tokenizer, mlm_probability=probability, mask_replace_prob=1.0, random_replace_prob=0)(rows)
+        chosen = batch["labels"] != -100
+        assert chosen.sum(1).tolist() == [budget] * 50
+        assert not chosen[:, [0, 6, 7]].any()
+        assert (batch["input_ids"][chosen] == 4).all()
+    assert len({tuple(row) for row in chosen.tolist()}) == 1
+    few = older(tokenizer, mlm_probability=0.3)(rows)["labels"] != -100
+    assert len({tuple(row) for row in few.tolist()}) > 1  # another word each time
+
+
+def test_a_word_that_does_not_fit_is_left_and_a_later_one_that_does_is_taken(tokenizer):
+    rows = [[2, 5, 6, 7, 8, 3]] * 50  # a word of three pieces and one of one; two tokens may be chosen
+    chosen = older(tokenizer, mlm_probability=2 / 6)(rows)["labels"] != -100
+    assert chosen.tolist() == [[False, False, False, False, True, False]] * 50
+
+
+def test_a_piece_without_its_beginning_is_a_word(tokenizer):
+    chosen = older(tokenizer, mlm_probability=1.0)([[6, 7, 3, 2]] * 3)["labels"] != -100
+    assert chosen.tolist() == [[True, True, False, False]] * 3
+
+
+def test_labels_and_special_tokens_of_samples_are_not_padded_as_columns(tokenizer):
+    rows = [{"input_ids": [8, 9, 10], "labels": [1], "label": 2, "special_tokens_mask": [0, 1, 0]}] * 3
+    batch = older(tokenizer, mlm_probability=1.0)(rows)
+    assert "label" not in batch and "special_tokens_mask" not in batch
+    assert batch["labels"].tolist() == [[8, -100, 10]] * 3
+
+
+def test_marks_of_0_and_1_say_what_is_masked_but_never_special_tokens(tokenizer):
+    collator = older(tokenizer, mask_replace_prob=1.0, random_replace_prob=0)
+    inputs, marks = np.array([[2, 8, 9, 3]]), np.array([[1, 1, 0, 1]])
+    masked, labels = collator.numpy_mask_tokens(inputs, marks)
+    assert isinstance(masked, np.ndarray) and isinstance(labels, np.ndarray)
+    assert masked.tolist() == [[2, 4, 9, 3]] and labels.tolist() == [[-100, 8, -100, -100]]
+
+
+def test_sentence_order_has_its_labels_in_either_framework(tokenizer):
+    rows = [{"input_ids": r, "token_type_ids": [1] * len(r), "sentence_order_label": 1, "more": [1]} for r in ROWS]
+    for framework, kind in (("pt", torch.Tensor), ("np", np.ndarray)):
+        batch = ours.DataCollatorForSOP(tokenizer)(rows, return_tensors=framework)
+        assert all(isinstance(value, kind) for value in batch.values())
+        assert batch["sentence_order_label"].tolist() == [1, 1] and "more" not in batch
+        assert batch["token_type_ids"].tolist() == [[1] * 8, [1] * 5 + [0] * 3]
+    with pytest.raises(ValueError, match=r"^sentence_order_label hold 0\.5 in row 0"):
+        ours.DataCollatorForSOP(tokenizer)([rows[0] | {"sentence_order_label": 0.5}])
+
+
+def test_attention_of_sentence_order_leaves_out_padding_where_there_is_some(tokenizer):
+    collator = ours.DataCollatorForSOP(tokenizer, seed=3)
+    attended = collator.mask_tokens(torch.tensor([[2, 8, 3, 0]]))[2]
+    assert attended.dtype == torch.int64 and attended.tolist() == [[1, 1, 1, 0]]
+    assert collator.generator is not None
+    bare = types.SimpleNamespace(
+        pad_token_id=None, mask_token="[MASK]", mask_token_id=4, all_special_ids=[2, 3], __len__=lambda: 14
+    )
+    collator = ours.DataCollatorForSOP(bare, mask_replace_prob=1.0, random_replace_prob=0)
+    assert collator.mask_tokens(torch.tensor([[2, 8, 3, 0]]))[2].tolist() == [[1, 1, 1, 1]]
+
+
+# Permutation language modelling.
+
+
+def test_spans_hold_their_share_of_the_tokens_and_follow_each_other(tokenizer):
+    collator = ours.DataCollatorForPermutationLanguageModeling(tokenizer, plm_probability=0.5, max_span_length=1)
+    torch.manual_seed(0)
+    batch = collator([[8] * 1000] * 2)
+    predicted = batch["labels"] != -100
+    # Spans of one token, each in a context of two: one of every pair.
+    assert predicted.reshape(2, 500, 2).sum(2).eq(1).all()
+    assert batch["input_ids"][predicted].eq(4).all() and batch["input_ids"][~predicted].eq(8).all()
+    assert torch.equal(batch["target_mapping"], torch.eye(1000).expand(2, 1000, 1000))
+
+
+def test_arrays_of_permutations_are_those_of_tensors(tokenizer):
+    collator = ours.DataCollatorForPermutationLanguageModeling(tokenizer)
+    inputs = [[2, *[8] * 20, 3]] * 2
+    torch.manual_seed(0)
+    tensors = collator.torch_mask_tokens(torch.tensor(inputs))
+    torch.manual_seed(0)
+    arrays = collator.numpy_mask_tokens(np.array(inputs))
+    for array, tensor in zip(arrays, tensors, strict=True):
+        assert isinstance(array, np.ndarray) and np.array_equal(array, tensor.numpy())
+
+
+def test_permutation_names_the_tokenizer_that_has_no_mask_token():
+    with pytest.raises(ValueError, match=r"the tokenizer \(SimpleNamespace\) has none"):
+        ours.DataCollatorForPermutationLanguageModeling(types.SimpleNamespace(pad_token_id=0))([[5, 6]])

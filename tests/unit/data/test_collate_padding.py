@@ -161,3 +161,135 @@ def test_a_fraction_among_labels_that_are_classes_or_tokens_is_an_error(name):
 def test_a_fraction_among_labels_of_a_flattened_batch_is_an_error():
     with pytest.raises(ValueError, match=r"labels hold 0\.5"):
         ours.DataCollatorWithFlattening()([{"input_ids": [5, 6], "labels": [1, 0.5]}])
+
+
+class Recording:
+    """A tokenizer that pads nothing and says what it was asked for."""
+
+    padding_side = "left"
+    pad_token_id = 9
+
+    def pad(self, rows, **options):
+        self.rows, self.options = rows, options
+        kind = torch.tensor if options["return_tensors"] == "pt" else np.array
+        return {"input_ids": kind([row["input_ids"] for row in rows])}
+
+
+PADDING = {"padding": "max_length", "max_length": 8, "pad_to_multiple_of": 4}
+DEFAULTS = {"padding": True, "max_length": None, "pad_to_multiple_of": None}
+
+
+@pytest.mark.parametrize("framework", ["pt", "np"])
+@pytest.mark.parametrize("options", [PADDING, {}])
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("DataCollatorWithPadding", {"input_ids": [1, 2]}),
+        ("DataCollatorForTokenClassification", {"input_ids": [1, 2], "labels": [3, 4]}),
+        ("DataCollatorForSeq2Seq", {"input_ids": [1, 2], "labels": [3, 4]}),
+        ("DataCollatorForMultipleChoice", {"input_ids": [[1, 2]], "label": 0}),
+    ],
+)
+def test_the_tokenizer_is_asked_for_what_the_collator_was_told(name, row, options, framework):
+    tokenizer = Recording()
+    getattr(ours, name)(tokenizer, return_tensors=framework, **options)([row, row])
+    assert tokenizer.options == {**DEFAULTS, **options, "return_tensors": framework}
+    assert tokenizer.rows == [{"input_ids": [1, 2]}] * 2  # labels are padded here
+
+
+def test_labels_of_either_name_are_padded_on_the_side_of_the_tokenizer():
+    for name in ("label", "labels"):
+        rows = [{"input_ids": [1, 2, 3], name: [4, 5]}, {"input_ids": [1, 2, 3], name: [6]}]
+        tokens = ours.DataCollatorForTokenClassification(Recording())(rows)
+        assert tokens[name].tolist() == [[-100, 4, 5], [-100, -100, 6]]
+        targets = ours.DataCollatorForSeq2Seq(Recording(), label_pad_token_id=-1)(rows)
+        assert targets["labels"].tolist() == [[4, 5], [-1, 6]]
+    choices = ours.DataCollatorForMultipleChoice(Recording())([{"input_ids": [[1, 2], [3, 4]], "labels": 1}])
+    assert choices["labels"].tolist() == [1] and choices["input_ids"].tolist() == [[[1, 2], [3, 4]]]
+
+
+def test_samples_without_targets_have_none():
+    batch = ours.DataCollatorForSeq2Seq(Recording(), model=Decoder())([{"input_ids": [1], "labels": None}] * 2)
+    assert batch["labels"] is None and "decoder_input_ids" not in batch
+    assert "labels" not in ours.DataCollatorForTokenClassification(Recording())([{"input_ids": [1]}])
+
+
+def test_a_model_that_makes_no_inputs_of_its_decoder_gets_none():
+    batch = ours.DataCollatorForSeq2Seq(Recording(), model=object())(copy.deepcopy([TARGETS[0]]))
+    assert batch.keys() == {"input_ids", "labels"}
+    batch = ours.DataCollatorForSeq2Seq(Recording(), model=Decoder())(copy.deepcopy([TARGETS[0]]))
+    assert batch["decoder_input_ids"].tolist() == [[1001, 1002, 1003]]
+
+
+class Strategy:
+    """As the members of transformers' PaddingStrategy."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+@pytest.mark.parametrize(
+    ("padding", "max_length", "multiple", "width"),
+    [
+        (True, 9, None, 3),
+        ("longest", None, 4, 4),
+        ("max_length", 6, None, 6),
+        ("max_length", 6, 4, 8),
+        ("max_length", None, None, 3),
+        ("max_length", 2, None, 3),
+        (Strategy("max_length"), 6, None, 6),
+        (Strategy("longest"), 6, None, 3),
+    ],
+)
+def test_targets_are_padded_to_the_length_that_the_strategy_says(padding, max_length, multiple, width):
+    collator = ours.DataCollatorForSeq2Seq(
+        Recording(), padding=padding, max_length=max_length, pad_to_multiple_of=multiple
+    )
+    rows = [{"input_ids": [1], "labels": row} for row in ([1, 2, 3], [4])]
+    assert collator(rows)["labels"].tolist() == [[-100] * (width - 3) + [1, 2, 3], [-100] * (width - 1) + [4]]
+
+
+@pytest.mark.parametrize("padding", [False, "do_not_pad", Strategy("do_not_pad")])
+def test_targets_are_not_padded_where_nothing_is(padding):
+    collator = ours.DataCollatorForSeq2Seq(Recording(), padding=padding, max_length=9, pad_to_multiple_of=8)
+    rows = [{"input_ids": [1], "labels": torch.tensor([1, 2])}] * 2
+    assert collator(rows)["labels"].tolist() == [[1, 2]] * 2
+
+
+def test_the_framework_of_a_call_of_a_seq2seq_collator_wins():
+    rows = copy.deepcopy(TARGETS[:1])
+    assert isinstance(ours.DataCollatorForSeq2Seq(Recording())(rows, return_tensors="np")["labels"], np.ndarray)
+    assert isinstance(ours.DataCollatorForSeq2Seq(Recording())(rows)["labels"], torch.Tensor)
+    with pytest.raises(ValueError, match="'jax' is not supported"):
+        ours.DataCollatorWithPadding(Recording(), return_tensors="jax")(rows)
+
+
+def test_rows_are_padded_on_the_side_of_the_tokenizer_or_on_the_right():
+    class Sided:
+        pad_token_id = 9
+
+    assert ours._torch_collate_batch([[1, 2], [3]], Recording()).tolist() == [[1, 2], [9, 3]]
+    assert ours._torch_collate_batch([[1, 2], [3]], Sided()).tolist() == [[1, 2], [3, 9]]
+    padded = ours._numpy_collate_batch([[1, 2], [3, 4]], Sided(), 4)
+    assert padded.tolist() == [[1, 2, 9, 9], [3, 4, 9, 9]] and padded.dtype == np.int64
+    assert ours._torch_collate_batch([[1, 2], [3, 4]], Sided(), 2).tolist() == [[1, 2], [3, 4]]
+    with pytest.raises(ValueError, match="Samples of 1 to 3 tokens have to be padded to 4, but the tokenizer"):
+        ours._torch_collate_batch([[1], [1, 2, 3]], type("Bare", (), {"pad_token_id": None})(), 4)
+
+
+@pytest.mark.parametrize(("given", "after"), [({}, False), ({"Asking-to-pad-a-fast-tokenizer": True}, True)])
+def test_what_was_said_of_the_advice_is_as_before_also_after_an_error(given, after):
+    class Tokenizer(Recording):
+        deprecation_warnings = given
+
+        def pad(self, *rows, **options):
+            assert self.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] is True
+            raise KeyError(rows, options)
+
+    with pytest.raises(KeyError) as caught:
+        ours.pad_without_fast_tokenizer_warning(Tokenizer(), 1, 2, a=3)
+    assert caught.value.args == ((1, 2), {"a": 3})
+    assert given == {"Asking-to-pad-a-fast-tokenizer": after}
+    plain = Recording()
+    ours.pad_without_fast_tokenizer_warning(plain, [{"input_ids": [1]}], return_tensors="np")
+    assert plain.options == {"return_tensors": "np"}

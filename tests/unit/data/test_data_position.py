@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from trainwright.data import data_position as progress_module
 from trainwright.data.data_position import DataPosition
+from trainwright.data.samplers import ResumableSequentialSampler
 
 
 def batches_from(progress, num_samples=10, batch_size=2, **options):
@@ -88,7 +89,7 @@ def test_an_epoch_that_a_callback_cuts_short_is_followed_by_the_next():
     assert progress.next_sample() == (0, 2, None)
 
 
-@pytest.mark.parametrize(("epoch", "seeds"), [(0, None), (3, 3)])
+@pytest.mark.parametrize(("epoch", "seeds"), [(0, None), (1, 1), (3, 3)])
 def test_workers_that_stay_are_seeded_without_a_draw_in_an_epoch_that_is_not_the_first(epoch, seeds):
     torch.manual_seed(11)
     loader = DataLoader(list(range(4)), batch_size=2, num_workers=1, persistent_workers=True)
@@ -114,13 +115,14 @@ def test_lost_workers_are_replaced_at_the_batch_that_is_missing(monkeypatch):
     monkeypatch.setattr(progress_module, "RestartingIterator", lambda *parts: asked.append(parts))
     progress = DataPosition(2, 5, generators={"a": 1})
     progress.begin_epoch(4, 1)
-    progress.iterate(DataLoader(Who(), batch_size=2, num_workers=2, collate_fn=list), 1)
+    order = ResumableSequentialSampler(Who())
+    progress.iterate(DataLoader(Who(), batch_size=2, sampler=order, num_workers=2, collate_fn=list), 1)
     ((begin, describe, generators),) = asked
     assert generators == {"a": 1}
     assert list(begin()) == [[(n, 2), (n + 1, 2)] for n in (2, 4, 6, 8)]
     assert list(begin(2)) == [[(n, 2), (n + 1, 2)] for n in (6, 8)]
     assert list(begin(2, True)) == [[(n, 1), (n + 1, 1)] for n in (6, 8)]
-    assert describe(2) == "samples 6 to 7 of epoch 4"
+    assert describe(2) == "samples 6 to 7 of epoch 4, which have the indices [6, 7]"
 
 
 class Shared(IterableDataset):
@@ -153,3 +155,24 @@ def test_the_shares_of_a_streams_workers_begin_anew_with_an_epoch():
     progress.iterate(DataLoader(Shared(), batch_size=2, num_workers=2, collate_fn=list), 1)
     progress.micro_batches = 3
     assert progress.next_sample() == (1, 6, {"batch_size": 2, "before": [0, 0], "num_batches": 3})
+
+
+def test_shares_of_batches_of_another_size_are_known_to_a_run_of_one_process_alone(caplog):
+    saved = {"batch_size": 4, "before": [0, 0], "num_batches": 2}
+    loader = DataLoader(Shared(), batch_size=2, num_workers=2)
+    for num_processes, shares in ((1, {"batch_size": 2, "before": [4, 4], "num_batches": 0}), (2, None)):
+        progress = DataProgress(2 * num_processes, None, saved_shares=saved)
+        progress.begin_epoch(0, 4)
+        progress.iterate(loader, num_processes)
+        assert progress.next_sample() == (0, 8 * num_processes, shares)
+
+
+def test_batches_that_no_worker_makes_are_iterated_as_they_are(monkeypatch):
+    def replace(*parts):
+        raise AssertionError("there is no worker to lose")
+
+    monkeypatch.setattr(progress_module, "RestartingIterator", replace)
+    progress = DataProgress(1, 3)
+    progress.begin_epoch(0, 1)
+    assert list(progress.iterate([[0], [1], [2]], 1)) == [[1], [2]]
+    assert list(progress.iterate(DataLoader([0, 1, 2]), 1)) == [1, 2]

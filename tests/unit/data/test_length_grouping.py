@@ -113,7 +113,7 @@ def test_lengths_come_from_the_named_field_of_the_data():
     data = [{"ids": [0] * n, "input_ids": [0]} for n in (3, 1, 2)]
     sampler = LengthGroupedSampler(4, dataset=data, model_input_name="ids")
     assert (sampler.lengths.tolist(), len(sampler), sampler.lengths.dtype) == ([3, 1, 2], 3, torch.int64)
-    assert LengthGroupedSampler(4, lengths=[3, 1, 2]).lengths.dtype == torch.int64
+    assert LengthGroupedSampler(4, lengths=torch.tensor([3, 1, 2], dtype=torch.int16)).lengths.dtype == torch.int64
     share = DistributedLengthGroupedSampler(4, data, 1, 0, model_input_name="ids")
     assert share.lengths.tolist() == [3, 1, 2] and next(iter(share)) == 0
 
@@ -150,5 +150,8 @@ def test_sorted_samples_begin_with_the_longest_and_equal_ones_stay_in_order():
 def test_a_share_is_that_of_epoch_and_seed_0_unless_it_is_said_otherwise():
     share = DistributedLengthGroupedSampler(4, num_replicas=2, rank=1, lengths=LENGTHS)
     assert list(share) == get_length_grouped_indices(LENGTHS, 4, generator=generator(0))[1::2]
+    assert share.shuffle is True
+    for rank in range(3):
+        assert list(DistributedLengthGroupedSampler(4, num_replicas=3, rank=rank, lengths=[7])) == [0]
     odd = DistributedLengthGroupedSampler(4, num_replicas=2, rank=1, lengths=LENGTHS[:5])
     assert len(list(odd)) == 3  # filled up, not cut

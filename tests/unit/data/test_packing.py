@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainwright.data.collate_packing import DataCollatorForPacking
+from trainwright.data.collate_packing import DataCollatorForPacking, DataCollatorForUnpacked
 from trainwright.data.packed_dataset import PackedDataset, PackedStream
 from trainwright.data.packing import plan_packs
 
@@ -187,3 +187,83 @@ def test_the_lengths_of_samples_are_given_only_where_they_are_asked_for():
     packs = [[{"input_ids": np.array([1, 2])}, {"input_ids": np.array([3])}], [{"input_ids": np.array([4])}]]
     assert DataCollatorForPacking(4, names_lengths=True)(packs)["sample_lengths"] == [[2, 1], [1]]
     assert "sample_lengths" not in DataCollatorForPacking(4)(packs)
+
+
+PACK = [[{"input_ids": np.array([5, 6, 7])}, {"input_ids": np.array([8, 9])}]]
+
+
+def test_a_batch_of_packs_holds_what_it_was_asked_for_in_the_documented_types():
+    batch = DataCollatorForPacking(6)(PACK)
+    types_of = {name: str(value.dtype).removeprefix("torch.") for name, value in batch.items()}
+    assert types_of == {
+        "input_ids": "int64",
+        "labels": "int64",
+        "position_ids": "int64",
+        "attention_mask": "int64",
+        "seq_idx": "int32",
+    }
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 0]]
+    assert DataCollatorForPacking(6, iter(["seq_idx"]))(PACK).keys() == {"input_ids", "labels", "seq_idx"}
+
+
+def test_positions_may_begin_elsewhere_but_padding_is_at_0():
+    batch = DataCollatorForPacking(6, first_position=2)(PACK)
+    assert batch["position_ids"].tolist() == [[2, 3, 4, 2, 3, 0]]
+
+
+def test_a_pack_without_free_places_has_no_sample_of_padding():
+    names = ("cu_seqlens", "max_seqlen", "seq_idx")
+    batch = DataCollatorForPacking(5, names)(PACK)
+    assert batch["cu_seqlens"].tolist() == [0, 3, 5] and batch["max_seqlen"] == 3
+    assert batch["seq_idx"].tolist() == [[0, 0, 0, 1, 1]]
+    assert type(batch["max_seqlen"]) is int
+
+
+def test_the_padding_of_a_pack_is_the_longest_where_it_is():
+    batch = DataCollatorForPacking(10, ("max_length_q", "cu_seq_lens_k"))(PACK)
+    assert batch["max_length_q"] == 5 and batch["cu_seq_lens_k"].tolist() == [0, 3, 5, 10]
+
+
+def test_ignored_labels_are_those_of_the_samples_too():
+    sample = {"input_ids": np.array([5, 6, 7]), "labels": np.array([1, 7, 3])}
+    assert DataCollatorForPacking(3, ignored_label=7)([[sample]])["labels"].tolist() == [[-100, -100, 3]]
+    assert DataCollatorForPacking(3, copies_labels=True)([[sample]])["labels"].tolist() == [[-100, 6, 7]]
+
+
+def refuse(features):
+    return "otherwise", features
+
+
+def test_an_evaluation_of_a_run_that_packs_pads_tokens_and_labels_on_the_right():
+    samples = [
+        {"input_ids": [5, 6, 7], "labels": [1, 2, 3]},
+        {"input_ids": torch.tensor([8]), "labels": None, "attention_mask": [1], "text": "a", "none": None},
+    ]
+    batch = DataCollatorForUnpacked(refuse, pad_token_id=4)(samples)
+    assert {name: value.tolist() for name, value in batch.items()} == {
+        "input_ids": [[5, 6, 7], [8, 4, 4]],
+        "attention_mask": [[1, 1, 1], [1, 0, 0]],
+        "labels": [[1, 2, 3], [8, -100, -100]],
+    }
+    assert {value.dtype for value in batch.values()} == {torch.int64}
+    assert DataCollatorForUnpacked(refuse)(samples)["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        [1, 2],
+        {"labels": [1]},
+        {"input_ids": None, "labels": [1]},
+        {"input_ids": [1, 2], "pixels": [0]},
+        {"input_ids": [1, 2], "labels": 1},
+        {"input_ids": [1, 2], "labels": [1]},
+        {"input_ids": 1},
+        {"input_ids": [[1, 2]]},
+        {"input_ids": [1, 2], "attention_mask": [1, 0]},
+        {"input_ids": [1, 2], "attention_mask": [1]},
+    ],
+)
+def test_samples_that_are_no_row_of_tokens_are_batched_otherwise(sample):
+    features = [{"input_ids": [1, 2]}, sample]
+    assert DataCollatorForUnpacked(refuse)(features) == ("otherwise", features)

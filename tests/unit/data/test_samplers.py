@@ -44,6 +44,7 @@ def test_two_epochs_differ_also_where_the_order_is_too_large_to_be_held(monkeypa
         assert orders[0] == orders[2] != orders[1]
         assert (orders[0] == held) is (num_samples == 100)
         assert orders[1] == list(SeededRandomSampler(num_samples, seed=5, epoch=1))
+        assert orders[1] == list(SeededRandomSampler(num_samples, seed=5 + 1))
         assert orders[0] != list(SeededRandomSampler(num_samples, seed=7))
         sampler.start = 40
         assert list(sampler) == orders[0][40:]

@@ -3,14 +3,16 @@
 import copy
 import json
 import random
+import types
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, WeightedRandomSampler
 
+from trainwright.data import seek as position_module
 from trainwright.data.loaders import build_dataloader, set_epoch
-from trainwright.data.samplers import build_train_sampler
+from trainwright.data.samplers import SeededRandomSampler, build_train_sampler
 from trainwright.data.seek import (
     BegunLoader,
     SkippingBatchSampler,
@@ -492,3 +494,97 @@ def test_a_batch_is_described_by_its_places_and_its_samples():
     assert loader.batch_sampler.sampler.start == 7 and loader.dataset.fetched == whole
     for other in (DataLoader(Counted(), batch_size=4), loader_of(), [[1]]):
         assert describe(other, 8, 4, 2) == "samples 8 to 11 of epoch 2"
+
+
+def test_what_is_read_to_be_dropped_is_shown_by_a_bar_after_a_second(monkeypatch):
+    import tqdm.auto
+
+    bars = []
+    monkeypatch.setattr(tqdm.auto, "tqdm", lambda numbers, **options: bars.append((len(numbers), options)) or numbers)
+    assert list(skip_first_batches([[1], [2], [3]], 2)) == [[3]]
+    assert list(SkippingStream(range(5), 3)) == [3, 4]
+    iterator = iter([[1], [2]])
+    discard_batches(iterator, 1)
+    discard_batches(iterator, 0)
+    assert list(iterator) == [[2]]
+    looks = {"desc": "Going to where training stopped", "delay": 1.0, "leave": False}
+    assert bars == [(2, {**looks, "unit": "batch"}), (3, {**looks, "unit": "sample"}), (1, {**looks, "unit": "batch"})]
+
+
+def test_nothing_is_skipped_unless_it_is_asked_for_and_one_sample_is_something():
+    batches = [[1], [2]]
+    assert skip_first_batches(batches) is batches
+    wrapped = WrappedLoader(make_loader(Counted()))
+    assert seek(wrapped, 0, 4) == (wrapped, 0)
+    seek(wrapped, 1, 4)
+    assert wrapped.batch_sampler.sampler.start == 1
+
+
+class Outer:
+    """A batch sampler around another, as accelerate's shards are."""
+
+    def __init__(self, batch_sampler):
+        self.batch_sampler = batch_sampler
+
+    def __iter__(self):
+        return iter(self.batch_sampler)
+
+    def __len__(self):
+        return len(self.batch_sampler)
+
+
+def test_our_sampler_is_found_without_batches_and_inside_several_batch_samplers():
+    bare, nested = (SeededRandomSampler(NUM_SAMPLES, seed=1) for _ in range(2))
+    whole = list(bare)
+    found, leftover = seek(DataLoader(Counted(), batch_size=None, sampler=bare), 7, 1)
+    assert (list(found), leftover) == (whole[7:], 0)
+    loader = DataLoader(Counted(), batch_sampler=Outer(BatchSampler(nested, 4, False)), collate_fn=list)
+    found, leftover = seek(loader, 7, 4)
+    assert (flat(found), leftover) == (whole[7:], 0)
+
+
+class PartLoader:
+    """A process's part of a loader, which knows the size of its batches, or does not."""
+
+    def __init__(self, **known):
+        batches = [list(range(begin, min(begin + 4, NUM_SAMPLES))) for begin in range(0, NUM_SAMPLES, 4)]
+        self.base_dataloader = DataLoader(Counted(), batch_sampler=batches, collate_fn=list)
+        self.dataset, self.batch_sampler = self.base_dataloader.dataset, self.base_dataloader.batch_sampler
+        self.__dict__.update(known)
+
+    def __iter__(self):
+        return iter(self.base_dataloader)
+
+
+@pytest.mark.parametrize(("known", "num_seen"), [({"batch_size": 4}, 4 + 2), ({}, 4 + 4)])
+def test_the_size_of_a_processs_batches_is_the_loaders_or_that_of_all(known, num_seen):
+    found, _ = seek(PartLoader(**known), 8 + 4, 8)
+    assert flat(found) == list(range(num_seen, NUM_SAMPLES))
+
+
+@pytest.mark.parametrize("numbers", [(9,), (0, 99)])
+def test_more_than_there_is_can_be_passed_over(numbers):
+    loader = DataLoader(range(6), batch_sampler=SkippingBatchSampler(THREE, *numbers))
+    iterator = iter(loader)
+    discard_batches(iterator, 0)
+    assert list(iterator) == []
+
+
+@pytest.mark.parametrize(("worker", "left"), [(None, [4, 5]), (0, [4, 5]), (1, [1, 2, 3, 4, 5])])
+def test_each_worker_passes_over_its_own_number_of_samples(monkeypatch, worker, left):
+    info = None if worker is None else types.SimpleNamespace(id=worker)
+    monkeypatch.setattr(position_module, "get_worker_info", lambda: info)
+    assert list(SkippingStream(range(6), [4, 1])) == left
+
+
+def test_loaders_of_others_that_know_less_of_themselves_are_left_as_they_are():
+    stays = types.SimpleNamespace(persistent_workers=True)
+    draw_no_seed_for_workers_that_stay(stays, 3)
+    assert not hasattr(stays, "generator")
+    goes = types.SimpleNamespace(generator=None)
+    draw_no_seed_for_workers_that_stay(goes, 3)
+    assert goes.generator is None
+    assert WorkerShares.restored(None, types.SimpleNamespace(batch_size=4, dataset=Share()), 1, is_start=True) is None
+    bare = Outer([[1]])
+    bare.num_workers = 3
+    assert (with_one_worker(bare).num_workers, bare.num_workers) == (1, 3)

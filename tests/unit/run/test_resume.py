@@ -293,9 +293,12 @@ def test_a_state_in_the_checkpoint_whose_callback_is_missing_is_warned_of(caplog
 
 
 def test_a_checkpoint_of_a_release_that_knew_less_is_read_as_it_is(tmp_path):
-    older = loop_state.fresh(2, 24, last_logged_step=6) | {"total_loss": 7.5, "window": window_with(0.5).state()}
+    window, again = window_with(0.5), LossWindow(True)
+    window.num_without = 2
+    older = loop_state.fresh(2, 24, last_logged_step=6) | {"total_loss": 7.5, "window": window.state()}
     (tmp_path / "loop_state.json").write_text(json.dumps(older))
-    assert read(tmp_path, LossWindow(True)) == older
+    assert read(tmp_path, again) == older
+    assert again.state() == window.state()
 
 
 def test_of_other_processes_only_what_differs_is_saved():
@@ -319,7 +322,7 @@ def test_of_other_processes_only_what_differs_is_saved():
 def test_what_decides_the_number_of_micro_batches_is_named(found, expected):
     assert batching_of(found, accumulation=2) == {"samples_per_micro_batch": 4, **expected}
     together = batching_of(found, accumulation=2, strategy="batch_rebalance")
-    assert together == {"samples_per_micro_batch": 4, **expected, "planned_together": 2}
+    assert broadcast == {"samples_per_micro_batch": 4, **expected, "planned_together": 2}
 
 
 def test_the_start_of_an_epoch_has_no_micro_batch_before_it_whatever_was_counted():
@@ -328,6 +331,20 @@ def test_the_start_of_an_epoch_has_no_micro_batch_before_it_whatever_was_counted
     assert micro_batches_done(loop_state.fresh() | {"micro_batches": 2, "batching": now}, now, found) == 0
     assert done(40, found) == 6  # more samples than the data has now: nothing is left
     assert done(0, plan(6, 60)) == 0  # batches of unequal size, of which 15 would be left
+    one_by_one = batching(1, found, types.SimpleNamespace(gradient_accumulation_steps=1, train_sampling_strategy=""))
+    assert micro_batches_done(loop_state.fresh(0, 1), one_by_one, plan(6, 60)) == 0
+
+
+def test_a_last_batch_that_is_not_full_is_left_unless_the_loader_drops_it():
+    assert done(2, plan(6, 24)) == 0  # 22 samples: five batches and a half
+    assert done(2, plan(6, 25)) == 6 - 5  # of 25 samples the last is dropped, so of 23 five batches are left
+
+
+def test_a_run_that_has_made_all_its_updates_needs_no_further_epoch():
+    found = plan(10, 40, accumulation=2, max_steps=12)  # 5 updates an epoch
+    assert (
+        plan_from_here(found, 4, 0, 12, 2).num_train_epochs == plan_from_here(found, 4, 0, 15, 2).num_train_epochs == 4
+    )
 
 
 def test_a_state_is_read_with_the_place_of_its_best_checkpoint(tmp_path):
@@ -393,9 +410,77 @@ def test_settings_without_a_run_to_compare_with_are_not_mentioned(caplog):
     assert caplog.records == []
     report_changes(settings(logging_steps=1), state, 4)
     assert "logging_steps: 1 (from args) != 10" in caplog.text
+    caplog.clear()
+    report_changes(settings(logging_steps=0.5), TrainerState(max_steps=1, logging_steps=3), 4)
+    assert "logging_steps: 1 (from args) != 3" in caplog.text
 
 
 def test_whole_numbers_are_shown_without_a_fraction_and_others_with_one(caplog):
     state = TrainerState(**SAVED | {"train_batch_size": 5})
     report_changes(settings(n_gpu=2), state, 4)
     assert "per_device_train_batch_size: 2 (from args) != 2.5 " in caplog.text
+
+
+def test_a_process_that_is_not_the_first_verifies_what_the_first_found(make_trainer, tmp_path, monkeypatch):
+    from trainwright.parallel import broadcast
+
+    make_trainer(max_steps=1, save_strategy="steps", save_steps=1).train()
+    found = tmp_path / "out" / "checkpoint-1"
+    monkeypatch.setattr(broadcast, "share", lambda pair: (str(found), None))
+    assert find_checkpoint(True, str(tmp_path), False) == str(found)
+    (found / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="checkpoint-1"):
+        find_checkpoint(True, str(tmp_path), False)
+    error = OSError("of the first process")
+    monkeypatch.setattr(broadcast, "share", lambda pair: (None, error))
+    with pytest.raises(OSError, match="of the first process"):
+        find_checkpoint("auto", str(tmp_path), False)
+
+
+def test_auto_never_starts_anew_where_checkpoints_are_links(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checkpoint-3").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="checkpoint"):
+        find_checkpoint("auto", str(tmp_path / "out"), True)
+
+
+class Bare(TrainerCallback, ExportableState):
+    def __init__(self, limit=3):
+        self.limit, self.waited = limit, 0
+
+    def state(self):
+        return {"args": {"limit": self.limit}}
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_callback_gets_back_what_the_checkpoint_and_its_state_have_of_it(replace, caplog):
+    saved = {
+        "Patience": {"args": {"limit": 5}},
+        "Bare": {"args": {"limit": 6}, "attributes": {"waited": 2}},
+        "Other": {"args": {}, "attributes": {}},
+    }
+    handler = handler_of(Other(), Patience(), Patience(), TrainerControlLike(), Bare())
+    restore_callbacks(handler, saved, replace=replace)
+    found = [vars(callback) for callback in handler.callbacks]
+    assert found[1:] == [
+        {"limit": 5 if replace else 3, "waited": 0},
+        {"limit": 3, "waited": 0},
+        {},
+        {"limit": 6 if replace else 3, "waited": 0},  # `waited` is not part of its state
+    ]
+    assert "does not have: Other." in caplog.text
+
+
+class TrainerControlLike(TrainerCallback, ExportableState):
+    """An exportable callback of which the checkpoint knows nothing."""
+
+    def state(self):
+        return {"args": {}, "attributes": {}}
+
+
+@pytest.mark.parametrize(("present", "lost"), [([Patience()], False), ([], True)])
+def test_one_state_of_a_class_is_one(caplog, present, lost):
+    saved = exported_callbacks(handler_of(Patience()), TrainerControl())
+    restore_callbacks(handler_of(*present), saved, replace=False)
+    assert ("does not have: Patience." in caplog.text) is lost
