@@ -112,7 +112,7 @@ class Who(torch.utils.data.Dataset):
 
 def test_lost_workers_are_replaced_at_the_batch_that_is_missing(monkeypatch):
     asked = []
-    monkeypatch.setattr(progress_module, "RestartingIterator", lambda *parts: asked.append(parts))
+    monkeypatch.setattr(progress_module, "RecoveringIterator", lambda *parts: asked.append(parts))
     progress = DataPosition(2, 5, generators={"a": 1})
     progress.begin_epoch(4, 1)
     order = ResumableSequentialSampler(Who())
@@ -161,7 +161,7 @@ def test_shares_of_batches_of_another_size_are_known_to_a_run_of_one_process_alo
     saved = {"batch_size": 4, "before": [0, 0], "num_batches": 2}
     loader = DataLoader(Shared(), batch_size=2, num_workers=2)
     for num_processes, shares in ((1, {"batch_size": 2, "before": [4, 4], "num_batches": 0}), (2, None)):
-        progress = DataProgress(2 * num_processes, None, saved_shares=saved)
+        progress = DataPosition(2 * num_processes, None, saved_shares=saved)
         progress.begin_epoch(0, 4)
         progress.iterate(loader, num_processes)
         assert progress.next_sample() == (0, 8 * num_processes, shares)
@@ -171,8 +171,8 @@ def test_batches_that_no_worker_makes_are_iterated_as_they_are(monkeypatch):
     def replace(*parts):
         raise AssertionError("there is no worker to lose")
 
-    monkeypatch.setattr(progress_module, "RestartingIterator", replace)
-    progress = DataProgress(1, 3)
+    monkeypatch.setattr(progress_module, "RecoveringIterator", replace)
+    progress = DataPosition(1, 3)
     progress.begin_epoch(0, 1)
     assert list(progress.iterate([[0], [1], [2]], 1)) == [[1], [2]]
     assert list(progress.iterate(DataLoader([0, 1, 2]), 1)) == [1, 2]

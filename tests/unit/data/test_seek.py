@@ -501,19 +501,16 @@ def test_what_is_read_to_be_dropped_is_shown_by_a_bar_after_a_second(monkeypatch
 
     bars = []
     monkeypatch.setattr(tqdm.auto, "tqdm", lambda numbers, **options: bars.append((len(numbers), options)) or numbers)
-    assert list(skip_first_batches([[1], [2], [3]], 2)) == [[3]]
     assert list(SkippingStream(range(5), 3)) == [3, 4]
     iterator = iter([[1], [2]])
     discard_batches(iterator, 1)
     discard_batches(iterator, 0)
     assert list(iterator) == [[2]]
     looks = {"desc": "Going to where training stopped", "delay": 1.0, "leave": False}
-    assert bars == [(2, {**looks, "unit": "batch"}), (3, {**looks, "unit": "sample"}), (1, {**looks, "unit": "batch"})]
+    assert bars == [(3, {**looks, "unit": "sample"}), (1, {**looks, "unit": "batch"})]
 
 
 def test_nothing_is_skipped_unless_it_is_asked_for_and_one_sample_is_something():
-    batches = [[1], [2]]
-    assert skip_first_batches(batches) is batches
     wrapped = WrappedLoader(make_loader(Counted()))
     assert seek(wrapped, 0, 4) == (wrapped, 0)
     seek(wrapped, 1, 4)

@@ -322,7 +322,7 @@ def test_of_other_processes_only_what_differs_is_saved():
 def test_what_decides_the_number_of_micro_batches_is_named(found, expected):
     assert batching_of(found, accumulation=2) == {"samples_per_micro_batch": 4, **expected}
     together = batching_of(found, accumulation=2, strategy="batch_rebalance")
-    assert broadcast == {"samples_per_micro_batch": 4, **expected, "planned_together": 2}
+    assert together == {"samples_per_micro_batch": 4, **expected, "planned_together": 2}
 
 
 def test_the_start_of_an_epoch_has_no_micro_batch_before_it_whatever_was_counted():
