@@ -473,10 +473,10 @@ def test_a_collator_for_language_modelling_decides_which_tokens_are_no_labels(tm
 REFUSED = {
     "grouping": ({"group_by_length": True}, "packing=True makes all sequences equally long.*'group_by_length'"),
     "balancing": ({"train_sampling_strategy": "batch_rebalance"}, "'batch_rebalance'.*Choose one"),
-    "length without packing": ({"packing": False}, "packing_length=16 is about packs, but packing=False"),
+    "length without packing": ({"packing": False}, "packing_length=16 has no effect with packing=False"),
     "rule without packing": (
         {"packing": False, "packing_length": None, "packing_long_samples": "truncate"},
-        "packing_long_samples='truncate' is about packs",
+        "packing_long_samples='truncate' has no effect with packing=False",
     ),
     "length": ({"packing_length": 1}, "packing_length=1 is not allowed: it must be a finite whole number at least 2"),
     "rule": ({"packing_long_samples": "cut"}, "packing_long_samples='cut'.*split"),

@@ -1,4 +1,4 @@
-"""Read one argument, bring it into its one form, or say what is wrong with it.
+"""Parse, normalise and validate one argument.
 
 Owns: the wording of "this value is not allowed". Leaves to others: which argument must satisfy what (each topic).
 Every function reads `getattr(args, name)` and writes the normalised value back, so it may run any number of times.
@@ -60,7 +60,7 @@ def check_number(
         whole: an integer is needed; 3.0 becomes 3, 3.5 is an error.
         optional: None is allowed.
         infinite: `inf` is allowed; NaN never is.
-        hint: the cure, a sentence appended to the error.
+        hint: the remedy, a sentence appended to the error.
     """
     value = getattr(args, name)
     if value is None and optional:
@@ -86,7 +86,7 @@ def check_interval(args: Any, name: str, *, needed_by: str | None) -> None:
     """A distance between two events: a whole number of updates, or a share of the run in (0, 1).
 
     Args:
-        needed_by: the setting that makes the interval count, for the message; None where 0 and None are harmless.
+        needed_by: the setting that makes the interval take effect, for the message; None where 0 and None are harmless.
     """
     value = getattr(args, name)
     if needed_by is None and value in (None, 0):
@@ -109,7 +109,7 @@ def check_interval(args: Any, name: str, *, needed_by: str | None) -> None:
 
 
 def check_enum(args: Any, name: str, enum: type[SomeEnum]) -> None:
-    """Turn the value into a member of `enum`. False means "no" where the enum has it: YAML reads a bare `no` so."""
+    """Turn the value into a member of `enum`. False means "no" where the enum has it: YAML reads a bare `no` as False."""
     setattr(args, name, parse_enum(name, getattr(args, name), enum))
 
 

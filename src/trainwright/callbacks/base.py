@@ -24,7 +24,7 @@ with.
                 learning-rate schedule; zero gradients; state.global_step += 1
                 <on_step_end>
                 obey control
-                if async_save, and a checkpoint has come onto the disk meanwhile:
+                if async_save, and a checkpoint has become durable meanwhile:
                     <on_save>
             <on_epoch_end>
             obey control
@@ -145,9 +145,9 @@ class TrainerCallback:
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
         """A checkpoint is on the disk, under its name; `checkpoint_dir` is its path.
 
-        With `async_save` training has gone on meanwhile: this comes after the first step that ends with the checkpoint
-        on the disk, or before the next save, an evaluation that decides on the best model, and the end of training.
-        `state.global_step` and `state.epoch` are those of the checkpoint while this is called.
+        With `async_save` training has continued meanwhile: this comes after the first step that ends with the
+        checkpoint on the disk, or before the next save, an evaluation that decides on the best model, and the end of
+        training. `state.global_step` and `state.epoch` are those of the checkpoint while this is called.
         """
 
     def on_log(
@@ -171,7 +171,7 @@ def documented_order(heading: str) -> re.Pattern[str]:
     """The events that a part of the loop above ("train", "evaluate", ...) may fire, as a pattern.
 
     It matches event names joined by one space, each followed by one: `"".join(f"{event} " for event in recorded)`.
-    A line that starts with "for" repeats its block, with "if" makes it optional; a heading stands for its block.
+    A line that starts with "for" repeats its block, with "if" makes it optional; a heading is replaced by its block.
     """
     lines = [(len(line) - len(line.lstrip()), line.strip()) for line in (__doc__ or "").splitlines()]
     loop = [(indent, text) for indent, text in lines if indent >= 4 and text]

@@ -1,4 +1,4 @@
-"""The callbacks a run has when nobody chose others.
+"""The callbacks of a run by default.
 
 Owns: the choice of what shows progress. Leaves to others: each callback (one file a kind).
 """
@@ -11,7 +11,7 @@ from trainwright.callbacks.progress import PrinterCallback, ProgressCallback
 
 
 def default_progress(disable_tqdm: bool) -> type[TrainerCallback]:
-    """What shows progress where nothing else was chosen: printed lines, a table in a notebook, else bars."""
+    """The default progress callback: printed lines, a table in a notebook, else bars."""
     if disable_tqdm:
         return PrinterCallback
     return NotebookProgressCallback if in_notebook() else ProgressCallback

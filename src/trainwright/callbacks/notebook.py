@@ -1,6 +1,6 @@
 """Progress in a notebook: a bar, and a table with one row per evaluation or log line.
 
-Owns: what a run looks like as HTML in a notebook cell. Leaves to others: terminals (`progress`), reports on disk
+Owns: a run as HTML in a notebook cell. Leaves to others: terminals (`progress`), reports on disk
 (`report/html`). Everything is rendered to a string (`html_code`), so that it works without a notebook; IPython is
 imported when something is first shown.
 Source: seed 001 (`disable_tqdm` names the table), seed 003 (which events it uses).
@@ -105,14 +105,14 @@ class NotebookProgressBar:
         return f"<div>{html.escape(self.prefix)} {bar} {html.escape(self.label)}</div>"
 
     def display(self) -> None:
-        """Show the present state, in the cell's one output area."""
+        """Show the current state, in the cell's one output area."""
         if self.parent is not None:
             self.parent.display()
             return
         self._show(self.html_code)
 
     def close(self) -> None:
-        """Take the bar away, unless it was made with `leave`."""
+        """Remove the bar, unless it was made with `leave`."""
         if not self.leave and self._output is not None:
             self._show("")
 
@@ -162,7 +162,7 @@ class NotebookTrainingTracker(NotebookProgressBar):
         return self.child_bar
 
     def remove_child(self) -> None:
-        """Take the second bar away."""
+        """Remove the second bar."""
         self.child_bar = None
         self.display()
 
