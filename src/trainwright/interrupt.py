@@ -2,7 +2,7 @@
 
 Owns: `Interrupt` (the handlers, what the processes agreed on, the exit code), evaluations that were abandoned, and
 `rescue` (a checkpoint after an exception). Leaves to others: looking after each step and writing the checkpoint (the
-training story), how processes talk (`parallel/agreement`), keeping loader workers alive meanwhile (`data/workers`).
+training story), how processes talk (`parallel/async_max`), keeping loader workers alive meanwhile (`data/workers`).
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class Interrupt:
         names = SIGNALS if args.save_on_signal else ("SIGTERM",) if args.enable_jit_checkpoint else ()
         agreement = None
         if names and is_distributed:
-            from trainwright.parallel.agreement import Agreement
+            from trainwright.parallel.async_max import AsyncMax
 
-            agreement = Agreement(args.ddp_timeout_delta)
+            agreement = AsyncMax(args.ddp_timeout_delta)
         return cls(names, args.exit_code_on_signal, agreement)
 
     # -- while training ------------------------------------------------------------------------------------------------

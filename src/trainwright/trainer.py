@@ -29,9 +29,9 @@ from torch import nn
 from trainwright import checks
 from trainwright.args.training import TrainingArguments
 from trainwright.callbacks.base import TrainerCallback
-from trainwright.callbacks.defaults import default_progress
 from trainwright.callbacks.flow import DefaultFlowCallback
 from trainwright.callbacks.handler import CallbackHandler
+from trainwright.callbacks.notebook import default_progress
 from trainwright.checkpoint import best, layout, save_failures
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
@@ -39,7 +39,7 @@ from trainwright.checkpoint import weights as checkpoint_weights
 from trainwright.checkpoint.output_dir_lock import occupied
 from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
 from trainwright.checkpoint.sink import at_once
-from trainwright.compat import older_names as older_names
+from trainwright.compat import older_arguments
 from trainwright.data import collator_rng, columns, from_args, loaders
 from trainwright.data.data_position import DataProgress
 from trainwright.data.eval_loader_cache import EvalLoaderCache
@@ -65,7 +65,7 @@ from trainwright.loss import (
 from trainwright.micro_batch_weights import NO_ITEMS, LossKind, MicroBatchWeights, Weight, with_one_item
 from trainwright.names import TRAINER_STATE_NAME, DebugOption, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
 from trainwright.nonfinite.guard import NonFiniteGuard
-from trainwright.nonfinite.updates import NonFiniteError, Place, check_rollback
+from trainwright.nonfinite.updates import NonFiniteError, UpdatePosition, check_rollback
 from trainwright.nonfinite.weights import infinite_by_design
 from trainwright.oom_retry import FoundBatchSize, OomSafePrediction, OomSplitting, why_no_retry
 from trainwright.optim import build as optim_build
@@ -74,7 +74,7 @@ from trainwright.optim import lomo
 from trainwright.optim import registry as optim_registry
 from trainwright.optim.fused_backward import is_lomo, updates_in_backward
 from trainwright.optim.per_module_lr import check_module_lr, with_module_lr
-from trainwright.optim.schedule_free import switch_weights, weights_to_keep
+from trainwright.optim.schedule_free import schedule_free_eval, switch_mode
 from trainwright.optim.schedules import waits_for_metric
 from trainwright.outputs import BestRun, EvalLoopOutput, PredictionOutput, TrainOutput
 from trainwright.parallel import mesh
@@ -150,8 +150,8 @@ class Trainer:
         preprocess_logits_for_metrics: Callable[..., torch.Tensor] | None = None,
         **older: Any,
     ) -> None:
-        renamed = older_names.translated(
-            older, older_names.TRAINER, type(self).__name__, _parameters_of(Trainer.__init__)
+        renamed = older_arguments.translated(
+            older, older_arguments.TRAINER, type(self).__name__, _parameters_of(Trainer.__init__)
         )
         processing_class = renamed.get("processing_class", processing_class)
         callbacks = renamed.get("callbacks", callbacks)
@@ -159,7 +159,7 @@ class Trainer:
             raise TypeError(f"callbacks= takes a list; got a {type(callbacks).__name__}. Write callbacks=[...].")
 
         if args is not None and not isinstance(args, TrainingArguments):
-            from trainwright.compat.foreign_arguments import adopted
+            from trainwright.compat.older_arguments import adopted
 
             args = adopted(args)
         self.args = args if args is not None else self.default_arguments(output_dir="tmp_trainer")
@@ -262,7 +262,7 @@ class Trainer:
         )
         if self.compute_loss_func is not None:
             self._loss_func_takes_items = signatures.accepts(self.compute_loss_func, "num_items_in_batch")
-            self.compute_loss_func = signatures.fitted(self.compute_loss_func, ("num_items_in_batch",))
+            self.compute_loss_func = signatures.compatible(self.compute_loss_func, ("num_items_in_batch",))
 
     def _seed_everything(self) -> None:
         if self.args.full_determinism:
@@ -299,7 +299,7 @@ class Trainer:
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build a model with `model_init`, which takes no argument, or the trial of a hyper-parameter search."""
-        return models.built_by(self.model_init, trial)
+        return models.build_model(self.model_init, trial)
 
     def _adopt_model(self, model: nn.Module) -> None:
         """Make `model` the one this trainer works on: check it, move it, find out what it takes and returns."""
@@ -384,7 +384,7 @@ class Trainer:
         """The hook `name`, called without the arguments it gained after the user's override was written."""
         hook = getattr(self, name)
         is_ours = getattr(hook, "__func__", None) is _OWN[name]
-        return hook if is_ours else signatures.fitted(hook, signatures.GAINED[name])
+        return hook if is_ours else signatures.compatible(hook, signatures.GAINED[name])
 
     # Attributes that other libraries read -----------------------------------------------------------------------------
 
@@ -481,7 +481,7 @@ class Trainer:
         `trial`: an Optuna trial or a dict of hyper-parameters. `ignore_keys_for_eval`: keys of the model's outputs that
         evaluations during training leave out of the predictions.
         """
-        renamed = older_names.translated(older, older_names.TRAIN, "train", _parameters_of(Trainer.train))
+        renamed = older_arguments.translated(older, older_arguments.TRAIN, "train", _parameters_of(Trainer.train))
         resume_from_checkpoint = renamed.get("resume_from_checkpoint", resume_from_checkpoint)
         self._memory_tracker.start()
         self.is_in_train = True
@@ -689,8 +689,8 @@ class Trainer:
             args,
             strategy=self._strategy,
             num_replicas=self._num_replicas,
-            step_now=lambda: self.state.global_step,
-            tokens_now=self.state.num_input_tokens_seen,
+            current_step=lambda: self.state.global_step,
+            initial_tokens=self.state.num_input_tokens_seen,
             model=self._strategy.unwrap(self.model),
             flops_of=self.floating_point_ops if says_flops else None,
             main_input_name=self._main_input_name,
@@ -915,14 +915,14 @@ class Trainer:
 
     def _eval_weights(self) -> Context:
         """The weights that are evaluated and handed out: the average where `ema_eval` says so, else the trained."""
-        if self._average is None or not self.args.ema_eval or not self._average.belongs_to_the_weights():
+        if self._average is None or not self.args.ema_eval or not self._average.matches_weights():
             return _NOTHING
         return self.averaged_weights()
 
     @contextlib.contextmanager
     def _weights_to_hand_out(self) -> Iterator[None]:
         """Within, `self.model` has the weights that are judged, also in the middle of a schedule-free run."""
-        with self._eval_weights(), weights_to_keep(self.optimizer):
+        with self._eval_weights(), schedule_free_eval(self.optimizer):
             yield
 
     def _build_guard(self) -> NonFiniteGuard | None:
@@ -937,7 +937,7 @@ class Trainer:
             self.window,
             self.optimizer,
             self._strategy.device,
-            lambda: Place(self.state.global_step + 1, progress.epoch, progress.samples, progress.size),
+            lambda: UpdatePosition(self.state.global_step + 1, progress.epoch, progress.samples, progress.size),
             scheduler=None if self._schedule_waits_for_metric else self.lr_scheduler,
             is_distributed=self._strategy.is_distributed,
             updates_in_backward=self._changes_weights_in_backward,
@@ -970,7 +970,7 @@ class Trainer:
     def _set_training_mode(self, model: nn.Module, training: bool) -> None:
         """Switch the model, and an optimizer with two sets of weights (schedule-free), to training or evaluation."""
         model.train(training)
-        switch_weights(self.optimizer, training)
+        switch_mode(self.optimizer, training)
 
     def _log_plan(self, args: TrainingArguments, plan: TrainingPlan) -> None:
         num_trainable = self.get_num_trainable_parameters()
@@ -1105,7 +1105,7 @@ class Trainer:
             control = self.control
             control.should_log = control.should_evaluate = control.should_save = False
 
-        if guard is not None and guard.excluded and guard.passes_over(num_batches):
+        if guard is not None and guard.excluded and guard.is_excluded(num_batches):
             batch_samples, num_batches = [], 0  # the step is counted, and changes nothing
         self._weight, weights = None, None
         if self._weights_are_needed is not False and num_batches:
@@ -1493,7 +1493,7 @@ class Trainer:
         mean = self._strategy.mean if self._strategy.is_distributed else None
         total, (bad, *values) = self.window.take(*extra, mean=mean)
         if self._guard is not None:
-            self._guard.settle(bad)
+            self._guard.check_flag(bad)
         if counted is not None:
             self.state.num_input_tokens_seen += round(values.pop()) - in_state
         # Updates without a label count in the mean over the run as those around them, as if they had not been.
@@ -1558,12 +1558,12 @@ class Trainer:
         metrics["train_loss"] = train_loss
         self.is_in_train = False
         self._memory_tracker.stop_and_update_metrics(metrics)
-        switch_weights(self.optimizer, training=False)
+        switch_mode(self.optimizer, training=False)
         wants_best = self.args.load_best_model_at_end and not self._interrupt.asked
         if wants_best and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         if self._average is not None:
-            self._average.settle()
+            self._average.finalize()
         self._compatible("log")(metrics)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self._finish_current_push()
@@ -2086,7 +2086,7 @@ class Trainer:
             self._saves.settle()
         run_dir = self._get_output_dir(trial)
         output_dir = os.path.join(run_dir, layout.checkpoint_name(self.state.global_step))
-        switch_weights(self.optimizer, training=False)
+        switch_mode(self.optimizer, training=False)
         state = self.state
         if state.best_global_step is not None:
             best_dir = os.path.join(run_dir, layout.checkpoint_name(state.best_global_step))
@@ -2416,13 +2416,13 @@ class Trainer:
 
     def _run_trial(self, trial: Any, checkpoint_dir: str | None = None) -> Any:
         """Train one trial; returns its objective."""
-        from trainwright.search.failures import is_fault_of_trial
+        from trainwright.search.failures import is_trial_failure
 
         self.objective: Any = None
         try:
             self.train(resume_from_checkpoint=checkpoint_dir, trial=trial)
         except Exception as error:
-            if is_fault_of_trial(error):  # the search goes on, so trackers close the run of this trial
+            if is_trial_failure(error):  # the search goes on, so trackers close the run of this trial
                 self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             raise
         if self.objective is None:

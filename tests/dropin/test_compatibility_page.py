@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from trainwright.args.renamed import RENAMED, RENAMED_VALUES, TWINS
-from trainwright.compat import older_names
+from trainwright.compat import older_arguments
 from trainwright.interop.signatures import GAINED
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,7 +32,7 @@ def names_after(text, start):
 
 
 def test_every_older_name_has_its_row_with_the_generation_without_it():
-    table = {older_names.strip("`"): gone_by for older, _, gone_by, _ in rows("Arguments that were renamed")}
+    table = {older.strip("`"): gone_by for older, _, gone_by, _ in rows("Arguments that were renamed")}
     assert table == {name: row.gone_by for name, row in RENAMED.items()}
 
 
@@ -48,7 +48,8 @@ def test_older_values_twins_and_arguments_of_the_trainer_are_named():
         assert f"`{name}" in text and f'"{value}"' in text and f'"{today}"' in text
     assert all(f"`{one}` and `{two}`" in text for one, two in TWINS)
     assert all(
-        f"{old}=" in text and f"{new}=" in text for old, new in {**older_names.TRAINER, **older_names.TRAIN}.items()
+        f"{old}=" in text and f"{new}=" in text
+        for old, new in {**older_arguments.TRAINER, **older_arguments.TRAIN}.items()
     )
 
 

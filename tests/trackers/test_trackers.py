@@ -27,8 +27,7 @@ from trainwright import TrainerCallback
 from trainwright.args import TrainingArguments
 from trainwright.checkpoint.manifest import write_manifest
 from trainwright.state import TrainerControl, TrainerState
-from trainwright.tracking.environment import EnvironmentValueError
-from trainwright.tracking.registry import TRACKERS, tracker_class
+from trainwright.tracking.registry import TRACKERS, EnvironmentValueError, tracker_class
 
 LOSSES = {1: 2.5, 2: 1.5}
 EVAL_LOSS = 1.25

@@ -103,9 +103,9 @@ class AsyncSaves:
             )
         agreement = None
         if is_distributed:
-            from trainwright.parallel.agreement import Agreement
+            from trainwright.parallel.async_max import AsyncMax
 
-            agreement = Agreement(args.ddp_timeout_delta)
+            agreement = AsyncMax(args.ddp_timeout_delta)
         return cls(num_bytes, is_main=is_main, agreement=agreement)
 
     @contextlib.contextmanager

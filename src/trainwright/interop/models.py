@@ -21,7 +21,7 @@ from trainwright.interop.loaded import is_peft_model, is_pretrained_model
 logger = logging.getLogger(__name__)
 
 
-def built_by(model_init: Any, trial: Any) -> nn.Module:
+def build_model(model_init: Any, trial: Any) -> nn.Module:
     """The model that `model_init` returns; it takes no argument, or `trial`."""
     if not callable(model_init):
         raise TypeError(f"model_init={model_init!r} must be a function that returns a model.")

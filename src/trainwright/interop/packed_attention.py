@@ -1,7 +1,7 @@
 """How a model is told which tokens of a packed sequence belong together.
 
 Owns: what `packing=True` gives to a model, the mask over pairs of tokens. Leaves to others: laying out packs
-(data/collate_packing), attention by sample (divided_attention), trying what a model does (packed_checks).
+(data/collate_packing), attention by sample (per_sample_attention), trying what a model does (packed_checks).
 
 Source: `position_ids`, `cu_seq_lens_q/k`, `max_length_q/k` and `seq_idx` are the documented inputs of the flattening
 collator; that eager attention adds its mask and sdpa also takes one of booleans was observed in both releases.
@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainwright.interop.divided_attention import borders, divided
 from trainwright.interop.label_shift import shifts_labels
 from trainwright.interop.loaded import is_pretrained_model
 from trainwright.interop.models import base_model_of
-from trainwright.interop.packed_checks import SHORTEST_PACK, unlike_alone, why_not_divided
+from trainwright.interop.packed_checks import SHORTEST_PACK, difference_from_alone, why_not_per_sample
+from trainwright.interop.per_sample_attention import borders, divided
 from trainwright.names import SAMPLE_LENGTHS
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class PackedInputs:
         reason: str | None = TOO_SHORT
         if packing_length >= SHORTEST_PACK:
             with self._dividing(model):
-                reason = why_not_divided(model, make_batch, packing_length)
+                reason = why_not_per_sample(model, make_batch, packing_length)
         self._can_divide = reason is None
         if reason is None:
             logger.info("packing: the layers of %s attend within each sample by itself.", name)
@@ -94,11 +94,11 @@ class PackedInputs:
                 reason,
             )
 
-    def check_alike(self, model: nn.Module, make_batch: Callable[[list[list[int]]], Any]) -> None:
+    def check_equal_to_alone(self, model: nn.Module, make_batch: Callable[[list[list[int]]], Any]) -> None:
         """Raise ValueError where a `transformers` model predicts otherwise of a sample in a pack than alone; warn of
         another module, which is given what it asks for. `choose` has found it out where layers attend by sample.
         """
-        difference = None if self._can_divide else unlike_alone(model, make_batch)
+        difference = None if self._can_divide else difference_from_alone(model, make_batch)
         if difference is None:
             return
         base = base_model_of(getattr(model, "_orig_mod", model))

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainwright.interop.divided_attention import allowed_pairs, divided_layers, watched
 from trainwright.interop.models import base_model_of, undisturbed
+from trainwright.interop.per_sample_attention import allowed_pairs, switched_layers, watched
 from trainwright.loss import loss_of
 from trainwright.names import IGNORE_INDEX
 
@@ -32,7 +32,7 @@ WINDOWS = ("sliding_window", "attention_chunk_size")
 
 
 @torch.no_grad()
-def sees_other_samples(model: nn.Module, make_batch: Callable[[list[list[int]]], Any]) -> bool | None:
+def leaks_across_samples(model: nn.Module, make_batch: Callable[[list[list[int]]], Any]) -> bool | None:
     """Whether what a model says of one sample changes with the tokens of the sample before it; None: it cannot be told.
 
     A `forward` may take `seq_idx` and not honour it, and its samples would silently train on each other. `make_batch`:
@@ -62,12 +62,12 @@ def sees_other_samples(model: nn.Module, make_batch: Callable[[list[list[int]]],
     return bool((found[0] - found[1]).abs().max() > LARGEST_CHANGE * found[0].abs().max())
 
 
-def unlike_alone(model: nn.Module, make_batch: Callable[[list[list[int]]], Any]) -> str | None:
+def difference_from_alone(model: nn.Module, make_batch: Callable[[list[list[int]]], Any]) -> str | None:
     """In what a model treats a sample of a pack otherwise than the same sample alone, which it is given without
     positions, as in an evaluation; None where in nothing, or where it cannot be told.
 
     A model may count positions from another number than 0, or weigh pairs by where they lie in the pack. `make_batch`:
-    as for `sees_other_samples`. Costs two forward passes, once, and changes nothing.
+    as for `leaks_across_samples`. Costs two forward passes, once, and changes nothing.
     """
     base: Any = base_model_of(getattr(model, "_orig_mod", model))
     parameters = inspect.signature(base.forward).parameters
@@ -118,15 +118,17 @@ def _said_of(outputs: Any, shape: torch.Size, places: slice) -> torch.Tensor:
 
 
 @torch.no_grad()
-def why_not_divided(model: nn.Module, make_batch: Callable[[list[list[int]]], Any], packing_length: int) -> str | None:
+def why_not_per_sample(
+    model: nn.Module, make_batch: Callable[[list[list[int]]], Any], packing_length: int
+) -> str | None:
     """Why the layers of this model, which are switched to it, cannot attend by sample, in words; None where they can.
 
     They can where, of a sample that is longer than the model's shortest window, each layer looks at exactly the pairs
     of tokens that its rule says, and the model predicts the same of it in a pack. `make_batch`: as for
-    `sees_other_samples`, with borders in place of a mask. Costs two forward passes, once, and changes nothing.
+    `leaks_across_samples`, with borders in place of a mask. Costs two forward passes, once, and changes nothing.
     """
     base: Any = base_model_of(model)
-    config, layers = base.config, divided_layers(base)
+    config, layers = base.config, switched_layers(base)
     if not layers:
         return "its layers do not take their attention from ALL_ATTENTION_FUNCTIONS"
     if getattr(config, "output_attentions", False):

@@ -62,7 +62,7 @@ def accepts(function: Callable[..., Any], name: str) -> bool:
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
 
-def fitted(function: Callable[..., Any], newer: Iterable[str]) -> Callable[..., Any]:
+def compatible(function: Callable[..., Any], newer: Iterable[str]) -> Callable[..., Any]:
     """`function` itself when it takes all of `newer`, else a wrapper that withholds those it has no room for.
 
     The signature is read here, once; the wrapper costs one extra call.

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from trainwright.gradients import found_nonfinite, gradients_of, norms_of
-from trainwright.nonfinite.updates import ADVICE, BadUpdate, NonFiniteError, Place, some
+from trainwright.nonfinite.updates import ADVICE, BadUpdate, NonFiniteError, UpdatePosition, some
 from trainwright.window import LossWindow
 
 logger = logging.getLogger(__name__)
 
-_SETTLE_AT = 1024  # updates whose numbers stay on the device; bounds memory where nothing is logged
+_MAX_UNCHECKED = 1024  # updates whose numbers stay on the device; bounds memory where nothing is logged
 
 
 class NonFiniteGuard:
@@ -39,7 +39,7 @@ class NonFiniteGuard:
         window: LossWindow,
         optimizer: Any,
         device: torch.device,
-        place: Callable[[], Place],
+        place: Callable[[], UpdatePosition],
         *,
         scheduler: Any = None,
         is_distributed: bool = False,
@@ -55,9 +55,9 @@ class NonFiniteGuard:
         self._policy, self._window, self._place = policy, window, place
         self._optimizer, self._scheduler, self._is_distributed = optimizer, scheduler, is_distributed
         self._bad: list[BadUpdate] = []
-        self._updates: list[tuple[Place, torch.Tensor]] = []  # not looked at yet; each (micro-batches + 1,)
-        in_kernel = leaves_out_itself(optimizer)
-        self._on_cpu = reads_are_free(device)
+        self._updates: list[tuple[UpdatePosition, torch.Tensor]] = []  # not looked at yet; each (micro-batches + 1,)
+        in_kernel = skips_in_kernel(optimizer)
+        self._on_cpu = is_host_memory(device)
         self._asks_first = self._on_cpu or (policy == "skip" and not in_kernel)
         self._holds_back = (self._asks_first or in_kernel) and not updates_in_backward
         if self._asks_first:
@@ -129,14 +129,14 @@ class NonFiniteGuard:
         )
         if self._seen is not self._found:
             torch._amp_foreach_non_finite_check_and_unscale_([values], self._seen, self._one)
-        if len(self._updates) >= _SETTLE_AT:
-            self.settle(float(self.flag()))
+        if len(self._updates) >= _MAX_UNCHECKED:
+            self.check_flag(float(self.flag()))
 
     def flag(self) -> torch.Tensor | float:
-        """Not 0 where an update since the last `settle` was bad. To be read together with what else is read."""
+        """Not 0 where an update since the last `check_flag` was bad. To be read together with what else is read."""
         return float(len(self._bad)) if self._asks_first else self._seen
 
-    def settle(self, flag: float) -> None:
+    def check_flag(self, flag: float) -> None:
         """Act on the value that `flag()` had (with several processes: their mean): warn, or raise NonFiniteError."""
         updates, self._updates = self._updates, []
         if flag:
@@ -149,18 +149,18 @@ class NonFiniteGuard:
         if not self._asks_first:
             vars(self._optimizer).pop("found_inf", None)
 
-    def passes_over(self, num_micro_batches: int) -> bool:
+    def is_excluded(self, num_micro_batches: int) -> bool:
         """Whether a rollback went back before the data of the update that is about to be made."""
         place = self._place()
         first, last = place.first_sample, place.first_sample + num_micro_batches * place.samples_per_micro_batch
         return any(epoch == place.epoch and first < data.stop and data.start < last for epoch, data in self.excluded)
 
-    def _bad_update(self, place: Place, numbers: Sequence[float]) -> BadUpdate:
+    def _bad_update(self, place: UpdatePosition, numbers: Sequence[float]) -> BadUpdate:
         *losses, norm = numbers
         held_back = self._holds_back and (not self._is_distributed or not math.isfinite(norm))
         return BadUpdate(place, tuple(losses), norm, held_back)
 
-    def _act(self, updates: list[tuple[Place, torch.Tensor]]) -> None:
+    def _act(self, updates: list[tuple[UpdatePosition, torch.Tensor]]) -> None:
         if updates:
             read = iter(torch.cat([values for _, values in updates]).tolist())
             numbers = [(place, [next(read) for _ in values]) for place, values in updates]
@@ -219,12 +219,12 @@ class NonFiniteGuard:
             self._scheduler.step()
 
 
-def reads_are_free(device: torch.device) -> bool:
+def is_host_memory(device: torch.device) -> bool:
     """Whether the host can look at a tensor there without waiting for anything."""
     return device.type == "cpu"
 
 
-def leaves_out_itself(optimizer: Any) -> bool:
+def skips_in_kernel(optimizer: Any) -> bool:
     """Whether `optimizer.step` does nothing, on the device, where its attribute `found_inf` holds 1.0."""
     # With momentum, torch's fused SGD takes up its buffers unfilled when its very first step is left out.
     return (

@@ -1,7 +1,7 @@
 """An update whose loss or gradients are not finite: what is known of it, told of it, and when to go back before it.
 
-Owns: `Place`, `BadUpdate`, `NonFiniteError`, and whether a rollback would help. Leaves to others: finding such updates
-(`guard`), going back (`attempts`).
+Owns: `UpdatePosition`, `BadUpdate`, `NonFiniteError`, and whether a rollback would help. Leaves to others: finding such
+updates (`guard`), going back (`attempts`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ADVICE = (
 )
 
 
-class Place(NamedTuple):
+class UpdatePosition(NamedTuple):
     """Where an update stands: its step (the first is 1), its epoch, and its samples in the order of that epoch."""
 
     step: int
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 class BadUpdate:
     """An update with a loss or a gradient that is NaN or infinite."""
 
-    place: Place
+    place: UpdatePosition
     losses: tuple[float, ...]  # each micro-batch's share of the loss
     grad_norm: float
     is_held_back: bool  # weights and optimizer state were not changed by it

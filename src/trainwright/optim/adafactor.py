@@ -82,7 +82,7 @@ class Adafactor(PerParameterOptimizer):
                 state["exp_avg_sq"] = torch.zeros_like(gradient)
         state["step"] += 1
         state["RMS"] = _root_mean_square(value)
-        lr = _own_rate(group, state)
+        lr = _parameter_lr(group, state)
 
         # v <- b v + (1 - b) (g^2 + eps), b = 1 - t ** decay_rate; of a matrix only row and column means are kept
         weight = state["step"] ** group["decay_rate"]
@@ -107,7 +107,7 @@ class Adafactor(PerParameterOptimizer):
             parameter.copy_(value)
 
 
-def _own_rate(group: dict[str, Any], state: dict[str, Any]) -> Any:
+def _parameter_lr(group: dict[str, Any], state: dict[str, Any]) -> Any:
     """The rate of one parameter at its current step: a tensor on its device where it depends on the parameter."""
     # rho = lr, or min(1e-2, 1 / sqrt(t)), or with warmup_init min(1e-6 t, 1 / sqrt(t))
     # rate = rho max(eps, RMS(parameter))
@@ -147,7 +147,7 @@ class AdafactorSchedule(LambdaLR):
         rates = []
         for group, initial_lr in zip(self.optimizer.param_groups, self.base_lrs):
             state = self.optimizer.state.get(group["params"][0])
-            rates.append(_own_rate(group, state) if state and "RMS" in state else initial_lr)
+            rates.append(_parameter_lr(group, state) if state and "RMS" in state else initial_lr)
         return rates
 
 

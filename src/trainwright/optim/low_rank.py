@@ -69,7 +69,7 @@ def _spec(
     request: OptimizerRequest, cls: Callable[..., Any], kwargs: dict[str, Any], marks: dict[str, Any]
 ) -> OptimizerSpec:
     cls = _with_plain_projectors(cls)
-    groups = with_module_lr(_groups(request, marks), request.model, request.own_rates)
+    groups = with_module_lr(_groups(request, marks), request.model, request.per_module_lr)
     if not request.name.endswith(_LAYERWISE):
         return OptimizerSpec(cls, kwargs | {"params": groups})
     check_in_backward(request.name, request.args, instead=request.name.removesuffix(_LAYERWISE))

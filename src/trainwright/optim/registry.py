@@ -57,7 +57,7 @@ class OptimizerRequest:
         return {"eps": self.args.adam_epsilon}
 
     @property
-    def own_rates(self) -> dict[str, float] | None:
+    def per_module_lr(self) -> dict[str, float] | None:
         """`learning_rate_per_module`: a builder that makes "params" of its own splits them with `with_module_lr`."""
         rates: dict[str, float] | None = getattr(self.args, "learning_rate_per_module", None)
         return rates

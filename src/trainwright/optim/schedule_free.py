@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from typing import Any
 
 
-def keeps_two_sets(optimizer: Any) -> Any:
+def find_schedule_free(optimizer: Any) -> Any:
     """The optimizer that keeps two sets of weights: `optimizer`, or one that it combines; None where none does."""
     inside = getattr(optimizer, "optimizers", None)
     if isinstance(inside, list):  # a CombinedOptimizer, whose `eval` switches those inside
-        return next((found for part in inside if (found := keeps_two_sets(part)) is not None), None)
+        return next((found for part in inside if (found := find_schedule_free(part)) is not None), None)
     return optimizer if callable(getattr(optimizer, "eval", None)) else None
 
 
-def switch_weights(optimizer: Any, training: bool) -> None:
+def switch_mode(optimizer: Any, training: bool) -> None:
     """Put the weights to train, or those to evaluate and save, into the model; nothing for other optimizers."""
     switch = getattr(optimizer, "train" if training else "eval", None)
     if callable(switch):
@@ -27,12 +27,12 @@ def switch_weights(optimizer: Any, training: bool) -> None:
 
 
 @contextlib.contextmanager
-def weights_to_keep(optimizer: Any) -> Iterator[None]:
+def schedule_free_eval(optimizer: Any) -> Iterator[None]:
     """Inside, the model holds the weights to evaluate and save; afterwards those it held before."""
     training = any(group.get("train_mode") for group in getattr(optimizer, "param_groups", ()))
-    switch_weights(optimizer, training=False)
+    switch_mode(optimizer, training=False)
     try:
         yield
     finally:
         if training:
-            switch_weights(optimizer, training=True)
+            switch_mode(optimizer, training=True)

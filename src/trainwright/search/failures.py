@@ -21,7 +21,7 @@ class TrialFailed(RuntimeError):
     """A trial without a result; the search goes on."""
 
 
-def is_fault_of_trial(error: BaseException) -> bool:
+def is_trial_failure(error: BaseException) -> bool:
     """Whether other hyper-parameters may do better: NaN or infinity, or memory that ran out.
 
     Several processes find NaN together. Memory runs out in one, which cannot go to the next trial without the others.
@@ -29,14 +29,14 @@ def is_fault_of_trial(error: BaseException) -> bool:
     return isinstance(error, NonFiniteError) or (is_out_of_memory(error) and world()[1] == 1)
 
 
-def or_failed(objective: Objective) -> Objective:
+def with_trial_failures(objective: Objective) -> Objective:
     """`objective`, which says in the log that a trial failed, and raises TrialFailed then."""
 
     def run(trial: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return objective(trial, *args, **kwargs)
         except Exception as error:
-            if not is_fault_of_trial(error):
+            if not is_trial_failure(error):
                 raise
             reason = f"{type(error).__name__}: {error}"
         # Outside the except block: there, the traceback would keep the trial's tensors alive.

@@ -14,7 +14,7 @@ from trainwright.names import HPSearchBackend
 from trainwright.outputs import BestRun
 from trainwright.search.assign import apply_trial
 from trainwright.search.backends import SearchBackend, SearchContext, choose_backend, trial_id
-from trainwright.search.failures import or_failed
+from trainwright.search.failures import with_trial_failures
 from trainwright.search.spaces import default_compute_objective
 
 
@@ -41,7 +41,9 @@ class SearchSession:
         context = SearchContext(
             num_gpus=args.n_gpu, ray_scope=args.ray_scope or "last", evaluates_while_training=args.eval_strategy != "no"
         )
-        return self.engine.run(or_failed(train), n_trials, direction, hp_space=self.hp_space, context=context, **kwargs)
+        return self.engine.run(
+            with_trial_failures(train), n_trials, direction, hp_space=self.hp_space, context=context, **kwargs
+        )
 
     def apply(self, trial: Any, args: Any) -> None:
         """Put the trial's hyper-parameters into `args`, each as the type of its field."""

@@ -23,7 +23,7 @@ from torch import nn
 from trainwright.checkpoint.paths import inside
 from trainwright.checkpoint.sink import taken
 from trainwright.names import EMA_WEIGHTS_NAME
-from trainwright.optim.schedule_free import keeps_two_sets
+from trainwright.optim.schedule_free import find_schedule_free
 
 logger = logging.getLogger(__name__)
 
@@ -84,11 +84,11 @@ class AveragedWeights:
         """Size of the average, in memory and on disk."""
         return sum(p.numel() * max(p.element_size(), 4) for p in self._parameters.values())
 
-    def settle(self) -> None:
+    def finalize(self) -> None:
         """Training is over: remember which weights this is the average of."""
         self._versions = [parameter._version for parameter in self._parameters.values()]
 
-    def belongs_to_the_weights(self) -> bool:
+    def matches_weights(self) -> bool:
         """False, with a warning, where somebody has changed the weights since training ended."""
         if self._versions in (None, [parameter._version for parameter in self._parameters.values()]):
             return True
@@ -151,7 +151,7 @@ class AveragedWeights:
 
 def check_optimizer(optimizer: object) -> None:
     """Raise ValueError for an optimizer that keeps an average itself and swaps it in under `eval()`."""
-    holder = keeps_two_sets(optimizer)
+    holder = find_schedule_free(optimizer)
     if holder is not None:
         raise ValueError(
             f"ema_decay averages the weights, and {type(holder).__name__} keeps an average of its own: leave out "

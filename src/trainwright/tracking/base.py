@@ -25,8 +25,7 @@ from trainwright.callbacks.base import TrainerCallback
 from trainwright.interop.optional import MissingExtra
 from trainwright.names import CHECKPOINT_PREFIX
 from trainwright.state import TrainerControl, TrainerState
-from trainwright.tracking.environment import EnvironmentValueError
-from trainwright.tracking.registry import TRACKERS
+from trainwright.tracking.registry import TRACKERS, EnvironmentValueError
 
 logger = logging.getLogger(__name__)
 

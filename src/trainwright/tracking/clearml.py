@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.state import TrainerState
-from trainwright.tracking import environment
 from trainwright.tracking.base import TOTALS, TrackerCallback, arguments_of, model_config_of, run_name_of
+from trainwright.tracking.registry import env_flag
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class ClearMLCallback(TrackerCallback):
         self._clearml: Any = None
         self._clearml_task: Any = None
         self._owns_task = False
-        self._log_model = environment.flag("CLEARML_LOG_MODEL")
+        self._log_model = env_flag("CLEARML_LOG_MODEL")
 
     def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
         import clearml

@@ -11,8 +11,8 @@ import os
 from typing import Any
 
 from trainwright.state import TrainerState
-from trainwright.tracking import environment
 from trainwright.tracking.base import TrackerCallback, arguments_of, model_config_of, run_name_of
+from trainwright.tracking.registry import env_choice, env_flag
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class CometCallback(TrackerCallback):
         self._experiment: Any = None
         self._owns_experiment = False
         modes = ("get_or_create", "create", "get", "online", "offline", "disabled")
-        self._mode = environment.choice("COMET_MODE", modes, default="get_or_create")
+        self._mode = env_choice("COMET_MODE", modes, default="get_or_create")
         if self._mode == "disabled":
             logger.warning("COMET_MODE=DISABLED is an older way to write report_to without 'comet_ml'.")
             self._switched_off = True
@@ -70,7 +70,7 @@ class CometCallback(TrackerCallback):
         self._experiment.log_metrics(metrics, step=state.global_step, epoch=state.epoch)
 
     def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
-        if environment.flag("COMET_LOG_ASSETS", default=True) and os.path.isdir(args.output_dir):
+        if env_flag("COMET_LOG_ASSETS", default=True) and os.path.isdir(args.output_dir):
             self._experiment.log_asset_folder(
                 args.output_dir, recursive=True, log_file_name=True, step=state.global_step
             )

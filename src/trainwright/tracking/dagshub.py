@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.state import TrainerState
-from trainwright.tracking import environment
 from trainwright.tracking.mlflow import MLflowCallback
 from trainwright.tracking.model_files import write_model
+from trainwright.tracking.registry import EnvironmentValueError, env_flag
 
 
 class DagsHubCallback(MLflowCallback):
@@ -32,7 +32,7 @@ class DagsHubCallback(MLflowCallback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._upload_files = environment.flag("HF_DAGSHUB_LOG_ARTIFACTS")
+        self._upload_files = env_flag("HF_DAGSHUB_LOG_ARTIFACTS")
         self._repository: tuple[str, str] | None = None
 
     def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
@@ -42,7 +42,7 @@ class DagsHubCallback(MLflowCallback):
             self._repository = (match[1], match[2])
             self._log_in()
         elif self._upload_files or not uri:
-            raise environment.EnvironmentValueError(
+            raise EnvironmentValueError(
                 f"MLFLOW_TRACKING_URI={uri!r} names no DagsHub repository. Set it to "
                 "https://dagshub.com/<owner>/<repository>.mlflow, or leave 'dagshub' out of report_to."
             )

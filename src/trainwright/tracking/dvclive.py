@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.state import TrainerState
-from trainwright.tracking import environment
 from trainwright.tracking.base import TrackerCallback, run_config
 from trainwright.tracking.model_files import write_model
+from trainwright.tracking.registry import env_flag
 
 
 class DVCLiveCallback(TrackerCallback):
@@ -35,7 +35,7 @@ class DVCLiveCallback(TrackerCallback):
         self._live_kwargs = kwargs
         if log_model is None:
             everything = os.environ.get("HF_DVCLIVE_LOG_MODEL", "").strip().lower() == "all"
-            log_model = "all" if everything else environment.flag("HF_DVCLIVE_LOG_MODEL")
+            log_model = "all" if everything else env_flag("HF_DVCLIVE_LOG_MODEL")
         if log_model not in (True, False, "all"):
             raise ValueError(f"log_model={log_model!r} must be True, False, None or 'all'.")
         self._log_model = log_model

@@ -1,6 +1,7 @@
 """Which trackers exist, which are installed, and what `report_to` means.
 
-Owns: one row per tracker and the resolution of `report_to`. Leaves to others: talking to the tracker (one file each,
+Owns: one row per tracker, the resolution of `report_to`, and reading the environment variables that configure trackers.
+Leaves to others: talking to the tracker (one file each,
 imported only when `report_to` names it) and the default of `report_to` (`args/reporting`). Stdlib only.
 Source: seed 001 (`report_to`), `api.json` of both generations (names and classes).
 """
@@ -15,7 +16,35 @@ from typing import Any
 
 from trainwright.interop.optional import is_installed
 from trainwright.names import closest
-from trainwright.tracking import environment
+
+_YES = frozenset({"1", "true", "yes", "on", "y", "t"})
+_NO = frozenset({"", "0", "false", "no", "off", "n", "f", "none"})
+
+
+class EnvironmentValueError(ValueError):
+    """An environment variable holds a value that it cannot have; the message lists the allowed ones."""
+
+
+def env_flag(variable: str, default: bool = False) -> bool:
+    """The variable as yes or no ("1", "TRUE", "off" ...), `default` where it is not set."""
+    text = os.environ.get(variable)
+    if text is None:
+        return default
+    if text.strip().lower() in _YES:
+        return True
+    if text.strip().lower() in _NO:
+        return False
+    raise EnvironmentValueError(f"The environment variable {variable}={text!r} must be TRUE or FALSE (or 1 or 0).")
+
+
+def env_choice(variable: str, allowed: Sequence[str], default: str) -> str:
+    """The variable in lower case when it is one of `allowed`, `default` where it is not set."""
+    text = os.environ.get(variable, default).strip().lower()
+    if text in allowed:
+        return text
+    raise EnvironmentValueError(
+        f"The environment variable {variable}={text!r} must be one of {list(allowed)}.{closest(text, allowed)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -41,7 +70,7 @@ class Tracker:
     @property
     def is_disabled(self) -> bool:
         """Whether the environment switches it off."""
-        return self.off_switch is not None and environment.flag(self.off_switch)
+        return self.off_switch is not None and env_flag(self.off_switch)
 
     @property
     def belongs_to_all(self) -> bool:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.state import TrainerState
-from trainwright.tracking import environment
 from trainwright.tracking.base import TOTALS, TrackerCallback, run_config, run_name_of
 from trainwright.tracking.model_files import model_files, trained_model_directory
+from trainwright.tracking.registry import env_choice
 
 
 class WandbCallback(TrackerCallback):
@@ -39,14 +39,14 @@ class WandbCallback(TrackerCallback):
         self._wandb: Any = None  # the package, for subclasses that log tables and images of their own
         self._owns_run = False
         modes = ("end", "checkpoint", "false", "true", "0", "1")
-        mode = environment.choice("WANDB_LOG_MODEL", modes, default="false")
+        mode = env_choice("WANDB_LOG_MODEL", modes, default="false")
         self._log_model = {"true": "end", "1": "end", "0": "false"}.get(mode, mode)
 
     def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
         import wandb
 
         self._wandb = wandb
-        watched = environment.choice("WANDB_WATCH", ("gradients", "parameters", "all", "false"), default="false")
+        watched = env_choice("WANDB_WATCH", ("gradients", "parameters", "all", "false"), default="false")
         if wandb.run is None:
             wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "huggingface"),

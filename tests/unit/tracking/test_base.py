@@ -21,8 +21,8 @@ from trainwright.tracking.base import (
     run_name_of,
     without_secrets,
 )
-from trainwright.tracking.environment import EnvironmentValueError, choice, flag
 from trainwright.tracking.mlflow import MLflowCallback
+from trainwright.tracking.registry import EnvironmentValueError, env_choice, env_flag
 
 ARGS = SimpleNamespace(output_dir="out", run_name="out", to_dict=lambda: {"seed": 1, "hub_token": "hf_secret"})
 
@@ -233,13 +233,13 @@ def test_the_run_name_is_the_trial_or_what_the_user_chose():
 def test_a_variable_that_is_neither_true_nor_false_is_named(monkeypatch):
     monkeypatch.setenv("HF_FLAG", "yep")
     with pytest.raises(EnvironmentValueError, match="HF_FLAG='yep' must be TRUE or FALSE"):
-        flag("HF_FLAG")
+        env_flag("HF_FLAG")
     monkeypatch.setenv("HF_FLAG", "True")
-    assert flag("HF_FLAG") is True
-    assert flag("HF_OTHER", default=True) is True
+    assert env_flag("HF_FLAG") is True
+    assert env_flag("HF_OTHER", default=True) is True
 
 
 def test_a_variable_with_few_values_lists_them_and_the_nearest(monkeypatch):
     monkeypatch.setenv("HF_CHOICE", "chekpoint")
     with pytest.raises(EnvironmentValueError, match=r"'end', 'checkpoint'.*Did you mean 'checkpoint'"):
-        choice("HF_CHOICE", ("end", "checkpoint"), "end")
+        env_choice("HF_CHOICE", ("end", "checkpoint"), "end")

@@ -1,6 +1,6 @@
 """Processes that find out together, once per update, whether one of them has something to say.
 
-Owns: `Agreement`, one number per process, of which each learns the largest. Leaves to others: what the number means
+Owns: `AsyncMax`, one number per process, of which each learns the largest. Leaves to others: what the number means
 (`interrupt`). The numbers travel between the hosts, beside the device's own work: nothing waits for the device.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 
-class Agreement:
+class AsyncMax:
     """The largest of one small number per process. `start` and `result` are called by all processes, in turns.
 
     Costs one reduction of four bytes on the CPU, which runs while the optimizer does: there is no cheaper way that is

@@ -184,7 +184,7 @@ def _globals_of(layer: nn.Module) -> dict[str, Any]:
     return found
 
 
-def divided_layers(model: nn.Module) -> list[nn.Module]:
+def switched_layers(model: nn.Module) -> list[nn.Module]:
     """The layers of a model that are switched now."""
     names = tuple(PREFIX + own for own in DIVISIBLE)
     return [
@@ -194,7 +194,7 @@ def divided_layers(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def divisible_layers(model: nn.Module) -> list[nn.Module]:
+def switchable_layers(model: nn.Module) -> list[nn.Module]:
     """The layers of a model that get their attention, "sdpa" or "eager", from the registry of `transformers`."""
     found = []
     for layer in model.modules():
@@ -213,7 +213,7 @@ def divided(model: nn.Module) -> Iterator[None]:
     before: list[tuple[Any, Any]] = []
     copies: dict[int, Any] = {}
     try:
-        for layer in divisible_layers(model):
+        for layer in switchable_layers(model):
             config: Any = layer.config
             own = config._attn_implementation
             registry = _globals_of(layer)["ALL_ATTENTION_FUNCTIONS"]

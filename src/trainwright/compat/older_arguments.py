@@ -1,23 +1,42 @@
-"""TrainingArguments of the reference, taken over as ours.
+"""Arguments as other releases and the reference spell them: older names, and a `TrainingArguments` of `transformers`.
 
-Owns: building our arguments from the fields of an object that was made by another implementation of the same names.
-Leaves to others: what the fields mean (`args/`).
+Owns: translating the older names of `Trainer(...)` and `train(...)`, with one warning that points at the caller;
+building our arguments from an object of another implementation. Leaves to others: older names of TrainingArguments
+(`args/renamed.py`), what the fields mean (`args/`). Source: seeds 003 and 004 (`tokenizer=`, `callback=[...]`,
+`model_path=`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from enum import Enum
 from typing import Any
 
 from trainwright.args.seq2seq import Seq2SeqTrainingArguments
 from trainwright.args.training import TrainingArguments
+from trainwright.names import closest
 
 logger = logging.getLogger(__name__)
 
+TRAINER = {"tokenizer": "processing_class", "callback": "callbacks"}
+TRAIN = {"model_path": "resume_from_checkpoint"}
 # Made in the reference's own classes from what the fields say; ours make their own.
 _DERIVED = ("accelerator_config", "fsdp_config", "deepspeed_plugin", "distributed_state")
+
+
+def translated(
+    older: dict[str, Any], rows: dict[str, str], function: str, known: list[str], stacklevel: int = 3
+) -> dict[str, Any]:
+    """`older` under today's names. An unknown name is a TypeError that suggests the nearest of `known`."""
+    values: dict[str, Any] = {}
+    for name, value in older.items():
+        if name not in rows:
+            raise TypeError(f"{function}() got an unexpected argument {name!r}.{closest(name, [*known, *rows])}")
+        warnings.warn(f"{function}({name}=...) is now called {rows[name]}=.", FutureWarning, stacklevel=stacklevel)
+        values[rows[name]] = value
+    return values
 
 
 def adopted(args: Any) -> Any:
