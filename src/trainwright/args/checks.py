@@ -109,7 +109,7 @@ def check_interval(args: Any, name: str, *, needed_by: str | None) -> None:
 
 
 def check_enum(args: Any, name: str, enum: type[SomeEnum]) -> None:
-    """Turn the value into a member of `enum`. False means "no" where the enum has it: YAML reads a bare `no` as False."""
+    """Turn the value into a member of `enum`; False means "no" where the enum has it, as YAML reads a bare `no`."""
     setattr(args, name, parse_enum(name, getattr(args, name), enum))
 
 

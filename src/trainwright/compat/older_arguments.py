@@ -14,7 +14,6 @@ import warnings
 from enum import Enum
 from typing import Any
 
-from trainwright.args.seq2seq import Seq2SeqTrainingArguments
 from trainwright.args.training import TrainingArguments
 from trainwright.names import closest
 
@@ -48,6 +47,8 @@ def adopted(args: Any) -> Any:
     """
     if isinstance(args, TrainingArguments) or not _is_foreign(args):
         return args
+    from trainwright.args.seq2seq import Seq2SeqTrainingArguments
+
     ours = Seq2SeqTrainingArguments if hasattr(args, "predict_with_generate") else TrainingArguments
     known = {field.name: field for field in dataclasses.fields(ours) if field.init}
     given, extra, namesakes = {}, {}, []
