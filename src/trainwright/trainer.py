@@ -836,9 +836,9 @@ class Trainer:
         if self._packed_inputs is not None:
             undo.enter_context(self._packed_inputs.while_training(self.model))
         if DebugOption.UNDERFLOW_OVERFLOW in self.args.debug:
-            from trainwright.overflow import OverflowWatch
+            from trainwright.overflow import OverflowDetector
 
-            undo.callback(OverflowWatch(self.model).close)
+            undo.callback(OverflowDetector(self.model).close)
         undo.callback(models.prepare_for_training(self.model, self.args))
         if self.args.neftune_noise_alpha is not None:
             self._activate_neftune(self.model)

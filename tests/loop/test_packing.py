@@ -224,7 +224,7 @@ def test_a_model_whose_positions_cannot_be_found_is_refused(tmp_path):
 
     Shifted.__name__ = "GPT2LMHeadModel"
     model = Shifted(transformers.GPT2Config(vocab_size=64, **KINDS["gpt2"][2]))
-    with pytest.raises(ValueError, match="predicts otherwise of a sample in a pack than of the same sample alone"):
+    with pytest.raises(ValueError, match="predicts differently for a sample in a pack than for the same sample alone"):
         trainer_for(model, tmp_path, max_steps=1).train()
 
 
@@ -246,7 +246,7 @@ def test_a_module_that_counts_positions_otherwise_without_them_is_warned_of(tmp_
             return self.run(input_ids + first, labels, numbers[:, :, None] == numbers[:, None, :])
 
     trainer_for(Offset(), tmp_path, max_steps=1).train()
-    assert "Offset predicts otherwise of a sample in a pack than of the same sample alone" in caplog.text
+    assert "Offset predicts differently for a sample in a pack than for the same sample alone" in caplog.text
 
 
 def test_training_under_bf16_autocast_keeps_samples_apart(tmp_path):

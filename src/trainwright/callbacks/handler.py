@@ -10,12 +10,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainwright.callbacks.base import EVENTS, TrainerCallback
 from trainwright.interop.signatures import warn_of_events
 from trainwright.names import closest
 from trainwright.state import TrainerControl, TrainerState
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +58,12 @@ class CallbackHandler(TrainerCallback):
     eval_dataloader = _Shared("eval_dataloader")
 
     def __init__(
-        self, callbacks: Iterable[Any], model: Any, processing_class: Any, optimizer: Any, lr_scheduler: Any
+        self,
+        callbacks: Iterable[Any],
+        model: nn.Module | None,
+        processing_class: Any,
+        optimizer: Optimizer | None,
+        lr_scheduler: Any,
     ) -> None:
         self._shared: dict[str, Any] = {}
         self.model = model

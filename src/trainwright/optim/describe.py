@@ -1,6 +1,6 @@
-"""What a run is going to do, and its optimizer to which parameters, as text to read before training.
+"""The length of a run and the parameter groups of its optimizer, as text to read before training.
 
-Owns: its words and rows. Leaves to others: its look (`report/plan_table.py`).
+Owns: the rows of that text. Leaves to others: its layout (`report/plan_table.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Learning-rate schedules under their documented names.
 
 Owns: the `get_*_schedule*` constructors and the look-up by name. Leaves to others: the formulas
-(`schedule_factors.py`), adapting to a metric (`greedy.py`), Adafactor's own rate (`adafactor.py`), what a run's
+(`schedule_factors.py`), adapting to a metric (`greedy.py`), Adafactor's internal rate (`adafactor.py`), what a run's
 arguments mean (`build.py`).
 
 A factor is a `functools.partial` of a module-level function, so that a scheduler pickles and its `state_dict` has the

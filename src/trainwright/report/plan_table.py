@@ -1,6 +1,6 @@
-"""What a run will do, as a block of text to read before it starts.
+"""The plan of a run, as a block of text to read before it starts.
 
-Owns: the look of that block. Leaves to others: its rows (`plan`, `parallel`).
+Owns: the layout of that block. Leaves to others: its rows (`plan`, `parallel`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Owns: what a task script is told about its model and its data, and how long values become samples.
+"""Owns: arguments of a task script about its model and its data, and converting lengths.
 
 Leaves to others: reading the data (`sources.py`), loading the model (`models.py`), training (`TrainingArguments`).
 """

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainwright.state import TrainerState
 from trainwright.tracking.base import TrackerCallback, run_config
 from trainwright.tracking.model_files import write_model
 from trainwright.tracking.registry import env_flag
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
 
 
 class DVCLiveCallback(TrackerCallback):
@@ -40,7 +45,7 @@ class DVCLiveCallback(TrackerCallback):
             raise ValueError(f"log_model={log_model!r} must be True, False, None or 'all'.")
         self._log_model = log_model
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         if self.live is None:
             from dvclive import Live
 
@@ -55,11 +60,11 @@ class DVCLiveCallback(TrackerCallback):
             self.live.log_metric(standardize_metric_name(name, "dvclive.huggingface"), value)
         self.live.make_summary()
 
-    def log_checkpoint(self, directory: Path, args: Any, state: TrainerState) -> None:
+    def log_checkpoint(self, directory: Path, args: TrainingArguments, state: TrainerState) -> None:
         if self._log_model == "all":
             self.live.log_artifact(args.output_dir)
 
-    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         if self._log_model is True:
             name = "best" if getattr(args, "load_best_model_at_end", False) else "last"
             directory = Path(args.output_dir) / name

@@ -12,11 +12,16 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainwright.state import TrainerState
 from trainwright.tracking.base import TrackerCallback, run_config, run_name_of
 from trainwright.tracking.registry import EnvironmentValueError, env_flag
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +51,7 @@ class MLflowCallback(TrackerCallback):
         self._owns_run = False
         self._log_artifacts = False
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         import mlflow
 
         self._ml_flow = mlflow
@@ -89,11 +94,11 @@ class MLflowCallback(TrackerCallback):
         if not self._owns_run:  # training is over, or the run is the user's and may be read or ended any time
             self._ml_flow.flush_async_logging()
 
-    def log_checkpoint(self, directory: Path, args: Any, state: TrainerState) -> None:
+    def log_checkpoint(self, directory: Path, args: TrainingArguments, state: TrainerState) -> None:
         if self._log_artifacts:
             self._ml_flow.log_artifacts(str(directory), artifact_path=directory.name, run_id=self._run_id)
 
-    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         self._ml_flow.flush_async_logging()
         self.close()
 

@@ -115,14 +115,14 @@ TRACKERS: dict[str, Tracker] = {
 
 
 def installed_trackers() -> list[str]:
-    """What `report_to="all"` stands for on this machine, in alphabetical order. Imports none of them."""
+    """The trackers of `report_to="all"` on this machine, in alphabetical order. Imports none of them."""
     return [name for name, tracker in TRACKERS.items() if tracker.belongs_to_all]
 
 
 def resolve_report_to(value: str | Sequence[str] | None) -> list[str]:
     """Turn `report_to` into tracker names, each once, in the order given.
 
-    None and "all" stand for every installed tracker; "none" and [] for no tracker. Raises ValueError for a name that is
+    None and "all" mean every installed tracker; "none" and [] no tracker. Raises ValueError for a name that is
     not known and for "none" next to other names. Whether a named tracker is installed is its callback's concern.
     """
     names = ["all"] if value is None else [value] if isinstance(value, str) else list(value)

@@ -97,7 +97,7 @@ def test_a_namesake_of_an_argument_that_only_we_have_is_not_taken_for_it(caplog)
     assert args.learning_rate == 0.5
     (record,) = caplog.records
     assert (
-        "packing=True, ema_decay=2.0 of " in record.message and "ForeignNamesakes was not taken over" in record.message
+        "packing=True, ema_decay=2.0 of " in record.message and "ForeignNamesakes was not converted" in record.message
     )
 
 
@@ -118,5 +118,5 @@ def test_ours_and_what_is_no_arguments_at_all_stay_as_they_are():
 
 
 def test_a_value_that_cannot_be_taken_over_is_named_with_the_cure():
-    with pytest.raises(TypeError, match=r"Foreign, and it cannot be taken over: .*learning_rate.*dropin"):
+    with pytest.raises(TypeError, match=r"Foreign, and it cannot be converted: .*learning_rate.*dropin"):
         adopted(Foreign(learning_rate=-1.0))

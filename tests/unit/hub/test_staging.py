@@ -42,7 +42,7 @@ def test_only_directories_with_a_step_are_checkpoints(tmp_path):
 def test_a_staged_file_is_a_link_and_survives_the_removal_of_its_source(tmp_path):
     write(tmp_path, "model/weights")
     source = tmp_path / "model" / "weights"
-    staged = staging.stage({"deep/er/weights": str(source)}, beside=str(tmp_path))
+    staged = staging.stage({"deep/er/weights": str(source)}, directory=str(tmp_path))
     target = os.path.join(staged, "deep", "er", "weights")
     assert os.path.samefile(target, source)
     source.unlink()
@@ -56,7 +56,7 @@ def test_where_links_are_impossible_the_files_are_copied(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", refuse)
     write(tmp_path, "weights")
-    staged = staging.stage({"weights": str(tmp_path / "weights")}, beside=str(tmp_path))
+    staged = staging.stage({"weights": str(tmp_path / "weights")}, directory=str(tmp_path))
     with open(os.path.join(staged, "weights")) as file:
         assert file.read() == "weights"
 
@@ -64,7 +64,7 @@ def test_where_links_are_impossible_the_files_are_copied(tmp_path, monkeypatch):
 def test_a_symbolic_link_is_staged_as_the_file_it_leads_to(tmp_path):
     write(tmp_path, "blob")
     (tmp_path / "weights").symlink_to(tmp_path / "blob")
-    staged = staging.stage({"weights": str(tmp_path / "weights")}, beside=str(tmp_path))
+    staged = staging.stage({"weights": str(tmp_path / "weights")}, directory=str(tmp_path))
     (tmp_path / "blob").unlink()
     with open(os.path.join(staged, "weights")) as file:
         assert file.read() == "blob"
@@ -72,5 +72,5 @@ def test_a_symbolic_link_is_staged_as_the_file_it_leads_to(tmp_path):
 
 def test_a_missing_file_leaves_no_half_stage_behind(tmp_path):
     with pytest.raises(FileNotFoundError):
-        staging.stage({"weights": str(tmp_path / "weights")}, beside=str(tmp_path))
+        staging.stage({"weights": str(tmp_path / "weights")}, directory=str(tmp_path))
     assert list(tmp_path.iterdir()) == []
