@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainwright.overflow import NUM_FRAMES, OverflowFound, OverflowDetector
+from trainwright.overflow import NUM_FRAMES, OverflowDetector, OverflowFound
 
 
 class Overflowing(nn.Module):
