@@ -228,7 +228,7 @@ class HfArgumentParser(argparse.ArgumentParser):
 
         Returns:
             one instance per dataclass, then a namespace of arguments you added yourself if there are any, then the
-            remaining words if asked for.
+            remaining words if `return_remaining_strings`.
 
         Raises:
             ValueError: words are left that no flag takes; the message suggests the nearest flag.

@@ -31,7 +31,7 @@ def convert(value: Any, hint: Any, enum_members: bool = True) -> Any:
             value, so those are returned in any case.
 
     Raises:
-        ValueError: the text does not spell such a value; the message says what would.
+        ValueError: the text is no such value; the message has the valid ones.
     """
     hint = resolved(hint)
     origin = typing.get_origin(hint)

@@ -1,7 +1,7 @@
 """Owns: the arguments, one dataclass per topic, joined by `TrainingArguments`.
 
 Leaves to others: acting on them. Importing this package and constructing arguments loads no heavy package; torch is
-loaded the first time a device is asked for.
+loaded when the device is first read.
 """
 
 from __future__ import annotations

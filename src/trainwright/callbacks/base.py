@@ -30,7 +30,7 @@ with.
             obey control
         if async_save, and a checkpoint is still being written (wait for it):
             <on_save>
-        load the best model, where load_best_model_at_end asks for it
+        load the best model (load_best_model_at_end)
         write the last log line
         <on_log>
         <on_train_end>
@@ -57,7 +57,7 @@ with.
     push:
         <on_push_begin>
 
-Source: seed 000 (events and what they mean), seed 003 (when the loop looks at `control`).
+Source: seed 000 (events and what they mean), seed 003 (when the loop reads `control`).
 """
 
 from __future__ import annotations

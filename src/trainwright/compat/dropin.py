@@ -22,7 +22,7 @@ from trainwright.compat.replaced_names import OF_PACKAGES, REPLACED, logger_of, 
 from trainwright.interop.optional import installed_version, require
 
 OLDEST = (4, 55)
-# Modules without which there is nothing to replace; where one cannot be imported, its own error says why.
+# Modules without which there is nothing to replace; an error of importing one is raised.
 _REQUIRED = ("trainer", "training_args", "training_args_seq2seq")
 _ABSENT = object()
 

@@ -227,25 +227,26 @@ class FlopCounter:
 
     def __init__(self, model: nn.Module) -> None:
         base = base_model_of(model)
-        own = getattr(type(base), "floating_point_ops", None)
-        is_theirs = own is None or own.__module__ == "transformers.modeling_utils"  # their default walks the parameters
-        self._own = None if is_theirs else base.floating_point_ops
+        method = getattr(type(base), "floating_point_ops", None)
+        # The default of transformers walks the parameters at each call.
+        is_theirs = method is None or method.__module__ == "transformers.modeling_utils"
+        self._of_model = None if is_theirs else base.floating_point_ops
         self._model: Any = base if is_theirs and is_pretrained_model(base) else None
         self._per_token: float | None = None
 
     @property
     def has_own(self) -> bool:
         """Whether the model defines it itself."""
-        return self._own is not None
+        return self._of_model is not None
 
     @property
     def can_count(self) -> bool:
-        return self._own is not None or self._model is not None
+        return self._of_model is not None or self._model is not None
 
     def __call__(self, inputs: Any) -> float:
         """0 for a model that cannot count."""
-        if self._own is not None:
-            return float(self._own(inputs))
+        if self._of_model is not None:
+            return float(self._of_model(inputs))
         if self._model is None:
             return 0.0
         try:

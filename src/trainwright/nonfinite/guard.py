@@ -70,7 +70,7 @@ class NonFiniteGuard:
             # The flag for the kernel and the one for the host differ where "skip" clears the first before each update,
             # and where a loss of this rank alone must not set it.
             apart = policy == "skip" or is_distributed
-            self._seen = torch.zeros((), device=device) if apart else self._found
+            self._found_any = torch.zeros((), device=device) if apart else self._found
             self._one = torch.ones((), device=device)
             if in_kernel:
                 vars(optimizer)["found_inf"] = self._found
@@ -128,14 +128,14 @@ class NonFiniteGuard:
         torch._amp_foreach_non_finite_check_and_unscale_(
             [values[-1:] if self._is_distributed else values], self._found, self._one
         )
-        if self._seen is not self._found:
-            torch._amp_foreach_non_finite_check_and_unscale_([values], self._seen, self._one)
+        if self._found_any is not self._found:
+            torch._amp_foreach_non_finite_check_and_unscale_([values], self._found_any, self._one)
         if len(self._updates) >= _MAX_UNCHECKED:
             self.check_flag(float(self.flag()))
 
     def flag(self) -> torch.Tensor | float:
         """Not 0 where an update since the last `check_flag` was bad. Read it together with other values."""
-        return float(len(self._bad)) if self._asks_first else self._seen
+        return float(len(self._bad)) if self._asks_first else self._found_any
 
     def check_flag(self, flag: float) -> None:
         """Act on the value that `flag()` had (with several processes: their mean): warn, or raise NonFiniteError."""
@@ -169,7 +169,7 @@ class NonFiniteGuard:
         if self._policy != "skip":
             raise self._error()
         if not self._asks_first:
-            self._seen.zero_()
+            self._found_any.zero_()
         bad, self._bad = self._bad, []
         num_left_out = sum(update.is_held_back for update in bad)
         if updates:

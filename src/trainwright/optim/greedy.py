@@ -171,7 +171,7 @@ class GreedyLR:
         for group, lowest, highest in zip(self.optimizer.param_groups, self.min_lrs, self.max_lrs):
             old = float(group["lr"])
             new = min(old / self.factor, highest) if rising else max(old * self.factor, lowest)
-            # Signed, so that a rate outside the bounds is not pulled back against the direction the metric asks for.
+            # Signed, so that a rate outside the bounds is not moved against the direction of the metric.
             if (new - old if rising else old - new) > self.eps:
                 _set_rate(group, new)
                 if self.verbose:

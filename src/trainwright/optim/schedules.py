@@ -86,7 +86,7 @@ def get_polynomial_decay_schedule_with_warmup(
 ) -> LambdaLR:
     """Warmup, then a fall to `lr_end` along a polynomial of degree `power`.
 
-    `lr_end` is a learning rate, not a factor; it must lie below the rate the optimizer was built with (ValueError).
+    `lr_end` is a learning rate, not a factor; it must be below the rate the optimizer was built with (ValueError).
     """
     lr_init = optimizer.defaults["lr"]
     if not lr_init > lr_end:

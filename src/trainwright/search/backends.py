@@ -16,7 +16,7 @@ from trainwright.names import HPSearchBackend, closest
 from trainwright.outputs import BestRun
 
 # Engine -> pip command, in the order in which the first installed one is chosen. SigOpt is not among them: its client
-# can still be installed, but its service has ended (`sigopt.py` says so to those who name it).
+# can still be installed, but its service has ended (`sigopt.py` raises the error).
 PIP_COMMANDS = {
     HPSearchBackend.OPTUNA: "pip install 'trainwright[optuna]'",
     HPSearchBackend.RAY: "pip install 'trainwright[ray]'",

@@ -126,8 +126,8 @@ class SharedTrial:
 
         def suggest(key: str, *args: Any, **kwargs: Any) -> Any:
             if key not in self.params:
-                asked = None if self._trial is None else getattr(self._trial, name)(key, *args, **kwargs)
-                self.params[key] = share(asked)
+                value = None if self._trial is None else getattr(self._trial, name)(key, *args, **kwargs)
+                self.params[key] = share(value)
             return self.params[key]
 
         return suggest

@@ -33,14 +33,14 @@ def read_image(cell: Any, split: Split, index: int, mode: str = "RGB") -> Any:
         if isinstance(cell, bytes):
             cell = image.open(io.BytesIO(cell))
         elif isinstance(cell, str):
-            cell = image.open(beside(cell, split))
+            cell = image.open(relative_to_file(cell, split))
         return cell.convert(mode)
     except (OSError, AttributeError, KeyError, ValueError) as error:
         shown = cell if isinstance(cell, str) else type(cell).__name__
         raise DataError(f"{split.place(index)}: no image can be read from {shown!r}: {error}.") from error
 
 
-def beside(path: str, split: Split) -> str:
+def relative_to_file(path: str, split: Split) -> str:
     """A path as it is, or relative to the file that names it, where that exists."""
     relative = os.path.join(os.path.dirname(split.origin), path)
     return relative if not os.path.exists(path) and os.path.exists(relative) else path

@@ -32,7 +32,7 @@ class DVCLiveCallback(TrackerCallback):
     """
 
     tracker_name = "dvclive"
-    rewrites_names = False  # DVCLive has names of its own for what other libraries log
+    rewrites_names = False  # DVCLive has its conventions for names
 
     def __init__(self, live: Any = None, log_model: str | bool | None = None, **kwargs: Any) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ class KubeflowCallback(TrackerCallback):
     Environment (set by the controller): KUBEFLOW_TRAINER_SERVER_URL, KUBEFLOW_TRAINER_SERVER_CA_CERT (a file),
     KUBEFLOW_TRAINER_SERVER_TOKEN (a file). DISABLE_KUBEFLOW_INTEGRATION=true sends nothing.
 
-    Messages leave from a thread of their own, so a slow controller costs no training time; one that does not arrive is
+    Messages are sent by a background thread, so a slow controller costs no training time; one that does not arrive is
     forgotten, because the next one replaces it.
     """
 
@@ -97,7 +97,7 @@ class KubeflowCallback(TrackerCallback):
             post(self._url, message)
         except Exception as error:
             if not self._warned:
-                logger.warning("The TrainJob status could not be updated; training goes on. %s", self._describe(error))
+                logger.warning("TrainJob status not updated; training continues. %s", self._describe(error))
             self._warned = True
 
 

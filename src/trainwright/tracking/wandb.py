@@ -51,7 +51,7 @@ class WandbCallback(TrackerCallback):
         import wandb
 
         self._wandb = wandb
-        watched = env_choice("WANDB_WATCH", ("gradients", "parameters", "all", "false"), default="false")
+        watch_mode = env_choice("WANDB_WATCH", ("gradients", "parameters", "all", "false"), default="false")
         if wandb.run is None:
             wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "huggingface"),
@@ -65,8 +65,8 @@ class WandbCallback(TrackerCallback):
         wandb.define_metric("*", step_metric="train/global_step", step_sync=True)
         if model is not None:
             wandb.run.config["model/num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
-            if watched != "false":
-                wandb.watch(model, log=watched, log_freq=max(100, int(state.logging_steps)))
+            if watch_mode != "false":
+                wandb.watch(model, log=watch_mode, log_freq=max(100, int(state.logging_steps)))
 
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
         totals = {name: metrics.pop(f"train/{name}") for name in TOTALS if f"train/{name}" in metrics}
