@@ -218,8 +218,8 @@ def per_sample_attention(model: nn.Module) -> Iterator[None]:
             name = config._attn_implementation
             registry = _globals_of(layer)["ALL_ATTENTION_FUNCTIONS"]
             registry.register(PREFIX + name, functools.partial(_attend, name))
-            eager = _globals_of(layer).get("eager_attention_forward")
-            _original[name, type(layer)] = eager if name == "eager" else registry[name]
+            is_eager = name == "eager"
+            _original[name, type(layer)] = _globals_of(layer)["eager_attention_forward"] if is_eager else registry[name]
             if id(config) not in copies:
                 copies[id(config)] = copy.copy(config)
                 copies[id(config)]._attn_implementation_internal = PREFIX + name  # its setter changes inner configs

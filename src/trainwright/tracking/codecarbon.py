@@ -33,7 +33,7 @@ class CodeCarbonCallback(TrackerCallback):
 
         offline = "CODECARBON_COUNTRY_ISO_CODE" in os.environ
         tracker_class = codecarbon.OfflineEmissionsTracker if offline else codecarbon.EmissionsTracker
-        os.makedirs(args.output_dir, exist_ok=True)
+        os.makedirs(str(args.output_dir), exist_ok=True)
         self.tracker = tracker_class(output_dir=args.output_dir)
         self.tracker.start()
 

@@ -75,7 +75,7 @@ class CometCallback(TrackerCallback):
         self._experiment.log_metrics(metrics, step=state.global_step, epoch=state.epoch)
 
     def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
-        if env_flag("COMET_LOG_ASSETS", default=True) and os.path.isdir(args.output_dir):
+        if env_flag("COMET_LOG_ASSETS", default=True) and os.path.isdir(str(args.output_dir)):
             self._experiment.log_asset_folder(
                 args.output_dir, recursive=True, log_file_name=True, step=state.global_step
             )

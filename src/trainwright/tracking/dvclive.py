@@ -67,7 +67,7 @@ class DVCLiveCallback(TrackerCallback):
     def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         if self._log_model is True:
             name = "best" if getattr(args, "load_best_model_at_end", False) else "last"
-            directory = Path(args.output_dir) / name
+            directory = Path(str(args.output_dir)) / name
             write_model(model, directory, kwargs.get("processing_class") or kwargs.get("tokenizer"))
             self.live.log_artifact(str(directory), name=name, type="model", copy=True)
         self.live.end()

@@ -54,7 +54,7 @@ def trained_model_directory(
     either; without it the checkpoint of the last step; else `scratch`, into which the model is written. A sharded model
     cannot be written by one process alone: then a checkpoint must exist.
     """
-    directory = Path(args.output_dir) / f"{CHECKPOINT_PREFIX}-{state.global_step}"
+    directory = Path(str(args.output_dir)) / f"{CHECKPOINT_PREFIX}-{state.global_step}"
     if getattr(args, "load_best_model_at_end", False) and state.best_model_checkpoint:
         best = best_directory(args, state, then="the model in memory is uploaded")
         if best is not None:
@@ -78,7 +78,7 @@ def best_directory(args: TrainingArguments, state: TrainerState, then: str) -> P
     # Imported on use: reading checkpoints is not needed to begin a run with a tracker.
     from trainwright.checkpoint.best import undamaged
 
-    directories = (args.output_dir, *state.places_of_checkpoints)
+    directories = (str(args.output_dir), *state.places_of_checkpoints)
     path = undamaged(state.best_model_checkpoint, *directories, then=then)
     return Path(path) if path is not None else None
 
@@ -86,11 +86,12 @@ def best_directory(args: TrainingArguments, state: TrainerState, then: str) -> P
 def write_model(model: nn.Module | None, directory: Path, processing_class: Any = None) -> None:
     """Write weights and, for models with `save_pretrained`, their configuration into `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    if hasattr(model, "save_pretrained"):
-        model.save_pretrained(directory)
+    found: Any = model
+    if hasattr(found, "save_pretrained"):
+        found.save_pretrained(directory)
     else:
         from safetensors.torch import save_model
 
-        save_model(model, str(directory / SAFE_WEIGHTS_NAME))
+        save_model(found, str(directory / SAFE_WEIGHTS_NAME))
     if hasattr(processing_class, "save_pretrained"):
         processing_class.save_pretrained(directory)

@@ -77,7 +77,7 @@ def log_directory(args: TrainingArguments) -> str:
     chosen = os.environ.get("TENSORBOARD_LOGGING_DIR") or getattr(args, "logging_dir", None)
     if chosen:
         return str(chosen)
-    return os.path.join(args.output_dir, "runs", f"{datetime.now():%b%d_%H-%M-%S}_{socket.gethostname()}")
+    return os.path.join(str(args.output_dir), "runs", f"{datetime.now():%b%d_%H-%M-%S}_{socket.gethostname()}")
 
 
 def _as_markdown(values: dict[str, Any]) -> str:
