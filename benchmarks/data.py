@@ -97,13 +97,13 @@ def attention_of(layout: str) -> Iterator[None]:
     """Within the block, `MASKED` packs as models do whose layers cannot attend within each sample by itself."""
     from trainwright.interop import packed_attention
 
-    tried = packed_attention.why_not_divided
+    tried = packed_attention.why_not_per_sample
     if layout == MASKED:
-        packed_attention.why_not_divided = lambda *_: "the benchmark measures the mask"
+        packed_attention.why_not_per_sample = lambda *_: "the benchmark measures the mask"
     try:
         yield
     finally:
-        packed_attention.why_not_divided = tried
+        packed_attention.why_not_per_sample = tried
 
 
 def trainer_for(layout: str, batch_size: int, lengths: list[int], directory: str, num_steps: int) -> Any:

@@ -43,12 +43,12 @@ HEAD = f"""# Optimizers and schedules
 
 Written by `make docs` from the registry and from one measured step of each optimizer.
 
-*State* is what the optimizer keeps beside the weights, in bytes per parameter, measured on one step over a float32
+*State* is the memory of the optimizer besides the weights, in bytes per parameter, measured on one step over a float32
 matrix of {SIDE} x {SIDE} with the default options. AdamW's 8 bytes are two moments of 4; for a model of a billion
 parameters they are 8 GB. Where it says *{ABSENT}*, the optimizer needs a device that the page was not written on.
 
-Choose with `optim="..."`; further settings go into `optim_args="name=value,name=value"`, typed by the optimizer's own
-constructor, and a misspelt one is an error that names the likely. `learning_rate`, `weight_decay`, `adam_beta1`,
+Choose with `optim="..."`; further settings go into `optim_args="name=value,name=value"`, typed by the optimizer's
+constructor, and a misspelt one is an error that suggests the nearest. `learning_rate`, `weight_decay`, `adam_beta1`,
 `adam_beta2` and `adam_epsilon` reach every optimizer that has them. Nothing of a package is imported before its
 optimizer is chosen, and one that is missing is an error with the command that installs it.
 
@@ -59,28 +59,29 @@ NOTES = """
 
 - **Layer-wise (`*_layerwise`), LOMO and AdaLomo** update each weight during the backward pass, so the gradients never
   exist all at once. Accumulation, fp16 and several processes are therefore refused. LOMO measures the norm for
-  `max_grad_norm` in a backward pass of its own, which doubles that part of a step (0 switches it off); the layer-wise
-  ones cannot clip, and say so. LOMO and AdaLomo have one learning rate and one weight decay for all weights.
-- **Schedule-free** optimizers keep two sets of weights: the one they train and an average. Trainwright switches to the
+  `max_grad_norm` in a separate backward pass, which doubles that part of a step (0 switches it off); the layer-wise
+  ones cannot clip, and warn. LOMO and AdaLomo have one learning rate and one weight decay for all weights.
+- **Schedule-free** optimizers have two sets of weights: the one they train and an average. Trainwright switches to the
   average for evaluating and for saving, so a saved model is always the average. They need no decay of the learning
-  rate: use them with `lr_scheduler_type="constant"`; `warmup_steps` is their own warmup. The switch computes one set
-  from the other, which rounds: a resume is exact to the run that saved at the same steps, and a save that only a
-  signal asked for moves what follows by the last digits.
-- **GaLore and APOLLO** need `optim_target_modules`: names, a regular expression, or `"all-linear"`. What their state
-  costs depends on `rank` (128 by default) and on the shape of the matrix; the larger the matrix, the less.
-- **Muon** updates the hidden matrices, AdamW the rest; embeddings and output layers are told by class and name.
+  rate: use them with `lr_scheduler_type="constant"`; `warmup_steps` is their internal warmup. The switch computes one
+  set from the other, which rounds: a resume is exact to the run that saved at the same steps, and an extra save after a
+  signal changes later numbers in the last digits.
+- **GaLore and APOLLO** need `optim_target_modules`: names, a regular expression, or `"all-linear"`. The size of
+  their state depends on `rank` (128 by default) and on the shape of the matrix; the larger the matrix, the less.
+- **Muon** updates the hidden matrices, AdamW the rest; embeddings and output layers are recognised by class and
+  name.
 - **bitsandbytes and torchao** keep tensors below 4096 numbers in 32 bits; bitsandbytes also keeps embeddings so. Paged
   variants page on CUDA only. torchao compiles its step, which takes about half a minute at the first one.
 
 ## Parameter groups
 
 Weight decay leaves out biases and normalisation layers; override `Trainer.get_decay_parameter_names(model)` for another
-rule. `learning_rate_per_module={"classifier": 1e-3, "bert.embeddings": 1e-6}` gives parts of the model a rate of their
-own: a pattern is a regular expression for the whole name of a module or parameter, of several that match the last one
-decides, and one that decides nothing is an error with the likely name. On the command line it is JSON. The schedule
+rule. `learning_rate_per_module={"classifier": 1e-3, "bert.embeddings": 1e-6}` sets the rate of parts of the
+model: a pattern is a regular expression for the whole name of a module or parameter, of several that match the last one
+applies, and one that applies to nothing is an error with the nearest name. On the command line it is JSON. The schedule
 scales all rates by the same factor. At the start the groups are logged (`log_level="info"`), with what is in each.
 
-## An optimizer of your own
+## A custom optimizer
 
 A class that is built from parameter groups and `lr`:
 
@@ -94,7 +95,7 @@ class MyAdam(torch.optim.Optimizer):
 ```
 
 After that module is imported, `optim="my_adam"` and `--optim my_adam --optim_args beta=0.95` choose it. A function gets
-more to decide with, and says what to build:
+the arguments and the model, and returns what to build:
 
 ```python
 from trainwright import OptimizerSpec, register_optimizer

@@ -7,7 +7,7 @@
     python examples/audio_classification.py settings.yaml --plan
 
 Data: a folder with one folder of sounds per class, a data set with "audio" and "label", or a csv or jsonl with a path
-in "audio" (beside the file) and a "label". Sounds are brought to the model's sampling rate. Metric: accuracy.
+in "audio" (relative to the file) and a "label". Sounds are brought to the model's sampling rate. Metric: accuracy.
 """
 
 from __future__ import annotations

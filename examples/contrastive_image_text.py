@@ -6,8 +6,8 @@
         --caption_column caption --do_train --output_dir out
     python examples/contrastive_image_text.py settings.yaml --plan
 
-Data: csv or jsonl with a path in "image" (beside the file; or "image_path") and a text in "caption" or "text", or a
-data set with such columns. Metrics: the loss, and recall: how often an image finds its text, and a text its image.
+Data: csv or jsonl with a path in "image" (relative to the file; or "image_path") and a text in "caption" or "text", or
+a data set with such columns. Metrics: the loss, and recall: how often an image finds its text, and a text its image.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
     python examples/image_classification.py settings.yaml --plan
 
 Data: a folder with one folder of images per class (train/cat/1.png ..., or cat/1.png ...), a data set with "image" and
-"label", or a csv or jsonl with a path in "image" (beside the file) and a "label". Metric: accuracy.
+"label", or a csv or jsonl with a path in "image" (relative to the file) and a "label". Metric: accuracy.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
         --validation_file valid.jsonl --class_names road,grass,sky --do_train --do_eval --output_dir out
     python examples/semantic_segmentation.py settings.yaml --plan
 
-Data: "image" and "label" (or "mask", "annotation"): images, or paths beside the csv or jsonl. A mask has the number of
-its class in each pixel, 255 where none counts. Metrics: mean intersection over union, accuracy of pixels.
+Data: "image" and "label" (or "mask", "annotation"): images, or paths relative to the csv or jsonl. A mask has the
+number of its class in each pixel, 255 where none counts. Metrics: mean intersection over union, accuracy of pixels.
 """
 
 from __future__ import annotations

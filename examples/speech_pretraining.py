@@ -5,7 +5,7 @@
     python examples/speech_pretraining.py --model_name_or_path my-model --train_file files.csv --do_train
     python examples/speech_pretraining.py settings.yaml --plan
 
-Data: a folder of sounds, a data set with "audio", or a csv or jsonl with a path in "audio" (beside the file).
+Data: a folder of sounds, a data set with "audio", or a csv or jsonl with a path in "audio" (relative to the file).
 Metric: the loss per hidden step.
 """
 

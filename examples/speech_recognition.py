@@ -6,8 +6,8 @@
         --dataset_name mozilla-foundation/common_voice_11_0 --dataset_config_name de --text_column sentence --do_eval
     python examples/speech_recognition.py settings.yaml --plan
 
-Data: csv or jsonl with a path in "audio" (beside the file) and "text", or a data set with such columns. A CTC model
-gets an alphabet from the training texts unless it has one. Metrics: word and character error rate (jiwer).
+Data: csv or jsonl with a path in "audio" (relative to the file) and "text", or a data set with such columns. A CTC
+model gets an alphabet from the training texts unless it has one. Metrics: word and character error rate (jiwer).
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class HfArgumentParser(argparse.ArgumentParser):
                     f"HfArgumentParser needs dataclasses, not {kind}: pass the class itself, decorated with @dataclass."
                 )
         for one in self.dataclass_types:
-            self._left_out[one] = self._taken_by_others(one)
+            self._left_out[one] = self._redefined_by_others(one)
             self._add_dataclass_arguments(one)
 
     # Fields to flags.
@@ -119,9 +119,9 @@ class HfArgumentParser(argparse.ArgumentParser):
         for name in getattr(dataclass_type, "_hidden_arguments", ()):
             self.add_argument(*_flags(name), dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
-    def _taken_by_others(self, dataclass_type: Any) -> set[str]:
-        """Arguments that this library has added, and a dataclass of the script gives a meaning of its own: they keep
-        their defaults, so that a script which knows nothing of them runs.
+    def _redefined_by_others(self, dataclass_type: Any) -> set[str]:
+        """Extensions of this library (`option(extension=True)`) whose name another dataclass of the script defines:
+        they keep their defaults, so that a script written without them runs.
         """
         others = {field.name for one in self.dataclass_types for field in _init_fields(one) if not _is_ours(field)}
         return {field.name for field in _init_fields(dataclass_type) if _is_ours(field) and field.name in others}
@@ -139,8 +139,8 @@ class HfArgumentParser(argparse.ArgumentParser):
         flags = [*_flags(field.name), *([aliases] if isinstance(aliases, str) else aliases)]
         default = _default(field)
         options: dict[str, Any] = {"dest": field.name, "help": field.metadata.get("help")}
-        # Members of plain enums are handed over by value, as scripts expect, unless the default is a member.
-        checks_itself = "extension" in field.metadata  # one of ours names the nearest
+        # Members of plain enums are passed by value, as scripts expect, unless the default is a member.
+        checks_itself = "extension" in field.metadata  # a field of ours: its own check suggests the nearest
         reading = _Reading(hint, isinstance(default, Enum), None if checks_itself else field.metadata.get("choices"))
         options["type"] = argparse_type(hint) or reading.read
         options.update({key: field.metadata[key] for key in ("choices", "metavar", "nargs") if key in field.metadata})
@@ -165,8 +165,8 @@ class HfArgumentParser(argparse.ArgumentParser):
             complement = group.add_argument(*off, action="store_false", dest=field.name, default=False, help=help)
             action.off, complement.is_complement = off[0], True
 
-    # What argparse asks for each flag that was met. A field is read by its annotation, not by `type`, which tells other
-    # programs (shell completion) what the flag takes.
+    # Overrides that argparse calls for each flag. A field is converted by its annotation, not by `type`, which is there
+    # for other programs (shell completion).
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         reading = getattr(action, "reading", None)
@@ -228,7 +228,7 @@ class HfArgumentParser(argparse.ArgumentParser):
 
         Returns:
             one instance per dataclass, then a namespace of arguments you added yourself if there are any, then the
-            remaining words if asked for.
+            remaining words if `return_remaining_strings`.
 
         Raises:
             ValueError: words are left that no flag takes; the message suggests the nearest flag.
@@ -263,7 +263,7 @@ class HfArgumentParser(argparse.ArgumentParser):
     def _parse(self, tokens: list[str], values: dict[str, Any], return_remaining: bool) -> tuple[Any, ...]:
         self._check_keys(values)
         required = [action for action in self._actions if action.required and action.dest in values]
-        for action in required:  # argparse wants required flags on the command line; here the file has them
+        for action in required:  # argparse requires them on the command line; here the file has them
             action.required = False
         try:
             namespace, remaining = self.parse_known_args(tokens, argparse.Namespace(**self._converted(values)))
@@ -275,7 +275,7 @@ class HfArgumentParser(argparse.ArgumentParser):
         for one in self.dataclass_types:
             inputs = {name: found.pop(name) for name in self._names(one) if name in found}
             defaults = {field.name: _default(field) for field in _init_fields(one)}
-            # Only what differs is passed on, so that a dataclass can tell what was asked for from what was not.
+            # Only what differs from the defaults is passed on, so that a dataclass can tell what was set.
             outputs.append(
                 one(**{name: value for name, value in inputs.items() if not _same(value, defaults.get(name))})
             )
@@ -429,7 +429,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return f"{', '.join(shown)} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
 
     def add_argument(self, action: argparse.Action) -> None:
-        if not hasattr(action, "is_complement"):  # the flag that it switches off says so
+        if not hasattr(action, "is_complement"):  # it is listed with the flag that it switches off
             super().add_argument(action)
 
     def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
@@ -499,7 +499,7 @@ def _closest(word: str, options: Iterable[str]) -> str:
 
 
 def _read(path: str | os.PathLike[str], kind: str | None = None) -> dict[str, Any]:
-    """A JSON or YAML file as a dict; the suffix decides where `kind` does not. ValueError names one that is broken."""
+    """A JSON or YAML file as a dict; `kind` overrides the suffix. ValueError names a file that cannot be parsed."""
     text = Path(path).read_text(encoding="utf-8")
     if (kind or Path(path).suffix) == ".json":
         try:

@@ -1,6 +1,6 @@
-"""One text or file value into the type that an annotation names.
+"""Converts one text or file value to the type of an annotation.
 
-Owns: conversion, and the wording of "this is no float". Leaves to others: flags and files (`argparser.py`).
+Owns: conversion, and the wording of its errors. Leaves to others: flags and files (`argparser.py`).
 Standard library only.
 """
 
@@ -31,7 +31,7 @@ def convert(value: Any, hint: Any, enum_members: bool = True) -> Any:
             value, so those are returned in any case.
 
     Raises:
-        ValueError: the text does not spell such a value; the message says what would.
+        ValueError: the text is no such value; the message has the valid ones.
     """
     hint = resolved(hint)
     origin = typing.get_origin(hint)
@@ -54,7 +54,7 @@ def convert(value: Any, hint: Any, enum_members: bool = True) -> Any:
     if isinstance(value, str) and not is_readable(hint):
         raise ValueError(f"{value!r} cannot become {named(hint)}: {READABLE}")
     if isinstance(value, str) and isinstance(hint, type):
-        return hint(value)  # a class of the user's that reads itself from text, as `type=` of argparse
+        return hint(value)  # a user's class that is constructed from text, as `type=` of argparse
     return value
 
 
@@ -244,7 +244,7 @@ def members(hint: Any) -> tuple[Any, ...]:
 
 
 def named(hint: Any) -> str:
-    """An annotation as it was written, near enough."""
+    """An annotation as text, for messages."""
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
@@ -265,7 +265,7 @@ def _is_readable(option: Any) -> bool:
 
 
 def argparse_type(hint: Any) -> Any:
-    """What a flag shows as its `type`: the class of one word, or None where it takes a function to tell."""
+    """What a flag shows as its `type`: the class of one word, or None where it takes a function to convert it."""
     options = members(hint)
     if len(options) == 2 and str in options:
         options = tuple(option for option in options if option is not str)
@@ -283,7 +283,7 @@ def argparse_type(hint: Any) -> Any:
 
 
 def choices_of(hint: Any) -> Any:
-    """The values that an Enum (list) or a Literal (tuple) allows; None for what has no such list."""
+    """The values that an Enum (list) or a Literal (tuple) allows; None for any other annotation."""
     for option in members(hint):
         if typing.get_origin(option) is Literal:
             return typing.get_args(option)

@@ -1,7 +1,7 @@
-"""What a Trainer was given, checked before anything is built.
+"""Validates the constructor's arguments of a Trainer, before anything is built.
 
-Owns: errors that can be known from the constructor's arguments alone. Leaves to others: ranges and combinations of the
-arguments (`args/`), what only a run can show.
+Owns: errors that follow from these arguments alone. Leaves to others: ranges and combinations of TrainingArguments
+(`args/`), what only a run can show.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def check_arguments(args: Any) -> None:
 
 
 def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
-    """Raise TypeError, ValueError or RuntimeError naming the argument and the cure, for what can never work.
+    """Raise TypeError, ValueError or RuntimeError naming the argument and a remedy, for what can never work.
 
-    `trainer`: anything with the constructor's arguments as attributes. `makes_eval_loader`: it has a
-    `get_eval_dataloader` of its own, which may need no `eval_dataset`.
+    `trainer`: anything with the constructor's arguments as attributes. `makes_eval_loader`: it overrides
+    `get_eval_dataloader`, and may need no `eval_dataset`.
     """
     args = trainer.args
     _check_model(trainer.model, trainer.model_init)
@@ -86,7 +86,7 @@ def _check_engine(args: Any) -> None:
 
 
 def sharding_error(name: str) -> ValueError:
-    """Sharded engines are not in this release; what asks for one must not be accepted and ignored."""
+    """The error about an argument for a sharded engine, which this release does not have."""
     return ValueError(
         f"{name} is about a model that is sharded over processes, which this release does not do. Leave {name} unset: "
         "started with torchrun or accelerate launch, each process trains a whole copy of the model "
@@ -94,7 +94,7 @@ def sharding_error(name: str) -> ValueError:
     )
 
 
-def _check_model(model: Any, model_init: Any) -> None:
+def _check_model(model: object, model_init: object) -> None:
     if model is None and model_init is None:
         raise RuntimeError("Trainer needs a model: pass model=, or model_init=, a function that returns one.")
     if model is not None and model_init is not None:
@@ -108,7 +108,7 @@ def _check_model(model: Any, model_init: Any) -> None:
 
 
 def optimizer_and_schedule(optimizers: Any) -> tuple[Any, Any]:
-    """What `optimizers=` holds; TypeError for what is no pair, such as an optimizer by itself."""
+    """The two entries of `optimizers=`; TypeError for what is no pair, such as an optimizer alone."""
     if optimizers is None:
         return None, None
     is_sequence = isinstance(optimizers, (tuple, list))
@@ -186,11 +186,11 @@ def check_label_names(model: nn.Module, label_names: Sequence[str]) -> None:
             )
 
 
-def check_optimizer(optimizer: Any, model: nn.Module) -> None:
+def check_optimizer(optimizer: object, model: nn.Module) -> None:
     """Raise ValueError for an optimizer that holds no parameter of `model`: its steps would change nothing."""
     held = [parameter for group in getattr(optimizer, "param_groups", []) for parameter in group["params"]]
-    own = set(map(id, model.parameters()))
-    if held and not any(id(parameter) in own for parameter in held):
+    of_model = set(map(id, model.parameters()))
+    if held and not any(id(parameter) in of_model for parameter in held):
         raise ValueError(
             f"The optimizer ({type(optimizer).__name__}) holds no parameter of the model, so training would "
             "change nothing. "
@@ -200,7 +200,7 @@ def check_optimizer(optimizer: Any, model: nn.Module) -> None:
 
 
 def named_eval_set(eval_dataset: Any, name: str) -> Any:
-    """The evaluation set `name` out of a dict of several. Raises ValueError listing those there are."""
+    """The evaluation set `name` of a dict of several. Raises ValueError listing its names."""
     if not isinstance(eval_dataset, dict) or name not in eval_dataset:
         names = list(eval_dataset) if isinstance(eval_dataset, dict) else []
         raise ValueError(f"There is no evaluation set {name!r}; eval_dataset holds {names}.{closest(name, names)}")
@@ -208,7 +208,7 @@ def named_eval_set(eval_dataset: Any, name: str) -> Any:
 
 
 def make_output_dir(path: str) -> None:
-    """Make `output_dir`; OSError where that cannot be, or where it cannot be written to."""
+    """Make `output_dir`; OSError where it cannot be made or written to."""
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:

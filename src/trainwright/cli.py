@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trainwright",
-        description="Run a program on this Trainer; look at what a training run left behind.",
+        description="Run a program on this Trainer; inspect the files of a training run.",
         epilog="To train: from trainwright import Trainer, TrainingArguments. Start with `make demo` in the "
         "repository.",
     )
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--accept",
         action="store_true",
-        help="take the checkpoint DIR as it is now, after it was edited on purpose: hash its files anew, if all can be "
+        help="accept the checkpoint DIR as it is now, after it was edited: hash its files again, if all can be "
         "read; one that a resume has set aside gets its name back",
     )
     _add(commands, "report", report, "write training_report.html with the loss curve and the numbers of a run", "RUN")

@@ -1,10 +1,10 @@
-"""What must not pass to a process that this one forks: a worker of a loader, a pool of a callback, a user's `os.fork`.
+"""Resources that a forked process must not inherit: a loader worker, a pool of a callback, a user's `os.fork`.
 
-Owns: telling objects that they are in a fork now. Leaves to others: what each lets go of.
+Owns: notifying objects in a fork. Leaves to others: what each releases.
 
-Why: a fork has a copy of each file descriptor. For as long as it lives, the other end of a pipe sees no end of file, a
-lock is held, and memory that a descriptor names is not freed. And a fork that leaves `train()` by an exception passes
-through every `finally` of the run, where it must end nothing that belongs to the run.
+Why: a fork has a copy of each file descriptor. While it lives, the other end of a pipe gets no end of file, a lock is
+held, and memory of a descriptor is not freed. And a fork that leaves `train()` by an exception runs every `finally` of
+the run, where it must not close what belongs to the run.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Protocol
 
 
 class HeldAlone(Protocol):
-    """Something that belongs to the process that made it."""
+    """A resource of the process that made it."""
 
     def let_go(self) -> None:
-        """Called in a fork: close its copies of descriptors, without a word to other processes."""
+        """Called in a fork: close its copies of descriptors, without messages to other processes."""
         ...
 
 
@@ -26,7 +26,7 @@ _held: weakref.WeakSet[HeldAlone] = weakref.WeakSet()
 
 
 def hold_alone(item: HeldAlone) -> None:
-    """From now on, while `item` lives, each fork of this process calls its `let_go`."""
+    """While `item` lives, each fork of this process calls its `let_go`."""
     _held.add(item)
 
 

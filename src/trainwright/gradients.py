@@ -1,11 +1,11 @@
-"""The norm of all gradients, and scaling them down to a largest one.
+"""The norm of all gradients, and clipping it.
 
-Owns: doing what `torch.nn.utils.clip_grad_norm_` does, to the bit, with a third of the calls where all gradients are of
-one kind, and for sparse ones, which that refuses. Leaves to others: grouping gradients of several kinds (torch's own
-functions), when to clip (the loop).
+Owns: what `torch.nn.utils.clip_grad_norm_` does, bit-identical, with a third of the calls where all gradients are
+alike, and for sparse ones, which that refuses. Leaves to others: grouping gradients by device and dtype (torch), when
+to clip (the loop).
 
-torch's functions ask each tensor for its device and type several times, move each norm, and enter `no_grad` twice: for
-a small model that costs as much again as the operations, 30 us of 490 in a step of `benchmarks/step_overhead.py`.
+torch's functions query each tensor's device and dtype several times, move each norm, and enter `no_grad` twice: for a
+small model that costs as much as the operations themselves, 30 us of 490 in a step of `benchmarks/step_overhead.py`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def gradients_of(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
 
 
 def norms_of(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Scalars on the device that are finite, all of them, if and only if the gradients are; their norm is the norm of
-    all. One per gradient, or a single one where they are of several kinds.
+    """Norms on the device, whose norm is the norm of all gradients: one scalar per gradient, or a single one where the
+    gradients differ in kind. All are finite if and only if the gradients are.
     """
     if _are_alike(gradients):
         return list(torch._foreach_norm(gradients))
@@ -34,15 +34,15 @@ def norms_of(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def found_nonfinite(tensors: list[torch.Tensor], flag: torch.Tensor, one: torch.Tensor) -> bool:
-    """Set `flag` to 1.0 where one of `tensors` is not finite, in one operation. False where they were not looked at:
-    they are of several kinds, may not be written to, or are of a type that a CPU converts there and back, in three
-    times the time that norms take. `one`: 1.0, beside `flag`; the operation, GradScaler's, multiplies all by it.
+    """Set `flag` to 1.0 where one of `tensors` is not finite, in one operation. False where they were not checked: they
+    differ in kind, are not writable, or have a dtype that a CPU converts there and back, in three times the time of
+    norms. `one`: 1.0, on the device of `flag`; the operation, GradScaler's, multiplies all by it.
     """
     if not (_are_alike(tensors) and tensors[0].dtype is torch.float32):
         return False
     try:
         torch._amp_foreach_non_finite_check_and_unscale_(tensors, flag, one)
-    except RuntimeError:  # one that may not be written to, such as an expanded one that a user's hook assigned
+    except RuntimeError:  # not writable, such as an expanded tensor that a user's hook assigned
         return False
     return True
 
@@ -57,13 +57,13 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> torch
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         return norm
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    # Multiplied also where nothing is to clip: asking first would make the host wait for the device.
+    # Multiplied also where nothing is clipped: a condition would be a host sync.
     torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
     return norm
 
 
 def _norm_of_several_kinds(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """By torch's own function, also of sparse gradients, which that does not take."""
+    """By torch's function, also for sparse gradients, which that does not take."""
     return nn.utils.get_total_norm([one.coalesce().values() if one.is_sparse else one for one in gradients])
 
 

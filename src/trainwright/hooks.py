@@ -51,7 +51,7 @@ def compatible(instance: object, name: str, methods: Mapping[str, Any]) -> Calla
     """The hook `name`, called without the arguments that it gained after the user's override was written."""
     hook: Callable[..., Any] = getattr(instance, name)
     is_ours = getattr(hook, "__func__", None) is methods[name]
-    return hook if is_ours else signatures.fitted(hook, signatures.GAINED[name])
+    return hook if is_ours else signatures.compatible(hook, signatures.GAINED[name])
 
 
 class Hooks:

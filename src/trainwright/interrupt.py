@@ -1,8 +1,8 @@
-"""Signals that end a run: noticed at once, obeyed after the step, with a checkpoint.
+"""Signals that end a run: caught at once, handled after the step, with a checkpoint.
 
-Owns: `Interrupt` (the handlers, what the processes agreed on, the exit code), evaluations that were abandoned, and
-`rescue` (a checkpoint after an exception). Leaves to others: looking after each step and writing the checkpoint (the
-training story), how processes talk (`parallel/agreement`), keeping loader workers alive meanwhile (`data/workers`).
+Owns: `Interrupt` (the handlers, the signal agreed on by all ranks, the exit code), abandoned evaluations, and `rescue`
+(a checkpoint after an exception). Leaves to others: polling after each step and writing the checkpoint (the training
+loop), communication (`parallel/async_max`), keeping loader workers alive meanwhile (`data/workers`).
 """
 
 from __future__ import annotations
@@ -24,25 +24,26 @@ logger = logging.getLogger(__name__)
 
 
 class EvaluationAbandoned(BaseException):
-    """Leaves an evaluation that a signal cut short. No `Exception`: what tolerates failing metrics lets it by."""
+    """Leaves an evaluation that a signal interrupted. No `Exception`, so that code tolerating failed metrics passes it
+    on."""
 
 
 class InterruptedByUser(SystemExit, KeyboardInterrupt):
-    """Ctrl-C, once the checkpoint is written: exits with a code when it is not caught, and is still what a script
-    with `except KeyboardInterrupt` expects."""
+    """Ctrl-C, once the checkpoint is written: exits with a code when it is not caught, and is still caught by `except
+    KeyboardInterrupt`."""
 
 
 class Interrupt:
-    """Catches signals while it is entered; `asked` turns True when the run is to stop after the step it is in.
+    """Catches signals while it is entered; `asked` becomes True when the run shall stop after the current step.
 
-    On one process the handler sets `asked`. Several processes receive a signal at different moments, so there `asked`
-    turns True in `end_agreement`, after the same step in each. A handler writes one line to stderr and nothing else. A
-    second SIGINT raises KeyboardInterrupt at once.
+    In a run with one process the handler sets `asked`. Several ranks receive a signal at different moments, so there
+    `asked` becomes True in `end_agreement`, after the same step on each. A handler writes one line to stderr and
+    nothing else. A second SIGINT raises KeyboardInterrupt at once.
 
-    Signals are caught in the main thread only, elsewhere Python allows no handlers; a signal that the program ignores
-    (as under nohup) stays ignored. Leaving puts the earlier handlers back and, when a signal came, ends the process:
-    first a handler of a callback (`put_on_top`) and then one of the program is called, late but with the
-    checkpoint on disk, then SystemExit is raised with `exit_code`, or 128 plus the signal's number.
+    Signals are caught in the main thread only, since Python allows no handlers elsewhere; a signal that the program
+    ignores (as under nohup) stays ignored. Leaving restores the earlier handlers and, after a signal, ends the process:
+    first a callback's handler (`put_on_top`) and then the program's is called, late but with the checkpoint on disk,
+    then SystemExit is raised with `exit_code`, or 128 plus the signal's number.
     """
 
     def __init__(self, names: tuple[str, ...] = (), exit_code: int | None = None, agreement: Any = None) -> None:
@@ -50,7 +51,7 @@ class Interrupt:
         self.in_evaluation = False  # whether `leave_evaluation` may be called
         self.exit_code = exit_code
         self._names, self._agreement = names, agreement
-        self._signal = 0  # the signal that this process received, or that all agreed on
+        self._signal = 0  # the signal that this rank received, or that all agreed on
         self._had_sigint = False
         self._previous: dict[int, Any] = {}
         self._of_callbacks: dict[int, Any] = {}
@@ -59,7 +60,7 @@ class Interrupt:
 
     @classmethod
     def for_run(cls, args: Any, is_distributed: bool) -> Interrupt:
-        """What `args` (TrainingArguments) ask for. All processes call it together.
+        """From `args` (TrainingArguments). A collective in a distributed run.
 
         Raises ValueError for `save_on_exception` with several processes.
         """
@@ -72,20 +73,20 @@ class Interrupt:
         names = SIGNALS if args.save_on_signal else ("SIGTERM",) if args.enable_jit_checkpoint else ()
         agreement = None
         if names and is_distributed:
-            from trainwright.parallel.agreement import Agreement
+            from trainwright.parallel.async_max import AsyncMax
 
-            agreement = Agreement(args.ddp_timeout_delta)
+            agreement = AsyncMax(args.ddp_timeout_delta)
         return cls(names, args.exit_code_on_signal, agreement)
 
     # -- while training ------------------------------------------------------------------------------------------------
 
     def start_agreement(self) -> None:
-        """Send to the other ranks what this one received; does not wait. Called after the last backward pass."""
+        """Start the all-reduce of this rank's signal; does not wait. Called after the last backward pass."""
         if self._agreement is not None:
             self._agreement.start(self._signal)
 
     def end_agreement(self) -> None:
-        """Learn what the others received. Afterwards `asked` and the signal are the same in all processes."""
+        """Finish the all-reduce. Afterwards `asked` and the signal are the same on all ranks."""
         if self._agreement is None:
             return
         agreed = self._agreement.result()
@@ -94,7 +95,7 @@ class Interrupt:
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
-        """The context of an evaluation that may be abandoned, which is one that the loop makes between two steps."""
+        """Context of an evaluation that may be abandoned: one that the loop makes between two steps."""
         if self.asked:
             raise EvaluationAbandoned
         self.in_evaluation = True
@@ -104,7 +105,7 @@ class Interrupt:
             self.in_evaluation = False
 
     def leave_evaluation(self) -> None:
-        """Raise EvaluationAbandoned when a signal came. Called after each batch, by all processes."""
+        """Raise EvaluationAbandoned after a signal. Called after each batch, by all ranks."""
         self.start_agreement()
         self.end_agreement()
         if self.asked:
@@ -116,15 +117,15 @@ class Interrupt:
         if threading.current_thread() is threading.main_thread():
             for name in self._names:
                 number = getattr(signal, name, None)
-                # None: a handler that Python does not know and could not put back.
+                # None: a handler that was not installed from Python and could not be restored.
                 if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._previous[number] = signal.signal(number, self._note)
             hold_alone(self)
         return self
 
     def put_on_top(self) -> None:
-        """Catch the signals again that a callback took for itself, as CodeCarbon does, whose handler ends the process
-        at once. Called after the event in which trackers start.
+        """Reinstall the handlers that a callback replaced, as CodeCarbon does, whose handler ends the process at once.
+        Called after the event in which trackers start.
         """
         for number in self._previous:
             handler = signal.getsignal(number)
@@ -133,14 +134,14 @@ class Interrupt:
                 signal.signal(number, self._note)
 
     def let_go(self) -> None:
-        """In a fork: it obeys signals as the program would; a process that ignores them could not be ended."""
+        """In a fork: restore the program's handlers; a process that ignores signals could not be ended."""
         if self._has_ended:  # the handlers there now are the program's
             return
         for number, previous in self._previous.items():
             signal.signal(number, previous)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # Inherited by a fork that Python did not make; or called by a handler that found it here, after the run.
+        # In a fork not made by Python; or called after the run by a handler that stored it as its predecessor.
         if os.getpid() != self._pid or self._has_ended:
             return
         if number == signal.SIGINT:
@@ -182,18 +183,18 @@ class Interrupt:
 def owed_evaluation(stateful_callbacks: dict[str, Any]) -> bool:
     """Whether the run that wrote these states (`TrainerState.stateful_callbacks`) had to abandon an evaluation.
 
-    The resumed run makes it first, so that best model, early stopping and log history are those of a run without
-    a signal.
+    The resumed run makes it first, so that best model, early stopping and log history are those of a run without a
+    signal.
     """
     control = stateful_callbacks.get("TrainerControl") or {}
     return bool(control.get("args", {}).get("should_evaluate"))
 
 
 def rescue(error: Exception, save: Callable[[], None], *, step: int, is_saved: bool, is_between_steps: bool) -> None:
-    """Save after an exception, where that is possible, and say how far a resume will go back.
+    """Save after an exception, where that is possible, and log where a resume will start.
 
-    `is_saved`: there is a checkpoint of `step` or there was no new step. `is_between_steps`: weights, optimizer, random
-    state and position in the data all belong to the end of `step`.
+    `is_saved`: there is a checkpoint of `step` or there was no new step. `is_between_steps`: weights, optimizer, RNG
+    states and position in the data are all those of the end of `step`.
     """
     what = f"The run failed after step {step} with {type(error).__name__}"
     if is_saved:

@@ -1,6 +1,6 @@
-"""Where the messages of this package are shown, and from which level on.
+"""Output of this package's log messages, and their level.
 
-Owns: the level that arguments ask for, and a handler for programs that configure no logging. Both come with the first
+Owns: the level set by arguments, and a handler for programs that configure no logging. Both are set up by the first
 Trainer: importing the package configures nothing. Leaves to others: which level a process has (`args/`), and following
 `transformers` under the drop-in (`compat/dropin.py`). Standard library only.
 """
@@ -12,7 +12,7 @@ import os
 import sys
 
 LIBRARY = "trainwright"
-library = LIBRARY  # whose level counts: that of `transformers` under the drop-in
+library = LIBRARY  # whose level applies: that of `transformers` under the drop-in
 
 
 def library_logger() -> logging.Logger:
@@ -21,10 +21,10 @@ def library_logger() -> logging.Logger:
 
 
 def show_messages(level: int | None) -> None:
-    """Show messages from `level` on; None leaves the level as it is ("passive").
+    """Show messages from `level` on; None leaves the level unchanged ("passive").
 
-    Where nothing else shows them they are written to stderr, above progress bars. As soon as a program has a handler,
-    on the root logger (`logging.basicConfig`) or on this package's, that one alone shows them.
+    Without another handler they are written to stderr, above progress bars. As soon as a program has a handler, on the
+    root logger (`logging.basicConfig`) or on this package's, only that one shows them.
     """
     if level is not None:
         library_logger().setLevel(level)
@@ -62,7 +62,7 @@ class _LastResort(logging.Handler):
         if sys.stderr is None:  # pythonw
             return
         bars = sys.modules.get("tqdm.std")
-        # A forked process has copies of the bars, which are not its to draw.
+        # A forked process has copies of the bars, and must not draw them.
         if bars is not None and bars.tqdm._instances and os.getpid() == self._process:
             bars.tqdm.write(text, file=sys.stderr)
             return

@@ -1,4 +1,4 @@
-"""The log history as JSON text, of which a save encodes only what is new.
+"""The log history as JSON text, encoded incrementally: a save encodes only new lines.
 
 Owns: `LogText`. Leaves to others: what a line holds (the loop), the rest of the file (state.py). Imports nothing
 outside the standard library.
@@ -11,21 +11,21 @@ from collections.abc import Callable
 from numbers import Number
 from typing import Any, NamedTuple
 
-MOST_COMPARED = 4096  # lines that a save compares beside the new ones (0.1 to 0.4 us each, where encoding one takes 5)
-SMALL_BYTES = 1 << 18  # of a text that may as well be copied
+MOST_COMPARED = 4096  # earlier lines that a save compares (0.1 to 0.4 us each, where encoding one takes 5)
+SMALL_BYTES = 1 << 18  # of a text that is copied
 
 _INDENT = "    "  # of a line: an element of a list in an object, with an indent of 2
-_ALWAYS_ANEW = object()  # in place of a copy: equal to no line
+_ALWAYS_ENCODE = object()  # in place of a copy: equal to no line
 _OPENING, _SEPARATOR, _CLOSING = b"[\n", b",\n", b"\n  ]"
 
 
 class StateText(NamedTuple):
-    """The text of a trainer state, in three parts, so that nobody copies the long one needlessly."""
+    """The text of a trainer state, in three parts, so that the long one is not copied needlessly."""
 
     head: bytes
     log: bytearray | memoryview | bytes
     tail: bytes
-    # Of which object `log` is, and in which version: it has only grown since it was last seen with the same.
+    # The object and version of `log`: with equal ones it has only grown in between.
     version: tuple[Any, int] = (None, 0)
 
     def write(self, path: str) -> None:
@@ -36,30 +36,29 @@ class StateText(NamedTuple):
 
 
 class LogText:
-    """Remembers the text of all lines, with a copy of each line to find out whether it was changed since.
+    """Caches the text of all lines, with a copy of each line to detect changes.
 
-    Lines may be changed, removed and inserted by anybody. Up to MOST_COMPARED of them are compared at each save. In a
-    longer log a save compares the latest half of that number, and another half in turn, so that what it costs depends
-    on how many lines are new, not on how many there are; a change that is found has all compared. So what somebody
-    changes in place far back in a long log is in the file some saves later. Lines that hold more than numbers and texts
-    could change unseen and are encoded whenever they are compared. Costs the memory of the text and of one shallow copy
-    of the lines.
+    Lines may be changed, removed and inserted by any code. Up to MOST_COMPARED of them are compared at each save. In a
+    longer log a save compares the latest half of that number, and another half in rotation, so that its cost depends on
+    the number of new lines, not of all; a change triggers a full comparison. So a change in place far back in a long
+    log is in the file some saves later. Lines that hold more than numbers and texts are encoded whenever they are
+    compared, since their values could be mutated. Costs the memory of the text and of one shallow copy of the lines.
     """
 
     def __init__(self, default: Callable[[Any], Any] | None = None) -> None:
         self.num_encoded = self.num_compared = 0  # lines, since the beginning
-        self.num_rewritten = 0  # how often text was changed that had been there already
+        self.num_rewritten = 0  # how often existing text was changed
         self._default = default  # as of `json.dumps`
         self._copies: list[Any] = []
         self._ends: list[int] = []  # of each line in `_text`
         self._text = bytearray()  # without the bracket that closes it
-        self._next = 0  # line at which the comparison in turn goes on
+        self._next = 0  # line at which the rotating comparison continues
 
     def update(self, lines: list[Any], *, thoroughly: bool = True) -> bytearray:
         """The text of `lines`, as `json.dumps(..., indent=2, sort_keys=True)` writes them as the value of an object's
-        key, but for `closing`. It is this object's own: read it before the next call, and do not change it.
+        key, without `closing`. It is the internal buffer: read it before the next call, and do not change it.
 
-        `thoroughly`: compare them all, however many they are.
+        `thoroughly`: compare all lines, however many there are.
         """
         if len(lines) < len(self._copies):
             del self._copies[len(lines) :], self._ends[len(lines) :]
@@ -78,11 +77,11 @@ class LogText:
 
     @property
     def closing(self) -> bytes:
-        """What comes after the text of `update`."""
+        """The end of the text of `update`."""
         return _CLOSING if self._copies else b"[]"
 
     def _is_changed(self, lines: list[Any], num_known: int) -> bool:
-        """Whether some of the lines that it is the turn of are not as they were; these are as they are now."""
+        """Compare and update the lines of this turn; whether some had changed."""
         half = MOST_COMPARED // 2
         begin = self._next if self._next < num_known - half else 0
         self._next = begin + half
@@ -90,27 +89,27 @@ class LogText:
         return self._compare(lines, begin, min(self._next, num_known - half)) or latest
 
     def _compare(self, lines: list[Any], begin: int, end: int) -> bool:
-        """Bring the lines from `begin` up to `end` up to date; whether one was changed that was not expected to be."""
+        """Update the lines from `begin` to `end`; whether one had changed unexpectedly."""
         self.num_compared += end - begin
         if lines[begin:end] == self._copies[begin:end]:
             return False
         made = {
             index: self._encoded(lines[index])
             for index in range(begin, end)
-            if self._copies[index] is _ALWAYS_ANEW or lines[index] != self._copies[index]
+            if self._copies[index] is _ALWAYS_ENCODE or lines[index] != self._copies[index]
         }
-        is_changed = any(self._copies[index] is not _ALWAYS_ANEW for index in made)
+        is_changed = any(self._copies[index] is not _ALWAYS_ENCODE for index in made)
         self._replace({index: text for index, (_, text) in made.items() if text != self._text[self._span(index)]})
-        for index, (copy, _) in made.items():  # last: a line that cannot be encoded must leave none half remembered
+        for index, (copy, _) in made.items():  # last: an encoding error must leave text and copies consistent
             self._copies[index] = copy
         return is_changed
 
     def _span(self, index: int) -> slice:
-        """Where line `index` stands in the text."""
+        """The span of line `index` in the text."""
         return slice(self._ends[index - 1] + len(_SEPARATOR) if index else len(_OPENING), self._ends[index])
 
     def _replace(self, texts: dict[int, bytes]) -> None:
-        """Put other texts in place of those of some lines, in one pass over all that follows the first."""
+        """Replace the texts of some lines, in one pass from the first on."""
         if not texts:
             return
         self.num_rewritten += 1
@@ -131,4 +130,4 @@ class LogText:
         self.num_encoded += 1
         text = json.dumps(line, indent=2, sort_keys=True, default=self._default)
         is_plain = type(line) is dict and all(isinstance(v, (Number, str, type(None))) for v in line.values())
-        return (dict(line) if is_plain else _ALWAYS_ANEW), (_INDENT + text.replace("\n", "\n" + _INDENT)).encode()
+        return (dict(line) if is_plain else _ALWAYS_ENCODE), (_INDENT + text.replace("\n", "\n" + _INDENT)).encode()

@@ -1,8 +1,8 @@
-"""`debug="underflow_overflow"`: which module gave the first NaN or infinity, and the numbers that led there.
+"""`debug="underflow_overflow"`: the module whose output had the first NaN or infinity, and the magnitudes before it.
 
-Owns: `OverflowWatch`. Leaves to others: switching it on for a run (Trainer). Reads from the device after every module,
-which makes training several times slower: for debugging only. It watches forward passes; NaN that first appears in a
-gradient is found by `nonfinite` (`finite`). Source: seed 001 (`debug`).
+Owns: `OverflowDetector`. Leaves to others: switching it on for a run (Trainer). Reads from the device after every
+module, which makes training several times slower: for debugging only. It checks forward passes; NaN that first appears
+in a gradient is found by the argument `nonfinite`. Source: seed 001 (`debug`).
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ class OverflowFound(ValueError):
     """A module's output held NaN or infinity; the message shows it and the modules that ran before it."""
 
 
-class OverflowWatch:
-    """Looks at the weights, inputs and outputs of every module of `model` until it is closed. Raises OverflowFound."""
+class OverflowDetector:
+    """Checks weights, inputs and outputs of every module of `model` until it is closed. Raises OverflowFound."""
 
     def __init__(self, model: nn.Module) -> None:
         self._root, self._num_passes = model, 1
         self._names = {module: name or type(model).__name__ for name, module in model.named_modules()}
         self._frames: collections.deque[str] = collections.deque(maxlen=NUM_FRAMES)
-        self._handles = [module.register_forward_hook(self._look, with_kwargs=True) for module in self._names]
+        self._handles = [module.register_forward_hook(self._check, with_kwargs=True) for module in self._names]
 
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _look(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _check(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         weights = _magnitudes("", dict(module.named_parameters(recurse=False)))
         given = _magnitudes("input", {**dict(enumerate(args)), **kwargs})
         gave = _magnitudes("output", output)

@@ -1,12 +1,11 @@
-"""Write a file where others may have prepared the place: a link, a named pipe, a file that is not ours.
+"""Safe writes where others may have prepared the path: a link, a named pipe, a file that is not ours.
 
-Owns: the fresh name that is created exclusively and then takes the place of what is there, folders inside a run's own,
-and what is read back before it is written anew. Leaves to others: what is written, flushing it to the disk, and
-files in a directory that this process has just made, in which nobody can have prepared anything. Imports nothing
-outside the standard library.
+Owns: exclusive creation of a temporary file that then replaces the path, folders inside a run's directory, and reading
+a file before it is rewritten. Leaves to others: the content, fsync, and files in a directory that this process has just
+made, where no one else can have prepared anything. Imports nothing outside the standard library.
 
-A link is replaced by the file: what it leads to is neither written nor changed. The mode of a file is what the umask
-allows, whichever library writes it.
+A link is replaced by the file: its target is neither written nor changed. The mode of a file follows the umask,
+whichever library writes it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 Path = str | os.PathLike[str]
 
-# What file systems answer that cannot rename (a directory): bind mounts and overlays, object stores (ENOSYS, EPERM, and
+# Errors of file systems that cannot rename (a directory): bind mounts and overlays, object stores (ENOSYS, EPERM, and
 # EMFILE where they would have to move too many objects).
 NO_RENAME = frozenset((errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EMFILE))
 
@@ -38,7 +37,7 @@ _KINDS = (
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` in UTF-8; what has no bytes there (half of a surrogate pair) is written as its escape, `\\ud800`.
+    """Write `text` in UTF-8; what cannot be encoded (half of a surrogate pair) is written as its escape, `\\ud800`.
 
     Errors as `fresh`.
     """
@@ -53,14 +52,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def fresh(path: Path) -> Iterator[str]:
-    """Yield the path of a new, empty file beside `path` to write into; it takes the place of `path` after the block.
+    """Yield the path of a new, empty file next to `path` to write into; it replaces `path` atomically after the block.
 
-    After an exception it is gone, and `path` is as it was. A reader sees the old content or the new one. Raises
-    FileExistsError where `path` is neither a file nor a link: opening a named pipe would wait for its other end.
+    After an exception it is removed, and `path` is unchanged. Raises FileExistsError where `path` is neither a file nor
+    a link: opening a named pipe would block.
     """
     check_place(path)
     folder, name = os.path.split(os.fspath(path))
-    # Hidden, by a name that nobody can have prepared, and one that no push takes along (hub/staging.py).
+    # Hidden, with a name that no one can have prepared, and that pushes ignore (hub/staging.py).
     staged = os.path.join(folder, f".{name}.{os.urandom(8).hex()}.tmp")
     descriptor = os.open(staged, _EXCLUSIVELY, 0o666)
     try:
@@ -89,9 +88,9 @@ def check_place(path: Path) -> None:
 
 
 def create_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in one call that creates it, with no other name before; a link there is removed.
+    """Write `text` to `path`, created exclusively and without a temporary name; a link there is removed.
 
-    For a mark in a directory where any other name would count. Errors as `fresh`.
+    For a marker in a directory where any other name would count. Errors as `fresh`.
     """
     check_place(path)
     with suppress(FileNotFoundError):
@@ -101,13 +100,13 @@ def create_text(path: Path, text: str) -> None:
 
 
 def put(staged: str, path: Path) -> bool:
-    """Let the file `staged` take the place of `path`, which may be a link.
+    """Replace `path`, which may be a link, by the file `staged`.
 
-    True where the place cannot rename, so that it was copied and is not flushed.
+    True where the file system cannot rename, so that it was copied and is not fsynced.
     """
     if os.path.islink(path):
         logger.warning(
-            "%s was a link to %s. It is now a file; what it led to was not changed.", os.fspath(path), _target(path)
+            "%s was a link to %s. It is now a file; its target was not changed.", os.fspath(path), _target(path)
         )
     try:
         os.replace(staged, path)
@@ -125,8 +124,8 @@ def put(staged: str, path: Path) -> bool:
 
 
 def mode_of_new_files(directory: Path) -> int:
-    """The permissions that a file made in `directory` gets; found by making one, since reading the umask changes it for
-    every thread.
+    """The permissions of a new file in `directory`; found by creating one, since reading the umask changes it for every
+    thread.
     """
     path = os.path.join(directory, f".{os.urandom(8).hex()}.tmp")
     descriptor = os.open(path, _EXCLUSIVELY, 0o666)
@@ -145,8 +144,8 @@ def give_mode(path: Path, mode: int) -> None:
 
 
 def folder_inside(directory: Path, *names: str) -> str:
-    """Make the folder `names` (one in the other) of `directory`; its path. Raises FileExistsError where one of them is
-    a link, which may lead out of `directory`, or no folder; `directory` itself may be one.
+    """Make the nested folder `names` in `directory`; returns its path. Raises FileExistsError where one of them is a
+    link, which may lead out of `directory`, or no folder; `directory` itself may be a link.
     """
     path = os.fspath(directory)
     os.makedirs(path, exist_ok=True)
@@ -163,9 +162,9 @@ def folder_inside(directory: Path, *names: str) -> str:
 
 
 def earlier_bytes(path: Path) -> bytes:
-    """The content of `path`, which is to be written anew; empty where nothing, or only a link, is there.
+    """The content of `path` before it is rewritten; empty where nothing, or only a link, is there.
 
-    What a link leads to is not read: it would be copied into a file of the run, which may then be pushed. Errors as
+    The target of a link is not read: it would be copied into a file of the run, which may then be pushed. Errors as
     `fresh`.
     """
     check_place(path)

@@ -28,16 +28,16 @@ from torch import nn
 from trainwright import checks, nested
 from trainwright.args.training import TrainingArguments
 from trainwright.callbacks.base import TrainerCallback
-from trainwright.callbacks.defaults import default_progress
 from trainwright.callbacks.flow import DefaultFlowCallback
 from trainwright.callbacks.handler import CallbackHandler
+from trainwright.callbacks.notebook import default_progress
 from trainwright.checkpoint import best, layout, save_failures, sink
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
 from trainwright.checkpoint.frozen import FrozenWeights
 from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
-from trainwright.compat import older_names as older_names
+from trainwright.compat import older_arguments
 from trainwright.data import columns, from_args, loaders
 from trainwright.data.eval_loader_cache import EvalLoaderCache
 from trainwright.evaluation import metrics as metric_text
@@ -61,7 +61,7 @@ from trainwright.optim import groups as optim_groups
 from trainwright.optim import lomo
 from trainwright.optim import registry as optim_registry
 from trainwright.optim.per_module_lr import check_module_lr, with_module_lr
-from trainwright.optim.schedule_free import switch_weights, weights_to_keep
+from trainwright.optim.schedule_free import schedule_free_eval, switch_mode
 from trainwright.optim.schedules import waits_for_metric
 from trainwright.outputs import BestRun, EvalLoopOutput, PredictionOutput, TrainOutput
 from trainwright.parallel import mesh
@@ -164,8 +164,8 @@ class Trainer:
         preprocess_logits_for_metrics: Callable[..., torch.Tensor] | None = None,
         **older: Any,
     ) -> None:
-        renamed = older_names.translated(
-            older, older_names.TRAINER, type(self).__name__, _parameters_of(Trainer.__init__)
+        renamed = older_arguments.translated(
+            older, older_arguments.TRAINER, type(self).__name__, _parameters_of(Trainer.__init__)
         )
         processing_class = renamed.get("processing_class", processing_class)
         callbacks = renamed.get("callbacks", callbacks)
@@ -173,7 +173,7 @@ class Trainer:
             raise TypeError(f"callbacks= takes a list; got a {type(callbacks).__name__}. Write callbacks=[...].")
 
         if args is not None and not isinstance(args, TrainingArguments):
-            from trainwright.compat.foreign_arguments import adopted
+            from trainwright.compat.older_arguments import adopted
 
             args = adopted(args)
         self.args = args if args is not None else self.default_arguments(output_dir="tmp_trainer")
@@ -257,7 +257,7 @@ class Trainer:
             },
         )
         if self.compute_loss_func is not None:
-            self.compute_loss_func = signatures.fitted(self.compute_loss_func, ("num_items_in_batch",))
+            self.compute_loss_func = signatures.compatible(self.compute_loss_func, ("num_items_in_batch",))
 
     def _seed_everything(self) -> None:
         if self.args.full_determinism:
@@ -293,7 +293,7 @@ class Trainer:
 
     def call_model_init(self, trial: Trial = None) -> nn.Module:
         """Build a model with `model_init`, which takes no argument, or the trial of a hyper-parameter search."""
-        return models.built_by(self.model_init, trial)
+        return models.build_model(self.model_init, trial)
 
     def _adopt_model(self, model: nn.Module) -> None:
         """Make `model` the one this trainer works on: check it, move it, find out what it takes and returns."""
@@ -453,7 +453,7 @@ class Trainer:
         `trial`: an Optuna trial or a dict of hyper-parameters. `ignore_keys_for_eval`: keys of the model's outputs that
         evaluations during training leave out of the predictions.
         """
-        renamed = older_names.translated(older, older_names.TRAIN, "train", _parameters_of(Trainer.train))
+        renamed = older_arguments.translated(older, older_arguments.TRAIN, "train", _parameters_of(Trainer.train))
         resume_from_checkpoint = renamed.get("resume_from_checkpoint", resume_from_checkpoint)
         self._memory_tracker.start()
         self.is_in_train = True
@@ -490,7 +490,7 @@ class Trainer:
                     self.model,
                     self._strategy,
                     batch_size=self._train_batch_size,
-                    step_now=lambda: self.state.global_step,
+                    current_step=lambda: self.state.global_step,
                     load_weights=self._compatible("_load_from_checkpoint"),
                     start_over=self._start_over,
                     finish_saves=functools.partial(self._after_saves, wait=True),
@@ -649,8 +649,8 @@ class Trainer:
             self._accelerator,
             strategy=self._strategy,
             num_replicas=self._num_replicas,
-            step_now=lambda: self.state.global_step,
-            tokens_now=self.state.num_input_tokens_seen,
+            current_step=lambda: self.state.global_step,
+            initial_tokens=self.state.num_input_tokens_seen,
             model=self._strategy.unwrap(self.model),
             flops_of=self.floating_point_ops if says_flops else None,
             main_input_name=self._main_input_name,
@@ -806,7 +806,7 @@ class Trainer:
             batch_size=self._train_batch_size,
             batches_are_even=self._processes_read_evenly(),
             moves_inputs=self._hooks.prepare_input_is_ours,
-            step_now=lambda: self.state.global_step,
+            current_step=lambda: self.state.global_step,
         )
         self._set_training_mode(model, True)
         return model, train_dataloader
@@ -831,14 +831,14 @@ class Trainer:
 
     def _eval_weights(self) -> Context:
         """The weights that are evaluated and handed out: the average where `ema_eval` says so, else the trained."""
-        if self._average is None or not self.args.ema_eval or not self._average.belongs_to_the_weights():
+        if self._average is None or not self.args.ema_eval or not self._average.matches_weights():
             return _NOTHING
         return self.averaged_weights()
 
     @contextlib.contextmanager
     def _weights_to_hand_out(self) -> Iterator[None]:
         """Within, `self.model` has the weights that are judged, also in the middle of a schedule-free run."""
-        with self._eval_weights(), weights_to_keep(self.optimizer):
+        with self._eval_weights(), schedule_free_eval(self.optimizer):
             yield
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
@@ -865,7 +865,7 @@ class Trainer:
     def _set_training_mode(self, model: nn.Module, training: bool) -> None:
         """Switch the model, and an optimizer with two sets of weights (schedule-free), to training or evaluation."""
         model.train(training)
-        switch_weights(self.optimizer, training)
+        switch_mode(self.optimizer, training)
 
     def _log_plan(self, args: TrainingArguments, plan: TrainingPlan) -> None:
         num_trainable = self.get_num_trainable_parameters()
@@ -1014,7 +1014,7 @@ class Trainer:
             control.should_log = control.should_evaluate = control.should_save = False
 
         # After a rollback, the data that led to it are passed over.
-        if guard is not None and guard.excluded and guard.passes_over(num_batches):
+        if guard is not None and guard.excluded and guard.is_excluded(num_batches):
             batch_samples, num_batches = [], 0  # the step is counted, and changes nothing
         # Micro-batches with more items, or none, weigh more, or nothing.
         run.weight, weights = None, None
@@ -1456,12 +1456,12 @@ class Trainer:
         metrics["train_loss"] = train_loss
         self.is_in_train = False
         self._memory_tracker.stop_and_update_metrics(metrics)
-        switch_weights(self.optimizer, training=False)
+        switch_mode(self.optimizer, training=False)
         wants_best = self.args.load_best_model_at_end and not run.interrupt.asked
         if wants_best and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         if self._average is not None:
-            self._average.settle()
+            self._average.finalize()
         self._compatible("log")(metrics)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self._finish_current_push()
@@ -2003,7 +2003,7 @@ class Trainer:
             self._after_saves(wait=True)
         run_dir = self._get_output_dir(trial)
         output_dir = os.path.join(run_dir, layout.checkpoint_name(self.state.global_step))
-        switch_weights(self.optimizer, training=False)
+        switch_mode(self.optimizer, training=False)
         state = self.state
         if state.best_global_step is not None:
             best_dir = os.path.join(run_dir, layout.checkpoint_name(state.best_global_step))
@@ -2318,13 +2318,13 @@ class Trainer:
 
     def _run_trial(self, trial: Trial, checkpoint_dir: str | None = None) -> Any:
         """Train one trial; returns its objective."""
-        from trainwright.search.failures import is_fault_of_trial
+        from trainwright.search.failures import is_trial_failure
 
         self.objective: float | list[float] | None = None
         try:
             self.train(resume_from_checkpoint=checkpoint_dir, trial=trial)
         except Exception as error:
-            if is_fault_of_trial(error):  # the search continues, so trackers close the run of this trial
+            if is_trial_failure(error):  # the search continues, so trackers close the run of this trial
                 self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             raise
         if self.objective is None:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from trainwright.args.renamed import RENAMED, RENAMED_VALUES, TWINS
-from trainwright.compat import older_names
+from trainwright.compat import older_arguments
 from trainwright.interop.signatures import GAINED
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,7 +48,8 @@ def test_older_values_twins_and_arguments_of_the_trainer_are_named():
         assert f"`{name}" in text and f'"{value}"' in text and f'"{today}"' in text
     assert all(f"`{one}` and `{two}`" in text for one, two in TWINS)
     assert all(
-        f"{old}=" in text and f"{new}=" in text for old, new in {**older_names.TRAINER, **older_names.TRAIN}.items()
+        f"{old}=" in text and f"{new}=" in text
+        for old, new in {**older_arguments.TRAINER, **older_arguments.TRAIN}.items()
     )
 
 

@@ -27,7 +27,7 @@ class Pair:
         import accelerate.data_loader  # noqa: F401
         import datasets  # noqa: F401  what accelerate imports when it prepares a loader
 
-        import trainwright.parallel.agreement
+        import trainwright.parallel.async_max
         import trainwright.parallel.distributed  # noqa: F401
 
         self.folder, self.numbers = folder, itertools.count()

@@ -18,7 +18,7 @@ from trainwright.args.training import TrainingArguments
 from trainwright.nonfinite import guard as finite_guard
 from trainwright.nonfinite import updates, weights
 from trainwright.nonfinite.guard import NonFiniteGuard
-from trainwright.nonfinite.updates import NonFiniteError, Place
+from trainwright.nonfinite.updates import NonFiniteError, UpdatePosition
 from trainwright.window import LossWindow
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
@@ -27,7 +27,7 @@ MAX_STEPS, BAD_STEP, BAD_MICRO_BATCH, BATCH = 5, 3, 1, 4  # steps from 1, micro-
 
 @pytest.fixture
 def on_accelerator(monkeypatch):
-    monkeypatch.setattr(finite_guard, "reads_are_free", lambda device: False)
+    monkeypatch.setattr(finite_guard, "is_host_memory", lambda device: False)
 
 
 class Poisoned(Trainer):
@@ -155,7 +155,7 @@ def test_an_optimizer_whose_kernel_cannot_skip_is_asked_before(make_trainer, lin
 
 @pytest.mark.parametrize("accelerator", [False, True])
 def test_skipped_updates_are_told_once_per_log_line(make_trainer, caplog, monkeypatch, accelerator):
-    monkeypatch.setattr(finite_guard, "reads_are_free", lambda device: not accelerator)
+    monkeypatch.setattr(finite_guard, "is_host_memory", lambda device: not accelerator)
     trainer = make(make_trainer, bad_steps=(1, 3, 5), nonfinite="skip", max_steps=6, logging_steps=4)
     with caplog.at_level(logging.WARNING, "trainwright.nonfinite.guard"):
         trainer.train()
@@ -236,7 +236,7 @@ def test_losses_of_any_precision_are_looked_at_together(on_accelerator):
 
 
 def test_a_run_without_log_lines_finds_it_too(make_trainer, on_accelerator, monkeypatch):
-    monkeypatch.setattr(finite_guard, "_SETTLE_AT", 4)
+    monkeypatch.setattr(finite_guard, "_MAX_UNCHECKED", 4)
     trainer = make(make_trainer, logging_strategy="no", max_steps=9)
     with pytest.raises(NonFiniteError):
         trainer.train()
@@ -365,7 +365,7 @@ def test_all_processes_refuse_where_one_has_such_a_tensor(caplog):
 def test_a_rollback_ends_like_a_run_without_that_update(
     make_trainer, line_model, caplog, monkeypatch, bad_step, accelerator, optim
 ):
-    monkeypatch.setattr(finite_guard, "reads_are_free", lambda device: not accelerator)
+    monkeypatch.setattr(finite_guard, "is_host_memory", lambda device: not accelerator)
     options = {"optim": optim, "save_strategy": "steps", "save_steps": 2, "logging_steps": 1}
     trainer = make(make_trainer, bad_steps=(bad_step,), nonfinite="rollback", **options)
     trainer.train()
@@ -412,7 +412,7 @@ def test_a_run_that_only_rolls_back_stops(make_trainer, monkeypatch):
 
 def guard_of(optimizer, policy="raise", **options):
     window = LossWindow(num_kept=1)
-    place = Place(7, 0, 24, BATCH)
+    place = UpdatePosition(7, 0, 24, BATCH)
     return window, NonFiniteGuard(policy, window, optimizer, torch.device("cpu"), lambda: place, **options)
 
 
@@ -426,9 +426,9 @@ def test_skip_is_refused_where_the_backward_pass_updates():
 
 
 def test_fused_sgd_is_trusted_to_skip_only_without_momentum():
-    assert finite_guard.leaves_out_itself(sgd(fused=True))
-    assert not finite_guard.leaves_out_itself(sgd(fused=True, momentum=0.9))
-    assert not finite_guard.leaves_out_itself(sgd())
+    assert finite_guard.skips_in_kernel(sgd(fused=True))
+    assert not finite_guard.skips_in_kernel(sgd(fused=True, momentum=0.9))
+    assert not finite_guard.skips_in_kernel(sgd())
 
 
 def test_one_process_alone_does_not_hold_back_what_the_others_make():
@@ -436,14 +436,14 @@ def test_one_process_alone_does_not_hold_back_what_the_others_make():
     window.add(torch.tensor(math.inf))
     assert guard.allows(1, torch.tensor(1.0), [])  # the norm is the same everywhere, the loss is not
     with pytest.raises(NonFiniteError, match="step 7 ") as caught:
-        guard.settle(float(guard.flag()))
+        guard.check_flag(float(guard.flag()))
     assert caught.value.updates == []  # so that it does not roll back alone, and wait for the others for ever
 
 
 def test_the_other_processes_stop_at_the_same_log_line():
     _, guard = guard_of(sgd(), is_distributed=True)
     with pytest.raises(NonFiniteError, match="Another process"):
-        guard.settle(0.5)
+        guard.check_flag(0.5)
 
 
 def test_an_unknown_policy_is_named(tmp_path):
@@ -457,7 +457,7 @@ def test_an_unknown_policy_is_named(tmp_path):
 @pytest.mark.parametrize("accelerator", [False, True])
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.0}, {"nonfinite": "skip"}, {"nonfinite": "rollback"}])
 def test_nothing_is_read_between_log_lines_and_one_read_makes_a_line(make_trainer, monkeypatch, options, accelerator):
-    monkeypatch.setattr(finite_guard, "reads_are_free", lambda device: not accelerator)
+    monkeypatch.setattr(finite_guard, "is_host_memory", lambda device: not accelerator)
     monkeypatch.syspath_prepend(BENCHMARKS)
     toy, probes = importlib.import_module("toy"), importlib.import_module("probes")
     counter = probes.OpCounter()

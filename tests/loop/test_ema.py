@@ -249,7 +249,7 @@ def test_an_optimizer_with_an_average_of_its_own_is_refused(make_trainer):
             """The averaged weights are in the model."""
 
     trainer = make_trainer(trainer={"optimizer_cls_and_kwargs": (ScheduleFree, {"lr": 0.1})}, ema_decay=0.9)
-    with pytest.raises(ValueError, match=r"ScheduleFree keeps an average of its own"):
+    with pytest.raises(ValueError, match=r"ScheduleFree averages them itself"):
         trainer.train()
 
 

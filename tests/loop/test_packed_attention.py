@@ -186,4 +186,4 @@ def test_layers_with_another_mask_than_their_rule_says_keep_the_mask(tmp_path, c
         forward = layer.self_attn.forward
         layer.self_attn.forward = lambda *args, run=forward, **kwargs: run(*args, sliding_window=3, **kwargs)
     trainer_for(model, tmp_path, max_steps=1).train()
-    assert "LlamaAttention looks at other tokens than its is_causal and sliding_window say" in caplog.text
+    assert "LlamaAttention attends to other tokens than its is_causal and sliding_window say" in caplog.text

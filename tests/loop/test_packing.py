@@ -224,7 +224,7 @@ def test_a_model_whose_positions_cannot_be_found_is_refused(tmp_path):
 
     Shifted.__name__ = "GPT2LMHeadModel"
     model = Shifted(transformers.GPT2Config(vocab_size=64, **KINDS["gpt2"][2]))
-    with pytest.raises(ValueError, match="predicts otherwise of a sample in a pack than of the same sample alone"):
+    with pytest.raises(ValueError, match="predicts differently for a sample in a pack than for the same sample alone"):
         trainer_for(model, tmp_path, max_steps=1).train()
 
 
@@ -246,7 +246,7 @@ def test_a_module_that_counts_positions_otherwise_without_them_is_warned_of(tmp_
             return self.run(input_ids + first, labels, numbers[:, :, None] == numbers[:, None, :])
 
     trainer_for(Offset(), tmp_path, max_steps=1).train()
-    assert "Offset predicts otherwise of a sample in a pack than of the same sample alone" in caplog.text
+    assert "Offset predicts differently for a sample in a pack than for the same sample alone" in caplog.text
 
 
 def test_training_under_bf16_autocast_keeps_samples_apart(tmp_path):
@@ -473,10 +473,10 @@ def test_a_collator_for_language_modelling_decides_which_tokens_are_no_labels(tm
 REFUSED = {
     "grouping": ({"group_by_length": True}, "packing=True makes all sequences equally long.*'group_by_length'"),
     "balancing": ({"train_sampling_strategy": "batch_rebalance"}, "'batch_rebalance'.*Choose one"),
-    "length without packing": ({"packing": False}, "packing_length=16 is about packs, but packing=False"),
+    "length without packing": ({"packing": False}, "packing_length=16 has no effect with packing=False"),
     "rule without packing": (
         {"packing": False, "packing_length": None, "packing_long_samples": "truncate"},
-        "packing_long_samples='truncate' is about packs",
+        "packing_long_samples='truncate' has no effect with packing=False",
     ),
     "length": ({"packing_length": 1}, "packing_length=1 is not allowed: it must be a finite whole number at least 2"),
     "rule": ({"packing_long_samples": "cut"}, "packing_long_samples='cut'.*split"),

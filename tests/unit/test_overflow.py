@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainwright.overflow import NUM_FRAMES, OverflowFound, OverflowWatch
+from trainwright.overflow import NUM_FRAMES, OverflowDetector, OverflowFound
 
 
 class Overflowing(nn.Module):
@@ -20,7 +20,7 @@ class Overflowing(nn.Module):
 
 
 def report_of(model, *inputs):
-    watch = OverflowWatch(model)
+    watch = OverflowDetector(model)
     with pytest.raises(OverflowFound) as caught:
         model(*inputs)
     watch.close()
@@ -70,7 +70,7 @@ def test_an_overflow_of_finite_numbers_is_said_to_have_happened_there():
 
 def test_the_pass_is_counted_and_the_report_goes_back_a_fixed_number_of_modules():
     model = nn.Sequential(*(nn.Identity() for _ in range(NUM_FRAMES + 9)))
-    watch = OverflowWatch(model)
+    watch = OverflowDetector(model)
     model(torch.ones(1)), model(torch.ones(1))
     with pytest.raises(OverflowFound, match="forward pass 3 ") as caught:
         model[20:](torch.full((1,), float("nan")))
@@ -90,7 +90,7 @@ def test_inputs_passed_by_name_and_numbers_of_other_types_are_read():
 
 
 def report_of_named(model):
-    watch = OverflowWatch(model)
+    watch = OverflowDetector(model)
     with pytest.raises(OverflowFound) as caught:
         model(ids=torch.arange(3), extra={"deep": [torch.ones(2, dtype=torch.bfloat16)]})
     watch.close()

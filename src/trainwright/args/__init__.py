@@ -1,7 +1,7 @@
-"""Owns: what a run is told, one dataclass per topic, joined by `TrainingArguments`.
+"""Owns: the arguments, one dataclass per topic, joined by `TrainingArguments`.
 
-Leaves to others: acting on it. Importing this package and constructing arguments loads no heavy package; torch is
-loaded the first time a device is asked for.
+Leaves to others: acting on them. Importing this package and constructing arguments loads no heavy package; torch is
+loaded when the device is first read.
 """
 
 from __future__ import annotations

@@ -37,12 +37,12 @@ class AcceleratorConfig:
     use_seedable_sampler: bool = field(
         default=True,
         metadata={
-            "help": "Shuffle with a sampler that is seeded anew each epoch, so that runs repeat exactly. For loaders "
+            "help": "Shuffle with a sampler that is reseeded each epoch, so that runs repeat exactly. For loaders "
             "that a script prepares with trainer.accelerator itself; those of the Trainer always are."
         },
     )
     non_blocking: bool = field(
-        default=False, metadata={"help": "Copy batches to the device while the host goes on. Needs pinned memory."}
+        default=False, metadata={"help": "Copy batches to the device asynchronously. Needs pinned memory."}
     )
     gradient_accumulation_kwargs: dict[str, Any] | None = field(
         default=None,
@@ -98,7 +98,7 @@ class AcceleratorConfig:
 
 
 def num_accumulation_steps(settings: Any) -> int | None:
-    """`num_steps` in what `gradient_accumulation_kwargs` says; None where it is not set.
+    """`num_steps` of `gradient_accumulation_kwargs`; None where it is not set.
 
     Raises TypeError or ValueError for settings that accelerate's GradientAccumulationPlugin does not have.
     """

@@ -1,4 +1,4 @@
-"""An average of the weights beside them.
+"""An exponential moving average of the weights (EMA).
 
 Owns: the fields and their ranges. Leaves to others: the average itself (`techniques/averaging.py`).
 """
@@ -28,13 +28,13 @@ class AveragingArguments(RunArguments):
     ema_update_steps: int = option(1, "Steps between two updates of the average.", extension=True)
     ema_eval: bool = option(
         True,
-        "Judge and hand out the average: evaluate(), predict(), the best checkpoint, save_model() and push_to_hub() "
-        "use it. False: they use the trained weights, and the average lies only in ema.safetensors. A checkpoint's "
-        "model file always holds the trained weights, since the run goes on from them.",
+        "Use the average for evaluation and export: evaluate(), predict(), the best checkpoint, save_model() and "
+        "push_to_hub(). False: they use the trained weights, and the average is only in ema.safetensors. A "
+        "checkpoint's model file always holds the trained weights, since a run resumes from them.",
         extension=True,
     )
 
-    def _settle_averaging(self) -> None:
+    def _check_averaging(self) -> None:
         check_number(self, "ema_decay", 0, 1, below=True, optional=True, hint="None keeps no average.")
         check_number(self, "ema_start_step", 0, whole=True)
         check_number(self, "ema_update_steps", 1, whole=True)

@@ -1,4 +1,4 @@
-"""What one update sees: batch sizes, accumulation, workers, order and columns of the data.
+"""The data of an update: batch sizes, accumulation, workers, order and columns.
 
 Owns: the fields and their ranges. Leaves to others: building loaders and samplers (`data/`).
 """
@@ -58,7 +58,7 @@ class BatchArguments(RunArguments):
     packing: bool = option(
         False,
         "Join tokenised training samples into sequences of packing_length tokens, so that next to nothing is padding. "
-        "Samples do not see each other. A pack then counts as one sample: in batch sizes, epochs and positions.",
+        "Samples do not attend to each other. A pack then counts as one sample: in batch sizes, epochs and positions.",
         extension=True,
     )
     packing_length: int | None = option(
@@ -68,8 +68,8 @@ class BatchArguments(RunArguments):
     )
     packing_long_samples: str = option(
         "split",
-        "What becomes of samples longer than packing_length: 'split' cuts them into several that do not see each "
-        "other, 'truncate' keeps their beginning, 'error' refuses them. Needs packing.",
+        "What to do with samples longer than packing_length: 'split' cuts them into several that do not attend to "
+        "each other, 'truncate' keeps their beginning, 'error' refuses them. Needs packing.",
         extension=True,
     )
     remove_unused_columns: bool | None = option(
@@ -106,7 +106,7 @@ class BatchArguments(RunArguments):
         True, "Load batches into page-locked memory, from which copies to a GPU are faster."
     )
 
-    def _settle_batches(self) -> None:
+    def _check_batches(self) -> None:
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             check_number(self, name, 1, whole=True)
         for name in ("per_gpu_train_batch_size", "per_gpu_eval_batch_size"):
@@ -121,7 +121,7 @@ class BatchArguments(RunArguments):
             self.train_sampling_strategy = "group_by_length"
         check_choice(self, "train_sampling_strategy", SAMPLING_STRATEGIES)
         self.group_by_length = self.train_sampling_strategy == "group_by_length"
-        self._settle_packing()
+        self._check_packing()
         if self.dataloader_multiprocessing_context is not None:
             check_choice(self, "dataloader_multiprocessing_context", START_METHODS)
         if self.dataloader_num_workers == 0:
@@ -138,14 +138,14 @@ class BatchArguments(RunArguments):
 
     @property
     def packs(self) -> bool:
-        """Whether the Trainer packs. TRL's arguments have a `packing` of their own: its trainers pack themselves. So
-        may those of any program that was written for another Trainer.
+        """Whether the Trainer packs. TRL's arguments define their own `packing`, because its trainers pack themselves;
+        so may those of any program written for another Trainer.
         """
         owner = next(base for base in type(self).__mro__ if "packing" in inspect.get_annotations(base))
         package = owner.__module__.partition(".")[0]
         return bool(self.packing) and package != "trl" and (self._is_written_for_us or package == "trainwright")
 
-    def _settle_packing(self) -> None:
+    def _check_packing(self) -> None:
         if self.packing and not self.packs:
             return
         check_switch(self, "packing")
@@ -155,7 +155,7 @@ class BatchArguments(RunArguments):
             for name, default in (("packing_length", None), ("packing_long_samples", "split")):
                 if getattr(self, name) != default:
                     raise ValueError(
-                        f"{name}={getattr(self, name)!r} is about packs, but packing=False: set packing=True, or leave "
+                        f"{name}={getattr(self, name)!r} has no effect with packing=False: set packing=True, or leave "
                         f"{name} out."
                     )
         elif self.train_sampling_strategy in ("group_by_length", "batch_rebalance"):

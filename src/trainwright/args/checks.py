@@ -1,4 +1,4 @@
-"""Read one argument, bring it into its one form, or say what is wrong with it.
+"""Parse, normalise and validate one argument.
 
 Owns: the wording of "this value is not allowed". Leaves to others: which argument must satisfy what (each topic).
 Every function reads `getattr(args, name)` and writes the normalised value back, so it may run any number of times.
@@ -41,7 +41,7 @@ def parse_number(name: str, value: Any, wanted: str = "") -> int | float:
 
 
 def check_number(
-    args: Any,
+    args: object,
     name: str,
     low: float = -math.inf,
     high: float = math.inf,
@@ -60,7 +60,7 @@ def check_number(
         whole: an integer is needed; 3.0 becomes 3, 3.5 is an error.
         optional: None is allowed.
         infinite: `inf` is allowed; NaN never is.
-        hint: the cure, a sentence appended to the error.
+        hint: the remedy, a sentence appended to the error.
     """
     value = getattr(args, name)
     if value is None and optional:
@@ -82,11 +82,11 @@ def check_number(
     setattr(args, name, int(number) if whole else number)
 
 
-def check_interval(args: Any, name: str, *, needed_by: str | None) -> None:
+def check_interval(args: object, name: str, *, needed_by: str | None) -> None:
     """A distance between two events: a whole number of updates, or a share of the run in (0, 1).
 
     Args:
-        needed_by: the setting that makes the interval count, for the message; None where 0 and None are harmless.
+        needed_by: the setting that makes the interval take effect, for the message; None where 0 and None are harmless.
     """
     value = getattr(args, name)
     if needed_by is None and value in (None, 0):
@@ -108,8 +108,8 @@ def check_interval(args: Any, name: str, *, needed_by: str | None) -> None:
     setattr(args, name, int(number) if number >= 1 else number)
 
 
-def check_enum(args: Any, name: str, enum: type[SomeEnum]) -> None:
-    """Turn the value into a member of `enum`. False means "no" where the enum has it: YAML reads a bare `no` so."""
+def check_enum(args: object, name: str, enum: type[SomeEnum]) -> None:
+    """Turn the value into a member of `enum`; False means "no" where the enum has it, as YAML reads a bare `no`."""
     setattr(args, name, parse_enum(name, getattr(args, name), enum))
 
 
@@ -126,7 +126,7 @@ def parse_enum(name: str, value: Any, enum: type[SomeEnum]) -> SomeEnum:
         raise ValueError(f"{name}: {error}") from None
 
 
-def check_switch(args: Any, name: str) -> None:
+def check_switch(args: object, name: str) -> None:
     """Require True or False itself: text such as "False" would count as true."""
     value = getattr(args, name)
     if not isinstance(value, bool):
@@ -137,7 +137,7 @@ def check_switch(args: Any, name: str) -> None:
         )
 
 
-def check_choice(args: Any, name: str, allowed: Iterable[Any]) -> None:
+def check_choice(args: object, name: str, allowed: Iterable[Any]) -> None:
     """Require one of `allowed`."""
     value, options = getattr(args, name), list(allowed)
     if value not in options:
@@ -186,7 +186,7 @@ def parse_json(name: str, text: str) -> dict[str, Any]:
     return value
 
 
-def check_dict(args: Any, name: str, *, file_ok: bool = False, keep_path: bool = False) -> None:
+def check_dict(args: object, name: str, *, file_ok: bool = False, keep_path: bool = False) -> None:
     """A dict, or JSON text of one (its text values are typed), or None.
 
     Args:
@@ -210,7 +210,7 @@ def check_dict(args: Any, name: str, *, file_ok: bool = False, keep_path: bool =
         raise ValueError(f"{name}={value!r} is not allowed: pass a dict or a JSON text such as '{{\"key\": 1}}'.")
 
 
-def check_rates(args: Any, name: str) -> None:
+def check_rates(args: object, name: str) -> None:
     """A dict from text to learning rates, JSON text of one, or None."""
     check_dict(args, name)
     if (value := getattr(args, name)) is None:

@@ -1,4 +1,4 @@
-"""The door of the arguments: what a call may pass, before any field is set.
+"""What a call of the arguments' constructor may pass, before any field is set.
 
 Owns: `ArgumentsMeta`, which translates older names, keeps twin names in agreement and refuses misspelt ones, for
 `TrainingArguments` and every subclass (their generated `__init__` included). Leaves to others: the table of names
@@ -23,7 +23,7 @@ _OUR_FILES = str(Path(__file__).parent.parent)  # frames in this package, datacl
 
 
 class ArgumentsMeta(type):
-    """Metaclass of all arguments: `cls(...)` passes through `accept()`; `inspect.signature(cls)` shows the fields."""
+    """Metaclass of all arguments: `cls(...)` goes through `accept()`; `inspect.signature(cls)` shows the fields."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         parameters = cls.__signature__.parameters
@@ -63,7 +63,7 @@ class ArgumentsMeta(type):
 
 
 def accept(cls: type, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of one call in today's names; warns once for every older name that was used."""
+    """The arguments of one call under their current names; warns once for every older name that was used."""
     given = {name: None if is_hidden(name, value) else value for name, value in given.items()}
     defaults = _defaults(cls)
     changed = _changed_by_replace([name for name in given if name in defaults], list(defaults))
@@ -80,7 +80,7 @@ def accept(cls: type, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changed_by_replace(passed: list[str], fields: list[str]) -> frozenset[str]:
-    """The fields that `dataclasses.replace` was told to change: it passes every field, the changed ones first.
+    """The fields that a call of `dataclasses.replace` changes: it passes every field, the changed ones first.
 
     Empty for any other call: one that leaves fields out, or that passes all of them in their order (a parser, a loaded
     dict). All but a few for a dict in another order, such as a sorted one: there both of two names count as changed.
@@ -105,7 +105,7 @@ def _apply(row: Renamed, given: dict[str, Any], defaults: dict[str, Any], change
     differing = [name for name, wanted in newer.items() if name in given and given[name] != wanted]
     if is_field and differing and (row.old in changed) != (differing[0] in changed):  # replace() changed one of the two
         if differing[0] in changed:
-            given[row.old] = defaults[row.old]  # the newer one: the older lets go
+            given[row.old] = defaults[row.old]  # the newer one: reset the older
             return
         given.update({name: defaults[name] if wanted is None else wanted for name, wanted in newer.items()})
     elif not used or (is_field and newer and not differing and newer.keys() <= given.keys()):
@@ -122,7 +122,7 @@ def _apply(row: Renamed, given: dict[str, Any], defaults: dict[str, Any], change
 
 
 def _agree(older: str, newer: str, given: dict[str, Any], defaults: dict[str, Any], changed: frozenset[str]) -> None:
-    """Make two names of one setting agree in `given`; whichever was passed sets the other."""
+    """Make two names of one setting agree in `given`; the one that was passed sets the other."""
     if older not in given and newer not in given:
         return
 
@@ -175,7 +175,7 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _is_generated(function: Any) -> bool:
-    """Whether `dataclass` wrote this `__repr__`, and no person."""
+    """Whether `dataclass` generated this `__repr__`."""
     code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
     return code is not None and code.co_filename == "<string>"
 

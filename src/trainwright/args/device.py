@@ -1,7 +1,7 @@
-"""Which device this process computes on, found out the first time somebody asks.
+"""The device of this process, chosen on first read.
 
-Owns: the choice of device, joining the process group, and refusing precision the device does not have; the ranks as
-launchers announce them. Leaves to others: wrapping models (`parallel/`). Torch is imported inside the functions.
+Owns: the choice of device, joining the process group, refusing precision that the device does not support, and the
+ranks set by launchers. Leaves to others: wrapping models (`parallel/`). Torch is imported inside the functions.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def _from_group_or_environment(ask: str, variable: str, default: int) -> int:
 
 
 def world_size() -> int:
-    """Number of processes of this run: the process group's, else what the launcher announced, else 1."""
+    """World size: of the process group, else what the launcher set (WORLD_SIZE), else 1."""
     return _from_group_or_environment("get_world_size", "WORLD_SIZE", 1)
 
 
 def process_index() -> int:
-    """Rank of this process among all."""
+    """Global rank of this process."""
     return _from_group_or_environment("get_rank", "RANK", 0)
 
 
 def local_process_index(local_rank: int = -1) -> int:
-    """Rank of this process on its machine; `local_rank` is what the arguments say, -1 nothing."""
+    """Local rank; `local_rank`: the value in the arguments, -1 where it is not set."""
     return local_rank if local_rank >= 0 else int(os.environ.get("LOCAL_RANK", 0))
 
 
@@ -49,7 +49,7 @@ def find_device(args: TrainingArguments) -> torch.device:
     """Choose the device, make it current, join the process group, check precision. Fills in `args._n_gpu`.
 
     Raises:
-        ValueError: the arguments ask for what this machine does not have; the message names the argument and a way out.
+        ValueError: the arguments need what this machine does not have; the message names the argument and a remedy.
     """
     import torch
 
@@ -148,7 +148,7 @@ def _check_precision(args: TrainingArguments, device: torch.device) -> None:
 
 
 def barrier(args: TrainingArguments) -> None:
-    """Wait for all processes. NCCL must be told the device, or it guesses one from the rank."""
+    """Wait for all ranks. NCCL needs the device passed, or it guesses one from the rank."""
     import torch.distributed as distributed
 
     kwargs: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""How evaluation and prediction work and what they keep.
+"""How evaluation and prediction work and what they store.
 
 Owns: the fields and their ranges. Leaves to others: the evaluation loop (`evaluation/`), when it runs (`intervals.py`).
 """
@@ -68,7 +68,7 @@ class EvaluationArguments(RunArguments):
         -1, "Which output holds the past state (usually 2), fed to the next batch as `mems`. -1: the model has none."
     )
 
-    def _settle_evaluation(self) -> None:
+    def _check_evaluation(self) -> None:
         check_number(
             self, "eval_accumulation_steps", 1, whole=True, optional=True, hint="None keeps all batches on the device."
         )

@@ -38,5 +38,5 @@ class HubArguments(RunArguments):
     push_to_hub_organization: str | None = option(None, "Older way to write the first part of hub_model_id.")
     push_to_hub_token: str | None = option(None, "Older name of hub_token.", repr=False)
 
-    def _settle_hub(self) -> None:
+    def _check_hub(self) -> None:
         check_enum(self, "hub_strategy", HubStrategy)

@@ -1,4 +1,4 @@
-"""When things happen: logging, evaluating, saving, and which checkpoint is the best.
+"""When a run logs, evaluates and saves, and which checkpoint is the best.
 
 Owns: the fields, and the rules that tie saving to evaluating. Leaves to others: acting on them (`callbacks/flow.py`),
 deleting checkpoints (`checkpoint/layout.py`).
@@ -50,7 +50,7 @@ class IntervalArguments(RunArguments):
     )
     save_frozen_weights: str = option(
         "once",
-        "Where at least half of the weights (and 32 MiB) are frozen: 'once' puts them into a shard of their own, which "
+        "Where at least half of the weights (and 32 MiB) are frozen: 'once' puts them into a separate shard, which "
         "the first checkpoint of a run writes and later ones hold as a hard link, checked to be unchanged. 'always': "
         "every checkpoint writes all weights, in one file; so do push_to_hub and a Trainer that overrides _save or "
         "save_model.",
@@ -61,8 +61,8 @@ class IntervalArguments(RunArguments):
     )
     async_save: bool = option(
         False,
-        "Training waits for a copy of its state in memory only; a process of its own writes the checkpoint. Needs host "
-        "memory of a checkpoint's size. on_save, rotation and pushes follow when the checkpoint is on the disk.",
+        "Training waits only for a snapshot of its state in memory; a background process writes the checkpoint. Needs "
+        "host memory of a checkpoint's size. on_save, rotation and pushes follow when the checkpoint is on the disk.",
         extension=True,
     )
     save_on_each_node: bool = option(
@@ -81,7 +81,7 @@ class IntervalArguments(RunArguments):
         None, "Whether a larger metric is better. None: yes, unless its name ends in 'loss'."
     )
 
-    def _settle_intervals(self) -> None:
+    def _check_intervals(self) -> None:
         check_enum(self, "logging_strategy", IntervalStrategy)
         check_enum(self, "eval_strategy", IntervalStrategy)
         check_enum(self, "save_strategy", SaveStrategy)
@@ -104,8 +104,8 @@ class IntervalArguments(RunArguments):
             hint="None keeps all; save_strategy='no' writes none.",
         )
 
-    def _settle_best_model(self, lr_scheduler_type: SchedulerType | str) -> None:
-        """Fill in the metric, and refuse what cannot find or keep a best checkpoint."""
+    def _check_best_model(self, lr_scheduler_type: SchedulerType | str) -> None:
+        """Set the default metric, and refuse settings under which a best checkpoint cannot be found or kept."""
         follows_metric = lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
         saves_best = self.save_strategy == SaveStrategy.BEST
         wanted_by = (
@@ -129,12 +129,12 @@ class IntervalArguments(RunArguments):
         check_switch(self, "async_save")
         if self.async_save and os.name == "nt":
             raise ValueError(
-                "async_save=True does not work on Windows, which cannot hand memory to a program that was started "
-                "without it: leave it out, and training waits for its checkpoints."
+                "async_save=True does not work on Windows, which cannot share memory with a process that is already "
+                "running: leave it out, and training waits for its checkpoints."
             )
         if self.async_save and self.save_strategy == SaveStrategy.NO:
             raise ValueError(
-                "async_save=True writes checkpoints beside the training, but save_strategy='no' makes none; the one "
+                "async_save=True writes checkpoints in the background, but save_strategy='no' makes none; the one "
                 "after a signal ends the run, which waits for it. Set save_strategy to 'steps', 'epoch' or 'best' (for "
                 "saves that only a callback asks for: 'steps', and save_steps beyond the end), or leave async_save out."
             )

@@ -81,7 +81,7 @@ class OptimizationArguments(RunArguments):
         None, "Strength of uniform noise on the embeddings while training (NEFTune; 5 to 15 is usual). None: no noise."
     )
 
-    def _settle_optimization(self) -> None:
+    def _check_optimization(self) -> None:
         check_number(self, "max_steps", -1, whole=True, hint="-1 leaves the length of the run to num_train_epochs.")
         if self.max_steps <= 0:
             check_number(self, "num_train_epochs", 0, above=True, hint="Use max_steps to count updates instead.")

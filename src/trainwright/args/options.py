@@ -1,8 +1,8 @@
 """`option()`: a dataclass field whose meaning is written down once, in its help.
 
 Owns: how a field carries its documentation. Leaves to others: printing it (`argparser.py`, the API page).
-Annotations of the fields keep text in second place, `list[str] | str | None`: older command-line parsers read unions
-so.
+Annotations of the fields keep `str` second, as in `list[str] | str | None`: older command-line parsers expect unions in
+that order.
 """
 
 from __future__ import annotations

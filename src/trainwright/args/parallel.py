@@ -1,4 +1,4 @@
-"""On which devices a run computes and how they share the work: device, DDP, FSDP, DeepSpeed, accelerate.
+"""Devices and parallelism: device, DDP, FSDP, DeepSpeed, accelerate.
 
 Owns: the fields, and one normal form for `fsdp` and `fsdp_config`. Leaves to others: finding the device (`device.py`),
 building engines and plugins (`parallel/`).
@@ -86,7 +86,7 @@ class ParallelArguments(RunArguments):
         "", "Settings of SageMaker's model parallel library, passed by its launcher. Needs smdistributed."
     )
 
-    def _settle_parallel(self) -> None:
+    def _check_parallel(self) -> None:
         self.local_rank = int(self.__dict__.get("local_rank", -1))
         self.use_cpu = bool(self.use_cpu or self.no_cuda)
         if self.use_cpu and self.use_mps_device:
@@ -105,12 +105,12 @@ class ParallelArguments(RunArguments):
                 f"'{{', nor an existing .json file."
             )
         self.accelerator_config = AcceleratorConfig.parse(self.accelerator_config)
-        self._settle_accumulation(getattr(self.accelerator_config, "gradient_accumulation_kwargs", None))
+        self._check_accumulation(getattr(self.accelerator_config, "gradient_accumulation_kwargs", None))
         self._process_fsdp_args()
         if self.fsdp and self.deepspeed:
             raise ValueError("fsdp and deepspeed both shard the model: keep one of them.")
 
-    def _settle_accumulation(self, settings: Any) -> None:
+    def _check_accumulation(self, settings: Any) -> None:
         """`num_steps` in `accelerator_config` is another way to set `gradient_accumulation_steps`."""
         args: Any = self  # the field is that of BatchArguments
         num_steps, of_run = num_accumulation_steps(settings), args.gradient_accumulation_steps

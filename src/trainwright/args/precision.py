@@ -1,7 +1,7 @@
-"""How numbers are computed and memory is saved: half precision, compilation, recomputed activations, faster kernels.
+"""Precision, compilation, activation checkpointing, faster kernels.
 
-Owns: the fields and which of them exclude each other. Leaves to others: whether this machine can do it (`device.py`, on
-first use), and doing it.
+Owns: the fields and which of them exclude each other. Leaves to others: whether this machine supports them
+(`device.py`, on first use), and applying them.
 """
 
 # ruff: noqa: RUF009  (`option()` is `dataclasses.field` with a help text)
@@ -60,8 +60,8 @@ class PrecisionArguments(RunArguments):
     )
     gradient_checkpointing_kwargs: dict[str, Any] | str | None = option(
         None,
-        'How activations are checkpointed: {"every_n_layers": 2} only every second block, {"offload": true} keeps what '
-        'is kept on the host, {"modules": ["Block"]} the classes of the blocks where they are not found by themselves; '
+        'How activations are checkpointed: {"every_n_layers": 2} only every second block, {"offload": true} stores the '
+        'saved ones on the host, {"modules": ["Block"]} the classes of the blocks where they are not recognised; '
         "further settings go to torch.utils.checkpoint.",
     )
     activation_checkpointing: bool | None = option(None, "Newer name of gradient_checkpointing; the two always agree.")
@@ -97,9 +97,7 @@ class PrecisionArguments(RunArguments):
         "training.",
     )
     torch_empty_cache_steps: int | None = option(
-        None,
-        "Updates between two calls that hand cached memory back to the device; a lower peak for about 10%% of "
-        "speed. None: never.",
+        None, "Updates between two calls of torch's empty_cache; a lower peak for about 10%% of speed. None: never."
     )
     optimizer_in_backward: bool = option(
         False,
@@ -112,7 +110,7 @@ class PrecisionArguments(RunArguments):
     )
     jit_mode_eval: bool = option(False, "Trace the model with torch.jit before evaluation.")
 
-    def _settle_precision(self) -> None:
+    def _check_precision(self) -> None:
         for one, other in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval")):
             if getattr(self, one) and getattr(self, other):
                 raise ValueError(
@@ -141,14 +139,14 @@ class PrecisionArguments(RunArguments):
         if self.gradient_checkpointing_kwargs is None:
             self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs
         self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
-        self._settle_regions()
+        self._check_regional_compilation()
         self.torch_compile = bool(
             self.torch_compile or self.torch_compile_backend or self.torch_compile_mode or self.use_regional_compilation
         )
         if self.torch_compile and self.torch_compile_backend is None:
             self.torch_compile_backend = "inductor"
 
-    def _settle_regions(self) -> None:
+    def _check_regional_compilation(self) -> None:
         """True, None, or a list of class names; a command line gives text."""
         value = self.use_regional_compilation
         if isinstance(value, str):
@@ -173,14 +171,14 @@ class PrecisionArguments(RunArguments):
             "gradient_accumulation_steps": (self._of("gradient_accumulation_steps") != 1, "1, and a larger batch"),
             "max_grad_norm": (self._of("max_grad_norm"), "0: the norm of all gradients is known too late to clip them"),
             "fp16": (self.fp16, "False, and bf16=True instead: a loss scale must be checked before the update"),
-            "nonfinite": (self._of("nonfinite") == "skip", "'raise' or 'rollback': nothing can be left out afterwards"),
+            "nonfinite": (self._of("nonfinite") == "skip", "'raise' or 'rollback': an update cannot be undone"),
             "gradient_checkpointing_kwargs": (
                 reentrant,
                 "{'use_reentrant': False}: shared weights would move too early",
             ),
         }
-        for name, (stands_in_the_way, remedy) in obstacles.items():
-            if stands_in_the_way:
+        for name, (is_set, remedy) in obstacles.items():
+            if is_set:
                 raise ValueError(
                     f"optimizer_in_backward=True updates each weight as soon as its gradient is there, which excludes "
                     f"{name}={self._of(name)!r}. Set {name} to {remedy}."

@@ -129,7 +129,8 @@ RENAMED_VALUES: dict[tuple[str, str], tuple[str, str]] = {
     ("half_precision_backend", "cuda_amp"): ("auto", "4.55"),
 }
 
-# Two names of one setting, from the older and the newer generation. Both are right; whichever is passed sets the other.
+# Two names of one setting, from the older and the newer generation. Both are right; the one that is passed sets the
+# other.
 TWINS: tuple[tuple[str, str], ...] = (
     ("group_by_length", "train_sampling_strategy"),
     ("gradient_checkpointing", "activation_checkpointing"),

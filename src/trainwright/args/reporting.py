@@ -1,4 +1,4 @@
-"""What people and trackers see of a run: log levels, progress bar, trackers, counters, speed, where time went.
+"""Logging and profiling of a run: log levels, progress bar, trackers, counters, speed, time breakdown.
 
 Owns: the fields, and where logs go by default. Leaves to others: the trackers (`tracking/`), progress (`callbacks/`).
 """
@@ -90,7 +90,7 @@ class ReportingArguments(RunArguments):
     )
     profile_steps: dict[str, Any] | str | None = option(
         None,
-        "Write a torch.profiler trace of these steps, counted from 1, to output_dir/profile, beside earlier ones: "
+        "Write a torch.profiler trace of these steps, counted from 1, to output_dir/profile, next to earlier ones: "
         '\'10-15\', or a dict such as {"first": 10, "last": 15, "shapes": true, "memory": true, "stacks": true}.',
         extension=True,
     )
@@ -105,8 +105,8 @@ class ReportingArguments(RunArguments):
         "last", "Which checkpoints of a trial Ray compares: 'last', 'all', 'avg' or 'last-5-avg'."
     )
 
-    def _settle_reporting(self) -> None:
-        assert self.output_dir is not None  # the run was settled first
+    def _check_reporting(self) -> None:
+        assert self.output_dir is not None  # _check_run comes first
         self.report_to = resolve_report_to(self.report_to)
         if self.run_name is None:
             self.run_name = self.output_dir
@@ -128,12 +128,12 @@ class ReportingArguments(RunArguments):
             )
         # False rather than "no", so that `if args.include_num_input_tokens_seen` means what it says.
         self.include_num_input_tokens_seen = False if counting == "no" else counting
-        self._settle_seen()
+        self._check_profiling()
         self.debug = parse_debug(self.debug)
         if self.tpu_metrics_debug and DebugOption.TPU_METRICS_DEBUG not in self.debug:
             self.debug.append(DebugOption.TPU_METRICS_DEBUG)
 
-    def _settle_seen(self) -> None:
+    def _check_profiling(self) -> None:
         check_switch(self, "log_speed")
         breakdown: Any = self.time_breakdown
         breakdown = {"false": False, "no": False, "none": False, "true": "logs"}.get(str(breakdown).lower(), breakdown)
@@ -179,23 +179,23 @@ def parse_profile_steps(value: Any) -> dict[str, Any] | None:
             raise ValueError(
                 f"profile_steps has no setting {name!r}; it has {', '.join(known)}.{closest(str(name), known)}"
             )
-    settled = dict(steps)
+    parsed = dict(steps)
     for name in ("first", "last"):
-        number = str(settled.get(name, "")).strip()
+        number = str(parsed.get(name, "")).strip()
         if not number.isdecimal() or int(number) < 1:
             raise ValueError(
                 f"profile_steps={value!r} is not allowed: {name!r} must be a step, counted from 1. Write '10-15', for "
                 "example."
             )
-        settled[name] = int(number)
-    if settled["last"] < settled["first"]:
+        parsed[name] = int(number)
+    if parsed["last"] < parsed["first"]:
         raise ValueError(
-            f"profile_steps={value!r} ends before it begins; did you mean '{settled['last']}-{settled['first']}'?"
+            f"profile_steps={value!r} ends before it begins; did you mean '{parsed['last']}-{parsed['first']}'?"
         )
     for name in known[2:]:
-        if not isinstance(settled.get(name, False), bool):
-            raise ValueError(f"profile_steps: {name}={settled[name]!r} is not allowed: it must be true or false.")
-    return settled
+        if not isinstance(parsed.get(name, False), bool):
+            raise ValueError(f"profile_steps: {name}={parsed[name]!r} is not allowed: it must be true or false.")
+    return parsed
 
 
 def parse_debug(value: Any) -> list[DebugOption]:

@@ -1,4 +1,4 @@
-"""What a run is: where it writes, what it is asked to do, and what makes it repeatable.
+"""The basics of a run: where it writes, what it does, and its seeds.
 
 Owns: `RunArguments`, the root of every topic. `output_dir` lives here and nowhere else, so that a subclass which
 redefines any field keeps it the first positional argument. Leaves to others: every other topic.
@@ -47,7 +47,7 @@ class RunArguments(metaclass=ArgumentsMeta):
     )
     enable_jit_checkpoint: bool = option(
         False,
-        "Save a checkpoint when the machine announces its end (SIGTERM). Part of save_on_signal; with "
+        "Save a checkpoint when the machine is about to stop (SIGTERM). Part of save_on_signal; with "
         "save_on_signal=False it catches SIGTERM alone.",
     )
     seed: int = option(
@@ -62,7 +62,7 @@ class RunArguments(metaclass=ArgumentsMeta):
         False, "Use deterministic kernels only: two runs agree to the bit, at a lower speed. Meant for debugging."
     )
 
-    def _settle_run(self) -> None:
+    def _check_run(self) -> None:
         self.output_dir = os.path.expanduser("trainer_output" if self.output_dir is None else self.output_dir)
         if not self.output_dir:
             raise ValueError(

@@ -1,7 +1,7 @@
-"""What a run does when something goes wrong around it: full disks, too little memory, signals, NaN.
+"""What a run does about faults: full disks, too little memory, signals, NaN.
 
-Owns: the fields and their ranges. Leaves to others: noticing and acting (`checkpoint/save_failures.py`, `oom_retry.py`,
-`interrupt.py`, `nonfinite/`).
+Owns: the fields and their ranges. Leaves to others: detecting and handling them (`checkpoint/save_failures.py`,
+`oom_retry.py`, `interrupt.py`, `nonfinite/`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class SafetyArguments(RunArguments):
     max_save_failures: int = option(
         3,
         "How many checkpoints in a row may be lost to a full, read-only or failing disk before the run stops. Until "
-        "then training goes on with a warning, and older checkpoints stay.",
+        "then training continues with a warning, and older checkpoints stay.",
         extension=True,
     )
     auto_find_batch_size_mode: str = option(
         "split",
         "What auto_find_batch_size does when memory runs out. 'split': run the same micro-batch again in smaller "
-        "parts, whose gradients add up to the same update, and keep to that size. 'restart': start the run again with "
+        "parts, whose gradients add up to the same update, and stay at that size. 'restart': start the run again with "
         "per_device_train_batch_size halved, which makes every update smaller.",
         extension=True,
     )
@@ -58,12 +58,12 @@ class SafetyArguments(RunArguments):
     nonfinite: str = option(
         "raise",
         "What to do about a loss or gradient that is NaN or infinite, before the optimizer uses it: 'raise' an error "
-        "that names step and samples; 'skip' the update; 'rollback' to the last checkpoint and pass over the data; "
-        "'ignore' it. docs/reliability.md says what holds for which optimizer.",
+        "that names step and samples; 'skip' the update; 'rollback' to the last checkpoint and skip the data; "
+        "'ignore' it. docs/reliability.md lists the limits of each optimizer.",
         extension=True,
     )
 
-    def _settle_safety(self) -> None:
+    def _check_safety(self) -> None:
         check_choice(self, "nonfinite", ("raise", "skip", "rollback", "ignore"))
         check_number(self, "max_save_failures", 1, whole=True)
         check_number(self, "dataloader_timeout", 0)

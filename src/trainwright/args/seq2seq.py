@@ -1,4 +1,4 @@
-"""`Seq2SeqTrainingArguments`: what evaluation by generation is told.
+"""`Seq2SeqTrainingArguments`: settings of evaluation by generation.
 
 Owns: the generation fields. Leaves to others: generating (`seq2seq.py` of the package), loading a generation config.
 """

@@ -62,9 +62,9 @@ class GroupedArguments(
         self.per_device_train_batch_size, self.gradient_accumulation_steps = batch_size, gradient_accumulation_steps
         self.num_train_epochs, self.max_steps, self.seed = num_epochs, max_steps, seed
         self.gradient_checkpointing = gradient_checkpointing
-        self._settle_run()
-        self._settle_optimization()
-        self._settle_batches()
+        self._check_run()
+        self._check_optimization()
+        self._check_batches()
         return self
 
     def set_evaluate(
@@ -85,9 +85,9 @@ class GroupedArguments(
         self.eval_strategy, self.eval_steps = strategy, steps
         self.per_device_eval_batch_size, self.eval_accumulation_steps = batch_size, accumulation_steps
         self.eval_delay, self.prediction_loss_only, self.jit_mode_eval = delay, loss_only, jit_mode
-        self._settle_intervals()
-        self._settle_batches()
-        self._settle_evaluation()
+        self._check_intervals()
+        self._check_batches()
+        self._check_evaluation()
         return self
 
     def set_testing(self, batch_size: int = 8, loss_only: bool = False, jit_mode: bool = False) -> Self:
@@ -98,7 +98,7 @@ class GroupedArguments(
         """
         self.do_predict = True
         self.per_device_eval_batch_size, self.prediction_loss_only, self.jit_mode_eval = batch_size, loss_only, jit_mode
-        self._settle_batches()
+        self._check_batches()
         return self
 
     def set_save(
@@ -115,7 +115,7 @@ class GroupedArguments(
         """
         self.save_strategy, self.save_steps = strategy, steps  # type: ignore[assignment]
         self.save_total_limit, self.save_on_each_node = total_limit, on_each_node
-        self._settle_intervals()
+        self._check_intervals()
         return self
 
     def set_logging(
@@ -137,8 +137,8 @@ class GroupedArguments(
         self.logging_strategy, self.logging_steps, self.report_to = strategy, steps, report_to
         self.log_level, self.log_level_replica, self.log_on_each_node = level, replica_level, on_each_node
         self.logging_first_step, self.logging_nan_inf_filter = first_step, nan_inf_filter
-        self._settle_intervals()
-        self._settle_reporting()
+        self._check_intervals()
+        self._check_reporting()
         return self
 
     def set_push_to_hub(
@@ -158,7 +158,7 @@ class GroupedArguments(
         self.push_to_hub, self.hub_model_id, self.hub_strategy = True, model_id, strategy
         self.hub_token, self.hub_private_repo = token, private_repo
         self.hub_always_push, self.hub_revision = always_push, revision
-        self._settle_hub()
+        self._check_hub()
         return self
 
     def set_optimizer(
@@ -179,7 +179,7 @@ class GroupedArguments(
         self.optim, self.optim_args, self.adafactor = name, args, False
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.adam_beta1, self.adam_beta2, self.adam_epsilon = beta1, beta2, epsilon
-        self._settle_optimization()
+        self._check_optimization()
         return self
 
     def set_lr_scheduler(
@@ -197,7 +197,7 @@ class GroupedArguments(
         """
         self.lr_scheduler_type, self.warmup_ratio, self.warmup_steps = name, warmup_ratio, warmup_steps
         self.num_train_epochs, self.max_steps = num_epochs, max_steps
-        self._settle_optimization()
+        self._check_optimization()
         return self
 
     def set_dataloader(
@@ -223,6 +223,6 @@ class GroupedArguments(
         self.dataloader_pin_memory, self.dataloader_persistent_workers = pin_memory, persistent_workers
         self.dataloader_prefetch_factor, self.auto_find_batch_size = prefetch_factor, auto_find_batch_size
         self.ignore_data_skip, self.data_seed = ignore_data_skip, sampler_seed
-        self._settle_run()
-        self._settle_batches()
+        self._check_run()
+        self._check_batches()
         return self

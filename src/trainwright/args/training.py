@@ -1,7 +1,7 @@
-"""`TrainingArguments`: all topics joined, checked together, and what can be derived from them.
+"""`TrainingArguments`: all topics joined, validated together, and the values derived from them.
 
-Owns: the order in which topics settle, ranks and device as properties, and serialisation. Leaves to others: the fields
-(one file per topic), older names (`constructor.py`), finding the device (`device.py`).
+Owns: the order in which topics are validated, ranks and device as properties, and serialisation. Leaves to others: the
+fields (one file per topic), older names (`constructor.py`), finding the device (`device.py`).
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _TWIN_OF = {**dict(TWINS), **{newer: older for older, newer in TWINS}}
 
 @dataclass
 class TrainingArguments(GroupedArguments):
-    """Everything that a training run is told.
+    """All arguments of a training run.
 
     Names and defaults are those of the documents; `python script.py --help` and each field's `metadata["help"]` explain
     them. Constructing one reads no file that was not named, touches no device, and imports no heavy package.
 
     Raises:
         TypeError: an argument does not exist; the message suggests the nearest.
-        ValueError: a value is out of range or contradicts another; the message names both and the cure.
+        ValueError: a value is out of range or contradicts another; the message names both and a remedy.
     """
 
     _n_gpu: int = option(
         -1,
-        "Number of GPUs this process uses; -1 until the device was asked for.",
+        "Number of GPUs this process uses; -1 until the device is first read.",
         init=False,
         repr=False,
         compare=False,
@@ -80,28 +80,28 @@ class TrainingArguments(GroupedArguments):
     # Whether eval_strategy="steps" also evaluates at a last step that is no multiple of eval_steps.
     _evaluates_last_step: ClassVar[bool] = True
 
-    deepspeed_plugin: ClassVar[Any] = None  # accelerate's, where DeepSpeed is on; libraries ask for it
+    deepspeed_plugin: ClassVar[Any] = None  # accelerate's, where DeepSpeed is on; other libraries read it
 
     def __post_init__(self) -> None:
-        """Bring every field to its one form. May run again on its own result, as `dataclasses.replace` does."""
-        self.__dict__.pop("_settled", None)
+        """Normalise and validate every field. Idempotent, since `dataclasses.replace` runs it on its result."""
+        self.__dict__.pop("_initialized", None)
         self._refuse_text_for_switches()
-        self._settle_run()
-        self._settle_optimization()
-        self._settle_batches()
-        self._settle_intervals()
-        self._settle_evaluation()
-        self._settle_precision()
-        self._settle_averaging()
-        self._settle_parallel()
-        self._settle_reporting()
-        self._settle_hub()
-        self._settle_safety()
+        self._check_run()
+        self._check_optimization()
+        self._check_batches()
+        self._check_intervals()
+        self._check_evaluation()
+        self._check_precision()
+        self._check_averaging()
+        self._check_parallel()
+        self._check_reporting()
+        self._check_hub()
+        self._check_safety()
         self._validate_args()
-        self.__dict__["_settled"] = True
+        self.__dict__["_initialized"] = True
 
     def _refuse_text_for_switches(self) -> None:
-        """Text such as "False" would count as true. Fields that a subclass brings are its own."""
+        """Text such as "False" would count as true. Fields that a subclass adds are not checked."""
         for field in dataclasses.fields(self):
             if (
                 isinstance(getattr(self, field.name, None), str)
@@ -112,13 +112,13 @@ class TrainingArguments(GroupedArguments):
 
     def _validate_args(self) -> None:
         """Refuse combinations across topics."""
-        self._settle_best_model(self.lr_scheduler_type)
+        self._check_best_model(self.lr_scheduler_type)
         self._check_optimizer_in_backward()
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
         twin = _TWIN_OF.get(name)
-        if twin is not None and "_settled" in self.__dict__:
+        if twin is not None and "_initialized" in self.__dict__:
             object.__setattr__(self, twin, twin_value(name, value, getattr(self, twin)))
 
     if not TYPE_CHECKING:  # which would take every misspelt name for an attribute
@@ -140,7 +140,7 @@ class TrainingArguments(GroupedArguments):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({**state, "_n_gpu": -1})
 
-    # Device and ranks: found out on first read.
+    # Device and ranks: found on first read.
 
     @property
     def _setup_devices(self) -> torch.device:
@@ -163,27 +163,27 @@ class TrainingArguments(GroupedArguments):
     @property
     def distributed_state(self) -> Any:
         """An `accelerate.PartialState`, as libraries that build on these arguments read it."""
-        _ = self._setup_devices  # joins the process group, which the state then takes over
+        _ = self._setup_devices  # joins the process group, which the state then uses
         return require("accelerate", "TrainingArguments.distributed_state").PartialState(cpu=self.device.type == "cpu")
 
     @property
     def mixed_precision(self) -> str:
-        """What autocast computes in, in accelerate's words: "bf16", "fp16" or "no"."""
+        """The precision of autocast, as accelerate spells it: "bf16", "fp16" or "no"."""
         return "bf16" if self.bf16 else "fp16" if self.fp16 else "no"
 
     @property
     def world_size(self) -> int:
-        """Number of processes of the run."""
+        """Number of processes (ranks) of the run."""
         return devices.world_size()
 
     @property
     def process_index(self) -> int:
-        """Rank of this process among all."""
+        """Global rank of this process."""
         return devices.process_index()
 
     @property
     def local_process_index(self) -> int:
-        """Rank of this process on its machine."""
+        """Local rank of this process, on its machine."""
         return devices.local_process_index(self.local_rank)
 
     @property
@@ -265,7 +265,7 @@ class TrainingArguments(GroupedArguments):
             yield
         finally:
             if is_first:
-                logger.debug("process %d has done: %s; the others go on", self.process_index, desc)
+                logger.debug("process %d has done: %s; the others continue", self.process_index, desc)
                 devices.barrier(self)
 
     # Serialisation: secrets never leave.
@@ -274,8 +274,7 @@ class TrainingArguments(GroupedArguments):
         """Every field as plain data: enums by value, configs as dicts, secrets replaced by their name.
 
         Secrets are fields and keys named like one (`*_token`, `*api_key*`, `*password*`, `*secret*` ...), and passwords
-        inside addresses. `TrainingArguments(**args.to_dict())` is equal but for them: such a name in place of one reads
-        as None.
+        inside URLs. `TrainingArguments(**args.to_dict())` is equal but for them: a placeholder reads as None.
         """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
         plain = {name: _plain(value) for name, value in values.items()}
@@ -283,7 +282,7 @@ class TrainingArguments(GroupedArguments):
         return masked(plain)
 
     def to_json_string(self) -> str:
-        """`to_dict` as indented JSON; what JSON cannot say is written as text."""
+        """`to_dict` as indented JSON; values that JSON cannot represent are written as text."""
         return json.dumps(self.to_dict(), indent=2, default=str)
 
     def to_sanitized_dict(self) -> dict[str, Any]:
@@ -309,7 +308,7 @@ class TrainingArguments(GroupedArguments):
 
 
 def _plain(value: Any) -> Any:
-    """Enums by value, objects that can say what they are as dicts; copies, so that changing the result is safe."""
+    """Enums by value, objects with `to_dict` and dataclasses as dicts; copies, so that changing the result is safe."""
     if type(value) in (bool, int, float, str, type(None)):  # nearly all of them, at each save
         return value
     if isinstance(value, Enum):

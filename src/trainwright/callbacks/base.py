@@ -23,13 +23,13 @@ other files). The order is written here once; a test matches real runs with it (
                 learning-rate schedule; zero gradients; state.global_step += 1
                 <on_step_end>
                 obey control
-                if async_save, and a checkpoint has come onto the disk meanwhile:
+                if async_save, and a checkpoint has become durable meanwhile:
                     <on_save>
             <on_epoch_end>
             obey control
         if async_save, and a checkpoint is still being written (wait for it):
             <on_save>
-        load the best model, where load_best_model_at_end asks for it
+        load the best model (load_best_model_at_end)
         write the last log line
         <on_log>
         <on_train_end>
@@ -56,7 +56,7 @@ other files). The order is written here once; a test matches real runs with it (
     push:
         <on_push_begin>
 
-Source: seed 000 (events and what they mean), seed 003 (when the loop looks at `control`).
+Source: seed 000 (events and what they mean), seed 003 (when the loop reads `control`).
 """
 
 from __future__ import annotations
@@ -143,9 +143,9 @@ class TrainerCallback:
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Answer:
         """A checkpoint is on the disk, under its name; `checkpoint_dir` is its path.
 
-        With `async_save` training has gone on meanwhile: this comes after the first step that ends with the checkpoint
-        on the disk, or before the next save, an evaluation that decides on the best model, and the end of training.
-        `state.global_step` and `state.epoch` are those of the checkpoint while this is called.
+        With `async_save` training has continued meanwhile: this comes after the first step that ends with the
+        checkpoint on the disk, or before the next save, an evaluation that decides on the best model, and the end of
+        training. `state.global_step` and `state.epoch` are those of the checkpoint while this is called.
         """
 
     def on_log(

@@ -26,8 +26,8 @@ class EarlyStoppingCallback(TrainerCallback, ExportableState):
         unit of the metric. A smaller gain uses up patience, yet still becomes the value to beat.
 
     The metric is `metric_for_best_model`, with or without "eval_". An evaluation counts once per step, and only during
-    training, so a `trainer.evaluate()` by hand uses up no patience. NaN is no improvement. The callback keeps the best
-    value itself, so it does not depend on how often a checkpoint is written.
+    training, so calling `trainer.evaluate()` yourself uses up no patience. NaN is no improvement. The callback keeps
+    the best value itself, so it does not depend on how often a checkpoint is written.
     """
 
     def __init__(self, early_stopping_patience: int = 1, early_stopping_threshold: float | None = 0.0) -> None:
@@ -50,13 +50,13 @@ class EarlyStoppingCallback(TrainerCallback, ExportableState):
         self._is_training = False
         self._counted_step: int | None = None  # the step whose evaluation was counted last
         self._missed_step: int | None = None  # a step that was evaluated and did not show the metric yet
-        self._seen_names: set[str] = set()  # what those evaluations had instead
+        self._metric_names: set[str] = set()  # of the evaluations without the metric
         self._has_warned = False
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.metric_for_best_model is None:
             raise ValueError(
-                "EarlyStoppingCallback watches metric_for_best_model, which is None. "
+                "EarlyStoppingCallback needs metric_for_best_model, which is None. "
                 'Set it to what should improve, such as metric_for_best_model="loss".'
             )
         if args.eval_strategy == IntervalStrategy.NO:
@@ -70,7 +70,7 @@ class EarlyStoppingCallback(TrainerCallback, ExportableState):
                 "last weights, not its best."
             )
         self._is_training, self._counted_step, self._missed_step, self._has_warned = True, None, None, False
-        self._seen_names.clear()
+        self._metric_names.clear()
         if state.global_step == 0:
             self.early_stopping_patience_counter, self.best_value = 0, None
         elif state.best_metric is not None:
@@ -84,7 +84,7 @@ class EarlyStoppingCallback(TrainerCallback, ExportableState):
         metrics = metrics or {}
         name = _metric_name(args)
         if name not in metrics:
-            self._seen_names.update(metrics)
+            self._metric_names.update(metrics)
             # Several evaluation datasets come one by one, so only a later step shows that none of them has the metric.
             if self._missed_step not in (None, state.global_step):
                 self._warn_missing(name)
@@ -136,8 +136,8 @@ class EarlyStoppingCallback(TrainerCallback, ExportableState):
             logger.warning(
                 "EarlyStoppingCallback cannot stop this run: no evaluation has %r. They have %s.%s",
                 name,
-                ", ".join(sorted(self._seen_names)) or "no metrics",
-                closest(name, self._seen_names),
+                ", ".join(sorted(self._metric_names)) or "no metrics",
+                closest(name, self._metric_names),
             )
             self._has_warned = True
 

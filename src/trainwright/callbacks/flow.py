@@ -1,10 +1,10 @@
-"""WHEN a run logs, evaluates, saves and stops.
+"""When a run logs, evaluates, saves and stops.
 
 Owns: turning the strategies and intervals of the arguments into flags on `control`. Leaves to others: doing what the
 flags ask for (the loop), and intervals given as a share of the run (`TrainerState.compute_steps`).
 Source: seed 001 (strategies, `eval_delay`, `logging_first_step`). The flags were compared with both generations, which
-differ in one: the newer also evaluates at the last step. So do we, because otherwise the weights that a run ends with
-are never measured; under the drop-in the installed generation decides (`_evaluates_last_step` of the arguments).
+differ in one: the newer also evaluates at the last step. So do we, because otherwise the final weights are never
+evaluated; under the drop-in the installed generation decides (`_evaluates_last_step` of the arguments).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calls the callbacks of a run, and only those that listen.
+"""Dispatches events to the callbacks of a run that override them.
 
 Owns: the list of callbacks, the dispatch table, the reset of `control` before an event, and obeying what a callback
 returns. Leaves to others: when an event happens (the loop; order in `base`).
@@ -10,22 +10,26 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainwright.callbacks.base import EVENTS, TrainerCallback
 from trainwright.interop.signatures import warn_of_events
 from trainwright.names import closest
 from trainwright.state import TrainerControl, TrainerState
 
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
 logger = logging.getLogger(__name__)
 
-OF_EVENTS = {"on_log": "logs", "on_evaluate": "metrics", "on_predict": "metrics", "on_save": "checkpoint_dir"}
+EVENT_KEYWORDS = {"on_log": "logs", "on_evaluate": "metrics", "on_predict": "metrics", "on_save": "checkpoint_dir"}
 CONTROL_FIELDS = tuple(field.name for field in dataclasses.fields(TrainerControl))
 
 
 class _Shared:
     """An attribute of the handler that callbacks receive by keyword. It lives in the prebuilt keywords alone, so that
-    `handler.optimizer = ...` is seen by the next event without building a dict per event."""
+    `handler.optimizer = ...` reaches the next event without building a dict per event."""
 
     def __init__(self, *keywords: str) -> None:
         self.keywords = keywords
@@ -41,8 +45,8 @@ class _Shared:
 class CallbackHandler(TrainerCallback):
     """Holds the callbacks of a run and passes each event on to those that override it.
 
-    `listeners` maps an event to the bound methods that want it. A loop may skip an event nobody listens to with
-    `if handler.listeners["on_step_begin"]:`, and then does the reset of that event itself (`control._new_step()`).
+    `listeners` maps an event to the bound methods that override it. A loop may skip an event without listeners with
+    `if handler.listeners["on_step_begin"]:`, and then resets `control` itself (`control._new_step()`).
     """
 
     model = _Shared("model")
@@ -54,7 +58,12 @@ class CallbackHandler(TrainerCallback):
     eval_dataloader = _Shared("eval_dataloader")
 
     def __init__(
-        self, callbacks: Iterable[Any], model: Any, processing_class: Any, optimizer: Any, lr_scheduler: Any
+        self,
+        callbacks: Iterable[Any],
+        model: nn.Module | None,
+        processing_class: Any,
+        optimizer: Optimizer | None,
+        lr_scheduler: Any,
     ) -> None:
         self._shared: dict[str, Any] = {}
         self.model = model
@@ -90,7 +99,7 @@ class CallbackHandler(TrainerCallback):
                 "Pass an instance or a subclass of TrainerCallback."
             )
         if not type(instance).__module__.startswith("trainwright."):
-            keywords = {event: [*self._shared, *filter(None, [OF_EVENTS.get(event)])] for event in EVENTS}
+            keywords = {event: [*self._shared, *filter(None, [EVENT_KEYWORDS.get(event)])] for event in EVENTS}
             warn_of_events(instance, [event for event in EVENTS if _listens(instance, event)], keywords)
         if any(type(present) is type(instance) for present in self.callbacks):
             logger.warning(
@@ -114,7 +123,7 @@ class CallbackHandler(TrainerCallback):
         self.pop_callback(callback)
 
     def refresh_listeners(self) -> None:
-        """Build the dispatch table again. Needed only after an event was set on a callback that is already here."""
+        """Rebuild the dispatch table. Needed only after an event was assigned on a callback that is already added."""
         self._listed = list(self.callbacks)
         self.listeners = {event: self._listeners_of(event) for event in EVENTS}
 
@@ -124,11 +133,11 @@ class CallbackHandler(TrainerCallback):
     def call_event(
         self, event: str, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Call everyone who listens to `event` and return the control that came out of it.
+        """Call the listeners of `event` and return the resulting control.
 
         An event that is not in `EVENTS` reaches the callbacks that define a method of that name.
         """
-        if self.callbacks != self._listed:  # someone changed the list itself, as extensions do
+        if self.callbacks != self._listed:  # the list itself was changed, as extensions do
             self.refresh_listeners()
         listeners = self.listeners.get(event)
         if listeners is None:

@@ -1,8 +1,8 @@
 """Progress in a notebook: a bar, and a table with one row per evaluation or log line.
 
-Owns: what a run looks like as HTML in a notebook cell. Leaves to others: terminals (`progress`), reports on disk
-(`report/html`). Everything is rendered to a string (`html_code`), so that it works without a notebook; IPython is
-imported when something is first shown.
+Owns: a run as HTML in a notebook cell, and the choice between notebook and terminal. Leaves to others: terminals
+(`progress`), reports on disk (`report/html`). Everything is rendered to a string (`html_code`), so that it works
+without a notebook; IPython is imported when something is first shown.
 Source: seed 001 (`disable_tqdm` names the table), seed 003 (which events it uses).
 """
 
@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from trainwright.callbacks.base import TrainerCallback
-from trainwright.callbacks.progress import length_of, total_epochs_text
+from trainwright.callbacks.progress import PrinterCallback, ProgressCallback, length_of, total_epochs_text
 from trainwright.interop.optional import require
 from trainwright.names import IntervalStrategy
 from trainwright.state import TrainerControl, TrainerState
@@ -39,6 +39,13 @@ def format_time(duration_s: float) -> str:
     minutes, seconds = divmod(int(duration_s), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"
+
+
+def default_progress(disable_tqdm: bool) -> type[TrainerCallback]:
+    """The default progress callback: printed lines, a table in a notebook, else bars."""
+    if disable_tqdm:
+        return PrinterCallback
+    return NotebookProgressCallback if in_notebook() else ProgressCallback
 
 
 class NotebookProgressBar:
@@ -105,14 +112,14 @@ class NotebookProgressBar:
         return f"<div>{html.escape(self.prefix)} {bar} {html.escape(self.label)}</div>"
 
     def display(self) -> None:
-        """Show the present state, in the cell's one output area."""
+        """Show the current state, in the cell's one output area."""
         if self.parent is not None:
             self.parent.display()
             return
         self._show(self.html_code)
 
     def close(self) -> None:
-        """Take the bar away, unless it was made with `leave`."""
+        """Remove the bar, unless it was made with `leave`."""
         if not self.leave and self._output is not None:
             self._show("")
 
@@ -162,7 +169,7 @@ class NotebookTrainingTracker(NotebookProgressBar):
         return self.child_bar
 
     def remove_child(self) -> None:
-        """Take the second bar away."""
+        """Remove the second bar."""
         self.child_bar = None
         self.display()
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from trainwright.args.training import TrainingArguments
     from trainwright.checkpoint.frozen import FrozenWeights
-    from trainwright.parallel.agreement import Agreement
+    from trainwright.parallel.async_max import AsyncMax
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class AsyncSaves:
     lets the others know when it is done, so that all continue from the same step.
     """
 
-    def __init__(self, num_bytes: int = 0, *, is_main: bool = True, agreement: Agreement | None = None) -> None:
+    def __init__(self, num_bytes: int = 0, *, is_main: bool = True, agreement: AsyncMax | None = None) -> None:
         self.in_flight = False
         self.num_saves = self.num_waits = self.num_deaths = 0
         self.waited_s = 0.0
@@ -115,9 +115,9 @@ class AsyncSaves:
             )
         agreement = None
         if is_distributed:
-            from trainwright.parallel.agreement import Agreement
+            from trainwright.parallel.async_max import AsyncMax
 
-            agreement = Agreement(args.ddp_timeout_delta)
+            agreement = AsyncMax(args.ddp_timeout_delta)
         return cls(num_bytes, is_main=is_main, agreement=agreement)
 
     @property

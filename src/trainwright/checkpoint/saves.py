@@ -230,7 +230,7 @@ class Saves:
         flag = float(self._guard.flag()) if self._guard is not None else 0.0
         bad, bad_tensors = self._strategy.mean_of_floats([flag, float(len(names))])
         if self._guard is not None:
-            self._guard.settle(bad)
+            self._guard.check_flag(bad)
         return may_be_saved(names, bool(bad_tensors), step, self._policy)
 
     def _is_tolerated(self, error: Exception, save: Save) -> bool:

@@ -1,7 +1,7 @@
-"""Make the Trainer of the installed `transformers` be ours.
+"""Replaces the Trainer of the installed `transformers` by ours.
 
-Owns: putting our objects where the reference's are, in every loaded module, and taking them out again; sending our
-messages through the reference's loggers. Leaves to others: which names (`replaced_names.py`), defaults of the
+Owns: replacing the reference's objects by ours in every loaded module, and undoing it; sending our messages through the
+reference's loggers. Leaves to others: which names (`replaced_names.py`), defaults of the
 installed generation (`installed_defaults.py`), running a program (`run_script.py`). Its modules are imported
 because their names are replaced in them; its Trainer classes are neither called nor subclassed.
 """
@@ -22,31 +22,31 @@ from trainwright.compat.replaced_names import OF_PACKAGES, REPLACED, logger_of, 
 from trainwright.interop.optional import installed_version, require
 
 OLDEST = (4, 55)
-# Modules without which there is nothing to replace; where one cannot be imported, its own error says why.
+# Modules without which there is nothing to replace; an error of importing one is raised.
 _REQUIRED = ("trainer", "training_args", "training_args_seq2seq")
 _ABSENT = object()
 
 
 class _DropIn:
-    """What was changed, so that it can be changed back."""
+    """The changes, so that they can be undone."""
 
     def __init__(self) -> None:
         self.replacement: dict[int, Any] = {}  # id of an original -> ours
         self.original: dict[tuple[str, int], Any] = {}  # (name, id of ours) -> the original
         self.changes: list[tuple[dict[str, Any], str, Any, Any]] = []  # (module's names, name, what was there, ours)
-        self.kept_alive: list[Any] = []  # originals: an id is theirs for as long as they live
+        self.references: list[Any] = []  # to originals: an id is unique only while the object lives
 
-    def learn(self, name: str, original: Any, replacement: Any) -> None:
+    def add(self, name: str, original: Any, replacement: Any) -> None:
         self.replacement[id(original)] = replacement
         self.original[name, id(replacement)] = original
-        self.kept_alive.append(original)
+        self.references.append(original)
 
     def set(self, names: dict[str, Any], name: str, value: Any) -> None:
         self.changes.append((names, name, names.get(name, _ABSENT), value))
         names[name] = value
 
     def sweep(self) -> None:
-        """Replace the originals wherever a loaded module has them, under whatever name."""
+        """Replace the originals in every loaded module, under any name."""
         for _, names in _loaded_modules():
             for name, value in list(names.items()):
                 replacement = self.replacement.get(id(value), _ABSENT)
@@ -56,7 +56,7 @@ class _DropIn:
     def undo(self) -> None:
         for names, name, before, value in reversed(self.changes):
             if names.get(name) is not value:
-                continue  # someone set something else meanwhile
+                continue  # it was set to something else meanwhile
             if before is _ABSENT:
                 del names[name]
             else:
@@ -73,11 +73,11 @@ _active: _DropIn | None = None
 
 
 def install() -> None:
-    """Replace the Trainer stack of `transformers` by ours in this process. Does nothing when it is in place.
+    """Replace the Trainer stack of `transformers` by ours in this process. A no-op when it is installed.
 
     Call it before the program imports anything from `transformers`. Later is possible: names that loaded modules hold
-    (`from transformers import Trainer`) are replaced, too. What is out of reach are classes that were already derived
-    from the reference's Trainer and its arguments; a warning names them.
+    (`from transformers import Trainer`) are replaced, too. Classes already derived from the reference's Trainer and its
+    arguments cannot be changed; a warning names them.
 
     Raises MissingExtra without `transformers`, ImportError for a release before 4.55.
     """
@@ -109,7 +109,7 @@ def install() -> None:
             if original is _ABSENT:  # a name of another generation
                 dropin.set(vars(found), name, replacement)
             else:
-                dropin.learn(name, original, replacement)
+                dropin.add(name, original, replacement)
     dropin.sweep()
     for package, names in OF_PACKAGES.items():
         for name, where in names.items():
@@ -121,9 +121,9 @@ def install() -> None:
 
 
 def _log_as_theirs(dropin: _DropIn) -> None:
-    """Send our messages through the loggers of `transformers`, so that its verbosity and its handlers are theirs, too.
+    """Send our messages through the loggers of `transformers`, so that its verbosity and handlers apply.
 
-    A module that is imported later has a logger of our own, whose messages arrive at that of the Trainer.
+    A module that is imported later has a logger of this package, whose parent is that of the Trainer.
     """
     version = (installed_version("transformers") or OLDEST)[0]
     dropin.set(vars(log_output), "library", "transformers")
@@ -138,7 +138,7 @@ def _log_as_theirs(dropin: _DropIn) -> None:
 
 
 def uninstall() -> None:
-    """Put everything back where it was. Modules of yours that were imported meanwhile keep what they imported."""
+    """Undo `install`. Modules of yours that were imported meanwhile keep what they imported."""
     global _active
     if _active is None:
         return
@@ -155,8 +155,8 @@ def is_active() -> bool:
 
 
 def _imported(name: str) -> ModuleType | None:
-    """The module, or None where nobody in this environment can import it: it is of another generation, or needs an
-    optional package that is absent (`transformers.utils.notebook` needs IPython).
+    """The module, or None where it cannot be imported: it is of another generation, or needs an optional package that
+    is absent (`transformers.utils.notebook` needs IPython).
     """
     try:
         return importlib.import_module(name)
@@ -169,7 +169,7 @@ def _imported(name: str) -> ModuleType | None:
 
 
 def _loaded_modules() -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, its names) of every loaded module but ours. Reads `vars()`, so that no lazy module wakes up."""
+    """(name, namespace) of every loaded module but ours. Reads `vars()`, which loads no lazy module."""
     for name, module in list(sys.modules.items()):
         names = getattr(module, "__dict__", None)
         if isinstance(names, dict) and name.partition(".")[0] != "trainwright":
@@ -177,7 +177,7 @@ def _loaded_modules() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _warn_of_derived(modules: dict[str, ModuleType | None]) -> None:
-    """Name the classes that were derived from the reference's before, because they stay what they are."""
+    """Warn of classes that were derived from the reference's before: they are not replaced."""
     derived: list[str] = []
     for module, name in (("trainer", "Trainer"), ("training_args", "TrainingArguments")):
         base: Any = getattr(modules[module], name)

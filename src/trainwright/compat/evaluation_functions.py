@@ -1,6 +1,6 @@
-"""Small documented functions that no other file here needs, kept because scripts import them.
+"""Small documented functions that nothing here needs, because scripts import them. Names: `trainer_pt_utils`.
 
-Owns: their behaviour. Leaves to others: everything on the way from a batch to a metric. Names: `trainer_pt_utils`.
+Owns: their behaviour. Leaves to others: the way from a batch to a metric.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def reissue_pt_warnings(caught_warnings: Iterable[warnings.WarningMessage]) -> N
 def set_rng_state_for_device(
     device_name: str, device_module: Any, checkpoint_rng_state: dict[str, Any], is_distributed: bool
 ) -> None:
-    """Put back the random state of a device kind ("CUDA", "NPU" ...); a failure is logged, not raised.
+    """Restore the RNG state of a device type ("CUDA", "NPU" ...); a failure is logged, not raised.
 
     is_distributed: the state is that of all devices of the process, not only of the current one.
     """
@@ -71,9 +71,9 @@ def number_of_arguments(func: Callable[..., Any]) -> int:
 
 
 def is_attention_mask_causal(attention_mask: torch.Tensor | None) -> bool:
-    """Whether no position is allowed to see a later one.
+    """Whether no position attends to a later one.
 
-    (batch, seq) says only what is padding and None says nothing: both leave a causal model causal. (batch, seq, seq)
+    (batch, seq) masks only padding and None masks nothing: both leave a causal model causal. (batch, seq, seq)
     and (batch, heads, seq, seq) hold 0, False or a large negative number where attention is masked. One host sync.
     """
     if attention_mask is None or attention_mask.ndim == 2:

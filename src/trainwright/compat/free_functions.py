@@ -1,7 +1,6 @@
 """Documented functions and tables of the Trainer's modules that nothing here needs; scripts import them.
 
-Owns: small ones, whose work is done by a line of a shelf. Leaves to others: the shelves; `replaced_names.py` says which
-module each belongs to.
+Owns: thin wrappers over the shelves. Leaves to others: the shelves; `replaced_names.py` lists the module of each.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from trainwright.interop.trackers import TRACKERS, installed_trackers
 from trainwright.run.resume import report_changes
 from trainwright.tracking.base import tracker_class
 
-DEFAULT_CALLBACKS = [DefaultFlowCallback]  # beside progress and trackers, which the arguments choose
+DEFAULT_CALLBACKS = [DefaultFlowCallback]  # progress and trackers are added by the arguments
 
 
 # -- training_args, integrations -------------------------------------------------------------------------------------
@@ -54,11 +53,11 @@ def str_to_bool(value: str, to_bool: bool = True) -> int | bool:
 
 
 def compare_trainer_and_checkpoint_args(training_args: Any, trainer_state: Any) -> None:
-    """Say which settings differ between the arguments and the state of a checkpoint."""
+    """Warn of settings that differ between the arguments and the state of a checkpoint."""
     report_changes(training_args, trainer_state, training_args.train_batch_size)
 
 
-def unwrap_peft_model(model: Any) -> Any:
+def unwrap_peft_model(model: object) -> Any:
     """The model inside a peft wrapper; any other model itself."""
     return base_model_of(model)
 
@@ -93,7 +92,7 @@ def make_choice_type_function(choices: list[Any]) -> Callable[[str], Any]:
 
 
 def get_available_reporting_integrations() -> list[str]:
-    """The trackers that are installed: what `report_to="all"` stands for."""
+    """The trackers that are installed: the meaning of `report_to="all"`."""
     return installed_trackers()
 
 

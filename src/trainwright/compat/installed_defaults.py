@@ -1,9 +1,9 @@
 """Arguments with the defaults of the installed `transformers`.
 
-Owns: `TrainingArguments` and `Seq2SeqTrainingArguments` of this module, made on first use: ours, with each default that
-the installed generation has otherwise (`report_to` is "none" since 5, for one). Leaves to others: the fields and what
-they mean (`args/`); older and newer names, which are accepted in every generation.
-They are found under this module's name, so that a pickle of them opens in another process.
+Owns: `TrainingArguments` and `Seq2SeqTrainingArguments` of this module, made on first use: ours, with the defaults of
+the installed generation where they differ (`report_to` is "none" since 5, for one). Leaves to others: the fields and
+what they mean (`args/`); older and newer names, which are accepted in every generation.
+They are attributes of this module, so that a pickle of them can be loaded in another process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ORIGINALS = {
     "TrainingArguments": "transformers.training_args",
     "Seq2SeqTrainingArguments": "transformers.training_args_seq2seq",
 }
-originals: dict[str, type] = {}  # the classes of the reference, kept by `dropin` before it replaces them
+originals: dict[str, type] = {}  # the classes of the reference, stored by `dropin` before it replaces them
 
 
 def _original(name: str) -> type:
@@ -37,12 +37,12 @@ def _original(name: str) -> type:
 
 
 def differing_defaults(ours: type, theirs: type) -> dict[str, dataclasses.Field[Any]]:
-    """Fields that both have with different defaults, as theirs has it. Reads the two lists of fields, calls nothing."""
-    own = {field.name: field for field in dataclasses.fields(ours) if field.init}
+    """Their fields that ours have with another default. Reads the two lists of fields, calls nothing."""
+    known = {field.name: field for field in dataclasses.fields(ours) if field.init}
     return {
         field.name: field
         for field in dataclasses.fields(theirs)
-        if field.name in own and _default(field) != _default(own[field.name])
+        if field.name in known and _default(field) != _default(known[field.name])
     }
 
 
@@ -51,14 +51,14 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 class _ForOtherPrograms:
-    """What a program derives its arguments from that was written for `transformers`."""
+    """Base of the arguments of programs written for `transformers`."""
 
-    # As the installed generation does: programs count the evaluations that they find in the log.
+    # As in the installed generation: programs count the evaluations in the log.
     _evaluates_last_step = (installed_version("transformers") or _EVALUATES_LAST_STEP) >= _EVALUATES_LAST_STEP
-    _is_written_for_us = False  # so that a field `packing` of its own is its own (`BatchArguments.packs`)
+    _is_written_for_us = False  # a subclass's field `packing` is not ours (`BatchArguments.packs`)
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Warn of other fields that only we have, too: they take effect as ours."""
+        """Warn of fields that have the name of an extension of ours: they take effect as such."""
         super().__init_subclass__(**options)
         if cls.__module__ == __name__:
             return
@@ -74,12 +74,12 @@ class _ForOtherPrograms:
 
 def _with_defaults_of(theirs: type, bases: tuple[type, ...]) -> type:
     ours = bases[-1]
-    hints, own = typing.get_type_hints(ours), {field.name: field for field in dataclasses.fields(ours)}
+    hints, known = typing.get_type_hints(ours), {field.name: field for field in dataclasses.fields(ours)}
     namespace: dict[str, Any] = {"__module__": __name__, "__doc__": ours.__doc__, "__annotations__": {}}
     for name, field in differing_defaults(ours, theirs).items():
         namespace["__annotations__"][name] = hints[name] | None if _default(field) is None else hints[name]
         namespace[name] = dataclasses.field(
-            default=field.default, default_factory=field.default_factory, metadata=own[name].metadata
+            default=field.default, default_factory=field.default_factory, metadata=known[name].metadata
         )
     made: type = dataclasses.dataclass(type(ours)(ours.__name__, bases, namespace))
     return made

@@ -14,7 +14,7 @@ import torch
 class AdamW(torch.optim.AdamW):
     """torch's AdamW with the defaults of the older name: learning rate 0.001, epsilon 1e-6, no weight decay.
 
-    `no_deprecation_warning` has nothing to switch off here. Raises ValueError for `correct_bias=False`, which torch's
+    `no_deprecation_warning` has no effect. Raises ValueError for `correct_bias=False`, which torch's
     update cannot do.
     """
 

@@ -1,8 +1,8 @@
-"""Which names of the installed `transformers` become ours, and where ours are.
+"""Which names of the installed `transformers` are replaced, and by what.
 
 Owns: the table, module by module, each name at the module that defines it (other modules that hold the same object are
-found by identity), and whose logger our messages go to. Leaves to others: putting them in place (`dropin.py`). What is
-not listed here stays the original: availability checks, DeepSpeed's configuration (models read it), private helpers;
+found by identity), and the logger of each of our modules. Leaves to others: replacing them (`dropin.py`). What is not
+listed here is not replaced: availability checks, DeepSpeed's configuration (models read it), private helpers;
 `tests/dropin/test_dropin.py` lists them all, so that a new release cannot add a name unnoticed.
 Standard library only. Source: `api.json` of both generations, and `dir()` of the installed one.
 """
@@ -167,7 +167,7 @@ _LOGGERS_SINCE_5 = {"run.resume": "trainer_utils"}  # which warns of changed set
 def logger_of(module: str, generation: int) -> str:
     """Name of the logger of `transformers` for the messages of our module `module` ("callbacks.handler").
 
-    What is in no row is the Trainer's: a program that captures its log finds the messages of all its parts there.
+    The default is the Trainer's: a program that captures its log finds the messages of all its parts there.
     `generation`: the major number of the installed release.
     """
     rows = {**_LOGGERS, **_LOGGERS_SINCE_5} if generation >= 5 else _LOGGERS

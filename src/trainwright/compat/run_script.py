@@ -1,4 +1,4 @@
-"""Run an unmodified program on our Trainer, as Python itself would run it.
+"""Run an unmodified program on our Trainer, as the interpreter would run it.
 
 Owns: `sys.argv`, `sys.path[0]` and `__main__` of the program, and processes that it spawns. Leaves to others: replacing
 the Trainer (`dropin.py`), the command line (`cli.py`).
@@ -20,7 +20,7 @@ from trainwright.compat import dropin
 
 
 def run_script(path: str, arguments: Sequence[str] = ()) -> None:
-    """Run the file `path` as `python path arguments...` does. What it raises, SystemExit included, passes through."""
+    """Run the file `path` as `python path arguments...` does. Its exceptions, SystemExit included, propagate."""
     loader = SourceFileLoader("__main__", os.path.abspath(path))
     code = loader.get_code("__main__")
     assert code is not None
@@ -60,21 +60,21 @@ def _run(code: CodeType, argv: list[str], file: str | None, spec: ModuleSpec | N
         __builtins__=__builtins__,
     )
     sys.argv[:] = argv
-    # The program's names stay `__main__` until the process ends: exit handlers, threads and pickles look there.
+    # The program stays `__main__` until the process ends: exit handlers, threads and pickles look there.
     sys.modules["__main__"] = program
     exec(code, vars(program))
 
 
 class _Installer:
-    """An object whose arrival in another process installs the drop-in there."""
+    """An object that installs the drop-in where it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return dropin.install, ()
 
 
 def _install_in_spawned_processes() -> None:
-    """A spawned process imports the program again. What it is told for that is unpickled before, so that is where the
-    drop-in is put."""
+    """A spawned process imports the program again. Its preparation data is unpickled before, so the installer is added
+    there."""
     prepare = multiprocessing.spawn.get_preparation_data
     if getattr(prepare, "installs_dropin", False):
         return
@@ -85,4 +85,4 @@ def _install_in_spawned_processes() -> None:
     get_preparation_data.installs_dropin = True  # type: ignore[attr-defined]
     multiprocessing.spawn.get_preparation_data = get_preparation_data
     if "forkserver" in multiprocessing.get_all_start_methods():
-        multiprocessing.set_forkserver_preload([])  # the server itself would import the program without being told
+        multiprocessing.set_forkserver_preload([])  # the server would import the program without the drop-in

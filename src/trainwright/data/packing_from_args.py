@@ -22,7 +22,7 @@ from trainwright.data.packing import PackingPlan, plan_packs
 from trainwright.interop.loaded import is_hf_dataset
 from trainwright.interop.models import base_model_of
 from trainwright.interop.packed_attention import PackedInputs, first_position, packed_inputs
-from trainwright.interop.packed_checks import SHORTEST_PACK, sees_other_samples
+from trainwright.interop.packed_checks import SHORTEST_PACK, leaks_across_samples
 
 if TYPE_CHECKING:
     from trainwright.args.training import TrainingArguments
@@ -186,7 +186,7 @@ def check_packed(
     if collator.packing_length < SHORTEST_PACK:
         return
     with inputs.while_training(model):
-        sees_others = sees_other_samples(model, make_batch)
+        sees_others = leaks_across_samples(model, make_batch)
     if sees_others:
         name = type(base_model_of(model)).__name__
         raise ValueError(
@@ -194,7 +194,7 @@ def check_packed(
             f"the tokens of the one before it, although it was given {list(collator.names)}. Have forward keep them "
             "apart, or set packing=False."
         )
-    inputs.check_alike(model, make_batch)
+    inputs.check_equal_to_alone(model, make_batch)
 
 
 def check_resumed(args: TrainingArguments, saved: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Plain values for a model card, out of arguments, data sets and the environment.
+"""Plain values for a model card, from arguments, data sets and the environment.
 
 Owns: which hyper-parameters, versions and data set names a card lists. Leaves to others: writing the card.
 """
@@ -56,7 +56,7 @@ def versions(*distributions: str) -> dict[str, str]:
 
 
 def dataset_names(dataset: Any) -> tuple[str | None, str | None]:
-    """(tag on the Hub, configuration) of a `datasets` data set; (None, None) where it does not say."""
+    """(tag on the Hub, configuration) of a `datasets` data set; (None, None) where it has none."""
     if not (is_hf_dataset(dataset) or is_hf_iterable_dataset(dataset)):
         return None, None
     tag = dataset.builder_name

@@ -42,7 +42,7 @@ _UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2
 
 @dataclass
 class TrainingSummary:
-    """What a card says about a run; every field is a plain value."""
+    """The values of a model card; every field is a plain value."""
 
     model_name: str
     language: str | Sequence[str] | None = None
@@ -139,14 +139,14 @@ class TrainingSummary:
 def write_model_card(path: str | os.PathLike[str], **values: Any) -> bool:
     """Write the card of `TrainingSummary(**values)` to `path`, a file, or README.md in a directory.
 
-    False, and nothing is written, where the card that stands there was edited by a person (its mark is gone).
+    False, and nothing is written, where the existing card was edited by a person (its mark is gone).
     """
     path = os.path.join(path, "README.md") if os.path.isdir(path) else os.fspath(path)
     present = earlier_bytes(path).decode("utf-8", "replace")
     if present.strip() and not any(mark.lower() in present.lower() for mark in _BY_A_PROGRAM):
-        logger.info("%s was edited by hand and stays as it is.", path)
+        logger.info("%s was edited by a person and is not overwritten.", path)
         return False
-    # Replaced, not rewritten: a push in the background may hold a link to the file that stands there.
+    # Replaced, not rewritten: a push in the background may hold a hard link to the existing file.
     write_text(path, TrainingSummary(**values).to_model_card())
     return True
 
@@ -210,8 +210,8 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _text(value: Any) -> str:
-    """One line that a reader of Markdown sees as the text that `value` is: no markup, no HTML, no cell's end, nothing
-    that is not printed. Names of metrics and data sets come from files of others.
+    """`value` escaped to one line of Markdown: no markup, no HTML, no end of a cell, no unprintable character. Names of
+    metrics and data sets come from files of others.
     """
     text = _UNPRINTED.sub(_code_point, " ".join(str(value).split()))
     text = _ENTITY.sub("&amp;", _MARKUP.sub(r"\\\g<0>", text))

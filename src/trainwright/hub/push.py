@@ -28,7 +28,7 @@ def create_repository(
 ) -> str:
     """Create the model repository unless it exists; return its full name, "user/model" or "organisation/model".
 
-    `model_id` without a "/" lands in the namespace of the token's owner; None means the name of `output_dir`.
+    `model_id` without a "/" is created in the namespace of the token's owner; None means the name of `output_dir`.
     `private=None` leaves the choice to the namespace's default; it does not change a repository that exists.
     """
     name = model_id or os.path.basename(os.path.abspath(output_dir))
@@ -55,12 +55,12 @@ def push_folder(
 ) -> Any:
     """Commit the files of `folder`: a `CommitInfo`, or a `Future` of one where not `blocking`.
 
-    In the background, the files are pushed as they are now, whatever happens to them meanwhile. `revision` names a
-    branch, which is created where it is missing; None is the main branch.
+    In the background, a snapshot of the files is pushed. `revision` names a branch, which is created where it is
+    missing; None is the main branch.
     """
     files = {path: os.path.join(folder, path) for path in files_in(folder, ignore_patterns)}
     if blocking:
-        # The library follows links: those that were left out just now are patterns here, word for word.
+        # The library follows links: those that were left out above are excluded by literal patterns.
         left_out = files_and_foreign(folder, ignore_patterns)[1]
         patterns = [*ignore_patterns, *(escaped for path in left_out for escaped in _as_patterns(path))]
         return _commit(token, repo_id, folder, message, revision, path_in_repo, patterns)
@@ -81,7 +81,7 @@ def push_staged(
     """Commit a directory that `staging.stage` made, in the background, then remove it.
 
     Pushes with the same token run one after the other, so commits appear in the order of the calls. `delete_patterns`
-    name files of the repository that go unless this push brings them again.
+    name files of the repository that are deleted unless this push contains them.
     """
 
     def commit() -> Any:

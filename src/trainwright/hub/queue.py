@@ -1,7 +1,7 @@
-"""Pushes that run in the background while training continues.
+"""Pushes that run in the background during training.
 
-Owns: whether the next push may start, and what becomes of one that fails. Leaves to others: the upload (push) and the
-files in it (staging). A failed push is a warning, because the next one or the final one brings the same files.
+Owns: whether the next push may start, and handling one that fails. Leaves to others: the upload (push) and the files in
+it (staging). A failed push is a warning, because the next one or the final one has the same files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PushInProgress:
         self.jobs = list(jobs or [])
 
     def is_done(self) -> bool:
-        """Whether all of them have ended, well or not."""
+        """Whether all of them have ended, successfully or not."""
         return all(job.done() for job in self.jobs)
 
     def wait_until_done(self) -> None:
@@ -40,31 +40,31 @@ class PushQueue(PushInProgress):
         """`always_push`: start a push although the last one still runs (`hub_always_push`)."""
         super().__init__()
         self.always_push = always_push
-        self._brings: dict[Future[Any], tuple[str, ...]] = {}  # a running push -> names of checkpoints in it
+        self._checkpoints_in: dict[Future[Any], tuple[str, ...]] = {}  # a running push -> names of checkpoints in it
         self._pushed_checkpoints: set[str] = set()
         self._is_clean = False
 
     def add(self, job: Future[Any], checkpoints: tuple[str, ...] = ()) -> None:
-        """Watch `job`; it brings `checkpoints` (names of directories), which later pushes then leave out."""
-        self._collect_done()
+        """Track `job`; it contains `checkpoints` (names of directories), which later pushes then leave out."""
+        self._collect_finished()
         self.jobs.append(job)
-        self._brings[job] = checkpoints
+        self._checkpoints_in[job] = checkpoints
 
     def is_done(self) -> bool:
         """Whether all pushes have ended; each that failed is a warning."""
-        self._collect_done()
+        self._collect_finished()
         return not self.jobs
 
     def wait_until_done(self) -> None:
         """Return when all pushes have ended; each that failed is a warning."""
         super().wait_until_done()
-        self._collect_done()
+        self._collect_finished()
 
-    def _collect_done(self) -> None:
-        """Take note of pushes that have ended."""
+    def _collect_finished(self) -> None:
+        """Remove pushes that have ended; warn of failed ones."""
         for job in [job for job in self.jobs if job.done()]:
             self.jobs.remove(job)
-            checkpoints = self._brings.pop(job)
+            checkpoints = self._checkpoints_in.pop(job)
             error = job.exception()
             if error is None:
                 self._pushed_checkpoints.update(checkpoints)
@@ -82,7 +82,7 @@ class PushQueue(PushInProgress):
         token: str | None = None,
         revision: str | None = None,
     ) -> bool:
-        """Push what `strategy` asks for after a save, as one commit. False where nothing was started.
+        """Push the files of `strategy` after a save, as one commit. False where nothing was started.
 
         Nothing starts with strategy "end", or while the last push still runs unless `always_push`.
         """
@@ -92,9 +92,9 @@ class PushQueue(PushInProgress):
         if not self._is_clean:
             remove_stale_stages(output_dir)
             self._is_clean = True
-        brought: tuple[str, ...] = ()
+        checkpoints: tuple[str, ...] = ()
         if strategy is HubStrategy.ALL_CHECKPOINTS:
-            brought = tuple(name for name in checkpoints_in(output_dir) if name not in self._pushed_checkpoints)
+            checkpoints = tuple(name for name in checkpoints_in(output_dir) if name not in self._pushed_checkpoints)
         files = checkpoint_files(output_dir, checkpoint_dir, strategy, self._pushed_checkpoints)
         job = push_staged(
             repo_id,
@@ -102,8 +102,8 @@ class PushQueue(PushInProgress):
             message=message,
             token=token,
             revision=revision,
-            # What the checkpoint before had and this one lacks would make the two a mixture.
+            # Files that only the previous checkpoint has would be mixed with this one's.
             delete_patterns=[f"{LAST_CHECKPOINT}/*"] if strategy is HubStrategy.CHECKPOINT else None,
         )
-        self.add(job, brought)
+        self.add(job, checkpoints)
         return True

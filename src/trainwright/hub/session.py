@@ -1,6 +1,6 @@
 """The hub side of one run: its repository, its model card, its pushes.
 
-Owns: `HubSession`, which knows the run's settings so that each call is short. Leaves to others: calls to the Hub (push,
+Owns: `HubSession`, which holds the run's settings. Leaves to others: calls to the Hub (push,
 queue), the words of the card (model_card), when to push (Trainer).
 """
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class HubSession:
-    """One run's way to the Hub. `args` are TrainingArguments; the token stays in them."""
+    """The repository of one run and its pushes. `args` are TrainingArguments; the token stays in them."""
 
     def __init__(self, args: Any, token: str | None = None, private: bool | None = None) -> None:
         self.args = args
@@ -36,7 +36,7 @@ class HubSession:
         self._queue = PushQueue(args.hub_always_push)
 
     def push_checkpoint(self, checkpoint: str, step: int) -> None:
-        """Start a push in the background, of what `hub_strategy` asks for after a save."""
+        """Start a push in the background, after a save, of the files of `hub_strategy`."""
         self._queue.push_checkpoint(
             self.repo_id,
             self.args.output_dir,
@@ -75,7 +75,7 @@ def write_card(
     data: Any,
     **chosen: Any,
 ) -> None:
-    """Write a draft of a model card to `output_dir`: what the user chose, and for the rest what the run knows."""
+    """Write a draft of a model card to `output_dir`: values the user chose, the others from the run."""
     tag, configuration = card_values.dataset_names(data)
     base = getattr(getattr(model, "config", None), "_name_or_path", None) or None
     if base is not None and os.path.isdir(base):

@@ -1,8 +1,8 @@
-"""Which files go into a push, and holding them still while it runs.
+"""Which files go into a push, and a snapshot of them while it runs.
 
 Owns: the choice of files for each `hub_strategy`, and snapshots made of hard links. Leaves to others: the upload.
-A push runs while training continues, so the files it reads may be rotated away or replaced meanwhile. A hard link costs
-no copy and keeps what it names until the push is done.
+A push runs during training, so its files may be rotated away or replaced meanwhile. A hard link costs no copy and
+preserves the file until the push is done.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ _FOR_RESUMING = (
 def files_in(folder: str, ignore_patterns: Sequence[str] = (), within: str | None = None) -> list[str]:
     """Paths of the files in `folder`, relative to it, with "/" between parts, sorted.
 
-    A pattern is matched against the whole relative path and `*` matches "/" too, as on the Hub. What is no file of
-    `within` (None: `folder`), the directory that is pushed, is left out, with a warning.
+    A pattern is matched against the whole relative path and `*` matches "/" too, as on the Hub. Files outside `within`
+    (None: `folder`), the directory that is pushed, are left out, with a warning.
     """
     files, foreign = files_and_foreign(folder, ignore_patterns, within)
     if foreign:
@@ -81,8 +81,8 @@ def files_and_foreign(
 ) -> tuple[list[str], dict[str, str]]:
     """(files, what is left out with what it is) as of `files_in`.
 
-    A run's folder may have been prepared by another user: a link to a private file would be made public by a push, and
-    opening a named pipe waits.
+    Another user may have prepared a run's folder: a push would publish the target of a link to a private file, and
+    opening a named pipe blocks.
     """
     root = os.path.join(os.path.realpath(within or folder), "")
     files, foreign = [], {}
@@ -93,7 +93,7 @@ def files_and_foreign(
         real = os.path.realpath(path)
         if not real.startswith(root):
             foreign[name] = f"a link that leaves {within or folder}"
-        elif os.path.lexists(path) and not os.path.isfile(real):  # one that is gone is left to the upload
+        elif os.path.lexists(path) and not os.path.isfile(real):  # a missing file fails where it is opened
             foreign[name] = "no plain file"
         else:
             files.append(name)
@@ -108,9 +108,9 @@ def modeling_files_to_copy(checkpoint_dir: str) -> list[str]:
 def checkpoint_files(
     output_dir: str, checkpoint_dir: str, strategy: HubStrategy | str, pushed: Iterable[str] = ()
 ) -> dict[str, str]:
-    """What a push after a save consists of: path in the repository -> file.
+    """The files of a push after a save: path in the repository -> file.
 
-    Every strategy pushes what is in `output_dir` and the model of `checkpoint_dir`. "checkpoint" adds the checkpoint
+    Every strategy pushes the files in `output_dir` and the model of `checkpoint_dir`. "checkpoint" adds the checkpoint
     as `last-checkpoint/`, "all_checkpoints" adds each one in `output_dir` that is not named in `pushed`.
     """
     strategy = HubStrategy(strategy)
@@ -132,7 +132,7 @@ def checkpoints_in(output_dir: str) -> list[str]:
 
 
 def stage(files: Mapping[str, str], directory: str) -> str:
-    """Link `files` (path in the repository -> file) into a new hidden folder of `directory`; return that folder.
+    """Hard-link `files` (path in the repository -> file) into a new hidden directory in `directory`; return its path.
 
     `directory` must be on the file system of the files; where links are impossible, the files are copied.
     """
@@ -141,7 +141,7 @@ def stage(files: Mapping[str, str], directory: str) -> str:
         for path, source in files.items():
             target = os.path.join(root, *path.split("/"))
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            source = os.path.realpath(source)  # a link to a symbolic link would hold the name, not the file
+            source = os.path.realpath(source)  # a hard link to a symbolic link would not preserve the file
             try:
                 os.link(source, target)
             except FileNotFoundError:
@@ -155,7 +155,7 @@ def stage(files: Mapping[str, str], directory: str) -> str:
 
 
 def remove_stale_stages(output_dir: str) -> None:
-    """Remove what a killed process left staged: links that keep rotated checkpoints on disk."""
+    """Remove the stages of a killed process: their links keep rotated checkpoints on disk."""
     for entry in os.scandir(output_dir):
         if entry.is_dir(follow_symlinks=False) and entry.name.startswith(STAGING_PREFIX):
             shutil.rmtree(entry.path, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Write YAML for the header of a model card.
 
-Owns: mappings, lists and scalars as text. Leaves to others: reading YAML, and what stands in the header.
-The card needs no more than that, so it needs no library.
+Owns: mappings, lists and scalars as text. Leaves to others: reading YAML, and the content of the header.
+The card needs no more, so it needs no library.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Other libraries, where they are present.
 
-Owns: finding out what is installed or in use, and building what only another library can build.
-Leaves to others: what to do with it. Importing this package imports no other library.
+Owns: detecting what is installed or in use, and building objects of other libraries.
+Leaves to others: what to do with them. Importing this package imports no other library.
 """

@@ -17,12 +17,12 @@ from trainwright.interop.models import is_quantised
 
 
 def merged_copy(model: nn.Module) -> nn.Module:
-    """The base model with the active adapters of `model` added to its weights; `model` itself stays as it is.
+    """The base model with the active adapters of `model` merged into its weights; `model` is unchanged.
 
-    A copy, because taking an adapter out again leaves other numbers than were there, and training would no longer go on
-    to the bit. Costs the memory of the whole model once more, where it lies.
+    A copy, because unmerging an adapter does not restore the weights exactly, and training would no longer be
+    bit-exact. Costs the memory of the whole model once more, on its device.
 
-    Raises ValueError for a model without adapters, a quantised one, and adapters that are no part of weights (prompts).
+    Raises ValueError for a model without adapters, a quantised one, and adapters that cannot be merged (prompts).
     """
     name = type(model).__name__
     if not is_peft_model(model):
@@ -43,14 +43,14 @@ def merged_copy(model: nn.Module) -> nn.Module:
             "load the base model with it."
         )
     tuner: Any = copy.deepcopy(wrapper.base_model)
-    _part_shared_weights(tuner)
+    _untie_adapted_weights(tuner)
     merged: nn.Module = tuner.merge_and_unload(safe_merge=True)
     return merged
 
 
-def _part_shared_weights(tuner: Any) -> None:
-    """Give an adapted layer a weight of its own where another module has the same one, as embedding and head often do:
-    the adapter changes only what the one layer computes.
+def _untie_adapted_weights(tuner: Any) -> None:
+    """Copy the weight of an adapted layer where another module shares it, as embedding and head often do: the adapter
+    changes only that layer.
     """
     users = Counter(id(weight) for module in tuner.modules() for weight in module._parameters.values())
     for module in tuner.modules():

@@ -19,7 +19,7 @@ class EnvironmentValueError(ValueError):
     """An environment variable holds a value that it cannot have; the message lists the allowed ones."""
 
 
-def flag(variable: str, default: bool = False) -> bool:
+def env_flag(variable: str, default: bool = False) -> bool:
     """The variable as yes or no ("1", "TRUE", "off" ...), `default` where it is not set."""
     text = os.environ.get(variable)
     if text is None:
@@ -31,7 +31,7 @@ def flag(variable: str, default: bool = False) -> bool:
     raise EnvironmentValueError(f"The environment variable {variable}={text!r} must be TRUE or FALSE (or 1 or 0).")
 
 
-def choice(variable: str, allowed: Sequence[str], default: str) -> str:
+def env_choice(variable: str, allowed: Sequence[str], default: str) -> str:
     """The variable in lower case when it is one of `allowed`, `default` where it is not set."""
     text = os.environ.get(variable, default).strip().lower()
     if text in allowed:

@@ -1,6 +1,6 @@
-"""What generation is told: a `GenerationConfig` however it was given, and the token that pads what was generated.
+"""Settings of generation: a `GenerationConfig` in any form, and the padding token of generated sequences.
 
-Owns: reading a config and refusing one that cannot work; the order in which a pad token is looked for. Leaves to
+Owns: reading a config and refusing one that cannot work; the order in which a pad token is looked up. Leaves to
 others: generating (`seq2seq.py` of the package), the arguments (`args/seq2seq.py`).
 """
 
@@ -22,7 +22,7 @@ def read_config(given: Any) -> Any:
     """A validated `GenerationConfig`: from one, from its settings as a dict or JSON text, from a directory or a JSON
     file, or from a model's name on the hub.
 
-    Raises ValueError for a setting that there is not, and for settings that `generate` could not follow.
+    Raises ValueError for an unknown setting, and for settings that `generate` could not use.
     """
     transformers = require("transformers", "generation_config", extra="transformers")
     if isinstance(given, str) and given.lstrip().startswith("{"):
@@ -53,7 +53,7 @@ def read_config(given: Any) -> Any:
 
 
 def _check_names(given: Mapping[str, Any], config: Any) -> None:
-    """Raise ValueError for names of no setting, which `from_dict` would keep and `generate` ignore."""
+    """Raise ValueError for unknown names, which `from_dict` would accept and `generate` ignore."""
     known = sorted({*vars(config), *config.to_dict(), "transformers_version", "return_dict_in_generate"})
     if unknown := [name for name in given if name not in known]:
         raise ValueError(
@@ -63,7 +63,7 @@ def _check_names(given: Mapping[str, Any], config: Any) -> None:
         )
 
 
-def padding_token(processing_class: Any, model: Any) -> int | None:
+def padding_token(processing_class: object, model: object) -> int | None:
     """The token that rows are padded with: the pad token, or the end token where there is none, of the tokenizer, then
     those of the model. None where there is neither.
     """

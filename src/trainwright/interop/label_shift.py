@@ -1,7 +1,7 @@
-"""Whether a model predicts the next token from labels that lie where its inputs do.
+"""Whether a model shifts its labels: it predicts the next token from labels aligned with its inputs.
 
-Owns: that one question, for every model and whatever wraps it. Leaves to others: what follows from it (items of a
-loss, label smoothing, metrics, packing).
+Owns: detecting that, for every model and wrapper. Leaves to others: what follows from it (items of a loss, label
+smoothing, metrics, packing).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _TOLERANCE = 1e-6  # of a loss, whose items are the same numbers in the same ord
 def shifts_labels(model: nn.Module) -> bool:
     """Whether `model` shifts its labels itself: position t predicts label t + 1, so a row's first label is no target.
 
-    Read off the loss that a `transformers` model computes, whatever its class is called. Where that is not to be seen
-    (a `forward` of the user's, a module around a model, prompts of peft, decoders of older models) a row of six tokens
-    shows it, at the cost of three forward passes: which of the labels change the loss. Where that does not run either,
-    the names of its classes.
+    Determined from the loss function of a `transformers` model, whatever its class is called. Where that is not visible
+    (a user's `forward`, a module that wraps a model, prompts of peft, decoders of older models) a probe of six tokens
+    tests which of the labels change the loss, in three forward passes. Where that does not run either, the names of its
+    classes decide.
     """
     outer, base = unwrapped(model), base_model_of(model)
     if _is_encoder_decoder(base):
-        return False  # its labels are what its decoder says, not what it was given
+        return False  # its labels are the decoder's output, not its input
     if not _has_prompt(outer):
         outer = base
         if is_pretrained_model(base):
@@ -44,8 +44,8 @@ def shifts_labels(model: nn.Module) -> bool:
                 return getattr(base, "loss_type", None) in SHIFTING_LOSSES
             if any(_OTHER_TASK.search(cls.__name__) for cls in _library_classes(base)):
                 return False
-    shown = _shown_by_trial(outer) if _may_be_tried(outer) else None
-    return _named_so(base) if shown is None else shown
+    shown = _probed(outer) if _can_probe(outer) else None
+    return _shifts_by_name(base) if shown is None else shown
 
 
 def _is_encoder_decoder(base: Any) -> bool:
@@ -54,7 +54,7 @@ def _is_encoder_decoder(base: Any) -> bool:
     return any(getattr(part, "is_encoder_decoder", False) is True for part in parts)
 
 
-def _has_prompt(model: Any) -> bool:
+def _has_prompt(model: nn.Module) -> bool:
     """Whether peft puts virtual tokens before a row, the last of which predicts its first label."""
     if not is_peft_model(model):
         return False
@@ -73,9 +73,9 @@ def _library_classes(base: Any) -> list[type]:
     return [cls for cls in type(base).__mro__ if cls.__module__.startswith("transformers.models.")]
 
 
-def _may_be_tried(model: Any) -> bool:
-    """Whether a row of tokens may be given to `model`: a model of `transformers`, or a module with one inside, that
-    names `input_ids` and `labels` or passes all it gets on. Another module's forward may note that it was called.
+def _can_probe(model: nn.Module) -> bool:
+    """Whether `model` may be called with a row of tokens: a model of `transformers`, or a module with one inside, that
+    names `input_ids` and `labels` or takes any keyword. Another module's forward may have side effects.
     """
     if not (is_pretrained_model(base_model_of(model)) or _model_inside(model) is not None):
         return False
@@ -91,8 +91,8 @@ def _model_inside(model: nn.Module) -> nn.Module | None:
     return next((module for module in model.modules() if module is not model and is_pretrained_model(module)), None)
 
 
-def _shown_by_trial(model: Any) -> bool | None:
-    """Whether the labels of a row change the loss and its first one does not; None: this cannot be told."""
+def _probed(model: nn.Module) -> bool | None:
+    """Whether the labels of a row change the loss and its first one does not; None: undetermined."""
     device = next(parameter.device for parameter in model.parameters())
     ids = torch.tensor([_TOKENS], device=device)  # (1, length)
     losses: list[float | None] = []
@@ -111,12 +111,12 @@ def _shown_by_trial(model: Any) -> bool | None:
     if before is None or first is None or others is None:
         return None
     least = _TOLERANCE * abs(before)
-    if not abs(others - before) > least:  # NaN, or a head of zeros, to which all labels are alike
+    if not abs(others - before) > least:  # NaN, or a head of zeros, for which all labels are equal
         return None
     return abs(first - before) <= least
 
 
-def _named_so(base: Any) -> bool:
+def _shifts_by_name(base: Any) -> bool:
     mapping = sys.modules.get("transformers.models.auto.modeling_auto")
     known = {*getattr(mapping, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {}).values()} if mapping is not None else set()
     names = [cls.__name__ for cls in type(base).__mro__]

@@ -1,6 +1,6 @@
 """Liger kernels: faster, leaner Triton kernels for some `transformers` models.
 
-Owns: asking the liger-kernel package to patch one model. Leaves to others: when (Trainer construction).
+Owns: patching one model with the liger-kernel package. Leaves to others: when (Trainer construction).
 Source: seed 001 (`use_liger_kernel`, `liger_kernel_config`).
 """
 
@@ -21,7 +21,7 @@ def apply_liger_kernels(model: nn.Module, config: dict[str, bool] | None) -> Non
     """Replace layers of `model` by Liger's. `config` switches kernels on and off by name (rope, swiglu, rms_norm ...).
 
     Raises MissingExtra without the package, ValueError for a model or a kernel that it does not know (which the package
-    itself passes over without a word).
+    itself ignores silently).
     """
     base: Any = base_model_of(model)
     if not is_pretrained_model(base):

@@ -7,10 +7,9 @@ library was never imported, no object of it can exist. Leaves to others: what to
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 
-def is_instance_of(value: Any, module: str, *class_names: str) -> bool:
+def is_instance_of(value: object, module: str, *class_names: str) -> bool:
     """Whether `value` is an instance of `module.<class_name>` for one of the names; False when the module is not
     loaded.
     """
@@ -21,26 +20,26 @@ def is_instance_of(value: Any, module: str, *class_names: str) -> bool:
     return bool(classes) and isinstance(value, classes)
 
 
-def is_pretrained_model(model: Any) -> bool:
+def is_pretrained_model(model: object) -> bool:
     """A `transformers` model: it saves itself with `save_pretrained` and carries a config."""
     return is_instance_of(model, "transformers.modeling_utils", "PreTrainedModel")
 
 
-def is_pretrained_config(config: Any) -> bool:
+def is_pretrained_config(config: object) -> bool:
     """The configuration of a `transformers` model."""
     return is_instance_of(config, "transformers.configuration_utils", "PretrainedConfig")
 
 
-def is_peft_model(model: Any) -> bool:
+def is_peft_model(model: object) -> bool:
     """A model wrapped by peft: only its adapter is trained and saved."""
     return is_instance_of(model, "peft", "PeftModel", "PeftMixedModel")
 
 
-def is_hf_dataset(dataset: Any) -> bool:
+def is_hf_dataset(dataset: object) -> bool:
     """A map-style `datasets.Dataset`: it knows its columns and can drop some."""
     return is_instance_of(dataset, "datasets", "Dataset")
 
 
-def is_hf_iterable_dataset(dataset: Any) -> bool:
+def is_hf_iterable_dataset(dataset: object) -> bool:
     """A streaming `datasets.IterableDataset`."""
     return is_instance_of(dataset, "datasets", "IterableDataset")

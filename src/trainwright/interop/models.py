@@ -1,4 +1,4 @@
-"""What a model can do, found out from the object itself.
+"""Properties of a model, determined from the object itself.
 
 Owns: questions about `transformers`- and peft-like models, answered without importing either, and labels as they take
 them. Leaves to others: acting on the answers.
@@ -21,7 +21,7 @@ from trainwright.interop.loaded import is_peft_model, is_pretrained_model
 logger = logging.getLogger(__name__)
 
 
-def built_by(model_init: Any, trial: Any) -> nn.Module:
+def build_model(model_init: Any, trial: Any) -> nn.Module:
     """The model that `model_init` returns; it takes no argument, or `trial`."""
     if not callable(model_init):
         raise TypeError(f"model_init={model_init!r} must be a function that returns a model.")
@@ -36,15 +36,15 @@ def built_by(model_init: Any, trial: Any) -> nn.Module:
     return model
 
 
-def unreplicated(model: Any) -> Any:
+def unreplicated(model: object) -> Any:
     """The model inside DataParallel and DistributedDataParallel; the model itself otherwise."""
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     return model
 
 
-def unwrapped(model: Any) -> Any:
-    """The model out of everything that changes how it is called and nothing else: replicas and `torch.compile`."""
+def unwrapped(model: object) -> Any:
+    """The model without wrappers that only change how it is called: replicas and `torch.compile`."""
     while True:
         inner = unreplicated(model)
         inner = getattr(inner, "_orig_mod", inner)  # torch.compile
@@ -53,21 +53,21 @@ def unwrapped(model: Any) -> Any:
         model = inner
 
 
-def base_model_of(model: Any) -> Any:
+def base_model_of(model: object) -> Any:
     """The model inside those wrappers and peft's, whose `forward` has the real signature; the model itself otherwise.
 
-    Takes a class too, which is its own.
+    A class is returned as it is.
     """
-    model = unwrapped(model)
-    if is_peft_model(model):
-        return unwrapped(model.get_base_model() if hasattr(model, "get_base_model") else model.base_model.model)
-    return model
+    inner = unwrapped(model)
+    if is_peft_model(inner):
+        return unwrapped(inner.get_base_model() if hasattr(inner, "get_base_model") else inner.base_model.model)
+    return inner
 
 
 def accepts_loss_kwargs(model: nn.Module) -> bool:
-    """Whether `forward` takes `num_items_in_batch`: the model says so (`accepts_loss_kwargs`), or it takes any keyword.
+    """Whether `forward` takes `num_items_in_batch`: by the attribute `accepts_loss_kwargs`, or by its signature.
 
-    Taking any keyword does not prove that the model's loss honours it: see `honours_num_items`.
+    Taking any keyword does not prove that the model's loss uses it: see `honours_num_items`.
     """
     base = base_model_of(model)
     stated = getattr(base, "accepts_loss_kwargs", None)
@@ -80,7 +80,7 @@ def accepts_loss_kwargs(model: nn.Module) -> bool:
 
 
 def states_loss_kwargs(model: nn.Module) -> bool:
-    """Whether the question is settled by the model itself, so that `honours_num_items` need not run it."""
+    """Whether the model declares it explicitly, so that `honours_num_items` need not run it."""
     base = base_model_of(model)
     return (
         getattr(base, "accepts_loss_kwargs", None) is not None
@@ -90,7 +90,7 @@ def states_loss_kwargs(model: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
-    """Run a model on `inputs` in evaluation mode, without gradients; its mode and the random states are restored."""
+    """Evaluation mode without gradients for running a model on `inputs`; mode and RNG states are restored."""
     modes = [(module, module.training) for module in model.modules()]
     devices = [t.device for t in inputs.values() if isinstance(t, torch.Tensor) and t.device.type == "cuda"]
     with torch.random.fork_rng(devices=devices), torch.no_grad():
@@ -103,14 +103,14 @@ def undisturbed(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
 
 
 def honours_num_items(model: nn.Module, inputs: Mapping[str, Any], num_items: torch.Tensor | int) -> bool:
-    """Whether the model divides its loss by `num_items_in_batch`: asked twice, with n and 2n, the second must be half.
+    """Whether the model divides its loss by `num_items_in_batch`: called with n and 2n, the second must be half.
 
-    Many models swallow the keyword and return the mean over the micro-batch; taken for a share of the whole update,
-    their loss and gradients would be too large by the accumulation count. Costs two forward passes of one micro-batch,
-    once, and changes nothing: no gradients, evaluation mode, random states and mode restored.
+    Many models ignore the keyword and return the mean over the micro-batch; used as already normalised, their loss and
+    gradients would be too large by the accumulation count. Costs two forward passes of one micro-batch, once, without
+    side effects.
 
-    A part of the loss that is not divided (of a router that spreads tokens over experts) makes it no honest share
-    either. The halves are the same float but for the exponent, so the tolerance is for kernels that are not repeatable.
+    A term of the loss that is not divided (an auxiliary loss of a router) makes the answer False. The halves are the
+    same float but for the exponent, so the tolerance is for nondeterministic kernels.
     """
     with undisturbed(model, inputs):
         once, twice = (loss_value(model(**inputs, num_items_in_batch=num_items * factor)) for factor in (1, 2))
@@ -123,7 +123,7 @@ def loss_value(outputs: Any) -> float | None:
 
 
 def main_input_name(model: nn.Module) -> str:
-    """The input that carries the samples: "input_ids" unless the model says otherwise."""
+    """The name of the main input: "input_ids" unless the model has another."""
     return str(getattr(base_model_of(model), "main_input_name", "input_ids"))
 
 
@@ -143,7 +143,7 @@ def lacks_a_head(model: nn.Module) -> bool:
 
 
 def spans_devices(model: nn.Module) -> bool:
-    """Whether the model's layers already lie on several devices, so that it must not be moved or wrapped."""
+    """Whether the model's layers are already on several devices, so that it must not be moved or wrapped."""
     device_map = getattr(model, "hf_device_map", None)
     if device_map:
         return len({d for d in device_map.values() if d not in ("cpu", "disk")}) > 1
@@ -151,10 +151,10 @@ def spans_devices(model: nn.Module) -> bool:
 
 
 def move_with_ties(model: nn.Module, device: torch.device) -> None:
-    """Move `model` to `device`. Parameters that were one before are one after it, and no others.
+    """Move `model` to `device`. Tied parameters stay tied, and no others become so.
 
-    torch keeps them one where a device takes the place of their data; where it does not (XLA), each gets one of its
-    own. A model's `tie_weights` would ask the config instead, and replace a head that was untied on purpose.
+    torch preserves ties where the data of a parameter is replaced; where it is not (XLA), each module gets a separate
+    parameter. A model's `tie_weights` would follow the config instead, and replace a head that was untied on purpose.
     """
     shared: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
@@ -168,8 +168,8 @@ def move_with_ties(model: nn.Module, device: torch.device) -> None:
 
 
 def warn_of_untied_head(model: nn.Module) -> None:
-    """Warn of a head that has weights of its own where the config says that it shares the embedding's: it is trained
-    and saved as it is, but `from_pretrained` of some releases replaces it.
+    """Warn of an untied head where the config has tie_word_embeddings=True: it is trained and saved as it is, but
+    `from_pretrained` of some releases replaces it.
     """
     base: Any = model
     if not (is_pretrained_model(model) and getattr(base, "_tied_weights_keys", None)):
@@ -179,7 +179,7 @@ def warn_of_untied_head(model: nn.Module) -> None:
         return
     if sum(parameter is weight for _, parameter in model.named_parameters(remove_duplicate=False)) == 1:
         logger.warning(
-            "%s has a head with weights of its own, and its config says tie_word_embeddings=True. They are trained and "
+            "%s has a head with separate weights, and its config says tie_word_embeddings=True. They are trained and "
             "saved as they are, but from_pretrained may replace them by the embedding's. Set "
             "model.config.tie_word_embeddings = False.",
             type(model).__name__,
@@ -187,7 +187,7 @@ def warn_of_untied_head(model: nn.Module) -> None:
 
 
 def is_quantised(model: nn.Module) -> bool:
-    """Whether the model says that its weights are quantised; asked of itself or through a peft wrapper."""
+    """Whether the model declares that its weights are quantised, also through a peft wrapper."""
     return bool(getattr(model, "is_quantized", False)) or getattr(model, "quantization_method", None) is not None
 
 
@@ -220,32 +220,33 @@ def refuses_adapters(model: nn.Module) -> bool:
 class FlopCounter:
     """Floating-point operations of a forward and backward pass over a batch.
 
-    A model with a `floating_point_ops(inputs)` of its own is asked. For other `transformers` models it is 6 per token
-    and parameter that is no embedding (Kaplan et al. 2020, section 2.1). The parameters do not change in number, so
-    they are counted once, at the first batch, not at each (4 ms at 32 layers).
+    A model that defines `floating_point_ops(inputs)` computes them. For other `transformers` models it is 6 per token
+    and non-embedding parameter (Kaplan et al. 2020, section 2.1). Parameters are counted once, at the first batch (4 ms
+    at 32 layers).
     """
 
     def __init__(self, model: nn.Module) -> None:
         base = base_model_of(model)
-        own = getattr(type(base), "floating_point_ops", None)
-        is_theirs = own is None or own.__module__ == "transformers.modeling_utils"  # their default walks the parameters
-        self._own = None if is_theirs else base.floating_point_ops
+        method = getattr(type(base), "floating_point_ops", None)
+        # The default of transformers walks the parameters at each call.
+        is_theirs = method is None or method.__module__ == "transformers.modeling_utils"
+        self._of_model = None if is_theirs else base.floating_point_ops
         self._model: Any = base if is_theirs and is_pretrained_model(base) else None
         self._per_token: float | None = None
 
     @property
     def has_own(self) -> bool:
-        """Whether the model says it itself."""
-        return self._own is not None
+        """Whether the model defines it itself."""
+        return self._of_model is not None
 
     @property
     def can_count(self) -> bool:
-        return self._own is not None or self._model is not None
+        return self._of_model is not None or self._model is not None
 
     def __call__(self, inputs: Any) -> float:
-        """0 for a model that cannot say."""
-        if self._own is not None:
-            return float(self._own(inputs))
+        """0 for a model that cannot count."""
+        if self._of_model is not None:
+            return float(self._of_model(inputs))
         if self._model is None:
             return 0.0
         try:
@@ -267,7 +268,7 @@ def configs_of(model: nn.Module) -> list[Any]:
 
 
 def traced(model: nn.Module, inputs: Mapping[str, Any], autocast: contextlib.AbstractContextManager[Any]) -> nn.Module:
-    """`model` compiled by tracing it once on `inputs`; `model` itself, with a warning, when it cannot be traced."""
+    """`model` traced on `inputs` by torch.jit; `model` itself, with a warning, when it cannot be traced."""
     parameters = inspect.signature(base_model_of(model).forward).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     example = {name: inputs[name] for name in parameters if name in inputs}
@@ -307,7 +308,7 @@ class _ByPosition(nn.Module):
 
 
 class _ByName(nn.Module):
-    """Calls a graph with its inputs in the order of `names`, given by name; others were none when it was traced."""
+    """Calls a graph with inputs given by name, in the order of `names`; other inputs did not exist at tracing."""
 
     def __init__(self, graph: nn.Module, names: list[str]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """NEFTune: noise on the embeddings while training.
 
-Owns: finding the input embedding, and the hook that adds noise. Leaves to others: switching it on for a run and off
-after. Source: Jain et al. 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning"; seed 004.
+Owns: finding the input embedding, and the hook that adds noise. Leaves to others: when it is active. Source: Jain et
+al. 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning"; seed 004.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def neftune_post_forward_hook(module: Any, input: Any, output: torch.Tensor) -> 
 
 
 def activate(model: nn.Module, alpha: float) -> RemovableHandle:
-    """Put the noise behind the model's input embedding; the handle takes it off again."""
+    """Add the hook to the model's input embedding; see `deactivate`."""
     embedding = input_embedding(model)
     embedding.neftune_noise_alpha = alpha  # type: ignore[assignment]
     return embedding.register_forward_hook(neftune_post_forward_hook)
@@ -41,14 +41,14 @@ def deactivate(model: nn.Module, handle: RemovableHandle) -> None:
 
 
 def input_embedding(model: nn.Module) -> nn.Module:
-    """The embedding of the input tokens: what the model names so, else its first `nn.Embedding` or `nn.EmbeddingBag`.
+    """The embedding of the input tokens: by `get_input_embeddings`, else the first `nn.Embedding` or `nn.EmbeddingBag`.
 
     Raises ValueError for a model without any, naming the modules it has.
     """
     base = base_model_of(model)
     getter = getattr(base, "get_input_embeddings", None)
     if getter is not None:
-        with contextlib.suppress(NotImplementedError):  # models of images say so
+        with contextlib.suppress(NotImplementedError):  # raised by image models
             embedding = getter()
             if isinstance(embedding, nn.Module):
                 return embedding

@@ -1,4 +1,4 @@
-"""Is an optional dependency installed, and the one error that says how to install it.
+"""Optional dependencies: whether one is installed, and the error that names how to install it.
 
 Owns: availability and `MissingExtra`. Leaves to others: importing the dependency where it is used.
 """
@@ -14,9 +14,9 @@ from types import ModuleType
 
 
 class MissingExtra(ImportError, ValueError):
-    """An optional dependency is needed and absent; the message names the pip command that adds it.
+    """An optional dependency is needed and absent; the message has the pip command that adds it.
 
-    Also a ValueError, for scripts that fall back on another value of an argument after one.
+    Also a ValueError, for scripts that then fall back to another value of the argument.
     """
 
     def __init__(self, needed_for: str, package: str, extra: str | None = None) -> None:
@@ -30,7 +30,7 @@ def is_installed(module: str) -> bool:
     """Whether `import module` would find something. Looks for the file, does not run it (about 50 us, once)."""
     try:
         return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # a parent package is missing, or a stub without a spec stands in sys.modules
+    except (ImportError, ValueError):  # a parent package is missing, or a stub without a spec is in sys.modules
         return False
 
 
@@ -51,5 +51,5 @@ def require(module: str, needed_for: str, package: str | None = None, extra: str
     except ModuleNotFoundError as error:
         top = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != top:
-            raise  # the package is there; something it needs is not, and its own message says what
+            raise  # the package is there, one of its dependencies is not; the message names it
         raise MissingExtra(needed_for, package or top, extra) from error

@@ -1,7 +1,7 @@
-"""How a model is told which tokens of a packed sequence belong together.
+"""The inputs by which a model separates the samples of a packed sequence.
 
-Owns: what `packing=True` gives to a model, the mask over pairs of tokens. Leaves to others: laying out packs
-(data/collate_packing), attention by sample (divided_attention), trying what a model does (packed_checks).
+Owns: the inputs that `packing=True` adds, the block-diagonal mask. Leaves to others: laying out packs
+(data/collate_packing), attention by sample (per_sample_attention), probing a model (packed_checks).
 
 Source: `position_ids`, `cu_seq_lens_q/k`, `max_length_q/k` and `seq_idx` are the documented inputs of the flattening
 collator; that eager attention adds its mask and sdpa also takes one of booleans was observed in both releases.
@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainwright.interop.divided_attention import borders, divided
 from trainwright.interop.label_shift import shifts_labels
 from trainwright.interop.loaded import is_pretrained_model
 from trainwright.interop.models import base_model_of
-from trainwright.interop.packed_checks import SHORTEST_PACK, unlike_alone, why_not_divided
+from trainwright.interop.packed_checks import SHORTEST_PACK, difference_from_alone, why_not_per_sample
+from trainwright.interop.per_sample_attention import borders, per_sample_attention
 from trainwright.names import SAMPLE_LENGTHS
 
 logger = logging.getLogger(__name__)
@@ -30,16 +30,17 @@ logger = logging.getLogger(__name__)
 PER_ROW = ("position_ids", "attention_mask", "seq_idx")
 FLASH = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 OWN_OFFSETS = ("cu_seqlens", "max_seqlen")
-SEPARATORS = ("position_ids", "seq_idx", "cu_seqlens", "cu_seq_lens_q")  # from any of these samples can be told apart
+SEPARATORS = ("position_ids", "seq_idx", "cu_seqlens", "cu_seq_lens_q")  # any of these separates samples
 TOO_SHORT = f"packing_length is below {SHORTEST_PACK}, too short to try it"
 
 
 class PackedInputs:
-    """What a model gets beside tokens and labels (`names`), and what is done to a batch on its device (a call).
+    """The inputs of a model in addition to tokens and labels (`names`), and the conversion of a batch on its device
+    (a call).
 
-    `is_masked`: a `transformers` model with "sdpa" or "eager" attention. While it trains, its layers are given borders
-    and attend by sample where `choose` found that they can. Else it gets a mask over pairs of tokens: of booleans, or
-    0 and the lowest value of `dtype`. `refusal`: why no such mask fits, where none does.
+    `is_masked`: a `transformers` model with "sdpa" or "eager" attention. In training its layers get sample boundaries
+    and attend by sample where `choose` found that they can. Else it gets a block-diagonal mask: of booleans, or 0 and
+    the lowest value of `dtype`. `refusal`: why no such mask is correct, where none is.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class PackedInputs:
         self._divides = self._can_divide = False
 
     def __call__(self, inputs: Any) -> Any:
-        """A batch as the model takes it. A batch without `seq_idx` (evaluation, which is not packed) stays as it is."""
+        """A batch as the model takes it. A batch without `seq_idx` (evaluation, which is not packed) is unchanged."""
         if SAMPLE_LENGTHS not in inputs and not (self._is_masked and "seq_idx" in inputs):
             return inputs
         rest = {name: value for name, value in inputs.items() if name != SAMPLE_LENGTHS}
@@ -71,8 +72,8 @@ class PackedInputs:
         return rest
 
     def choose(self, model: nn.Module, make_batch: Callable[[list[list[int]]], Any], packing_length: int) -> None:
-        """Try whether the layers of a model can attend by sample, and say what becomes of it. Raises ValueError where
-        they cannot and a mask cannot replace it. `make_batch`: the inputs of a pack of samples, on the model's device.
+        """Probe whether the layers of a model can attend by sample, and log the result. Raises ValueError where they
+        cannot and a mask cannot replace it. `make_batch`: the inputs of a pack of samples, on the model's device.
         """
         if not self._is_masked:
             return
@@ -80,7 +81,7 @@ class PackedInputs:
         reason: str | None = TOO_SHORT
         if packing_length >= SHORTEST_PACK:
             with self._dividing(model):
-                reason = why_not_divided(model, make_batch, packing_length)
+                reason = why_not_per_sample(model, make_batch, packing_length)
         self._can_divide = reason is None
         if reason is None:
             logger.info("packing: the layers of %s attend within each sample by itself.", name)
@@ -94,11 +95,11 @@ class PackedInputs:
                 reason,
             )
 
-    def check_alike(self, model: nn.Module, make_batch: Callable[[list[list[int]]], Any]) -> None:
-        """Raise ValueError where a `transformers` model predicts otherwise of a sample in a pack than alone; warn of
-        another module, which is given what it asks for. `choose` has found it out where layers attend by sample.
+    def check_equal_to_alone(self, model: nn.Module, make_batch: Callable[[list[list[int]]], Any]) -> None:
+        """Raise ValueError where a `transformers` model predicts differently for a sample in a pack than alone; warn
+        for another module. `choose` has checked it where layers attend by sample.
         """
-        difference = None if self._can_divide else unlike_alone(model, make_batch)
+        difference = None if self._can_divide else difference_from_alone(model, make_batch)
         if difference is None:
             return
         base = base_model_of(getattr(model, "_orig_mod", model))
@@ -108,11 +109,11 @@ class PackedInputs:
                 f"{text} Its training would not be that of the unpacked samples. Use "
                 "train_sampling_strategy='group_by_length', which wastes little on padding with any model."
             )
-        logger.warning("%s Evaluation, which is not packed, will see another model than training does.", text)
+        logger.warning("%s Evaluation, which is not packed, will differ from training.", text)
 
     @contextlib.contextmanager
     def while_training(self, model: nn.Module) -> Iterator[None]:
-        """Within the block the model is switched as `choose` found; after it, it is as it was."""
+        """Within the block the model is switched as `choose` decided; after it, it is restored."""
         with self._dividing(model) if self._can_divide else contextlib.nullcontext():
             yield
 
@@ -120,15 +121,15 @@ class PackedInputs:
     def _dividing(self, model: nn.Module) -> Iterator[None]:
         self._divides = True
         try:
-            with divided(model):
+            with per_sample_attention(model):
                 yield
         finally:
             self._divides = False
 
 
 def first_position(model: nn.Module) -> int:
-    """The position of a sample's first token: 0, or the one behind the padding token's in a table of positions that
-    holds one for it, as in RoBERTa."""
+    """The position of a sample's first token: 0, or the one after the padding token's where the position table has one
+    for it, as in RoBERTa."""
     for name, module in base_model_of(getattr(model, "_orig_mod", model)).named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return module.padding_idx + 1
@@ -136,7 +137,7 @@ def first_position(model: nn.Module) -> int:
 
 
 def packed_inputs(model: nn.Module, packing_length: int) -> PackedInputs:
-    """How to keep samples apart in this model. Raises ValueError, with the remedy, for one that cannot.
+    """How this model separates packed samples. Raises ValueError, with the remedy, for one that cannot.
 
     `transformers` models that predict the next token: borders or a mask over pairs of tokens for "sdpa" and "eager"
     attention, offsets for flash attention. Any other module: those of `position_ids`, `seq_idx`, `attention_mask` (1
@@ -152,7 +153,7 @@ def packed_inputs(model: nn.Module, packing_length: int) -> PackedInputs:
             raise ValueError(
                 f"packing=True puts several samples into one sequence, and {name}.forward takes none of "
                 f"{list(SEPARATORS)} that would tell it where each begins (it takes {list(parameters)}): its samples "
-                "would see each other. Add one of these arguments and honour it, or set packing=False."
+                "would see each other. Add one of these arguments and use it, or set packing=False."
             )
         return PackedInputs(names)
     config: Any = base.config
@@ -161,7 +162,7 @@ def packed_inputs(model: nn.Module, packing_length: int) -> PackedInputs:
         if not shifts_labels(base)
         else f"the forward of {name} takes none"
         if "position_ids" not in parameters
-        else "its alibi=True weighs pairs of tokens by how far apart they lie in the whole row"
+        else "its alibi=True weighs pairs of tokens by their distance in the whole row"
         if getattr(config, "alibi", False)
         else None
     )
@@ -184,7 +185,7 @@ def packed_inputs(model: nn.Module, packing_length: int) -> PackedInputs:
 
 
 def _why_no_mask(config: Any, name: str, attention: str, packing_length: int) -> str | None:
-    """What to say of layers that one mask over pairs of tokens would not bound, or bound wrongly; None: no such."""
+    """Message about layers for which one block-diagonal mask is not enough or wrong; None: there are none."""
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     for window in ("sliding_window", "attention_chunk_size"):
         size = getattr(config, window, None)
@@ -203,15 +204,15 @@ def _why_no_mask(config: Any, name: str, attention: str, packing_length: int) ->
 
 
 def mask_within_samples(numbers: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """The mask `(packs, 1, length, length)` of a causal model for `numbers` of samples `(packs, length)`.
+    """The mask `(packs, 1, length, length)` of a causal model for sample indices `numbers` `(packs, length)`.
 
-    True, or 0 in `dtype`, where a token may look: at tokens of its own sample up to itself. False, or the lowest value
-    of `dtype`, elsewhere. Made on the device of the batch: from a worker it would be `length` times as many bytes
-    as the tokens are.
+    True, or 0 in `dtype`, where a token attends: to tokens of its sample up to itself. False, or the lowest value of
+    `dtype`, elsewhere. Made on the device of the batch: a worker would have to send `length` times the bytes of the
+    tokens.
     """
-    may_look = (numbers[:, None, :, None] == numbers[:, None, None, :]).tril_()
+    attends = (numbers[:, None, :, None] == numbers[:, None, None, :]).tril_()
     if dtype is None:
-        return may_look
+        return attends
     lowest = torch.finfo(dtype).min
-    mask = torch.zeros(may_look.shape, dtype=dtype, device=may_look.device)
-    return mask.masked_fill_(may_look.logical_not_(), lowest)
+    mask = torch.zeros(attends.shape, dtype=dtype, device=attends.device)
+    return mask.masked_fill_(attends.logical_not_(), lowest)

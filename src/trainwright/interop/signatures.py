@@ -1,7 +1,7 @@
-"""Overrides written for older releases keep working.
+"""Compatibility of overrides written for older releases.
 
-Owns: finding out, once, which arguments a user's override takes, and calling it with those. Leaves to others: which
-arguments each hook gained over the years (`GAINED`, below, is that list; `trainer.py` asks).
+Owns: inspecting, once, which arguments a user's override takes, and calling it with those; the arguments that each hook
+gained over the releases (`GAINED`). Leaves to others: calling the hooks (`trainer.py`).
 Source: seeds 003 and 004 show overrides of three generations.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-# Hook -> arguments it gained after some releases; an override without room for one is called without it.
+# Hook -> arguments it gained in later releases; an override that does not take one is called without it.
 GAINED: dict[str, tuple[str, ...]] = {
     "compute_loss": ("num_items_in_batch",),
     "training_step": ("num_items_in_batch",),
@@ -62,8 +62,8 @@ def accepts(function: Callable[..., Any], name: str) -> bool:
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
 
-def fitted(function: Callable[..., Any], newer: Iterable[str]) -> Callable[..., Any]:
-    """`function` itself when it takes all of `newer`, else a wrapper that withholds those it has no room for.
+def compatible(function: Callable[..., Any], newer: Iterable[str]) -> Callable[..., Any]:
+    """`function` itself when it takes all of `newer`, else a wrapper that drops those it does not take.
 
     The signature is read here, once; the wrapper costs one extra call.
     """
@@ -79,36 +79,36 @@ def fitted(function: Callable[..., Any], newer: Iterable[str]) -> Callable[..., 
 
 
 def give_defaults(instance: Any, base: type, values: Mapping[str, Mapping[str, Callable[[], Any]]]) -> None:
-    """Let overrides of methods of `base` demand arguments that these have defaults for: where a call leaves one out,
-    they get that default, or what `values[method][argument]` returns. The rest stay as they are, and cost nothing.
+    """Let overrides of methods of `base` require arguments that these have defaults for: where a call omits one, they
+    get that default, or what `values[method][argument]` returns. Other methods are not wrapped.
     """
-    for name, own in vars(base).items():
-        if not inspect.isfunction(own) or name.startswith("__"):
+    for name, original in vars(base).items():
+        if not inspect.isfunction(original) or name.startswith("__"):
             continue
         method = getattr(instance, name)
-        if getattr(method, "__func__", method) is own:
+        if getattr(method, "__func__", method) is original:
             continue
-        if left_out := _defaults_left_out(method, own):
+        if left_out := _defaults_left_out(method, original):
             given = {argument: values.get(name, {}).get(of, lambda v=v: v) for argument, of, v in left_out}  # type: ignore[misc]
             setattr(instance, name, _filled(method, given))
 
 
-def _defaults_left_out(method: Callable[..., Any], own: Callable[..., Any]) -> list[tuple[str, str, Any]]:
-    """Arguments that `method` demands and `own`, which it overrides, has a default for: its name here, there, and the
-    default. An argument with another name is told by its place.
+def _defaults_left_out(method: Callable[..., Any], original: Callable[..., Any]) -> list[tuple[str, str, Any]]:
+    """Arguments that `method` requires and `original`, which it overrides, has a default for: its name in each, and the
+    default. An argument with another name is matched by position.
     """
-    signature = _taken_by(method)
+    signature = _signature_of(method)
     if signature is None:
         return []
-    of_own = list(inspect.signature(own).parameters.values())[1:]  # without self
-    named = {parameter.name: parameter for parameter in of_own}
+    parameters = list(inspect.signature(original).parameters.values())[1:]  # without self
+    named = {parameter.name: parameter for parameter in parameters}
     found = []
     for place, parameter in enumerate(signature.parameters.values()):
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             continue
         same = named.get(parameter.name)
-        if same is None and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and place < len(of_own):
-            same = of_own[place]
+        if same is None and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and place < len(parameters):
+            same = parameters[place]
         if parameter.default is parameter.empty and same is not None and same.default is not same.empty:
             found.append((parameter.name, same.name, same.default))
     return found
@@ -128,14 +128,14 @@ def _filled(method: Callable[..., Any], given: Mapping[str, Callable[[], Any]]) 
 def check_overrides(instance: Any, base: type) -> None:
     """Report an override that can never be called, with its file and line, before any work is done.
 
-    To be called before `give_defaults`, whose methods take anything. Raises TypeError naming the method, what it takes
-    and what it is called with.
+    To be called before `give_defaults`, whose wrappers take anything. Raises TypeError naming the method, its arguments
+    and those of the call.
     """
     for name, needed in CALLED_WITH.items():
         method = getattr(instance, name)
         if getattr(method, "__func__", method) is getattr(base, name):
             continue
-        signature = _taken_by(method)
+        signature = _signature_of(method)
         if signature is None:
             continue
         given = {newer: newer for newer in ALWAYS_GIVEN.get(name, ()) if accepts(method, newer)}
@@ -151,22 +151,22 @@ def check_overrides(instance: Any, base: type) -> None:
 
 
 def warn_of_events(callback: Any, events: Iterable[str], keywords: Mapping[str, Iterable[str]]) -> None:
-    """Warn of an event of a callback that cannot be called: now, not hours later at the first save. No error, since it
-    may never be: sentence-transformers has one that is called by nobody but itself.
+    """Warn of an event of a callback that cannot be called, before training. No error, since it may never be called:
+    sentence-transformers has one that only itself calls.
 
-    `keywords`: of each event, what it is called with behind args, state and control.
+    `keywords`: of each event, its keyword arguments after args, state and control.
     """
     for event in events:
         method = getattr(callback, event)
-        signature = _taken_by(method)
+        signature = _signature_of(method)
         if signature is None:
             continue
         try:
             signature.bind("args", "state", "control", **dict.fromkeys(keywords[event]))
         except TypeError as error:
             logger.warning(
-                "%s.%s%s%s cannot be called with args, state, control and the keywords %s: %s. A run that comes to it "
-                "will end there. Write def %s(self, args, state, control, **kwargs).",
+                "%s.%s%s%s cannot be called with args, state, control and the keywords %s: %s. A run that reaches it "
+                "will fail there. Write def %s(self, args, state, control, **kwargs).",
                 type(callback).__name__,
                 event,
                 signature,
@@ -177,8 +177,8 @@ def warn_of_events(callback: Any, events: Iterable[str], keywords: Mapping[str, 
             )
 
 
-def _taken_by(method: Callable[..., Any]) -> inspect.Signature | None:
-    """What can be passed to `method`: to a decorator's wrapper, not to what it wraps. None where that is unreadable."""
+def _signature_of(method: Callable[..., Any]) -> inspect.Signature | None:
+    """The signature of `method` itself: of a decorator's wrapper, not of what it wraps. None where it has none."""
     try:
         return inspect.signature(method, follow_wrapped=False)
     except (TypeError, ValueError):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainwright.interop import environment
+from trainwright.interop.environment import env_flag
 from trainwright.interop.optional import is_installed
 from trainwright.names import closest
 
@@ -40,7 +40,7 @@ class Tracker:
     @property
     def is_disabled(self) -> bool:
         """Whether the environment switches it off."""
-        return self.off_switch is not None and environment.flag(self.off_switch)
+        return self.off_switch is not None and env_flag(self.off_switch)
 
     @property
     def belongs_to_all(self) -> bool:
@@ -83,14 +83,14 @@ TRACKERS: dict[str, Tracker] = {name: Tracker(name, *rest) for name, *rest in _R
 
 
 def installed_trackers() -> list[str]:
-    """What `report_to="all"` stands for on this machine, in alphabetical order. Imports none of them."""
+    """The trackers of `report_to="all"` on this machine, in alphabetical order. Imports none of them."""
     return [name for name, tracker in TRACKERS.items() if tracker.belongs_to_all]
 
 
 def resolve_report_to(value: str | Sequence[str] | None) -> list[str]:
     """Turn `report_to` into tracker names, each once, in the order given.
 
-    None and "all" stand for every installed tracker; "none" and [] for no tracker. Raises ValueError for a name that is
+    None and "all" mean every installed tracker; "none" and [] no tracker. Raises ValueError for a name that is
     not known and for "none" next to other names. Whether a named tracker is installed is its callback's concern.
     """
     names = ["all"] if value is None else [value] if isinstance(value, str) else list(value)

@@ -1,7 +1,7 @@
-"""Looking at each update before the optimizer uses it.
+"""Checks each update before the optimizer step.
 
-Owns: what holds an update back, and what is done about one that is bad. Leaves to others: what is told of it
-(`updates`), the norm of gradients (`gradients`), the losses (`window`). Why it is done so: the package's own page.
+Owns: holding an update back, and acting on a bad one. Leaves to others: its description (`updates`), the norm of
+gradients (`gradients`), the losses (`window`). The package's docstring has the reasons.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from trainwright.gradients import found_nonfinite, gradients_of, norms_of
 from trainwright.names import some
-from trainwright.nonfinite.updates import ADVICE, MAX_NAMED, BadUpdate, NonFiniteError, Place
+from trainwright.nonfinite.updates import ADVICE, MAX_NAMED, BadUpdate, NonFiniteError, UpdatePosition
 from trainwright.window import LossWindow
 
 logger = logging.getLogger(__name__)
 
-_SETTLE_AT = 1024  # updates whose numbers stay on the device; bounds memory where nothing is logged
+_MAX_UNCHECKED = 1024  # updates whose numbers stay on the device; bounds memory without log lines
 
 
 class NonFiniteGuard:
-    """Looks at each update between its last backward pass and the optimizer.
+    """Checks each update between its last backward pass and the optimizer step.
 
-    `place` tells where the update under way stands. `excluded` are (epoch, samples) to pass over, which a rollback
-    found. `scheduler` is set back where updates are found late to have been left out; None where no update steps it.
+    `place` returns the position of the current update. `excluded` are (epoch, samples) to skip after a rollback.
+    `scheduler` is reset where skipped updates are detected late; None where no update steps it.
 
     Raises ValueError where `policy` is "skip" and the optimizer updates during the backward pass.
     """
@@ -38,9 +39,9 @@ class NonFiniteGuard:
         self,
         policy: str,
         window: LossWindow,
-        optimizer: Any,
+        optimizer: Optimizer,
         device: torch.device,
-        place: Callable[[], Place],
+        place: Callable[[], UpdatePosition],
         *,
         scheduler: Any = None,
         is_distributed: bool = False,
@@ -56,9 +57,9 @@ class NonFiniteGuard:
         self._policy, self._window, self._place = policy, window, place
         self._optimizer, self._scheduler, self._is_distributed = optimizer, scheduler, is_distributed
         self._bad: list[BadUpdate] = []
-        self._updates: list[tuple[Place, torch.Tensor]] = []  # not looked at yet; each (micro-batches + 1,)
-        in_kernel = leaves_out_itself(optimizer)
-        self._on_cpu = reads_are_free(device)
+        self._updates: list[tuple[UpdatePosition, torch.Tensor]] = []  # not checked yet; each (micro-batches + 1,)
+        in_kernel = skips_in_kernel(optimizer)
+        self._on_cpu = is_host_memory(device)
         self._asks_first = self._on_cpu or (policy == "skip" and not in_kernel)
         self._holds_back = (self._asks_first or in_kernel) and not updates_in_backward
         if self._asks_first:
@@ -67,20 +68,20 @@ class NonFiniteGuard:
             self._flag_view = _memory_of(self._flag)
         else:
             self._found = torch.zeros((), device=device)  # 1.0: the optimizer's kernel does nothing
-            # What holds back the next update, and what the host has to hear of, differ where "skip" clears the first
-            # flag before each update, and where a loss of this process alone must not set it.
+            # The flag for the kernel and the one for the host differ where "skip" clears the first before each update,
+            # and where a loss of this rank alone must not set it.
             apart = policy == "skip" or is_distributed
-            self._seen = torch.zeros((), device=device) if apart else self._found
+            self._found_any = torch.zeros((), device=device) if apart else self._found
             self._one = torch.ones((), device=device)
             if in_kernel:
-                optimizer.found_inf = self._found
+                vars(optimizer)["found_inf"] = self._found
             self._remember_schedule()
 
     def allows(self, num_micro_batches: int, grad_norm: Any, parameters: Iterable[nn.Parameter]) -> bool:
-        """Whether the optimizer may step. True also where its kernel will find out itself.
+        """Whether the optimizer may step. True also where its kernel checks itself.
 
-        `num_micro_batches`: of this update, the last in the window; 0: its data are passed over. `grad_norm`: what
-        clipping measured, else it is measured here. Raises NonFiniteError.
+        `num_micro_batches`: of this update, the last in the window; 0: its data are skipped. `grad_norm`: from
+        clipping; None: computed here. Raises NonFiniteError.
         """
         if num_micro_batches == 0:
             return False
@@ -103,11 +104,11 @@ class NonFiniteGuard:
                 self._numbers = torch.empty(len(values))
                 self._view = _memory_of(self._numbers)
             torch.stack(values, out=self._numbers)
-            # Reading it calls nothing of torch's, and shows what is in the tensor at that moment.
+            # Reads the tensor's memory without a call into torch.
             numbers: Any = self._view
         else:
             numbers = torch.stack([value.to(norms[0].device) for value in values]).tolist()
-        # Of doubles, so that it is finite where all are.
+        # A sum of doubles, which is finite where all terms are.
         total = sum(numbers)
         if total - total == 0.0:
             return True
@@ -128,16 +129,16 @@ class NonFiniteGuard:
         torch._amp_foreach_non_finite_check_and_unscale_(
             [values[-1:] if self._is_distributed else values], self._found, self._one
         )
-        if self._seen is not self._found:
-            torch._amp_foreach_non_finite_check_and_unscale_([values], self._seen, self._one)
-        if len(self._updates) >= _SETTLE_AT:
-            self.settle(float(self.flag()))
+        if self._found_any is not self._found:
+            torch._amp_foreach_non_finite_check_and_unscale_([values], self._found_any, self._one)
+        if len(self._updates) >= _MAX_UNCHECKED:
+            self.check_flag(float(self.flag()))
 
     def flag(self) -> torch.Tensor | float:
-        """Not 0 where an update since the last `settle` was bad. To be read together with what else is read."""
-        return float(len(self._bad)) if self._asks_first else self._seen
+        """Not 0 where an update since the last `check_flag` was bad. Read it together with other values."""
+        return float(len(self._bad)) if self._asks_first else self._found_any
 
-    def settle(self, flag: float) -> None:
+    def check_flag(self, flag: float) -> None:
         """Act on the value that `flag()` had (with several processes: their mean): warn, or raise NonFiniteError."""
         updates, self._updates = self._updates, []
         if flag:
@@ -146,22 +147,22 @@ class NonFiniteGuard:
             self._remember_schedule()
 
     def close(self) -> None:
-        """Training is over, or broken off: the optimizer steps again as it would alone."""
+        """End of training, also after an exception: the optimizer no longer reads the flag."""
         if not self._asks_first:
             vars(self._optimizer).pop("found_inf", None)
 
-    def passes_over(self, num_micro_batches: int) -> bool:
-        """Whether a rollback went back before the data of the update that is about to be made."""
+    def is_excluded(self, num_micro_batches: int) -> bool:
+        """Whether a rollback excluded the data of the next update."""
         place = self._place()
         first, last = place.first_sample, place.first_sample + num_micro_batches * place.samples_per_micro_batch
         return any(epoch == place.epoch and first < data.stop and data.start < last for epoch, data in self.excluded)
 
-    def _bad_update(self, place: Place, numbers: Sequence[float]) -> BadUpdate:
+    def _bad_update(self, place: UpdatePosition, numbers: Sequence[float]) -> BadUpdate:
         *losses, norm = numbers
         held_back = self._holds_back and (not self._is_distributed or not math.isfinite(norm))
         return BadUpdate(place, tuple(losses), norm, held_back)
 
-    def _act(self, updates: list[tuple[Place, torch.Tensor]]) -> None:
+    def _act(self, updates: list[tuple[UpdatePosition, torch.Tensor]]) -> None:
         if updates:
             read = iter(torch.cat([values for _, values in updates]).tolist())
             numbers = [(place, [next(read) for _ in values]) for place, values in updates]
@@ -169,7 +170,7 @@ class NonFiniteGuard:
         if self._policy != "skip":
             raise self._error()
         if not self._asks_first:
-            self._seen.zero_()
+            self._found_any.zero_()
         bad, self._bad = self._bad, []
         num_left_out = sum(update.is_held_back for update in bad)
         if updates:
@@ -186,7 +187,7 @@ class NonFiniteGuard:
     def _error(self) -> NonFiniteError:
         if not self._bad:
             return NonFiniteError(f"Another process found a loss that is NaN or infinite; it says where. {ADVICE}")
-        # Only what every process knows may lead to what all must do together.
+        # Only what every rank knows may lead to what all must do together.
         known = [update for update in self._bad if not self._is_distributed or not math.isfinite(update.grad_norm)]
         bad = known or self._bad
         if not bad[0].is_held_back:
@@ -209,7 +210,7 @@ class NonFiniteGuard:
             self._schedule = copy.deepcopy((self._scheduler.state_dict(), rates))
 
     def _set_schedule_back(self, num_updates: int, num_left_out: int) -> None:
-        """Undo the schedule's steps of updates that were left out, by making again those that count."""
+        """Undo the schedule's steps of skipped updates, by repeating those that count."""
         if self._scheduler is None:
             return
         state, rates = self._schedule
@@ -220,14 +221,14 @@ class NonFiniteGuard:
             self._scheduler.step()
 
 
-def reads_are_free(device: torch.device) -> bool:
-    """Whether the host can look at a tensor there without waiting for anything."""
+def is_host_memory(device: torch.device) -> bool:
+    """Whether the host can read a tensor there without a sync."""
     return device.type == "cpu"
 
 
-def leaves_out_itself(optimizer: Any) -> bool:
-    """Whether `optimizer.step` does nothing, on the device, where its attribute `found_inf` holds 1.0."""
-    # With momentum, torch's fused SGD takes up its buffers unfilled when its very first step is left out.
+def skips_in_kernel(optimizer: Optimizer) -> bool:
+    """Whether `optimizer.step` is a no-op, on the device, where its attribute `found_inf` holds 1.0."""
+    # With momentum, torch's fused SGD uses uninitialised buffers when its first step is skipped.
     return (
         getattr(optimizer, "_step_supports_amp_scaling", False)
         and getattr(type(optimizer).step, "__module__", "").startswith("torch.optim.")
@@ -236,6 +237,6 @@ def leaves_out_itself(optimizer: Any) -> bool:
 
 
 def _memory_of(tensor: torch.Tensor) -> Any:
-    """A view of a tensor's memory on the host, which shows what is in it without calling anything of torch's."""
+    """A view of a tensor's memory on the host, to read it without a call into torch."""
     buffer: Any = tensor.numpy()
     return memoryview(buffer)

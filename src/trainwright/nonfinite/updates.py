@@ -1,7 +1,7 @@
-"""An update whose loss or gradients are not finite: what is known of it, told of it, and when to go back before it.
+"""An update whose loss or gradients are not finite: its description, and whether to roll back.
 
-Owns: `Place`, `BadUpdate`, `NonFiniteError`, and whether a rollback would help. Leaves to others: finding such updates
-(`guard`), going back (`attempts`).
+Owns: `UpdatePosition`, `BadUpdate`, `NonFiniteError`, and whether a rollback would help. Leaves to others: finding such
+updates (`guard`), going back (`attempts`).
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
 
-_MOST_ROLLBACKS = 10  # data that are passed over; a run that needs more has diverged
+_MOST_ROLLBACKS = 10  # a run that needs more has diverged
 MAX_NAMED = 10  # steps or tensors that a message lists
 
 ADVICE = (
     "Positions count samples in the order of their epoch, over all processes. Look at those samples; try a lower "
     "learning_rate, a longer warm-up or a smaller max_grad_norm; torch.autograd.set_detect_anomaly(True) names the "
-    "operation. nonfinite='skip' leaves such updates out, 'rollback' goes back to the last checkpoint and passes over "
-    "their data, 'ignore' trains on."
+    "operation. nonfinite='skip' skips such updates, 'rollback' goes back to the last checkpoint and skips their data, "
+    "'ignore' uses them."
 )
 
 
-class Place(NamedTuple):
-    """Where an update stands: its step (the first is 1), its epoch, and its samples in the order of that epoch."""
+class UpdatePosition(NamedTuple):
+    """The position of an update: its step (the first is 1), its epoch, and its samples in the order of that epoch."""
 
     step: int
     epoch: int
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 class BadUpdate:
     """An update with a loss or a gradient that is NaN or infinite."""
 
-    place: Place
+    place: UpdatePosition
     losses: tuple[float, ...]  # each micro-batch's share of the loss
     grad_norm: float
     is_held_back: bool  # weights and optimizer state were not changed by it
@@ -67,7 +67,7 @@ class BadUpdate:
 class NonFiniteError(FloatingPointError):
     """The loss, the gradients or the weights are NaN or infinite.
 
-    `updates` are those it happened in, oldest first; none where only one of several processes knows of them.
+    `updates` are those affected, oldest first; empty where only another rank knows of them.
     """
 
     def __init__(self, message: str, updates: Sequence[BadUpdate] = ()) -> None:
@@ -78,9 +78,9 @@ class NonFiniteError(FloatingPointError):
 def check_rollback(
     error: NonFiniteError, policy: str, checkpoint: str | None, excluded: Sequence[tuple[int, range]]
 ) -> list[tuple[int, range]]:
-    """What to pass over, as (epoch, samples), after going back to `checkpoint` from `error`.
+    """The samples to skip, as (epoch, samples), after a rollback to `checkpoint` because of `error`.
 
-    Raises `error` where `policy` is not "rollback", NonFiniteError where going back would not help.
+    Raises `error` where `policy` is not "rollback", NonFiniteError where a rollback would not help.
     """
     if policy != "rollback" or not error.updates:
         raise error
@@ -89,7 +89,7 @@ def check_rollback(
         raise NonFiniteError(f"{error} {reason}", error.updates)
     if len(excluded) >= _MOST_ROLLBACKS:
         raise NonFiniteError(f"{error} This run went back {_MOST_ROLLBACKS} times already, and stops.", error.updates)
-    logger.warning("%s ROLLING BACK to %s; these samples will be passed over.", error, checkpoint)
+    logger.warning("%s ROLLING BACK to %s; these samples will be skipped.", error, checkpoint)
     return [*excluded, *((update.place.epoch, update.samples) for update in error.updates)]
 
 

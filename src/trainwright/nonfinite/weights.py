@@ -1,6 +1,6 @@
 """Weights that are not finite are not saved: nothing could be resumed from them.
 
-Owns: which tensors of a model are looked at, looking, and refusing. Leaves to others: when to save
+Owns: which tensors of a model are checked, checking them, and refusing. Leaves to others: when to save
 (`checkpoint/saves`), updates (`guard`).
 """
 
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 def checkable_tensors(model: nn.Module, exempt: Container[str] = ()) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds of `model` and can be other than finite, by name: parameters, and running means and the
-    like. Those named in `exempt` are left out.
+    """Tensors of `model` in a checkpoint that may be non-finite, by name: parameters and buffers. Those named in
+    `exempt` are left out.
     """
-    is_adapted = is_peft_model(model)  # of such a model only what is trained is saved
+    is_adapted = is_peft_model(model)  # only its trained weights are saved
     found = [(name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad or not is_adapted]
     return {
         name: tensor.detach() if tensor.layout is torch.strided else strided_parts(tensor.detach())[-1]
@@ -45,8 +45,8 @@ def nonfinite_tensors(checked: dict[str, torch.Tensor]) -> list[str]:
     """Names of those that hold NaN or infinity. One pass on the device, one read."""
     if not checked:
         return []
-    # A sum is finite only if all its parts are, and on a CPU it is read at the speed of the memory, the largest number
-    # at a tenth of it. One that overflowed is looked at again.
+    # A sum is finite only if all its terms are, and on a CPU it runs at memory bandwidth, the maximum at a tenth of it.
+    # One that overflowed is checked again.
     if all(tensor.device.type == "cpu" for tensor in checked.values()):
         sums = [tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in checked.values()]
         if bool(torch.stack([one.double() for one in sums]).isfinite().all()):
@@ -59,7 +59,7 @@ def nonfinite_tensors(checked: dict[str, torch.Tensor]) -> list[str]:
 
 
 def infinite_by_design(model: nn.Module) -> frozenset[str]:
-    """Names of the buffers that hold infinity before training, such as a mask of attention: no sign of trouble."""
+    """Names of the buffers that hold infinity before training, such as an attention mask: no fault."""
     names = nonfinite_tensors(checkable_tensors(model))
     return frozenset(names).difference(name for name, _ in model.named_parameters())
 
@@ -73,9 +73,9 @@ class NonFiniteWeights(ValueError):
 
 
 def may_be_saved(names: Sequence[str], is_bad: bool, step: int, policy: str) -> bool:
-    """Whether all weights are finite, in all processes. If not: NonFiniteError, or with "ignore" a warning and False.
+    """Whether all weights are finite, on all ranks. If not: NonFiniteError, or with "ignore" a warning and False.
 
-    `names`: this process's tensors that are not. `is_bad`: whether any process has one, so that all decide alike.
+    `names`: this rank's tensors that are not. `is_bad`: whether any rank has one, so that all decide alike.
     """
     if not is_bad:
         return True

@@ -1,4 +1,4 @@
-"""Adafactor: Adam's second moment held as one row and one column per matrix, and the schedule that reads its rate.
+"""Adafactor: Adam's second moment stored as one row and one column per matrix, and the schedule that reads its rate.
 
 Owns: the optimizer and `AdafactorSchedule`. Leaves to others: which parameters it gets (`groups.py`).
 Source: Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost" (arXiv 1804.04235).
@@ -21,10 +21,10 @@ from trainwright.optim.per_parameter import PerParameterOptimizer
 class Adafactor(PerParameterOptimizer):
     """Adafactor with its documented arguments.
 
-    - `lr`: a learning rate of your own; needs `relative_step=False`.
+    - `lr`: an external learning rate; needs `relative_step=False`.
     - `eps`: added to squared gradients, and the smallest parameter scale.
     - `clip_threshold`: largest root mean square of an update.
-    - `decay_rate`: exponent by which the second moment's memory grows: 1 - step ** decay_rate.
+    - `decay_rate`: exponent of the second moment's decay: 1 - step ** decay_rate.
     - `beta1`: first moment, None to do without (and without its memory).
     - `scale_parameter`: multiply the rate by the root mean square of the parameter.
     - `relative_step`: a rate that falls as one over the square root of the update; `warmup_init`: it starts at 1e-6.
@@ -82,9 +82,9 @@ class Adafactor(PerParameterOptimizer):
                 state["exp_avg_sq"] = torch.zeros_like(gradient)
         state["step"] += 1
         state["RMS"] = _root_mean_square(value)
-        lr = _own_rate(group, state)
+        lr = _parameter_lr(group, state)
 
-        # v <- b v + (1 - b) (g^2 + eps), b = 1 - t ** decay_rate; of a matrix only row and column means are kept
+        # v <- b v + (1 - b) (g^2 + eps), b = 1 - t ** decay_rate; of a matrix only row and column means are stored
         weight = state["step"] ** group["decay_rate"]
         squared = gradient.square().add_(group["eps"][0])
         if factored:
@@ -107,7 +107,7 @@ class Adafactor(PerParameterOptimizer):
             parameter.copy_(value)
 
 
-def _own_rate(group: dict[str, Any], state: dict[str, Any]) -> Any:
+def _parameter_lr(group: dict[str, Any], state: dict[str, Any]) -> Any:
     """The rate of one parameter at its current step: a tensor on its device where it depends on the parameter."""
     # rho = lr, or min(1e-2, 1 / sqrt(t)), or with warmup_init min(1e-6 t, 1 / sqrt(t))
     # rate = rho max(eps, RMS(parameter))
@@ -147,7 +147,7 @@ class AdafactorSchedule(LambdaLR):
         rates = []
         for group, initial_lr in zip(self.optimizer.param_groups, self.base_lrs):
             state = self.optimizer.state.get(group["params"][0])
-            rates.append(_own_rate(group, state) if state and "RMS" in state else initial_lr)
+            rates.append(_parameter_lr(group, state) if state and "RMS" in state else initial_lr)
         return rates
 
 

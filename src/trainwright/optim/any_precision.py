@@ -1,4 +1,4 @@
-"""AdamW whose moments have a precision of their own, with an optional compensation of rounding errors.
+"""AdamW with a separate precision for its moments, and optional Kahan compensation of rounding errors.
 
 Owns: `AnyPrecisionAdamW`, under its documented arguments; torchdistx, the package it once came from, is archived and
 does not install. Leaves to others: when plain AdamW is enough (it is, with float32 parameters).
@@ -19,8 +19,8 @@ class AnyPrecisionAdamW(PerParameterOptimizer):
     """AdamW for parameters in bfloat16.
 
     - `momentum_dtype`, `variance_dtype`: precision of the first and the second moment.
-    - `use_kahan_summation`: keep what rounding took from each update in a buffer of `compensation_buffer_dtype` and add
-      it to the next, so that updates smaller than the precision of the parameter are not lost.
+    - `use_kahan_summation`: accumulate the rounding error of each update in a buffer of `compensation_buffer_dtype` and
+      add it to the next, so that updates smaller than the precision of the parameter are not lost.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class AnyPrecisionAdamW(PerParameterOptimizer):
         if not group["use_kahan_summation"]:
             parameter.add_(update)
             return
-        # Kahan: add the update and what was lost before; what is lost now is the difference to what arrived.
+        # Kahan: add the update and the earlier rounding error; the new error is what did not arrive.
         compensation = state["compensation"].add_(update)
         before = parameter.clone()
         parameter.add_(compensation)

@@ -1,6 +1,6 @@
 """Optimizers of bitsandbytes: 8-bit state, and state that is paged to the host.
 
-Owns: what each name stands for, and keeping embeddings in 32 bits. Leaves to others: the arithmetic (bitsandbytes).
+Owns: what each name means, and a 32-bit state for embeddings. Leaves to others: the arithmetic (bitsandbytes).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def build(request: OptimizerRequest) -> OptimizerSpec:
     class_name, optim_bits, is_paged = VARIANTS[request.name]
     kwargs: dict[str, Any] = request.lr | {"optim_bits": optim_bits}
     if is_paged is not None:
-        # On a CPU the package pages nothing; its AdEMAMix asks for paged memory all the same, above 100,000 numbers.
+        # On a CPU the package pages nothing; its AdEMAMix allocates paged memory anyway, above 100,000 numbers.
         kwargs["is_paged"] = is_paged and not (class_name == "AdEMAMix" and _is_on_cpu(request.model))
     if class_name == "AdEMAMix":
         beta3 = request.take("beta3", 0.9999)
@@ -61,7 +61,7 @@ def keep_embeddings_in_32_bits(model: nn.Module) -> None:
     manager = require(
         "bitsandbytes.optim", "an 8-bit optimizer", extra="bitsandbytes"
     ).GlobalOptimManager.get_instance()
-    # Kept by group and position, whatever the optimizer: those of an earlier one would fall on this one's parameters.
+    # Stored by group and position for all optimizers: overrides of an earlier one would apply to this one's parameters.
     manager.index2config.clear()
     for module in model.modules():
         if isinstance(module, nn.Embedding):

@@ -1,4 +1,4 @@
-"""An optimizer and a schedule for a model, out of a class, its arguments and the run's arguments.
+"""Builds an optimizer and a schedule for a model from a class, its arguments and the run's arguments.
 
 Owns: the constructor conventions of the optimizer families, and which schedule a run gets. Leaves to others: which
 class (`registry.py`), which groups (`groups.py`), wrapping for several devices (`parallel/`).
@@ -23,9 +23,9 @@ from trainwright.optim.schedules import get_scheduler
 def build_optimizer(
     model: nn.Module, cls: Callable[..., Optimizer], kwargs: dict[str, Any], groups: list[dict[str, Any]]
 ) -> Optimizer:
-    """`cls(groups, **kwargs)`, with the conventions that families of optimizers have.
+    """`cls(groups, **kwargs)`, with the conventions of the optimizer families.
 
-    In `kwargs`, "params" are groups that take the place of `groups`, "model" is passed where the class takes a model
+    In `kwargs`, "params" are groups that replace `groups`, "model" is passed where the class takes a model
     instead of parameters, "optimizer_dict" maps each parameter to its own optimizer. `kwargs` is not changed.
     """
     import_for_optimizers()
@@ -46,13 +46,13 @@ def build_scheduler(args: Any, optimizer: Optimizer, num_training_steps: int) ->
 
     `args` has `lr_scheduler_type`, `lr_scheduler_kwargs` (a dict, its JSON text, or None) and
     `get_warmup_steps(num_training_steps)`. A schedule that follows a metric follows it in the direction of
-    `args.greater_is_better`, unless "mode" says otherwise. Raises ValueError on a keyword the schedule does not take,
-    TypeError where `optimizer` is an object of the user's own that no schedule can drive.
+    `args.greater_is_better`, unless "mode" overrides it. Raises ValueError on a keyword the schedule does not take,
+    TypeError where `optimizer` is a user's object that no schedule can drive.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"A schedule drives a torch.optim.Optimizer, and {type(optimizer).__name__} is none. Join several with "
-            "trainwright.CombinedOptimizer([...]), derive yours from torch.optim.Optimizer, or pass a schedule beside "
+            "trainwright.CombinedOptimizer([...]), derive yours from torch.optim.Optimizer, or pass a schedule with "
             "it: optimizers=(optimizer, scheduler)."
         )
     keywords = args.lr_scheduler_kwargs or {}

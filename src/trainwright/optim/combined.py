@@ -1,4 +1,4 @@
-"""Several optimizers that act as one: what a training loop, a schedule and a checkpoint need is a single object.
+"""Several optimizers as one object, for a training loop, a schedule and a checkpoint.
 
 Owns: `CombinedOptimizer`. Leaves to others: which optimizer gets which parameter (`muon.py`, `layerwise.py`, users).
 """
@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 class CombinedOptimizer(Optimizer):
     """`CombinedOptimizer([Muon(matrices, lr=0.02), AdamW(others, lr=3e-4)])`: one optimizer that steps all of them.
 
-    Its `param_groups` are the very dicts of the optimizers inside, so one schedule moves every learning rate by the
-    same factor; its `state_dict()` has the ordinary shape, each optimizer inside writing and reading its own part. The
+    Its `param_groups` are the dicts of the inner optimizers, so one schedule scales every learning rate by the
+    same factor; its `state_dict()` has the usual shape, each inner optimizer writing and reading its part. The
     order of `optimizers` is part of a saved state. Where a schedule needs one base rate (`min_lr`, `lr_end`), it is
     that of the first optimizer, or of `defaults`.
 
@@ -69,7 +69,7 @@ class CombinedOptimizer(Optimizer):
 
     @state.setter
     def state(self, value: Any) -> None:
-        """The base class sets an empty state; the optimizers inside hold theirs."""
+        """The base class sets an empty state; the inner optimizers hold theirs."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Step every optimizer; returns what `closure` returned, None without one."""
@@ -82,11 +82,11 @@ class CombinedOptimizer(Optimizer):
         return loss
 
     def train(self) -> None:
-        """Switch those that keep two sets of weights (schedule-free) to the one they train."""
+        """Switch schedule-free optimizers to the weights they train."""
         self._switch("train")
 
     def eval(self) -> None:
-        """Switch those that keep two sets of weights (schedule-free) to the one to evaluate and save."""
+        """Switch schedule-free optimizers to the weights to evaluate and save."""
         self._switch("eval")
 
     def _switch(self, name: str) -> None:
@@ -96,11 +96,11 @@ class CombinedOptimizer(Optimizer):
                 switch()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused once it is built: an optimizer inside must step the group, and only the caller knows which."""
+        """Refused once it is built: an inner optimizer must step the group, and only the caller knows which."""
         if self._is_built:
             raise ValueError(
-                "A CombinedOptimizer takes no further parameter group: nobody inside would step it. Give the group to "
-                "one of the optimizers first, and combine them then."
+                "A CombinedOptimizer takes no further parameter group: no inner optimizer would step it. Add the group "
+                "to one of the optimizers first, then combine them."
             )
         super().add_param_group(param_group)
 
@@ -125,7 +125,7 @@ class CombinedOptimizer(Optimizer):
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Give every optimizer its part. Each loads it itself, because some keep state that must not be cast."""
+        """Split the state among the inner optimizers. Each loads its part itself, since some state must not be cast."""
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = _or_else(before(self, state_dict), state_dict)
         self._load_inside(state_dict)
@@ -141,13 +141,13 @@ class CombinedOptimizer(Optimizer):
         first = 0
         for optimizer in self.optimizers:
             last = first + len(optimizer.param_groups)
-            own = {number for group in groups[first:last] for number in group["params"]}
-            state = {number: value for number, value in state_dict["state"].items() if number in own}
+            numbers = {number for group in groups[first:last] for number in group["params"]}
+            state = {number: value for number, value in state_dict["state"].items() if number in numbers}
             optimizer.load_state_dict({"state": state, "param_groups": groups[first:last]})
             first = last
         self.param_groups = self._groups_inside()  # loading replaced the dicts
 
 
 def _or_else(result: dict[str, Any] | None, otherwise: dict[str, Any]) -> dict[str, Any]:
-    """What a hook returned, or where it returned nothing, what it was given."""
+    """What a hook returned, or its input where it returned None."""
     return otherwise if result is None else result

@@ -1,7 +1,7 @@
 """Optimizers that update weights during the backward pass: LOMO, AdaLomo, and the layer-wise GaLore and APOLLO.
 
-Owns: telling them from others, and what cannot be combined with them. Leaves to others: the updates (`lomo.py`,
-`layerwise.py`). The gradients of a whole update never exist together, so nothing may need them together.
+Owns: recognising them, and which arguments exclude them. Leaves to others: the updates (`lomo.py`, `layerwise.py`).
+The gradients of an update never exist all at once, so nothing may need them together.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 from trainwright.interop.loaded import is_instance_of
 
 
-def is_lomo(optimizer: Any) -> bool:
-    """Whether `optimizer` takes the place of `loss.backward()`."""
+def is_lomo(optimizer: object) -> bool:
+    """Whether `optimizer` replaces `loss.backward()`."""
     return is_instance_of(optimizer, "lomo_optim", "Lomo", "AdaLomo")
 
 
-def updates_in_backward(optimizer: Any) -> bool:
-    """Whether the weights have moved when the backward pass is over."""
+def updates_in_backward(optimizer: object) -> bool:
+    """Whether the weights are updated when the backward pass is over."""
     return is_lomo(optimizer) or getattr(optimizer, "updates_in_backward", False) is True
 
 

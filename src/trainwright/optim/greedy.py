@@ -1,6 +1,6 @@
 """GreedyLR: raise the learning rate while the metric improves, lower it while it does not.
 
-Owns: the schedule and the moving average it may look at. Leaves to others: when an evaluation produces the metric.
+Owns: the schedule and its optional moving average. Leaves to others: when an evaluation produces the metric.
 Source: the paper "Dynamic Learning Rate Scheduling based on Loss Changes" (arXiv 2512.14527); the documented arguments.
 """
 
@@ -24,7 +24,7 @@ class StreamingAverage:
         self.sum = 0.0
 
     def streamavg(self, value: float) -> float:
-        """Take `value` in, let the oldest one out where the window is full, and return the mean."""
+        """Add `value`, drop the oldest where the window is full, and return the mean."""
         self.values.append(value)
         self.sum += value
         if len(self.values) > self.window_size:
@@ -46,11 +46,11 @@ class GreedyLR:
     - `mode`: "min" where a smaller metric is better, "max" where a larger one is.
     - `factor`: in (0, 1).
     - `threshold`, `threshold_mode`: by how much the best must be beaten, "abs" in the metric's units, "rel" as a share.
-    - `cooldown`, `warmup`: evaluations that are not looked at after a reduction and after a rise.
+    - `cooldown`, `warmup`: evaluations that are ignored after a reduction and after an increase.
     - `min_lr`, `max_lr`: bounds, one number or one per parameter group.
-    - `eps`: changes smaller than this are left out.
-    - `smooth`, `window_size`: look at the mean of the last evaluations instead of the last one.
-    - `reset_start`: reductions asked for at the lower bound until every rate starts afresh at its initial value.
+    - `eps`: smaller changes are not applied.
+    - `smooth`, `window_size`: use the mean of the last evaluations instead of the last one.
+    - `reset_start`: reductions at the lower bound until every rate is reset to its initial value.
     - `verbose`: print each change.
     """
 
@@ -94,7 +94,7 @@ class GreedyLR:
         self.eps = eps
         self.smooth = smooth
         self.window_size = window_size
-        self.reset_start = reset_start  # reductions left at the lower bound before a fresh start
+        self.reset_start = reset_start  # reductions left at the lower bound before a reset
         self.reset_start_original = reset_start
         self.last_epoch = 0
         self.min_lrs = self._one_per_group("min_lr", min_lr)
@@ -107,7 +107,7 @@ class GreedyLR:
         self._streaming_avg = StreamingAverage(window_size) if smooth else None
 
     def step(self, metrics: float, epoch: int | None = None) -> None:
-        """Look at one evaluation and adjust the learning rates."""
+        """Adjust the learning rates after one evaluation."""
         current = float(metrics)
         if self._streaming_avg is not None:
             current = self._streaming_avg.streamavg(current)
@@ -143,7 +143,7 @@ class GreedyLR:
         return current > bound if self.mode == "max" else current < bound
 
     def get_last_lr(self) -> list[float]:
-        """The learning rate of every parameter group, as the last step left it."""
+        """The learning rate of every parameter group after the last step."""
         return self._last_lr
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class GreedyLR:
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where `state_dict()` was taken, and give the parameter groups the learning rates of that moment."""
+        """Restore what `state_dict()` returned, the learning rates of the parameter groups included."""
         state = dict(state_dict)
         average = state.pop("_streaming_avg", None)
         vars(self).update(state)
@@ -171,7 +171,7 @@ class GreedyLR:
         for group, lowest, highest in zip(self.optimizer.param_groups, self.min_lrs, self.max_lrs):
             old = float(group["lr"])
             new = min(old / self.factor, highest) if rising else max(old * self.factor, lowest)
-            # Signed, so that a rate outside the bounds is not pulled back against the direction the metric asks for.
+            # Signed, so that a rate outside the bounds is not moved against the direction of the metric.
             if (new - old if rising else old - new) > self.eps:
                 _set_rate(group, new)
                 if self.verbose:
@@ -209,7 +209,7 @@ class GreedyLR:
 
 
 def _set_rate(group: dict[str, Any], rate: float) -> None:
-    if isinstance(group["lr"], Tensor):  # torchao compiles the update around it
+    if isinstance(group["lr"], Tensor):  # torchao's compiled update holds a reference to it
         group["lr"].fill_(rate)
     else:
         group["lr"] = rate

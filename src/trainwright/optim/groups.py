@@ -1,4 +1,4 @@
-"""Which parameters are trained, which of them decay, and questions about an optimizer's groups.
+"""Parameter groups: which parameters are trained, which of them decay, and queries about an optimizer's groups.
 
 Owns: the two documented parameter groups, the rule that sorts parameters into them, name matching, counting.
 Leaves to others: which optimizer gets the groups (`registry.py`, `build.py`).
@@ -17,8 +17,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 FORBIDDEN_LAYER_TYPES: tuple[type[nn.Module], ...] = (nn.LayerNorm,)
-# Searched in the lower-cased name: anything called a bias, and norms, which are told by name because libraries bring
-# their own classes for them.
+# Searched in the lower-cased name: anything called a bias, and norms, which are recognised by name because libraries
+# define their own classes for them.
 FORBIDDEN_NAME_PATTERNS = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 
 
@@ -95,7 +95,7 @@ def learning_rates(optimizer: Optimizer) -> list[float]:
 
 
 def get_model_param_count(model: nn.Module, trainable_only: bool = False) -> int:
-    """How many numbers the parameters hold; of a parameter that DeepSpeed has partitioned, its full size counts."""
+    """Number of elements in the parameters; of a parameter that DeepSpeed has partitioned, its full size."""
     return sum(
         getattr(parameter, "ds_numel", None) or parameter.numel()
         for parameter in model.parameters()
@@ -104,7 +104,7 @@ def get_model_param_count(model: nn.Module, trainable_only: bool = False) -> int
 
 
 def num_trainable_parameters(model: nn.Module) -> int:
-    """How many numbers training may change."""
+    """Number of trainable elements."""
     return get_model_param_count(model, trainable_only=True)
 
 
@@ -116,7 +116,7 @@ def get_module_class_from_name(module: nn.Module, name: str) -> type[nn.Module] 
 def check_target_module_exists(
     optim_target_modules: str | Sequence[str], key: str, return_is_regex: bool = False
 ) -> bool | tuple[bool, bool]:
-    """Whether the module called `key` is a target; with `return_is_regex`, also whether a regular expression said so.
+    """Whether the module called `key` is a target; with `return_is_regex`, also whether by a regular expression.
 
     A string is a regular expression for the whole name. Of a list, an entry matches where it is part of the name, or a
     regular expression for the whole name.

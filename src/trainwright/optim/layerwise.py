@@ -1,7 +1,7 @@
-"""An optimizer for each parameter, stepped as soon as the parameter's gradient is there.
+"""One optimizer per parameter, stepped as soon as the parameter's gradient is there.
 
-Owns: the layer-wise optimizer and its companion schedule. Leaves to others: acting as one (`combined.py`), which
-optimizer each parameter gets (`low_rank.py`), what such an optimizer excludes (`in_backward.py`).
+Owns: the layer-wise optimizer and its companion schedule. Leaves to others: combining them (`combined.py`), which
+optimizer each parameter gets (`low_rank.py`), what such an optimizer excludes (`fused_backward.py`).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from trainwright.optim.combined import CombinedOptimizer
 
-# The hook that steps each parameter. A later optimizer takes its parameters over: with both hooks in place every
-# parameter would be updated twice.
+# The hook that steps each parameter. A later optimizer removes it: with both hooks every parameter would be updated
+# twice.
 _HOOKS: Any = WeakTensorKeyDictionary()
 
 
 class LayerWiseDummyOptimizer(CombinedOptimizer):
-    """What training steps when every parameter has an optimizer of its own.
+    """The optimizer object of a run in which every parameter has a separate optimizer.
 
-    Each parameter is updated, and its gradient freed, while the backward pass is still under way, so the gradients
-    never exist all at once. `step()` and `zero_grad()` therefore have nothing left to do. Clipping and accumulation
-    would need all gradients and cannot work. Without `optimizer_dict` it holds one unused parameter.
+    Each parameter is updated, and its gradient freed, during the backward pass, so the gradients never exist all at
+    once. `step()` and `zero_grad()` are therefore no-ops. Clipping and accumulation would need all gradients and cannot
+    work. Without `optimizer_dict` it holds one unused parameter.
     """
 
     updates_in_backward = True
@@ -51,17 +51,17 @@ class LayerWiseDummyOptimizer(CombinedOptimizer):
         optimizer.zero_grad()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Nothing: the parameters were updated during the backward pass."""
+        """No-op: the parameters were updated during the backward pass."""
         return None if closure is None else closure()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Nothing: each gradient was freed when it was used."""
+        """No-op: each gradient was freed after its use."""
 
 
 class LayerWiseDummyScheduler(LRScheduler):
-    """A schedule that leaves every learning rate as it is.
+    """A schedule that changes no learning rate.
 
-    Kept for scripts that name it. Trainwright needs none: a schedule built over a `LayerWiseDummyOptimizer` reaches the
+    For scripts that name it. Trainwright needs none: a schedule built over a `LayerWiseDummyOptimizer` reaches the
     optimizer of each parameter.
     """
 

@@ -1,7 +1,7 @@
-"""LOMO and AdaLomo: the update is part of the backward pass, so neither gradients nor (LOMO) state are kept.
+"""LOMO and AdaLomo: the update is fused with the backward pass, so neither gradients nor (LOMO) state are stored.
 
-Owns: building them, clipping, their saved state, and running such a backward pass. Leaves to others: when to run it,
-what cannot be combined with it (`in_backward.py`).
+Owns: building them, clipping, their saved state, and the fused backward pass. Leaves to others: when to run it,
+what cannot be combined with it (`fused_backward.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from trainwright.optim.registry import OptimizerRequest, OptimizerSpec
 
 logger = logging.getLogger(__name__)
 
-# (parameter, key of its hook) of each model's present optimizer. A later one takes the model over: with both hooks in
-# place either of the two would update, at its own learning rate.
+# (parameter, key of its hook) of each model's current optimizer. A later one removes these hooks, or both would update.
 _HOOKS: weakref.WeakKeyDictionary[nn.Module, list[tuple[Tensor, int]]] = weakref.WeakKeyDictionary()
 # AdaLomo's moments: attributes of the optimizer, each a dict by the parameter's name.
 _MOMENTS = ("exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col")
@@ -63,7 +62,7 @@ def _build(request: OptimizerRequest, class_name: str) -> OptimizerSpec:
 
 
 def _for_a_training_loop(base: Any) -> Any:
-    """`base`, a class of lomo_optim, with what a training loop and a checkpoint expect of every optimizer."""
+    """`base`, a class of lomo_optim, with the interface that a training loop and a checkpoint expect."""
 
     class InBackward(base):  # type: ignore[misc]
         # `base` is known at run time only, and the options of `optim_args` are read from its signature.
@@ -79,13 +78,13 @@ def _for_a_training_loop(base: Any) -> Any:
             ]
 
         def step(self, *args: Any, **kwargs: Any) -> None:
-            """Nothing: the parameters were updated during the backward pass."""
+            """No-op: the parameters were updated during the backward pass."""
 
         def zero_grad(self, set_to_none: bool = True) -> None:
-            """Nothing: each gradient was freed when it was used."""
+            """No-op: each gradient was freed after its use."""
 
         def state_dict(self) -> dict[str, Any]:
-            """The ordinary shape; the package leaves AdaLomo's moments out, and they would be lost in a resume."""
+            """The usual shape; the package omits AdaLomo's moments, and a resume would lose them."""
             saved: dict[str, Any] = super().state_dict()
             for number, (name, _) in enumerate(self.model.named_parameters()):
                 moments = {moment: getattr(self, moment, {})[name] for moment in self._moments_of(name)}
@@ -109,9 +108,9 @@ def _for_a_training_loop(base: Any) -> Any:
 
 
 def fused_backward(optimizer: Any, loss: Tensor) -> None:
-    """The backward pass of `loss`, updating each parameter as its gradient appears, at the scheduled learning rate.
+    """The backward pass of `loss`, updating each parameter when its gradient is computed, at the scheduled rate.
 
-    Where the optimizer clips, a first pass measures the norm of all gradients.
+    With clipping, a first pass measures the norm of all gradients.
     """
     if optimizer.clip_grad_norm:
         optimizer.grad_norm(loss)

@@ -1,7 +1,7 @@
 """GaLore and APOLLO: full training of the weights with an optimizer state of low rank.
 
-Owns: which modules they apply to, the parameter groups that mark them, and the layer-wise variants. Leaves to others:
-the projections (galore-torch, apollo-torch), the layer-wise stepping (`layerwise.py`).
+Owns: which modules they apply to, the settings in their parameter groups, and the layer-wise variants. Leaves to
+others: the projections (galore-torch, apollo-torch), the layer-wise stepping (`layerwise.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def galore(request: OptimizerRequest) -> OptimizerSpec:
     """GaLore on AdamW, 8-bit AdamW or Adafactor."""
     module = require("galore_torch", f"optim={request.name!r}", extra="galore")
     base = request.name.removesuffix(_LAYERWISE)
-    marks = {
+    settings = {
         "rank": request.take("rank", 128),
         "update_proj_gap": request.take("update_proj_gap", 200),
         "scale": request.take("scale", 0.25),
@@ -41,13 +41,13 @@ def galore(request: OptimizerRequest) -> OptimizerSpec:
         kwargs |= {"scale_parameter": False, "relative_step": False}
     else:
         kwargs |= request.betas | _chosen_eps(request)
-    return _spec(request, getattr(module, GALORE[base]), kwargs, marks)
+    return _spec(request, getattr(module, GALORE[base]), kwargs, settings)
 
 
 def apollo(request: OptimizerRequest) -> OptimizerSpec:
     """APOLLO; with `optim_args="rank=1,scale_type=tensor"` APOLLO-Mini."""
     module = require("apollo_torch", f"optim={request.name!r}", extra="apollo")
-    marks = {
+    settings = {
         "rank": request.take("rank", 128),
         "proj": request.take("proj", "random"),
         "scale_type": request.take("scale_type", "channel"),
@@ -57,19 +57,20 @@ def apollo(request: OptimizerRequest) -> OptimizerSpec:
         **request.betas,
         **request.eps,
     }
-    return _spec(request, module.APOLLOAdamW, request.lr | request.betas | _chosen_eps(request), marks)
+    return _spec(request, module.APOLLOAdamW, request.lr | request.betas | _chosen_eps(request), settings)
 
 
 def _chosen_eps(request: OptimizerRequest) -> dict[str, Any]:
-    # Where adam_epsilon has its default, that of the packages (1e-6) stays, as documented.
+    # Where adam_epsilon has its default, the packages' default (1e-6) applies, as documented.
     return request.eps if request.args.adam_epsilon != 1e-8 else {}
 
 
 def _spec(
-    request: OptimizerRequest, cls: Callable[..., Any], kwargs: dict[str, Any], marks: dict[str, Any]
+    request: OptimizerRequest, cls: Callable[..., Any], kwargs: dict[str, Any], settings: dict[str, Any]
 ) -> OptimizerSpec:
     cls = _with_plain_projectors(cls)
-    groups = with_module_lr(_groups(request, marks), request.model, request.own_rates)
+    model = _model_of(request)
+    groups = with_module_lr(_groups(request, model, settings), model, request.per_module_lr)
     if not request.name.endswith(_LAYERWISE):
         return OptimizerSpec(cls, kwargs | {"params": groups})
     check_in_backward(request.name, request.args, instead=request.name.removesuffix(_LAYERWISE))
@@ -108,7 +109,7 @@ def _with_plain_projectors(base: Any) -> Any:
                 for number, parameter in zip(packed["params"], group["params"]):
                     values = states.get(number, {}).get("projector")
                     if isinstance(values, dict):
-                        # Made before torch loads, which would take the letters of the strings in the dict apart.
+                        # Made before torch loads, which would split the strings in the dict into letters.
                         projector = object.__new__(_projector_class(group))
                         vars(projector).update({name: _moved(value, parameter) for name, value in values.items()})
                         states[number] = {**states[number], "projector": projector}
@@ -125,7 +126,7 @@ def _moved(value: Any, parameter: Tensor) -> Any:
 
 
 def _projector_class(group: dict[str, Any]) -> Any:
-    # Chosen by how this optimizer was built, never by what a file says.
+    # Chosen by how this optimizer was built, never by the content of a file.
     if "proj" not in group:
         return require("galore_torch.galore_projector", "GaLore", extra="galore").GaLoreProjector
     if group["proj"] == "random":
@@ -133,26 +134,26 @@ def _projector_class(group: dict[str, Any]) -> Any:
     return require("apollo_torch.svd_projector", "APOLLO", extra="apollo").GaLoreProjector
 
 
-def _groups(request: OptimizerRequest, marks: dict[str, Any]) -> list[dict[str, Any]]:
-    """Other parameters first, then the weights of the target modules with their marks.
+def _groups(request: OptimizerRequest, model: nn.Module, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Other parameters first, then the weights of the target modules with their settings.
 
-    Weight decay, where the run asks for some, splits the first group in two, as documented for every optimizer.
+    Weight decay splits the first group in two, as documented for every optimizer.
     """
-    targets = _target_weights(request)
+    targets = _target_weights(request, model)
     chosen = {id(parameter) for parameter in targets}
-    decay = set(decay_parameter_names(request.model))
-    others = [(n, p) for n, p in request.model.named_parameters() if p.requires_grad and id(p) not in chosen]
+    decay = set(decay_parameter_names(model))
+    others = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in chosen]
     weight_decay = request.args.weight_decay
     if not weight_decay:
-        return [{"params": [p for _, p in others]}, {"params": targets, **marks}]
+        return [{"params": [p for _, p in others]}, {"params": targets, **settings}]
     return [
         {"params": [p for n, p in others if n in decay], "weight_decay": weight_decay},
         {"params": [p for n, p in others if n not in decay], "weight_decay": 0.0},
-        {"params": targets, "weight_decay": weight_decay, **marks},
+        {"params": targets, "weight_decay": weight_decay, **settings},
     ]
 
 
-def _target_weights(request: OptimizerRequest) -> list[Tensor]:
+def _model_of(request: OptimizerRequest) -> nn.Module:
     wanted = getattr(request.args, "optim_target_modules", None)
     if request.model is None or wanted is None:
         missing = "the model" if request.model is None else "optim_target_modules"
@@ -160,10 +161,15 @@ def _target_weights(request: OptimizerRequest) -> list[Tensor]:
             f"optim={request.name!r} needs {missing}: name the modules whose gradients are projected, "
             'for instance optim_target_modules=["attn", "mlp"] or "all-linear".'
         )
+    return request.model
+
+
+def _target_weights(request: OptimizerRequest, model: nn.Module) -> list[Tensor]:
+    wanted = request.args.optim_target_modules
     if not isinstance(wanted, (str, list, tuple)):
         raise TypeError(f"optim_target_modules={wanted!r} must be a string or a list of strings.")
     every_linear = isinstance(wanted, str) and wanted.replace("_", "-") == "all-linear"
-    linear = [(name, module) for name, module in request.model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     weights = [
         module.weight
         for name, module in linear

@@ -1,6 +1,7 @@
 """Muon for the hidden matrices, AdamW for everything else, as one optimizer.
 
-Owns: `MuonWithAdamW` and the rule that tells the two kinds apart. Leaves to others: both algorithms (`torch.optim`).
+Owns: `MuonWithAdamW` and the rule that assigns parameters to the two. Leaves to others: both algorithms
+(`torch.optim`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import nn
 from trainwright.optim.combined import CombinedOptimizer
 from trainwright.optim.groups import decay_parameter_names, parameter_groups
 
-_HEAD_NAMES = ("lm_head", "classifier", "score", "head")  # last part of the name of a module that makes the outputs
+_HEAD_NAMES = ("lm_head", "classifier", "score", "head")  # last part of the name of an output module
 
 
 class MuonWithAdamW(CombinedOptimizer):
@@ -58,7 +59,7 @@ class MuonWithAdamW(CombinedOptimizer):
 def muon_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Decaying and other parameters as documented, and the decaying ones split into hidden matrices and the rest.
 
-    A hidden matrix has two dimensions and belongs neither to an embedding nor to the module that makes the outputs.
+    A hidden matrix has two dimensions and belongs neither to an embedding nor to the output module.
     """
     outside = {
         id(parameter)

@@ -14,7 +14,7 @@ from typing import Any
 from trainwright.names import closest
 
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-# Set through arguments of their own, so that there is one place to look for each.
+# Set through other arguments, so that each has one place.
 _ELSEWHERE = {"lr": "learning_rate", "weight_decay": "weight_decay", "params": "the model", "model": "the model"}
 
 

@@ -1,6 +1,7 @@
-"""Learning rates of their own for parts of a model: `learning_rate_per_module={"classifier": 1e-3}`.
+"""Learning rates per module: `learning_rate_per_module={"classifier": 1e-3}`.
 
-Owns: which parameters a pattern means, splitting parameter groups by it, and the check that an optimizer obeyed. Leaves
+Owns: which parameters a pattern means, splitting parameter groups by it, and the check that an optimizer uses it.
+Leaves
 to others: the documented groups (`groups.py`), the schedule, which scales every group's rate by the same factor.
 """
 
@@ -19,30 +20,30 @@ _ARGUMENT = "learning_rate_per_module"
 
 
 def with_module_lr(groups: list[dict[str, Any]], model: nn.Module, rates: Any) -> list[dict[str, Any]]:
-    """`groups`, and behind them one more for each pattern and group that it takes parameters out of, with its "lr".
+    """`groups`, followed by one group per pattern and group in which it matches parameters, with its "lr".
 
-    `rates` is a dict from patterns to learning rates, or None. Everything else about a group (weight decay, marks of
-    GaLore ...) is kept. Errors as `pattern_of_parameters`.
+    `rates` is a dict from patterns to learning rates, or None. Other settings of a group (weight decay, GaLore's ...)
+    are copied. Errors as `pattern_of_parameters`.
     """
     if not rates:
         return groups
     owner = pattern_of_parameters(model, rates)
     rest = [{**group, "params": [p for p in group["params"] if id(p) not in owner]} for group in groups]
-    own = [
+    split = [
         {**group, "params": chosen, "lr": rate}
         for pattern, rate in rates.items()
         for group in groups
         if (chosen := [p for p in group["params"] if owner.get(id(p)) == pattern])
     ]
-    return rest + own
+    return rest + split
 
 
 def pattern_of_parameters(model: nn.Module, patterns: Iterable[str]) -> dict[int, str]:
-    """The pattern that decides over each parameter, by the parameter's `id`; parameters that none matches are left out.
+    """The pattern that applies to each parameter, by the parameter's `id`; parameters that none matches are left out.
 
-    A pattern is a regular expression for the whole name of a parameter or of a module, which stands for all that is in
-    it. Where several match, the last one decides. Raises ValueError on one that is no regular expression, or that
-    decides over no trainable parameter.
+    A pattern is a regular expression for the whole name of a parameter or of a module, with everything in it. Of
+    several that match, the last one applies. Raises ValueError on one that is no regular expression, or that applies to
+    no trainable parameter.
     """
     owner: dict[int, str] = {}
     matched: dict[str, list[nn.Parameter]] = {pattern: [] for pattern in patterns}
@@ -64,7 +65,7 @@ def pattern_of_parameters(model: nn.Module, patterns: Iterable[str]) -> dict[int
 
 
 def _enclosing(name: str) -> list[str]:
-    """The name itself and those of the modules around it: "a.b.weight" to ["a", "a.b", "a.b.weight"]."""
+    """The name and those of its enclosing modules: "a.b.weight" to ["a", "a.b", "a.b.weight"]."""
     parts = name.split(".")
     return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
 
@@ -94,10 +95,10 @@ def check_module_lr(optimizer: Optimizer, model: nn.Module, rates: Any) -> None:
         start = float(group.get("initial_lr", group["lr"]))  # a schedule has already set the rate of the first step
         for parameter in group["params"]:
             pattern = owner.get(id(parameter))
-            # A rate kept as a float32 tensor (torchao) is rounded.
+            # A rate stored as a float32 tensor (torchao) is rounded.
             if pattern is not None and abs(start - rates[pattern]) > 1e-6 * abs(rates[pattern]):
                 raise ValueError(
                     f"{_ARGUMENT} gives {pattern!r} the learning rate {rates[pattern]}, but the optimizer "
-                    f"({type(optimizer).__name__}) trains it at {start}: it was built with groups of its own, or "
-                    "knows one rate only. Give the groups their rates where it is built, or choose another optim."
+                    f"({type(optimizer).__name__}) trains it at {start}: it was built with other groups, or supports "
+                    "one rate only. Give the groups their rates where it is built, or choose another optim."
                 )

@@ -1,4 +1,4 @@
-"""The base of our own optimizers: one update per parameter, and state that a checkpoint returns bit by bit.
+"""The base of this package's optimizers: one update per parameter, and state that a checkpoint restores bit by bit.
 
 Owns: the walk over parameters and loading state. Leaves to others: the update (`adafactor.py`, `any_precision.py`).
 """
@@ -33,7 +33,7 @@ class PerParameterOptimizer(Optimizer):
         raise NotImplementedError(f"{type(self).__name__} must define _update(parameter, gradient, group).")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load as torch does, but keep each tensor's precision: torch rounds float32 state to bfloat16 parameters."""
+        """Load as torch does, but preserve each tensor's dtype: torch casts float32 state to bfloat16 parameters'."""
         super().load_state_dict(state_dict)
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]

@@ -12,10 +12,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainwright.names import OptimizerNames, closest
 from trainwright.optim.options import parse_optim_args, typed, with_options
+
+if TYPE_CHECKING:
+    from torch import nn
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -24,7 +27,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 class OptimizerSpec:
     """What a builder returns: called as `cls(groups, **kwargs)`.
 
-    `kwargs` may carry "params" (groups of its own), "model" or "optimizer_dict"; `build_optimizer` sees to them.
+    `kwargs` may hold "params" (groups), "model" or "optimizer_dict"; see `build_optimizer`.
     """
 
     cls: Callable[..., Any]
@@ -33,15 +36,15 @@ class OptimizerSpec:
 
 @dataclass
 class OptimizerRequest:
-    """What a builder is given. `options` holds unused `optim_args`; what a builder leaves there goes to the class."""
+    """The input of a builder. `options` holds unused `optim_args`; what a builder leaves there goes to the class."""
 
     name: str
     args: Any  # TrainingArguments, or anything with the same fields
-    model: Any = None
+    model: nn.Module | None = None
     options: dict[str, str] = field(default_factory=dict)
 
     def take(self, name: str, default: Any) -> Any:
-        """Use up the option `name`, typed like `default`; `default` where it is not given."""
+        """Remove and return the option `name`, typed like `default`; `default` where it is not given."""
         return typed(name, self.options.pop(name), default) if name in self.options else default
 
     @property
@@ -57,8 +60,8 @@ class OptimizerRequest:
         return {"eps": self.args.adam_epsilon}
 
     @property
-    def own_rates(self) -> dict[str, float] | None:
-        """`learning_rate_per_module`: a builder that makes "params" of its own splits them with `with_module_lr`."""
+    def per_module_lr(self) -> dict[str, float] | None:
+        """`learning_rate_per_module`: a builder that makes "params" splits them with `with_module_lr`."""
         rates: dict[str, float] | None = getattr(self.args, "learning_rate_per_module", None)
         return rates
 
@@ -136,21 +139,21 @@ ROWS: dict[str, Row] = {
 
 
 def is_registered(name: object) -> bool:
-    """Whether `optim=name` is known beyond `OptimizerNames`: added by `register_optimizer`, or ours alone."""
+    """Whether `optim=name` is known beyond `OptimizerNames`: added by `register_optimizer`, or by this package."""
     return isinstance(name, str) and name in ROWS and name not in {member.value for member in OptimizerNames}
 
 
 def register_optimizer(name: str) -> Callable[[T], T]:
-    """Make `optim=name` mean a class of yours, or what a function of yours returns.
+    """Register a class, or a function that builds an optimizer, as `optim=name`.
 
     @register_optimizer("my_adam")
-    class MyAdam(torch.optim.Optimizer): ...  # called with the parameter groups, lr, and what optim_args says
+    class MyAdam(torch.optim.Optimizer): ...  # called with the parameter groups, lr, and the options of optim_args
 
     @register_optimizer("my_other_adam")
     def build(request: OptimizerRequest) -> OptimizerSpec: ...
 
     Registering the same class or function again (a notebook cell that runs twice) replaces it. Raises ValueError for a
-    name that is taken or could not be written on a command line, TypeError for what is neither a class nor a function.
+    name that exists or could not be written on a command line, TypeError for what is neither a class nor a function.
     """
     if not isinstance(name, str):
         raise TypeError(f"register_optimizer takes a name first, not {name!r}: write @register_optimizer('my_adam').")
@@ -177,7 +180,7 @@ _REGISTERED: dict[str, tuple[str, str]] = {}  # module and qualified name of eac
 
 
 def unknown_optimizer(name: object) -> ValueError:
-    """The error about an `optim` that nothing is called."""
+    """The error about an unknown `optim`."""
     hint = closest(str(name), ROWS) or " Your own are known once the module that calls register_optimizer is imported."
     return ValueError(f"optim={name!r} is not a known optimizer; choose one of {sorted(ROWS)}.{hint}")
 
@@ -189,7 +192,7 @@ def _class_builder(cls: Any) -> Callable[[OptimizerRequest], OptimizerSpec]:
     return build
 
 
-def optimizer_class_and_kwargs(args: Any, model: Any = None) -> tuple[Callable[..., Any], dict[str, Any]]:
+def optimizer_class_and_kwargs(args: Any, model: nn.Module | None = None) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The class that `args.optim` names and the arguments that `args` and `args.optim_args` give it, "lr" among them.
 
     `model` is needed by optimizers that choose their own parameters (GaLore, APOLLO, LOMO, Muon). Errors: ValueError on

@@ -1,7 +1,7 @@
 """Learning-rate schedules under their documented names.
 
 Owns: the `get_*_schedule*` constructors and the look-up by name. Leaves to others: the formulas
-(`schedule_factors.py`), adapting to a metric (`greedy.py`), Adafactor's own rate (`adafactor.py`), what a run's
+(`schedule_factors.py`), adapting to a metric (`greedy.py`), Adafactor's internal rate (`adafactor.py`), what a run's
 arguments mean (`build.py`).
 
 A factor is a `functools.partial` of a module-level function, so that a scheduler pickles and its `state_dict` has the
@@ -86,7 +86,7 @@ def get_polynomial_decay_schedule_with_warmup(
 ) -> LambdaLR:
     """Warmup, then a fall to `lr_end` along a polynomial of degree `power`.
 
-    `lr_end` is a learning rate, not a factor; it must lie below the rate the optimizer was built with (ValueError).
+    `lr_end` is a learning rate, not a factor; it must be below the rate the optimizer was built with (ValueError).
     """
     lr_init = optimizer.defaults["lr"]
     if not lr_init > lr_end:

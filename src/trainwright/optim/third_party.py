@@ -55,8 +55,8 @@ def grokadamw(request: OptimizerRequest) -> OptimizerSpec:
 def _resumable(base: Any) -> Any:
     """GrokAdamW with a state that can be saved.
 
-    The package keeps its moments inside the groups, keyed by the parameter objects of this very run: after a resume
-    they would be there, and never be found.
+    The package stores its moments in the groups, keyed by the parameter objects of the process, so that after a resume
+    they would never be found.
     """
 
     class GrokAdamW(base):  # type: ignore[misc]
@@ -80,7 +80,7 @@ def _resumable(base: Any) -> Any:
 
 
 def schedule_free(request: OptimizerRequest) -> OptimizerSpec:
-    """They warm up by themselves, and `train()` and `eval()` switch between their two sets of weights."""
+    """The warm-up is built in; `train()` and `eval()` switch between the two sets of weights."""
     module = require("schedulefree", f"optim={request.name!r}", extra="schedulefree")
     schedule = SchedulerType(getattr(request.args, "lr_scheduler_type", "constant")).value
     if not schedule.startswith("constant"):

@@ -53,5 +53,5 @@ def muon(request: OptimizerRequest) -> OptimizerSpec:
 
     if request.model is None:
         raise ValueError("optim='muon' chooses parameters by their module, so it needs the model; model is None.")
-    groups = with_module_lr(muon_groups(request.model, request.args.weight_decay), request.model, request.own_rates)
+    groups = with_module_lr(muon_groups(request.model, request.args.weight_decay), request.model, request.per_module_lr)
     return OptimizerSpec(MuonWithAdamW, request.adam | {"params": groups})

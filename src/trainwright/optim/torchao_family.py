@@ -1,6 +1,6 @@
 """Optimizers of torchao: AdamW with a quantised state, compiled by torch.
 
-Owns: what each name stands for. Leaves to others: the arithmetic (torchao).
+Owns: what each name means. Leaves to others: the arithmetic (torchao).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """One process or many.
 
-Owns: the few questions that backends answer differently (`strategy`), and building an Accelerator.
-Leaves to others: the training story, which asks those questions and knows no backend by name.
+Owns: the few operations that differ between backends (`strategy`), and building an Accelerator.
+Leaves to others: the training loop, which calls them and knows no backend by name.
 """

@@ -5,8 +5,8 @@ import (about a second) only when the user's code reads `trainer.accelerator`. L
 (`args/device.py`).
 
 accelerate holds precision, device and accumulation in dictionaries that all Accelerators of a process share, so a
-second one with another precision is an error, or computes in the precision of the first. The one built here has a copy
-of its own, and leaves to the script, and to other Trainers, what they had set up.
+second one with another precision is an error, or computes in the precision of the first. The one built here has a
+separate copy, and leaves that of the script and of other Trainers unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from trainwright.args.device import world_size
 
-# Methods that ask accelerate's shared state for the precision; `autocast` is another.
+# Methods that read the precision from accelerate's shared state; `autocast` is another.
 _READ_SHARED_STATE = ("prepare_model", "prepare_optimizer", "prepare_scheduler", "prepare_data_loader")
 
 
@@ -52,14 +52,14 @@ def build_accelerator(args: Any, **kwargs: Any) -> Any:
         accelerator.state.__dict__ = dict(AcceleratorState._shared_state)
         accelerator.gradient_state = accumulation_class(accelerator.gradient_state.plugin_kwargs)
     except BaseException:
-        _put_back(shared, before)
+        _restore(shared, before)
         raise
-    # What was empty is left filled: accelerate's loaders and helpers ask it for ranks.
-    _put_back([now for now, then in zip(shared, before) if then], [then for then in before if then])
+    # What was empty stays filled: accelerate's loaders and helpers read ranks from it.
+    _restore([now for now, then in zip(shared, before) if then], [then for then in before if then])
     return accelerator
 
 
-def _put_back(shared: list[Any], before: list[dict[str, Any]]) -> None:
+def _restore(shared: list[Any], before: list[dict[str, Any]]) -> None:
     for now, then in zip(shared, before, strict=True):
         now.clear()
         now.update(then)
@@ -84,14 +84,14 @@ def _classes() -> tuple[Callable[..., Any], Callable[..., Any]]:
     def as_shared_state(state: dict[str, Any]) -> Iterator[None]:
         shared = AcceleratorState._shared_state
         before = dict(shared)
-        _put_back([shared], [state])
+        _restore([shared], [state])
         try:
             yield
         finally:
-            _put_back([shared], [before])
+            _restore([shared], [before])
 
     class Accelerator(Base):  # type: ignore[misc,unused-ignore]
-        """An Accelerator whose precision, device and accumulation are its own."""
+        """An Accelerator with a private copy of precision, device and accumulation."""
 
         @contextlib.contextmanager
         def autocast(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -100,7 +100,7 @@ def _classes() -> tuple[Callable[..., Any], Callable[..., Any]]:
                     stack.enter_context(super().autocast(*args, **kwargs))
                 yield
 
-    def with_own_state(name: str) -> Callable[..., Any]:
+    def with_private_state(name: str) -> Callable[..., Any]:
         inherited = getattr(Base, name)
 
         @functools.wraps(inherited)
@@ -111,10 +111,10 @@ def _classes() -> tuple[Callable[..., Any], Callable[..., Any]]:
         return method
 
     for name in _READ_SHARED_STATE:
-        setattr(Accelerator, name, with_own_state(name))
+        setattr(Accelerator, name, with_private_state(name))
 
     class AccumulationState(GradientState):  # type: ignore[misc,unused-ignore]
-        """Which loader is being read is known to all Accelerators of a process; the accumulation is that of one."""
+        """The active loader is shared by all Accelerators of a process; the accumulation is that of one."""
 
         __slots__ = ("plugin_kwargs",)
 
@@ -126,11 +126,11 @@ def _classes() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def accelerator_arguments(args: Any) -> dict[str, Any]:
-    """Keyword arguments for `accelerate.Accelerator` that say what `args` (TrainingArguments) says."""
+    """Keyword arguments for `accelerate.Accelerator` from `args` (TrainingArguments)."""
     from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 
     config = args.accelerator_config
-    # Updates are counted, and losses divided, by our loop; a second count inside the Accelerator would divide again.
+    # Our loop counts micro-batches and divides losses; the Accelerator would divide again.
     accumulation = {"sync_with_dataloader": False, **(config.gradient_accumulation_kwargs or {}), "num_steps": 1}
     return {
         "dataloader_config": DataLoaderConfiguration(

@@ -1,7 +1,7 @@
-"""One search run by several processes: process 0 asks the engine, the others train the same trials with it.
+"""Broadcasting objects from rank 0, and the trials of a hyper-parameter search that all ranks train together.
 
-Owns: `share` and the two messages of a search ("here is a trial", "it is over"). Leaves to others: the engines, and
-starting the processes. Every function here is a collective: all processes must call it in the same order.
+Owns: `share` and the two messages of a search ("trial", "over"). Leaves to others: the engines, and starting the
+processes. Every function here is a collective: all ranks must call it in the same order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def world() -> tuple[int, int]:
-    """(rank of this process, number of processes); (0, 1) where no process group exists."""
+    """(rank, world size); (0, 1) without a process group."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
@@ -20,7 +20,7 @@ def world() -> tuple[int, int]:
 
 
 def share(value: Any = None) -> Any:
-    """The `value` of process 0, in every process; what the others pass is not looked at."""
+    """The `value` of rank 0, on every rank; those of the others are ignored."""
     if world()[1] == 1:
         return value
     import torch.distributed as dist
@@ -31,19 +31,19 @@ def share(value: Any = None) -> Any:
 
 
 def finish(result: Any) -> Any:
-    """Called by process 0 when the search is over: releases the others, which return the same `result`."""
+    """Called by rank 0 when the search is over: releases the others, which return the same `result`."""
     share(("over", result))
     return result
 
 
 def announce(trial: Any) -> None:
-    """Called by process 0 before each trial: the others begin the same one."""
+    """Called by rank 0 before each trial: the others begin the same one."""
     share(("trial", trial))
 
 
 def follow(run_trial: Callable[[Any], None]) -> Any:
-    """Called by every other process: run each announced trial until process 0 finishes; return its result, or raise it
-    where it is the error that process 0 failed with.
+    """Called by every other rank: run each announced trial until rank 0 finishes; return its result, or raise its
+    error.
     """
     while True:
         kind, payload = share()

@@ -1,6 +1,6 @@
-"""Several processes, one share of the data each, through accelerate.
+"""Data parallelism over several processes, through accelerate.
 
-Owns: what `Strategy` asks, answered with an Accelerator. Leaves to others: starting the processes (torchrun, accelerate
+Owns: `Strategy` by an Accelerator. Leaves to others: starting the processes (torchrun, accelerate
 launch), and building the Accelerator.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from trainwright.data.rebalance import BatchRebalanceSampler
 from trainwright.nested import first_samples, num_samples_in
@@ -21,8 +22,8 @@ from trainwright.parallel.strategy import Strategy
 
 
 class DistributedStrategy(Strategy):
-    """DistributedDataParallel over the processes that were started together; with `auto_find_batch_size` the plain
-    model, and one exchange of gradients per update.
+    """DistributedDataParallel over the process group; with `auto_find_batch_size` the plain model, and one all-reduce
+    of gradients per update.
 
     Raises ValueError for `auto_find_batch_size_mode="restart"`, which several processes cannot agree on.
     """
@@ -73,9 +74,9 @@ class DistributedStrategy(Strategy):
         return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **self._ddp_kwargs)
 
     def prepare_dataloader(self, dataloader: Any) -> Any:
-        if isinstance(dataloader.batch_sampler, BatchRebalanceSampler):  # it plans for all and gives each its own
+        if isinstance(dataloader.batch_sampler, BatchRebalanceSampler):  # it shards by rank itself
             return super().prepare_dataloader(dataloader)
-        # Batches that one process reads for all have to travel over devices; others are moved when they are needed.
+        # Batches that rank 0 reads for all are sent between devices; others are moved when they are needed.
         return self.accelerator.prepare_data_loader(
             dataloader, device_placement=bool(self.accelerator.dispatch_batches)
         )
@@ -93,8 +94,8 @@ class DistributedStrategy(Strategy):
         if self._exchange is not None:
             self._exchange.average(parameters)
 
-    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float, optimizer: Any) -> torch.Tensor:
-        return super().clip_grad_norm(parameters, max_norm, optimizer)  # DDP leaves the same gradients in every process
+    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float, optimizer: Optimizer) -> torch.Tensor:
+        return super().clip_grad_norm(parameters, max_norm, optimizer)  # with DDP every rank has the same gradients
 
     def gather(self, value: Any) -> Any:
         return self.accelerator.gather(value)
@@ -121,7 +122,7 @@ class DistributedStrategy(Strategy):
         return self.accelerator.reduce(value, reduction="sum")  # type: ignore[no-any-return]
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The mean of a tensor over all processes, on this one's device; nothing is read."""
+        """The mean of a tensor over all ranks, on this rank's device; no host sync."""
         return self.accelerator.reduce(value.to(self.device), reduction="mean")  # type: ignore[no-any-return]
 
     def mean_of_floats(self, values: list[float]) -> list[float]:
@@ -156,7 +157,7 @@ class DistributedStrategy(Strategy):
         failed = self.first_error(error)
         try:
             if failed is not None:
-                stack.__exit__(type(failed), failed, failed.__traceback__)  # process 0 removes what it staged
+                stack.__exit__(type(failed), failed, failed.__traceback__)  # rank 0 removes what it staged
             else:
                 stack.close()
         except Exception as caught:
@@ -172,7 +173,7 @@ class DistributedStrategy(Strategy):
             found = OSError(error.errno, f"{error} {where}")
         elif error is not None:
             found = RuntimeError(f"{type(error).__name__}: {error} {where}")
-        of_all = self.gather_objects(found)  # also where this process has an error of its own: the others wait for it
+        of_all = self.gather_objects(found)  # also where this rank has an error: the others wait for it
         return error or next((other for other in of_all if other is not None), None)
 
 

@@ -1,12 +1,12 @@
-"""Gradients of several processes, averaged once per update instead of during the backward pass.
+"""Gradients averaged over ranks once per update instead of during the backward pass.
 
-Owns: `GradientExchange`: the same weights in every process, one average per update, buffers of process 0. Leaves to
-others: what runs between two averages. DistributedDataParallel exchanges gradients while the last backward pass of an
-update runs, so every process must make that pass, and make it once. Here a process may repeat its share of an update,
-in as many passes as its memory asks for, and no other notices.
+Owns: `GradientExchange`: the same weights on every rank, one average per update, buffers of rank 0. Leaves to others:
+what runs between two averages. DistributedDataParallel reduces gradients during the last backward pass of an update, so
+every rank must make that pass, exactly once. Here a rank may repeat its share of an update, in as many passes as its
+memory needs, independently of the others.
 
-Cost: what DistributedDataParallel hides behind the backward pass is waited for, and one byte per parameter travels
-between the hosts, so that a parameter which only some processes used is known to all.
+Cost: communication does not overlap with the backward pass, and one byte per parameter is reduced between the hosts, so
+that all ranks know a parameter that only some of them used.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MIB = 1 << 20
 
 
 class GradientExchange:
-    """All methods are collectives: every process calls them, in the same order.
+    """All methods are collectives: every rank calls them, in the same order.
 
-    `bucket_mib`: gradients that travel together, which is also the memory that an exchange needs. Raises ValueError
+    `bucket_mib`: gradients reduced together, which is also the memory that an exchange needs. Raises ValueError
     for a model with sparse gradients.
     """
 
@@ -48,16 +48,14 @@ class GradientExchange:
         self._broadcast([*(p.data for p in model.parameters()), *model.buffers()])
 
     def begin(self, model: nn.Module) -> None:
-        """An update begins: running means and the like become those of process 0, as they do in each update of
-        DistributedDataParallel.
-        """
+        """An update begins: broadcast the buffers of rank 0, as DistributedDataParallel does."""
         if self._broadcasts_buffers:
             self._broadcast(list(model.buffers()))
 
     @torch.no_grad()
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Every process's gradients become the mean over all. One that a process does not have counts as zeros; one
-        that none has stays None.
+        """Replace gradients by their mean over all ranks. One that a rank does not have counts as zeros; one that none
+        has stays None.
         """
         trainable = [parameter for parameter in parameters if parameter.requires_grad]
         used = torch.tensor([parameter.grad is not None for parameter in trainable], dtype=torch.uint8)
@@ -74,7 +72,7 @@ class GradientExchange:
             _copy_back(flat, bucket)
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Destroy the process group."""
         torch.distributed.destroy_process_group(self._hosts)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Gradients and parameters that lie on device meshes (DTensor), or are replicated beside such.
+"""Gradients and parameters on device meshes (DTensor), and replicated ones next to them.
 
 Owns: one gradient norm over several meshes, keeping replicated parameters equal. Leaves to others: making the meshes.
 On one device nothing here is called.
@@ -18,7 +18,7 @@ def _mesh_of(tensor: torch.Tensor) -> Any:
 
 
 def has_mixed_meshes(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether the gradients lie on more than one mesh, or some on a mesh and some on none: torch cannot stack those."""
+    """Whether the gradients are on more than one mesh, or only some on a mesh: torch cannot stack those."""
     meshes: list[Any] = []
     for parameter in parameters:
         if parameter.grad is not None and not any(_mesh_of(parameter.grad) is mesh for mesh in meshes):
@@ -27,7 +27,7 @@ def has_mixed_meshes(parameters: Iterable[nn.Parameter]) -> bool:
 
 
 def clip_mixed_meshes(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
-    """`clip_grad_norm_` where gradients lie on several meshes: one norm for each mesh, then one over those."""
+    """`clip_grad_norm_` for gradients on several meshes: one norm for each mesh, then one over those."""
     by_mesh: dict[int, list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
@@ -43,7 +43,7 @@ def clip_mixed_meshes(parameters: Iterable[nn.Parameter], max_norm: float) -> to
 
 
 def broadcast_replicated(model: nn.Module) -> None:
-    """Give every process the trainable parameters of process 0, of those that are no part of a mesh."""
+    """Broadcast the trainable parameters of rank 0 that are not on a mesh."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
     for parameter in model.parameters():

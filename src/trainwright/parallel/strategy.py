@@ -1,7 +1,7 @@
-"""The questions that one process and many answer differently.
+"""The operations that differ between one process and many.
 
-Owns: `Strategy`, whose defaults are the answers of one process on one device: torch's own parts, unwrapped. Leaves to
-others: processes that work together (`distributed`), the training story that asks.
+Owns: `Strategy`, whose defaults are those of one process on one device: torch's objects, unwrapped. Leaves to
+others: several processes (`distributed`), the training loop that calls them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from trainwright import gradients
 from trainwright.data.loaders import with_answers
@@ -22,7 +23,7 @@ class Strategy:
     """One process, one device. The training loop calls these; a backend with several processes overrides some."""
 
     num_processes = 1
-    num_batches_at_once = 1  # loader batches that all processes take together: one each, or one that is split
+    num_batches_at_once = 1  # loader batches that all ranks consume together: one each, or one that is split
     num_processes_here = 1  # on this machine
     process_index = 0
     is_distributed = False
@@ -40,11 +41,11 @@ class Strategy:
         return model
 
     def prepare_dataloader(self, dataloader: Any) -> Any:
-        """Give each process its share of the batches."""
+        """Shard the batches by rank."""
         return with_answers(dataloader)
 
     def unwrap(self, model: nn.Module) -> nn.Module:
-        """The model the user passed, out of whatever wraps it."""
+        """The model the user passed, without wrappers."""
         return unwrapped(model)  # type: ignore[no-any-return]
 
     # -- a step --------------------------------------------------------------------------------------------------------
@@ -53,10 +54,10 @@ class Strategy:
         """Before the first micro-batch of an update that may have to be repeated (`auto_find_batch_size`)."""
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """After its last one: every process gets the mean of the gradients, where the backward pass left it open."""
+        """After its last one: average the gradients over ranks, where the backward pass did not."""
 
     def without_grad_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        """Around each micro-batch but the last of an update: several processes exchange gradients only there."""
+        """Context of each micro-batch but the last of an update: ranks exchange gradients only in the last."""
         return contextlib.nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -65,14 +66,14 @@ class Strategy:
         else:
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float, optimizer: Any) -> torch.Tensor:
+    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float, optimizer: Optimizer) -> torch.Tensor:
         """Scale gradients down to `max_norm`; return the norm they had, as a tensor on their device."""
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
         return gradients.clip_grad_norm(parameters, max_norm)
 
-    def optimizer_step(self, optimizer: Any) -> bool:
-        """Update the weights. False when fp16 gradients overflowed and the update was left out."""
+    def optimizer_step(self, optimizer: Optimizer) -> bool:
+        """Update the weights. False when fp16 gradients overflowed and the update was skipped."""
         if self.scaler is None:
             optimizer.step()
             return True
@@ -82,10 +83,10 @@ class Strategy:
         self.scaler.update()
         return not bool(self.scaler.scale(one) < before)
 
-    # -- talking to the other processes --------------------------------------------------------------------------------
+    # -- collectives ---------------------------------------------------------------------------------------------------
 
     def gather(self, value: Any) -> Any:
-        """The tensors of all processes, concatenated along their first dimension."""
+        """The tensors of all ranks, concatenated along their first dimension."""
         return value
 
     def gather_for_metrics(self, value: Any) -> Any:
@@ -93,17 +94,15 @@ class Strategy:
         return value
 
     def num_own_rows(self, num_rows: int, dataloader: Any) -> int:
-        """How many rows of the batch that `dataloader` gave last, the first ones, are not repeated from elsewhere to
-        fill the last round.
-        """
+        """How many rows of the last batch of `dataloader`, from its start, are no padding duplicates."""
         return num_rows
 
     def without_repeats(self, value: Any, dataloader: Any) -> Any:
-        """The rows of `num_own_rows` alone."""
+        """Only the rows of `num_own_rows`."""
         return value
 
     def pad_across_processes(self, value: Any, dim: int = 1, pad_index: int = -100) -> Any:
-        """Pad dimension `dim` to the longest of all processes, so that `gather` can concatenate."""
+        """Pad dimension `dim` to the longest of all ranks, so that `gather` can concatenate."""
         return value
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
@@ -116,11 +115,11 @@ class Strategy:
         return values
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """One small value of each process, in the order of their numbers."""
+        """One small value of each rank, in rank order."""
         return [value]
 
     def barrier(self) -> None:
-        """Wait for the other processes."""
+        """Wait for the other ranks."""
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
@@ -131,5 +130,5 @@ class Strategy:
         return stage()
 
     def first_error(self, error: Exception | None) -> Exception | None:
-        """The error of this process, else that of another; None where none failed. Waits for all."""
+        """The error of this rank, else that of another; None where none failed. Waits for all."""
         return error

@@ -1,2 +1,2 @@
-"""Owns: seeing what a run does with its time: parts of the loop, speeds, use of the device's peak, profiler traces.
-Leaves to others: the loop that is watched (`trainer`), pictures (`report/`). Off unless an argument asks."""
+"""Owns: profiling a run: time of the loop's phases, speeds, MFU, profiler traces.
+Leaves to others: the loop (`trainer`), pictures (`report/`). Off unless an argument asks."""

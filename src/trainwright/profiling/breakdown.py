@@ -1,11 +1,11 @@
-"""Where the time of a run went.
+"""The time of a run by phase.
 
-Owns: `TimeBreakdown` and its two timelines. Leaves to others: what the parts are (`phases`), when a line is written.
+Owns: `TimeBreakdown` and its two timelines. Leaves to others: what the phases are (`phases`), when a line is written.
 
-A timeline is cut at every change of part, so the parts add up to the whole by construction. On a CPU it is the host's
+A timeline is cut at every change of phase, so the phases add up to the whole by construction. On a CPU it is the host's
 clock. On an accelerator the host runs ahead of the device, so its clock says little; there each cut is an event in the
-device's own queue, and the device's times are read at the log line, which waits for the device anyway: no sync is
-added. "data" is then what the device stood still for: waiting that was hidden behind its work is not waste.
+device's queue, and the device's times are read at the log line, which waits for the device anyway: no sync is added.
+"data" is then the time the device was idle: waiting that overlaps with its work does not count.
 """
 
 from __future__ import annotations
@@ -20,60 +20,60 @@ import torch
 
 from trainwright.profiling.phases import PHASES, Function
 
-MOST_PENDING = 4096  # cuts kept before those that the device has passed are added up: bounds memory without log lines
+MOST_PENDING = 4096  # events held before those that the device has passed are added up: bounds memory without log lines
 
 
 class HostTimeline:
-    """Seconds per part on the host's clock."""
+    """Seconds per phase on the host's clock."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self._clock, self._part, self._since = clock, "other", clock()
+        self._clock, self._phase, self._since = clock, "other", clock()
 
-    def switch(self, part: str) -> str:
-        """From now on it is `part`; returns what it was."""
-        now, before = self._clock(), self._part
+    def switch(self, phase: str) -> str:
+        """Begin `phase`; returns the one before."""
+        now, before = self._clock(), self._phase
         self.seconds[before] += now - self._since
-        self._part, self._since = part, now
+        self._phase, self._since = phase, now
         return before
 
-    def bring_up_to_date(self) -> None:
-        self.switch(self._part)
+    def flush(self) -> None:
+        self.switch(self._phase)
 
 
 class DeviceTimeline:
-    """Seconds per part on the device's clock. `new_event()` makes an event with timing, as `torch.cuda.Event`."""
+    """Seconds per phase on the device's clock. `new_event()` makes an event with timing, as `torch.cuda.Event`."""
 
     def __init__(self, new_event: Callable[[], Any]) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self._new_event, self._part = new_event, "other"
-        self._passed: list[Any] = []  # events that may be recorded again
-        self._pending: collections.deque[tuple[str, Any]] = collections.deque()  # (part that began, its event)
+        self._new_event, self._phase = new_event, "other"
+        self._passed: list[Any] = []  # events to reuse
+        self._pending: collections.deque[tuple[str, Any]] = collections.deque()  # (phase that began, its event)
         self.switch("other")
 
-    def switch(self, part: str) -> str:
-        before, self._part = self._part, part
+    def switch(self, phase: str) -> str:
+        before, self._phase = self._phase, phase
         event = self._passed.pop() if self._passed else self._new_event()
         event.record()
-        self._pending.append((part, event))
+        self._pending.append((phase, event))
         if len(self._pending) >= MOST_PENDING:
             self._add_up()
         return before
 
-    def bring_up_to_date(self) -> None:
+    def flush(self) -> None:
         """Does not wait: what the device has not passed yet comes with the next call."""
-        self.switch(self._part)
+        self.switch(self._phase)
         self._add_up()
 
     def _add_up(self) -> None:
         while len(self._pending) > 1 and self._pending[1][1].query():
-            part, start = self._pending.popleft()
-            self.seconds[part] += start.elapsed_time(self._pending[0][1]) / 1000  # milliseconds
+            phase, start = self._pending.popleft()
+            self.seconds[phase] += start.elapsed_time(self._pending[0][1]) / 1000  # milliseconds
             self._passed.append(start)
 
 
 class TimeBreakdown:
-    """How long each part took, from construction on. Costs 3 Python and 2 C calls per part of a step on a CPU."""
+    """How long each phase took, from construction on. Costs 3 Python and 2 C calls per phase of a step on a CPU."""
 
     def __init__(self, timeline: HostTimeline | DeviceTimeline, *, in_log_lines: bool) -> None:
         self.in_log_lines = in_log_lines
@@ -85,31 +85,31 @@ class TimeBreakdown:
         """What `time_breakdown` asks for: False, "end", "logs"."""
         return cls(timeline_for(device), in_log_lines=wanted == "logs") if wanted else None
 
-    def span(self, part: str, function: Function) -> Function:
+    def span(self, phase: str, function: Function) -> Function:
         switch = self._timeline.switch
 
-        def in_part(*args: Any, **kwargs: Any) -> Any:
-            before = switch(part)
+        def in_phase(*args: Any, **kwargs: Any) -> Any:
+            before = switch(phase)
             try:
                 return function(*args, **kwargs)
             finally:
                 switch(before)
 
-        return in_part  # type: ignore[return-value]
+        return in_phase  # type: ignore[return-value]
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """No-op."""
 
     def line(self) -> dict[str, float]:
-        """Seconds per part since the last line, as `time_<part>_s`; they add up to the time that passed."""
-        self._timeline.bring_up_to_date()
+        """Seconds per phase since the last line, as `time_<phase>_s`; they add up to the time that passed."""
+        self._timeline.flush()
         before, self._at_last_line = self._at_last_line, dict(self._timeline.seconds)
-        return {f"time_{part}_s": round(now - before[part], 6) for part, now in self._at_last_line.items()}
+        return {f"time_{phase}_s": round(now - before[phase], 6) for phase, now in self._at_last_line.items()}
 
     def total(self) -> dict[str, float]:
-        """Seconds per part since the run began, as `train_time_<part>_s`."""
-        self._timeline.bring_up_to_date()
-        return {f"train_time_{part}_s": round(seconds, 6) for part, seconds in self._timeline.seconds.items()}
+        """Seconds per phase since the run began, as `train_time_<phase>_s`."""
+        self._timeline.flush()
+        return {f"train_time_{phase}_s": round(seconds, 6) for phase, seconds in self._timeline.seconds.items()}
 
 
 def timeline_for(device: torch.device) -> HostTimeline | DeviceTimeline:

@@ -23,7 +23,7 @@ class Peak(NamedTuple):
     fp32: float
 
 
-# The first row whose words stand in the device's name counts, so longer names come first.
+# The first row whose words are in the device's name applies, so longer names come first.
 PEAKS: tuple[tuple[str, Peak], ...] = (
     ("B200", Peak(2250, 2250, 1125, 75)),
     ("GH200", Peak(989.4, 989.4, 494.7, 66.9)),
@@ -52,7 +52,7 @@ PEAKS: tuple[tuple[str, Peak], ...] = (
     ("MI250X", Peak(191.5, 191.5, None, 47.9)),
     ("MI210", Peak(181, 181, None, 45.3)),
 )
-# Words that make a name another device, whose peak is not known here; MIG: a slice of one.
+# Words that denote another device, whose peak is not known here; MIG: a slice of one.
 VARIANTS = frozenset({"D", "Laptop", "SUPER", "Ti", "Max", "MIG"})
 
 

@@ -1,8 +1,8 @@
-"""The parts of a training loop, and wrapping them so that something can watch.
+"""The phases of a training loop, and wrapping their functions for profilers.
 
-Owns: the names of the parts and `Profilers`. Leaves to others: what a profiler does at a part's begin and end
-(`breakdown`, `speed`, `trace`), which a run has (`profilers`). Without a profiler the loop calls its own functions,
-unwrapped: it costs nothing.
+Owns: the names of the phases and `Profilers`. Leaves to others: what a profiler does at a phase's begin and end
+(`breakdown`, `speed`, `trace`), which a run has (`profilers`). Without a profiler the loop's functions are not wrapped:
+it costs nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from trainwright.profiling.breakdown import TimeBreakdown
     from trainwright.profiling.speed import SpeedMeter
 
-# In the order of a step. Time in none of them is "other". A part inside another one interrupts it.
+# In the order of a step. Time in none of them is "other". A phase inside another one interrupts it.
 PHASES = (
-    "data",  # waiting for the next micro-batches, and going to a position in the data
+    "data",  # waiting for the next micro-batches, and seeking to a position in the data
     "forward",  # moving inputs to the device, the model, the loss
     "backward",
     "optimizer",  # clipping, the check for NaN, the update, the schedule, clearing gradients
@@ -31,39 +31,39 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Profiler(Protocol):
-    """Something that is told when parts begin and end, by wrapping the functions that are parts."""
+    """Observes phases by wrapping their functions."""
 
-    def span(self, part: str, function: Function) -> Function:
-        """`function`, watched as `part`; `function` itself where this profiler does not look at that part."""
+    def span(self, phase: str, function: Function) -> Function:
+        """`function` wrapped as `phase`; `function` itself where this profiler does not profile that phase."""
 
     def close(self) -> None:
-        """The run is over, well or not."""
+        """Called at the end of the run, also after an exception."""
 
 
 class Profilers:
-    """All that watch one run, each None where nobody asked for it, and what they add to its log lines."""
+    """The profilers of one run, each None where it is off, and what they add to its log lines."""
 
     def __init__(
         self, breakdown: TimeBreakdown | None = None, speed: SpeedMeter | None = None, profiler: Profiler | None = None
     ) -> None:
         self.breakdown, self.speed = breakdown, speed
-        # The last one is outermost: starting and writing a trace is "other", not a part of the loop.
+        # The last one is outermost: starting and writing a trace is "other", not part of the loop.
         self._all: list[Profiler] = [profiler for profiler in (breakdown, speed, profiler) if profiler is not None]
-        self._watched: list[tuple[Any, str]] = []
+        self._wrapped: list[tuple[Any, str]] = []
 
-    def span(self, part: str, function: Function) -> Function:
+    def span(self, phase: str, function: Function) -> Function:
         for profiler in self._all:
-            function = profiler.span(part, function)
+            function = profiler.span(phase, function)
         return function
 
-    def span_method(self, owner: Any, name: str, part: str) -> None:
-        """Watch a method of `owner`, until these profilers are closed."""
+    def span_method(self, owner: Any, name: str, phase: str) -> None:
+        """Wrap a method of `owner`, until these profilers are closed."""
         if self._all:
-            setattr(owner, name, self.span(part, getattr(owner, name)))
-            self._watched.append((owner, name))
+            setattr(owner, name, self.span(phase, getattr(owner, name)))
+            self._wrapped.append((owner, name))
 
     def line(self, step: int, num_tokens: int) -> dict[str, Any]:
-        """What they add to a log line of the training loss."""
+        """Values for a log line of the training loss."""
         values: dict[str, Any] = {}
         if self.speed is not None:
             values.update(self.speed.line(step, num_tokens))
@@ -72,7 +72,7 @@ class Profilers:
         return values
 
     def total(self, step: int, num_tokens: int) -> dict[str, Any]:
-        """What they add to the metrics of the run."""
+        """Values for the final metrics of the run."""
         values: dict[str, Any] = {}
         if self.breakdown is not None:
             values.update(self.breakdown.total())
@@ -81,8 +81,8 @@ class Profilers:
         return values
 
     def close(self) -> None:
-        for owner, name in self._watched:
+        for owner, name in self._wrapped:
             vars(owner).pop(name, None)
         for profiler in self._all:
             profiler.close()
-        self._all, self._watched = [], []
+        self._all, self._wrapped = [], []

@@ -1,7 +1,7 @@
-"""What watches a run, as the arguments ask.
+"""The profilers of a run, from its arguments.
 
-Owns: building the profilers. Leaves to others: what each does (`breakdown`, `speed`, `profile`), and wrapping the parts
-(Trainer).
+Owns: building the profilers. Leaves to others: what each does (`breakdown`, `speed`, `profile`), and wrapping the
+phases (Trainer).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def profilers_for(
     *,
     strategy: Strategy,
     num_replicas: int,
-    step_now: Callable[[], int],
-    tokens_now: int,
+    current_step: Callable[[], int],
+    initial_tokens: int,
     model: nn.Module,
     flops_of: Callable[[Any], float] | None,
     main_input_name: str,
@@ -37,8 +37,8 @@ def profilers_for(
 ) -> Profilers:
     """Those that `args` (TrainingArguments) ask for, of a run on `num_replicas` devices per process.
 
-    step_now: gives the number of steps that are done. tokens_now: tokens seen when the run begins. flops_of: see
-    `SpeedMeter`; None: counted on the first batch, with the model's own `forward`, without labels if `drops_labels`.
+    current_step: returns the number of completed steps. initial_tokens: counted when the run begins. flops_of: see
+    `SpeedMeter`; None: counted on the first batch with the model's `forward`, without labels if `drops_labels`.
     """
     device, speed, profiler = strategy.device, None, None
     if args.log_speed:
@@ -55,11 +55,11 @@ def profilers_for(
             num_processes=strategy.num_processes,
             flops_of=flops_of or ModelFlops(forward, main_input_name),
             peak_flops_per_s=None if peak is None else peak * strategy.num_processes * num_replicas,
-            first_step=step_now(),
-            first_tokens=tokens_now,
+            first_step=current_step(),
+            first_tokens=initial_tokens,
         )
     if args.profile_steps:
-        profiler = StepProfiler(args.profile_steps, str(args.output_dir), step_now, strategy.process_index)
+        profiler = StepProfiler(args.profile_steps, str(args.output_dir), current_step, strategy.process_index)
     return Profilers(TimeBreakdown.for_run(args.time_breakdown, device), speed, profiler)
 
 

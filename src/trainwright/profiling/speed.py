@@ -1,4 +1,4 @@
-"""How fast a run is: samples, steps and tokens per second, and the share of the device's peak that the model uses.
+"""Speed of a run: samples, steps and tokens per second, and MFU, the share of the device's peak that the model uses.
 
 Owns: `SpeedMeter`, `ModelFlops`. Leaves to others: counting tokens (`tokens`), peaks of devices (`peaks`), when a line
 is written. Counts on the host only: nothing is read from the device.
@@ -20,7 +20,7 @@ from trainwright.profiling.phases import Function
 
 logger = logging.getLogger(__name__)
 
-PAUSES = ("evaluation", "saving")  # they are not training: speeds leave their time out
+PAUSES = ("evaluation", "saving")  # not training: speeds leave their time out
 
 
 class SpeedMeter:
@@ -28,7 +28,7 @@ class SpeedMeter:
 
     flops_of: floating-point operations that training on a micro-batch of this process takes, forward and backward; None
         where the use of the peak is not wanted. peak_flops_per_s: of all devices of the run together.
-    first_step, first_tokens: where the counts stand when the run begins.
+    first_step, first_tokens: the counts when the run begins.
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class SpeedMeter:
         self._start = self._last = (clock(), first_step, first_tokens, 0, 0.0)
 
     def add(self, inputs: Any) -> None:
-        """Take a micro-batch of this process into account."""
+        """Count a micro-batch of this process."""
         self._samples += find_batch_size(inputs) or 0
         if self._flops_of is not None:
             self._flops += self._flops_of(inputs)
 
-    def span(self, part: str, function: Function) -> Function:
-        """Keep the time of evaluations and saves apart."""
-        if part not in PAUSES:
+    def span(self, phase: str, function: Function) -> Function:
+        """Exclude the time of evaluations and saves."""
+        if phase not in PAUSES:
             return function
 
         def paused(*args: Any, **kwargs: Any) -> Any:
@@ -68,7 +68,7 @@ class SpeedMeter:
         return paused  # type: ignore[return-value]
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """No-op."""
 
     def line(self, step: int, num_tokens: int) -> dict[str, float]:
         """Speeds since the last line. `num_tokens`: seen so far by all processes; `mfu`: a share between 0 and 1."""
@@ -101,8 +101,8 @@ class ModelFlops:
 
     One forward pass, whose matrix products, convolutions and attention are counted, times 3: a backward pass makes two
     products for each of the forward's. What activation checkpointing computes again is not counted, as "model FLOPs"
-    means. Batches of another size are taken as proportional.
-    `forward(inputs)`: the model, run so that nothing is left behind.
+    means. For batches of another size the count is scaled.
+    `forward(inputs)`: runs the model without side effects.
     """
 
     def __init__(self, forward: Callable[[Any], Any], main_input_name: str) -> None:
@@ -119,7 +119,7 @@ class ModelFlops:
         try:
             with FlopCounterMode(display=False, custom_mapping=_attention_of_cpus()) as counter:
                 self._forward(inputs)
-        except Exception as error:  # a model that compute_loss calls in a way of its own
+        except Exception as error:  # a model that compute_loss calls in another way
             logger.warning(
                 "log_speed: the model's floating-point operations cannot be counted (%s: %s), so there is no mfu. "
                 "Override floating_point_ops(inputs) to say how many a batch takes.",
@@ -135,7 +135,7 @@ class ModelFlops:
 
 
 def _attention_of_cpus() -> dict[Any, Any]:
-    """torch counts the attention of GPUs; that of CPUs has an operator of its own."""
+    """torch counts the attention of GPUs; that of CPUs is another operator."""
     operator = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
     def count(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
@@ -145,7 +145,7 @@ def _attention_of_cpus() -> dict[Any, Any]:
 
 
 def peak_of(device: torch.device, dtype: torch.dtype, given_tflops_per_s: float | None) -> float | None:
-    """FLOP/s of one device: what the user says, else the table's; None, with a hint, where neither knows."""
+    """FLOP/s of one device: the user's value, else the table's; None, with a hint, where neither is known."""
     if given_tflops_per_s is not None:
         return given_tflops_per_s * 1e12
     if device.type != "cuda":  # ROCm is "cuda" to torch

@@ -1,6 +1,6 @@
 """`profile_steps`: a trace of some steps, to look at in a browser.
 
-Owns: `StepProfiler`. Leaves to others: which steps (`args/reporting`), which functions of the loop are which part
+Owns: `StepProfiler`. Leaves to others: which steps (`args/reporting`), which functions of the loop are which phase
 (`phases`). torch.profiler starts before the data of the first step and stops after the update of the last, so the log
 lines, evaluations and saves before and after them are not in the trace.
 """
@@ -18,40 +18,42 @@ from trainwright.safe_write import folder_inside, fresh, write_text
 logger = logging.getLogger(__name__)
 
 DIRECTORY = "profile"  # in output_dir
-NUM_ROWS = 30  # of the table beside the trace
+NUM_ROWS = 30  # of the table next to the trace
 
 
 class StepProfiler:
     """Profiles the steps `first` to `last` of a run, both counted from 1 and both inside.
 
-    step_now: gives the number of steps that are done. rank: of this process; each writes a trace of its own.
+    current_step: returns the number of completed steps. rank: of this process; each rank writes its own trace.
     """
 
-    def __init__(self, steps: dict[str, Any], output_dir: str, step_now: Callable[[], int], rank: int = 0) -> None:
+    def __init__(self, steps: dict[str, Any], output_dir: str, current_step: Callable[[], int], rank: int = 0) -> None:
         options = dict(steps)
         self.first, self.last = int(options.pop("first")), int(options.pop("last"))
-        self._options, self._step_now, self._output_dir = options, step_now, output_dir
+        self._options, self._current_step, self._output_dir = options, current_step, output_dir
         self._base = os.path.join(output_dir, DIRECTORY, f"steps-{self.first}-{self.last}-rank-{rank}")
         self._profiler: Any = None
         self._is_done = False
 
-    def span(self, part: str, function: Function) -> Function:
+    def span(self, phase: str, function: Function) -> Function:
         from torch.profiler import record_function
 
         def profiled(*args: Any, **kwargs: Any) -> Any:
-            if self._profiler is None and not self._may_begin(part):
+            if self._profiler is None and not self._may_begin(phase):
                 return function(*args, **kwargs)
-            with record_function(part):
+            with record_function(phase):
                 result = function(*args, **kwargs)
-            if part == "optimizer" and self._step_now() + 1 >= self.last:  # the loop counts a step after its update
+            if (
+                phase == "optimizer" and self._current_step() + 1 >= self.last
+            ):  # the loop counts a step after its update
                 self._write()
             return result
 
         return profiled  # type: ignore[return-value]
 
-    def _may_begin(self, part: str) -> bool:
-        """Begin where a step of those wanted begins; whether the profiler now runs."""
-        if self._is_done or part != "data" or not self.first - 1 <= self._step_now() < self.last:
+    def _may_begin(self, phase: str) -> bool:
+        """Start the profiler where the first of its steps begins; whether it runs now."""
+        if self._is_done or phase != "data" or not self.first - 1 <= self._current_step() < self.last:
             return False
         from torch.profiler import profile
 
@@ -64,7 +66,7 @@ class StepProfiler:
         profiler, self._profiler, self._is_done = self._profiler, None, True
         profiler.stop()
         base, number = self._base, 1
-        # The trace of an earlier attempt at these steps, before a rollback or a resume, stays.
+        # Never overwrites the trace of an earlier attempt at these steps, before a rollback or a resume.
         while os.path.isfile(f"{base}.json") and not os.path.islink(f"{base}.json"):
             number += 1
             base = f"{self._base}-{number}"
@@ -81,13 +83,15 @@ class StepProfiler:
             logger.info("profile_steps: the trace of steps %s to %s is in %s.", self.first, self.last, path)
 
     def close(self) -> None:
-        """Write what there is, where the run ended first."""
+        """Write an unfinished trace, where the run ended early."""
         if self._profiler is not None:
-            logger.warning("profile_steps: the run ended after step %s, before step %s.", self._step_now(), self.last)
+            logger.warning(
+                "profile_steps: the run ended after step %s, before step %s.", self._current_step(), self.last
+            )
             self._write()
         elif not self._is_done:
             logger.warning(
                 "profile_steps: nothing was profiled: the run ended after step %s, and the first step wanted is %s.",
-                self._step_now(),
+                self._current_step(),
                 self.first,
             )

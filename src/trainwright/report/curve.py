@@ -1,7 +1,7 @@
 """A log history as a PNG.
 
-Owns: the look of the figure. Leaves to others: which values belong into it (`history`). matplotlib is imported on use,
-without its global state (`pyplot`), so that a figure of the user's own is not disturbed.
+Owns: the layout of the figure. Leaves to others: which values it has (`history`). matplotlib is imported on use,
+without its global state (`pyplot`), so that the user's figures are not affected.
 """
 
 from __future__ import annotations

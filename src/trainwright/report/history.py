@@ -16,7 +16,7 @@ COST_SUFFIXES = ("_runtime", "_samples_per_second", "_steps_per_second", "_model
 
 SPEEDS = ("samples_per_second", "tokens_per_second", "steps_per_second", "mfu")  # of `log_speed`, one panel each
 LARGEST_DRAWN = 1e300  # of a value: differences and margins of larger ones are infinite
-MOST_PARTS = 6  # curves of one panel that can still be told apart
+MOST_PHASES = 6  # curves of one panel that can still be distinguished
 
 
 class Curve(NamedTuple):
@@ -65,7 +65,7 @@ def finite(value: Any) -> float | None:
 
 
 def panels_of(log_history: Iterable[Mapping[str, Any]]) -> list[Panel]:
-    """The panels worth drawing: losses, each evaluation metric, learning rate, gradient norm, speeds, time of parts.
+    """The panels to draw: losses, each evaluation metric, learning rate, gradient norm, speeds, time by phase.
 
     Training loss and the losses of all evaluation datasets share a panel. What is no finite number is left out, and so
     is a panel without values.
@@ -76,32 +76,32 @@ def panels_of(log_history: Iterable[Mapping[str, Any]]) -> list[Panel]:
     for name in (*metrics_in(curves), "learning_rate", "grad_norm", *SPEEDS):
         if name in curves:
             panels.append(Panel(label_of(name), [curves[name]]))
-    parts = [curve for name, curve in curves.items() if part_in(name, "time_") and any(curve.values)]
-    if parts:
-        parts.sort(key=lambda curve: -sum(curve.values))
-        panels.append(Panel("Seconds between two log lines", parts[:MOST_PARTS]))
+    phases = [curve for name, curve in curves.items() if phase_in(name, "time_") and any(curve.values)]
+    if phases:
+        phases.sort(key=lambda curve: -sum(curve.values))
+        panels.append(Panel("Seconds between two log lines", phases[:MOST_PHASES]))
     return panels
 
 
-def time_of_parts(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds of the whole run by part, longest first, without those that took no time; empty where nobody asked for
+def time_of_phases(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds of the whole run by phase, longest first, without those that took no time; empty without
     `time_breakdown`.
     """
     totals: dict[str, float] = {}
     for line in log_history:
-        whole = {part: finite(line[name]) or 0.0 for name in line if (part := part_in(name, "train_time_"))}
-        if whole:  # the line at the end of a run, which knows it all
+        whole = {phase: finite(line[name]) or 0.0 for name in line if (phase := phase_in(name, "train_time_"))}
+        if whole:  # the line at the end of a run has the totals
             totals = whole
             continue
         for name, value in line.items():
-            if part := part_in(name, "time_"):
-                totals[part] = totals.get(part, 0.0) + (finite(value) or 0.0)
-    return {part: seconds for part, seconds in sorted(totals.items(), key=lambda item: -item[1]) if seconds > 0}
+            if phase := phase_in(name, "time_"):
+                totals[phase] = totals.get(phase, 0.0) + (finite(value) or 0.0)
+    return {phase: seconds for phase, seconds in sorted(totals.items(), key=lambda item: -item[1]) if seconds > 0}
 
 
-def part_in(name: str, prefix: str) -> str | None:
+def phase_in(name: str, prefix: str) -> str | None:
     """
-    >>> part_in("train_time_data_s", "train_time_"), part_in("time_data_s", "time_"), part_in("loss", "time_")
+    >>> phase_in("train_time_data_s", "train_time_"), phase_in("time_data_s", "time_"), phase_in("loss", "time_")
     ('data', 'data', None)
     """
     return name[len(prefix) : -len("_s")] if name.startswith(prefix) and name.endswith("_s") else None
@@ -136,7 +136,7 @@ def label_of(name: str) -> str:
         return known[name]
     if is_eval_loss(name):
         return f"Validation loss ({name[len('eval_') : -len('_loss')]})"
-    text = (part_in(name, "time_") or name.removeprefix("eval_")).replace("_", " ")
+    text = (phase_in(name, "time_") or name.removeprefix("eval_")).replace("_", " ")
     return text[:1].upper() + text[1:]
 
 

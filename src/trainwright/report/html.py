@@ -1,4 +1,4 @@
-"""One HTML file that tells how a run went: its key numbers, its curves, its evaluations.
+"""One HTML file about a run: its key numbers, its curves, its evaluations.
 
 Owns: the look of that file. Leaves to others: which values belong into it (`history`) and the key numbers (the caller).
 The file needs nothing from outside: style and drawings are inside it, and there is no script.
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainwright.report.history import is_eval_loss, label_of, metrics_in, panels_of, time_of_parts
+from trainwright.report.history import is_eval_loss, label_of, metrics_in, panels_of, time_of_phases
 from trainwright.report.svg import panel_svg, shares_svg
 from trainwright.safe_write import write_text
 
@@ -88,8 +88,8 @@ def number_text(value: Any) -> str:
 
 
 def _time(log_history: Sequence[Mapping[str, Any]]) -> str:
-    """Where the time went, as a bar and its numbers; nothing where the run did not measure it."""
-    seconds = time_of_parts(log_history)
+    """The time by phase, as a bar and its numbers; nothing where the run did not measure it."""
+    seconds = time_of_phases(log_history)
     if not seconds:
         return ""
     total = sum(seconds.values())

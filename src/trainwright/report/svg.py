@@ -1,4 +1,4 @@
-"""One panel of curves as an SVG drawing that stands inside an HTML page.
+"""One panel of curves as an SVG drawing inside an HTML page.
 
 Owns: scales, ticks and lines. Leaves to others: captions, colours (CSS variables --c0 to --c5, --ink, --soft, --line).
 """

@@ -39,7 +39,7 @@ def run_to_its_end(
     strategy: Strategy,
     *,
     batch_size: int,
-    step_now: Callable[[], int],
+    current_step: Callable[[], int],
     load_weights: Callable[[str], None],
     start_over: Callable[[int, dict[str, torch.Tensor]], None],
     finish_saves: Callable[[], None],
@@ -48,7 +48,7 @@ def run_to_its_end(
     """`attempt(resume_from_checkpoint=, batch_size=)` until one succeeds, or fails in a way that no other one would
     help. With `save_on_exception` an exception ends the run with a checkpoint of its last step.
 
-    batch_size: samples of a micro-batch, of one process. step_now: gives the number of updates that are done.
+    batch_size: samples of a micro-batch, of one process. current_step: gives the number of updates that are done.
     load_weights: of a checkpoint. start_over: see `retry_smaller`. finish_saves: waits for the save in flight and
     does what follows it. save: writes a checkpoint.
     """
@@ -66,7 +66,7 @@ def run_to_its_end(
     def nothing_is_done() -> bool:
         """Whether this attempt has made no update yet, nor a part of one, so that starting over loses nothing."""
         is_alone = not (run.changes_weights_in_backward or strategy.is_distributed)
-        return is_alone and run.first_step in (None, step_now())
+        return is_alone and run.first_step in (None, current_step())
 
     def roll_back(error: NonFiniteError) -> str:
         finish_saves()
@@ -94,8 +94,8 @@ def run_to_its_end(
             rescue(
                 error,
                 save,
-                step=step_now(),
-                is_saved=run.saves.saved_step == step_now(),
+                step=current_step(),
+                is_saved=run.saves.saved_step == current_step(),
                 is_between_steps=not run.is_mid_step,
             )
         raise

@@ -28,7 +28,7 @@ from trainwright.interrupt import Interrupt
 from trainwright.micro_batch_weights import NO_ITEMS, LossKind, MicroBatchWeights, Weight
 from trainwright.names import DebugOption
 from trainwright.nonfinite.guard import NonFiniteGuard
-from trainwright.nonfinite.updates import Place
+from trainwright.nonfinite.updates import UpdatePosition
 from trainwright.nonfinite.weights import infinite_by_design
 from trainwright.oom_retry import FoundBatchSize, OomSplitting, why_no_retry
 from trainwright.optim import lomo
@@ -198,9 +198,9 @@ class Run:
         if packed_inputs is not None:
             undo.enter_context(packed_inputs.while_training(model))
         if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
-            from trainwright.overflow import OverflowWatch
+            from trainwright.overflow import OverflowDetector
 
-            undo.callback(OverflowWatch(model).close)
+            undo.callback(OverflowDetector(model).close)
         undo.callback(checkpointing.prepare_for_training(model, args))
         return undo
 
@@ -218,7 +218,7 @@ class Run:
         batch_size: int,
         batches_are_even: bool,
         moves_inputs: bool,
-        step_now: Callable[[], int],
+        current_step: Callable[[], int],
     ) -> None:
         """What each update needs: the parameters, weights of its micro-batches, a look for NaN, room for another try,
         copies made ahead.
@@ -254,7 +254,7 @@ class Run:
             sum_over_processes=strategy.sum if weighs_together else None,
             batches_are_even=batches_are_even,
         )
-        self.watch_updates(optimizer, scheduler, strategy, step_now)
+        self.watch_updates(optimizer, scheduler, strategy, current_step)
         self.exempt = infinite_by_design(unwrapped)
         self.prefetch = self.splitting = None
         # Not where memory may run out on purpose: there a copy made ahead would fail outside of what is tried again.
@@ -288,10 +288,10 @@ class Run:
             self.profilers.span_method(accelerator, "backward", "backward")
 
     def watch_updates(
-        self, optimizer: Optimizer, scheduler: LRScheduler, strategy: Strategy, step_now: Callable[[], int]
+        self, optimizer: Optimizer, scheduler: LRScheduler, strategy: Strategy, current_step: Callable[[], int]
     ) -> None:
         """Have each update looked at for NaN and infinity before the optimizer makes it. Not with "ignore", and not in
-        fp16, whose scaler does. `step_now`: gives the number of updates that are done.
+        fp16, whose scaler does. `current_step`: gives the number of updates that are done.
         """
         self.close_guard()
         if self.args.nonfinite == "ignore" or strategy.scaler is not None:
@@ -302,7 +302,7 @@ class Run:
             self.window,
             optimizer,
             strategy.device,
-            lambda: Place(step_now() + 1, progress.epoch, progress.samples, progress.size),
+            lambda: UpdatePosition(current_step() + 1, progress.epoch, progress.samples, progress.size),
             scheduler=None if self.schedule_waits_for_metric else scheduler,
             is_distributed=strategy.is_distributed,
             updates_in_backward=self.changes_weights_in_backward,
@@ -344,7 +344,7 @@ class Run:
         mean = strategy.mean if strategy.is_distributed else None
         total, (bad, *values) = self.window.take(*extra, mean=mean)
         if self.guard is not None:
-            self.guard.settle(bad)
+            self.guard.check_flag(bad)
         if counted is not None:
             state.num_input_tokens_seen += round(values.pop()) - in_state
         # Updates without a label count in the mean over the run as their neighbours, as if they had not been.

@@ -45,7 +45,7 @@ def apply_trial(args: Any, params: dict[str, Any]) -> None:
 def cast(name: str, value: Any, declared: Any, current: Any = None) -> Any:
     """`value` as the type that the field `name` declares; where it declares none, as the type of its `current` value.
 
-    The type of the current value is the weaker guide: a field of type float often holds the int 0, and `int(0.1)` is 0.
+    The declared type comes first: a field of type float often holds the int 0, and `int(0.1)` is 0.
     """
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         value = value.item()  # a NumPy or torch scalar
@@ -56,7 +56,7 @@ def cast(name: str, value: Any, declared: Any, current: Any = None) -> Any:
         return value
     for option in options:
         if isinstance(option, type) and issubclass(option, Enum):
-            return option(value)  # before `str`, which usually stands beside it; its error lists the members
+            return option(value)  # before `str`, which such a union usually has; its error lists the members
     if type(value) in options:
         return value
     for convert in (_as_bool, _as_int, _as_float, _as_str):

@@ -1,6 +1,6 @@
-"""Which search engine runs, and what every engine must offer.
+"""The interface of search engines, and choosing one.
 
-Owns: choosing a backend, the shapes that cross its border (`SearchContext`, `NamedTrial`), checks they share.
+Owns: choosing a backend, the types of its interface (`SearchContext`, `NamedTrial`), shared checks.
 Leaves to others: the engines (one file each), and training a trial.
 """
 
@@ -16,7 +16,7 @@ from trainwright.names import HPSearchBackend, closest
 from trainwright.outputs import BestRun
 
 # Engine -> pip command, in the order in which the first installed one is chosen. SigOpt is not among them: its client
-# can still be installed, but its service has ended (`sigopt.py` says so to those who name it).
+# can still be installed, but its service has ended (`sigopt.py` raises the error).
 PIP_COMMANDS = {
     HPSearchBackend.OPTUNA: "pip install 'trainwright[optuna]'",
     HPSearchBackend.RAY: "pip install 'trainwright[ray]'",
@@ -30,7 +30,7 @@ Objective = Callable[..., Any]
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What an engine may need to know about the run."""
+    """Facts about the run for an engine."""
 
     num_gpus: int = 0  # GPUs of this machine that one trial may use
     ray_scope: str = "last"  # which of a trial's results Ray compares (`TrainingArguments.ray_scope`)
@@ -38,7 +38,7 @@ class SearchContext:
 
 
 class NamedTrial(dict[str, Any]):
-    """A trial of an engine that has no trial object: its hyper-parameters, and what the engine calls it."""
+    """A trial of an engine that has no trial object: its hyper-parameters and its id."""
 
     def __init__(self, params: dict[str, Any], run_id: str) -> None:
         super().__init__(params)
@@ -96,7 +96,7 @@ def choose_backend(name: str | HPSearchBackend | None = None) -> SearchBackend:
 
 
 def trial_id(trial: Any) -> str:
-    """What the engine calls `trial`: the number of an Optuna trial, the id of a Ray trial or of a W&B run."""
+    """The id of `trial`: the number of an Optuna trial, the id of a Ray trial or of a W&B run."""
     return str(trial.run_id if isinstance(trial, NamedTrial) else trial.number)
 
 

@@ -1,6 +1,6 @@
-"""Trials that fail by themselves: their hyper-parameters give NaN, or need more memory than there is.
+"""Trials that fail because of their hyper-parameters: NaN, or out of memory.
 
-Owns: telling such an end from a mistake in code, which ends the search. Leaves to others: how an engine notes a failed
+Owns: distinguishing them from errors in code, which end the search. Leaves to others: how an engine records a failed
 trial.
 """
 
@@ -18,30 +18,30 @@ logger = logging.getLogger(__name__)
 
 
 class TrialFailed(RuntimeError):
-    """A trial without a result; the search goes on."""
+    """A trial without a result; the search continues."""
 
 
-def is_fault_of_trial(error: BaseException) -> bool:
-    """Whether other hyper-parameters may do better: NaN or infinity, or memory that ran out.
+def is_trial_failure(error: BaseException) -> bool:
+    """Whether other hyper-parameters may succeed: NaN or infinity, or out of memory.
 
-    Several processes find NaN together. Memory runs out in one, which cannot go to the next trial without the others.
+    All ranks detect NaN together. One rank runs out of memory, and cannot go to the next trial without the others.
     """
     return isinstance(error, NonFiniteError) or (is_out_of_memory(error) and world()[1] == 1)
 
 
-def or_failed(objective: Objective) -> Objective:
-    """`objective`, which says in the log that a trial failed, and raises TrialFailed then."""
+def with_trial_failures(objective: Objective) -> Objective:
+    """`objective` that logs a failed trial and raises TrialFailed."""
 
     def run(trial: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return objective(trial, *args, **kwargs)
         except Exception as error:
-            if not is_fault_of_trial(error):
+            if not is_trial_failure(error):
                 raise
             reason = f"{type(error).__name__}: {error}"
         # Outside the except block: there, the traceback would keep the trial's tensors alive.
         free_memory()
-        logger.warning("TRIAL %s FAILED and has no result; the search goes on. %s", trial_id(trial), reason)
+        logger.warning("TRIAL %s FAILED and has no result; the search continues. %s", trial_id(trial), reason)
         raise TrialFailed(reason)
 
     return run

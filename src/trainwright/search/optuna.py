@@ -28,7 +28,7 @@ _OURS = {"direction", "directions", "n_trials", "func", "self"}  # arguments tha
 
 
 def params_of(trial: Any, hp_space: Callable[[Any], dict[str, Any] | None]) -> dict[str, Any]:
-    """Sample `trial` from `hp_space`. What the function returns counts, so it may add constants of its own."""
+    """Sample `trial` from `hp_space`. The returned dict counts, so the function may add constants."""
     params = hp_space(trial)
     if params is None:
         return dict(trial.params)
@@ -40,7 +40,7 @@ def params_of(trial: Any, hp_space: Callable[[Any], dict[str, Any] | None]) -> d
 def report(
     trial: Any, value: Any, step: int, metrics: dict[str, float] | None = None, checkpoint_dir: str | None = None
 ) -> None:
-    """Tell the pruner the objective at `step`; raises `optuna.TrialPruned` where it gives the trial up.
+    """Report the objective at `step` to the pruner; raises `optuna.TrialPruned` where it prunes the trial.
 
     Optuna cannot prune by several objectives, so a list of values is not reported.
     """
@@ -64,7 +64,7 @@ def run(
 
     `kwargs` go to `optuna.create_study` (study_name, storage, sampler, pruner, load_if_exists) and `Study.optimize`
     (timeout in s, catch, callbacks, gc_after_trial, show_progress_bar). Several directions return the Pareto front.
-    In a distributed run every process calls this; process 0 asks Optuna, and all return the same.
+    In a distributed run every rank calls this; rank 0 calls Optuna, and all return the same.
     """
     optuna = require("optuna", "hyperparameter_search(backend='optuna')", extra="optuna")
     directions = check_directions(direction, several=True)
@@ -98,7 +98,7 @@ def run(
     try:
         study = _study(optuna, directions, create)
     except Exception as error:
-        finish(error)  # the other processes wait for a trial
+        finish(error)  # the other ranks wait for a trial
         raise
     study.optimize(train, n_trials=n_trials, **optimize)
     _warn_of_another_space(study, numbers, directions)
@@ -110,10 +110,10 @@ def run(
 
 
 class SharedTrial:
-    """An Optuna trial that several processes train together: each suggestion and each verdict is that of process 0."""
+    """An Optuna trial that several ranks train together: suggestions and pruning decisions are those of rank 0."""
 
     def __init__(self, trial: Any, number: int) -> None:
-        self._trial = trial  # None in every process but 0
+        self._trial = trial  # None on every rank but 0
         self.number = number
         self.params: dict[str, Any] = {}
 
@@ -126,8 +126,8 @@ class SharedTrial:
 
         def suggest(key: str, *args: Any, **kwargs: Any) -> Any:
             if key not in self.params:
-                asked = None if self._trial is None else getattr(self._trial, name)(key, *args, **kwargs)
-                self.params[key] = share(asked)
+                value = None if self._trial is None else getattr(self._trial, name)(key, *args, **kwargs)
+                self.params[key] = share(value)
             return self.params[key]
 
         return suggest
@@ -138,7 +138,7 @@ class SharedTrial:
             self._trial.report(value, step)
 
     def should_prune(self) -> bool:
-        """Whether process 0's pruner gives the trial up."""
+        """Whether the pruner of rank 0 prunes the trial."""
         return bool(share(self._trial is not None and self._trial.should_prune()))
 
     def set_user_attr(self, key: str, value: Any) -> None:
@@ -182,7 +182,7 @@ def _study(optuna: Any, directions: list[str], create: dict[str, Any]) -> Any:
 
 
 def _warn_of_another_space(study: Any, numbers: set[int], directions: list[str]) -> None:
-    """Say where the best trial is one of an earlier search over other hyper-parameters."""
+    """Warn where the best trial is one of an earlier search over other hyper-parameters."""
     names = {name for trial in study.trials if trial.number in numbers for name in trial.params}
     for trial in _best_trials(study, directions):
         if trial.number not in numbers and set(trial.params) != names:

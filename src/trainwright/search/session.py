@@ -1,4 +1,4 @@
-"""One hyper-parameter search, as the Trainer sees it.
+"""One hyper-parameter search, as the Trainer uses it.
 
 Owns: `SearchSession`: the engine, the space and the objective of a search that runs. Leaves to others: the engines (one
 file each), training a trial (Trainer).
@@ -14,7 +14,7 @@ from trainwright.names import HPSearchBackend
 from trainwright.outputs import BestRun
 from trainwright.search.assign import apply_trial
 from trainwright.search.backends import SearchBackend, SearchContext, choose_backend, trial_id
-from trainwright.search.failures import or_failed
+from trainwright.search.failures import with_trial_failures
 from trainwright.search.spaces import default_compute_objective
 
 
@@ -41,18 +41,20 @@ class SearchSession:
         context = SearchContext(
             num_gpus=args.n_gpu, ray_scope=args.ray_scope or "last", evaluates_while_training=args.eval_strategy != "no"
         )
-        return self.engine.run(or_failed(train), n_trials, direction, hp_space=self.hp_space, context=context, **kwargs)
+        return self.engine.run(
+            with_trial_failures(train), n_trials, direction, hp_space=self.hp_space, context=context, **kwargs
+        )
 
     def apply(self, trial: Any, args: Any) -> None:
-        """Put the trial's hyper-parameters into `args`, each as the type of its field."""
+        """Set the trial's hyper-parameters on `args`, each converted to the type of its field."""
         apply_trial(args, self.engine.params_of(trial, self.hp_space))
 
     def report(
         self, trial: Any, objective: Any, step: int, metrics: dict[str, float], save: Callable[[str], None] | None
     ) -> None:
-        """Tell the engine how a trial is doing; it may end the trial here, with an exception of its own.
+        """Report an intermediate result to the engine; it may end the trial here, with an exception.
 
-        `save(directory)` writes a checkpoint, for an engine that keeps them; None: there is none at this step.
+        `save(directory)` writes a checkpoint, for an engine that stores them; None: there is none at this step.
         """
         if save is None or self.backend is not HPSearchBackend.RAY:
             self.engine.report(trial, objective, step, metrics)
@@ -62,5 +64,5 @@ class SearchSession:
             self.engine.report(trial, objective, step, metrics, checkpoint_dir=directory)
 
     def directory_of(self, trial: Any) -> str:
-        """The name of the directory that a trial's checkpoints go into."""
+        """The name of the directory of a trial's checkpoints."""
         return self.hp_name(trial) if self.hp_name is not None else f"run-{trial_id(trial)}"

@@ -1,6 +1,6 @@
 """Hyper-parameter search with SigOpt: the name is kept, the service is gone.
 
-Owns: the error that says so. Leaves to others: the engines that still exist.
+Owns: the error. Leaves to others: the engines that still exist.
 """
 
 from __future__ import annotations

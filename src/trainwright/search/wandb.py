@@ -33,7 +33,7 @@ def params_of(trial: dict[str, Any], hp_space: Callable[[Any], Any]) -> dict[str
 def report(
     trial: Any, value: Any, step: int, metrics: dict[str, float] | None = None, checkpoint_dir: str | None = None
 ) -> None:
-    """Log the objective at `step` into the current run, where an `early_terminate` rule of the sweep sees it."""
+    """Log the objective at `step` to the current run, for an `early_terminate` rule of the sweep."""
     wandb = require("wandb", "hyperparameter_search(backend='wandb')", extra="wandb")
     trial.last_reported = float(value)
     if wandb.run is not None:  # only process 0 has a run
@@ -66,7 +66,7 @@ def run(
         def run_trial(trial: NamedTrial) -> None:
             try:
                 objective(trial)
-            except Exception as error:  # the agent of process 0 goes on after a failed trial, so this one does too
+            except Exception as error:  # the agent of rank 0 continues after a failed trial, so this rank does too
                 logger.warning("Trial %s failed: %s", trial.run_id, error)
 
         result: BestRun = follow(run_trial)
@@ -82,7 +82,7 @@ def run(
     failures: list[Exception] = []
 
     def train() -> None:
-        # The agent prints what a trial raises and goes on; kept, so that a search without a result can say why.
+        # The agent prints the exception of a trial and continues; stored as the cause of a search without a result.
         with wandb.init() as current:
             trial = NamedTrial(dict(current.config), current.id)
             announce(trial)

@@ -57,7 +57,7 @@ def read_squad(path: str) -> dict[str, list[Any]]:
 
 @dataclass
 class Question:
-    """One row: what is asked of which text, and where its answers lie (character positions); none: no answer."""
+    """One row: question, context, and its answers (character positions); none: no answer."""
 
     key: str
     question: str
@@ -67,7 +67,7 @@ class Question:
 
 
 def questions_of(split: Split, *, has_answers: bool = True) -> list[Question]:
-    """The rows of `split`, each answer checked to lie where it is said to.
+    """The rows of `split`, with the position of each answer checked.
 
     Answers come in "answers" ({"text": [...], "answer_start": [...]}), or as one text in "answer", whose first
     occurrence in the context counts. Raises DataError at the first row whose answer does not lie in its context.

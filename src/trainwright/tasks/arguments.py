@@ -1,4 +1,4 @@
-"""Owns: what a task script is told about its model and its data, and how long values become samples.
+"""Owns: arguments of a task script about its model and its data, and converting lengths.
 
 Leaves to others: reading the data (`sources.py`), loading the model (`models.py`), training (`TrainingArguments`).
 """
@@ -24,7 +24,7 @@ class ModelArguments:
     tokenizer_name: str | None = option(
         None, "Directory or hub name of another tokenizer, image processor or feature extractor. None: the model's."
     )
-    cache_dir: str | None = option(None, "Where what comes from the hub is kept. None: the hub's own cache.")
+    cache_dir: str | None = option(None, "Cache of downloads from the hub. None: the hub's default cache.")
     model_revision: str = option("main", "Branch, tag or commit on the hub.")
     trust_remote_code: bool = option(
         False, "Run Python code that comes with a hub model. It runs with your rights: read it first."
@@ -51,7 +51,7 @@ class DataArguments:
     max_eval_samples: int | None = option(None, "The same for validation samples.")
     max_predict_samples: int | None = option(None, "The same for samples to predict.")
     preprocessing_num_workers: int | None = option(None, "Processes that prepare the data. None: this one alone.")
-    overwrite_cache: bool = option(False, "Prepare the data anew even where an earlier run has done so.")
+    overwrite_cache: bool = option(False, "Prepare the data again even where an earlier run has done so.")
     plan: bool = option(False, "Show what would be done with which data and model, and end without training.")
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from trainwright.interop.optional import is_installed
 from trainwright.tasks.errors import DataError, package
-from trainwright.tasks.images import beside
+from trainwright.tasks.images import relative_to_file
 from trainwright.tasks.sources import Split
 
 Array = np.ndarray[Any, Any]
@@ -34,7 +34,7 @@ def read_audio(cell: Any, split: Split, index: int, sampling_rate: int) -> Array
             return resampled(np.asarray(cell["array"], np.float32), int(cell["sampling_rate"]), sampling_rate)
         if isinstance(cell, dict):
             cell = cell["bytes"] if cell.get("bytes") is not None else cell["path"]
-        source = io.BytesIO(cell) if isinstance(cell, bytes) else beside(os.fspath(cell), split)
+        source = io.BytesIO(cell) if isinstance(cell, bytes) else relative_to_file(os.fspath(cell), split)
         sound, rate = _decoded(source)
     except (OSError, EOFError, wave.Error, ValueError, TypeError, KeyError, RuntimeError) as error:
         shown = cell if isinstance(cell, str) else type(cell).__name__

@@ -1,4 +1,4 @@
-"""Is the data what the task needs? Each error names the file, the row, what was found, and the cure.
+"""Checks of the data of a task. Each error names the file, the row, what was found, and a remedy.
 
 Owns: columns, labels, empty rows. Leaves to others: reading rows (`sources.py`), acting on them.
 """
@@ -103,9 +103,9 @@ def label_ids(split: Split, column: str, names: Sequence[str], known_from: str) 
 
 
 def check_model_labels(config: Any, names: Sequence[str], origin: str, ignore_mismatched_sizes: bool) -> None:
-    """Compare the labels of the data with those a model was trained for; raise DataError where they cannot fit.
+    """Compare the labels of the data with those a model was trained for; raise DataError where they do not match.
 
-    A configuration with its default names ("LABEL_0" ...) was trained for none. Sets both directions in `config`.
+    A configuration with default names ("LABEL_0" ...) was trained for none. Sets both mappings in `config`.
     """
     known = [config.id2label[number] for number in sorted(config.id2label)] if getattr(config, "id2label", None) else []
     is_default = all(name == f"LABEL_{number}" for number, name in enumerate(known))

@@ -78,8 +78,8 @@ def classes_of(
 ) -> tuple[list[str], dict[str, list[int]]]:
     """(names of the classes, split -> class of each of its rows), from the splits that have labels: all but "test".
 
-    Where there is no other, the names are those of the model's `config`, which is told of the names otherwise. Errors
-    as `checks.check_model_labels` and `checks.pick_column`.
+    Without names in the data they are those of the model's `config`; else they are written to it. Errors as
+    `checks.check_model_labels` and `checks.pick_column`.
     """
     labelled = [split for split in splits.values() if split.name != "test"]
     if not labelled:

@@ -1,4 +1,4 @@
-"""Images and texts that belong together: batches, and how well one finds the other.
+"""Pairs of images and texts: batches, and retrieval recall.
 
 Owns: `PairCollator`, `ContrastiveTrainer`, recall. Leaves to others: the loss (the model's own).
 Source: Radford et al. 2021 (CLIP), section 2.3.
@@ -50,9 +50,9 @@ class ContrastiveTrainer(Trainer):
 
 
 def recall(images: Array, texts: Array, at: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """Share of images whose own text is among the `at` nearest of all texts, and the reverse; both (rows, width).
+    """Share of images whose text is among the `at` nearest of all texts, and the reverse; both (rows, width).
 
-    A text (image) that equals the own one is the own one, so that repeated captions do not count as misses.
+    A text (image) equal to the right one counts as right, so that repeated captions are not misses.
     """
     images = images / np.linalg.norm(images, axis=1, keepdims=True)
     texts = texts / np.linalg.norm(texts, axis=1, keepdims=True)
@@ -60,7 +60,7 @@ def recall(images: Array, texts: Array, at: Sequence[int] = (1, 5)) -> dict[str,
     found: dict[str, float] = {}
     for name, table, others in (("image_to_text", similarity, texts), ("text_to_image", similarity.T, images)):
         own = np.diag(table)
-        same = (np.abs(others[:, None] - others[None]).max(-1) < 1e-6).T  # (row, other): as good as the own one
+        same = (np.abs(others[:, None] - others[None]).max(-1) < 1e-6).T  # (row, other): equal to the right one
         better = ((table > own[:, None]) & ~same).sum(1)
         found |= {f"{name}_recall_at_{k}": float((better < k).mean()) for k in at if k < len(table)}
     return found

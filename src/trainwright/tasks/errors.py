@@ -1,7 +1,7 @@
-"""What a user of a task script can mend: wrong data, missing packages.
+"""Errors that a user of a task script can fix: wrong data, missing packages.
 
-Owns: `DataError`, the packages that tasks need with the extra that brings each, and how a script ends with such an
-error: one line, no traceback. Leaves to others: raising it.
+Owns: `DataError`, the packages that tasks need with the extra of each, and how a script ends with such an error: one
+line, no traceback. Leaves to others: raising it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PACKAGES = {
 
 
 class DataError(ValueError):
-    """The data, the model or an argument is not what a task needs; the message names place and cure."""
+    """The data, the model or an argument is not what a task needs; the message names the place and a remedy."""
 
 
 def package(module: str) -> ModuleType:
@@ -44,7 +44,7 @@ def package(module: str) -> ModuleType:
 
 
 def as_script(main: Callable[[list[str]], Any]) -> None:
-    """Run `main` on the command line. What the user can mend is one line on stderr and exit code 2."""
+    """Run `main` on the command line. An error that the user can fix is one line on stderr and exit code 2."""
     try:
         main(sys.argv[1:])
     except (DataError, MissingExtra) as error:

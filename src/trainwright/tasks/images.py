@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 
 
 def read_image(cell: Any, split: Split, index: int, mode: str = "RGB") -> Any:
-    """A PIL image from a cell: an image, bytes, {"bytes", "path"}, or a path (beside the file that names it).
+    """A PIL image from a cell: an image, bytes, {"bytes", "path"}, or a path (relative to the file that names it).
 
     Raises DataError naming the row where nothing can be read.
     """
@@ -33,21 +33,21 @@ def read_image(cell: Any, split: Split, index: int, mode: str = "RGB") -> Any:
         if isinstance(cell, bytes):
             cell = image.open(io.BytesIO(cell))
         elif isinstance(cell, str):
-            cell = image.open(beside(cell, split))
+            cell = image.open(relative_to_file(cell, split))
         return cell.convert(mode)
     except (OSError, AttributeError, KeyError, ValueError) as error:
         shown = cell if isinstance(cell, str) else type(cell).__name__
         raise DataError(f"{split.place(index)}: no image can be read from {shown!r}: {error}.") from error
 
 
-def beside(path: str, split: Split) -> str:
-    """A path as it is, or relative to the file that names it, where it is there."""
+def relative_to_file(path: str, split: Split) -> str:
+    """A path as it is, or relative to the file that names it, where that exists."""
     relative = os.path.join(os.path.dirname(split.origin), path)
     return relative if not os.path.exists(path) and os.path.exists(relative) else path
 
 
 def undecoded(split: Split, column: str) -> Split:
-    """The split with paths or bytes in an image column, so that an image that cannot be read is ours to name."""
+    """The split with paths or bytes in an image column, so that our error names an image that cannot be read."""
     feature = split.rows.features[column]
     if type(feature).__name__ == "Image":
         return split.with_rows(split.rows.cast_column(column, type(feature)(decode=False)))

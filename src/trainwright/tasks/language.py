@@ -30,7 +30,7 @@ def tokenized_blocks(
 ) -> Any:
     """The texts of `column` as rows of at most `block_size` tokens in "input_ids".
 
-    Empty texts are left out. by_line: each text is a row of its own, cut to `block_size`. Otherwise texts are joined
+    Empty texts are left out. by_line: each text is a separate row, cut to `block_size`. Otherwise texts are joined
     and cut, 1000 at a time, so that rows are full; the last of each thousand is shorter, and no token is lost but
     what `multiple_of` (2 for permutations, which need an even length) cuts off.
     """

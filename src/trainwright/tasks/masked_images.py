@@ -1,6 +1,6 @@
-"""Image pretraining: which patches are hidden.
+"""Image pretraining: which patches are masked.
 
-Owns: `BlockMask`. Leaves to others: hiding them (the model). Source: Xie et al. 2021 (SimMIM), section 3.2.
+Owns: `BlockMask`. Leaves to others: masking them (the model). Source: Xie et al. 2021 (SimMIM), section 3.2.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 
 
 class BlockMask:
-    """Hides a share of an image in square blocks of `block_size` pixels; called, gives (patches,) of booleans.
+    """Masks a share of an image in square blocks of `block_size` pixels; called, gives (patches,) of booleans.
 
     Raises ValueError where sizes do not divide each other.
     """

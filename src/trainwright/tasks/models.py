@@ -1,6 +1,6 @@
 """A pretrained model, and what prepares its inputs, from a directory or the hub.
 
-Owns: calling `from_pretrained` with the arguments of a task, and what to say when nothing is found. Leaves to others:
+Owns: calling `from_pretrained` with the arguments of a task, and the error when nothing is found. Leaves to others:
 which auto class a task takes.
 """
 

@@ -55,9 +55,9 @@ def run(
     predict_options: dict[str, Any] | None = None,
     plan_rows: list[tuple[str, str]] | None = None,
 ) -> dict[str, float]:
-    """Train, evaluate, predict; returns all metrics. With `data.plan`, print what would be done and return {}.
+    """Train, evaluate, predict; returns all metrics. With `data.plan`, print the plan and return {}.
 
-    task: what the model card says, such as "text-classification".
+    task: for the model card, such as "text-classification".
     write_predictions: called with a `PredictionOutput` and the directory to write into, whose files then replace those
         of their names in `output_dir`.
     after_metrics: adds to the metrics of an evaluation, such as the perplexity.
@@ -90,7 +90,7 @@ def run(
         output = trainer.predict(predict_dataset, metric_key_prefix="predict", **(predict_options or {}))
         keep("predict", {**(output.metrics or {}), "predict_samples": len(predict_dataset)})
         if write_predictions is not None and trainer.is_world_process_zero():
-            with replacing(args.output_dir) as staging:  # whatever it writes, and whatever lies in its place
+            with replacing(args.output_dir) as staging:  # replaces existing files of those names
                 write_predictions(output, staging)
     if args.push_to_hub:
         trainer.push_to_hub(tasks=task)

@@ -1,6 +1,6 @@
-"""Training, validation and test data, from local files, folders or the hub, and the place where each row came from.
+"""Training, validation and test data, from local files, folders or the hub, and the origin of each row.
 
-Owns: `Split` and `load_splits`. Leaves to others: whether the rows are right (`checks.py`), what becomes of them.
+Owns: `Split` and `load_splits`. Leaves to others: checking the rows (`checks.py`), using them.
 """
 
 from __future__ import annotations
@@ -139,11 +139,11 @@ def _from_name(datasets: Any, data: DataArguments, folder: tuple[str, tuple[str,
     return splits
 
 
-_SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
+_SAVED = ("dataset_dict.json", "state.json")  # written by `save_to_disk`
 
 
 def _from_folder(datasets: Any, root: str, column: str, suffixes: tuple[str, ...]) -> dict[str, Split]:
-    """Files below `root` in `column`, and the name of each one's folder in "label" where they lie in folders.
+    """Files below `root` in `column`, and the name of each one's folder in "label" where they are in folders.
 
     Folders called train, validation (valid, val, dev) and test are parts; without them everything is training data.
     """

@@ -1,4 +1,4 @@
-"""Speech recognition and speech pretraining: alphabets, word error rate, hidden steps and what they are told from.
+"""Speech recognition and speech pretraining: alphabets, word error rate, masked steps and distractors.
 
 Owns: `write_alphabet`, `word_error_rate`, `SpeechPretrainingCollator`. Leaves to others: reading sound (`audio.py`).
 Source of hidden steps and distractors: Baevski et al. 2020 (wav2vec 2.0), sections 3.1, 3.2 and 4.2.
@@ -76,10 +76,10 @@ def word_error_rate(tokenizer: Any, *, is_ctc: bool) -> Callable[[Any], dict[str
 
 
 class SpeechPretrainingCollator:
-    """Batches for wav2vec 2.0: sounds, which steps are hidden, and distractors from the same sound.
+    """Batches for wav2vec 2.0: sounds, which steps are masked, and distractors from the same sound.
 
-    Steps are what the convolutions leave of a sound. Spans of `span` steps are hidden, about `mask_prob` of all; for
-    each hidden step `num_negatives` other hidden steps of the same sound are drawn, by NumPy's global generator.
+    Steps are outputs of the convolutions. Spans of `span` steps are masked, about `mask_prob` of all; for each masked
+    step `num_negatives` other masked steps of the same sound are drawn, by NumPy's global generator.
     """
 
     def __init__(self, extractor: Any, model: Any, mask_prob: float, span: int) -> None:
@@ -109,8 +109,8 @@ class SpeechPretrainingCollator:
 
 
 def hidden_steps(length: int, mask_prob: float, span: int) -> Array:
-    """Which of `length` steps are hidden, (length,) of booleans: spans that begin anywhere and may overlap; at least
-    two steps, so that there is something to tell a step from.
+    """Which of `length` steps are masked, (length,) of booleans: spans that begin anywhere and may overlap; at least
+    two steps, so that each has a distractor.
     """
     span = min(span, length)
     number = max(1, round(mask_prob * length / span))
@@ -123,7 +123,7 @@ def hidden_steps(length: int, mask_prob: float, span: int) -> Array:
 
 
 def distractors(hidden: Array, number: int) -> Array:
-    """For each step `number` other hidden steps, (steps, number); 0 where a step is not hidden. Source: section 3.2."""
+    """For each step `number` other masked steps, (steps, number); 0 where a step is not masked. Source: section 3.2."""
     places = np.flatnonzero(hidden)
     result = np.zeros((len(hidden), number), np.int64)
     draws = np.random.randint(0, len(places) - 1, (len(places), number))

@@ -1,4 +1,4 @@
-"""Token classification: labels of words carried over to pieces of words, and the metric of whole entities.
+"""Token classification: labels of words aligned with word pieces, and the metric of whole entities.
 
 Owns: CoNLL files, alignment, entity scores. Leaves to others: names of labels (`checks.py`).
 """
@@ -18,7 +18,7 @@ from trainwright.tasks.sources import Split
 def read_conll(path: str) -> dict[str, list[list[str]]]:
     """Columns "tokens" and "labels" of a CoNLL file: a word per line, its label last, sentences apart by empty lines.
 
-    Lines that begin with -DOCSTART- are passed over. Raises DataError at a line without a label.
+    Lines that begin with -DOCSTART- are skipped. Raises DataError at a line without a label.
     """
     sentences: list[tuple[list[str], list[str]]] = [([], [])]
     with open(path, encoding="utf-8") as file:

@@ -1,3 +1,3 @@
-"""Owns: techniques that trade precision, memory and speed: half precision, activation checkpointing, compilation by
-region, averaged weights. Leaves to others: when a run switches them on and off (Trainer), what asks for them (args/).
+"""Owns: techniques that trade precision, memory and speed: half precision, activation checkpointing, regional
+compilation, averaged weights. Leaves to others: when a run switches them on and off (Trainer), their arguments (args/).
 """

@@ -1,6 +1,6 @@
 """An exponential moving average (EMA) of the weights.
 
-Owns: the average, its file in a checkpoint, and putting it into the model for a while. Leaves to others: when it is
+Owns: the average, its file in a checkpoint, and swapping it into the model. Leaves to others: when it is
 updated, evaluated and saved (Trainer). Source: Polyak and Juditsky 1992; Tarvainen and Valpola 2017 (the decay).
 
 After each `every` steps from `start_step` on: average = decay * average + (1 - decay) * weights. Memory: one copy of
@@ -23,7 +23,7 @@ from torch import nn
 from trainwright.checkpoint import sink
 from trainwright.checkpoint.paths import inside
 from trainwright.names import EMA_WEIGHTS_NAME
-from trainwright.optim.schedule_free import keeps_two_sets
+from trainwright.optim.schedule_free import find_schedule_free
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ Path = str | os.PathLike[str]
 
 
 class AveragedWeights:
-    """The average of the trainable floating-point parameters of `model`; None of anything before `start_step`.
+    """The average of the trainable floating-point parameters of `model`; empty before `start_step`.
 
-    Buffers (running statistics) and frozen weights are not averaged: the model's own go with the average.
+    Buffers (running statistics) and frozen weights are not averaged: the model's are used with the average.
     """
 
     def __init__(self, model: nn.Module, decay: float, start_step: int = 0, every: int = 1) -> None:
@@ -61,7 +61,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """`step` updates are done; take the weights that they led to into the average."""
+        """Add the weights after `step` updates to the average."""
         if not self.has_begun:
             if step >= self.start_step:
                 self._begin()
@@ -72,7 +72,7 @@ class AveragedWeights:
                 torch._foreach_lerp_(self._narrow_average, [p.float() for p in self._narrow], 1.0 - self.decay)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The average under the names of the parameters; empty before it has begun."""
+        """The average under the names of the parameters; empty before `start_step`."""
         if not self.has_begun:
             return {}
         averages = {id(p): a for p, a in zip(self._wide, self._wide_average)}
@@ -84,12 +84,12 @@ class AveragedWeights:
         """Size of the average, in memory and on disk."""
         return sum(p.numel() * max(p.element_size(), 4) for p in self._parameters.values())
 
-    def settle(self) -> None:
-        """Training is over: remember which weights this is the average of."""
+    def finalize(self) -> None:
+        """Training is over: remember the versions of the weights that this is the average of."""
         self._versions = [parameter._version for parameter in self._parameters.values()]
 
-    def belongs_to_the_weights(self) -> bool:
-        """False, with a warning, where somebody has changed the weights since training ended."""
+    def matches_weights(self) -> bool:
+        """False, with a warning, where the weights were changed since training ended."""
         if self._versions in (None, [parameter._version for parameter in self._parameters.values()]):
             return True
         logger.warning(
@@ -100,29 +100,29 @@ class AveragedWeights:
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
-        """Within the block the model has the average for weights; after it, its own again. No tensor is copied where
-        both have one type. Before the average has begun the model keeps its own.
+        """Within the block the model has the averaged weights; after it, the trained ones again. No tensor is copied
+        where both have one dtype. A no-op before `start_step`.
         """
-        own = [parameter.data for parameter in self._parameters.values()]
+        trained = [parameter.data for parameter in self._parameters.values()]
         try:
             if self.has_begun:
                 for parameter, average in zip(self._parameters.values(), self.state_dict().values(), strict=True):
                     parameter.data = average.to(parameter.dtype)
             yield
         finally:
-            for parameter, data in zip(self._parameters.values(), own, strict=True):
+            for parameter, data in zip(self._parameters.values(), trained, strict=True):
                 parameter.data = data
 
     def save(self, directory: Path) -> None:
-        """Write `ema.safetensors`; nothing before the average has begun."""
+        """Write `ema.safetensors`; a no-op before `start_step`."""
         if self.has_begun:
             averages = {name: average.contiguous() for name, average in self.state_dict().items()}
             sink.write("tensors", os.path.join(directory, EMA_WEIGHTS_NAME), averages, {"format": "pt"})
 
     @torch.no_grad()
     def load(self, directory: Path, step: int) -> None:
-        """Read what `save` wrote at `step`. A checkpoint made without an average begins one with its weights, and says
-        so. Raises ValueError for the average of other parameters.
+        """Read what `save` wrote at `step`. From a checkpoint without an average, start one from its weights, with a
+        warning. Raises ValueError for the average of other parameters.
         """
         path = inside(directory, EMA_WEIGHTS_NAME)
         if not os.path.isfile(path):
@@ -148,11 +148,11 @@ class AveragedWeights:
 
 
 def check_optimizer(optimizer: object) -> None:
-    """Raise ValueError for an optimizer that keeps an average itself and swaps it in under `eval()`."""
-    holder = keeps_two_sets(optimizer)
+    """Raise ValueError for a schedule-free optimizer, which averages itself and swaps the average in by `eval()`."""
+    holder = find_schedule_free(optimizer)
     if holder is not None:
         raise ValueError(
-            f"ema_decay averages the weights, and {type(holder).__name__} keeps an average of its own: leave out "
+            f"ema_decay averages the weights, and {type(holder).__name__} averages them itself: leave out "
             "ema_decay, or choose another optim."
         )
 
@@ -160,7 +160,7 @@ def check_optimizer(optimizer: object) -> None:
 def begin_average(
     args: Any, model: nn.Module, optimizer: object, checkpoint: Path | None, step: int
 ) -> AveragedWeights:
-    """The average that `args.ema_decay` asks for, of a run at `step` that is resumed from `checkpoint`, if any."""
+    """The average of `args.ema_decay` for a run at `step`, resumed from `checkpoint` where that is given."""
     check_optimizer(optimizer)
     average = AveragedWeights(model, args.ema_decay, args.ema_start_step, args.ema_update_steps)
     if checkpoint is not None:

@@ -1,4 +1,4 @@
-"""The repeated blocks of a model: what is checkpointed or compiled one by one.
+"""The repeated blocks of a model, which are checkpointed or compiled one by one.
 
 Owns: finding them, in any `nn.Module`. Leaves to others: what is done with each (`checkpointing.py`, `compiling.py`).
 """

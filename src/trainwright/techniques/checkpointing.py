@@ -1,6 +1,6 @@
-"""Activation checkpointing: keep few activations, and compute the others again in the backward pass.
+"""Activation checkpointing: store few activations, and recompute the others in the backward pass.
 
-Owns: it for any `nn.Module`, block by block; asking a `transformers` model to do its own. Leaves to others: finding the
+Owns: it for any `nn.Module`, block by block; calling that of a `transformers` model. Leaves to others: finding the
 blocks (`blocks.py`), the arithmetic (`torch.utils.checkpoint`). Source: Chen et al. 2016, "Training Deep Nets with
 Sublinear Memory Cost".
 """
@@ -22,7 +22,7 @@ from trainwright.interop.models import configs_of
 from trainwright.names import closest
 from trainwright.techniques.blocks import repeated_blocks
 
-# Ours, beside those of torch's `checkpoint`.
+# Added to those of torch's `checkpoint`.
 OF_BLOCKS = ("every_n_layers", "offload", "modules")
 _OF_TORCH = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
 
@@ -51,22 +51,22 @@ def prepare_for_training(model: nn.Module, args: Any) -> Callable[[], None]:
 
 
 def checkpoint_activations(model: nn.Module, kwargs: dict[str, Any]) -> Callable[[], None]:
-    """Switch on activation checkpointing as `gradient_checkpointing_kwargs` asks; returns what switches it off.
+    """Switch on activation checkpointing by `gradient_checkpointing_kwargs`; returns a function that switches it off.
 
-    `every_n_layers`: checkpoint blocks 0, n, 2n ...; the others keep their activations. `offload`: what is kept waits
-    in the host's memory. `modules`: class names of the blocks, for a model whose blocks are not found by themselves.
-    Everything else goes to `torch.utils.checkpoint.checkpoint`. A model that checkpoints itself
-    (`gradient_checkpointing_enable`) is asked to, and stays switched on; it is one of `transformers`.
+    `every_n_layers`: checkpoint blocks 0, n, 2n ...; the others store their activations. `offload`: stored activations
+    are moved to the host's memory. `modules`: class names of the blocks, for a model whose blocks are not recognised.
+    Everything else goes to `torch.utils.checkpoint.checkpoint`. A `transformers` model checkpoints itself
+    (`gradient_checkpointing_enable`) and stays switched on.
 
     Raises ValueError for an unknown setting, and for a model without blocks.
     """
     settings = check_settings(kwargs)
     of_torch = {name: value for name, value in settings.items() if name not in OF_BLOCKS}
-    of_torch.setdefault("use_reentrant", False)  # torch's own advice: the older way ignores keyword arguments
+    of_torch.setdefault("use_reentrant", False)  # torch's advice: the older way ignores keyword arguments
     of_blocks = {name: settings[name] for name in OF_BLOCKS if name in settings}
     does_it_itself = getattr(model, "supports_gradient_checkpointing", True) and "modules" not in of_blocks
     if of_blocks.get("offload") and not torch.cuda.is_available():
-        does_it_itself = False  # transformers asks for page-locked memory, which a CPU alone does not have
+        does_it_itself = False  # transformers needs page-locked memory, which a CPU alone does not have
     newer: Any = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5
     older: Any = getattr(model, "gradient_checkpointing_enable", None)
     if of_torch["use_reentrant"] and is_peft_model(model):
@@ -103,8 +103,8 @@ def check_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def checkpoint_blocks(model: nn.Module, of_blocks: dict[str, Any], of_torch: dict[str, Any]) -> Callable[[], None]:
-    """Checkpoint the blocks of any model, each by a `forward` of its own: no weight changes its name. Returns what
-    switches it off.
+    """Checkpoint the blocks of any model by replacing their `forward`: no weight changes its name. Returns a function
+    that switches it off.
     """
     blocks = repeated_blocks(model, of_blocks.get("modules"), asked_by="gradient_checkpointing=True")
     chosen = blocks[:: of_blocks.get("every_n_layers", 1)]
@@ -113,11 +113,11 @@ def checkpoint_blocks(model: nn.Module, of_blocks: dict[str, Any], of_torch: dic
         block.forward = _recomputed(block, of_blocks.get("offload", False), of_torch)  # type: ignore[method-assign]
 
     def undo() -> None:
-        for block, own in before:
-            if own is None:
+        for block, forward in before:
+            if forward is None:
                 block.__dict__.pop("forward", None)
             else:
-                block.forward = own  # type: ignore[method-assign]
+                block.forward = forward  # type: ignore[method-assign]
 
     return undo
 

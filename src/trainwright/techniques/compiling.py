@@ -1,6 +1,6 @@
-"""`torch_compile` (and `use_regional_compilation`): the whole model as one region, or each repeated block on its own.
+"""`torch_compile` and `use_regional_compilation`: the whole model as one region, or each repeated block separately.
 
-Owns: which modules are compiled. Leaves to others: compiling them (torch). Weights keep their names either way.
+Owns: which modules are compiled. Leaves to others: compiling them (torch). Names of weights do not change.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ def compile_model(
 ) -> list[nn.Module]:
     """Compile `model` in place; with `regions`, its repeated blocks (or the modules of the classes named there).
 
-    Blocks of one class share one compiled program, so compilation takes the time of one block instead of all; what lies
-    between them runs as it is. Returns the modules that were compiled. Raises ValueError where there are no blocks.
+    Blocks of one class share one compiled program, so compilation takes the time of one block instead of all; the code
+    between them is not compiled. Returns the modules that were compiled. Raises ValueError where there are no blocks.
     """
     chosen = [model]
     if regions:

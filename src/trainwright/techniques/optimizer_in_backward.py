@@ -1,26 +1,30 @@
 """`optimizer_in_backward`: each parameter is updated as soon as its gradient is there, and the gradient is freed.
 
-Owns: it for any optimizer whose update of one parameter looks at no other. Leaves to others: what excludes it among
-the arguments (`args/precision.py`), optimizers that do so by themselves (`optim/fused_backward.py`), when (Trainer).
+Owns: it for any optimizer whose update of one parameter depends on no other. Leaves to others: arguments that exclude
+it (`args/precision.py`), optimizers that do so by themselves (`optim/fused_backward.py`), when (Trainer).
 
-All gradients of a model never exist at once: the peak is that of the largest parameter. The optimizer stays one object
-with its own groups and state, so a checkpoint is that of an ordinary run, and either resumes the other.
+The gradients of a model never exist all at once: the peak is that of the largest parameter. The optimizer remains one
+object with its groups and state, so a checkpoint is that of an ordinary run, and either resumes the other.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from trainwright.optim.combined import CombinedOptimizer
 from trainwright.optim.fused_backward import updates_in_backward
 
+if TYPE_CHECKING:
+    from trainwright.args.training import TrainingArguments
 
-def start(optimizer: Any, model: nn.Module, args: Any, obstacle: str | None) -> InBackward:
-    """Begin for a run; errors as `InBackward`. `obstacle`: why gradients are not complete when a hook sees them."""
-    args._check_optimizer_in_backward()  # once more: a trial of a search may have set some of them
+
+def start(optimizer: Optimizer, model: nn.Module, args: TrainingArguments, obstacle: str | None) -> InBackward:
+    """Start for a run; errors as `InBackward`. `obstacle`: why gradients are incomplete when a hook is called."""
+    args._check_optimizer_in_backward()  # again, since a trial of a search may have changed the arguments
     if obstacle is not None:
         raise ValueError(
             f"optimizer_in_backward=True works in one process on one device; with {obstacle} a gradient is not "
@@ -33,11 +37,11 @@ def start(optimizer: Any, model: nn.Module, args: Any, obstacle: str | None) -> 
 class InBackward:
     """Steps `optimizer` from the backward pass, one parameter at a time, until it is closed.
 
-    Raises ValueError for an optimizer that cannot work so: one made of several, one that updates in the backward pass
-    already, and, at the first update, one that keeps numbers of the whole step in its groups (schedule-free).
+    Raises ValueError for an optimizer that does not support it: one made of several, one that updates in the backward
+    pass already, and, at the first update, one that stores numbers of the whole step in its groups (schedule-free).
     """
 
-    def __init__(self, optimizer: Any) -> None:
+    def __init__(self, optimizer: Optimizer) -> None:
         name = type(optimizer).__name__
         if updates_in_backward(optimizer):
             raise ValueError(
@@ -48,8 +52,8 @@ class InBackward:
                 f"optimizer_in_backward=True needs one optimizer, and {name} is made of several: choose another optim."
             )
         self._optimizer = optimizer
-        # torch's own optimizers look at a parameter's group and nothing else, so they are shown that one parameter.
-        # Others may count the positions in their groups, and are left to find the one parameter with a gradient.
+        # torch's optimizers read a parameter's group and nothing else, so they get a group of that one parameter.
+        # Others may depend on positions in their groups, and find the one parameter with a gradient.
         self._shows_one = type(optimizer).__module__.startswith(("torch.optim.", "trainwright.optim."))
         self._checked: set[int] = set()
         self._handles = []
@@ -99,7 +103,7 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def check_model(model: nn.Module, optimizer: Any) -> None:
+def check_model(model: nn.Module, optimizer: Optimizer) -> None:
     """Raise ValueError where a trainable parameter of `model` is not in `optimizer`: its gradient would stay."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     left = [
@@ -107,6 +111,6 @@ def check_model(model: nn.Module, optimizer: Any) -> None:
     ]
     if left:
         raise ValueError(
-            f"optimizer_in_backward=True: the optimizer does not hold {left[:3]}, whose gradients nobody would free. "
+            f"optimizer_in_backward=True: the optimizer does not hold {left[:3]}, whose gradients would not be freed. "
             "Freeze them with requires_grad_(False), or give them to the optimizer."
         )

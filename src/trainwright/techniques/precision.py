@@ -1,7 +1,7 @@
-"""Numbers of another width for a while: float32 products in TF32, weights in half precision.
+"""Temporary changes of precision: float32 products in TF32, weights in half precision.
 
-Owns: setting both and putting them back, bit by bit. Leaves to others: mixed precision (torch.autocast, Trainer),
-whether the device can (`args/device.py`).
+Owns: setting both and restoring them, bit by bit. Leaves to others: mixed precision (torch.autocast, Trainer), whether
+the device supports them (`args/device.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 def float32_products(tf32: bool | None) -> Iterator[None]:
     """Within the block, float32 matrix products and convolutions use TF32 (True), or full precision (False).
 
-    None leaves torch's own setting, which holds for the whole process; so it is put back at the end of the block.
+    None keeps torch's setting. The setting is global to the process, so it is restored after the block.
     """
     if tf32 is None:
         yield
@@ -35,10 +35,10 @@ def float32_products(tf32: bool | None) -> Iterator[None]:
 
 @contextmanager
 def half_weights(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Within the block, the floating-point weights and buffers of `model` are `dtype`; after it, what they were before.
+    """Within the block, the floating-point weights and buffers of `model` are `dtype`; after it, they are restored.
 
-    The device holds only the half-width copy: the originals wait in the host's memory (on a CPU, beside it). Parameters
-    stay the same objects, so an optimizer that holds them keeps working. None changes nothing.
+    The device holds only the half-precision copy: the originals are in the host's memory. Parameters stay the same
+    objects, so an optimizer that holds them keeps working. None is a no-op.
     """
     if dtype is None:
         yield
@@ -55,7 +55,7 @@ def half_weights(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def with_floats_as(inputs: Any, dtype: torch.dtype | None, but: Sequence[str]) -> Any:
-    """A batch whose floating-point tensors are `dtype`, as half-width weights need, except those named in `but`."""
+    """A batch whose floating-point tensors are `dtype`, as half-precision weights need, except those named in `but`."""
     if dtype is None or not isinstance(inputs, Mapping):
         return inputs
     inputs = inputs if isinstance(inputs, dict) else dict(inputs)

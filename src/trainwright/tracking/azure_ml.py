@@ -6,10 +6,15 @@ Owns: `AzureMLCallback`. Leaves to others: submitting the run. Source: seed 000.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainwright.state import TrainerState
 from trainwright.tracking.base import TrackerCallback
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
 
 
 class AzureMLCallback(TrackerCallback):
@@ -28,7 +33,7 @@ class AzureMLCallback(TrackerCallback):
         self.azureml_run = azureml_run
         self._takes_step = False
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         if self.azureml_run is None:
             from azureml.core.run import Run
 
@@ -41,5 +46,5 @@ class AzureMLCallback(TrackerCallback):
         for name, value in metrics.items():
             self.azureml_run.log(name, value, description=name, **step)
 
-    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         self.azureml_run.flush()

@@ -1,4 +1,4 @@
-"""What every tracker does alike: who talks, when the tracker starts, what happens when it fails.
+"""The base of all trackers: which rank logs, when a tracker starts, what happens when it fails.
 
 Owns: the callbacks that `report_to` names, the rank guard, one `setup` per run, the names of scalars, and the rule that
 a tracker never ends a training: it may refuse to start, with an error that says why, but one that fails later is
@@ -6,8 +6,7 @@ switched off with one warning. Leaves to others: calls of the tracker (one file 
 (`Trainer.log`).
 
 After `train()` a hosted run stays open, because the log lines of a later `evaluate()` or `predict()` belong to it; each
-package ends it when the process ends. In a hyper-parameter search every trial is a run of its own, closed with the
-trial.
+package ends it when the process ends. In a hyper-parameter search every trial is a separate run, closed with the trial.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainwright.callbacks.base import TrainerCallback
 from trainwright.interop.environment import EnvironmentValueError
@@ -30,6 +29,11 @@ from trainwright.names import CHECKPOINT_PREFIX
 from trainwright.redact import masked, without_passwords
 from trainwright.state import TrainerControl, TrainerState
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
+
 logger = logging.getLogger(__name__)
 
 # What a log line holds once, at the end of training; trackers with a summary put it there instead of on a curve.
@@ -37,15 +41,15 @@ TOTALS = frozenset({"train_runtime", "train_samples_per_second", "train_steps_pe
 
 
 class TrackerCallback(TrainerCallback):
-    """The base of all trackers. A tracker defines `tracker_name`, `setup` and `log_metrics`, and what else it offers.
+    """The base of all trackers. A tracker defines `tracker_name`, `setup`, `log_metrics`, and optionally the others.
 
-    `setup(args, state, model, **kwargs)` is also what users override to customise a tracker; it runs on the first
-    process only, once per run, before anything is logged.
+    `setup(args, state, model, **kwargs)` is also what users override to customise a tracker; it runs on rank 0 only,
+    once per run, before anything is logged.
     """
 
     tracker_name: ClassVar[str]
     rewrites_names: ClassVar[bool] = True  # "eval_loss" -> "eval/loss"; False keeps the names of the log line
-    takes_any_value: ClassVar[bool] = False  # True for trackers that accept text, images and tables next to numbers
+    takes_any_value: ClassVar[bool] = False  # True for trackers that accept text, images and tables besides numbers
 
     # On the class, so that a subclass whose __init__ forgets super() still works.
     _initialized = False
@@ -60,49 +64,61 @@ class TrackerCallback(TrainerCallback):
 
     # What a tracker defines.
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         """Import the package, open the run and upload the configuration."""
         raise NotImplementedError(f"{type(self).__name__} must define setup().")
 
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
         """Send one log line: name -> value at `state.global_step`."""
 
-    def log_checkpoint(self, directory: Path, args: Any, state: TrainerState) -> None:
+    def log_checkpoint(self, directory: Path, args: TrainingArguments, state: TrainerState) -> None:
         """Send a checkpoint that was just written."""
 
-    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
-        """Training ended: send what belongs to the end and make sure that nothing waits in memory."""
+    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
+        """Training ended: send final values and flush."""
 
     def close(self) -> None:
-        """End the run. Called between two trials of a search; safe to call by hand when no more will be logged."""
+        """End the run. Called between two trials of a search; users may call it when no more will be logged."""
 
     # Events.
 
     def on_train_begin(
-        self, args: Any, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
         if state.is_hyper_param_search and self._initialized:  # the trial before did not reach its end
             self._attempt(self.close)
             self._initialized = False
         self._start(args, state, model, kwargs)
 
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
         if logs and self._start(args, state, kwargs.pop("model", None), kwargs):
             self._attempt(self._log_line, logs, state)
 
     def on_predict(
-        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
     ) -> None:
         if metrics and self._start(args, state, kwargs.pop("model", None), kwargs):
             self._attempt(self._log_line, metrics, state)
 
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._initialized:
             directory = kwargs.get("checkpoint_dir") or f"{args.output_dir}/{CHECKPOINT_PREFIX}-{state.global_step}"
             self._attempt(self.log_checkpoint, Path(directory), args, state)
 
     def on_train_end(
-        self, args: Any, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
         if self._initialized:
             self._attempt(self.finish, args, state, model, **kwargs)
@@ -110,14 +126,16 @@ class TrackerCallback(TrainerCallback):
                 self._attempt(self.close)
                 self._initialized = False
 
-    # How it is done.
+    # Implementation.
 
-    def _start(self, args: Any, state: TrainerState, model: Any, kwargs: dict[str, Any]) -> bool:
-        """Set up once; answer whether this process has something to send."""
+    def _start(
+        self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, kwargs: dict[str, Any]
+    ) -> bool:
+        """Set up once; whether this rank logs."""
         if self._switched_off or not state.is_world_process_zero:
             return False
         if not self._initialized:
-            # Some trackers document setup() without **kwargs, so an override may have no room for them.
+            # Some trackers document setup() without **kwargs, so an override may not take them.
             takes_more = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(self.setup).parameters.values())
             try:
                 self.setup(args, state, model, **(kwargs if takes_more else {}))
@@ -133,7 +151,7 @@ class TrackerCallback(TrainerCallback):
         return not self._switched_off
 
     def _attempt(self, action: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """Run `action`; when it fails, warn once and stay silent from then on."""
+        """Run `action`; when it fails, warn once and switch the tracker off."""
         if self._switched_off:
             return
         try:
@@ -141,7 +159,7 @@ class TrackerCallback(TrainerCallback):
         except Exception as error:
             self._switched_off = True
             logger.warning(
-                "The tracker %r failed and is switched off; training goes on without it. %s",
+                "The tracker %r failed and is switched off; training continues without it. %s",
                 self.tracker_name,
                 self._describe(error),
             )
@@ -189,32 +207,34 @@ def numbers_of(logs: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def arguments_of(args: Any, sanitized: bool = True) -> dict[str, Any]:
+def arguments_of(args: TrainingArguments, sanitized: bool = True) -> dict[str, Any]:
     """The training arguments as plain values (`sanitized`: numbers and text only), without secrets."""
     values = args.to_sanitized_dict() if sanitized and hasattr(args, "to_sanitized_dict") else args.to_dict()
     return masked(values)
 
 
-def model_config_of(model: Any) -> dict[str, Any]:
-    """The model's own configuration, and that of its adapters under "peft_config"; {} for a plain module."""
+def model_config_of(model: nn.Module | None) -> dict[str, Any]:
+    """The model's configuration, and that of its adapters under "peft_config"; {} for a plain module."""
     config: dict[str, Any] = {}
-    own = getattr(model, "config", None)
-    if isinstance(own, Mapping):
-        config.update(own)
-    elif own is not None and hasattr(own, "to_dict"):
-        config.update(own.to_dict())
+    of_model: Any = getattr(model, "config", None)
+    if isinstance(of_model, Mapping):
+        config.update(of_model)
+    elif of_model is not None and hasattr(of_model, "to_dict"):
+        config.update(of_model.to_dict())
     adapters = getattr(model, "peft_config", None)
     if isinstance(adapters, Mapping):
         config["peft_config"] = {name: adapter.to_dict() for name, adapter in adapters.items()}
     return config
 
 
-def run_config(args: Any, state: TrainerState, model: Any, sanitized: bool = True) -> dict[str, Any]:
-    """What a run was made with: model configuration, training arguments, and the trial's hyper-parameters on top."""
+def run_config(
+    args: TrainingArguments, state: TrainerState, model: nn.Module | None, sanitized: bool = True
+) -> dict[str, Any]:
+    """The configuration of a run: of the model, the training arguments, overridden by the trial's hyper-parameters."""
     return {**model_config_of(model), **arguments_of(args, sanitized), **(state.trial_params or {})}
 
 
-def run_name_of(args: Any, state: TrainerState) -> str | None:
+def run_name_of(args: TrainingArguments, state: TrainerState) -> str | None:
     """The trial's name in a search, else `run_name` where the user chose one (it defaults to `output_dir`)."""
     if state.trial_name:
         return state.trial_name
@@ -223,8 +243,8 @@ def run_name_of(args: Any, state: TrainerState) -> str | None:
 
 
 def without_secrets(text: str) -> str:
-    """`text` with the value of every environment variable that holds a key, token or password replaced, and passwords
-    inside addresses.
+    """`text` without the values of environment variables that hold a key, token or password, and without passwords in
+    URLs.
     """
     for variable, value in os.environ.items():
         if len(value) >= 8 and re.search(r"TOKEN|KEY|SECRET|PASSWORD", variable):

@@ -9,11 +9,16 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainwright.interop import environment
+from trainwright.interop.environment import env_flag
 from trainwright.state import TrainerState
 from trainwright.tracking.base import TOTALS, TrackerCallback, arguments_of, model_config_of, run_name_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +41,9 @@ class ClearMLCallback(TrackerCallback):
         self._clearml: Any = None
         self._clearml_task: Any = None
         self._owns_task = False
-        self._log_model = environment.flag("CLEARML_LOG_MODEL")
+        self._log_model = env_flag("CLEARML_LOG_MODEL")
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         import clearml
 
         self._clearml = clearml
@@ -73,7 +78,7 @@ class ClearMLCallback(TrackerCallback):
             else:
                 report.report_scalar(title=group, series=series, value=value, iteration=state.global_step)
 
-    def log_checkpoint(self, directory: Path, args: Any, state: TrainerState) -> None:
+    def log_checkpoint(self, directory: Path, args: TrainingArguments, state: TrainerState) -> None:
         if self._log_model:
             output = self._clearml.OutputModel(task=self._clearml_task, name=directory.name, framework="PyTorch")
             output.update_weights_package(
@@ -81,7 +86,7 @@ class ClearMLCallback(TrackerCallback):
                 auto_delete_file=False,
             )  # fmt: skip
 
-    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         self._clearml_task.flush(wait_for_uploads=True)
 
     def close(self) -> None:

@@ -8,10 +8,15 @@ Source: seed 000.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainwright.state import TrainerState
 from trainwright.tracking.base import TrackerCallback
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
 
 
 class CodeCarbonCallback(TrackerCallback):
@@ -23,24 +28,24 @@ class CodeCarbonCallback(TrackerCallback):
         super().__init__()
         self.tracker: Any = None
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         import codecarbon
 
         offline = "CODECARBON_COUNTRY_ISO_CODE" in os.environ
         tracker_class = codecarbon.OfflineEmissionsTracker if offline else codecarbon.EmissionsTracker
-        os.makedirs(args.output_dir, exist_ok=True)
+        os.makedirs(str(args.output_dir), exist_ok=True)
         self.tracker = tracker_class(output_dir=args.output_dir)
         self.tracker.start()
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: a log line outside of training must not start a measurement."""
+        """No-op: a log line outside of training must not start a measurement."""
 
     def on_predict(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing, as `on_log`."""
+        """No-op, as `on_log`."""
 
-    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         self.close()
-        self._initialized = False  # a second train() is measured on its own
+        self._initialized = False  # a second train() is measured separately
 
     def close(self) -> None:
         if self.tracker is not None:

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainwright.interop import environment
+from trainwright.interop.environment import env_choice, env_flag
 from trainwright.state import TrainerState
 from trainwright.tracking.base import TrackerCallback, arguments_of, model_config_of, run_name_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -35,19 +40,19 @@ class CometCallback(TrackerCallback):
         self._experiment: Any = None
         self._owns_experiment = False
         modes = ("get_or_create", "create", "get", "online", "offline", "disabled")
-        self._mode = environment.choice("COMET_MODE", modes, default="get_or_create")
+        self._mode = env_choice("COMET_MODE", modes, default="get_or_create")
         if self._mode == "disabled":
             logger.warning("COMET_MODE=DISABLED is an older way to write report_to without 'comet_ml'.")
             self._switched_off = True
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         import comet_ml
 
         # None leaves the choice to COMET_START_ONLINE, which the package reads.
         online = {"online": True, "offline": False}.get(self._mode)
         mode = "get_or_create" if online is not None else self._mode
         running = comet_ml.get_running_experiment()
-        if running is not None and running.ended:  # the package keeps the last one, of an earlier training, at hand
+        if running is not None and running.ended:  # the package returns the last one, of an earlier training
             running = None
         if state.is_hyper_param_search and running is None:
             mode = "create"  # one experiment per trial
@@ -69,8 +74,8 @@ class CometCallback(TrackerCallback):
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
         self._experiment.log_metrics(metrics, step=state.global_step, epoch=state.epoch)
 
-    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
-        if environment.flag("COMET_LOG_ASSETS", default=True) and os.path.isdir(args.output_dir):
+    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
+        if env_flag("COMET_LOG_ASSETS", default=True) and os.path.isdir(str(args.output_dir)):
             self._experiment.log_asset_folder(
                 args.output_dir, recursive=True, log_file_name=True, step=state.global_step
             )

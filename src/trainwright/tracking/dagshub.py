@@ -10,12 +10,17 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainwright.interop import environment
+from trainwright.interop.environment import EnvironmentValueError, env_flag
 from trainwright.state import TrainerState
 from trainwright.tracking.mlflow import MLflowCallback
 from trainwright.tracking.model_files import write_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
 
 
 class DagsHubCallback(MLflowCallback):
@@ -32,24 +37,24 @@ class DagsHubCallback(MLflowCallback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._upload_files = environment.flag("HF_DAGSHUB_LOG_ARTIFACTS")
+        self._upload_files = env_flag("HF_DAGSHUB_LOG_ARTIFACTS")
         self._repository: tuple[str, str] | None = None
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
         match = re.fullmatch(r"https?://[^/]+/([^/]+)/([^/]+)\.mlflow/?", uri)
         if match:
             self._repository = (match[1], match[2])
             self._log_in()
         elif self._upload_files or not uri:
-            raise environment.EnvironmentValueError(
+            raise EnvironmentValueError(
                 f"MLFLOW_TRACKING_URI={uri!r} names no DagsHub repository. Set it to "
                 "https://dagshub.com/<owner>/<repository>.mlflow, or leave 'dagshub' out of report_to."
             )
         super().setup(args, state, model, **kwargs)
 
     def _log_in(self) -> None:
-        """Give MLflow the stored DagsHub token, unless it has credentials of its own."""
+        """Give MLflow the stored DagsHub token, unless it has other credentials."""
         if "MLFLOW_TRACKING_USERNAME" in os.environ or "MLFLOW_TRACKING_TOKEN" in os.environ:
             return
         import dagshub
@@ -58,7 +63,7 @@ class DagsHubCallback(MLflowCallback):
         os.environ["MLFLOW_TRACKING_USERNAME"] = token
         os.environ["MLFLOW_TRACKING_PASSWORD"] = token
 
-    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         super().finish(args, state, model, **kwargs)
         if not self._upload_files or self._repository is None:
             return
@@ -69,7 +74,7 @@ class DagsHubCallback(MLflowCallback):
             self._write_artifacts(Path(scratch), model, kwargs)
             Repo(*self._repository, branch=branch).upload(scratch, "Training data and model", remote_path="artifacts")
 
-    def _write_artifacts(self, directory: Path, model: Any, kwargs: dict[str, Any]) -> None:
+    def _write_artifacts(self, directory: Path, model: nn.Module | None, kwargs: dict[str, Any]) -> None:
         import torch
 
         loader = kwargs.get("train_dataloader")

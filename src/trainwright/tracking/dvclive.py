@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainwright.interop import environment
+from trainwright.interop.environment import env_flag
 from trainwright.state import TrainerState
 from trainwright.tracking.base import TrackerCallback, run_config
 from trainwright.tracking.model_files import write_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
 
 
 class DVCLiveCallback(TrackerCallback):
@@ -27,7 +32,7 @@ class DVCLiveCallback(TrackerCallback):
     """
 
     tracker_name = "dvclive"
-    rewrites_names = False  # DVCLive has names of its own for what other libraries log
+    rewrites_names = False  # DVCLive has its conventions for names
 
     def __init__(self, live: Any = None, log_model: str | bool | None = None, **kwargs: Any) -> None:
         super().__init__()
@@ -35,12 +40,12 @@ class DVCLiveCallback(TrackerCallback):
         self._live_kwargs = kwargs
         if log_model is None:
             everything = os.environ.get("HF_DVCLIVE_LOG_MODEL", "").strip().lower() == "all"
-            log_model = "all" if everything else environment.flag("HF_DVCLIVE_LOG_MODEL")
+            log_model = "all" if everything else env_flag("HF_DVCLIVE_LOG_MODEL")
         if log_model not in (True, False, "all"):
             raise ValueError(f"log_model={log_model!r} must be True, False, None or 'all'.")
         self._log_model = log_model
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         if self.live is None:
             from dvclive import Live
 
@@ -55,14 +60,14 @@ class DVCLiveCallback(TrackerCallback):
             self.live.log_metric(standardize_metric_name(name, "dvclive.huggingface"), value)
         self.live.make_summary()
 
-    def log_checkpoint(self, directory: Path, args: Any, state: TrainerState) -> None:
+    def log_checkpoint(self, directory: Path, args: TrainingArguments, state: TrainerState) -> None:
         if self._log_model == "all":
             self.live.log_artifact(args.output_dir)
 
-    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         if self._log_model is True:
             name = "best" if getattr(args, "load_best_model_at_end", False) else "last"
-            directory = Path(args.output_dir) / name
+            directory = Path(str(args.output_dir)) / name
             write_model(model, directory, kwargs.get("processing_class") or kwargs.get("tokenizer"))
             self.live.log_artifact(str(directory), name=name, type="model", copy=True)
         self.live.end()

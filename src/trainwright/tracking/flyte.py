@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import html
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainwright.state import TrainerState
 from trainwright.tracking.base import TrackerCallback
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
 
 
 class FlyteCallback(TrackerCallback):
@@ -30,7 +35,7 @@ class FlyteCallback(TrackerCallback):
         self.sync_checkpoints = sync_checkpoints
         self._checkpoint: Any = None
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         if self.sync_checkpoints:
             from flytekit import current_context
 
@@ -42,11 +47,11 @@ class FlyteCallback(TrackerCallback):
                     "outside of one pass sync_checkpoints=False"
                 ) from error
 
-    def log_checkpoint(self, directory: Path, args: Any, state: TrainerState) -> None:
+    def log_checkpoint(self, directory: Path, args: TrainingArguments, state: TrainerState) -> None:
         if self._checkpoint is not None:
             self._checkpoint.save(str(directory))
 
-    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         if self.save_log_history:
             from flytekit import Deck
 

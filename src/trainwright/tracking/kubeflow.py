@@ -15,10 +15,15 @@ import urllib.request
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.tracking.base import TrackerCallback, numbers_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +37,7 @@ class KubeflowCallback(TrackerCallback):
     Environment (set by the controller): KUBEFLOW_TRAINER_SERVER_URL, KUBEFLOW_TRAINER_SERVER_CA_CERT (a file),
     KUBEFLOW_TRAINER_SERVER_TOKEN (a file). DISABLE_KUBEFLOW_INTEGRATION=true sends nothing.
 
-    Messages leave from a thread of their own, so a slow controller costs no training time; one that does not arrive is
+    Messages are sent by a background thread, so a slow controller costs no training time; one that does not arrive is
     forgotten, because the next one replaces it.
     """
 
@@ -50,7 +55,7 @@ class KubeflowCallback(TrackerCallback):
         self._first_step = 0
         self._warned = False
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         self._url = os.environ.get("KUBEFLOW_TRAINER_SERVER_URL", "")
         if not self._url:
             raise RuntimeError("KUBEFLOW_TRAINER_SERVER_URL is not set, so this is no pod of a Kubeflow TrainJob")
@@ -59,14 +64,14 @@ class KubeflowCallback(TrackerCallback):
         self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kubeflow-status")
         self._report(state)
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._initialized and time.monotonic() - self._sent_at >= INTERVAL_S:
             self._attempt(self._report, state)
 
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
         self._metrics.update(numbers_of(metrics))
 
-    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         if self._pending is not None:
             self._pending.exception(timeout=2 * TIMEOUT_S)
         # A run that was stopped early is at its end too, whatever share of its steps it took.
@@ -92,7 +97,7 @@ class KubeflowCallback(TrackerCallback):
             post(self._url, message)
         except Exception as error:
             if not self._warned:
-                logger.warning("The TrainJob status could not be updated; training goes on. %s", self._describe(error))
+                logger.warning("TrainJob status not updated; training continues. %s", self._describe(error))
             self._warned = True
 
 

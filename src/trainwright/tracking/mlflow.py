@@ -12,11 +12,16 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainwright.interop import environment
+from trainwright.interop.environment import EnvironmentValueError, env_flag
 from trainwright.state import TrainerState
 from trainwright.tracking.base import TrackerCallback, run_config, run_name_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +51,13 @@ class MLflowCallback(TrackerCallback):
         self._owns_run = False
         self._log_artifacts = False
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         import mlflow
 
         self._ml_flow = mlflow
-        self._log_artifacts = environment.flag("HF_MLFLOW_LOG_ARTIFACTS")
+        self._log_artifacts = env_flag("HF_MLFLOW_LOG_ARTIFACTS")
         run = mlflow.active_run()
-        nested = environment.flag("MLFLOW_NESTED_RUN")
+        nested = env_flag("MLFLOW_NESTED_RUN")
         if run is None or nested:
             if run is None and (experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME")):
                 mlflow.set_experiment(experiment)
@@ -68,7 +73,7 @@ class MLflowCallback(TrackerCallback):
     def _log_params(self, values: Mapping[str, Any], already: Mapping[str, str]) -> None:
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
 
-        params = _flat(values) if environment.flag("MLFLOW_FLATTEN_PARAMS") else dict(values)
+        params = _flat(values) if env_flag("MLFLOW_FLATTEN_PARAMS") else dict(values)
         params = {_allowed(name): value for name, value in params.items() if name not in already}
         too_long = [name for name, value in params.items() if len(str(value)) > MAX_PARAM_VAL_LENGTH]
         if too_long:
@@ -76,7 +81,7 @@ class MLflowCallback(TrackerCallback):
         items = [(name, value) for name, value in params.items() if name not in too_long]
         if limit := os.environ.get("MLFLOW_MAX_LOG_PARAMS"):
             if not limit.isdigit():
-                raise environment.EnvironmentValueError(f"MLFLOW_MAX_LOG_PARAMS={limit!r} must be a whole number.")
+                raise EnvironmentValueError(f"MLFLOW_MAX_LOG_PARAMS={limit!r} must be a whole number.")
             items = items[: int(limit)]
         for start in range(0, len(items), MAX_PARAMS_TAGS_PER_BATCH):
             self._ml_flow.log_params(dict(items[start : start + MAX_PARAMS_TAGS_PER_BATCH]))
@@ -89,11 +94,11 @@ class MLflowCallback(TrackerCallback):
         if not self._owns_run:  # training is over, or the run is the user's and may be read or ended any time
             self._ml_flow.flush_async_logging()
 
-    def log_checkpoint(self, directory: Path, args: Any, state: TrainerState) -> None:
+    def log_checkpoint(self, directory: Path, args: TrainingArguments, state: TrainerState) -> None:
         if self._log_artifacts:
             self._ml_flow.log_artifacts(str(directory), artifact_path=directory.name, run_id=self._run_id)
 
-    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         self._ml_flow.flush_async_logging()
         self.close()
 
@@ -112,7 +117,7 @@ def _tags() -> dict[str, Any]:
     except json.JSONDecodeError:
         tags = None
     if not isinstance(tags, dict):
-        raise environment.EnvironmentValueError(
+        raise EnvironmentValueError(
             f'MLFLOW_TAGS={text!r} must be a JSON object, such as {{"release.candidate": "RC1"}}.'
         )
     return tags

@@ -7,7 +7,7 @@ where they are sent (each tracker), checkpoints themselves (`checkpoint/`).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainwright.names import (
     CHECKPOINT_PREFIX,
@@ -22,7 +22,12 @@ from trainwright.names import (
 )
 from trainwright.state import TrainerState
 
-# Needed to go on training, not to use the model; the optimizer alone is twice as large as the weights.
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
+
+# Needed to resume training, not to use the model; the optimizer alone is twice as large as the weights.
 _FOR_RESUMING = {
     LOOP_STATE_NAME, MANIFEST_NAME, OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME,
 }  # fmt: skip
@@ -40,14 +45,16 @@ def model_files(directory: Path) -> list[Path]:
     )
 
 
-def trained_model_directory(args: Any, state: TrainerState, model: Any, scratch: Path, processing_class: Any) -> Path:
-    """A directory that holds the model as training left it.
+def trained_model_directory(
+    args: TrainingArguments, state: TrainerState, model: nn.Module | None, scratch: Path, processing_class: Any
+) -> Path:
+    """A directory that holds the trained model.
 
     That is the best checkpoint with `load_best_model_at_end`, unless it is gone or damaged, so that it was not loaded
     either; without it the checkpoint of the last step; else `scratch`, into which the model is written. A sharded model
     cannot be written by one process alone: then a checkpoint must exist.
     """
-    directory = Path(args.output_dir) / f"{CHECKPOINT_PREFIX}-{state.global_step}"
+    directory = Path(str(args.output_dir)) / f"{CHECKPOINT_PREFIX}-{state.global_step}"
     if getattr(args, "load_best_model_at_end", False) and state.best_model_checkpoint:
         best = best_directory(args, state, then="the model in memory is uploaded")
         if best is not None:
@@ -63,27 +70,28 @@ def trained_model_directory(args: Any, state: TrainerState, model: Any, scratch:
     return scratch
 
 
-def best_directory(args: Any, state: TrainerState, then: str) -> Path | None:
+def best_directory(args: TrainingArguments, state: TrainerState, then: str) -> Path | None:
     """The best checkpoint, verified byte by byte, or None, with a warning that ends in `then`.
 
-    The state may come from a file of someone else: only a checkpoint in a directory of this run is ever sent.
+    The state may come from another user's file: only a checkpoint in a directory of this run is ever sent.
     """
-    # On use: what reads checkpoints is not needed to begin a run with a tracker.
+    # Imported on use: reading checkpoints is not needed to begin a run with a tracker.
     from trainwright.checkpoint.best import undamaged
 
-    directories = (args.output_dir, *state.places_of_checkpoints)
+    directories = (str(args.output_dir), *state.places_of_checkpoints)
     path = undamaged(state.best_model_checkpoint, *directories, then=then)
     return Path(path) if path is not None else None
 
 
-def write_model(model: Any, directory: Path, processing_class: Any = None) -> None:
-    """Write weights and, for models that know how, their configuration into `directory`."""
+def write_model(model: nn.Module | None, directory: Path, processing_class: Any = None) -> None:
+    """Write weights and, for models with `save_pretrained`, their configuration into `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    if hasattr(model, "save_pretrained"):
-        model.save_pretrained(directory)
+    found: Any = model
+    if hasattr(found, "save_pretrained"):
+        found.save_pretrained(directory)
     else:
         from safetensors.torch import save_model
 
-        save_model(model, str(directory / SAFE_WEIGHTS_NAME))
+        save_model(found, str(directory / SAFE_WEIGHTS_NAME))
     if hasattr(processing_class, "save_pretrained"):
         processing_class.save_pretrained(directory)

@@ -8,12 +8,17 @@ and existing servers keep working.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainwright.names import closest
 from trainwright.state import TrainerState
 from trainwright.tracking.base import TrackerCallback, arguments_of, model_config_of
 from trainwright.tracking.model_files import best_directory
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
 
 _UPLOADS = ("same", "last", "best", None)
 
@@ -62,10 +67,10 @@ class NeptuneCallback(TrackerCallback):
 
     @property
     def run(self) -> Any:
-        """The Neptune run, for logging of one's own; None before training starts."""
+        """The Neptune run, for additional logging; None before training starts."""
         return self._run
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         if self._run is None:
             import neptune
 
@@ -85,13 +90,13 @@ class NeptuneCallback(TrackerCallback):
         for name, value in metrics.items():
             self._at(name).append(value, step=state.global_step)
 
-    def log_checkpoint(self, directory: Path, args: Any, state: TrainerState) -> None:
+    def log_checkpoint(self, directory: Path, args: TrainingArguments, state: TrainerState) -> None:
         if self._log_checkpoints == "same":
             self._upload(directory, f"checkpoints/{directory.name}")
         elif self._log_checkpoints == "last":
             self._upload(directory, "checkpoints/last")
 
-    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         if self._log_checkpoints == "best" and state.best_model_checkpoint:
             directory = best_directory(args, state, then="nothing is uploaded")
             if directory is not None:

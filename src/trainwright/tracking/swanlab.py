@@ -7,10 +7,15 @@ SWANLAB_RUN_ID and the hosts, which the package reads itself. Source: the docume
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainwright.state import TrainerState
 from trainwright.tracking.base import TrackerCallback, run_config, run_name_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
 
 
 class SwanLabCallback(TrackerCallback):
@@ -29,8 +34,8 @@ class SwanLabCallback(TrackerCallback):
         self._swanlab: Any = None
         self._owns_run = False
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
-        # Taken out of the package's sight: since 0.10 it reads a variable of this name as JSON and fails over a word.
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
+        # Hidden from the package: since 0.10 it parses a variable of this name as JSON and fails on a plain word.
         project = os.environ.pop("SWANLAB_PROJECT", None)
         try:
             self._open(project, args, state, model)
@@ -38,7 +43,7 @@ class SwanLabCallback(TrackerCallback):
             if project is not None:
                 os.environ["SWANLAB_PROJECT"] = project
 
-    def _open(self, project: str | None, args: Any, state: TrainerState, model: Any) -> None:
+    def _open(self, project: str | None, args: TrainingArguments, state: TrainerState, model: nn.Module | None) -> None:
         import swanlab
 
         self._swanlab = swanlab

@@ -11,11 +11,16 @@ import json
 import os
 import socket
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainwright.interop.optional import is_installed
 from trainwright.state import TrainerState
 from trainwright.tracking.base import TrackerCallback, arguments_of, model_config_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
 
 
 class TensorBoardCallback(TrackerCallback):
@@ -32,7 +37,7 @@ class TensorBoardCallback(TrackerCallback):
         self.tb_writer = tb_writer
         self._log_dir: str | None = None
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         self._log_dir = log_directory(args)
         if state.trial_name:
             self._log_dir = os.path.join(self._log_dir, state.trial_name)
@@ -49,7 +54,7 @@ class TensorBoardCallback(TrackerCallback):
             self.tb_writer.add_scalar(name, value, state.global_step)
         self.tb_writer.flush()
 
-    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         self.close()
 
     def close(self) -> None:
@@ -67,12 +72,12 @@ def summary_writer(log_dir: str | None) -> Any:
     return SummaryWriter(log_dir=log_dir)  # type: ignore[no-untyped-call]
 
 
-def log_directory(args: Any) -> str:
+def log_directory(args: TrainingArguments) -> str:
     """The directory that event files go to."""
     chosen = os.environ.get("TENSORBOARD_LOGGING_DIR") or getattr(args, "logging_dir", None)
     if chosen:
         return str(chosen)
-    return os.path.join(args.output_dir, "runs", f"{datetime.now():%b%d_%H-%M-%S}_{socket.gethostname()}")
+    return os.path.join(str(args.output_dir), "runs", f"{datetime.now():%b%d_%H-%M-%S}_{socket.gethostname()}")
 
 
 def _as_markdown(values: dict[str, Any]) -> str:

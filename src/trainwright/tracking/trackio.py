@@ -8,10 +8,15 @@ Source: `api.json` (arguments).
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainwright.state import TrainerState
 from trainwright.tracking.base import TrackerCallback, run_config, run_name_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
 
 DEFAULT_PROJECT = "huggingface"
 
@@ -32,7 +37,7 @@ class TrackioCallback(TrackerCallback):
         self._run: Any = None
         self._project = DEFAULT_PROJECT
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         import trackio
 
         self._trackio = trackio
@@ -55,7 +60,7 @@ class TrackioCallback(TrackerCallback):
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
         self._run.log(metrics, step=state.global_step)
 
-    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         static_space = getattr(args, "trackio_static_space_id", None)
         if static_space:
             self.close()

@@ -10,12 +10,17 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainwright.interop import environment
+from trainwright.interop.environment import env_choice
 from trainwright.state import TrainerState
 from trainwright.tracking.base import TOTALS, TrackerCallback, run_config, run_name_of
 from trainwright.tracking.model_files import model_files, trained_model_directory
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
 
 
 class WandbCallback(TrackerCallback):
@@ -36,17 +41,17 @@ class WandbCallback(TrackerCallback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._wandb: Any = None  # the package, for subclasses that log tables and images of their own
+        self._wandb: Any = None  # the package, for subclasses that log tables and images
         self._owns_run = False
         modes = ("end", "checkpoint", "false", "true", "0", "1")
-        mode = environment.choice("WANDB_LOG_MODEL", modes, default="false")
+        mode = env_choice("WANDB_LOG_MODEL", modes, default="false")
         self._log_model = {"true": "end", "1": "end", "0": "false"}.get(mode, mode)
 
-    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         import wandb
 
         self._wandb = wandb
-        watched = environment.choice("WANDB_WATCH", ("gradients", "parameters", "all", "false"), default="false")
+        watch_mode = env_choice("WANDB_WATCH", ("gradients", "parameters", "all", "false"), default="false")
         if wandb.run is None:
             wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "huggingface"),
@@ -60,22 +65,22 @@ class WandbCallback(TrackerCallback):
         wandb.define_metric("*", step_metric="train/global_step", step_sync=True)
         if model is not None:
             wandb.run.config["model/num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
-            if watched != "false":
-                wandb.watch(model, log=watched, log_freq=max(100, int(state.logging_steps)))
+            if watch_mode != "false":
+                wandb.watch(model, log=watch_mode, log_freq=max(100, int(state.logging_steps)))
 
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
         totals = {name: metrics.pop(f"train/{name}") for name in TOTALS if f"train/{name}" in metrics}
         self._wandb.run.summary.update(totals)
         self._wandb.log({**metrics, "train/global_step": state.global_step})
 
-    def log_checkpoint(self, directory: Path, args: Any, state: TrainerState) -> None:
+    def log_checkpoint(self, directory: Path, args: TrainingArguments, state: TrainerState) -> None:
         if self._log_model == "checkpoint":
             artifact = self._artifact("checkpoint", args, state)
             artifact.add_dir(str(directory))
             aliases = [f"epoch_{round(state.epoch or 0, 2)}", f"checkpoint_global_step_{state.global_step}"]
             self._wandb.run.log_artifact(artifact, aliases=["latest", *aliases])
 
-    def finish(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
+    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         if self._log_model == "false":
             return
         with tempfile.TemporaryDirectory() as scratch:
@@ -91,7 +96,7 @@ class WandbCallback(TrackerCallback):
             self._wandb.finish()
         self._owns_run = False
 
-    def _artifact(self, prefix: str, args: Any, state: TrainerState) -> Any:
+    def _artifact(self, prefix: str, args: TrainingArguments, state: TrainerState) -> Any:
         chosen = run_name_of(args, state)
         name = re.sub(r"[^\w.-]", "-", self._wandb.run.name if chosen else self._wandb.run.id)
         summary = {"global_step": state.global_step, "total_flos": state.total_flos, "best_metric": state.best_metric}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trainwright.callbacks import notebook
+from trainwright.callbacks import notebook, progress
 from trainwright.callbacks.notebook import NotebookProgressBar, NotebookProgressCallback, NotebookTrainingTracker
 from trainwright.interop.optional import MissingExtra
 from trainwright.names import IntervalStrategy
@@ -191,3 +191,11 @@ def test_ipython_receives_one_output_that_is_then_updated(monkeypatch: pytest.Mo
     assert ["[0/2" in published[0][0], "[2/2" in published[1][0], published[2][0]] == [True, True, ""]
     assert [kwargs.get("update", False) for _, kwargs in published] == [False, True, True]
     assert len({kwargs["transient"]["display_id"] for _, kwargs in published}) == 1
+
+
+def test_lines_bars_or_a_table_are_chosen_by_where_the_run_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert notebook.default_progress(disable_tqdm=True) is progress.PrinterCallback
+    assert notebook.default_progress(disable_tqdm=False) is progress.ProgressCallback
+    kernel = type("ZMQInteractiveShell", (), {})()  # what a Jupyter kernel's get_ipython() returns
+    monkeypatch.setitem(notebook.sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
+    assert notebook.default_progress(disable_tqdm=False) is notebook.NotebookProgressCallback

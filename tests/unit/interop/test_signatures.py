@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from trainwright.interop.signatures import CALLED_WITH, GAINED, accepts, check_overrides, fitted
+from trainwright.interop.signatures import CALLED_WITH, GAINED, accepts, check_overrides, compatible
 
 
 def plain(a, b=1): ...
@@ -26,7 +26,7 @@ def test_a_missing_keyword_is_not_accepted():
 
 
 def test_a_function_with_room_is_left_as_it_is():
-    assert fitted(plain, ("b",)) is plain and fitted(keywords, ("anything",)) is keywords
+    assert compatible(plain, ("b",)) is plain and compatible(keywords, ("anything",)) is keywords
 
 
 def test_a_function_without_room_is_called_without_the_newer_arguments():
@@ -34,7 +34,7 @@ def test_a_function_without_room_is_called_without_the_newer_arguments():
         """Says what it got."""
         return a, b
 
-    call = fitted(older, ("b", "c", "d"))
+    call = compatible(older, ("b", "c", "d"))
     assert call(1, b=2, c=3, d=4) == (1, 2)
     assert call.__name__ == "older" and call.__doc__ == older.__doc__
     with pytest.raises(TypeError, match="'e'"):  # not among the newer ones: a mistake of the caller

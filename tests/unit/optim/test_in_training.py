@@ -107,7 +107,7 @@ def test_weights_are_averaged_over_the_steps_of_every_optimizer_and_resume_bit_f
 
     whole = make(tmp_path / "run", optim, trainer={"callbacks": [Watch()]}, **averaging)
     if optim.startswith("schedule_free"):
-        with pytest.raises(ValueError, match="keeps an average of its own: leave out ema_decay"):
+        with pytest.raises(ValueError, match="averages them itself: leave out ema_decay"):
             whole.train()
         return
     whole.train()

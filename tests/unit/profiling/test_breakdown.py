@@ -73,7 +73,7 @@ def test_a_part_inside_another_interrupts_it(timed):
 
     assert parts.span("forward", outer)("result") == "result"
     clock.passes(8)
-    timeline.bring_up_to_date()
+    timeline.flush()
     assert timeline.seconds == expected(forward=3, backward=4, other=8)
 
 
@@ -87,7 +87,7 @@ def test_a_part_that_raises_ends_all_the_same(timed):
     with pytest.raises(RuntimeError):
         TimeBreakdown(timeline, in_log_lines=True).span("data", fail)()
     clock.passes(2)
-    timeline.bring_up_to_date()
+    timeline.flush()
     assert timeline.seconds == expected(data=1, other=2)
 
 
@@ -139,7 +139,7 @@ def test_events_are_used_again_and_their_number_is_bounded_without_log_lines(mon
     work = TimeBreakdown(timeline, in_log_lines=False).span("forward", clock.passes)
     for _ in range(1000):
         work(1)
-    timeline.bring_up_to_date()
+    timeline.flush()
     assert timeline.seconds == expected(forward=1000)
     assert device.num_made <= 16 + 1
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from trainwright.report.history import panels_of, time_of_parts
+from trainwright.report.history import panels_of, time_of_phases
 from trainwright.report.html import write_report
 from trainwright.report.svg import WIDTH
 
@@ -27,9 +27,9 @@ LAST = {
 
 
 def test_the_time_of_a_run_is_that_of_its_last_line_else_the_sum_of_its_lines():
-    assert time_of_parts([*LINES, LAST]) == {"forward": 6.0, "data": 2.0}
-    assert time_of_parts(LINES) == {"forward": 5.0, "data": 2.0}
-    assert time_of_parts([{"loss": 1.0, "step": 1}]) == {}
+    assert time_of_phases([*LINES, LAST]) == {"forward": 6.0, "data": 2.0}
+    assert time_of_phases(LINES) == {"forward": 5.0, "data": 2.0}
+    assert time_of_phases([{"loss": 1.0, "step": 1}]) == {}
 
 
 def test_speeds_and_the_time_of_each_part_have_panels():

@@ -13,7 +13,7 @@ def raising(error):
     def objective(trial, checkpoint_dir=None):
         raise error
 
-    return failures.or_failed(objective)
+    return failures.with_trial_failures(objective)
 
 
 @pytest.mark.parametrize("error", [NonFiniteError("nan"), torch.OutOfMemoryError("full"), CannotRetry("packed")])
@@ -38,4 +38,4 @@ def test_with_several_processes_memory_that_ran_out_in_one_ends_the_search(monke
 
 
 def test_a_result_is_handed_on():
-    assert failures.or_failed(lambda trial, checkpoint_dir=None: checkpoint_dir)(TRIAL, "there") == "there"
+    assert failures.with_trial_failures(lambda trial, checkpoint_dir=None: checkpoint_dir)(TRIAL, "there") == "there"

@@ -210,7 +210,7 @@ def test_a_trial_that_fails_by_itself_does_not_end_the_search(searching, caplog,
     )
     assert states == ["COMPLETE", "FAIL", "COMPLETE"] and best.run_id in ("0", "2")
     assert ends.ended == RATES  # so that trackers close the failed trial's run too
-    assert "TRIAL 1 FAILED and has no result; the search goes on." in caplog.text
+    assert "TRIAL 1 FAILED and has no result; the search continues." in caplog.text
     assert {"NaN": "NonFiniteError: NaN or infinity", "memory": "OutOfMemoryError: CUDA"}[kind] in caplog.text
 
 

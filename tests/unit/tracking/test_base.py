@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trainwright.args.training import TrainingArguments
-from trainwright.interop.environment import EnvironmentValueError, choice, flag
+from trainwright.interop.environment import EnvironmentValueError, env_choice, env_flag
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.tracking.base import (
     TrackerCallback,
@@ -233,13 +233,13 @@ def test_the_run_name_is_the_trial_or_what_the_user_chose():
 def test_a_variable_that_is_neither_true_nor_false_is_named(monkeypatch):
     monkeypatch.setenv("HF_FLAG", "yep")
     with pytest.raises(EnvironmentValueError, match="HF_FLAG='yep' must be TRUE or FALSE"):
-        flag("HF_FLAG")
+        env_flag("HF_FLAG")
     monkeypatch.setenv("HF_FLAG", "True")
-    assert flag("HF_FLAG") is True
-    assert flag("HF_OTHER", default=True) is True
+    assert env_flag("HF_FLAG") is True
+    assert env_flag("HF_OTHER", default=True) is True
 
 
 def test_a_variable_with_few_values_lists_them_and_the_nearest(monkeypatch):
     monkeypatch.setenv("HF_CHOICE", "chekpoint")
     with pytest.raises(EnvironmentValueError, match=r"'end', 'checkpoint'.*Did you mean 'checkpoint'"):
-        choice("HF_CHOICE", ("end", "checkpoint"), "end")
+        env_choice("HF_CHOICE", ("end", "checkpoint"), "end")

@@ -1,17 +1,16 @@
-"""Attention within each sample of a pack, by the attention that a `transformers` model has: called once per sample.
+"""Attention within each sample of a pack: the attention function of a `transformers` model, called once per sample.
 
-Owns: switching a model's layers to it and back, where samples begin and end on their way to a layer, the
-rule by which a layer looks at tokens. Leaves to others: when to switch (packed_attention), the check that it changes
-nothing (packed_checks).
+Owns: switching a model's layers to it and back, passing sample boundaries to a layer, the mask rule of a layer. Leaves
+to others: when to switch (packed_attention), the check that it is equivalent (packed_checks).
 
-Every layer that asks `ALL_ATTENTION_FUNCTIONS` for its attention is given a copy of its config that names ours; the
-model's own config, which is saved and makes masks, stays as it is. Ours calls what the layer had before ("sdpa", or the
-"eager" function beside it), so scaling, dropout, soft caps, sinks and grouped heads are the model's own. Without packs
-(evaluation) it is the same call as before. Borders travel as the attention mask, which every model hands through and
-which outlives recomputed activations: int32 numbers of samples, `(packs, 1, 1, length)`.
+Every layer that looks up its attention in `ALL_ATTENTION_FUNCTIONS` gets a copy of its config that names ours; the
+model's config, which is saved and makes masks, is unchanged. Ours calls the layer's original function ("sdpa", or the
+module's "eager" function), so scaling, dropout, soft caps, sinks and grouped heads are the model's. Without packs
+(evaluation) it is the same call as before. Boundaries are passed as the attention mask, which every model passes on and
+which survives recomputed activations: int32 sample indices, `(packs, 1, 1, length)`.
 
-Source: the registry is documented ("Attention interface"); that a mask of four dimensions reaches the layers as it is,
-and that layers name their window `sliding_window`, was observed in releases 4.55 and 5.23.
+Source: the registry is documented ("Attention interface"); that a 4D mask reaches the layers unchanged, and that layers
+name their window `sliding_window`, was observed in releases 4.55 and 5.23.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ import torch
 from torch import nn
 
 PREFIX = "trainwright_packed_"
-DIVISIBLE = ("sdpa", "eager")
-# Neighbours of together at most this many tokens are one call with a mask: a call costs more than so few pairs. With
-# samples of 40 tokens that saves 2 % of a step on a CPU; on a GPU it bounds the launches of a pack.
+SWITCHABLE = ("sdpa", "eager")  # attention implementations
+# Adjacent samples of together at most this many tokens are one call with a mask: a call costs more than so few pairs.
+# With samples of 40 tokens that saves 2 % of a step on a CPU; on a GPU it bounds the launches of a pack.
 MERGED = 64
-REMEMBERED = 8  # layouts; one that is forgotten is read from its mask again, which a GPU has to wait for
+REMEMBERED = 8  # cached layouts; another is read from its mask again, which costs a sync on a GPU
 
 
 class Layout:
-    """Where the samples of a batch of packs lie, and the masks that go with them.
+    """The sample boundaries of a batch of packs, and the masks for them.
 
     `lengths`: of the samples of each pack, which together fill its row.
     """
@@ -57,12 +56,12 @@ class Layout:
     def mask(
         self, block: list[int], is_causal: bool, window: int | None, dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
-        """Who may look at whom in a block, `(1, 1, size, size)`: booleans, or what a float `dtype` adds to scores."""
+        """The attention mask of a block, `(1, 1, size, size)`: booleans, or a float `dtype` to add to scores."""
         size, key = sum(block), (tuple(block) if len(block) > 1 else (), is_causal, window, dtype, device)
         known = self._masks.get(key)
-        if known is None or known.shape[-1] < size:  # that of a longer sample begins with that of a shorter one
-            may_look = allowed_pairs(block, is_causal, window).to(device)
-            known = may_look[None, None]
+        if known is None or known.shape[-1] < size:  # a longer mask begins with the shorter one
+            attends = allowed_pairs(block, is_causal, window).to(device)
+            known = attends[None, None]
             if dtype != torch.bool:
                 lowest = torch.finfo(dtype).min
                 known = torch.zeros(known.shape, dtype=dtype, device=device).masked_fill_(~known, lowest)
@@ -71,24 +70,23 @@ class Layout:
 
 
 def allowed_pairs(lengths: list[int], is_causal: bool, window: int | None) -> torch.Tensor:
-    """Booleans `(sum of lengths, sum of lengths)`: whether a token (row) may look at another one of its sample."""
+    """Booleans `(sum of lengths, sum of lengths)`: whether a token (row) attends to another one of its sample."""
     numbers = torch.repeat_interleave(torch.tensor(lengths))
-    may_look = numbers[:, None] == numbers[None, :]
+    attends = numbers[:, None] == numbers[None, :]
     if window is not None:
-        may_look = may_look.triu(1 - window).tril(window - 1)
-    return may_look.tril() if is_causal else may_look
+        attends = attends.triu(1 - window).tril(window - 1)
+    return attends.tril() if is_causal else attends
 
 
-_own: dict[tuple[str, type[nn.Module]], Callable[..., Any]] = {}  # what layers of a class call without packs
-_watch: Callable[..., None] | None = None
-_recent: deque[tuple[torch.Tensor, Layout]] = deque(maxlen=REMEMBERED)  # masks are kept, so that none takes their place
+_original: dict[tuple[str, type[nn.Module]], Callable[..., Any]] = {}  # attention function of the layers of a class
+_observer: Callable[..., None] | None = None
+_recent: deque[tuple[torch.Tensor, Layout]] = deque(maxlen=REMEMBERED)  # holds the masks, so that no memory is reused
 
 
 def borders(numbers: torch.Tensor, lengths: list[list[int]] | None) -> torch.Tensor:
-    """The mask that tells divided layers which samples `numbers` `(packs, length)`, int32, are of.
+    """The mask that passes sample indices, `numbers` `(packs, length)`, int32, to switched layers.
 
-    `lengths`: of the samples of each pack without its padding, where the host knows them; else they are read from the
-    device.
+    `lengths`: of the samples of each pack without its padding, where the host knows them; None: read from the device.
     """
     rows, length = numbers.shape
     mask = numbers.to(torch.int32)[:, None, None, :]
@@ -102,7 +100,7 @@ def borders(numbers: torch.Tensor, lengths: list[list[int]] | None) -> torch.Ten
 
 
 def _layout_of(mask: torch.Tensor) -> Layout:
-    # A copy, because threads of nn.DataParallel add theirs meanwhile. Also views, as recomputed activations are given.
+    # A copy, because threads of nn.DataParallel append concurrently. Recomputed activations get views of the mask.
     for known, layout in _recent.copy():
         if known.data_ptr() == mask.data_ptr() and known.shape == mask.shape and known.device == mask.device:
             return layout
@@ -116,7 +114,7 @@ def _read(mask: torch.Tensor) -> Layout:
 
 
 def _attend(
-    own: str,
+    implementation: str,
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -124,18 +122,18 @@ def _attend(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, Any]:
-    """What a switched layer calls. Queries, keys and values: `(batch, heads, length, width)`."""
-    attention = _own[own, type(module)]
-    if _watch is not None:
-        _watch(module, own, attention_mask, query.shape[2], *_rule(module, kwargs))
+    """The attention function of switched layers. Queries, keys and values: `(batch, heads, length, width)`."""
+    attention = _original[implementation, type(module)]
+    if _observer is not None:
+        _observer(module, implementation, attention_mask, query.shape[2], *_rule(module, kwargs))
     if attention_mask is None or attention_mask.dtype != torch.int32:
         return attention(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
-    return _attend_by_sample(own, attention, module, query, key, value, attention_mask, **kwargs), None
+    return _attend_by_sample(implementation, attention, module, query, key, value, attention_mask, **kwargs), None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend_by_sample(
-    own: str,
+    implementation: str,
     attention: Callable[..., Any],
     module: Any,
     query: torch.Tensor,
@@ -144,8 +142,9 @@ def _attend_by_sample(
     mask: torch.Tensor,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """`(packs, length, heads, width)`, in as many calls as there are blocks. Compiled code is left for it: its shapes
-    are other ones in every batch."""
+    """`(packs, length, heads, width)`, one call per block. A graph break under torch.compile: its shapes differ in
+    every
+    batch."""
     rows, _, length, _ = query.shape
     if mask.shape != (rows, 1, 1, length) or key.shape[2] != length or kwargs.get("position_bias") is not None:
         raise ValueError(
@@ -154,27 +153,27 @@ def _attend_by_sample(
             "samples as they were made, and looks at no other tokens than those of the pack."
         )
     layout, is_causal, window = _layout_of(mask), *_rule(module, kwargs)
-    dtype = torch.bool if own == "sdpa" else query.dtype
+    dtype = torch.bool if implementation == "sdpa" else query.dtype
     outputs = []
     parts = zip(layout.blocks, *(_pieces(states, layout.sizes) for states in (query, key, value)))
     for block, *states in parts:
         is_bounded = len(block) > 1 or (window is not None and window < block[0])
-        if own == "sdpa":
+        if implementation == "sdpa":
             kwargs["is_causal"] = is_causal and not is_bounded
-        needs_mask = is_bounded or (own == "eager" and is_causal)
+        needs_mask = is_bounded or (implementation == "eager" and is_causal)
         of_block = layout.mask(block, is_causal, window, dtype, query.device) if needs_mask else None
         outputs.append(attention(module, *states, of_block, **kwargs)[0])  # (1, size, heads, width)
     return torch.cat(outputs, dim=1).view(rows, length, *outputs[0].shape[2:])
 
 
 def _pieces(states: torch.Tensor, sizes: list[int]) -> tuple[torch.Tensor, ...]:
-    """Cut `(packs, heads, length, width)` into `(1, heads, size, width)`. Split at once: its backward pass joins the
-    gradients, where that of a slice would fill the whole length with zeros for each."""
+    """Split `(packs, heads, length, width)` into `(1, heads, size, width)`. One split: its backward pass concatenates
+    the gradients, while that of each slice would write the whole length."""
     return torch.split(states.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None], sizes, dim=2)
 
 
 def _rule(module: Any, kwargs: dict[str, Any]) -> tuple[bool, int | None]:
-    """Whether a layer looks back only, and how far. A False for `is_causal` may mean that the mask says it."""
+    """(is_causal, window) of a layer. A False for `is_causal` may mean that the mask is causal."""
     is_causal = bool(kwargs.get("is_causal") or getattr(module, "is_causal", True))
     return is_causal, kwargs.get("sliding_window")
 
@@ -184,9 +183,9 @@ def _globals_of(layer: nn.Module) -> dict[str, Any]:
     return found
 
 
-def divided_layers(model: nn.Module) -> list[nn.Module]:
+def switched_layers(model: nn.Module) -> list[nn.Module]:
     """The layers of a model that are switched now."""
-    names = tuple(PREFIX + own for own in DIVISIBLE)
+    names = tuple(PREFIX + implementation for implementation in SWITCHABLE)
     return [
         layer
         for layer in model.modules()
@@ -194,34 +193,36 @@ def divided_layers(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def divisible_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a model that get their attention, "sdpa" or "eager", from the registry of `transformers`."""
+def switchable_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model whose attention, "sdpa" or "eager", comes from the registry of `transformers`."""
     found = []
     for layer in model.modules():
         code = getattr(inspect.unwrap(type(layer).forward), "__code__", None)
         if "ALL_ATTENTION_FUNCTIONS" not in getattr(code, "co_names", ()):
             continue
-        own = getattr(getattr(layer, "config", None), "_attn_implementation", None)
-        if own in DIVISIBLE and (own != "eager" or "eager_attention_forward" in _globals_of(layer)):
+        implementation = getattr(getattr(layer, "config", None), "_attn_implementation", None)
+        has_eager = implementation != "eager" or "eager_attention_forward" in _globals_of(layer)
+        if implementation in SWITCHABLE and has_eager:
             found.append(layer)
     return found
 
 
 @contextlib.contextmanager
-def divided(model: nn.Module) -> Iterator[None]:
-    """Within the block the divisible layers of `model` attend by sample where their mask says where samples begin."""
+def per_sample_attention(model: nn.Module) -> Iterator[None]:
+    """Within the block the switchable layers of `model` attend by sample where their mask holds boundaries."""
     before: list[tuple[Any, Any]] = []
     copies: dict[int, Any] = {}
     try:
-        for layer in divisible_layers(model):
+        for layer in switchable_layers(model):
             config: Any = layer.config
-            own = config._attn_implementation
+            name = config._attn_implementation
             registry = _globals_of(layer)["ALL_ATTENTION_FUNCTIONS"]
-            registry.register(PREFIX + own, functools.partial(_attend, own))
-            _own[own, type(layer)] = _globals_of(layer)["eager_attention_forward"] if own == "eager" else registry[own]
+            registry.register(PREFIX + name, functools.partial(_attend, name))
+            is_eager = name == "eager"
+            _original[name, type(layer)] = _globals_of(layer)["eager_attention_forward"] if is_eager else registry[name]
             if id(config) not in copies:
                 copies[id(config)] = copy.copy(config)
-                copies[id(config)]._attn_implementation_internal = PREFIX + own  # its setter changes configs inside too
+                copies[id(config)]._attn_implementation_internal = PREFIX + name  # its setter changes inner configs
             before.append((layer, config))
             layer.config = copies[id(config)]
         yield
@@ -232,11 +233,13 @@ def divided(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watched(watch: Callable[..., None]) -> Iterator[None]:
-    """Within the block each call of a divided layer is told to `watch(layer, own, mask, length, is_causal, window)`."""
-    global _watch
-    _watch = watch
+def observed(observer: Callable[..., None]) -> Iterator[None]:
+    """Within the block each call of a switched layer first calls
+    `observer(layer, implementation, mask, length, is_causal, window)`.
+    """
+    global _observer
+    _observer = observer
     try:
         yield
     finally:
-        _watch = None
+        _observer = None

@@ -1,7 +1,7 @@
-"""Processes that find out together, once per update, whether one of them has something to say.
+"""An asynchronous MAX all-reduce of one small number per rank, once per update.
 
-Owns: `Agreement`, one number per process, of which each learns the largest. Leaves to others: what the number means
-(`interrupt`). The numbers travel between the hosts, beside the device's own work: nothing waits for the device.
+Owns: `AsyncMax`. Leaves to others: what the number means (`interrupt`). It runs between the hosts (gloo) while the
+devices compute: nothing waits for a device.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 
-class Agreement:
-    """The largest of one small number per process. `start` and `result` are called by all processes, in turns.
+class AsyncMax:
+    """The maximum of one small number per rank. All ranks call `start` and `result`, alternately.
 
-    Costs one reduction of four bytes on the CPU, which runs while the optimizer does: there is no cheaper way that is
-    right, because processes that run apart may only stop at a step which each of them has still to reach.
+    Costs one reduction of four bytes on the CPU, which overlaps with the optimizer step. Nothing cheaper is correct:
+    ranks run ahead of each other, and may stop only at a step that none of them has passed.
     """
 
     def __init__(self, timeout: datetime.timedelta | None = None) -> None:
@@ -29,15 +29,15 @@ class Agreement:
         self._under_way: Any = None
 
     def start(self, number: int) -> None:
-        """Send this process's number; does not wait."""
+        """Start the reduction with this rank's number; does not wait."""
         self._view[0] = number
         self._under_way = self._group.allreduce([self._number], self._options)
 
     def result(self) -> int:
-        """The largest number that was sent. Waits for the process that is last to send."""
+        """The maximum over all ranks; waits for the last one."""
         self._under_way.wait()
         return int(self._view[0])
 
     def close(self) -> None:
-        """Let go of the connections. No process may be waiting for a result."""
+        """Destroy the process group. No rank may be waiting for a result."""
         torch.distributed.destroy_process_group(self._group)

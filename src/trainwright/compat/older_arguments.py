@@ -1,34 +1,54 @@
-"""TrainingArguments of the reference, taken over as ours.
+"""Arguments as other releases and the reference spell them: older names, and a `TrainingArguments` of `transformers`.
 
-Owns: building our arguments from the fields of an object that was made by another implementation of the same names.
-Leaves to others: what the fields mean (`args/`).
+Owns: translating the older names of `Trainer(...)` and `train(...)`, with one warning that points at the caller;
+building our arguments from an object of another implementation. Leaves to others: older names of TrainingArguments
+(`args/renamed.py`), what the fields mean (`args/`). Source: seeds 003 and 004 (`tokenizer=`, `callback=[...]`,
+`model_path=`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from enum import Enum
 from typing import Any
 
-from trainwright.args.seq2seq import Seq2SeqTrainingArguments
 from trainwright.args.training import TrainingArguments
+from trainwright.names import closest
 
 logger = logging.getLogger(__name__)
 
-# Made in the reference's own classes from what the fields say; ours make their own.
+TRAINER = {"tokenizer": "processing_class", "callback": "callbacks"}
+TRAIN = {"model_path": "resume_from_checkpoint"}
+# Derived from other fields in the reference's classes; ours derive them themselves.
 _DERIVED = ("accelerator_config", "fsdp_config", "deepspeed_plugin", "distributed_state")
+
+
+def translated(
+    older: dict[str, Any], rows: dict[str, str], function: str, known: list[str], stacklevel: int = 3
+) -> dict[str, Any]:
+    """`older` under the current names. An unknown name is a TypeError that suggests the nearest of `known`."""
+    values: dict[str, Any] = {}
+    for name, value in older.items():
+        if name not in rows:
+            raise TypeError(f"{function}() got an unexpected argument {name!r}.{closest(name, [*known, *rows])}")
+        warnings.warn(f"{function}({name}=...) is now called {rows[name]}=.", FutureWarning, stacklevel=stacklevel)
+        values[rows[name]] = value
+    return values
 
 
 def adopted(args: Any) -> Any:
     """`args` itself, or ours with the same values where they are a dataclass of another implementation.
 
-    What a subclass added comes along as an attribute, unless we have an argument of that name which no other
-    implementation has: it meant something else by it (TRL packs itself where its `packing` is set), so ours keeps its
-    default. Raises TypeError naming the field that cannot be taken over.
+    Fields that a subclass added become attributes, except where one of our extensions has that name: it means something
+    else there (TRL packs itself where its `packing` is set), so ours keeps its default. Raises TypeError naming the
+    field that cannot be converted.
     """
     if isinstance(args, TrainingArguments) or not _is_foreign(args):
         return args
+    from trainwright.args.seq2seq import Seq2SeqTrainingArguments
+
     ours = Seq2SeqTrainingArguments if hasattr(args, "predict_with_generate") else TrainingArguments
     known = {field.name: field for field in dataclasses.fields(ours) if field.init}
     given, extra, namesakes = {}, {}, []
@@ -45,19 +65,19 @@ def adopted(args: Any) -> Any:
         config: Any = getattr(args, name, None)
         given[name] = config.to_dict() if hasattr(config, "to_dict") else config
     if not given.get("fsdp"):
-        given["fsdp_config"] = None  # theirs is filled in even where FSDP is off
+        given["fsdp_config"] = None  # theirs is set even where FSDP is off
     try:
         made = ours(**{name: value for name, value in given.items() if not _is_unset(ours, name, value)})
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"args is a {type(args).__module__}.{type(args).__qualname__}, and it cannot be taken over: {error} "
+            f"args is a {type(args).__module__}.{type(args).__qualname__}, and it cannot be converted: {error} "
             "Build it from trainwright.TrainingArguments, or call trainwright.dropin.install() before it is imported."
         ) from error
     for name, value in extra.items():
         setattr(made, name, value)
     if namesakes:
         logger.warning(
-            "%s of %s.%s was not taken over: an argument of that name means something else in trainwright. To set "
+            "%s of %s.%s was not converted: an argument of that name means something else in trainwright. To set "
             "trainwright's, build the arguments from trainwright.TrainingArguments.",
             ", ".join(namesakes),
             type(args).__module__,

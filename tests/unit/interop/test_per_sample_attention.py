@@ -5,8 +5,8 @@ from collections import deque
 import pytest
 import torch
 
-from trainwright.interop import divided_attention
-from trainwright.interop.divided_attention import Layout, allowed_pairs, borders, divided_layers, divisible_layers
+from trainwright.interop import per_sample_attention
+from trainwright.interop.per_sample_attention import Layout, allowed_pairs, borders, switchable_layers, switched_layers
 
 
 def test_short_neighbours_of_a_pack_share_a_call_and_packs_do_not():
@@ -43,20 +43,20 @@ NUMBERS = torch.tensor([[0, 0, 0, 1, 2, 2], [0, 0, 1, 1, 1, 1]], dtype=torch.int
 @pytest.mark.parametrize("lengths", [[[3, 1], [2]], None, [[3, 1]]])
 def test_borders_are_those_of_the_host_or_else_read_from_the_batch(lengths, monkeypatch):
     """The last one is of a batch that lost a row on the way."""
-    monkeypatch.setattr(divided_attention, "MERGED", 0)
+    monkeypatch.setattr(per_sample_attention, "MERGED", 0)
     mask = borders(NUMBERS, lengths)
     assert mask.shape == (2, 1, 1, 6)
-    assert divided_attention._layout_of(mask).blocks == [[3], [1], [2], [2], [4]]
+    assert per_sample_attention._layout_of(mask).blocks == [[3], [1], [2], [2], [4]]
 
 
 def test_a_copy_and_a_view_of_a_mask_have_its_borders(monkeypatch):
-    monkeypatch.setattr(divided_attention, "MERGED", 0)
+    monkeypatch.setattr(per_sample_attention, "MERGED", 0)
     mask = borders(NUMBERS, [[3, 1], [2]])
-    layout = divided_attention._layout_of(mask)
-    assert divided_attention._layout_of(mask.detach()) is layout
-    assert divided_attention._layout_of(mask.clone()).sizes == layout.sizes  # activations were moved away and back
-    assert divided_attention._layout_of(mask[1:]).sizes == [2, 4]  # the share of a second device
-    assert divided_attention._layout_of(mask[:1]).sizes == [3, 1, 2]  # of the first: where the whole mask begins
+    layout = per_sample_attention._layout_of(mask)
+    assert per_sample_attention._layout_of(mask.detach()) is layout
+    assert per_sample_attention._layout_of(mask.clone()).sizes == layout.sizes  # activations were moved away and back
+    assert per_sample_attention._layout_of(mask[1:]).sizes == [2, 4]  # the share of a second device
+    assert per_sample_attention._layout_of(mask[:1]).sizes == [3, 1, 2]  # of the first: where the whole mask begins
 
 
 def test_masks_that_another_device_adds_meanwhile_do_not_disturb_the_search(monkeypatch):
@@ -67,18 +67,18 @@ def test_masks_that_another_device_adds_meanwhile_do_not_disturb_the_search(monk
             borders(NUMBERS, None)
             return 0
 
-    monkeypatch.setattr(divided_attention, "_recent", deque([(AddsOne(), None)], maxlen=8))
+    monkeypatch.setattr(per_sample_attention, "_recent", deque([(AddsOne(), None)], maxlen=8))
     mask = NUMBERS[:, None, None, :]
-    assert divided_attention._layout_of(mask).sizes == Layout([[3, 1, 2], [2, 4]]).sizes
+    assert per_sample_attention._layout_of(mask).sizes == Layout([[3, 1, 2], [2, 4]]).sizes
 
 
 def test_many_batches_are_not_kept():
-    for _ in range(3 * divided_attention.REMEMBERED):
+    for _ in range(3 * per_sample_attention.REMEMBERED):
         borders(NUMBERS.clone(), None)
-    assert len(divided_attention._recent) == divided_attention.REMEMBERED
+    assert len(per_sample_attention._recent) == per_sample_attention.REMEMBERED
 
 
 def test_layers_without_the_registry_are_left_alone():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
     model[0].config = object()
-    assert divisible_layers(model) == divided_layers(model) == []
+    assert switchable_layers(model) == switched_layers(model) == []
