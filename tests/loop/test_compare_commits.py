@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -140,16 +141,19 @@ def test_results_of_one_commit_only_are_a_difference(compared):
     assert len(compared(lambda folder: shutil.rmtree(folder / "whole"))) > 1
 
 
-def test_the_command_compares_a_commit_with_the_working_tree_and_leaves_no_worktree(scripts, capsys):
+def test_the_command_compares_a_commit_with_the_working_tree_and_leaves_no_worktree(
+    scripts, capsys, monkeypatch, tmp_path
+):
     listed = ["git", "-C", str(BENCHMARKS), "worktree", "list"]
     if shutil.which("git") is None or subprocess.run(listed, capture_output=True).returncode:
         pytest.skip("this is no git repository")
-    before = subprocess.run(listed, capture_output=True).stdout
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code = scripts[0].main(["HEAD", "--working-tree", "--only", CASE])
     output = capsys.readouterr().out
     assert output.splitlines()[-1].startswith("| 1 | ")
     assert code == int(not output.rstrip().endswith("| 0 |"))
-    assert subprocess.run(listed, capture_output=True).stdout == before
+    assert str(tmp_path) not in subprocess.run(listed, capture_output=True, text=True).stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_word_that_no_configuration_has_is_an_error(scripts, capsys):
