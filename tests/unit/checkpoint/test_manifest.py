@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import types
 
 import pytest
 import torch
@@ -187,6 +188,13 @@ def test_a_known_hash_of_frozen_weights_is_believed_and_an_unknown_one_worked_ou
     assert found.startswith("model.safetensors has changed") and found.endswith(FROZEN_NOTE)
 
 
+def test_a_file_whose_hash_is_known_is_not_read(checkpoint, monkeypatch):
+    read = []
+    monkeypatch.setattr(manifest_module, "sha256_of", lambda path: read.append(os.path.basename(path)) or "0" * 64)
+    write_manifest(checkpoint, 3, 2, {}, frozen={"model.safetensors": {"sha256": "1" * 64, "frozen": "f"}})
+    assert sorted(read) == sorted({*FILES, "adapter_model.safetensors"} - {"model.safetensors"})
+
+
 def test_what_is_no_directory_or_has_another_name_is_said(checkpoint, tmp_path):
     assert problems(tmp_path / "absent") == [f"{tmp_path / 'absent'} is not a directory"]
     moved = tmp_path / "checkpoint-4"
@@ -288,3 +296,18 @@ def test_a_file_that_was_promised_and_holds_what_cannot_be_is_found_by_reading_i
 
 def test_who_edited_a_checkpoint_is_told_how_to_accept_it(checkpoint):
     assert how_to_accept(checkpoint).endswith(f"`trainwright check --accept {checkpoint}`.")
+
+
+def test_a_file_that_was_empty_may_be_and_a_schedule_may_hold_objects_of_its_user(checkpoint):
+    (checkpoint / "note.txt").write_bytes(b"")
+    torch.save({"last_epoch": 3, "mine": types.SimpleNamespace()}, checkpoint / "scheduler.pt")
+    write_manifest(checkpoint, 3, 2, {})
+    assert problems(checkpoint) == []
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_a_checkpoint_of_anothers_is_looked_at_as_deeply(tmp_path, monkeypatch, deep):
+    asked = []
+    monkeypatch.setattr(manifest_module, "structural_problems", lambda path, deep: asked.append((path, deep)) or ["a"])
+    assert problems(tmp_path, deep=deep) == ["a"]
+    assert asked == [(tmp_path, deep)]
