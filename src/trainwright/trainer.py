@@ -77,7 +77,7 @@ from trainwright.safe_write import folder_inside
 from trainwright.seeding import RngState, enable_full_determinism, set_seed
 from trainwright.splitting import one_row
 from trainwright.state import TrainerControl, TrainerState
-from trainwright.techniques import checkpointing, precision
+from trainwright.techniques import precision
 from trainwright.tokens import TokenCounter
 from trainwright.tracking.base import get_reporting_integration_callbacks
 from trainwright.window import LossWindow
@@ -830,7 +830,9 @@ class Trainer:
             from trainwright.overflow import OverflowWatch
 
             undo.callback(OverflowWatch(self.model).close)
-        undo.callback(checkpointing.prepare_for_training(self.model, self.args))
+        from trainwright.techniques.checkpointing import prepare_for_training
+
+        undo.callback(prepare_for_training(self.model, self.args))
         if self.args.neftune_noise_alpha is not None:
             self._activate_neftune(self.model)
             undo.callback(self._deactivate_neftune, self.model)

@@ -48,7 +48,7 @@ _ROWS: dict[str, dict[str, str]] = {
         "nested": "denumpify_detensorize",
         "compat.free_functions": "compare_trainer_and_checkpoint_args unwrap_peft_model",
         "interop.neftune": "neftune_post_forward_hook",
-        "memory": "find_executable_batch_size",
+        "oom_retry": "find_executable_batch_size",
         "names": "EvaluationStrategy FSDPOption HPSearchBackend HubStrategy IntervalStrategy SaveStrategy "
         "SchedulerType",
         "optim.groups": "check_target_module_exists",
