@@ -28,9 +28,9 @@ test: test-older test-newest ## the whole suite: with transformers 4.55, then wi
 test-newest: .venv/installed $(OLDER)/installed ## the whole suite with the newest transformers
 	$(PYTEST) -n 2 $(ARGS)
 
-test-older: .venv/installed $(OLDER)/installed ## what touches transformers, with 4.55
-	PYTHONPATH=$(OLDER) $(PYTEST) -n 2 tests/parity tests/loop tests/surface tests/unit/checkpoint tests/unit/data tests/dropin \
-		$(ARGS)
+test-older: .venv/installed $(OLDER)/installed ## the tests that name transformers or peft, with 4.55
+	PYTHONPATH=$(OLDER) $(PYTEST) -n 2 tests/parity tests/surface tests/dropin \
+		$$(grep -rlE 'transformers|peft' tests/loop tests/unit/checkpoint tests/unit/data --include='test_*.py') $(ARGS)
 
 test-minimal: .venv/installed ## fresh environments: nothing but the project, then each extra alone (minutes, downloads)
 	rm -rf $(MINIMAL)

@@ -32,7 +32,7 @@ def names_after(text, start):
 
 
 def test_every_older_name_has_its_row_with_the_generation_without_it():
-    table = {older_names.strip("`"): gone_by for older, _, gone_by, _ in rows("Arguments that were renamed")}
+    table = {older.strip("`"): gone_by for older, _, gone_by, _ in rows("Arguments that were renamed")}
     assert table == {name: row.gone_by for name, row in RENAMED.items()}
 
 

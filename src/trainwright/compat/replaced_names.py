@@ -161,7 +161,7 @@ _LOGGERS: dict[str, str] = {
     "seq2seq": "trainer_seq2seq",
     "tracking": "integrations.integration_utils",
 }
-_LOGGERS_SINCE_5 = {"resume": "trainer_utils"}  # which warns of changed settings there
+_LOGGERS_SINCE_5 = {"run.resume": "trainer_utils"}  # which warns of changed settings there
 
 
 def logger_of(module: str, generation: int) -> str:
