@@ -40,7 +40,7 @@ from trainwright.profiling.phases import Profilers
 from trainwright.run import loop_state
 from trainwright.run.loop_state import Batching, LoopState
 from trainwright.state import TrainerState
-from trainwright.techniques import checkpointing, precision
+from trainwright.techniques import precision
 from trainwright.tokens import TokenCounter
 from trainwright.window import LossWindow
 
@@ -201,7 +201,9 @@ class Run:
             from trainwright.overflow import OverflowDetector
 
             undo.callback(OverflowDetector(model).close)
-        undo.callback(checkpointing.prepare_for_training(model, args))
+        from trainwright.techniques.checkpointing import prepare_for_training
+
+        undo.callback(prepare_for_training(model, args))
         return undo
 
     def prepare_steps(
