@@ -146,33 +146,39 @@ def same_place(path: str, other: str | None) -> bool:
 
 # -- which run wrote a checkpoint --------------------------------------------------------------------------------------
 
-_known: dict[str, tuple[tuple[int, ...], Record]] = {}  # by path: what was found, and in which file
+_Found = tuple[tuple[int, ...], Record]  # a record, and in which file
+_known: dict[str, _Found] = {}  # by path, of the checkpoints that were put in order last: no more than there are
+_written: dict[str, _Found] = {}  # of the one that this process wrote last
 
 
 def record_of(checkpoint: str) -> Record | None:
-    """The record of the run that wrote `checkpoint`, or None. One that was read is not read again until the file that
-    it is in has changed.
-    """
+    """The record of the run that wrote `checkpoint`, or None; not read again while its file is the same."""
     path = os.path.join(checkpoint, LOOP_STATE_NAME)
     try:
-        identity = _identity(path)
-        known = _known.get(os.path.abspath(path))
-        if known is not None and known[0] == identity:
+        known = _written.get(os.path.abspath(path)) or _known.get(os.path.abspath(path))
+        if known is not None and known[0] == _identity(path):
             return known[1]
-        record = read_run_record(path)
+        return read_run_record(path)
     except (OSError, ValueError):  # another's, an older release's, or damaged
         return None
-    if record is not None:
-        _known[os.path.abspath(path)] = identity, record
-    return record
 
 
 def note(checkpoint: str, record: Record | None) -> None:
     """This run, of `record`, has just written `checkpoint`: it need not be read to know that."""
     path = os.path.join(checkpoint, LOOP_STATE_NAME)
+    _written.clear()
     if record is not None:
         with suppress(OSError):  # of a process that writes none
-            _known[os.path.abspath(path)] = _identity(path), record
+            _written[os.path.abspath(path)] = _identity(path), record
+
+
+def _remember(records: dict[str, Record | None]) -> None:
+    _known.clear()
+    for checkpoint, record in records.items():
+        path = os.path.join(checkpoint, LOOP_STATE_NAME)
+        if record is not None:
+            with suppress(OSError):  # it was just deleted
+                _known[os.path.abspath(path)] = _identity(path), record
 
 
 def _identity(path: str) -> tuple[int, ...]:
@@ -214,6 +220,7 @@ def continued(checkpoint: str | None, others: list[str]) -> Record:
 def _started_ns(checkpoints: list[str]) -> dict[str, int]:
     """When the run of each of `checkpoints` began."""
     records = {path: record_of(path) for path in checkpoints}
+    _remember(records)
     without = [path for path, record in records.items() if record is None]
     newest = max((_modified_ns(path) for path in without if is_ours(path)), default=0)
     return {path: record["started_ns"] if record is not None else newest for path, record in records.items()}
