@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trainwright.interop import signatures
 
@@ -54,6 +54,12 @@ def compatible(instance: object, name: str, methods: Mapping[str, Any]) -> Calla
     return hook if is_ours else signatures.compatible(hook, signatures.GAINED[name])
 
 
+class HasLoss(Protocol):
+    """What has hooks; of one of them the signature is looked at."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
 class Hooks:
     """The hooks of one Trainer as they are now. It is not stored, only what was found out about it.
 
@@ -61,7 +67,7 @@ class Hooks:
     """
 
     def __init__(
-        self, instance: object, methods: Mapping[str, Any], loss_func: Callable[..., Any] | None = None
+        self, instance: HasLoss, methods: Mapping[str, Any], loss_func: Callable[..., Any] | None = None
     ) -> None:
         self.overridden = frozenset(
             name
