@@ -39,7 +39,8 @@ class Poisoned(Trainer):
         step = self.state.global_step + 1
         seen = self.__dict__.setdefault("batches", {}).setdefault(step, [])
         seen.append({name: value.clone() for name, value in inputs.items()})
-        is_bad = step in self.bad_steps and len(seen) - 1 == min(BAD_MICRO_BATCH, self.args.gradient_accumulation_steps - 1)
+        bad = min(BAD_MICRO_BATCH, self.args.gradient_accumulation_steps - 1)
+        is_bad = step in self.bad_steps and len(seen) - 1 == bad
         if is_bad and self.kind == "loss":
             inputs["x"] = inputs["x"] * math.nan
         loss = super().training_step(model, inputs, num_items_in_batch)

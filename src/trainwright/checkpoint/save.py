@@ -13,7 +13,7 @@ import os
 import pickle
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -229,7 +229,7 @@ def _encoded(args: TrainingArguments) -> _EncodedArguments:
     return _latest
 
 
-def save_loop_state(directory: Path, state: dict[str, Any]) -> None:
+def save_loop_state(directory: Path, state: Mapping[str, Any]) -> None:
     """Write what only trainwright reads (loss window, position, callbacks) to `loop_state.json`; it must be JSON."""
     sink.write("json", os.path.join(directory, LOOP_STATE_NAME), state)
 

@@ -108,7 +108,7 @@ def why_no_batch(dataset: Any, args: TrainingArguments, batch_size: int) -> str 
     """Why an evaluation of `dataset` gives no batch though there are samples, and what to do; None: it gives some."""
     if not args.dataloader_drop_last or is_iterable(dataset) or not has_length(dataset):
         return None
-    shares = 1 if args.accelerator_config.split_batches else args.world_size
+    shares = 1 if getattr(args.accelerator_config, "split_batches", False) else args.world_size
     if not 0 < len(dataset) < batch_size * shares:
         return None
     return (

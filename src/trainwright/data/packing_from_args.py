@@ -69,7 +69,7 @@ def packed(
     )
     _check_settings(args, is_one_row=collator.is_one_row, is_stream=is_iterable(dataset))
     refused = frozenset(inspect.signature(base_model_of(model).forward).parameters) - PACKED_COLUMNS
-    options = {"long_samples": args.packing_long_samples, "seed": data_seed(args)}
+    options: dict[str, Any] = {"long_samples": args.packing_long_samples, "seed": data_seed(args)}
     if is_iterable(dataset):
         return PackedStream(dataset, length, refused=refused, **options), collator, inputs
     check_indexable(dataset)
@@ -116,7 +116,7 @@ def _check_settings(args: TrainingArguments, *, is_one_row: bool, is_stream: boo
         )
     if not is_one_row:
         return
-    if args.n_gpu > 1 or args.accelerator_config.split_batches or _is_dispatched(args, is_stream):
+    if args.n_gpu > 1 or getattr(args.accelerator_config, "split_batches", False) or _is_dispatched(args, is_stream):
         raise ValueError(
             "packing=True gives this model each batch as one row (it takes offsets of samples), and a row cannot be "
             "shared out over devices. Start one process per device with torchrun, and leave split_batches and "
@@ -126,7 +126,7 @@ def _check_settings(args: TrainingArguments, *, is_one_row: bool, is_stream: boo
 
 def _is_dispatched(args: TrainingArguments, is_stream: bool) -> bool:
     """Whether one process reads for all of them."""
-    dispatches = args.accelerator_config.dispatch_batches
+    dispatches = getattr(args.accelerator_config, "dispatch_batches", None)
     return bool(args.world_size > 1 and (is_stream if dispatches is None else dispatches))
 
 
