@@ -153,6 +153,53 @@ class Trainer:
 
     default_arguments: type[TrainingArguments] = TrainingArguments  # what `args=None` constructs
 
+    # -- declared attributes -------------------------------------------------------------------------------------------
+
+    # What the user gave.
+    args: TrainingArguments
+    model: Any  # unwrapped: what is saved, loaded and asked what it takes
+    train_dataset: Dataset
+    eval_dataset: Dataset  # or a dict of several
+    data_collator: Collator
+    processing_class: Processor
+    model_init: Callable[..., nn.Module] | None
+    compute_loss_func: Callable[..., torch.Tensor] | None
+    # Where a run is, and what callbacks ask of it.
+    state: TrainerState
+    control: TrainerControl
+    callback_handler: CallbackHandler
+    # What is trained, and with what: of the last run after it.
+    optimizer: Any
+    lr_scheduler: Any
+    model_wrapped: Any  # as the loop calls it: compiled, replicated
+    # Found out about the model, until it is another one.
+    model_accepts_loss_kwargs: bool  # it divides its loss by `num_items_in_batch`
+    label_names: list[str]  # of a batch
+    can_return_loss: bool
+    label_smoother: LabelSmoother | None
+    is_model_parallel: bool
+    place_model_on_device: bool
+    # A subclass may set them.
+    loss_is_scaled_for_ga: bool | None = None  # a subclass says whether its compute_loss divides for accumulation
+    # For code that asks; there is nothing of the kind here.
+    deepspeed: Any = None  # the engine that DeepSpeed wraps around the model
+    is_distributed_loading_by_transformers = False
+    is_fsdp_xla_enabled = False
+    is_fsdp_xla_v1_enabled = False
+    is_fsdp_xla_v2_enabled = False
+    is_tp_enabled = False
+    # Of the run that is under way, else of the last one. The private ones that no document names are read by the
+    # sections "evaluate and predict" and "checkpoints".
+    plan = _OfRun[TrainingPlan | None]("plan")
+    window = _OfRun[LossWindow]("window")
+    _total_loss_scalar = _OfRun[float]("total_loss")
+    _globalstep_last_logged = _OfRun[int]("last_logged_step")
+    _interrupt = _OfRun[Interrupt]("interrupt")
+    _profilers = _OfRun[Profilers]("profilers")
+    _saves = _OfRun[Saves]("saves")
+    _tokens = _OfRun[TokenCounter]("tokens")
+    _counts_tokens = _OfRun[bool]("counts_tokens")
+
     # -- construction --------------------------------------------------------------------------------------------------
 
     def __init__(
@@ -195,11 +242,9 @@ class Trainer:
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.processing_class = processing_class
         self.model_init = model_init
-        self.optimizer: Any
-        self.lr_scheduler: Any
         self.optimizer, self.lr_scheduler = checks.optimizer_and_schedule(optimizers)
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
-        self.model: Any = model
+        self.model = model
         self._validate_args()
 
         self._seed_everything()
@@ -251,206 +296,6 @@ class Trainer:
             self.init_hf_repo()
         self.control = self.callback_handler.on_init_end(self.args, self.state, self.control)
         self._memory_tracker.stop_and_update_metrics()
-
-    def _validate_args(self) -> None:
-        """Hook: find, before anything is built, what can never work; each error names the argument and the cure."""
-        checks.check_given(self, makes_eval_loader=self._is_overridden("get_eval_dataloader"))
-        signatures.check_overrides(self, Trainer)
-        signatures.give_defaults(
-            self,
-            Trainer,
-            {
-                "get_eval_dataloader": {"eval_dataset": lambda: self.eval_dataset},
-                "create_optimizer": {"model": lambda: self.model},
-                "create_scheduler": {"optimizer": lambda: self.optimizer},
-            },
-        )
-        if self.compute_loss_func is not None:
-            self.compute_loss_func = signatures.fitted(self.compute_loss_func, ("num_items_in_batch",))
-
-    def _seed_everything(self) -> None:
-        if self.args.full_determinism:
-            enable_full_determinism(self.args.seed)
-        else:
-            set_seed(self.args.seed)
-
-    def _set_log_level(self) -> None:
-        is_left_alone = self.args.should_log and self.args.log_level == "passive"
-        show_messages(None if is_left_alone else self.args.get_process_log_level())
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Choose how this run talks to devices and processes. One process on one device builds no Accelerator."""
-        self._accelerator: Any = None
-        self._strategy: Strategy
-        if self.args.parallel_mode == ParallelMode.DISTRIBUTED:
-            from trainwright.parallel.distributed import DistributedStrategy
-
-            self._strategy = DistributedStrategy(self.accelerator, self.args)
-        else:
-            self._strategy = Strategy(self.args.device, fp16=self.args.fp16)
-        self._strategy.frozen.is_on = self.args.save_frozen_weights == "once" and not self.args.push_to_hub
-
-    def _build_accelerator_args(self, **kwargs: object) -> dict[str, Any]:
-        """Keyword arguments for the Accelerator: what `args` says, then `accelerator_kwargs()`, then `kwargs`."""
-        from trainwright.parallel.accelerator import accelerator_arguments
-
-        return {**accelerator_arguments(self.args), **self.accelerator_kwargs(), **kwargs}
-
-    def accelerator_kwargs(self) -> dict[str, Any]:
-        """Hook: more keyword arguments for `accelerate.Accelerator`, such as `kwargs_handlers`."""
-        return {}
-
-    def call_model_init(self, trial: Trial = None) -> nn.Module:
-        """Build a model with `model_init`, which takes no argument, or the trial of a hyper-parameter search."""
-        return models.built_by(self.model_init, trial)
-
-    def _adopt_model(self, model: nn.Module) -> None:
-        """Make `model` the one this trainer works on: check it, move it, find out what it takes and returns."""
-        checks.check_trainable(model)
-        models.warn_of_untied_head(model)
-        self.is_model_parallel = models.spans_devices(model)
-        self._num_replicas = 1 if self.is_model_parallel else max(1, self.args.n_gpu)
-        self.place_model_on_device = self.args.place_model_on_device and not self.is_model_parallel
-        if self.args.use_liger_kernel:
-            from trainwright.interop.liger import apply_liger_kernels
-
-            apply_liger_kernels(model, self.args.liger_kernel_config)
-        if self.place_model_on_device:
-            self._move_model_to_device(model, self.args.device)
-        self.model_wrapped, self._model_to_evaluate = model, models.unreplicated(model)
-        self.model = model = models.unwrapped(model)  # what is saved, loaded and asked what it takes
-        self.model_accepts_loss_kwargs = models.accepts_loss_kwargs(model)
-        self._labels_are_shifted = shifts_labels(model)
-        self._main_input_name = models.main_input_name(model)
-        self._probe_loss_kwargs = self.model_accepts_loss_kwargs and not models.states_loss_kwargs(model)
-        if self.args.label_names is not None:
-            consumers = ("compute_loss", "prediction_step", "_prepare_inputs")  # where a column may stay
-            if not any(map(self._is_overridden, consumers)):
-                checks.check_label_names(model, self.args.label_names)
-        self.label_names = (
-            self.args.label_names if self.args.label_names is not None else columns.find_label_names(model)
-        )
-        self.can_return_loss = columns.can_return_loss(model)
-        self.label_smoother = (
-            LabelSmoother(epsilon=self.args.label_smoothing_factor) if self.args.label_smoothing_factor else None
-        )
-        self._check_label_smoothing(None)
-        self._flops = models.FlopCounter(model)
-
-    def _bind_hooks(self) -> None:
-        """Find out once, before the first step, what each step would otherwise ask again: which hooks are overridden,
-        and which newer arguments they have room for."""
-        self._hooks = Hooks(self, _OURS, self.compute_loss_func)
-        self._evaluation_batches: OomSafePrediction | None = None
-        if self.args.auto_find_batch_size:
-            self._evaluation_batches = OomSafePrediction(
-                labels_are_shifted=self._labels_are_shifted,
-                label_names=self.label_names,
-                batch_size=self.args.eval_batch_size,
-            )
-
-    def _is_overridden(self, name: str) -> bool:
-        return is_overridden(self, name, _OURS)
-
-    def _compatible(self, name: str) -> Callable[..., Any]:
-        """The hook `name`, called without the arguments it gained after the user's override was written."""
-        return compatible(self, name, _OURS)
-
-    # Attributes that other libraries read -----------------------------------------------------------------------------
-
-    # Of the run that is under way, else of the last one; those of them that are private and not documented are read by
-    # the sections "evaluate and predict" and "saving" below.
-    plan = _OfRun[TrainingPlan | None]("plan")
-    window = _OfRun[LossWindow]("window")
-    _total_loss_scalar = _OfRun[float]("total_loss")
-    _globalstep_last_logged = _OfRun[int]("last_logged_step")
-    _interrupt = _OfRun[Interrupt]("interrupt")
-    _profilers = _OfRun[Profilers]("profilers")
-    _saves = _OfRun[Saves]("saves")
-    _tokens = _OfRun[TokenCounter]("tokens")
-    _counts_tokens = _OfRun[bool]("counts_tokens")
-
-    @property
-    def _schedule_waits_for_metric(self) -> bool:
-        return waits_for_metric(self.lr_scheduler)
-
-    @property
-    def accelerator(self) -> Any:
-        """An `accelerate.Accelerator` with this run's settings, built when first read."""
-        if self._accelerator is None:
-            from trainwright.parallel.accelerator import build_accelerator
-
-            self._accelerator = build_accelerator(self.args, **self._build_accelerator_args())
-            if "_strategy" in vars(self):  # overrides scale fp16 losses here, the loop unscales gradients there
-                self._accelerator.scaler = self._strategy.scaler
-            if self._run is not None:
-                self._run.profilers.span_method(self._accelerator, "backward", "backward")
-        return self._accelerator
-
-    @accelerator.setter
-    def accelerator(self, value: Any) -> None:
-        self._accelerator = value
-
-    @property
-    def _output_dir(self) -> str:
-        return str(self.args.output_dir)
-
-    @property
-    def _saves_checkpoints(self) -> bool:
-        return self.args.should_save and self.args.save_strategy != SaveStrategy.NO
-
-    @property
-    def tokenizer(self) -> Processor:
-        """The older name of `processing_class`."""
-        return self.processing_class
-
-    @tokenizer.setter
-    def tokenizer(self, value: Processor) -> None:
-        self.processing_class = value
-
-    @property
-    def is_deepspeed_enabled(self) -> bool:
-        return bool(self.args.deepspeed)
-
-    @property
-    def is_fsdp_enabled(self) -> bool:
-        return bool(self.args.fsdp)
-
-    deepspeed: Any = None  # the engine that DeepSpeed wraps around the model
-    loss_is_scaled_for_ga: bool | None = None  # a subclass says whether its compute_loss divides for accumulation
-
-    @property
-    def neftune_noise_alpha(self) -> float | None:
-        return self.args.neftune_noise_alpha
-
-    is_distributed_loading_by_transformers = False
-    is_fsdp_xla_enabled = False
-    is_fsdp_xla_v1_enabled = False
-    is_fsdp_xla_v2_enabled = False
-    is_tp_enabled = False
-
-    @property
-    def use_apex(self) -> bool:
-        return False
-
-    @property
-    def gather_function(self) -> Callable[[Any], Any]:
-        return self._strategy.gather_for_metrics
-
-    # -- callbacks -----------------------------------------------------------------------------------------------------
-
-    def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
-        """Add a callback: an instance, or a class, which is called without arguments."""
-        self.callback_handler.add_callback(callback)
-
-    def pop_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> TrainerCallback | None:
-        """Remove a callback and return it; None when there is none. A class takes the first instance of it."""
-        popped: TrainerCallback | None = self.callback_handler.pop_callback(callback)
-        return popped
-
-    def remove_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
-        """Remove a callback, if it is there. A class takes the first instance of it."""
-        self.callback_handler.remove_callback(callback)
 
     # -- the training story --------------------------------------------------------------------------------------------
 
@@ -513,37 +358,6 @@ class Trainer:
         finally:
             self.is_in_train = False
             self._run, self._last_run = None, run
-
-    def _new_run(self, trial: Trial = None, ignore_keys_for_eval: list[str] | None = None) -> Run:
-        saves = Saves(lambda: (self.state, self.control), self._follow_save, self._tell_of_save)
-        return Run(self.args, saves, trial, ignore_keys_for_eval)
-
-    def _fresh_state(self) -> TrainerState:
-        is_first_here, is_first = self.is_local_process_zero(), self.is_world_process_zero()
-        return TrainerState(is_local_process_zero=is_first_here, is_world_process_zero=is_first)
-
-    def _release_model(self) -> None:
-        """Hold the model, its weights and its optimizer no longer: `model_init` builds the next one."""
-        self.model = self.model_wrapped = self._model_to_evaluate = None
-        self.optimizer = self.lr_scheduler = None
-        self._average = self._packed_inputs = self._past = None
-        self._flops = models.FlopCounter(nn.Identity())
-        if self._accelerator is not None:  # overrides may have had it prepare them
-            self._accelerator.free_memory()
-        handler = self.callback_handler
-        handler.model = handler.optimizer = handler.lr_scheduler = None
-        handler.train_dataloader = handler.eval_dataloader = None
-
-    def _start_over(self, batch_size: int, weights: dict[str, torch.Tensor]) -> None:
-        """After memory ran out: begin anew, from these weights, with a smaller micro-batch."""
-        checkpoint_weights.load_state_dict(self.model, weights)
-        self.optimizer = self.lr_scheduler = None
-        self._seed_everything()
-        self._update_auto_batch_size(batch_size)
-
-    def _update_auto_batch_size(self, batch_size: int) -> None:
-        """Take a smaller micro-batch, in samples per process."""
-        self._train_batch_size = self.state.train_batch_size = batch_size
 
     def _inner_training_loop(
         self,
@@ -654,85 +468,6 @@ class Trainer:
             learning_rate, norm = progress.last_update
             run.log_save_evaluate(self._running_loss(run), grad_norm=norm, learning_rate=learning_rate)
 
-    def _start_profiling(self, run: Run) -> None:
-        """Wrap the parts of the loop for what watches them; without a profiler nothing is wrapped."""
-        says_flops = self._is_overridden("floating_point_ops") or self._flops.has_own
-        run.start_profiling(
-            self.callback_handler,
-            self._accelerator,
-            strategy=self._strategy,
-            num_replicas=self._num_replicas,
-            step_now=lambda: self.state.global_step,
-            tokens_now=self.state.num_input_tokens_seen,
-            model=self._strategy.unwrap(self.model),
-            flops_of=self.floating_point_ops if says_flops else None,
-            main_input_name=self._main_input_name,
-            prepare_inputs=self._prepare_inputs,
-            drops_labels=self.compute_loss_func is not None or self.label_smoother is not None,
-            autocast=self.compute_loss_context_manager,
-        )
-
-    def _bind_step(self, run: Run, model: nn.Module, **of_epoch: object) -> None:
-        """Find out once what each step calls: the hooks as they are now, in parts where memory runs out, watched by the
-        profilers. `of_epoch`: what `_maybe_log_save_evaluate` is given after each step of an epoch, with the model.
-        """
-        if not self._hooks.are_those_of(self):
-            self._hooks = Hooks(self, _OURS, self.compute_loss_func)
-        span, step = run.profilers.span, self._compatible("training_step")
-        if run.splitting is not None:
-            step = functools.partial(self._training_step_that_fits, step)
-        run.training_step = span("forward", step)
-        run.backward = span("backward", self._strategy.backward)
-        run.fused_backward = span("backward", lomo.fused_backward)
-        run.get_batch_samples = span("data", self._compatible("get_batch_samples"))
-        run.update = span("optimizer", self._update)  # but for the parts that interrupt it
-        run.of_epoch = {
-            "model": model,
-            "trial": run.trial,
-            "ignore_keys_for_eval": run.ignore_keys_for_eval,
-            "start_time": run.start_time,
-            **of_epoch,
-        }
-        run.log_save_evaluate = functools.partial(self._compatible("_maybe_log_save_evaluate"), **run.of_epoch)
-        run.counts_flops = "floating_point_ops" in self._hooks.overridden or self._flops.can_count
-
-    def set_initial_training_values(
-        self, args: TrainingArguments, dataloader: Loader, total_train_batch_size: int | None = None
-    ) -> tuple[int, int, int, int, bool, int | None, int]:
-        """How long the run is, as the fields of `plan.TrainingPlan`: epochs, updates per epoch, samples per epoch,
-        samples of the run, whether it was given in epochs, micro-batches per epoch (None: unknown), updates of the run.
-        """
-        has_length = loaders.has_length(dataloader)
-        plan = plan_training(
-            len_dataloader=len(dataloader) if has_length else None,
-            num_examples=self.num_examples(dataloader) if has_length else None,
-            total_train_batch_size=total_train_batch_size or self.get_total_train_batch_size(args),
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            num_train_epochs=args.num_train_epochs,
-            max_steps=args.max_steps,
-        )
-        return dataclasses.astuple(plan)  # type: ignore[return-value]
-
-    def get_total_train_batch_size(self, args: TrainingArguments) -> int:
-        """Samples per update: micro-batch x accumulation x data-parallel processes that take a batch each."""
-        batches = self._strategy.num_batches_at_once // (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
-        return self._train_batch_size * args.gradient_accumulation_steps * max(1, batches)
-
-    def get_tp_size(self) -> int:
-        """Processes that share one copy of the model (tensor parallel); the model says so, or 1."""
-        return int(getattr(self.model, "_tp_size", None) or self._parallelism("tp_size"))
-
-    def get_cp_size(self) -> int:
-        """Processes that share one sequence (context parallel), from `parallelism_config`, or 1."""
-        return self._parallelism("cp_size")
-
-    def get_sp_size(self) -> int:
-        """Processes that share one sequence (Ulysses sequence parallel), from `parallelism_config`, or 1."""
-        return self._parallelism("sp_size")
-
-    def _parallelism(self, name: str) -> int:
-        return int(getattr(self.args.parallelism_config, name, None) or 1)
-
     def _init_training_state(
         self,
         max_steps: int,
@@ -768,12 +503,6 @@ class Trainer:
         self.state.is_hyper_param_search = trial is not None
         self.state.init_training_references(self, run.plan.max_steps, run.plan.num_train_epochs, trial)
         return run.first_epoch, run.first_micro_batch
-
-    def compare_trainer_and_checkpoint_args(
-        self, training_args: TrainingArguments, trainer_state: TrainerState
-    ) -> None:
-        """Say which settings differ from the checkpoint's; the new ones are used."""
-        resume.report_changes(training_args, trainer_state, self._train_batch_size)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Loader, resume_from_checkpoint: str | None
@@ -823,89 +552,6 @@ class Trainer:
         )
         self._set_training_mode(model, True)
         return model, train_dataloader
-
-    def _processes_read_evenly(self) -> bool:
-        """Whether the micro-batches that processes read at a time have as many samples, as far as that is known."""
-        return (
-            loaders.has_length(self.train_dataset)
-            and bool(getattr(self.args.accelerator_config, "even_batches", True))
-            and self.args.train_sampling_strategy != "batch_rebalance"
-            and not self._is_overridden("get_train_dataloader")
-        )
-
-    def averaged_weights(self) -> Context:
-        """Within the block, `self.model` has the average of `ema_decay` for weights; after it, the trained ones.
-
-        Raises ValueError where there is none.
-        """
-        if self._average is None:
-            raise ValueError("There is no average of the weights: set ema_decay, and call train() first.")
-        return self._average.in_model()
-
-    def _eval_weights(self) -> Context:
-        """The weights that are evaluated and handed out: the average where `ema_eval` says so, else the trained."""
-        if self._average is None or not self.args.ema_eval or not self._average.belongs_to_the_weights():
-            return _NOTHING
-        return self.averaged_weights()
-
-    @contextlib.contextmanager
-    def _weights_to_hand_out(self) -> Iterator[None]:
-        """Within, `self.model` has the weights that are judged, also in the middle of a schedule-free run."""
-        with self._eval_weights(), weights_to_keep(self.optimizer):
-            yield
-
-    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
-        """Give every process the trainable parameters of process 0, of those that are replicated."""
-        mesh.broadcast_replicated(model)
-
-    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Loader | None = None) -> nn.Module:
-        """The model as the loop calls it: compiled and replicated as the arguments ask; itself on one device."""
-        if not training:
-            if self.args.jit_mode_eval and dataloader is not None and not self.is_in_train:
-                return self.torch_jit_model_eval(model, dataloader, training=False)
-            return model
-        if models.unreplicated(model) is not model:
-            return model  # by the user, or an earlier train()
-        if self.args.torch_compile and models.unwrapped(model) is model:
-            from trainwright.techniques.compiling import compile_model
-
-            backend, mode = self.args.torch_compile_backend or "inductor", self.args.torch_compile_mode
-            compile_model(model, backend, mode, self.args.use_regional_compilation)
-        if self._num_replicas > 1:
-            return nn.DataParallel(model)
-        return self._strategy.prepare_model(model)
-
-    def _set_training_mode(self, model: nn.Module, training: bool) -> None:
-        """Switch the model, and an optimizer with two sets of weights (schedule-free), to training or evaluation."""
-        model.train(training)
-        switch_weights(self.optimizer, training)
-
-    def _log_plan(self, args: TrainingArguments, plan: TrainingPlan) -> None:
-        num_trainable = self.get_num_trainable_parameters()
-        if logger.isEnabledFor(logging.INFO):
-            from trainwright.optim.describe import describe_run
-
-            sizes = self.get_total_train_batch_size(args), self._train_batch_size, self._strategy.num_processes
-            logger.info("%s", describe_run(args, plan, *sizes, num_trainable, self.optimizer, self.model))
-
-    def _begin_saves(self, args: TrainingArguments, epochs_left: int) -> None:
-        """Say where the checkpoints to come will not fit on the disk (an error: not even one), and be ready to save."""
-        if args.should_save:
-            average = self._average.nbytes if self._average is not None else 0
-            shared = self._strategy.frozen.num_bytes_shared(self.model)
-            save_failures.check_space_for_run(
-                args, self.state, self.model, self.optimizer, average, shared, epochs_left
-            )
-        self._saves.begin(
-            args,
-            self._strategy,
-            self._strategy.unwrap(self.model),
-            self.optimizer,
-            guard=self._run.guard if self._run is not None else None,
-            exempt=self._run.exempt if self._run is not None else (),
-            trainer_class=type(self).__name__,
-            overridden=[hook for hook in HOOKS_THAT_WRITE if self._is_overridden(hook)],
-        )
 
     def _run_epoch(
         self,
@@ -1079,6 +725,498 @@ class Trainer:
             run.interrupt.end_agreement()
         return learning_rate, grad_norm
 
+    def training_step(self, model: nn.Module, inputs: Inputs, num_items_in_batch: NumItems = None) -> torch.Tensor:
+        """Hook: forward and backward of one micro-batch. Returns its share of the update's loss, (), on the device."""
+        if not self.model.training:  # an evaluation or a callback left it so; a wrapper would not know
+            self._set_training_mode(model, True)
+        inputs = self._prepare_inputs(inputs)
+        split: Callable[[], Context] = self.compute_loss_context_manager
+        run, hooks = self._run if self._run is not None else self._last_run, self._hooks
+        if hooks.splits_sequences:
+            split, inputs = self._prepare_context_parallel_inputs(model, inputs)
+        weight = run.weight
+        # A mean over no item would be NaN: one label is lent, and the loss multiplied by 0.
+        if weight is not None and weight.lacks_items is not False and hooks.compute_loss_is_ours:
+            inputs = with_one_item(inputs, self.label_names, weight.lacks_items)
+            if isinstance(num_items_in_batch, torch.Tensor):
+                num_items_in_batch = num_items_in_batch.clamp(min=1)
+        with split():
+            if hooks.compute_loss_takes_items:
+                loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            else:
+                loss = self.compute_loss(model, inputs)
+        if self._num_replicas > 1:  # DataParallel: (replicas,)
+            loss = loss.mean()
+        if weight is not None and weight.divisor is not None:
+            loss = loss / weight.divisor
+        elif self.current_gradient_accumulation_steps > 1 and not hooks.loss_is_normalized(
+            num_items_in_batch, self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs, self.label_smoother
+        ):
+            loss = loss / self.current_gradient_accumulation_steps
+        if weight is not None and weight.lacks_items is True:
+            loss = loss.nan_to_num(nan=0.0)
+        if run.backward_is_update:
+            run.fused_backward(self.optimizer, loss)
+        elif getattr(loss, "ndim", None) == 0:
+            (run.backward or self._strategy.backward)(loss)
+        else:
+            raise no_scalar(loss)
+        return loss.detach()  # type: ignore[no-any-return]
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Inputs, return_outputs: bool = False, num_items_in_batch: NumItems = None
+    ) -> Any:
+        """Hook: the loss of one micro-batch, or (loss, outputs) when `return_outputs`.
+
+        With `num_items_in_batch`, return the sum of the item losses divided by it; without, their mean. An override
+        that takes no `num_items_in_batch` returns a mean, and the loop divides it for accumulation.
+        """
+        if self.label_smoother is not None:
+            self._check_label_smoothing(inputs)
+        own_loss = self.compute_loss_func if self.compute_loss_func is not None else self.label_smoother
+        labels = None if own_loss is None else labels_for(self.model, inputs)
+        if num_items_in_batch is not None and labels is None and self.model_accepts_loss_kwargs:
+            outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+        else:
+            outputs = model(**inputs)
+        if self.args.past_index >= 0:
+            # A model that was given no labels has no loss in front of its outputs.
+            self._past = outputs[self.args.past_index - (labels is not None)]
+        if labels is None:
+            loss = loss_of(outputs, inputs)
+        elif self.compute_loss_func is not None:
+            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+        else:
+            assert self.label_smoother is not None
+            moved = inputs.get(SHIFTED_LABELS)
+            shifts = self._labels_are_shifted and moved is None
+            loss = self.label_smoother(outputs, labels if moved is None else moved, shifts, num_items_in_batch)
+        if (
+            self._strategy.is_distributed
+            and self.args.average_tokens_across_devices
+            and num_items_in_batch is not None
+            and self._hooks.divides_by_items(self.model_accepts_loss_kwargs, self.label_smoother)
+        ):
+            loss = loss * self._strategy.num_processes  # gradients are averaged over them; the items were summed
+        return (loss, outputs) if return_outputs else loss
+
+    def _maybe_log_save_evaluate(
+        self,
+        tr_loss: LossWindow | torch.Tensor,
+        grad_norm: torch.Tensor | float | None,
+        model: nn.Module,
+        trial: Trial,
+        epoch: float,
+        ignore_keys_for_eval: list[str] | None,
+        start_time: float,
+        learning_rate: float | None = None,
+    ) -> None:
+        """Hook, after each step and each epoch: do what `self.control` asks, in this order: log, evaluate, save."""
+        if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
+            self._profilers.span("logging", self._log_training)(grad_norm, model, start_time, learning_rate)
+        best_before = None
+        if self.control.should_evaluate:
+            best_before = self.state.best_metric, self.state.best_global_step
+            try:
+                metrics = self._profilers.span("evaluation", self._compatible("_evaluate"))(trial, ignore_keys_for_eval)
+            except EvaluationAbandoned:
+                return  # should_evaluate stays: the checkpoint says that the evaluation is owed
+            self.control.should_evaluate = False
+            if self._saves.asynchronous is not None:  # what was best so far must be known to be there
+                self._saves.settle()
+                best_before = self.state.best_metric, self.state.best_global_step
+            is_new_best = self._determine_best_metric(metrics=metrics, trial=trial)
+            if self.args.save_strategy == SaveStrategy.BEST:
+                self.control.should_save = is_new_best
+        if self.control.should_save:
+            self._save_and_tell(model, trial, best_before)
+
+    def _save_and_tell(
+        self, model: nn.Module, trial: Trial, best_before: tuple[float | None, int | None] | None = None
+    ) -> None:
+        """Save, unless the weights are not finite or the disk fails, and tell the callbacks (`checkpoint/saves.py`)."""
+        write = functools.partial(self._save_checkpoint, model, trial)
+        self._saves.make(self._get_output_dir(trial), write, best_before, self._profilers.span)
+
+    def _tell_of_save(self, checkpoint: str) -> None:
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control, checkpoint_dir=checkpoint)
+
+    def _log_training(
+        self, grad_norm: torch.Tensor | float | None, model: nn.Module, start_time: float, learning_rate: float | None
+    ) -> None:
+        """Write one log line of the training loss. The only place where the loop reads from the device."""
+        norm = self._get_grad_norm(model, grad_norm)
+        loss, norm = self._read_device(norm)
+        logs = {"loss": loss}
+        if norm is not None:
+            logs["grad_norm"] = norm
+        logs["learning_rate"] = learning_rate if learning_rate is not None else self._get_learning_rate()
+        self._globalstep_last_logged = self.state.global_step
+        logs.update(self._profilers.line(self.state.global_step, self.state.num_input_tokens_seen))
+        self.store_flos()
+        self._compatible("log")(self.training_logs(logs), start_time=start_time)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Hook: append `logs` to the history, with epoch and step, and tell the callbacks.
+
+        `start_time`: when training started; given for training log lines, to which tokens per second are then added.
+        """
+        if self.state.epoch is not None:
+            logs["epoch"] = self.state.epoch
+        if self.args.include_num_input_tokens_seen:
+            logs["num_input_tokens_seen"] = self.state.num_input_tokens_seen
+            if start_time is not None:
+                logs.update(metric_text.speed_metrics("train", start_time, num_tokens=self._tokens_per_process()))
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    def _finalize_training(self, trial: Trial, num_train_samples: int, start_time: float) -> TrainOutput:
+        """The end of a run: mean loss, speed, the best weights back in the model, the last log line."""
+        run = self._run
+        assert run is not None
+        self._past = None
+        self._read_device(None)
+        train_loss = run.total_loss / max(self.state.global_step, 1)
+        metrics = run.speed(self.state, num_train_samples, self._strategy.num_processes, start_time)
+        metrics.update(run.profilers.total(self.state.global_step, self.state.num_input_tokens_seen))
+        self.store_flos()
+        metrics["total_flos"] = self.state.total_flos
+        metrics["train_loss"] = train_loss
+        self.is_in_train = False
+        self._memory_tracker.stop_and_update_metrics(metrics)
+        switch_weights(self.optimizer, training=False)
+        wants_best = self.args.load_best_model_at_end and not run.interrupt.asked
+        if wants_best and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        if self._average is not None:
+            self._average.settle()
+        self._compatible("log")(metrics)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self._finish_current_push()
+        run.undo.close()
+        self.end()
+        return TrainOutput(self.state.global_step, train_loss, metrics)
+
+    # -- what the constructor does -------------------------------------------------------------------------------------
+
+    def _validate_args(self) -> None:
+        """Hook: find, before anything is built, what can never work; each error names the argument and the cure."""
+        checks.check_given(self, makes_eval_loader=self._is_overridden("get_eval_dataloader"))
+        signatures.check_overrides(self, Trainer)
+        signatures.give_defaults(
+            self,
+            Trainer,
+            {
+                "get_eval_dataloader": {"eval_dataset": lambda: self.eval_dataset},
+                "create_optimizer": {"model": lambda: self.model},
+                "create_scheduler": {"optimizer": lambda: self.optimizer},
+            },
+        )
+        if self.compute_loss_func is not None:
+            self.compute_loss_func = signatures.fitted(self.compute_loss_func, ("num_items_in_batch",))
+
+    def _seed_everything(self) -> None:
+        if self.args.full_determinism:
+            enable_full_determinism(self.args.seed)
+        else:
+            set_seed(self.args.seed)
+
+    def _set_log_level(self) -> None:
+        is_left_alone = self.args.should_log and self.args.log_level == "passive"
+        show_messages(None if is_left_alone else self.args.get_process_log_level())
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Choose how this run talks to devices and processes. One process on one device builds no Accelerator."""
+        self._accelerator: Any = None
+        self._strategy: Strategy
+        if self.args.parallel_mode == ParallelMode.DISTRIBUTED:
+            from trainwright.parallel.distributed import DistributedStrategy
+
+            self._strategy = DistributedStrategy(self.accelerator, self.args)
+        else:
+            self._strategy = Strategy(self.args.device, fp16=self.args.fp16)
+        self._strategy.frozen.is_on = self.args.save_frozen_weights == "once" and not self.args.push_to_hub
+
+    def _build_accelerator_args(self, **kwargs: object) -> dict[str, Any]:
+        """Keyword arguments for the Accelerator: what `args` says, then `accelerator_kwargs()`, then `kwargs`."""
+        from trainwright.parallel.accelerator import accelerator_arguments
+
+        return {**accelerator_arguments(self.args), **self.accelerator_kwargs(), **kwargs}
+
+    def accelerator_kwargs(self) -> dict[str, Any]:
+        """Hook: more keyword arguments for `accelerate.Accelerator`, such as `kwargs_handlers`."""
+        return {}
+
+    def call_model_init(self, trial: Trial = None) -> nn.Module:
+        """Build a model with `model_init`, which takes no argument, or the trial of a hyper-parameter search."""
+        return models.built_by(self.model_init, trial)
+
+    def _adopt_model(self, model: nn.Module) -> None:
+        """Make `model` the one this trainer works on: check it, move it, find out what it takes and returns."""
+        checks.check_trainable(model)
+        models.warn_of_untied_head(model)
+        self.is_model_parallel = models.spans_devices(model)
+        self._num_replicas = 1 if self.is_model_parallel else max(1, self.args.n_gpu)
+        self.place_model_on_device = self.args.place_model_on_device and not self.is_model_parallel
+        if self.args.use_liger_kernel:
+            from trainwright.interop.liger import apply_liger_kernels
+
+            apply_liger_kernels(model, self.args.liger_kernel_config)
+        if self.place_model_on_device:
+            self._move_model_to_device(model, self.args.device)
+        self.model_wrapped, self._model_to_evaluate = model, models.unreplicated(model)
+        self.model = model = models.unwrapped(model)  # what is saved, loaded and asked what it takes
+        self.model_accepts_loss_kwargs = models.accepts_loss_kwargs(model)
+        self._labels_are_shifted = shifts_labels(model)
+        self._main_input_name = models.main_input_name(model)
+        self._probe_loss_kwargs = self.model_accepts_loss_kwargs and not models.states_loss_kwargs(model)
+        if self.args.label_names is not None:
+            consumers = ("compute_loss", "prediction_step", "_prepare_inputs")  # where a column may stay
+            if not any(map(self._is_overridden, consumers)):
+                checks.check_label_names(model, self.args.label_names)
+        self.label_names = (
+            self.args.label_names if self.args.label_names is not None else columns.find_label_names(model)
+        )
+        self.can_return_loss = columns.can_return_loss(model)
+        self.label_smoother = (
+            LabelSmoother(epsilon=self.args.label_smoothing_factor) if self.args.label_smoothing_factor else None
+        )
+        self._check_label_smoothing(None)
+        self._flops = models.FlopCounter(model)
+
+    def _bind_hooks(self) -> None:
+        """Find out once, before the first step, what each step would otherwise ask again: which hooks are overridden,
+        and which newer arguments they have room for."""
+        self._hooks = Hooks(self, _OURS, self.compute_loss_func)
+        self._evaluation_batches: OomSafePrediction | None = None
+        if self.args.auto_find_batch_size:
+            self._evaluation_batches = OomSafePrediction(
+                labels_are_shifted=self._labels_are_shifted,
+                label_names=self.label_names,
+                batch_size=self.args.eval_batch_size,
+            )
+
+    def _is_overridden(self, name: str) -> bool:
+        return is_overridden(self, name, _OURS)
+
+    def _compatible(self, name: str) -> Callable[..., Any]:
+        """The hook `name`, called without the arguments it gained after the user's override was written."""
+        return compatible(self, name, _OURS)
+
+    # -- callbacks -----------------------------------------------------------------------------------------------------
+
+    def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
+        """Add a callback: an instance, or a class, which is called without arguments."""
+        self.callback_handler.add_callback(callback)
+
+    def pop_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> TrainerCallback | None:
+        """Remove a callback and return it; None when there is none. A class takes the first instance of it."""
+        popped: TrainerCallback | None = self.callback_handler.pop_callback(callback)
+        return popped
+
+    def remove_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
+        """Remove a callback, if it is there. A class takes the first instance of it."""
+        self.callback_handler.remove_callback(callback)
+
+    # -- beginning a run -----------------------------------------------------------------------------------------------
+
+    def _new_run(self, trial: Trial = None, ignore_keys_for_eval: list[str] | None = None) -> Run:
+        saves = Saves(lambda: (self.state, self.control), self._follow_save, self._tell_of_save)
+        return Run(self.args, saves, trial, ignore_keys_for_eval)
+
+    def _fresh_state(self) -> TrainerState:
+        is_first_here, is_first = self.is_local_process_zero(), self.is_world_process_zero()
+        return TrainerState(is_local_process_zero=is_first_here, is_world_process_zero=is_first)
+
+    def _release_model(self) -> None:
+        """Hold the model, its weights and its optimizer no longer: `model_init` builds the next one."""
+        self.model = self.model_wrapped = self._model_to_evaluate = None
+        self.optimizer = self.lr_scheduler = None
+        self._average = self._packed_inputs = self._past = None
+        self._flops = models.FlopCounter(nn.Identity())
+        if self._accelerator is not None:  # overrides may have had it prepare them
+            self._accelerator.free_memory()
+        handler = self.callback_handler
+        handler.model = handler.optimizer = handler.lr_scheduler = None
+        handler.train_dataloader = handler.eval_dataloader = None
+
+    def _start_over(self, batch_size: int, weights: dict[str, torch.Tensor]) -> None:
+        """After memory ran out: begin anew, from these weights, with a smaller micro-batch."""
+        checkpoint_weights.load_state_dict(self.model, weights)
+        self.optimizer = self.lr_scheduler = None
+        self._seed_everything()
+        self._update_auto_batch_size(batch_size)
+
+    def _update_auto_batch_size(self, batch_size: int) -> None:
+        """Take a smaller micro-batch, in samples per process."""
+        self._train_batch_size = self.state.train_batch_size = batch_size
+
+    def set_initial_training_values(
+        self, args: TrainingArguments, dataloader: Loader, total_train_batch_size: int | None = None
+    ) -> tuple[int, int, int, int, bool, int | None, int]:
+        """How long the run is, as the fields of `plan.TrainingPlan`: epochs, updates per epoch, samples per epoch,
+        samples of the run, whether it was given in epochs, micro-batches per epoch (None: unknown), updates of the run.
+        """
+        has_length = loaders.has_length(dataloader)
+        plan = plan_training(
+            len_dataloader=len(dataloader) if has_length else None,
+            num_examples=self.num_examples(dataloader) if has_length else None,
+            total_train_batch_size=total_train_batch_size or self.get_total_train_batch_size(args),
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            num_train_epochs=args.num_train_epochs,
+            max_steps=args.max_steps,
+        )
+        return dataclasses.astuple(plan)  # type: ignore[return-value]
+
+    def get_total_train_batch_size(self, args: TrainingArguments) -> int:
+        """Samples per update: micro-batch x accumulation x data-parallel processes that take a batch each."""
+        batches = self._strategy.num_batches_at_once // (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+        return self._train_batch_size * args.gradient_accumulation_steps * max(1, batches)
+
+    def get_tp_size(self) -> int:
+        """Processes that share one copy of the model (tensor parallel); the model says so, or 1."""
+        return int(getattr(self.model, "_tp_size", None) or self._parallelism("tp_size"))
+
+    def get_cp_size(self) -> int:
+        """Processes that share one sequence (context parallel), from `parallelism_config`, or 1."""
+        return self._parallelism("cp_size")
+
+    def get_sp_size(self) -> int:
+        """Processes that share one sequence (Ulysses sequence parallel), from `parallelism_config`, or 1."""
+        return self._parallelism("sp_size")
+
+    def _parallelism(self, name: str) -> int:
+        return int(getattr(self.args.parallelism_config, name, None) or 1)
+
+    def compare_trainer_and_checkpoint_args(
+        self, training_args: TrainingArguments, trainer_state: TrainerState
+    ) -> None:
+        """Say which settings differ from the checkpoint's; the new ones are used."""
+        resume.report_changes(training_args, trainer_state, self._train_batch_size)
+
+    def _activate_neftune(self, model: nn.Module) -> nn.Module:
+        """Put noise on the token embeddings for the time of training."""
+        from trainwright.interop import neftune
+
+        assert self.args.neftune_noise_alpha is not None
+        self.neftune_hook_handle = neftune.activate(model, self.args.neftune_noise_alpha)
+        return model
+
+    def _deactivate_neftune(self, model: nn.Module) -> None:
+        from trainwright.interop import neftune
+
+        neftune.deactivate(model, self.neftune_hook_handle)
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Give every process the trainable parameters of process 0, of those that are replicated."""
+        mesh.broadcast_replicated(model)
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Loader | None = None) -> nn.Module:
+        """The model as the loop calls it: compiled and replicated as the arguments ask; itself on one device."""
+        if not training:
+            if self.args.jit_mode_eval and dataloader is not None and not self.is_in_train:
+                return self.torch_jit_model_eval(model, dataloader, training=False)
+            return model
+        if models.unreplicated(model) is not model:
+            return model  # by the user, or an earlier train()
+        if self.args.torch_compile and models.unwrapped(model) is model:
+            from trainwright.techniques.compiling import compile_model
+
+            backend, mode = self.args.torch_compile_backend or "inductor", self.args.torch_compile_mode
+            compile_model(model, backend, mode, self.args.use_regional_compilation)
+        if self._num_replicas > 1:
+            return nn.DataParallel(model)
+        return self._strategy.prepare_model(model)
+
+    def _set_training_mode(self, model: nn.Module, training: bool) -> None:
+        """Switch the model, and an optimizer with two sets of weights (schedule-free), to training or evaluation."""
+        model.train(training)
+        switch_weights(self.optimizer, training)
+
+    def _log_plan(self, args: TrainingArguments, plan: TrainingPlan) -> None:
+        num_trainable = self.get_num_trainable_parameters()
+        if logger.isEnabledFor(logging.INFO):
+            from trainwright.optim.describe import describe_run
+
+            sizes = self.get_total_train_batch_size(args), self._train_batch_size, self._strategy.num_processes
+            logger.info("%s", describe_run(args, plan, *sizes, num_trainable, self.optimizer, self.model))
+
+    def _begin_saves(self, args: TrainingArguments, epochs_left: int) -> None:
+        """Say where the checkpoints to come will not fit on the disk (an error: not even one), and be ready to save."""
+        if args.should_save:
+            average = self._average.nbytes if self._average is not None else 0
+            shared = self._strategy.frozen.num_bytes_shared(self.model)
+            save_failures.check_space_for_run(
+                args, self.state, self.model, self.optimizer, average, shared, epochs_left
+            )
+        self._saves.begin(
+            args,
+            self._strategy,
+            self._strategy.unwrap(self.model),
+            self.optimizer,
+            guard=self._run.guard if self._run is not None else None,
+            exempt=self._run.exempt if self._run is not None else (),
+            trainer_class=type(self).__name__,
+            overridden=[hook for hook in HOOKS_THAT_WRITE if self._is_overridden(hook)],
+        )
+
+    def _start_profiling(self, run: Run) -> None:
+        """Wrap the parts of the loop for what watches them; without a profiler nothing is wrapped."""
+        says_flops = self._is_overridden("floating_point_ops") or self._flops.has_own
+        run.start_profiling(
+            self.callback_handler,
+            self._accelerator,
+            strategy=self._strategy,
+            num_replicas=self._num_replicas,
+            step_now=lambda: self.state.global_step,
+            tokens_now=self.state.num_input_tokens_seen,
+            model=self._strategy.unwrap(self.model),
+            flops_of=self.floating_point_ops if says_flops else None,
+            main_input_name=self._main_input_name,
+            prepare_inputs=self._prepare_inputs,
+            drops_labels=self.compute_loss_func is not None or self.label_smoother is not None,
+            autocast=self.compute_loss_context_manager,
+        )
+
+    def _bind_step(self, run: Run, model: nn.Module, **of_epoch: object) -> None:
+        """Find out once what each step calls: the hooks as they are now, in parts where memory runs out, watched by the
+        profilers. `of_epoch`: what `_maybe_log_save_evaluate` is given after each step of an epoch, with the model.
+        """
+        if not self._hooks.are_those_of(self):
+            self._hooks = Hooks(self, _OURS, self.compute_loss_func)
+        span, step = run.profilers.span, self._compatible("training_step")
+        if run.splitting is not None:
+            step = functools.partial(self._training_step_that_fits, step)
+        run.training_step = span("forward", step)
+        run.backward = span("backward", self._strategy.backward)
+        run.fused_backward = span("backward", lomo.fused_backward)
+        run.get_batch_samples = span("data", self._compatible("get_batch_samples"))
+        run.update = span("optimizer", self._update)  # but for the parts that interrupt it
+        run.of_epoch = {
+            "model": model,
+            "trial": run.trial,
+            "ignore_keys_for_eval": run.ignore_keys_for_eval,
+            "start_time": run.start_time,
+            **of_epoch,
+        }
+        run.log_save_evaluate = functools.partial(self._compatible("_maybe_log_save_evaluate"), **run.of_epoch)
+        run.counts_flops = "floating_point_ops" in self._hooks.overridden or self._flops.can_count
+
+    def _processes_read_evenly(self) -> bool:
+        """Whether the micro-batches that processes read at a time have as many samples, as far as that is known."""
+        return (
+            loaders.has_length(self.train_dataset)
+            and bool(getattr(self.args.accelerator_config, "even_batches", True))
+            and self.args.train_sampling_strategy != "batch_rebalance"
+            and not self._is_overridden("get_train_dataloader")
+        )
+
+    def end(self) -> None:
+        """Hook: the run is over; called once, after `on_train_end`. Waits for the other processes."""
+        self._strategy.barrier()
+
+    # -- micro-batches and their losses --------------------------------------------------------------------------------
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Inputs], num_batches: int, device: torch.device
     ) -> tuple[list[Inputs], NumItems]:
@@ -1163,44 +1301,6 @@ class Trainer:
 
         return run.splitting.run(inputs, run_part)
 
-    def training_step(self, model: nn.Module, inputs: Inputs, num_items_in_batch: NumItems = None) -> torch.Tensor:
-        """Hook: forward and backward of one micro-batch. Returns its share of the update's loss, (), on the device."""
-        if not self.model.training:  # an evaluation or a callback left it so; a wrapper would not know
-            self._set_training_mode(model, True)
-        inputs = self._prepare_inputs(inputs)
-        split: Callable[[], Context] = self.compute_loss_context_manager
-        run, hooks = self._run if self._run is not None else self._last_run, self._hooks
-        if hooks.splits_sequences:
-            split, inputs = self._prepare_context_parallel_inputs(model, inputs)
-        weight = run.weight
-        # A mean over no item would be NaN: one label is lent, and the loss multiplied by 0.
-        if weight is not None and weight.lacks_items is not False and hooks.compute_loss_is_ours:
-            inputs = with_one_item(inputs, self.label_names, weight.lacks_items)
-            if isinstance(num_items_in_batch, torch.Tensor):
-                num_items_in_batch = num_items_in_batch.clamp(min=1)
-        with split():
-            if hooks.compute_loss_takes_items:
-                loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-            else:
-                loss = self.compute_loss(model, inputs)
-        if self._num_replicas > 1:  # DataParallel: (replicas,)
-            loss = loss.mean()
-        if weight is not None and weight.divisor is not None:
-            loss = loss / weight.divisor
-        elif self.current_gradient_accumulation_steps > 1 and not hooks.loss_is_normalized(
-            num_items_in_batch, self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs, self.label_smoother
-        ):
-            loss = loss / self.current_gradient_accumulation_steps
-        if weight is not None and weight.lacks_items is True:
-            loss = loss.nan_to_num(nan=0.0)
-        if run.backward_is_update:
-            run.fused_backward(self.optimizer, loss)
-        elif getattr(loss, "ndim", None) == 0:
-            (run.backward or self._strategy.backward)(loss)
-        else:
-            raise no_scalar(loss)
-        return loss.detach()  # type: ignore[no-any-return]
-
     def _prepare_context_parallel_inputs(
         self, model: nn.Module, inputs: Inputs
     ) -> tuple[Callable[[], Context], Inputs]:
@@ -1237,43 +1337,6 @@ class Trainer:
             return type(data)(*values) if hasattr(data, "_fields") else type(data)(values)
         return data
 
-    def compute_loss(
-        self, model: nn.Module, inputs: Inputs, return_outputs: bool = False, num_items_in_batch: NumItems = None
-    ) -> Any:
-        """Hook: the loss of one micro-batch, or (loss, outputs) when `return_outputs`.
-
-        With `num_items_in_batch`, return the sum of the item losses divided by it; without, their mean. An override
-        that takes no `num_items_in_batch` returns a mean, and the loop divides it for accumulation.
-        """
-        if self.label_smoother is not None:
-            self._check_label_smoothing(inputs)
-        own_loss = self.compute_loss_func if self.compute_loss_func is not None else self.label_smoother
-        labels = None if own_loss is None else labels_for(self.model, inputs)
-        if num_items_in_batch is not None and labels is None and self.model_accepts_loss_kwargs:
-            outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
-        else:
-            outputs = model(**inputs)
-        if self.args.past_index >= 0:
-            # A model that was given no labels has no loss in front of its outputs.
-            self._past = outputs[self.args.past_index - (labels is not None)]
-        if labels is None:
-            loss = loss_of(outputs, inputs)
-        elif self.compute_loss_func is not None:
-            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
-        else:
-            assert self.label_smoother is not None
-            moved = inputs.get(SHIFTED_LABELS)
-            shifts = self._labels_are_shifted and moved is None
-            loss = self.label_smoother(outputs, labels if moved is None else moved, shifts, num_items_in_batch)
-        if (
-            self._strategy.is_distributed
-            and self.args.average_tokens_across_devices
-            and num_items_in_batch is not None
-            and self._hooks.divides_by_items(self.model_accepts_loss_kwargs, self.label_smoother)
-        ):
-            loss = loss * self._strategy.num_processes  # gradients are averaged over them; the items were summed
-        return (loss, outputs) if return_outputs else loss
-
     def compute_loss_context_manager(self) -> Context:
         """Hook: what surrounds the forward pass: mixed precision, where it is on."""
         return self.autocast_smart_context_manager()
@@ -1284,6 +1347,8 @@ class Trainer:
             return _NOTHING
         dtype = torch.bfloat16 if self.args.bf16 else torch.float16
         return torch.autocast(self._strategy.device.type, dtype=dtype, cache_enabled=cache_enabled)
+
+    # -- gradients -----------------------------------------------------------------------------------------------------
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         """Hook: scale the gradients down to `max_grad_norm`; return the norm they had, a scalar on the device."""
@@ -1328,92 +1393,24 @@ class Trainer:
         rate: Any = self.optimizer.param_groups[0]["lr"]
         return rate if type(rate) is float else float(rate)
 
-    def _track_num_input_tokens(self, inputs: Inputs) -> None:
-        """Hook: count the tokens of a micro-batch."""
-        run = self._run if self._run is not None else self._last_run
-        self.state.num_input_tokens_seen += run.tokens.add(inputs)
-
-    def _running_loss(self, run: Run) -> LossWindow | torch.Tensor:
-        """What `_maybe_log_save_evaluate` is given: the window itself for our method, a tensor for an override."""
-        return run.window if self._hooks.log_save_is_ours else run.window.as_tensor(self._strategy.device)
-
-    def _maybe_log_save_evaluate(
-        self,
-        tr_loss: LossWindow | torch.Tensor,
-        grad_norm: torch.Tensor | float | None,
-        model: nn.Module,
-        trial: Trial,
-        epoch: float,
-        ignore_keys_for_eval: list[str] | None,
-        start_time: float,
-        learning_rate: float | None = None,
-    ) -> None:
-        """Hook, after each step and each epoch: do what `self.control` asks, in this order: log, evaluate, save."""
-        if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
-            self._profilers.span("logging", self._log_training)(grad_norm, model, start_time, learning_rate)
-        best_before = None
-        if self.control.should_evaluate:
-            best_before = self.state.best_metric, self.state.best_global_step
-            try:
-                metrics = self._profilers.span("evaluation", self._compatible("_evaluate"))(trial, ignore_keys_for_eval)
-            except EvaluationAbandoned:
-                return  # should_evaluate stays: the checkpoint says that the evaluation is owed
-            self.control.should_evaluate = False
-            if self._saves.asynchronous is not None:  # what was best so far must be known to be there
-                self._saves.settle()
-                best_before = self.state.best_metric, self.state.best_global_step
-            is_new_best = self._determine_best_metric(metrics=metrics, trial=trial)
-            if self.args.save_strategy == SaveStrategy.BEST:
-                self.control.should_save = is_new_best
-        if self.control.should_save:
-            self._save_and_tell(model, trial, best_before)
-
-    def _save_and_tell(
-        self, model: nn.Module, trial: Trial, best_before: tuple[float | None, int | None] | None = None
-    ) -> None:
-        """Save, unless the weights are not finite or the disk fails, and tell the callbacks (`checkpoint/saves.py`)."""
-        write = functools.partial(self._save_checkpoint, model, trial)
-        self._saves.make(self._get_output_dir(trial), write, best_before, self._profilers.span)
-
-    def _tell_of_save(self, checkpoint: str) -> None:
-        self.control = self.callback_handler.on_save(self.args, self.state, self.control, checkpoint_dir=checkpoint)
-
-    def _log_training(
-        self, grad_norm: torch.Tensor | float | None, model: nn.Module, start_time: float, learning_rate: float | None
-    ) -> None:
-        """Write one log line of the training loss. The only place where the loop reads from the device."""
-        norm = self._get_grad_norm(model, grad_norm)
-        loss, norm = self._read_device(norm)
-        logs = {"loss": loss}
-        if norm is not None:
-            logs["grad_norm"] = norm
-        logs["learning_rate"] = learning_rate if learning_rate is not None else self._get_learning_rate()
-        self._globalstep_last_logged = self.state.global_step
-        logs.update(self._profilers.line(self.state.global_step, self.state.num_input_tokens_seen))
-        self.store_flos()
-        self._compatible("log")(self.training_logs(logs), start_time=start_time)
-
-    def _read_device(self, norm: torch.Tensor | float | None) -> tuple[float, float | None]:
-        """(mean loss of the updates since the last log line, `norm` as a number), in one read from the device."""
-        return (self._run or self._last_run).mean_loss_since_log(self.state, self._strategy, norm)
+    # -- log lines -----------------------------------------------------------------------------------------------------
 
     def training_logs(self, logs: dict[str, float]) -> dict[str, float]:
         """Hook: add to, or change, what a training log line holds (loss, grad_norm, learning_rate)."""
         return logs
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Hook: append `logs` to the history, with epoch and step, and tell the callbacks.
+    def _running_loss(self, run: Run) -> LossWindow | torch.Tensor:
+        """What `_maybe_log_save_evaluate` is given: the window itself for our method, a tensor for an override."""
+        return run.window if self._hooks.log_save_is_ours else run.window.as_tensor(self._strategy.device)
 
-        `start_time`: when training started; given for training log lines, to which tokens per second are then added.
-        """
-        if self.state.epoch is not None:
-            logs["epoch"] = self.state.epoch
-        if self.args.include_num_input_tokens_seen:
-            logs["num_input_tokens_seen"] = self.state.num_input_tokens_seen
-            if start_time is not None:
-                logs.update(metric_text.speed_metrics("train", start_time, num_tokens=self._tokens_per_process()))
-        self.state.log_history.append({**logs, "step": self.state.global_step})
-        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+    def _read_device(self, norm: torch.Tensor | float | None) -> tuple[float, float | None]:
+        """(mean loss of the updates since the last log line, `norm` as a number), in one read from the device."""
+        return (self._run or self._last_run).mean_loss_since_log(self.state, self._strategy, norm)
+
+    def _track_num_input_tokens(self, inputs: Inputs) -> None:
+        """Hook: count the tokens of a micro-batch."""
+        run = self._run if self._run is not None else self._last_run
+        self.state.num_input_tokens_seen += run.tokens.add(inputs)
 
     def _tokens_per_process(self) -> float:
         return (self._run or self._last_run).tokens_of_process(self.state, self._strategy.num_processes)
@@ -1432,49 +1429,88 @@ class Trainer:
         if empty_cache is not None:
             empty_cache()
 
-    def _finalize_training(self, trial: Trial, num_train_samples: int, start_time: float) -> TrainOutput:
-        """The end of a run: mean loss, speed, the best weights back in the model, the last log line."""
-        run = self._run
-        assert run is not None
-        self._past = None
-        self._read_device(None)
-        train_loss = run.total_loss / max(self.state.global_step, 1)
-        metrics = run.speed(self.state, num_train_samples, self._strategy.num_processes, start_time)
-        metrics.update(run.profilers.total(self.state.global_step, self.state.num_input_tokens_seen))
-        self.store_flos()
-        metrics["total_flos"] = self.state.total_flos
-        metrics["train_loss"] = train_loss
-        self.is_in_train = False
-        self._memory_tracker.stop_and_update_metrics(metrics)
-        switch_weights(self.optimizer, training=False)
-        wants_best = self.args.load_best_model_at_end and not run.interrupt.asked
-        if wants_best and self.state.best_model_checkpoint is not None:
-            self._load_best_model()
-        if self._average is not None:
-            self._average.settle()
-        self._compatible("log")(metrics)
-        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-        self._finish_current_push()
-        run.undo.close()
-        self.end()
-        return TrainOutput(self.state.global_step, train_loss, metrics)
+    # -- averaged weights ----------------------------------------------------------------------------------------------
 
-    def end(self) -> None:
-        """Hook: the run is over; called once, after `on_train_end`. Waits for the other processes."""
-        self._strategy.barrier()
+    def averaged_weights(self) -> Context:
+        """Within the block, `self.model` has the average of `ema_decay` for weights; after it, the trained ones.
 
-    def _activate_neftune(self, model: nn.Module) -> nn.Module:
-        """Put noise on the token embeddings for the time of training."""
-        from trainwright.interop import neftune
+        Raises ValueError where there is none.
+        """
+        if self._average is None:
+            raise ValueError("There is no average of the weights: set ema_decay, and call train() first.")
+        return self._average.in_model()
 
-        assert self.args.neftune_noise_alpha is not None
-        self.neftune_hook_handle = neftune.activate(model, self.args.neftune_noise_alpha)
-        return model
+    def _eval_weights(self) -> Context:
+        """The weights that are evaluated and handed out: the average where `ema_eval` says so, else the trained."""
+        if self._average is None or not self.args.ema_eval or not self._average.belongs_to_the_weights():
+            return _NOTHING
+        return self.averaged_weights()
 
-    def _deactivate_neftune(self, model: nn.Module) -> None:
-        from trainwright.interop import neftune
+    @contextlib.contextmanager
+    def _weights_to_hand_out(self) -> Iterator[None]:
+        """Within, `self.model` has the weights that are judged, also in the middle of a schedule-free run."""
+        with self._eval_weights(), weights_to_keep(self.optimizer):
+            yield
 
-        neftune.deactivate(model, self.neftune_hook_handle)
+    # -- attributes that other libraries read --------------------------------------------------------------------------
+
+    @property
+    def accelerator(self) -> Any:
+        """An `accelerate.Accelerator` with this run's settings, built when first read."""
+        if self._accelerator is None:
+            from trainwright.parallel.accelerator import build_accelerator
+
+            self._accelerator = build_accelerator(self.args, **self._build_accelerator_args())
+            if "_strategy" in vars(self):  # overrides scale fp16 losses here, the loop unscales gradients there
+                self._accelerator.scaler = self._strategy.scaler
+            if self._run is not None:
+                self._run.profilers.span_method(self._accelerator, "backward", "backward")
+        return self._accelerator
+
+    @accelerator.setter
+    def accelerator(self, value: Any) -> None:
+        self._accelerator = value
+
+    @property
+    def tokenizer(self) -> Processor:
+        """The older name of `processing_class`."""
+        return self.processing_class
+
+    @tokenizer.setter
+    def tokenizer(self, value: Processor) -> None:
+        self.processing_class = value
+
+    @property
+    def is_deepspeed_enabled(self) -> bool:
+        return bool(self.args.deepspeed)
+
+    @property
+    def is_fsdp_enabled(self) -> bool:
+        return bool(self.args.fsdp)
+
+    @property
+    def use_apex(self) -> bool:
+        return False
+
+    @property
+    def neftune_noise_alpha(self) -> float | None:
+        return self.args.neftune_noise_alpha
+
+    @property
+    def gather_function(self) -> Callable[[Any], Any]:
+        return self._strategy.gather_for_metrics
+
+    @property
+    def _output_dir(self) -> str:
+        return str(self.args.output_dir)
+
+    @property
+    def _saves_checkpoints(self) -> bool:
+        return self.args.should_save and self.args.save_strategy != SaveStrategy.NO
+
+    @property
+    def _schedule_waits_for_metric(self) -> bool:
+        return waits_for_metric(self.lr_scheduler)
 
     # -- evaluate and predict ------------------------------------------------------------------------------------------
 
