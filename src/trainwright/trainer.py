@@ -233,7 +233,9 @@ class Trainer:
             args = adopted(args)
         self.args = args if args is not None else self.default_arguments(output_dir="tmp_trainer")
         self._run: Run | None = None  # the call of train() that is under way
-        self._last_run = self._new_run()  # the one before, closed: a checkpoint that is saved after train() says of it
+        self._last_run = self._new_run(
+            None, None
+        )  # the one before, closed: a checkpoint that is saved after train() says of it
         checks.check_arguments(self.args)
         self._set_log_level()
         self.compute_loss_func = compute_loss_func
@@ -1020,7 +1022,7 @@ class Trainer:
 
     # -- beginning a run -----------------------------------------------------------------------------------------------
 
-    def _new_run(self, trial: Trial = None, ignore_keys_for_eval: list[str] | None = None) -> Run:
+    def _new_run(self, trial: Trial, ignore_keys_for_eval: list[str] | None) -> Run:
         saves = Saves(lambda: (self.state, self.control), self._follow_save, self._tell_of_save)
         return Run(self.args, saves, trial, ignore_keys_for_eval)
 
