@@ -246,7 +246,8 @@ class Trainer:
         self._memory_tracker = TrainerMemoryTracker(self.args.skip_memory_metrics)
         self._memory_tracker.start()
         self.create_accelerator_and_postprocess()
-        self._last_run = self._new_run()  # the one before, closed: a checkpoint that is saved after train() says of it
+        # The one before, closed: what a checkpoint that is saved after train() tells of.
+        self._last_run = self._new_run(None, None)
 
         if self.model is None:
             self.model = self.call_model_init()
@@ -1035,7 +1036,7 @@ class Trainer:
 
     # -- beginning a run -----------------------------------------------------------------------------------------------
 
-    def _new_run(self, trial: Trial = None, ignore_keys_for_eval: list[str] | None = None) -> Run:
+    def _new_run(self, trial: Trial, ignore_keys_for_eval: list[str] | None) -> Run:
         shares_weights = self.args.save_frozen_weights == "once" and not self.args.push_to_hub
         saves = Saves(self._strategy, FrozenWeights(is_on=shares_weights))
         return Run(self.args, saves, trial, ignore_keys_for_eval)
