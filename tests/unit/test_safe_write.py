@@ -62,8 +62,8 @@ def write_profile(out):
         if trace.is_file() and not trace.is_symlink():
             trace.unlink()  # else the next gets a number
     profiler = StepProfiler({"first": 1, "last": 1}, str(out), lambda: 0)
-    profiler.watch("data", lambda: None)()
-    profiler.watch("optimizer", lambda: None)()
+    profiler.span("data", lambda: None)()
+    profiler.span("optimizer", lambda: None)()
 
 
 def write_predictions(out):
