@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from trainwright.data.workers import seed_worker, shield
 from trainwright.interop.loaded import is_hf_dataset, is_hf_iterable_dataset
 
 if TYPE_CHECKING:
+    from trainwright.args.accelerator_config import AcceleratorConfig
     from trainwright.args.training import TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -104,11 +105,16 @@ def check_indexable(dataset: Any) -> None:
         )
 
 
+def accelerator_config_of(args: TrainingArguments) -> AcceleratorConfig:
+    """`args.accelerator_config`, which is one once the arguments are made, whatever was given."""
+    return cast("AcceleratorConfig", args.accelerator_config)
+
+
 def why_no_batch(dataset: Any, args: TrainingArguments, batch_size: int) -> str | None:
     """Why an evaluation of `dataset` gives no batch though there are samples, and what to do; None: it gives some."""
     if not args.dataloader_drop_last or is_iterable(dataset) or not has_length(dataset):
         return None
-    shares = 1 if getattr(args.accelerator_config, "split_batches", False) else args.world_size
+    shares = 1 if accelerator_config_of(args).split_batches else args.world_size
     if not 0 < len(dataset) < batch_size * shares:
         return None
     return (

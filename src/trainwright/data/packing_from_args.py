@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from trainwright.data.collate_packing import DataCollatorForPacking
-from trainwright.data.from_args import check_indexable, data_seed, is_iterable
+from trainwright.data.from_args import accelerator_config_of, check_indexable, data_seed, is_iterable
 from trainwright.data.lengths import remembered, sample_lengths
 from trainwright.data.packed_dataset import PackedDataset, PackedStream
 from trainwright.data.packing import PackingPlan, plan_packs
@@ -116,7 +116,7 @@ def _check_settings(args: TrainingArguments, *, is_one_row: bool, is_stream: boo
         )
     if not is_one_row:
         return
-    if args.n_gpu > 1 or getattr(args.accelerator_config, "split_batches", False) or _is_dispatched(args, is_stream):
+    if args.n_gpu > 1 or accelerator_config_of(args).split_batches or _is_dispatched(args, is_stream):
         raise ValueError(
             "packing=True gives this model each batch as one row (it takes offsets of samples), and a row cannot be "
             "shared out over devices. Start one process per device with torchrun, and leave split_batches and "
@@ -126,7 +126,7 @@ def _check_settings(args: TrainingArguments, *, is_one_row: bool, is_stream: boo
 
 def _is_dispatched(args: TrainingArguments, is_stream: bool) -> bool:
     """Whether one process reads for all of them."""
-    dispatches = getattr(args.accelerator_config, "dispatch_batches", None)
+    dispatches = accelerator_config_of(args).dispatch_batches
     return bool(args.world_size > 1 and (is_stream if dispatches is None else dispatches))
 
 
