@@ -213,9 +213,9 @@ def our_snapshot(weights: dict[str, Any], states: dict[str, Any], num_bytes: int
     def stage() -> None:
         arena.clear()
         snapshot = Snapshot(arena, Job("/staging", "/final", 1, 1, {}), None, arrangements)
-        if not snapshot.take("tensors", "/staging/model.safetensors", weights, {}):
+        if not snapshot.add("tensors", "/staging/model.safetensors", weights, {}):
             raise AssertionError("the weights were not taken")
-        if not snapshot.take("torch", "/staging/optimizer.pt", states):
+        if not snapshot.add("torch", "/staging/optimizer.pt", states):
             raise AssertionError("the optimizer's state was not taken")
         snapshot.finish()
 

@@ -15,7 +15,7 @@ ORDER = """
     gradients overflow seeding nested loss interop micro_batch_weights splitting
     optim args data parallel interrupt nonfinite checkpoint techniques evaluation oom_retry profiling
     state callbacks tracking report hub search
-    run checks trainer seq2seq
+    hooks run checks trainer seq2seq
     compat tasks dropin cli __main__
 """.split()  # noqa: SIM905
 
