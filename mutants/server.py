@@ -35,7 +35,7 @@ from mutmut.state import state
 import trainwright.trainer  # noqa: F401
 
 MEMORY_BYTES = 8 << 30  # address space of a test process; importing everything takes less than 1 GiB
-MOST_WALL_S = 120  # of one mutant, however many others use the machine
+MOST_WALL_S = 60  # of one mutant, however many others use the machine
 has_mutant = False  # this process runs one
 MOST_TIMES = 20  # the processor time that the tests took before, and two seconds
 
