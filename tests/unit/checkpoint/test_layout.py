@@ -1,9 +1,11 @@
 """Which checkpoints there are, and which may go."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -78,7 +80,10 @@ def test_an_empty_folder_has_no_last_checkpoint_and_a_missing_one_is_an_error(tm
         get_last_checkpoint(tmp_path / "absent")
 
 
-@pytest.mark.parametrize(("best", "expected"), [(5, [10, 15, 5, 100]), (15, [5, 10, 15, 100]), (100, [5, 10, 15, 100])])
+@pytest.mark.parametrize(
+    ("best", "expected"),
+    [(5, [10, 15, 5, 100]), (10, [5, 15, 10, 100]), (15, [5, 10, 15, 100]), (100, [5, 10, 15, 100])],
+)
 def test_the_best_checkpoint_moves_to_the_place_before_the_last(tmp_path, best, expected):
     make(tmp_path, 5, 10, 15, 100)
     assert steps(sort_checkpoints(tmp_path, best_model_checkpoint=str(tmp_path / f"checkpoint-{best}"))) == expected
@@ -435,3 +440,161 @@ def test_only_what_a_writer_stages_is_waited_for(tmp_path, monkeypatch):
     assert replaced.is_dir() and len(os.listdir(tmp_path)) == 2
     writer.kill()
     writer.communicate()
+
+
+def test_the_best_of_two_stays_and_a_single_one_always_does(tmp_path):
+    make(tmp_path, 10)
+    assert checkpoints_to_delete(tmp_path, 1, str(tmp_path / "checkpoint-10")) == []
+    make(tmp_path, 20)
+    assert checkpoints_to_delete(tmp_path, 1, str(tmp_path / "checkpoint-10")) == []
+
+
+def test_checkpoints_of_an_earlier_run_go_first_but_not_by_modification_time(tmp_path):
+    for step, run, age in ((2, "new", 2), (9, "old", 1)):
+        make(tmp_path, step)
+        record = {"id": run, "started_ns": {"old": 1, "new": 2}[run]}
+        loop = {"position": {"epoch": 0, "samples_in_epoch": 0}, "window": {"sum": 0, "num_losses": 0}}
+        text = json.dumps(loop | {"total_loss": 0, "last_logged_step": 0, "run": record})
+        (tmp_path / checkpoint_name(step) / "loop_state.json").write_text(text)
+        set_age(tmp_path / checkpoint_name(step), age)
+    assert steps(checkpoints_to_delete(tmp_path, 1)) == [9]
+    assert steps(checkpoints_to_delete(tmp_path, 1, use_mtime=True)) == [2]
+
+
+def test_of_another_prefix_the_one_just_written_stays_and_one_that_is_whole_is_enough(tmp_path):
+    make_named(tmp_path, "run", 6, 7, 8)
+    for step, age in ((6, 1), (7, 3), (8, 2)):
+        set_age(tmp_path / f"run-{step}", age)
+    rotate_checkpoints(tmp_path, 1, checkpoint_prefix="run")
+    assert sorted(os.listdir(tmp_path)) == ["run-6", "run-8"]
+
+
+def test_rotation_compares_sizes_and_reads_no_weights(tmp_path, monkeypatch):
+    depths = []
+    whole = layout.problems
+    monkeypatch.setattr(layout, "problems", lambda path, deep=True: depths.append(deep) or whole(path, deep=deep))
+    make(tmp_path, 10, 20, 30)
+    (tmp_path / "checkpoint-30" / "model.safetensors").write_bytes(b"")
+    rotate_checkpoints(tmp_path, 1)
+    assert present(tmp_path) == [20, 30] and set(depths) == {False}
+
+
+class Sorted:
+    """What `os.scandir` finds, by name."""
+
+    def __init__(self, entries):
+        self.entries = iter(sorted(entries, key=lambda entry: entry.name))
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.entries)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def by_name(monkeypatch):
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path=".": Sorted(scan(path)))
+
+
+def test_nothing_that_others_put_between_hides_what_a_dead_run_left(tmp_path, by_name):
+    dead = dead_pid()
+    for name in (".aaa", f".checkpoint-1.staged-{dead}", ".checkpoint-2.x", f".checkpoint-3.deleted-{dead}", "a", "z"):
+        (tmp_path / name).mkdir()
+    for step in (10, 20, 30):
+        make(tmp_path, step)
+        (tmp_path / checkpoint_name(step) / ".incomplete").write_text("")
+    staged(tmp_path, 20, pid=dead)
+    clean_up_staging(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".aaa", ".checkpoint-2.x", "a", "checkpoint-20", "z"]
+
+
+def test_a_link_in_place_of_what_was_staged_is_not_followed(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    make(tmp_path / "elsewhere", 5)
+    link = tmp_path / f".checkpoint-5.staged-{dead_pid()}"
+    link.symlink_to(tmp_path / "elsewhere" / "checkpoint-5")
+    clean_up_staging(tmp_path)
+    assert link.is_symlink() and sorted(os.listdir(tmp_path)) == sorted([link.name, "elsewhere"])
+
+
+def test_what_cannot_be_deleted_keeps_no_run_from_starting(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError
+
+    (tmp_path / f".checkpoint-5.staged-{dead_pid()}").mkdir()
+    monkeypatch.setattr(os, "rmdir", refused)
+    clean_up_staging(tmp_path)
+    assert len(os.listdir(tmp_path)) == 1
+
+
+def test_only_a_manifest_makes_a_staged_checkpoint_complete(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "problems", lambda path: [])
+    (staged(tmp_path, 20) / "manifest.json").unlink()
+    staged(tmp_path, 30)
+    clean_up_staging(tmp_path)
+    assert os.listdir(tmp_path) == ["checkpoint-30"]
+
+
+def test_the_first_process_of_a_machine_is_one(tmp_path):
+    left = tmp_path / ".checkpoint-20.staged-1"
+    left.mkdir()
+    clean_up_staging(tmp_path)
+    assert left.is_dir()
+
+
+def test_a_process_younger_than_a_left_over_did_not_make_it(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    left = tmp_path / f".checkpoint-20.staged-{process.pid}"
+    left.mkdir()
+    os.utime(left, (time.time() - 100, time.time() - 100))
+    clean_up_staging(tmp_path)
+    assert not left.exists()
+    process.communicate(b"\n")
+
+
+def test_a_process_may_be_called_anything(tmp_path):
+    code = "open('/proc/self/comm', 'w').write('a) Z 1 4'); print(flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    left = tmp_path / f".checkpoint-20.staged-{process.pid}"
+    left.mkdir()
+    clean_up_staging(tmp_path)
+    assert left.is_dir()
+    process.communicate(b"\n")
+
+
+def test_a_writer_is_waited_for_until_it_has_named_its_checkpoint_and_no_longer(tmp_path, monkeypatch, by_name):
+    for name in (".aaa", ".checkpoint-20.staged-1", ".checkpoint-30.replaced-1"):
+        (tmp_path / name).mkdir()
+    pauses = []
+
+    def pause(seconds):
+        pauses.append(seconds)
+        assert len(pauses) <= 3
+        if len(pauses) == 3:
+            (tmp_path / ".checkpoint-20.staged-1").rmdir()
+
+    monkeypatch.setattr(layout, "_is_writer", lambda pid: True)  # it lives on
+    monkeypatch.setattr(layout.time, "sleep", pause)
+    clean_up_staging(tmp_path)
+    assert len(pauses) == 3
+
+
+def test_each_writer_that_does_not_end_is_waited_for(tmp_path, monkeypatch, caplog):
+    for step in (20, 30):
+        (tmp_path / f".checkpoint-{step}.staged-1").mkdir()
+    monkeypatch.setattr(layout, "_is_writer", lambda pid: True)
+    monkeypatch.setattr(layout, "MOST_WAIT_S", -1)
+    clean_up_staging(tmp_path)
+    assert caplog.text.count("is not done") == 2
