@@ -14,7 +14,9 @@ import gc
 import json
 import os
 import resource
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,7 +37,7 @@ from mutmut.state import state
 import trainwright.trainer  # noqa: F401
 
 MEMORY_BYTES = 8 << 30  # address space of a test process; importing everything takes less than 1 GiB
-MOST_WALL_S = 120  # of one mutant, however many others use the machine
+MOST_WALL_S = 60  # of one mutant, however many others use the machine
 has_mutant = False  # this process runs one
 MOST_TIMES = 20  # the processor time that the tests took before, and two seconds
 
@@ -48,7 +50,8 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     gc.freeze()
     plan = json.loads(Path("plan.json").read_text(encoding="utf-8"))
     items = {item.nodeid: item for item in session.items}
-    in_child(lambda: first_run(session), cpu_s=10_000, wall_s=10_000)
+    noted = Path("first.json").absolute()
+    in_child(lambda: first_run(session, noted), cpu_s=10_000, wall_s=10_000)
     first = json.loads(Path("first.json").read_text(encoding="utf-8"))
     if first["failed"]:
         return False
@@ -68,7 +71,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     return True
 
 
-def first_run(session: pytest.Session) -> bool:
+def first_run(session: pytest.Session, first: Path) -> bool:
     """Run every test as it is; note how long each takes, which functions it calls, and which fail."""
     set_mutant_under_test("stats")
     found: dict[str, Any] = {"hits": {}, "seconds": {}, "failed": []}
@@ -80,7 +83,7 @@ def first_run(session: pytest.Session) -> bool:
         state()._stats.clear()
         if session.testsfailed > num_failed:
             found["failed"].append(item.nodeid)
-    Path("first.json").write_text(json.dumps(found), encoding="utf-8")
+    first.write_text(json.dumps(found), encoding="utf-8")
     return True
 
 
@@ -114,7 +117,7 @@ def run(session: pytest.Session, items: list[pytest.Item], number: int) -> bool:
 
 def in_child(work: Callable[[], bool], cpu_s: float, wall_s: float) -> str:
     """Do `work` in a process with limits: "lives" where it returned True, "timeout" where a limit ended it."""
-    working_directory = os.getcwd()
+    empty = tempfile.mkdtemp()  # what a mutant writes into its working directory reaches no other one
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -122,7 +125,7 @@ def in_child(work: Callable[[], bool], cpu_s: float, wall_s: float) -> str:
             os.setsid()
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
             resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_s) + 1, int(cpu_s) + 3))
-            os.chdir(working_directory)
+            os.chdir(empty)
             code = 0 if work() else 1
         finally:
             os._exit(code)
@@ -134,6 +137,7 @@ def in_child(work: Callable[[], bool], cpu_s: float, wall_s: float) -> str:
             _kill(pid)
         time.sleep(0.004)
     _kill(pid)  # what it started and left behind
+    shutil.rmtree(empty, ignore_errors=True)
     status = os.waitstatus_to_exitcode(done[1])
     if is_late or status in (-signal.SIGXCPU, -signal.SIGKILL):
         return "timeout"

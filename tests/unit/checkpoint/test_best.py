@@ -101,6 +101,18 @@ def test_the_last_of_a_run_is_the_newest_that_is_whole_and_knows_the_best(tmp_pa
     assert listed(tmp_path)["checkpoint-4"] == ["last", "best"]
 
 
+def test_a_list_compares_sizes_and_reads_no_weights(tmp_path):
+    (make(tmp_path, 2) / "model.safetensors").write_bytes(b"WEIGHTS")  # of the same size
+    assert listed(tmp_path) == {"checkpoint-2": ["last"]}
+
+
+def test_where_nothing_is_whole_nothing_is_the_best_wherever_one_is(tmp_path, monkeypatch):
+    folder = make(tmp_path, 2, best="checkpoint-2")
+    (folder / "model.safetensors").write_bytes(b"")
+    monkeypatch.chdir(folder)
+    assert listed(tmp_path) == {"checkpoint-2": ["DAMAGED"]}
+
+
 def test_a_checkpoint_without_a_state_is_listed_and_names_no_best(tmp_path):
     folder = make(tmp_path, 2)
     (folder / "trainer_state.json").unlink()
@@ -152,7 +164,9 @@ def test_of_a_remembered_path_only_the_name_counts(tmp_path, path):
     assert locate(path) is None
 
 
-@pytest.mark.parametrize("path", ["", 4, ["checkpoint-4"], "weights", "..", "checkpoint-4\0", "checkpoint-4/weights"])
+@pytest.mark.parametrize(
+    "path", ["", 4, ["checkpoint-4"], "weights", "..", "checkpoint-4X/", "checkpoint-4\0", "checkpoint-4/weights"]
+)
 def test_what_is_no_name_of_a_checkpoint_is_found_nowhere(tmp_path, path):
     for name in ("checkpoint-4", "weights"):
         (tmp_path / name).mkdir()
@@ -193,6 +207,7 @@ def test_the_best_of_a_resumed_run_lies_beside_its_checkpoint_or_in_the_run(tmp_
     assert caplog.records == []
     assert resumed("gone/weights", checkpoint, run) is None
     assert f"{checkpoint} names gone/weights as its best checkpoint" in caplog.text
+    assert resumed("gone/checkpoint-4X/", checkpoint, run) is None
 
 
 def test_the_best_of_a_resumed_run_is_found_from_any_working_directory(tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
 """Which checkpoints there are, and which may go."""
 
+import json
 import os
 import shutil
 
 import pytest
 
+from trainwright.checkpoint import layout
 from trainwright.checkpoint.layout import (
     checkpoint_name,
     checkpoints_to_delete,
@@ -68,7 +70,10 @@ def test_an_empty_folder_has_no_last_checkpoint_and_a_missing_one_is_an_error(tm
         get_last_checkpoint(tmp_path / "absent")
 
 
-@pytest.mark.parametrize(("best", "expected"), [(5, [10, 15, 5, 100]), (15, [5, 10, 15, 100]), (100, [5, 10, 15, 100])])
+@pytest.mark.parametrize(
+    ("best", "expected"),
+    [(5, [10, 15, 5, 100]), (10, [5, 15, 10, 100]), (15, [5, 10, 15, 100]), (100, [5, 10, 15, 100])],
+)
 def test_the_best_checkpoint_moves_to_the_place_before_the_last(tmp_path, best, expected):
     make(tmp_path, 5, 10, 15, 100)
     assert steps(sort_checkpoints(tmp_path, best_model_checkpoint=str(tmp_path / f"checkpoint-{best}"))) == expected
@@ -212,3 +217,40 @@ def test_a_directory_of_anothers_is_not_the_whole_one_that_stays(tmp_path):
     shutil.copy(tmp_path / "checkpoint-10" / "model.safetensors", tmp_path / "checkpoint-30")
     rotate_checkpoints(tmp_path, 1)
     assert present(tmp_path) == [10, 20, 30]
+
+
+def test_the_best_of_two_stays_and_a_single_one_always_does(tmp_path):
+    make(tmp_path, 10)
+    assert checkpoints_to_delete(tmp_path, 1, str(tmp_path / "checkpoint-10")) == []
+    make(tmp_path, 20)
+    assert checkpoints_to_delete(tmp_path, 1, str(tmp_path / "checkpoint-10")) == []
+
+
+def test_checkpoints_of_an_earlier_run_go_first_but_not_by_modification_time(tmp_path):
+    for step, run, age in ((2, "new", 2), (9, "old", 1)):
+        make(tmp_path, step)
+        record = {"id": run, "started_ns": {"old": 1, "new": 2}[run]}
+        loop = {"position": {"epoch": 0, "samples_in_epoch": 0}, "window": {"sum": 0, "num_losses": 0}}
+        text = json.dumps(loop | {"total_loss": 0, "last_logged_step": 0, "run": record})
+        (tmp_path / checkpoint_name(step) / "loop_state.json").write_text(text)
+        set_age(tmp_path / checkpoint_name(step), age)
+    assert steps(checkpoints_to_delete(tmp_path, 1)) == [9]
+    assert steps(checkpoints_to_delete(tmp_path, 1, use_mtime=True)) == [2]
+
+
+def test_of_another_prefix_the_one_just_written_stays_and_one_that_is_whole_is_enough(tmp_path):
+    make_named(tmp_path, "run", 6, 7, 8)
+    for step, age in ((6, 1), (7, 3), (8, 2)):
+        set_age(tmp_path / f"run-{step}", age)
+    rotate_checkpoints(tmp_path, 1, checkpoint_prefix="run")
+    assert sorted(os.listdir(tmp_path)) == ["run-6", "run-8"]
+
+
+def test_rotation_compares_sizes_and_reads_no_weights(tmp_path, monkeypatch):
+    depths = []
+    whole = layout.problems
+    monkeypatch.setattr(layout, "problems", lambda path, deep=True: depths.append(deep) or whole(path, deep=deep))
+    make(tmp_path, 10, 20, 30)
+    (tmp_path / "checkpoint-30" / "model.safetensors").write_bytes(b"")
+    rotate_checkpoints(tmp_path, 1)
+    assert present(tmp_path) == [20, 30] and set(depths) == {False}

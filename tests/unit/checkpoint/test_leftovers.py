@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -24,6 +25,34 @@ def dead_pid():
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
+
+
+class Sorted:
+    """What `os.scandir` finds, by name."""
+
+    def __init__(self, entries):
+        self.entries = iter(sorted(entries, key=lambda entry: entry.name))
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.entries)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def by_name(monkeypatch):
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path=".": Sorted(scan(path)))
 
 
 def test_cleaning_up_deletes_what_dead_runs_staged_and_leaves_live_ones(tmp_path):
@@ -237,3 +266,96 @@ def test_only_what_a_writer_stages_is_waited_for(tmp_path, monkeypatch):
     assert replaced.is_dir() and len(os.listdir(tmp_path)) == 2
     writer.kill()
     writer.communicate()
+
+
+def test_nothing_that_others_put_between_hides_what_a_dead_run_left(tmp_path, by_name):
+    dead = dead_pid()
+    for name in (".aaa", f".checkpoint-1.staged-{dead}", ".checkpoint-2.x", f".checkpoint-3.deleted-{dead}", "a", "z"):
+        (tmp_path / name).mkdir()
+    for step in (10, 20, 30):
+        make(tmp_path, step)
+        (tmp_path / checkpoint_name(step) / ".incomplete").write_text("")
+    staged(tmp_path, 20, pid=dead)
+    clean_up_staging(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".aaa", ".checkpoint-2.x", "a", "checkpoint-20", "z"]
+
+
+def test_a_link_in_place_of_what_was_staged_is_not_followed(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    make(tmp_path / "elsewhere", 5)
+    link = tmp_path / f".checkpoint-5.staged-{dead_pid()}"
+    link.symlink_to(tmp_path / "elsewhere" / "checkpoint-5")
+    clean_up_staging(tmp_path)
+    assert link.is_symlink() and sorted(os.listdir(tmp_path)) == sorted([link.name, "elsewhere"])
+
+
+def test_what_cannot_be_deleted_keeps_no_run_from_starting(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError
+
+    (tmp_path / f".checkpoint-5.staged-{dead_pid()}").mkdir()
+    monkeypatch.setattr(os, "rmdir", refused)
+    clean_up_staging(tmp_path)
+    assert len(os.listdir(tmp_path)) == 1
+
+
+def test_only_a_manifest_makes_a_staged_checkpoint_complete(tmp_path, monkeypatch):
+    monkeypatch.setattr(leftovers, "problems", lambda path: [])
+    (staged(tmp_path, 20) / "manifest.json").unlink()
+    staged(tmp_path, 30)
+    clean_up_staging(tmp_path)
+    assert os.listdir(tmp_path) == ["checkpoint-30"]
+
+
+def test_the_first_process_of_a_machine_is_one(tmp_path):
+    left = tmp_path / ".checkpoint-20.staged-1"
+    left.mkdir()
+    clean_up_staging(tmp_path)
+    assert left.is_dir()
+
+
+def test_a_process_younger_than_a_left_over_did_not_make_it(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    left = tmp_path / f".checkpoint-20.staged-{process.pid}"
+    left.mkdir()
+    os.utime(left, (time.time() - 100, time.time() - 100))
+    clean_up_staging(tmp_path)
+    assert not left.exists()
+    process.communicate(b"\n")
+
+
+def test_a_process_may_be_called_anything(tmp_path):
+    code = "open('/proc/self/comm', 'w').write('a) Z 1 4'); print(flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    left = tmp_path / f".checkpoint-20.staged-{process.pid}"
+    left.mkdir()
+    clean_up_staging(tmp_path)
+    assert left.is_dir()
+    process.communicate(b"\n")
+
+
+def test_a_writer_is_waited_for_until_it_has_named_its_checkpoint_and_no_longer(tmp_path, monkeypatch, by_name):
+    for name in (".aaa", ".checkpoint-20.staged-1", ".checkpoint-30.replaced-1"):
+        (tmp_path / name).mkdir()
+    pauses = []
+
+    def pause(seconds):
+        pauses.append(seconds)
+        assert len(pauses) <= 3
+        if len(pauses) == 3:
+            (tmp_path / ".checkpoint-20.staged-1").rmdir()
+
+    monkeypatch.setattr(leftovers, "_is_writer", lambda pid: True)  # it lives on
+    monkeypatch.setattr(leftovers.time, "sleep", pause)
+    clean_up_staging(tmp_path)
+    assert len(pauses) == 3
+
+
+def test_each_writer_that_does_not_end_is_waited_for(tmp_path, monkeypatch, caplog):
+    for step in (20, 30):
+        (tmp_path / f".checkpoint-{step}.staged-1").mkdir()
+    monkeypatch.setattr(leftovers, "_is_writer", lambda pid: True)
+    monkeypatch.setattr(leftovers, "MOST_WAIT_S", -1)
+    clean_up_staging(tmp_path)
+    assert caplog.text.count("is not done") == 2

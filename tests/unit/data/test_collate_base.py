@@ -10,9 +10,11 @@ from trainwright.data.collate import (
     DataCollatorMixin,
     DefaultDataCollator,
     default_data_collator,
+    numpy_default_data_collator,
     tf_default_data_collator,
     to_numpy,
     tolist,
+    torch_default_data_collator,
 )
 from trainwright.data.collate_base import as_mappings, warn_of_replaced_labels, whole_labels
 
@@ -263,3 +265,21 @@ def test_the_framework_of_a_call_wins_over_that_of_a_collator():
         DataCollatorMixin().torch_call([1])
     assert isinstance(DefaultDataCollator("np")([{"x": 1}], "pt")["x"], torch.Tensor)
     assert isinstance(DefaultDataCollator()([{"x": 1}])["x"], torch.Tensor)
+
+
+def test_each_default_collator_makes_its_kind_of_batch_also_of_a_single_sample():
+    for collate, kind in ((torch_default_data_collator, torch.Tensor), (numpy_default_data_collator, np.ndarray)):
+        batch = collate([{"x": [1, 2], "label": 3}])
+        assert {name: (type(value), value.tolist()) for name, value in batch.items()} == {
+            "x": (kind, [[1, 2]]),
+            "labels": (kind, [3]),
+        }
+    with pytest.raises(TypeError, match="samples of type int"):
+        as_mappings([1])
+    with pytest.raises(ValueError, match="The samples' 'label' cannot be stacked"):
+        default_data_collator([{"label": [1, 2]}, {"label": [1]}])
+
+
+def test_a_list_of_a_tensor_holds_numbers():
+    for value in (torch.tensor([1, 2]), np.array([1, 2])):
+        assert [type(item) for item in tolist(value)] == [int, int]

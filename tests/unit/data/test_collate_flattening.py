@@ -49,3 +49,10 @@ def test_offsets_and_positions_describe_the_samples():
     assert batch["max_length_k"] == max(lengths)
     assert batch["seq_idx"][0].bincount().tolist() == lengths
     assert (batch["position_ids"] == 0).sum() == len(SAMPLES)
+
+
+def test_a_single_sample_is_flattened_and_the_framework_of_a_call_wins():
+    for collator in (DataCollatorWithFlattening("np"), DataCollatorWithFlattening()):
+        batch = collator(SAMPLES[:1], return_tensors="np")
+        assert isinstance(batch["labels"], np.ndarray) and batch["labels"].tolist() == [[-100, 2, 3, 4]]
+    assert isinstance(DataCollatorWithFlattening("np")(SAMPLES)["input_ids"], np.ndarray)
