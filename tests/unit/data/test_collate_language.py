@@ -492,6 +492,11 @@ def test_arrays_of_permutations_are_those_of_tensors(tokenizer):
         assert isinstance(array, np.ndarray) and np.array_equal(array, tensor.numpy())
 
 
+def test_samples_of_different_lengths_are_padded_before_they_are_permuted(tokenizer):
+    batch = ours.DataCollatorForPermutationLanguageModeling(tokenizer)([[2, 8, 8, 3], [2, 3]])
+    assert batch["input_ids"][1].tolist() == [2, 3, 0, 0] and batch["perm_mask"].shape == (2, 4, 4)
+
+
 def test_permutation_names_the_tokenizer_that_has_no_mask_token():
     with pytest.raises(ValueError, match=r"the tokenizer \(SimpleNamespace\) has none"):
         ours.DataCollatorForPermutationLanguageModeling(types.SimpleNamespace(pad_token_id=0))([[5, 6]])
