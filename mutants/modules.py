@@ -23,7 +23,7 @@ MODULES: dict[str, list[str]] = {
     "data/collate_flattening": ["unit/data/test_collate_flattening.py"],
     "data/collate_language": ["unit/data/test_collate_language.py"],
     "data/collate_language_older": ["unit/data/test_collate_language.py"],
-    "data/collate_packing": ["unit/data/test_packing.py"],
+    "data/collate_packing": ["unit/data/test_packing.py", "unit/data/test_collate_language.py"],
     "data/collate_padding": ["unit/data/test_collate_padding.py"],
     "data/collate_permutation": ["unit/data/test_collate_language.py"],
     "checkpoint/manifest": ["unit/checkpoint/test_manifest.py"],

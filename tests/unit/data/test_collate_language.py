@@ -398,16 +398,24 @@ def older(tokenizer, **options):
 
 
 def test_whole_word_pieces_are_chosen_while_they_fit_and_at_least_one_token_is(tokenizer):
-    rows = [[2, 8, 9, 10, 12, 13, 3, 0]] * 50
+    rows = [[2, 8, 9, 10, 12, 13, 3, 0, 0, 0, 0]] * 50  # padding is none of the tokens
     for probability, budget in ((0.5, round(7 * 0.5)), (0.01, 1), (1.0, 5)):
         batch = older(tokenizer, mlm_probability=probability, mask_replace_prob=1.0, random_replace_prob=0)(rows)
         chosen = batch["labels"] != -100
         assert chosen.sum(1).tolist() == [budget] * 50
-        assert not chosen[:, [0, 6, 7]].any()
+        assert not chosen[:, [0, 6, 7, 8, 9, 10]].any()
         assert (batch["input_ids"][chosen] == 4).all()
     assert len({tuple(row) for row in chosen.tolist()}) == 1
     few = older(tokenizer, mlm_probability=0.3)(rows)["labels"] != -100
     assert len({tuple(row) for row in few.tolist()}) > 1  # another word each time
+
+
+def test_words_are_drawn_from_the_collators_own_generator(tokenizer):
+    rows, found = [[2, 8, 9, 10, 12, 13, 3]] * 20, []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(older(tokenizer, mlm_probability=0.3)(rows)["labels"].tolist())
+    assert found[0] == found[1]
 
 
 def test_a_word_that_does_not_fit_is_left_and_a_later_one_that_does_is_taken(tokenizer):
@@ -482,6 +490,11 @@ def test_arrays_of_permutations_are_those_of_tensors(tokenizer):
     arrays = collator.numpy_mask_tokens(np.array(inputs))
     for array, tensor in zip(arrays, tensors, strict=True):
         assert isinstance(array, np.ndarray) and np.array_equal(array, tensor.numpy())
+
+
+def test_samples_of_different_lengths_are_padded_before_they_are_permuted(tokenizer):
+    batch = ours.DataCollatorForPermutationLanguageModeling(tokenizer)([[2, 8, 8, 3], [2, 3]])
+    assert batch["input_ids"][1].tolist() == [2, 3, 0, 0] and batch["perm_mask"].shape == (2, 4, 4)
 
 
 def test_permutation_names_the_tokenizer_that_has_no_mask_token():
