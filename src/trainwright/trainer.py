@@ -1638,13 +1638,13 @@ class Trainer:
         shown = num_samples if num_samples is not None else "?"
         logger.info("%s: %s samples, batches of %s.", description, shown, self.args.eval_batch_size)
         handler = self.callback_handler
-        handler.eval_dataloader = dataloader
+        handler.eval_dataloader, interrupt = dataloader, self._interrupt
 
         def after_batch() -> None:
             if handler.listeners["on_prediction_step"]:
                 self.control = handler.call_event("on_prediction_step", self.args, self.state, self.control)
-            if self._interrupt.in_evaluation:
-                self._interrupt.leave_evaluation()
+            if interrupt.in_evaluation:
+                interrupt.leave_evaluation()
 
         dtype = full_eval_dtype(self.args, self.is_in_train)
         with contextlib.ExitStack() as during:
