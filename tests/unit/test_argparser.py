@@ -1012,8 +1012,8 @@ def test_what_equals_its_default_is_not_passed_on():
 def test_an_argument_of_ours_leaves_its_name_to_a_script():
     @dataclass
     class Ours:
-        packing: bool = field(default=False, metadata={"ours": True})
-        level: str = field(default="a", metadata={"ours": True, "choices": ["a", "b"]})
+        packing: bool = field(default=False, metadata={"extension": True})
+        level: str = field(default="a", metadata={"extension": True, "choices": ["a", "b"]})
 
     @dataclass
     class Script:

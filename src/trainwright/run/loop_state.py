@@ -61,7 +61,7 @@ class LoopState(TypedDict, total=False):
     arguments: dict[str, Any]  # of the run that wrote it
 
 
-def fresh(epoch: int = 0, samples_in_epoch: int = 0, last_logged_step: int = 0) -> LoopState:
+def initial(epoch: int = 0, samples_in_epoch: int = 0, last_logged_step: int = 0) -> LoopState:
     """Of a run that begins, or is resumed where only its position is known."""
     return {
         "position": {"epoch": epoch, "samples_in_epoch": samples_in_epoch},
@@ -99,7 +99,7 @@ def read(
     saved = load_loop_state(checkpoint)
     if not saved:
         epoch, updates = divmod(global_step, updates_per_epoch)
-        return fresh(epoch, updates * samples_per_update, last_logged_step=global_step)
+        return initial(epoch, updates * samples_per_update, last_logged_step=global_step)
     processes = [{**saved, **part} for part in saved.get("processes") or [{}]]
     if len(processes) == num_processes:
         saved = processes[process_index]

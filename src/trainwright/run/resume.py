@@ -131,7 +131,7 @@ def restore_loop(
 
     `state`: of the checkpoint. `samples_per_micro_batch`: over all processes.
     """
-    args, saved = run.args, loop_state.fresh()
+    args, saved = run.args, loop_state.initial()
     if checkpoint is not None:
         saved = loop_state.read(
             checkpoint,

@@ -78,7 +78,7 @@ def batching_of(found, accumulation=1, strategy="random"):
 
 
 def done(samples, found, **options):
-    return micro_batches_done(loop_state.fresh(0, samples), batching_of(found, **options), found)
+    return micro_batches_done(loop_state.initial(0, samples), batching_of(found, **options), found)
 
 
 @pytest.mark.parametrize(("samples", "expected"), [(0, 0), (4, 1), (8, 2), (20, 5), (22, 6)])
@@ -103,7 +103,7 @@ def test_micro_batches_that_are_planned_together_are_left_together():
 def test_the_number_of_micro_batches_is_the_checkpoint_s_as_long_as_their_size_is():
     found = plan(6, 60)  # batches of unequal size
     now = batching_of(found)
-    saved = loop_state.fresh(0, 8) | {"micro_batches": 2, "batching": json.loads(json.dumps(now))}
+    saved = loop_state.initial(0, 8) | {"micro_batches": 2, "batching": json.loads(json.dumps(now))}
     assert micro_batches_done(saved, now, found) == 2
     assert micro_batches_done(saved, now | {"gradient_accumulation_steps": 2}, found) == 0  # 13 batches of 4 are left
 
@@ -128,7 +128,7 @@ def parts_of(tmp_path, *sums):
     states = [
         {"window": window.state(), "epoch_start_generators": None, "collator_generator": None} for window in windows
     ]
-    saved = loop_state.fresh(0, 4) | loop_state.of_all_processes(states[0], gather=lambda own: states)
+    saved = loop_state.initial(0, 4) | loop_state.of_all_processes(states[0], gather=lambda own: states)
     (tmp_path / "loop_state.json").write_text(json.dumps(saved))
 
 
@@ -295,7 +295,7 @@ def test_a_state_in_the_checkpoint_whose_callback_is_missing_is_warned_of(caplog
 def test_a_checkpoint_of_a_release_that_knew_less_is_read_as_it_is(tmp_path):
     window, again = window_with(0.5), LossWindow(True)
     window.num_without = 2
-    older = loop_state.fresh(2, 24, last_logged_step=6) | {"total_loss": 7.5, "window": window.state()}
+    older = loop_state.initial(2, 24, last_logged_step=6) | {"total_loss": 7.5, "window": window.state()}
     (tmp_path / "loop_state.json").write_text(json.dumps(older))
     assert read(tmp_path, again) == older
     assert again.state() == window.state()
@@ -328,11 +328,11 @@ def test_what_decides_the_number_of_micro_batches_is_named(found, expected):
 def test_the_start_of_an_epoch_has_no_micro_batch_before_it_whatever_was_counted():
     found = plan(6, 22)
     now = batching_of(found)
-    assert micro_batches_done(loop_state.fresh() | {"micro_batches": 2, "batching": now}, now, found) == 0
+    assert micro_batches_done(loop_state.initial() | {"micro_batches": 2, "batching": now}, now, found) == 0
     assert done(40, found) == 6  # more samples than the data has now: nothing is left
     assert done(0, plan(6, 60)) == 0  # batches of unequal size, of which 15 would be left
     one_by_one = batching(1, found, types.SimpleNamespace(gradient_accumulation_steps=1, train_sampling_strategy=""))
-    assert micro_batches_done(loop_state.fresh(0, 1), one_by_one, plan(6, 60)) == 0
+    assert micro_batches_done(loop_state.initial(0, 1), one_by_one, plan(6, 60)) == 0
 
 
 def test_a_last_batch_that_is_not_full_is_left_unless_the_loader_drops_it():
