@@ -6,7 +6,8 @@ import types
 import pytest
 import torch
 
-from trainwright.loss import LabelSmoother, count_items, labels_for, loss_of, no_scalar, targets_of, why_not_smoothed
+from trainwright.interop.models import labels_for, why_not_smoothed
+from trainwright.loss import LabelSmoother, count_items, loss_of, no_scalar, targets_of
 
 LOSS = torch.tensor(2.5)
 LOGITS = torch.zeros(4, 3)

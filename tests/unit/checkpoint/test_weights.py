@@ -299,7 +299,12 @@ def test_a_model_that_carries_its_adapter_without_a_wrapper_comes_back(tmp_path)
         model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
         return model
 
-    model, fresh = adapted(0), adapted(1)
+    try:
+        model, fresh = adapted(0), adapted(1)
+    except ValueError as error:  # transformers 5.24 asks for a peft that is not released yet
+        if "version of PEFT" not in str(error):
+            raise
+        pytest.skip(str(error))
     save_weights(model, tmp_path)
     assert (tmp_path / names.ADAPTER_SAFE_WEIGHTS_NAME).is_file()
     assert load_weights(fresh, tmp_path, strict=True) == ([], [])
