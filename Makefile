@@ -19,7 +19,7 @@ FIRST ?= $(shell date +%Y%m%d)000
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: .venv/installed ## train a small language model on Python's own source text (about two minutes)
+demo: .venv/installed ## train a small language model on Python's own source text (two to six minutes on two cores)
 	@$(OFFLINE) $(BIN)/python examples/language_model.py $(ARGS)
 
 digits: .venv/installed ## train a plain torch module on handwritten digits, without transformers

@@ -1,6 +1,6 @@
 """Train a byte-level language model on the source text of Python's own standard library.
 
-Real text that every machine has, nothing downloaded; about two minutes on two cores. Shows: arguments from the command
+Real text that every machine has, nothing downloaded; two to six minutes on two cores. Shows: arguments from the command
 line or a file, a progress bar, evaluation while training, checkpoints, resuming, a loss curve and generated text.
 
     python examples/language_model.py                                        # the demo
@@ -53,7 +53,7 @@ class DemoArguments:
 
 @dataclass
 class DemoTrainingArguments(TrainingArguments):
-    """The library's arguments, with defaults for two minutes on two cores."""
+    """The library's arguments, with defaults for some minutes on two cores."""
 
     output_dir: str | None = "demo-output"
     max_steps: int = 1200

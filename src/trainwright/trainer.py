@@ -1166,13 +1166,14 @@ class Trainer:
             save_failures.check_space_for_run(
                 args, self.state, self.model, self.optimizer, average, shared, epochs_left
             )
-        self._saves.begin(
+        run = self._run
+        assert run is not None
+        run.saves.begin(
             args,
-            self._strategy,
             self._strategy.unwrap(self.model),
             self.optimizer,
-            guard=self._run.guard if self._run is not None else None,
-            exempt=self._run.exempt if self._run is not None else (),
+            guard=run.guard,
+            exempt=run.exempt,
             trainer_class=type(self).__name__,
             overridden=[hook for hook in HOOKS_THAT_WRITE if self._is_overridden(hook)],
         )

@@ -38,3 +38,14 @@ class LineModel(nn.Module):
         if labels is not None:
             outputs = {"loss": ((prediction - labels) ** 2).mean(), **outputs}
         return outputs
+
+
+class OneWeight(nn.Module):
+    """The smallest model with a loss, for what a run writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (self.weight * x).sum()}

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from torch import nn
 
+from line import OneWeight
 from trainwright import HfArgumentParser, Trainer, TrainingArguments
 from trainwright.state import TrainerState
 from trainwright.tracking.base import arguments_of, run_config, without_secrets
@@ -55,15 +55,6 @@ def secret_arguments(out):
     )
 
 
-class Model(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(2))
-
-    def forward(self, x):
-        return {"loss": (self.weight * x).sum()}
-
-
 @pytest.mark.parametrize(
     "form",
     [
@@ -73,7 +64,7 @@ class Model(nn.Module):
         lambda args: str(args.to_dict()),
         lambda args: str(args.to_sanitized_dict()),
         lambda args: str(arguments_of(args)),
-        lambda args: str(run_config(args, TrainerState(), Model(), sanitized=False)),
+        lambda args: str(run_config(args, TrainerState(), OneWeight(), sanitized=False)),
     ],
 )
 def test_no_form_of_the_arguments_shows_a_secret_of_a_subclass(form, tmp_path):
@@ -95,7 +86,7 @@ def test_what_is_no_secret_is_shown_as_it_is(tmp_path):
 
 def test_no_file_of_a_run_holds_a_secret_of_a_subclass(tmp_path, caplog):
     with caplog.at_level(logging.DEBUG):
-        trainer = Trainer(Model(), secret_arguments(tmp_path), train_dataset=[{"x": torch.ones(2)}])
+        trainer = Trainer(OneWeight(), secret_arguments(tmp_path), train_dataset=[{"x": torch.ones(2)}])
         trainer.train()
         trainer.save_model()
         trainer.save_state()

@@ -17,8 +17,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
+from line import OneWeight
 from trainwright import Trainer, TrainingArguments
 from trainwright.checkpoint import commit
 from trainwright.evaluation.metrics import write_metrics
@@ -38,18 +38,9 @@ PRIVATE = '{"private": "belongs to somebody"}\n'
 LOG = [{"loss": 1.0, "step": 1}, {"loss": 0.5, "step": 2}]
 
 
-class Model(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(2))
-
-    def forward(self, x):
-        return {"loss": (self.weight * x).sum()}
-
-
 def trainer_of(out, **arguments):
     args = TrainingArguments(out, use_cpu=True, report_to=[], disable_tqdm=True, max_steps=1, **arguments)
-    return Trainer(Model(), args, train_dataset=[{"x": torch.ones(2)}])
+    return Trainer(OneWeight(), args, train_dataset=[{"x": torch.ones(2)}])
 
 
 def write_plot(out):

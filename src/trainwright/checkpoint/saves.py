@@ -84,7 +84,7 @@ class Save:
 
 
 class Saves:
-    """Of one Trainer. The story asks `finished` which saves are durable: after a save, after a step while one is in
+    """Of one run. The story asks `finished` which saves are durable: after a save, after a step while one is in
     flight, before the best metric is judged, and at the end.
 
         with saves.one(run_dir, state) as save:
@@ -117,7 +117,6 @@ class Saves:
     def begin(
         self,
         args: TrainingArguments,
-        strategy: Strategy,
         model: nn.Module,
         optimizer: Optimizer,
         *,
@@ -132,7 +131,7 @@ class Saves:
         `model`: whose weights are looked at before each save, but for those named in `exempt`.
         """
         self.failures = SaveFailures(args.max_save_failures)
-        self._policy, self._strategy = args.nonfinite, strategy
+        self._policy, strategy = args.nonfinite, self._strategy
         self._model, self._guard, self._exempt = model, guard, exempt
         writes_weights = {"_save_checkpoint", "save_model", "_save"}.isdisjoint(overridden)
         if args.save_strategy != SaveStrategy.NO and args.save_safetensors and writes_weights:

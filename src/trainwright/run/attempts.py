@@ -82,8 +82,7 @@ def run_to_its_end(
     try:
         return with_rollback(retried, run.checkpoint, roll_back)
     except Exception as error:
-        run.may_exchange = not strategy.is_distributed
-        if run.may_exchange:
+        if not strategy.is_distributed:  # other processes may be gone: no collective is called any more
             try:
                 finish_saves()
             except Exception as failure:

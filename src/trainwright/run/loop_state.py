@@ -41,7 +41,7 @@ class LoopState(TypedDict, total=False):
 
     position: Position
     # Of each process; the file has those of the first, and under "processes" what others have in their place.
-    epoch_start_generators: dict[str, Any] | None  # as `seeding.generator_states` gives them, from this epoch's start
+    epoch_start_generators: dict[str, Any] | None  # as `RngState.to_json` gives them, from this epoch's start
     collator_generator: Any  # as `collator_rng.states` gives them
     window: dict[str, Any]  # as `LossWindow.state` gives it
     processes: list[dict[str, Any]]

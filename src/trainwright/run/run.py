@@ -68,8 +68,7 @@ class Run:
     A context manager. What was opened is closed in the reverse order, however the run ends: profiling, what was changed
     on the model for training only, the guard, the signal handlers (which end the process where a signal asked for it),
     the saves (waited for, except after a KeyboardInterrupt), the lock on the output directory. Then it holds neither
-    the model nor the optimizer. Closing calls no collective: after an exception the other processes may be gone
-    (`may_exchange`).
+    the model nor the optimizer. Closing calls no collective: after an exception the other processes may be gone.
     """
 
     # -- asked: what this call is to do --------------------------------------------------------------------------------
@@ -108,7 +107,6 @@ class Run:
     found_size: FoundBatchSize = field(init=False)  # samples of a micro-batch that fit, from an earlier run
     splitting: OomSplitting | None = None  # runs a micro-batch in parts; None without `auto_find_batch_size`
     undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # of what is changed for training only
-    may_exchange: bool = True  # whether collectives may be called: not after an exception in one of several processes
 
     # -- step functions: what each step calls, found out once ----------------------------------------------------------
     parameters: list[nn.Parameter] = field(default_factory=list)  # of the wrapped model

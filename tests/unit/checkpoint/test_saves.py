@@ -23,14 +23,11 @@ class Run:
     def __init__(self, out, **args):
         self.out, self.durable = str(out), []
         self.model, self.state = torch.nn.Linear(2, 1), TrainerState()
-        strategy = Strategy(torch.device("cpu"))
-        self.saves = Saves(strategy, FrozenWeights())
+        self.saves = Saves(Strategy(torch.device("cpu")), FrozenWeights())
         self.args = SimpleNamespace(max_save_failures=3, nonfinite="raise", async_save=False, save_only_model=False)
         self.args.save_strategy = "no"  # whose weights need not be looked at before the run
         vars(self.args).update(args)
-        self.saves.begin(
-            self.args, strategy, self.model, None, guard=None, exempt=(), trainer_class="Run", overridden=[]
-        )
+        self.saves.begin(self.args, self.model, None, guard=None, exempt=(), trainer_class="Run", overridden=[])
 
     def make(self, step, error=None, best_before=None, error_after=None):
         self.state.global_step = step
