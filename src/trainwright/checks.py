@@ -72,7 +72,7 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
 
 
 def _check_engine(args: Any) -> None:
-    for name in ("fsdp", "deepspeed", "parallelism_config"):
+    for name in ("fsdp", "parallelism_config"):
         if getattr(args, name, None):
             raise sharding_error(name)
     asked = {

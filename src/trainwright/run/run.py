@@ -238,7 +238,8 @@ class Run:
             self.undo.callback(optimizer_in_backward.start(optimizer, unwrapped, args, obstacle).close)
         self.backward_is_update = is_lomo(optimizer)
         self.changes_weights_in_backward = args.optimizer_in_backward or updates_in_backward(optimizer)
-        self.clips = bool(args.max_grad_norm) and (self.backward_is_update or not updates_in_backward(optimizer))
+        is_measured = bool(args.max_grad_norm) or strategy.measures_norm
+        self.clips = is_measured and (self.backward_is_update or not updates_in_backward(optimizer))
         self.schedule_waits_for_metric = waits_for_metric(scheduler)
         self.accumulation = args.gradient_accumulation_steps
         self.counts_tokens = bool(
@@ -294,7 +295,7 @@ class Run:
         fp16, whose scaler does. `current_step`: gives the number of updates that are done.
         """
         self.close_guard()
-        if self.args.nonfinite == "ignore" or strategy.scaler is not None:
+        if self.args.nonfinite == "ignore" or strategy.scales_loss:
             return
         progress = self.progress
         self.guard = NonFiniteGuard(
