@@ -964,9 +964,7 @@ class Trainer:
             from trainwright.parallel.deepspeed import DeepSpeedStrategy
 
             gives_optimizer = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
-            self._strategy = DeepSpeedStrategy(
-                lambda: self.accelerator, self.args, client_optimizer=gives_optimizer
-            )
+            self._strategy = DeepSpeedStrategy(lambda: self.accelerator, self.args, client_optimizer=gives_optimizer)
         elif self.args.parallel_mode == ParallelMode.DISTRIBUTED:
             from trainwright.parallel.distributed import DistributedStrategy
 

@@ -11,9 +11,11 @@ of the gradients before the step (DeepSpeed takes it in its step), so that an up
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
-import socket
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from trainwright.interop.optional import require
+from trainwright.args.device import BACKENDS
+from trainwright.interop.optional import MissingExtra, is_installed
 from trainwright.nested import map_items
 from trainwright.parallel import deepspeed_checkpoint
 from trainwright.parallel import deepspeed_config as settings
@@ -46,13 +49,15 @@ class DeepSpeedStrategy(DistributedStrategy):
     """
 
     repeats_alone = False
-    autocasts = False  # the engine has the weights in their precision, and switches autocast off around its forward pass
+    autocasts = False  # the weights have their precision, and the engine switches autocast off in its forward pass
     measures_norm = True
     places_model = True
 
     def __init__(
         self, build_accelerator: Callable[[], Any], args: TrainingArguments, *, client_optimizer: bool = False
     ) -> None:
+        if not is_installed("deepspeed"):
+            raise MissingExtra("deepspeed=", "deepspeed", "deepspeed")
         given = settings.requested(args)
         assert given is not None
         self._given, self._args = given, args
@@ -62,7 +67,8 @@ class DeepSpeedStrategy(DistributedStrategy):
         if args.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
             check_build_locks()
-        self._deepspeed: Any = require("deepspeed", "deepspeed", extra="deepspeed")
+        find_ninja()
+        self._deepspeed: Any = importlib.import_module("deepspeed")
         _check_accelerator(args)
         _be_quiet(args)
         super().__init__(build_accelerator(), args)
@@ -84,8 +90,8 @@ class DeepSpeedStrategy(DistributedStrategy):
     def prepare(
         self, model: Any, optimizer: Any, scheduler: Any, *, num_training_steps: int, micro_batch: int
     ) -> tuple[Any, Any, Any]:
-        """(engine, optimizer, schedule). The optimizer is the run's, which holds flat parts of the weights from here on,
-        or that of the configuration; likewise the schedule."""
+        """(engine, optimizer, schedule). The optimizer is the run's, which holds flat parts of the weights from here
+        on, or that of the configuration; likewise the schedule."""
         config = settings.filled(
             self._given,
             self._args,
@@ -103,6 +109,8 @@ class DeepSpeedStrategy(DistributedStrategy):
         self.close()
         config["zero_allow_untested_optimizer"] = True  # checked, or vouched for: `settings.check_supported`
         config.setdefault("zero_force_ds_cpu_optimizer", False)
+        if self.device.type == "cpu" and str(settings.get(config, "optimizer.type", "")).lower() in ("adam", "adamw"):
+            config["optimizer"].setdefault("params", {}).setdefault("torch_adam", True)  # else it compiles another
         is_configured = isinstance(optimizer, ConfiguredOptimizer)
         self.engine, engine_optimizer, _, scheduler_of_engine = self._deepspeed.initialize(
             model=model,
@@ -143,7 +151,7 @@ class DeepSpeedStrategy(DistributedStrategy):
             return map_items(cast, value)
 
         labels = {name: value for name, value in kwargs.items() if name.startswith("label")}
-        return cast(args), {name: labels.get(name, None) if name in labels else cast(kwargs[name]) for name in kwargs}
+        return cast(args), {name: labels.get(name) if name in labels else cast(kwargs[name]) for name in kwargs}
 
     def _take_norm_before_step(self, optimizer: Any) -> None:
         """Have the engine's step use the norm that `clip_grad_norm` took, rather than take it again."""
@@ -175,8 +183,8 @@ class DeepSpeedStrategy(DistributedStrategy):
 
     @contextlib.contextmanager
     def without_grad_sync(self, model: nn.Module) -> Iterator[None]:
-        """Around each micro-batch but the last: with stage 2 and 3 gradients are shared out all the same, but stay apart
-        from those of the next update."""
+        """Around each micro-batch but the last. With stage 2 and 3 gradients are reduced all the same, into the parts
+        that they are summed in."""
         self.engine.set_gradient_accumulation_boundary(False)
         try:
             yield
@@ -306,12 +314,9 @@ def _become_a_group(args: TrainingArguments) -> None:
     kind = args.device.type  # joins the group that a launcher asks for
     if torch.distributed.is_initialized():
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     torch.distributed.init_process_group(
-        backend=args.ddp_backend or ("nccl" if kind == "cuda" else "gloo"),
-        init_method=f"tcp://127.0.0.1:{port}",
+        backend=args.ddp_backend or BACKENDS.get(kind, "gloo"),
+        store=torch.distributed.HashStore(),  # in this process: there is nobody to meet
         rank=0,
         world_size=1,
         timeout=args.ddp_timeout_delta,
@@ -342,7 +347,7 @@ def build_root() -> str:
     root = os.environ.get("TORCH_EXTENSIONS_DIR")
     if root is not None:
         return root
-    python = f"py{os.sys.version_info[0]}{os.sys.version_info[1]}"  # type: ignore[attr-defined]
+    python = f"py{sys.version_info[0]}{sys.version_info[1]}"
     accelerator = "cpu" if torch.version.cuda is None else f"cu{torch.version.cuda.replace('.', '')}"
     return os.path.join(cpp_extension.get_default_build_root(), f"{python}_{accelerator}")
 
@@ -373,9 +378,18 @@ def check_build_locks(root: str | None = None, now: float | None = None) -> None
             )
 
 
+def find_ninja() -> None:
+    """Put the `ninja` that came with DeepSpeed on the path: torch compiles with it, and an environment that is not
+    activated does not find it."""
+    if shutil.which("ninja") is None and is_installed("ninja"):
+        import ninja  # type: ignore[import-not-found,unused-ignore]
+
+        os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", "")])
+
+
 def _works_in(folder: str) -> bool:
-    """Whether a process of this machine has `folder` as its working directory, as a compiler has; True where that cannot
-    be known, as on another machine."""
+    """Whether a process of this machine has `folder` as its working directory, as a compiler has; True where that
+    cannot be known, as on another machine."""
     if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) != int(os.environ.get("WORLD_SIZE", 1)) or not os.path.isdir("/proc"):
         return True
     target = os.path.realpath(folder)

@@ -7,8 +7,8 @@ number of processes differs. Leaves to others: the engine (`deepspeed.py`), ever
     checkpoint-8/global_step8/                mp_rank_00_model_states.pt, *zero_pp_rank_<rank>_*_optim_states.pt
     checkpoint-8/zero_to_fp32.py              DeepSpeed's own converter to whole weights
 
-DeepSpeed reads them with pickle. They are read only after the manifest has confirmed every byte, and only if they name no
-other classes than DeepSpeed's own and those of tensors.
+DeepSpeed reads them with pickle. They are read only after the manifest has confirmed every byte, and only if they name
+no other classes than DeepSpeed's own and those of tensors.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def load(engine: Any, checkpoint: str, *, stage: int, work_dir: str, barrier: Ca
         if errors[0] is not None:
             raise ValueError(
                 f"{checkpoint} was saved by {len(parts)} processes and cannot be rewritten for "
-                f"{torch.distributed.get_world_size()}: {errors[0]}. DeepSpeed does that for Adam and its relatives only. "
-                f"Resume with {len(parts)} processes."
+                f"{torch.distributed.get_world_size()}: {errors[0]}. DeepSpeed does that for Adam and its relatives "
+                f"only. Resume with {len(parts)} processes."
             )
         _load_universal(engine, universal, tag, parts[0])
         barrier()  # all have read it
@@ -125,9 +125,14 @@ def _load_universal(engine: Any, universal: str, tag: str, part: str) -> None:
         engine.load_checkpoint(universal, tag=tag, load_lr_scheduler_states=False)
     finally:
         engine._config.load_universal_checkpoint = False
-    # Stage 3 gives every group the settings of the first: weight decay would come over biases.
-    for group, saved in zip(engine.basic_optimizer.param_groups, _groups_of(part), strict=True):
+    # With stage 3 DeepSpeed gives every group the settings of the first (weight decay would come over biases), and all
+    # groups one count of steps, which each of them then raises.
+    optimizer = engine.basic_optimizer
+    for group, saved in zip(optimizer.param_groups, _groups_of(part), strict=True):
         group.update({key: value for key, value in saved.items() if key != "params"})
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()
 
 
 def _groups_of(part: str) -> list[dict[str, Any]]:
@@ -146,7 +151,9 @@ def _check_objects(paths: list[str]) -> None:
     for path in paths:
         foreign = [name for name in foreign_objects(path) if ALLOWED.fullmatch(name) is None]
         if foreign:
-            raise ValueError(f"{path} holds objects that are not DeepSpeed's, and was not loaded: {', '.join(foreign)}.")
+            raise ValueError(
+                f"{path} holds objects that are not DeepSpeed's, and was not loaded: {', '.join(foreign)}."
+            )
 
 
 def _tag_of(checkpoint: str) -> str | None:

@@ -174,7 +174,7 @@ def filled(
     """`given.config` with a value for each "auto". What is not known yet (None) stays "auto".
 
     micro_batch: samples of one process, default `args.per_device_train_batch_size`. hidden_size: of the model; 0 where
-    it has none, and DeepSpeed's own bucket sizes are used. Raises one ValueError that names every contradiction with `args`.
+    it has none, and DeepSpeed's own bucket sizes are used. Raises one ValueError naming every contradiction.
     """
     config = copy.deepcopy(given.config)
     contradictions = []

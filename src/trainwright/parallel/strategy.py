@@ -57,7 +57,7 @@ class Strategy:
         return model, optimizer, scheduler
 
     def has_divided(self, optimizer: Any) -> bool:
-        """Whether `optimizer` holds parts of the weights that an earlier `prepare` made, and not the model's parameters."""
+        """Whether `optimizer` holds parts of weights that an earlier `prepare` made, not the model's parameters."""
         return False
 
     def prepare_dataloader(self, dataloader: Any) -> Any:
