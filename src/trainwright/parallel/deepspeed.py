@@ -112,6 +112,7 @@ class DeepSpeedStrategy(DistributedStrategy):
         if self.device.type == "cpu" and str(settings.get(config, "optimizer.type", "")).lower() in ("adam", "adamw"):
             config["optimizer"].setdefault("params", {}).setdefault("torch_adam", True)  # else it compiles another
         is_configured = isinstance(optimizer, ConfiguredOptimizer)
+        drop_empty_groups(optimizer, scheduler)
         self.engine, engine_optimizer, _, scheduler_of_engine = self._deepspeed.initialize(
             model=model,
             optimizer=None if is_configured else optimizer,
@@ -303,6 +304,21 @@ def groups_as_built(optimizer: Optimizer) -> list[dict[str, Any]]:
         rate = group.get("initial_lr", group["lr"])
         groups.append({**{key: value for key, value in group.items() if key != "initial_lr"}, "lr": rate})
     return groups
+
+
+def drop_empty_groups(optimizer: Optimizer, scheduler: Any) -> None:
+    """DeepSpeed leaves out groups without parameters (no biases are trained, with adapters): the schedule's rates, one
+    for each group, must do so, too."""
+    groups = optimizer.param_groups
+    filled = [index for index, group in enumerate(groups) if group["params"]]
+    if len(filled) == len(groups):
+        return
+    for one in (scheduler, *getattr(scheduler, "_schedulers", ())):
+        for name, value in vars(one).items() if one is not None else ():
+            is_per_group = isinstance(value, list) and len(value) == len(groups)
+            if is_per_group and all(callable(entry) or isinstance(entry, (int, float)) for entry in value):
+                setattr(one, name, [value[index] for index in filled])
+    groups[:] = [groups[index] for index in filled]
 
 
 # -- before the engine -------------------------------------------------------------------------------------------------
