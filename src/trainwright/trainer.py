@@ -322,7 +322,9 @@ class Trainer:
                     self._release_model()
                     self._adopt_model(self.call_model_init(trial))
                     self.callback_handler.model = self.model
-                run.lock(self._output_dir, is_wanted=self._saves_checkpoints)
+                if self._saves_checkpoints:  # trials of one search may train in several processes, each into its own
+                    checks.make_output_dir(self._get_output_dir(trial))
+                run.lock(self._get_output_dir(trial), is_wanted=self._saves_checkpoints)
                 is_main = self.is_world_process_zero()
                 checkpoint = resume.find_checkpoint(resume_from_checkpoint, self._output_dir, is_main)
                 if checkpoint is not None:
