@@ -457,6 +457,8 @@ class Trainer:
             self.control.should_evaluate = True
             run.log_save_evaluate(self._running_loss(run), grad_norm=None)
             progress.owes_end = False
+            if self.state.best_global_step == self.state.global_step and self.args.save_strategy != SaveStrategy.BEST:
+                self.state.best_model_checkpoint = checkpoint  # which has these weights: no save need follow
         if run.owes_epoch_end:
             self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)

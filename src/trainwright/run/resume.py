@@ -182,8 +182,8 @@ def micro_batches_done(saved: LoopState, now: Batching, plan: TrainingPlan) -> i
     """
     size, together = now["samples_per_micro_batch"], now["planned_together"]
     samples = saved["position"]["samples_in_epoch"]
-    if saved.get("batching") == now and samples:
-        return saved.get("micro_batches", 0)
+    if samples and "micro_batches" in saved and saved.get("batching") == now:
+        return saved["micro_batches"]
     if plan.len_dataloader is None or samples == 0:
         return samples // size
     lots, rest = divmod(max(0, plan.num_examples - samples), size * together)
