@@ -19,6 +19,7 @@ from trainwright.interop import models
 from trainwright.interop.signatures import accepts
 from trainwright.names import DebugOption, closest
 from trainwright.optim.schedules import waits_for_metric
+from trainwright.parallel.engine_choice import asked_engine, sources
 
 
 def check_arguments(args: Any) -> None:
@@ -72,9 +73,10 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
 
 
 def _check_engine(args: Any) -> None:
-    for name in ("fsdp", "deepspeed", "parallelism_config"):
-        if getattr(args, name, None):
-            raise sharding_error(name)
+    if asked_engine(args) in ("fsdp", "deepspeed"):
+        raise sharding_error(" and ".join(sources(args)))
+    if getattr(args, "parallelism_config", None):
+        raise sharding_error("parallelism_config")
     asked = {
         "tpu_num_cores": args.tpu_num_cores,
         "mp_parameters": args.mp_parameters,
