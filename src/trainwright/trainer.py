@@ -187,7 +187,7 @@ class Trainer:
             older, older_arguments.TRAINER, type(self).__name__, older_arguments.names_of(Trainer.__init__)
         )
         processing_class = renamed.get("processing_class", processing_class)
-        callbacks = checks.callbacks_of(renamed.get("callbacks", callbacks))
+        given_callbacks = checks.callbacks_of(renamed.get("callbacks", callbacks))
         args = args if args is not None else self.default_arguments(output_dir="tmp_trainer")
         self.args = older_arguments.adopted(args)
         checks.check_arguments(self.args)
@@ -221,7 +221,8 @@ class Trainer:
 
         self.state = self._fresh_state()
         self.control = TrainerControl()
-        all_callbacks = [DefaultFlowCallback, *get_reporting_integration_callbacks(self.args.report_to), *callbacks]
+        reporting = get_reporting_integration_callbacks(self.args.report_to)
+        all_callbacks = [DefaultFlowCallback, *reporting, *given_callbacks]
         self.callback_handler = CallbackHandler(
             all_callbacks, self.model, processing_class, self.optimizer, self.lr_scheduler
         )
@@ -1658,8 +1659,10 @@ class Trainer:
             raise ValueError("Evaluation needs an eval_dataset: pass it to Trainer, or to evaluate().")
         if isinstance(dataset, str):
             dataset = checks.named_eval_set(self.eval_dataset, dataset)
-        settings = {"batch_size": self.args.eval_batch_size, "sampler_fn": self._get_eval_sampler}
-        make = functools.partial(self._get_dataloader, dataset, description="evaluation", **settings)
+        size, sampler_fn = self.args.eval_batch_size, self._get_eval_sampler
+        make = functools.partial(
+            self._get_dataloader, dataset, description="evaluation", batch_size=size, sampler_fn=sampler_fn
+        )
         if not self.args.dataloader_persistent_workers:
             return make()
         built_for = (self.data_collator, *from_args.evaluation_settings(self.args))

@@ -61,7 +61,7 @@ def profilers_for(
             first_step=state.global_step,
             first_tokens=state.num_input_tokens_seen,
         )
-    if args.profile_steps:
+    if isinstance(args.profile_steps, dict):  # as it is once the arguments are made
         folder, rank = str(args.output_dir), strategy.process_index
         profiler = StepProfiler(args.profile_steps, folder, lambda: state.global_step, rank)
     return Profilers(TimeBreakdown.for_run(args.time_breakdown, device), speed, profiler)
