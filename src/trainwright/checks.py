@@ -30,6 +30,21 @@ def check_arguments(args: Any) -> None:
         )
 
 
+def callbacks_of(callbacks: Any) -> Sequence[Any]:
+    """`callbacks=` as a sequence; TypeError for a callback alone."""
+    if callbacks is not None and not isinstance(callbacks, (list, tuple)):
+        raise TypeError(f"callbacks= takes a list; got a {type(callbacks).__name__}. Write callbacks=[...].")
+    return callbacks or ()
+
+
+def check_can_search(model_init: object) -> None:
+    """Raise RuntimeError for a search without `model_init`: each trial trains a new model."""
+    if model_init is None:
+        raise RuntimeError(
+            "hyperparameter_search trains a new model in each trial: pass Trainer(model_init=...) instead of model=."
+        )
+
+
 def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
     """Raise TypeError, ValueError or RuntimeError naming the argument and a remedy, for what can never work.
 

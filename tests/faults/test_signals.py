@@ -423,7 +423,7 @@ def test_ctrl_c_twice_counts_after_another_signal_too(tmp_path: Path) -> None:
     def act() -> None:
         send(signal.SIGTERM)
         send(signal.SIGINT)
-        assert trainer._interrupt.asked
+        assert trainer._run.interrupt.asked
         send(signal.SIGINT)
 
     trainer = make(tmp_path, At("on_step_begin", 1, act))

@@ -8,19 +8,17 @@ import pytest
 import torch
 
 from trainwright import TrainerCallback, TrainerState
-from trainwright.callbacks.handler import CallbackHandler
+from trainwright.callbacks.handler import CallbackHandler, exported_callbacks, restore_callbacks
 from trainwright.data import collator_rng
 from trainwright.plan import plan_training
 from trainwright.run import loop_state
 from trainwright.run.resume import (
     batching,
-    exported_callbacks,
     find_checkpoint,
     micro_batches_done,
     plan_from_here,
     read_state,
     report_changes,
-    restore_callbacks,
     restore_loop,
     say_where,
     warn_of_another_run,
@@ -287,7 +285,7 @@ def test_a_requeued_job_starts_first_and_goes_on_later_with_the_same_arguments(m
     for _ in range(2):
         trainer = make_trainer(max_steps=3, save_strategy="steps", save_steps=2, resume_from_checkpoint="auto")
         trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
-        steps.append(trainer._last_run.first_step)
+        steps.append(trainer._run.first_step)
     assert steps == [0, 3]
 
 
