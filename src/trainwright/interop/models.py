@@ -167,6 +167,17 @@ def move_with_ties(model: nn.Module, device: torch.device) -> None:
             other._parameters[other_name] = module._parameters[name]
 
 
+@contextlib.contextmanager
+def on_host(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within the block, the weights of an XLA `model` are on the host, where they can be saved; then on `device`."""
+    import torch_xla.core.xla_model as xm  # type: ignore[import-not-found,unused-ignore]
+
+    xm.mark_step()
+    model.to("cpu")
+    yield
+    model.to(device)
+
+
 def warn_of_untied_head(model: nn.Module) -> None:
     """Warn of an untied head where the config has tie_word_embeddings=True: it is trained and saved as it is, but
     `from_pretrained` of some releases replaces it.

@@ -59,7 +59,6 @@ class DeepSpeedStrategy(DistributedStrategy):
         if not is_installed("deepspeed"):
             raise MissingExtra("deepspeed=", "deepspeed", "deepspeed")
         given = settings.requested(args)
-        assert given is not None
         self._given, self._args = given, args
         _become_a_group(args)
         settings.check_supported(given, args, device_type=args.device.type, client_optimizer=client_optimizer)
@@ -274,17 +273,18 @@ class DeepSpeedStrategy(DistributedStrategy):
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def save_optimizer(self, directory: str, optimizer: Any, step: int) -> None:
+    def save_state(self, directory: str, step: int) -> bool:
         deepspeed_checkpoint.save(self.engine, directory, step)
+        return True
 
     def restores_weights(self, checkpoint: str) -> bool:
-        """Whether `load_optimizer` will put the weights of `checkpoint` into the model, too."""
         return deepspeed_checkpoint.is_there(checkpoint)
 
-    def load_optimizer(self, checkpoint: str, optimizer: Any, model: nn.Module, *, must_be_finite: bool) -> None:
+    def load_state(self, checkpoint: str) -> bool:
         deepspeed_checkpoint.load(
             self.engine, checkpoint, stage=self.stage, work_dir=str(self._args.output_dir), barrier=self.barrier
         )
+        return True
 
 
 class ConfiguredOptimizer(Optimizer):

@@ -73,21 +73,13 @@ class Requested(NamedTuple):
 # -- where it comes from -----------------------------------------------------------------------------------------------
 
 
-def is_requested(args: Any, environ: Mapping[str, str] | None = None) -> bool:
-    """Whether the run is to be DeepSpeed's: by `deepspeed=`, or because `accelerate launch` was configured so."""
-    environ = os.environ if environ is None else environ
-    return bool(args.deepspeed) or environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in TRUE
-
-
-def requested(args: Any, environ: Mapping[str, str] | None = None) -> Requested | None:
-    """A copy of the configuration of the run; None where DeepSpeed was not asked for. `deepspeed=` wins over the
-    launcher.
+def requested(args: Any, environ: Mapping[str, str] | None = None) -> Requested:
+    """A copy of the configuration of a run that DeepSpeed was asked for (`engine_choice`): that of `deepspeed=`, else
+    that of `accelerate launch`.
 
     Raises ValueError for a file that is missing, or is no JSON object.
     """
     environ = os.environ if environ is None else environ
-    if not is_requested(args, environ):
-        return None
     if isinstance(args.deepspeed, dict) and args.deepspeed:
         return Requested(copy.deepcopy(args.deepspeed), "deepspeed")
     if args.deepspeed:

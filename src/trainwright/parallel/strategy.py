@@ -15,8 +15,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainwright import gradients
-from trainwright.checkpoint import load as checkpoint_load
-from trainwright.checkpoint import save as checkpoint_save
 from trainwright.data.loaders import with_answers
 from trainwright.interop.models import unwrapped
 
@@ -161,18 +159,19 @@ class Strategy:
         """Context in which each process has whole weights, to load others into them."""
         return contextlib.nullcontext()
 
-    def save_optimizer(self, directory: str, optimizer: Any, step: int) -> None:
-        """Write the optimizer's state into a checkpoint; all processes call it together."""
-        if self.should_save:
-            checkpoint_save.save_optimizer(directory, optimizer)
-
-    def restores_weights(self, checkpoint: str) -> bool:
-        """Whether `load_optimizer` puts the weights of `checkpoint` into the model, too."""
+    def save_state(self, directory: str, step: int) -> bool:
+        """Write weights and optimizer state into a checkpoint in the engine's form; all processes call it together.
+        False: it has none, and the optimizer's state is to be written.
+        """
         return False
 
-    def load_optimizer(self, checkpoint: str, optimizer: Any, model: nn.Module, *, must_be_finite: bool) -> None:
-        """Restore what `save_optimizer` wrote; errors as `checkpoint.load.load_optimizer`."""
-        checkpoint_load.load_optimizer(checkpoint, optimizer, self.device, model, must_be_finite=must_be_finite)
+    def restores_weights(self, checkpoint: str) -> bool:
+        """Whether `load_state` will put the weights of `checkpoint` into the model, too."""
+        return False
+
+    def load_state(self, checkpoint: str) -> bool:
+        """Restore what `save_state` wrote; False where that wrote nothing. Raises ValueError for another's form."""
+        return False
 
     def staged(
         self, stage: Callable[[], contextlib.AbstractContextManager[str]]

@@ -49,9 +49,7 @@ def arguments(config: Any = None, **given: Any) -> TrainingArguments:
 
 def request(config: Any = None, **given: Any) -> tuple[ds.Requested, TrainingArguments]:
     args = arguments(config, **given)
-    found = ds.requested(args, {})
-    assert found is not None
-    return found, args
+    return ds.requested(args, {}), args
 
 
 def stage(number: int, **more: Any) -> dict[str, Any]:
@@ -59,11 +57,6 @@ def stage(number: int, **more: Any) -> dict[str, Any]:
 
 
 # -- where it comes from -----------------------------------------------------------------------------------------------
-
-
-def test_a_run_without_a_configuration_is_not_deepspeeds() -> None:
-    assert not ds.is_requested(arguments(), {})
-    assert ds.requested(arguments(), {"ACCELERATE_USE_DEEPSPEED": "false"}) is None
 
 
 def test_a_dict_and_the_file_that_holds_it_are_the_same_request(tmp_path: Path) -> None:
@@ -91,7 +84,7 @@ def test_the_variables_of_accelerate_launch_make_a_configuration() -> None:
         "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
     }
     found = ds.requested(arguments(), environ)
-    assert found is not None and found.stage == 3
+    assert found.stage == 3
     assert found.config["gradient_accumulation_steps"] == 4 and found.config["gradient_clipping"] == 0.5
     assert found.config["zero_optimization"] == {
         "stage": 3, "offload_optimizer": {"device": "cpu"}, "stage3_gather_16bit_weights_on_model_save": True
@@ -107,8 +100,7 @@ def test_the_file_that_accelerate_launch_names_is_read(tmp_path: Path) -> None:
 
 def test_the_argument_wins_over_the_launcher() -> None:
     environ = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
-    found = ds.requested(arguments(stage(1)), environ)
-    assert found is not None and found.stage == 1
+    assert ds.requested(arguments(stage(1)), environ).stage == 1
 
 
 @pytest.mark.parametrize(
