@@ -179,6 +179,9 @@ def scenarios(folder: Path) -> dict[str, Any]:
     adapted.save_model(str(folder / "adapter"))
     found["adapter files"] = sorted(path.name for path in (folder / "adapter").iterdir())
     found["generated"] = generated(folder / "generated", zero(3))
+    found["noise"] = trained(
+        folder / "noise", zero(3), letters(), trainer=words(), neftune_noise_alpha=50.0, max_grad_norm=0.0, **LETTERS
+    )
 
     class Watch(TrainerCallback):
         def __init__(self) -> None:
@@ -314,6 +317,11 @@ def test_a_feature_gives_what_it_gives_in_one_process(scenario: str, two: Any, o
 @pytest.mark.parametrize("scenario", ["tokens 3", "checkpointing"])
 def test_every_token_weighs_the_same_with_weights_in_parts(scenario: str, two: Any, one: Any) -> None:
     assert_same_run(two[0][scenario], one["tokens"])
+
+
+def test_noise_is_put_on_embeddings_that_are_in_parts(two: Any) -> None:
+    noisy, plain = two[0]["noise"]["losses"], two[0]["tokens 3"]["losses"]
+    assert len(noisy) == len(plain) and noisy[0] != plain[0]
 
 
 def test_generation_gathers_the_weights(two: Any, one: Any) -> None:

@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,7 @@ class DeepSpeedStrategy(DistributedStrategy):
         self.engine: Any = None
         self._optimizer: Any = None  # that the engine wraps around the one of the run
         self._norm: torch.Tensor | None = None  # of the gradients of the update under way
+        self._casting: Any = None  # the hook that gives inputs the precision of the weights
         if settings.get(given.config, "optimizer.type", None) is not None:
             self.optimizer_cls_and_kwargs = (ConfiguredOptimizer, {"lr": args.learning_rate})
 
@@ -122,7 +124,7 @@ class DeepSpeedStrategy(DistributedStrategy):
         self.engine.lr_scheduler = self.engine.client_lr_scheduler = None  # this package steps it
         self.engine.set_gradient_accumulation_boundary(True)
         if self.input_dtype is not None:
-            model.register_forward_pre_hook(self._cast_inputs, with_kwargs=True)
+            self._casting = model.register_forward_pre_hook(self._cast_inputs, with_kwargs=True)
         self._take_norm_before_step(engine_optimizer)
         real = self.engine.basic_optimizer
         if scheduler_of_engine is not None:
@@ -150,8 +152,8 @@ class DeepSpeedStrategy(DistributedStrategy):
                 return value.to(self.input_dtype) if value.is_floating_point() else value
             return map_items(cast, value)
 
-        labels = {name: value for name, value in kwargs.items() if name.startswith("label")}
-        return cast(args), {name: labels.get(name) if name in labels else cast(kwargs[name]) for name in kwargs}
+        named = {name: value if name.startswith("label") else cast(value) for name, value in kwargs.items()}
+        return cast(args), named
 
     def _take_norm_before_step(self, optimizer: Any) -> None:
         """Have the engine's step use the norm that `clip_grad_norm` took, rather than take it again."""
@@ -175,9 +177,11 @@ class DeepSpeedStrategy(DistributedStrategy):
 
     def close(self) -> None:
         """Let go of the engine, where there is one."""
+        if self._casting is not None:
+            self._casting.remove()
         if self.engine is not None:
             self.engine.destroy()
-            self.engine = self._optimizer = self._norm = None
+        self.engine = self._optimizer = self._norm = self._casting = None
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
@@ -351,7 +355,9 @@ def _check_accelerator(args: TrainingArguments) -> None:
 
 
 def _be_quiet(args: TrainingArguments) -> None:
-    """DeepSpeed reports each part of its start at level INFO; this package's log level decides."""
+    """DeepSpeed reports each part of its start at level INFO, where this package's log level decides; and calls
+    collectives by names that torch 2.13 warns of, each time."""
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if args.get_process_log_level() > logging.INFO or args.log_level == "passive":
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
