@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from regression import Data, Model, make, num_processes, result_of, trained, weights_of, zero
+from regression import GLOBAL_BATCH, Data, Model, make, num_processes, result_of, trained, weights_of, zero
 
 # -- scenarios: run in each of two processes, and in one without an engine ---------------------------------------------
 
@@ -37,6 +37,9 @@ def facts_of_engine(folder: Path, stage: int) -> dict[str, Any]:
         "fsdp": trainer.is_fsdp_enabled,
         "places": trainer.place_model_on_device,
         "stage": trainer.deepspeed.zero_optimization_stage(),
+        "plugin": trainer.accelerator.state.deepspeed_plugin.zero_stage,
+        "type": trainer.accelerator.distributed_type.value,
+        "unwrapped": trainer.accelerator.unwrap_model(trainer.model_wrapped) is trainer.model,
         # Numbers of a weight in this process, of the part that belongs to it, and of all of it.
         "sizes": [
             (one.numel(), getattr(one, "ds_tensor", one).numel(), getattr(one, "ds_numel", one.numel()))
@@ -67,6 +70,16 @@ def with_own_step() -> Any:
             return loss.detach()
 
     return OwnStepTrainer
+
+
+def divided_from_the_start() -> Model:
+    """A model that no process has ever had whole."""
+    import deepspeed
+
+    with deepspeed.zero.Init(config_dict_or_path=zero(3, train_batch_size=GLOBAL_BATCH)):
+        model = Model()
+    assert all(parameter.numel() == 0 for parameter in model.parameters())
+    return model
 
 
 LETTERS = {"per_device_train_batch_size": 4 // num_processes(), "remove_unused_columns": False}
@@ -197,6 +210,7 @@ def scenarios(folder: Path) -> dict[str, Any]:
     if is_alone:
         return found
 
+    found["divided"] = trained(folder / "divided", zero(3), divided_from_the_start())
     for stage in (1, 2, 3):
         found[f"facts {stage}"] = facts_of_engine(folder / f"facts{stage}", stage)
     configured = {
@@ -262,6 +276,7 @@ def test_weights_gradients_and_state_are_in_parts_as_the_stage_says(stage: int, 
 def test_the_documented_attributes_name_the_engine(stage: int, two: Any) -> None:
     facts = two[0][f"facts {stage}"]
     assert facts["before"] is None and facts["is_engine"] and facts["wrapped_is_engine"] and facts["model_is_mine"]
+    assert facts["plugin"] == stage and facts["type"] == "DEEPSPEED" and facts["unwrapped"]
     assert facts["enabled"] and not facts["fsdp"] and not facts["places"]
 
 
@@ -332,6 +347,10 @@ def test_generation_gathers_the_weights(two: Any, one: Any) -> None:
 def test_an_adapter_is_saved_alone(two: Any, one: Any) -> None:
     assert two[0]["adapter files"] == one["adapter files"]
     assert "adapter_model.safetensors" in two[0]["adapter files"]
+
+
+def test_a_model_that_was_made_in_parts_trains_as_one_that_is_divided(two: Any) -> None:
+    assert two[0]["divided"]["losses"] == two[0]["plain 3"]["losses"]
 
 
 def test_an_evaluation_changes_nothing(two: Any) -> None:

@@ -11,6 +11,7 @@ of the gradients before the step (DeepSpeed takes it in its step), so that an up
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import logging
 import os
@@ -121,6 +122,7 @@ class DeepSpeedStrategy(DistributedStrategy):
             config=config,
         )
         self._optimizer = engine_optimizer
+        _tell_accelerate(self.accelerator, config)
         self.engine.lr_scheduler = self.engine.client_lr_scheduler = None  # this package steps it
         self.engine.set_gradient_accumulation_boundary(True)
         if self.input_dtype is not None:
@@ -352,6 +354,21 @@ def _check_accelerator(args: TrainingArguments) -> None:
             f"DeepSpeed computes on {kind!r}, and the arguments on {args.device}: it chose when it was imported. Set "
             f"DS_ACCELERATOR={args.device.type} before anything imports deepspeed."
         )
+
+
+def _tell_accelerate(accelerator: Any, config: dict[str, Any]) -> None:
+    fields = os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)  # accelerate refuses a configuration beside them
+    from accelerate.utils import DeepSpeedPlugin, DistributedType
+
+    fields = os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)  # accelerate refuses a whole configuration beside them
+    try:
+        plugin = DeepSpeedPlugin(hf_ds_config=copy.deepcopy(config), zero3_init_flag=False)
+    finally:
+        if fields is not None:
+            os.environ["ACCELERATE_CONFIG_DS_FIELDS"] = fields
+    plugin.select(_from_accelerator_state=True)
+    state = vars(accelerator.state)
+    state["deepspeed_plugins"], state["distributed_type"] = {"default": plugin}, DistributedType.DEEPSPEED
 
 
 def _be_quiet(args: TrainingArguments) -> None:
