@@ -146,6 +146,14 @@ def scenarios(folder: Path) -> dict[str, Any]:
         )
         found[f"skip {stage}"] = trained(folder / f"skip{stage}", zero(stage), Model(poison=3), nonfinite="skip")
         found[f"raise {stage}"] = error_of(lambda: trained(folder / "raise", zero(stage), Model(poison=3)))  # noqa: B023
+        best = make(
+            folder / f"best{stage}", zero(stage), load_best_model_at_end=True, eval_strategy="steps", eval_steps=1,
+            save_strategy="steps", save_steps=1, learning_rate=5e-2, max_steps=3, greater_is_better=True,
+        )  # fmt: skip
+        best.train()
+        assert best.state.best_global_step < 3
+        best.train()
+        found[f"best {stage}"] = result_of(best)
     found["unclipped"] = trained(folder / "unclipped", zero(2), max_grad_norm=0.0)
     found["short"] = trained(
         folder / "short", zero(3), trainer={"train_dataset": Data(56)}, num_train_epochs=2, max_steps=-1
@@ -292,6 +300,11 @@ def test_a_bad_update_is_skipped_and_the_others_are_made(stage: int, two: Any, o
     found, wanted = two[0][f"skip {stage}"], one[f"skip {stage}"]
     assert_same_run({**found, "norms": []}, {**wanted, "norms": []})
     assert wanted["losses"] != one[f"plain {stage}"]["losses"]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_training_goes_on_from_the_best_weights_that_were_loaded(stage: int, two: Any, one: Any) -> None:
+    assert_same_run(two[0][f"best {stage}"], one[f"best {stage}"])
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

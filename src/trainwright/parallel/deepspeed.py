@@ -108,7 +108,7 @@ class DeepSpeedStrategy(DistributedStrategy):
                 self.engine._config.scheduler_params = config["scheduler"].get("params")
                 scheduler = self.engine._scheduler_from_config(self._optimizer)
             return self.engine, optimizer, scheduler
-        self.close()
+        self.release_model()
         config["zero_allow_untested_optimizer"] = True  # checked, or vouched for: `settings.check_supported`
         config.setdefault("zero_force_ds_cpu_optimizer", False)
         if self.device.type == "cpu" and str(settings.get(config, "optimizer.type", "")).lower() in ("adam", "adamw"):
@@ -177,8 +177,7 @@ class DeepSpeedStrategy(DistributedStrategy):
         setattr(optimizer, name, held)
         self._scaled_norm = combined
 
-    def close(self) -> None:
-        """Let go of the engine, where there is one."""
+    def release_model(self) -> None:
         if self._casting is not None:
             self._casting.remove()
         if self.engine is not None:
@@ -252,11 +251,8 @@ class DeepSpeedStrategy(DistributedStrategy):
         gathered = self._deepspeed.zero.GatheredParameters
         for name, value in model.state_dict(keep_vars=True).items():
             if id(value) not in copies:
-                with gathered([value]) if hasattr(value, "ds_id") else contextlib.nullcontext():
-                    if self.process_index == 0:
-                        copies[id(value)] = value.detach().cpu().clone()
-                    else:
-                        copies[id(value)] = torch.empty(0)
+                with gathered([value], enabled=hasattr(value, "ds_id")):
+                    copies[id(value)] = value.detach().to("cpu", copy=True) if self.process_index == 0 else value
             whole[name] = copies[id(value)]
         return whole if self.process_index == 0 else {}
 
@@ -264,18 +260,10 @@ class DeepSpeedStrategy(DistributedStrategy):
     def gathered(self, model: nn.Module) -> Iterator[None]:
         """Within, each process has all weights whole; what process 0 writes into them stays."""
         parts = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
-        if not parts:
+        with self._deepspeed.zero.GatheredParameters(parts, modifier_rank=0, enabled=bool(parts)):
             yield
-            return
-        with self._deepspeed.zero.GatheredParameters(parts, modifier_rank=0):
-            yield
-        self._refresh()
-
-    def _refresh(self) -> None:
-        """The weights were changed from outside: the optimizer's copies in single precision follow."""
-        refresh = getattr(self._optimizer, "refresh_fp32_params", None)
-        if refresh is not None:
-            refresh()
+        if self._optimizer is not None:  # whose copies in single precision the next step would put back
+            self._optimizer.refresh_fp32_params()
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
