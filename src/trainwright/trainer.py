@@ -44,12 +44,12 @@ from trainwright.evaluation.memory import TrainerMemoryTracker
 from trainwright.evaluation.predict import Predictor, ignored_outputs
 from trainwright.evaluation.run import Evaluation, Evaluations, announced
 from trainwright.evaluation.shortcuts import NO_SHORTCUTS, Shortcuts
-from trainwright.hooks import BOUND, Hooks, is_overridden
+from trainwright.hooks import BOUND, Hooks
 from trainwright.hooks import ours as methods_of
-from trainwright.interop import models, signatures
+from trainwright.interop import models, neftune, signatures
 from trainwright.interop.model_facts import ModelFacts
 from trainwright.interrupt import EvaluationAbandoned, owed_evaluation
-from trainwright.log_output import show_messages
+from trainwright.log_output import show_messages_of
 from trainwright.loss import SHIFTED_LABELS, LabelSmoother, count_items, loss_of, no_scalar
 from trainwright.micro_batch_weights import with_one_item
 from trainwright.names import TRAINER_STATE_NAME, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
@@ -191,7 +191,7 @@ class Trainer:
         args = args if args is not None else self.default_arguments(output_dir="tmp_trainer")
         self.args = older_arguments.adopted(args)
         checks.check_arguments(self.args)
-        self._set_log_level()
+        show_messages_of(self.args)
         self.compute_loss_func = compute_loss_func
         self.compute_metrics = compute_metrics
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
@@ -282,9 +282,7 @@ class Trainer:
                     self._adopt_model(self.call_model_init(trial))
                     self.callback_handler.model = self.model
                 run_dir, load_weights = self._get_output_dir(trial), self._compatible("_load_from_checkpoint")
-                if self._saves_checkpoints:  # trials of one search may train in several processes, each into its own
-                    checks.make_output_dir(run_dir)
-                run.lock(run_dir, is_wanted=self._saves_checkpoints)
+                run.lock(run_dir)
                 checkpoint = resume.restore_weights(
                     run, resume_from_checkpoint, self._output_dir, run_dir, load_weights,
                     is_main_process=self.is_world_process_zero(),
@@ -810,7 +808,7 @@ class Trainer:
     ) -> None:
         """Write one log line of the training loss. The only place where the loop reads from the device."""
         run, state = self._run, self.state
-        loss, norm = self._read_device(self._get_grad_norm(model, grad_norm))
+        loss, norm = run.mean_loss_since_log(state, self._strategy, self._get_grad_norm(model, grad_norm))
         logs = {"loss": loss}
         if norm is not None:
             logs["grad_norm"] = norm
@@ -831,7 +829,8 @@ class Trainer:
         if self.args.include_num_input_tokens_seen:
             logs["num_input_tokens_seen"] = self.state.num_input_tokens_seen
             if start_time is not None:
-                logs.update(metric_text.speed_metrics("train", start_time, num_tokens=self._tokens_per_process()))
+                num_tokens = self._run.tokens_of_process(self.state, self._strategy.num_processes)
+                logs.update(metric_text.speed_metrics("train", start_time, num_tokens=num_tokens))
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
@@ -839,7 +838,7 @@ class Trainer:
         """The end of a run: mean loss, speed, the best weights back in the model, the last log line."""
         run = self._run
         self._past = None
-        self._read_device(None)
+        run.mean_loss_since_log(self.state, self._strategy, None)
         train_loss = run.total_loss / max(self.state.global_step, 1)
         metrics = run.speed(self.state, num_train_samples, self._strategy.num_processes, start_time)
         if run.profilers is not None:
@@ -879,10 +878,6 @@ class Trainer:
         )
         if self.compute_loss_func is not None:
             self.compute_loss_func = signatures.compatible(self.compute_loss_func, ("num_items_in_batch",))
-
-    def _set_log_level(self) -> None:
-        is_left_alone = self.args.should_log and self.args.log_level == "passive"
-        show_messages(None if is_left_alone else self.args.get_process_log_level())
 
     def create_accelerator_and_postprocess(self) -> None:
         """Choose how this run talks to devices and processes. One process on one device builds no Accelerator."""
@@ -944,7 +939,8 @@ class Trainer:
         self._evaluations.samples_at_once = None
 
     def _is_overridden(self, name: str) -> bool:
-        return is_overridden(self, name, _OURS)
+        """Whether the class, or this object, has another method `name` than ours."""
+        return name in vars(self) or getattr(type(self), name) is not _OURS[name]
 
     def _compatible(self, name: str) -> Callable[..., Any]:
         """The hook `name`, called without the arguments it gained after the user's override was written."""
@@ -1046,15 +1042,11 @@ class Trainer:
 
     def _activate_neftune(self, model: nn.Module) -> nn.Module:
         """Put noise on the token embeddings for the time of training."""
-        from trainwright.interop import neftune
-
         assert self.args.neftune_noise_alpha is not None
         self.neftune_hook_handle = neftune.activate(model, self.args.neftune_noise_alpha)
         return model
 
     def _deactivate_neftune(self, model: nn.Module) -> None:
-        from trainwright.interop import neftune
-
         neftune.deactivate(model, self.neftune_hook_handle)
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
@@ -1296,16 +1288,9 @@ class Trainer:
         """What `_maybe_log_save_evaluate` is given: the window itself for our method, a tensor for an override."""
         return run.window if self._hooks.log_save_is_ours else run.window.as_tensor(self._strategy.device)
 
-    def _read_device(self, norm: torch.Tensor | float | None) -> tuple[float, float | None]:
-        """(mean loss of the updates since the last log line, `norm` as a number), in one read from the device."""
-        return self._run.mean_loss_since_log(self.state, self._strategy, norm)
-
     def _track_num_input_tokens(self, inputs: Inputs) -> None:
         """Hook: count the tokens of a micro-batch."""
         self.state.num_input_tokens_seen += self._run.tokens.add(inputs)
-
-    def _tokens_per_process(self) -> float:
-        return self._run.tokens_of_process(self.state, self._strategy.num_processes)
 
     def store_flos(self) -> None:
         """Add the floating-point operations counted since the last call to the state, over all processes."""
@@ -1396,14 +1381,6 @@ class Trainer:
     def _output_dir(self) -> str:
         return str(self.args.output_dir)
 
-    @property
-    def _saves_checkpoints(self) -> bool:
-        return self.args.should_save and self.args.save_strategy != SaveStrategy.NO
-
-    @property
-    def _schedule_waits_for_metric(self) -> bool:
-        return waits_for_metric(self.lr_scheduler)
-
     # -- evaluate and predict ------------------------------------------------------------------------------------------
 
     def _evaluate(
@@ -1413,7 +1390,7 @@ class Trainer:
         with self._run.interrupt.evaluation():
             metrics = self.evaluate(ignore_keys=ignore_keys_for_eval)
         self._report_to_hp_search(trial, self.state.global_step, metrics)
-        if self._schedule_waits_for_metric and not skip_scheduler:
+        if waits_for_metric(self.lr_scheduler) and not skip_scheduler:
             self.lr_scheduler.step(best.metric_value(metrics, self.args.metric_for_best_model or "loss"))
         return metrics
 
@@ -1801,16 +1778,11 @@ class Trainer:
 
     def get_learning_rates(self) -> list[float]:
         """The learning rate of each parameter group."""
-        return groups.learning_rates(self._existing_optimizer())
+        return groups.learning_rates(self.optimizer)
 
     def get_optimizer_group(self, param: str | nn.Parameter | None = None) -> Any:
         """The parameter group that holds `param`, or all groups."""
-        return groups.optimizer_group(self._existing_optimizer(), param)
-
-    def _existing_optimizer(self) -> Optimizer:
-        if self.optimizer is None:
-            raise ValueError("There is no optimizer yet: call create_optimizer() or train() first.")
-        return self.optimizer  # type: ignore[no-any-return]
+        return groups.optimizer_group(self.optimizer, param)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
