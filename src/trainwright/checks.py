@@ -88,7 +88,7 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
 
 
 def _check_engine(args: Any) -> None:
-    if asked_engine(args) in ("fsdp", "deepspeed"):
+    if asked_engine(args) == "fsdp":
         raise sharding_error(" and ".join(sources(args)))
     if getattr(args, "parallelism_config", None):
         raise sharding_error("parallelism_config")

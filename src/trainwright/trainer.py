@@ -60,6 +60,7 @@ from trainwright.optim.schedule_free import schedule_free_eval, switch_mode
 from trainwright.optim.schedules import waits_for_metric
 from trainwright.outputs import BestRun, EvalLoopOutput, PredictionOutput, TrainOutput
 from trainwright.parallel import mesh
+from trainwright.parallel.engine_choice import asked_engine
 from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan, plan_training
 from trainwright.run import attempts, prepare, resume
@@ -152,7 +153,6 @@ class Trainer:
     # A subclass may set them.
     loss_is_scaled_for_ga: bool | None = None  # a subclass says whether its compute_loss divides for accumulation
     # For code that asks; there is nothing of the kind here.
-    deepspeed: Any = None  # the engine that DeepSpeed wraps around the model
     is_distributed_loading_by_transformers = False
     is_fsdp_xla_enabled = False
     is_fsdp_xla_v1_enabled = False
@@ -469,9 +469,17 @@ class Trainer:
         self.create_optimizer_and_scheduler(num_training_steps=max_steps)
         if strategy.is_distributed:
             self._sync_replicated_trainable_parameters(self.model)
-        checks.check_optimizer(self.optimizer, self.model)
-        check_module_lr(self.optimizer, self.model, args.learning_rate_per_module)
-        self.model_wrapped = model = self._wrap_model(self.model_wrapped)
+        if not strategy.has_divided(self.optimizer):
+            checks.check_optimizer(self.optimizer, self.model)
+            check_module_lr(self.optimizer, self.model, args.learning_rate_per_module)
+        model, self.optimizer, self.lr_scheduler = strategy.prepare(
+            self._wrap_model(self.model_wrapped),
+            self.optimizer,
+            self.lr_scheduler,
+            num_training_steps=max_steps,
+            micro_batch=self._train_batch_size,
+        )
+        self.model_wrapped = model
         hooks, step = (self._load_optimizer_and_scheduler, self._load_scaler), self.state.global_step
         self._average = None
         self._average = resume.restore_optimizer(resume_from_checkpoint, args, self.model, self.optimizer, step, *hooks)
@@ -650,7 +658,9 @@ class Trainer:
         if listeners["on_optimizer_step"]:
             self.control = handler.on_optimizer_step(args, state, self.control)
         learning_rate = self._get_learning_rate()
-        if updated and not run.schedule_waits_for_metric:
+        if not updated:
+            strategy.discard_update()
+        elif not run.schedule_waits_for_metric:
             self.lr_scheduler.step()
         for parameter in run.parameters:
             parameter.grad = None
@@ -883,7 +893,13 @@ class Trainer:
         """Choose how this run talks to devices and processes. One process on one device builds no Accelerator."""
         self._accelerator: Any = None
         self._strategy: Strategy
-        if self.args.parallel_mode == ParallelMode.DISTRIBUTED:
+        engine = asked_engine(self.args)
+        if engine == "deepspeed":
+            from trainwright.parallel.deepspeed import DeepSpeedStrategy
+
+            gives_optimizer = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
+            self._strategy = DeepSpeedStrategy(lambda: self.accelerator, self.args, client_optimizer=gives_optimizer)
+        elif self.args.parallel_mode == ParallelMode.DISTRIBUTED:
             from trainwright.parallel.distributed import DistributedStrategy
 
             self._strategy = DistributedStrategy(self.accelerator, self.args)
@@ -911,7 +927,8 @@ class Trainer:
         checks.check_trainable(model)
         models.warn_of_untied_head(model)
         self.is_model_parallel = models.spans_devices(model)
-        self.place_model_on_device = args.place_model_on_device and not self.is_model_parallel
+        places_model = args.place_model_on_device and not self._strategy.places_model
+        self.place_model_on_device = places_model and not self.is_model_parallel
         if args.use_liger_kernel:
             from trainwright.interop.liger import apply_liger_kernels
 
@@ -1230,7 +1247,7 @@ class Trainer:
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Context:
         """Hook: autocast to bf16 or fp16 as the arguments ask; nothing in fp32."""
-        if not (self.args.bf16 or self.args.fp16):
+        if not (self.args.bf16 or self.args.fp16) or not self._strategy.autocasts:
             return _NOTHING
         dtype = torch.bfloat16 if self.args.bf16 else torch.float16
         return torch.autocast(self._strategy.device.type, dtype=dtype, cache_enabled=cache_enabled)
@@ -1239,8 +1256,7 @@ class Trainer:
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         """Hook: scale the gradients down to `max_grad_norm`; return the norm they had, a scalar on the device."""
-        run, max_norm = self._run, self.args.max_grad_norm
-        assert max_norm is not None
+        run, max_norm = self._run, self.args.max_grad_norm or 0.0
         if run.backward_is_update:
             return lomo.gradient_norm(self.optimizer)  # it clipped while it updated
         if self._strategy.is_distributed and self._has_mixed_mesh_grads(model):
@@ -1260,8 +1276,13 @@ class Trainer:
         return self._strategy.without_grad_sync(self.model_wrapped)
 
     def propagate_args_to_deepspeed(self, auto_find_batch_size: bool = False) -> None:
-        """Raises: there is no DeepSpeed engine in this release."""
-        raise checks.sharding_error("deepspeed")
+        """Put the arguments into the "auto" values of DeepSpeed's configuration; it is done when training begins."""
+        if not self.is_deepspeed_enabled:
+            raise ValueError("This run has no DeepSpeed configuration: set deepspeed= in the arguments.")
+        from trainwright.parallel import deepspeed_config
+
+        given = deepspeed_config.requested(self.args)
+        deepspeed_config.filled(given, self.args, num_processes=self._strategy.num_processes)
 
     def _fsdp_qlora_plugin_updates(self) -> None:
         """Raises: there is no FSDP engine in this release."""
@@ -1359,7 +1380,12 @@ class Trainer:
 
     @property
     def is_deepspeed_enabled(self) -> bool:
-        return bool(self.args.deepspeed)
+        return asked_engine(self.args) == "deepspeed"
+
+    @property
+    def deepspeed(self) -> Any:
+        """The engine that DeepSpeed wraps around the model; None without it, and before training."""
+        return getattr(self._strategy, "engine", None)
 
     @property
     def is_fsdp_enabled(self) -> bool:
@@ -1572,7 +1598,7 @@ class Trainer:
         """The model in evaluation mode, traced where `jit_mode_eval` asks for it outside training."""
         compiled = self._model_to_evaluate if models.unwrapped(self._model_to_evaluate) is self.model else self.model
         model = self._wrap_model(compiled, training=False, dataloader=dataloader)
-        if not self.is_in_train and self.place_model_on_device:
+        if not self.is_in_train and (self.place_model_on_device or self._strategy.places_model):
             model = model.to(self.args.device)
         self._set_training_mode(model, False)
         return model
@@ -1744,8 +1770,10 @@ class Trainer:
             model = model if model is not None else self.model
             if self.optimizer_cls_and_kwargs is None:
                 registry.check_device(self.args)
-            optimizer_class, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
-                self.args, model
+            optimizer_class, kwargs = (
+                self.optimizer_cls_and_kwargs
+                or self._strategy.optimizer_cls_and_kwargs
+                or self.get_optimizer_cls_and_kwargs(self.args, model)
             )
             decayed = self.get_decay_parameter_names(model)
             parameters = groups.parameter_groups(model, self.args.weight_decay, decayed)
@@ -1863,12 +1891,13 @@ class Trainer:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model and `processing_class` so that `from_pretrained` loads them. Main process only."""
         output_dir = output_dir or self._output_dir
-        if self._strategy.should_save:
-            if _internal_call:  # into a checkpoint, which is staged already
-                self._save(output_dir)
-            else:
-                with self._weights_to_hand_out(), checkpoint_save.replacing(output_dir) as staging:
-                    self._save(staging)
+        with _NOTHING if _internal_call else self._weights_to_hand_out():
+            weights = self._strategy.whole_weights(self.model)
+            gathered = {} if weights is None else {"state_dict": weights}
+            if self._strategy.should_save:
+                # A checkpoint is staged already.
+                with _given(output_dir) if _internal_call else checkpoint_save.replacing(output_dir) as staging:
+                    self._save(staging, **gathered)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -1894,6 +1923,8 @@ class Trainer:
         """
         from trainwright.interop.adapters import merged_copy
 
+        if self._strategy.shards_weights:
+            raise ValueError("save_merged_model cannot copy a sharded model: save the adapter, and merge it after.")
         if self._strategy.should_save:
             with self._weights_to_hand_out():
                 merged = merged_copy(self._strategy.unwrap(self.model))
@@ -1908,8 +1939,10 @@ class Trainer:
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Hook: write `optimizer.pt` and `scheduler.pt`."""
+        is_written = self._strategy.save_state(output_dir, self.state.global_step)
         if self._strategy.should_save:
-            checkpoint_save.save_optimizer(output_dir, self.optimizer)
+            if not is_written:
+                checkpoint_save.save_optimizer(output_dir, self.optimizer)
             checkpoint_save.save_scheduler(output_dir, self.lr_scheduler)
 
     def _save_scaler(self, output_dir: str) -> None:
@@ -1944,8 +1977,11 @@ class Trainer:
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Hook: put a checkpoint's weights into the model."""
+        if model is None and self._strategy.restores_weights(resume_from_checkpoint):
+            return  # with the optimizer, when there is one
         model = self._strategy.unwrap(model if model is not None else self.model)
-        result = checkpoint_weights.load_weights(model, resume_from_checkpoint)
+        with self._strategy.gathered(model):
+            result = checkpoint_weights.load_weights(model, resume_from_checkpoint)
         self._issue_warnings_after_load(result)
 
     def _load_best_model(self) -> None:
@@ -1955,7 +1991,9 @@ class Trainer:
         if path is None:
             return
         logger.info("Loading the best model, from %s (score: %s).", path, self.state.best_metric)
-        self._issue_warnings_after_load(checkpoint_weights.load_weights(self.model, path))
+        with self._strategy.gathered(self.model):
+            result = checkpoint_weights.load_weights(self.model, path)
+        self._issue_warnings_after_load(result)
         if self._average is not None:
             self._average.load(path, self.state.best_global_step or 0)
 
@@ -1966,9 +2004,14 @@ class Trainer:
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Hook: restore `optimizer.pt` and `scheduler.pt`; a missing one is an error that says what it would cost."""
         if checkpoint is not None:
-            checkpoint_load.load_optimizer(
-                checkpoint, self.optimizer, self.args.device, self.model, must_be_finite=self.args.nonfinite != "ignore"
-            )
+            if not self._strategy.load_state(checkpoint):
+                checkpoint_load.load_optimizer(
+                    checkpoint,
+                    self.optimizer,
+                    self.args.device,
+                    self.model,
+                    must_be_finite=self.args.nonfinite != "ignore",
+                )
             checkpoint_load.load_scheduler(checkpoint, self.lr_scheduler)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
@@ -2180,5 +2223,5 @@ class Trainer:
         return None if tensors is None else nested.nested_numpify(self._strategy.gather(tensors))
 
 
-_NOTHING = contextlib.nullcontext()
+_NOTHING, _given = contextlib.nullcontext(), contextlib.nullcontext[str]
 _OURS = methods_of(Trainer)

@@ -214,6 +214,13 @@ def push() -> None:
     trainer(push_to_hub=True, hub_model_id="model").push_to_hub()
 
 
+def deepspeed() -> None:
+    """Three steps in a process group of one; compiles an operator first (a C++ compiler, minutes)."""
+    os.environ["TORCH_EXTENSIONS_DIR"] = os.path.abspath("built")
+    run = train(deepspeed={"zero_optimization": {"stage": 2}})
+    assert type(run.deepspeed).__name__ == "DeepSpeedEngine"
+
+
 def yaml() -> None:
     from trainwright import HfArgumentParser
 
@@ -326,6 +333,7 @@ WITH: dict[str, Callable[[], None]] = {
     "transformers": transformers,
     "datasets": datasets,
     "peft": peft,
+    "deepspeed": deepspeed,
     "hub": hub,
     "yaml": yaml,
     "memory": memory,
@@ -397,6 +405,7 @@ def _install_dropin() -> None:
 _ALWAYS_THERE = {"hub": "huggingface_hub", "yaml": "yaml", "memory": "psutil"}
 WITHOUT: dict[str, Callable[[], Any]] = {
     "transformers": _install_dropin,
+    "deepspeed": deepspeed,
     "hub": lambda: trainer(push_to_hub=True),
     "yaml": yaml,
     "memory": memory,

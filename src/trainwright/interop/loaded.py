@@ -35,6 +35,11 @@ def is_peft_model(model: object) -> bool:
     return is_instance_of(model, "peft", "PeftModel", "PeftMixedModel")
 
 
+def is_deepspeed_engine(model: object) -> bool:
+    """A model wrapped by `deepspeed.initialize`."""
+    return is_instance_of(model, "deepspeed.runtime.engine", "DeepSpeedEngine")
+
+
 def is_hf_dataset(dataset: object) -> bool:
     """A map-style `datasets.Dataset`: it knows its columns and can drop some."""
     return is_instance_of(dataset, "datasets", "Dataset")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainwright.interop.loaded import is_peft_model, is_pretrained_model
+from trainwright.interop.loaded import is_deepspeed_engine, is_peft_model, is_pretrained_model
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,9 @@ def build_model(model_init: Any, trial: Any) -> nn.Module:
 
 
 def unreplicated(model: object) -> Any:
-    """The model inside DataParallel and DistributedDataParallel; the model itself otherwise."""
-    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = model.module
+    """The model inside DataParallel, DistributedDataParallel and DeepSpeed's engine; the model itself otherwise."""
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or is_deepspeed_engine(model):
+        model = model.module  # type: ignore[attr-defined]
     return model
 
 

@@ -26,7 +26,12 @@ def checkable_tensors(model: nn.Module, exempt: Container[str] = ()) -> dict[str
     `exempt` are left out.
     """
     is_adapted = is_peft_model(model)  # only its trained weights are saved
-    found = [(name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad or not is_adapted]
+    # Of a weight that DeepSpeed has divided over processes, this one's part.
+    found = [
+        (name, getattr(one, "ds_tensor", one))
+        for name, one in model.named_parameters()
+        if one.requires_grad or not is_adapted
+    ]
     return {
         name: tensor.detach() if tensor.layout is torch.strided else strided_parts(tensor.detach())[-1]
         for name, tensor in (*found, *(() if is_adapted else _saved_buffers(model)))

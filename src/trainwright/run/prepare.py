@@ -86,7 +86,8 @@ def prepare_steps(
         run.undo.callback(optimizer_in_backward.start(optimizer, unwrapped, args, obstacle).close)
     run.backward_is_update = is_lomo(optimizer)
     run.changes_weights_in_backward = args.optimizer_in_backward or updates_in_backward(optimizer)
-    run.clips = bool(args.max_grad_norm) and (run.backward_is_update or not updates_in_backward(optimizer))
+    is_measured = bool(args.max_grad_norm) or strategy.measures_norm
+    run.clips = is_measured and (run.backward_is_update or not updates_in_backward(optimizer))
     run.schedule_waits_for_metric = waits_for_metric(scheduler)
     run.accumulation = args.gradient_accumulation_steps
     run.counts_tokens = bool(args.include_num_input_tokens_seen or args.include_tokens_per_second or args.log_speed)
@@ -125,7 +126,7 @@ def watch_updates(
     fp16, whose scaler does.
     """
     run.close_guard()
-    if run.args.nonfinite == "ignore" or strategy.scaler is not None:
+    if run.args.nonfinite == "ignore" or strategy.scales_loss:
         return
     progress = run.progress
     run.guard = NonFiniteGuard(
