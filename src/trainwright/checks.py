@@ -72,8 +72,8 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
 
 
 def _check_engine(args: Any) -> None:
-    for name in ("fsdp", "deepspeed", "parallelism_config"):
-        if getattr(args, name, None):
+    for name in ("deepspeed", "parallelism_config"):
+        if getattr(args, name, None) and not (name == "parallelism_config" and args.fsdp):
             raise sharding_error(name)
     asked = {
         "tpu_num_cores": args.tpu_num_cores,
@@ -83,6 +83,15 @@ def _check_engine(args: Any) -> None:
     for name, value in asked.items():
         if value:
             raise ValueError(f"{name}={value!r} needs an engine that is not in this release. Leave it out.")
+
+
+def check_processes(args: Any) -> None:
+    """Raise ValueError for an engine of several processes in a run of one."""
+    if args.fsdp:
+        raise ValueError(
+            "fsdp shards the model over several processes, and this run has one. Start the script with torchrun or "
+            "accelerate launch, or leave out fsdp."
+        )
 
 
 def sharding_error(name: str) -> ValueError:

@@ -505,11 +505,12 @@ class Trainer:
         run = self._run
         assert run is not None
         checks.check_something_to_train(self.model)
-        undo = run.change_for_training(self.model, self._packed_inputs)
+        undo = run.change_for_training(self.model, self._packed_inputs, self._strategy.checkpointing)
         undo.callback(self._eval_loaders.close)
         if self.args.neftune_noise_alpha is not None:
             self._activate_neftune(self.model)
             undo.callback(self._deactivate_neftune, self.model)
+        self._strategy.shard_weights(self.model, self.optimizer)
         self.create_optimizer_and_scheduler(num_training_steps=max_steps)
         if self._strategy.is_distributed:
             self._sync_replicated_trainable_parameters(self.model)
@@ -578,7 +579,7 @@ class Trainer:
         if args.past_index >= 0:
             self._past = None
         progress.begin_epoch(epoch, steps_trained_in_current_epoch)
-        run.parameters = list(model.parameters())  # once per epoch: the walk costs milliseconds in a deep model
+        run.parameters = self._strategy.parameters(model)  # once per epoch: the walk costs milliseconds in a deep model
         self.control = handler.on_epoch_begin(args, state, self.control)
 
         # A generator state belongs to one moment: at an epoch's start that is before the loader draws its base seed, in
@@ -952,10 +953,11 @@ class Trainer:
         self._accelerator: Any = None
         self._strategy: Strategy
         if self.args.parallel_mode == ParallelMode.DISTRIBUTED:
-            from trainwright.parallel.distributed import DistributedStrategy
+            from trainwright.parallel.distributed import distributed_strategy
 
-            self._strategy = DistributedStrategy(self.accelerator, self.args)
+            self._strategy = distributed_strategy(self.accelerator, self.args)
         else:
+            checks.check_processes(self.args)
             self._strategy = Strategy(self.args.device, fp16=self.args.fp16)
         self._strategy.should_save = self.args.should_save
 
@@ -984,7 +986,7 @@ class Trainer:
             from trainwright.interop.liger import apply_liger_kernels
 
             apply_liger_kernels(model, self.args.liger_kernel_config)
-        if self.place_model_on_device:
+        if self.place_model_on_device and not self._strategy.shards_weights:
             self._move_model_to_device(model, self.args.device)
         self.model_wrapped, self._model_to_evaluate = model, models.unreplicated(model)
         self.model = model = models.unwrapped(model)  # what is saved, loaded and asked what it takes
@@ -1392,8 +1394,8 @@ class Trainer:
         raise checks.sharding_error("deepspeed")
 
     def _fsdp_qlora_plugin_updates(self) -> None:
-        """Raises: there is no FSDP engine in this release."""
-        raise checks.sharding_error("fsdp")
+        """Raises: quantised weights are not sharded in this release."""
+        raise ValueError("fsdp cannot shard quantised weights in this release: leave fsdp unset, or do not quantise.")
 
     def _get_grad_norm(
         self, model: nn.Module, grad_norm: torch.Tensor | float | None = None
@@ -1499,7 +1501,7 @@ class Trainer:
 
     @property
     def is_fsdp_enabled(self) -> bool:
-        return bool(self.args.fsdp)
+        return self._strategy.shards_weights
 
     @property
     def use_apex(self) -> bool:
@@ -1612,7 +1614,9 @@ class Trainer:
             )
         self._evaluation = evaluation = Evaluation(keep_predictions, in_parts)
         try:
-            yield evaluation
+            self._strategy.shard_weights(self.model, self.optimizer)
+            with self._strategy.forward_only(self.model):
+                yield evaluation
         finally:
             self._evaluation = outer
             if in_parts is not None:
@@ -2067,8 +2071,8 @@ class Trainer:
             files = sink.of(directory)
             with self._immediate(files, "save_model", "_save"):
                 self.save_model(directory, _internal_call=True)
-            if self._average is not None and self._strategy.should_save:
-                self._average.save(directory)
+            if self._average is not None:
+                self._average.save(directory, writes=self._strategy.should_save)
             if not self.args.save_only_model:
                 with self._immediate(files, "_save_optimizer_and_scheduler"):
                     self._save_optimizer_and_scheduler(directory)
@@ -2106,12 +2110,13 @@ class Trainer:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model and `processing_class` so that `from_pretrained` loads them. Main process only."""
         output_dir = output_dir or self._output_dir
-        if self._strategy.should_save:
-            if _internal_call:  # into a checkpoint, which is staged already
-                self._save(output_dir)
-            else:
-                with self._weights_to_hand_out(), checkpoint_save.replacing(output_dir) as staging:
-                    self._save(staging)
+        with _NOTHING if _internal_call else self._weights_to_hand_out():
+            weights = self._strategy.whole_weights(self.model)
+            gathered = {} if weights is None else {"state_dict": weights}
+            if self._strategy.should_save:
+                # A checkpoint is staged already.
+                with _given(output_dir) if _internal_call else checkpoint_save.replacing(output_dir) as staging:
+                    self._save(staging, **gathered)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -2137,6 +2142,8 @@ class Trainer:
         """
         from trainwright.interop.adapters import merged_copy
 
+        if self._strategy.shards_weights:
+            raise ValueError("save_merged_model cannot copy a sharded model: save the adapter, and merge it after.")
         if self._strategy.should_save:
             with self._weights_to_hand_out():
                 merged = merged_copy(self._strategy.unwrap(self.model))
@@ -2155,8 +2162,9 @@ class Trainer:
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Hook: write `optimizer.pt` and `scheduler.pt`."""
+        state = self._strategy.whole_state(self.optimizer.state_dict()) if self._strategy.shards_weights else None
         if self._strategy.should_save:
-            checkpoint_save.save_optimizer(output_dir, self.optimizer)
+            checkpoint_save.save_optimizer(output_dir, self.optimizer, state)
             checkpoint_save.save_scheduler(output_dir, self.lr_scheduler)
 
     def _save_scaler(self, output_dir: str) -> None:
@@ -2445,7 +2453,7 @@ class Trainer:
         return None if tensors is None else nested.nested_numpify(self._strategy.gather(tensors))
 
 
-_NOTHING = contextlib.nullcontext()
+_NOTHING, _given = contextlib.nullcontext(), contextlib.nullcontext[str]
 _OURS = methods_of(Trainer)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from trainwright import shards
 from trainwright.checkpoint.json_files import read_loop_state
 from trainwright.checkpoint.layout import linked_checkpoints, of_earlier_runs, oldest_first, sort_checkpoints
 from trainwright.checkpoint.manifest import FROZEN_NOTE, how_to_accept, problems
@@ -136,7 +137,7 @@ def load_optimizer(
     hint = "It was written for other parameters: check the model, its frozen parts and `optim`."
     with _naming(path, optimizer, hint):
         check_saved(optimizer, state)
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict(shards.divided_state(optimizer, state))
         names = {id(parameter): name for name, parameter in model.named_parameters()} if model is not None else {}
         check_parameters(optimizer, names, must_be_finite=must_be_finite)
 

@@ -150,9 +150,9 @@ class HasState(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
 
-def save_optimizer(directory: Path, optimizer: HasState) -> None:
-    """Write the optimizer's state to `optimizer.pt`."""
-    _save_state(os.path.join(directory, OPTIMIZER_NAME), optimizer.state_dict())
+def save_optimizer(directory: Path, optimizer: HasState, state: dict[str, Any] | None = None) -> None:
+    """Write the optimizer's state to `optimizer.pt`; `state`: where it was gathered from several processes."""
+    _save_state(os.path.join(directory, OPTIMIZER_NAME), optimizer.state_dict() if state is None else state)
 
 
 def save_scheduler(directory: Path, scheduler: HasState) -> None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from trainwright import names
+from trainwright import names, shards
 from trainwright.checkpoint import sink
 from trainwright.checkpoint.paths import MAX_NAMED, inside, named, read_json, shown
 from trainwright.checkpoint.tensors import load_tensors
@@ -140,7 +140,8 @@ def load_state_dict(model: nn.Module, tensors: Tensors) -> LoadResult:
     """
     entries = model.state_dict(keep_vars=True)
     done = {name for name, value in tensors.items() if name in entries and _written(entries[name], value)}
-    result = model.load_state_dict({k: v for k, v in tensors.items() if k not in done}, strict=False)
+    parts = {k: shards.divided_as(entries.get(k), v) for k, v in tensors.items() if k not in done}
+    result = model.load_state_dict(parts, strict=False)
     return LoadResult([name for name in result.missing_keys if name not in done], list(result.unexpected_keys))
 
 
@@ -382,7 +383,8 @@ def _load_adapters(model: Any, directory: Path) -> LoadResult:
         if not wrapped:
             tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
         expected = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-        result: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=adapter)  # it renames them
+        parts = {name: shards.divided_as(expected.get(name), tensor) for name, tensor in tensors.items()}
+        result: Any = set_peft_model_state_dict(model, parts, adapter_name=adapter)  # it renames them
         missing += [name for name in expected if name not in tensors]
         # peft calls a prompt's embeddings unexpected, though it has loaded them.
         unexpected += [name for name in result.unexpected_keys if name not in expected]

@@ -188,8 +188,13 @@ class Run:
         )
         self.first_step, self.owes_epoch_end = None, False
 
-    def change_for_training(self, model: nn.Module, packed_inputs: PackedInputs | None) -> contextlib.ExitStack:
-        """Change of `model`, and of torch, what is only for training. Returns what undoes it, when the run ends."""
+    def change_for_training(
+        self, model: nn.Module, packed_inputs: PackedInputs | None, checkpointing: dict[str, Any] | None = None
+    ) -> contextlib.ExitStack:
+        """Change of `model`, and of torch, what is only for training. Returns what undoes it, when the run ends.
+
+        `checkpointing`: of activations, as the engine asks for it.
+        """
         args, undo = self.args, self.undo
         undo.close()  # of an attempt that ran out of memory
         undo.enter_context(precision.float32_products(args.tf32))
@@ -201,7 +206,7 @@ class Run:
             undo.callback(OverflowDetector(model).close)
         from trainwright.techniques.checkpointing import prepare_for_training
 
-        undo.callback(prepare_for_training(model, args))
+        undo.callback(prepare_for_training(model, args, checkpointing))
         return undo
 
     def prepare_steps(
@@ -227,7 +232,7 @@ class Run:
         `moves_inputs`: our hook moves the inputs to the device, so that they may be there already.
         """
         args = self.args
-        self.parameters = list(model.parameters())
+        self.parameters = strategy.parameters(model)
         for parameter in self.parameters:  # what an update that was broken off left behind
             parameter.grad = None
         if args.optimizer_in_backward:
@@ -307,6 +312,7 @@ class Run:
             is_distributed=strategy.is_distributed,
             updates_in_backward=self.changes_weights_in_backward,
             excluded=self.excluded,
+            norms_of=strategy.norms_of_gradients,
         )
 
     def weights_of(

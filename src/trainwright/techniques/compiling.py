@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from trainwright.techniques.blocks import repeated_blocks
+from trainwright.interop.blocks import repeated_blocks
 
 
 def compile_model(
