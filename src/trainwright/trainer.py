@@ -31,7 +31,7 @@ from trainwright.callbacks.base import TrainerCallback
 from trainwright.callbacks.flow import DefaultFlowCallback
 from trainwright.callbacks.handler import CallbackHandler
 from trainwright.callbacks.notebook import default_progress
-from trainwright.checkpoint import best, layout, save_failures, sink
+from trainwright.checkpoint import best, layout, save_failures, sharded, sink
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
@@ -50,6 +50,7 @@ from trainwright.hooks import BOUND, Hooks, compatible, is_overridden
 from trainwright.hooks import ours as methods_of
 from trainwright.interop import models, signatures
 from trainwright.interop.label_shift import shifts_labels
+from trainwright.interop.loaded import has_adapters
 from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation
 from trainwright.log_output import show_messages
 from trainwright.loss import SHIFTED_LABELS, LabelSmoother, count_items, loss_of, no_scalar
@@ -2070,7 +2071,7 @@ class Trainer:
         with self._saves.staged(output_dir, state.global_step, position) as directory:
             files = sink.of(directory)
             with self._immediate(files, "save_model", "_save"):
-                self.save_model(directory, _internal_call=True)
+                self._save_weights(directory)
             if self._average is not None:
                 self._average.save(directory, writes=self._strategy.should_save)
             if not self.args.save_only_model:
@@ -2084,6 +2085,18 @@ class Trainer:
                 checkpoint_save.save_loop_state(directory, loop_state)
                 state.stateful_callbacks = resume.exported_callbacks(self.callback_handler, self.control)
                 checkpoint_save.save_trainer_state(directory, state)
+
+    def _save_weights(self, directory: str) -> None:
+        """Those of a checkpoint: in one file, or in parts, and of the best and the last checkpoint in both ways."""
+        writes_whole = any(map(self._is_overridden, ("save_model", "_save"))) or has_adapters(self.model)
+        if self._strategy.writes_parts and not writes_whole:
+            sharded.save_model_parts(directory, self.model, is_main=self.is_world_process_zero())
+            if self.state.global_step not in (self.state.best_global_step, self.state.max_steps):
+                if self._strategy.should_save:
+                    checkpoint_weights.save_config(self.model, directory)
+                    self._save_processing_files(directory)
+                return
+        self.save_model(directory, _internal_call=True)
 
     def _immediate(self, files: sink.Sink, *hooks: str) -> Context:
         """Around hooks that write `files`: what an override wrote must be there, whole, when it returns."""
@@ -2162,7 +2175,7 @@ class Trainer:
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Hook: write `optimizer.pt` and `scheduler.pt`."""
-        state = self._strategy.whole_state(self.optimizer.state_dict()) if self._strategy.shards_weights else None
+        state = sharded.optimizer_state_to_save(self.optimizer, output_dir, self._strategy)
         if self._strategy.should_save:
             checkpoint_save.save_optimizer(output_dir, self.optimizer, state)
             checkpoint_save.save_scheduler(output_dir, self.lr_scheduler)

@@ -42,6 +42,7 @@ BEST = {
     "metric_for_best_model": "loss",
     "greater_is_better": True,  # the first evaluation is the best, so rotation has to go round it
 }
+PARTS = {"state_dict_type": "sharded_state_dict"}
 EVERY = os.environ.get("TRAINWRIGHT_FULL_SWEEP") == "1"
 NEEDS = {"per_device_train_batch_size": 2, "ddp_timeout": 30}
 
@@ -50,6 +51,8 @@ CASES = {
     "rotating": ({"max_steps": 3, "save_steps": 1, "save_total_limit": 2}, 3, 1),
     "fresh": ({"max_steps": 2, "save_steps": 1}, 1, 8),
     "best": ({"max_steps": 3, "save_steps": 1, **BEST}, 3, 6),
+    # Each process writes its part of weights and optimizer.
+    "parts": ({"max_steps": 2, "save_steps": 1, "fsdp": "full_shard", "fsdp_config": PARTS}, 2, 8),
     "weights only": ({"max_steps": 2, "save_steps": 1, "save_total_limit": 1, "save_only_model": True}, 2, 6),
 }
 

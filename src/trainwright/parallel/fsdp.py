@@ -49,6 +49,12 @@ class FsdpStrategy(DistributedStrategy):
         super().__init__(accelerator, args)
         launched = None if args.fsdp else FsdpConfig.from_environment(os.environ)
         self.config = launched or FsdpConfig.parse(args.fsdp, args.fsdp_config)
+        self.writes_parts = self.config.state_dict_type == "sharded_state_dict"
+        if self.writes_parts and args.async_save:
+            raise ValueError(
+                "async_save=True cannot be used with state_dict_type='sharded_state_dict', whose parts each process "
+                "writes itself. Leave out one of them."
+            )
         if self.config.activation_checkpointing:
             self.checkpointing = {"offload": True} if self.config.activation_checkpointing_offload else {}
         self.repeats_alone = False
@@ -227,9 +233,6 @@ class FsdpStrategy(DistributedStrategy):
     def whole_weights(self, model: nn.Module) -> dict[str, Any] | None:
         self.reshard(model)
         return shards.whole_weights(model, self.should_save, _names_to_save(model))
-
-    def whole_state(self, state: Any) -> Any:
-        return shards.whole_state(state, self.should_save)
 
 
 def check_arguments(args: Any) -> None:

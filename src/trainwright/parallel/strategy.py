@@ -29,6 +29,7 @@ class Strategy:
     is_distributed = False
     should_save = True  # whether this process writes files
     shards_weights = False  # each process holds a part of the weights, the gradients and the optimizer's state
+    writes_parts = False  # each process writes its part of the weights and the optimizer's state into a checkpoint
     checkpointing: dict[str, Any] | None = None  # of activations: its settings, where the engine asks for it
     repeats_alone = True  # whether a process may do its share of an update again without the others taking part
 
@@ -147,10 +148,6 @@ class Strategy:
         it together. None: the model has it.
         """
         return None
-
-    def whole_state(self, state: Any) -> Any:
-        """A state dict, in which what is divided is whole; all processes call it together."""
-        return state
 
     def staged(
         self, stage: Callable[[], contextlib.AbstractContextManager[str]]
