@@ -149,6 +149,9 @@ def test_two_processes_of_which_one_is_killed_at_any_call_of_a_save_resume_and_e
             from_step = check_resume(pair, out, options, expected, where)
             assert options.get("save_only_model") or step - from_step <= options["save_steps"], where
             num_points[die_rank] += 1
+    if case == "parts":  # process 1 writes them, too
+        assert num_points[1] >= 4, num_points
+        return
     # Process 1 writes its random states and nothing else.
     assert num_points[0] >= (30 if sampled == 1 else 5), num_points
     assert num_points[1] == 2 * (0 if options.get("save_only_model") else options["max_steps"] - first_step + 1)

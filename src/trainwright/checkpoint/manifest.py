@@ -140,9 +140,8 @@ def _problems(directory: str | os.PathLike[str], deep: bool) -> list[str]:
         found = (pool.map if pool is not None else map)(check, names, [manifest.files[name] for name in names])
         wrong = {name: sentence for name, sentence in zip(names, found) if sentence}
     inner: Iterable[str | None] = (_content(directory, name, manifest) for name in listed if deep and name not in wrong)
-    parts = (
-        [_problem_of_parts(directory)] if deep and not wrong and any(n.startswith("sharded/") for n in listed) else []
-    )
+    if deep and not wrong and any(name.startswith("sharded/") for name in listed):
+        inner = (*inner, _problem_of_parts(directory))
     unlisted = (_unlisted(directory, name) for name in sorted(there - manifest.files.keys()))
     result = [sentence + (FROZEN_NOTE if "frozen" in manifest.files[name] else "") for name, sentence in wrong.items()]
     if len(absent) > MAX_NAMED:

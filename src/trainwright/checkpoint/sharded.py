@@ -35,12 +35,14 @@ Path = str | os.PathLike[str]
 
 FOLDER = "sharded"
 MODEL, OPTIMIZER = "model", "optimizer"  # inside it
+PART_FOLDERS = (f"{FOLDER}/{MODEL}", f"{FOLDER}/{OPTIMIZER}")
 TIES_NAME = "ties.json"  # in `model/`: name in the state dict -> name under which its tensor is written
 
 
 def has_parts(directory: Path, of: str) -> bool:
     """Whether `directory` holds parts of the weights (`MODEL`) or of the optimizer's state (`OPTIMIZER`)."""
-    return os.path.isdir(os.path.join(directory, FOLDER, of))
+    folder = os.path.join(directory, FOLDER, of)
+    return os.path.isdir(folder) and any(name.endswith(".safetensors") for name in os.listdir(folder))
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -204,9 +206,9 @@ def _sizes(directory: Path, of: str) -> dict[str, tuple[torch.Size, torch.dtype]
     """Shape and dtype of each tensor of which there are parts, from the heads of the files. Raises ValueError where a
     part of one is missing.
     """
-    folder = os.path.join(directory, FOLDER, of)
-    if not os.path.isdir(folder):
+    if not has_parts(directory, of):
         return {}
+    folder = os.path.join(directory, FOLDER, of)
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     try:

@@ -82,9 +82,7 @@ def save_tensors(
     for index, shard in enumerate(shards, start=1):
         name = names.SAFE_WEIGHTS_NAME if len(shards) == 1 else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
         in_shard = {alias: kept for alias, kept in aliases.items() if kept in shard}
-        files.write_weights(
-            model if model is not None else nn.Module(), shard, os.path.join(directory, name), _FORMAT | in_shard
-        )
+        files.write_weights(owner, shard, os.path.join(directory, name), _FORMAT | in_shard)
         weight_map |= dict.fromkeys(shard, name)
     if len(shards) > 1:
         index_content = {"metadata": {"total_size": sum(t.nbytes for t in unique.values())}, "weight_map": weight_map}
