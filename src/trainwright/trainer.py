@@ -29,7 +29,7 @@ from trainwright.callbacks.base import TrainerCallback
 from trainwright.callbacks.flow import DefaultFlowCallback
 from trainwright.callbacks.handler import CallbackHandler, exported_callbacks, restore_callbacks
 from trainwright.callbacks.notebook import default_progress
-from trainwright.checkpoint import best, layout, sink
+from trainwright.checkpoint import best, layout, sharded, sink
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
@@ -47,6 +47,7 @@ from trainwright.evaluation.shortcuts import NO_SHORTCUTS, Shortcuts
 from trainwright.hooks import BOUND, Hooks
 from trainwright.hooks import ours as methods_of
 from trainwright.interop import models, neftune, signatures
+from trainwright.interop.loaded import has_adapters
 from trainwright.interop.model_facts import ModelFacts
 from trainwright.interrupt import EvaluationAbandoned, owed_evaluation
 from trainwright.log_output import show_messages_of
@@ -461,11 +462,12 @@ class Trainer:
         """Build optimizer and schedule, wrap the model, and put a checkpoint's state into them."""
         run, args, strategy = self._run, self.args, self._strategy
         checks.check_something_to_train(self.model)
-        undo = prepare.change_for_training(run, self.model, self._packed_inputs)
+        undo = prepare.change_for_training(run, self.model, self._packed_inputs, strategy)
         undo.callback(self._evaluations.loaders.close)
         if args.neftune_noise_alpha is not None:
             self._activate_neftune(self.model)
             undo.callback(self._deactivate_neftune, self.model)
+        self._strategy.shard_weights(self.model, self.optimizer)
         self.create_optimizer_and_scheduler(num_training_steps=max_steps)
         if strategy.is_distributed:
             self._sync_replicated_trainable_parameters(self.model)
@@ -535,7 +537,7 @@ class Trainer:
         if args.past_index >= 0:
             self._past = None
         progress.begin_epoch(epoch, steps_trained_in_current_epoch)
-        run.parameters = list(model.parameters())  # once per epoch: the walk costs milliseconds in a deep model
+        run.parameters = self._strategy.parameters(model)  # once per epoch: the walk costs milliseconds in a deep model
         self.control = handler.on_epoch_begin(args, state, self.control)
 
         with resume.restore_generators(run, resume_from_checkpoint, self._load_rng_state):
@@ -900,10 +902,11 @@ class Trainer:
             gives_optimizer = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
             self._strategy = DeepSpeedStrategy(lambda: self.accelerator, self.args, client_optimizer=gives_optimizer)
         elif self.args.parallel_mode == ParallelMode.DISTRIBUTED:
-            from trainwright.parallel.distributed import DistributedStrategy
+            from trainwright.parallel.distributed import distributed_strategy
 
-            self._strategy = DistributedStrategy(self.accelerator, self.args)
+            self._strategy = distributed_strategy(self.accelerator, self.args)
         else:
+            checks.check_processes(self.args)
             self._strategy = Strategy(self.args.device, fp16=self.args.fp16)
         self._strategy.should_save = self.args.should_save
 
@@ -933,7 +936,7 @@ class Trainer:
             from trainwright.interop.liger import apply_liger_kernels
 
             apply_liger_kernels(model, args.liger_kernel_config)
-        if self.place_model_on_device:
+        if self.place_model_on_device and not self._strategy.shards_weights:
             self._move_model_to_device(model, args.device)
         self.model_wrapped, self._model_to_evaluate = model, models.unreplicated(model)
         self.model = model = models.unwrapped(model)
@@ -1285,8 +1288,8 @@ class Trainer:
         deepspeed_config.filled(given, self.args, num_processes=self._strategy.num_processes)
 
     def _fsdp_qlora_plugin_updates(self) -> None:
-        """Raises: there is no FSDP engine in this release."""
-        raise checks.sharding_error("fsdp")
+        """Raises: quantised weights are not sharded in this release."""
+        raise ValueError("fsdp cannot shard quantised weights in this release: leave fsdp unset, or do not quantise.")
 
     def _get_grad_norm(
         self, model: nn.Module, grad_norm: torch.Tensor | float | None = None
@@ -1389,7 +1392,7 @@ class Trainer:
 
     @property
     def is_fsdp_enabled(self) -> bool:
-        return bool(self.args.fsdp)
+        return asked_engine(self.args) == "fsdp"
 
     @property
     def use_apex(self) -> bool:
@@ -1474,8 +1477,12 @@ class Trainer:
         self._memory_tracker.stop_and_update_metrics(metrics)
         return PredictionOutput(predictions=output.predictions, label_ids=output.label_ids, metrics=metrics)
 
-    def _new_evaluation(self, keep_predictions: bool = True) -> contextlib.AbstractContextManager[Evaluation]:
-        return self._evaluations.one(self.args, self._facts, self.label_names, keep_predictions)
+    @contextlib.contextmanager
+    def _new_evaluation(self, keep_predictions: bool = True) -> Iterator[Evaluation]:
+        self._strategy.shard_weights(self.model, self.optimizer)
+        one = self._evaluations.one(self.args, self._facts, self.label_names, keep_predictions)
+        with one as evaluation, self._strategy.forward_only(self.model):
+            yield evaluation
 
     def _eval_hooks(self) -> EvalHooks:
         """What an evaluation calls here, as it is now."""
@@ -1851,9 +1858,9 @@ class Trainer:
         with self._run.saves.staged(output_dir, state.global_step, position) as directory:
             files = sink.of(directory)
             with self._immediate(files, "save_model", "_save"):
-                self.save_model(directory, _internal_call=True)
-            if self._average is not None and self._strategy.should_save:
-                self._average.save(directory)
+                self._save_weights(directory)
+            if self._average is not None:
+                self._average.save(directory, writes=self._strategy.should_save)
             if not self.args.save_only_model:
                 with self._immediate(files, "_save_optimizer_and_scheduler"):
                     self._save_optimizer_and_scheduler(directory)
@@ -1865,6 +1872,18 @@ class Trainer:
                 checkpoint_save.save_loop_state(directory, loop_state)
                 state.stateful_callbacks = exported_callbacks(self.callback_handler, self.control)
                 checkpoint_save.save_trainer_state(directory, state)
+
+    def _save_weights(self, directory: str) -> None:
+        """Those of a checkpoint: in one file, or in parts, and of the best and the last checkpoint in both ways."""
+        writes_whole = any(map(self._is_overridden, ("save_model", "_save"))) or has_adapters(self.model)
+        if self._strategy.writes_parts and not writes_whole:
+            sharded.save_model_parts(directory, self.model, is_main=self.is_world_process_zero())
+            if self.state.global_step not in (self.state.best_global_step, self.state.max_steps):
+                if self._strategy.should_save:
+                    checkpoint_weights.save_config(self.model, directory)
+                    self._save_processing_files(directory)
+                return
+        self.save_model(directory, _internal_call=True)
 
     def _immediate(self, files: sink.Sink, *hooks: str) -> Context:
         """Around hooks that write `files`: what an override wrote must be there, whole, when it returns."""
@@ -1940,9 +1959,10 @@ class Trainer:
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Hook: write `optimizer.pt` and `scheduler.pt`."""
         is_written = self._strategy.save_state(output_dir, self.state.global_step)
+        state = None if is_written else sharded.optimizer_state_to_save(self.optimizer, output_dir, self._strategy)
         if self._strategy.should_save:
             if not is_written:
-                checkpoint_save.save_optimizer(output_dir, self.optimizer)
+                checkpoint_save.save_optimizer(output_dir, self.optimizer, state)
             checkpoint_save.save_scheduler(output_dir, self.lr_scheduler)
 
     def _save_scaler(self, output_dir: str) -> None:
