@@ -88,9 +88,7 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
 
 
 def _check_engine(args: Any) -> None:
-    if asked_engine(args) == "fsdp":
-        raise sharding_error(" and ".join(sources(args)))
-    if getattr(args, "parallelism_config", None):
+    if getattr(args, "parallelism_config", None) and asked_engine(args) != "fsdp":
         raise sharding_error("parallelism_config")
     asked = {
         "tpu_num_cores": args.tpu_num_cores,
@@ -100,6 +98,15 @@ def _check_engine(args: Any) -> None:
     for name, value in asked.items():
         if value:
             raise ValueError(f"{name}={value!r} needs an engine that is not in this release. Leave it out.")
+
+
+def check_processes(args: Any) -> None:
+    """Raise ValueError for an engine of several processes in a run of one."""
+    if asked_engine(args) == "fsdp":
+        raise ValueError(
+            f"{' and '.join(sources(args))} shards the model over several processes, and this run has one. Start the "
+            "script with torchrun or accelerate launch, or leave that out."
+        )
 
 
 def sharding_error(name: str) -> ValueError:

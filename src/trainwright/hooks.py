@@ -43,11 +43,6 @@ def ours(trainer_class: type) -> dict[str, Any]:
     }
 
 
-def is_overridden(instance: object, name: str, methods: Mapping[str, Any]) -> bool:
-    """Whether `instance`, or its class, has another method `name` than `methods` (as `ours` gives them)."""
-    return name in vars(instance) or getattr(type(instance), name) is not methods[name]
-
-
 class HasLoss(Protocol):
     """What has hooks; of one of them the signature is looked at."""
 
@@ -63,7 +58,7 @@ class Hooks:
     def __init__(
         self, instance: HasLoss, methods: Mapping[str, Any], loss_func: Callable[..., Any] | None = None
     ) -> None:
-        # As `is_overridden`, without a call for each of the 170 methods.
+        # Compared here, not by a call for each of the 170 methods.
         replaced, owner = vars(instance), type(instance)
         self.overridden = frozenset(
             name

@@ -29,7 +29,7 @@ from trainwright.callbacks.base import TrainerCallback
 from trainwright.callbacks.flow import DefaultFlowCallback
 from trainwright.callbacks.handler import CallbackHandler, exported_callbacks, restore_callbacks
 from trainwright.callbacks.notebook import default_progress
-from trainwright.checkpoint import best, layout, sink
+from trainwright.checkpoint import best, layout, sharded, sink
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
@@ -44,12 +44,13 @@ from trainwright.evaluation.memory import TrainerMemoryTracker
 from trainwright.evaluation.predict import Predictor, ignored_outputs
 from trainwright.evaluation.run import Evaluation, Evaluations, announced
 from trainwright.evaluation.shortcuts import NO_SHORTCUTS, Shortcuts
-from trainwright.hooks import BOUND, Hooks, is_overridden
+from trainwright.hooks import BOUND, Hooks
 from trainwright.hooks import ours as methods_of
-from trainwright.interop import models, signatures
+from trainwright.interop import models, neftune, signatures
+from trainwright.interop.loaded import has_adapters
 from trainwright.interop.model_facts import ModelFacts
 from trainwright.interrupt import EvaluationAbandoned, owed_evaluation
-from trainwright.log_output import show_messages
+from trainwright.log_output import show_messages_of
 from trainwright.loss import SHIFTED_LABELS, LabelSmoother, count_items, loss_of, no_scalar
 from trainwright.micro_batch_weights import with_one_item
 from trainwright.names import TRAINER_STATE_NAME, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
@@ -191,7 +192,7 @@ class Trainer:
         args = args if args is not None else self.default_arguments(output_dir="tmp_trainer")
         self.args = older_arguments.adopted(args)
         checks.check_arguments(self.args)
-        self._set_log_level()
+        show_messages_of(self.args)
         self.compute_loss_func = compute_loss_func
         self.compute_metrics = compute_metrics
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
@@ -282,9 +283,7 @@ class Trainer:
                     self._adopt_model(self.call_model_init(trial))
                     self.callback_handler.model = self.model
                 run_dir, load_weights = self._get_output_dir(trial), self._compatible("_load_from_checkpoint")
-                if self._saves_checkpoints:  # trials of one search may train in several processes, each into its own
-                    checks.make_output_dir(run_dir)
-                run.lock(run_dir, is_wanted=self._saves_checkpoints)
+                run.lock(run_dir)
                 checkpoint = resume.restore_weights(
                     run, resume_from_checkpoint, self._output_dir, run_dir, load_weights,
                     is_main_process=self.is_world_process_zero(),
@@ -463,11 +462,12 @@ class Trainer:
         """Build optimizer and schedule, wrap the model, and put a checkpoint's state into them."""
         run, args, strategy = self._run, self.args, self._strategy
         checks.check_something_to_train(self.model)
-        undo = prepare.change_for_training(run, self.model, self._packed_inputs)
+        undo = prepare.change_for_training(run, self.model, self._packed_inputs, strategy)
         undo.callback(self._evaluations.loaders.close)
         if args.neftune_noise_alpha is not None:
             self._activate_neftune(self.model)
             undo.callback(self._deactivate_neftune, self.model)
+        self._strategy.shard_weights(self.model, self.optimizer)
         self.create_optimizer_and_scheduler(num_training_steps=max_steps)
         if strategy.is_distributed:
             self._sync_replicated_trainable_parameters(self.model)
@@ -537,7 +537,7 @@ class Trainer:
         if args.past_index >= 0:
             self._past = None
         progress.begin_epoch(epoch, steps_trained_in_current_epoch)
-        run.parameters = list(model.parameters())  # once per epoch: the walk costs milliseconds in a deep model
+        run.parameters = self._strategy.parameters(model)  # once per epoch: the walk costs milliseconds in a deep model
         self.control = handler.on_epoch_begin(args, state, self.control)
 
         with resume.restore_generators(run, resume_from_checkpoint, self._load_rng_state):
@@ -820,7 +820,7 @@ class Trainer:
     ) -> None:
         """Write one log line of the training loss. The only place where the loop reads from the device."""
         run, state = self._run, self.state
-        loss, norm = self._read_device(self._get_grad_norm(model, grad_norm))
+        loss, norm = run.mean_loss_since_log(state, self._strategy, self._get_grad_norm(model, grad_norm))
         logs = {"loss": loss}
         if norm is not None:
             logs["grad_norm"] = norm
@@ -841,7 +841,8 @@ class Trainer:
         if self.args.include_num_input_tokens_seen:
             logs["num_input_tokens_seen"] = self.state.num_input_tokens_seen
             if start_time is not None:
-                logs.update(metric_text.speed_metrics("train", start_time, num_tokens=self._tokens_per_process()))
+                num_tokens = self._run.tokens_of_process(self.state, self._strategy.num_processes)
+                logs.update(metric_text.speed_metrics("train", start_time, num_tokens=num_tokens))
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
@@ -849,7 +850,7 @@ class Trainer:
         """The end of a run: mean loss, speed, the best weights back in the model, the last log line."""
         run = self._run
         self._past = None
-        self._read_device(None)
+        run.mean_loss_since_log(self.state, self._strategy, None)
         train_loss = run.total_loss / max(self.state.global_step, 1)
         metrics = run.speed(self.state, num_train_samples, self._strategy.num_processes, start_time)
         if run.profilers is not None:
@@ -890,10 +891,6 @@ class Trainer:
         if self.compute_loss_func is not None:
             self.compute_loss_func = signatures.compatible(self.compute_loss_func, ("num_items_in_batch",))
 
-    def _set_log_level(self) -> None:
-        is_left_alone = self.args.should_log and self.args.log_level == "passive"
-        show_messages(None if is_left_alone else self.args.get_process_log_level())
-
     def create_accelerator_and_postprocess(self) -> None:
         """Choose how this run talks to devices and processes. One process on one device builds no Accelerator."""
         self._accelerator: Any = None
@@ -905,10 +902,11 @@ class Trainer:
             gives_optimizer = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
             self._strategy = DeepSpeedStrategy(lambda: self.accelerator, self.args, client_optimizer=gives_optimizer)
         elif self.args.parallel_mode == ParallelMode.DISTRIBUTED:
-            from trainwright.parallel.distributed import DistributedStrategy
+            from trainwright.parallel.distributed import distributed_strategy
 
-            self._strategy = DistributedStrategy(self.accelerator, self.args)
+            self._strategy = distributed_strategy(self.accelerator, self.args)
         else:
+            checks.check_processes(self.args)
             self._strategy = Strategy(self.args.device, fp16=self.args.fp16)
         self._strategy.should_save = self.args.should_save
 
@@ -938,7 +936,7 @@ class Trainer:
             from trainwright.interop.liger import apply_liger_kernels
 
             apply_liger_kernels(model, args.liger_kernel_config)
-        if self.place_model_on_device:
+        if self.place_model_on_device and not self._strategy.shards_weights:
             self._move_model_to_device(model, args.device)
         self.model_wrapped, self._model_to_evaluate = model, models.unreplicated(model)
         self.model = model = models.unwrapped(model)
@@ -961,7 +959,8 @@ class Trainer:
         self._evaluations.samples_at_once = None
 
     def _is_overridden(self, name: str) -> bool:
-        return is_overridden(self, name, _OURS)
+        """Whether the class, or this object, has another method `name` than ours."""
+        return name in vars(self) or getattr(type(self), name) is not _OURS[name]
 
     def _compatible(self, name: str) -> Callable[..., Any]:
         """The hook `name`, called without the arguments it gained after the user's override was written."""
@@ -1064,15 +1063,11 @@ class Trainer:
 
     def _activate_neftune(self, model: nn.Module) -> nn.Module:
         """Put noise on the token embeddings for the time of training."""
-        from trainwright.interop import neftune
-
         assert self.args.neftune_noise_alpha is not None
         self.neftune_hook_handle = neftune.activate(model, self.args.neftune_noise_alpha)
         return model
 
     def _deactivate_neftune(self, model: nn.Module) -> None:
-        from trainwright.interop import neftune
-
         neftune.deactivate(model, self.neftune_hook_handle)
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
@@ -1294,8 +1289,8 @@ class Trainer:
         deepspeed_config.filled(given, self.args, num_processes=self._strategy.num_processes)
 
     def _fsdp_qlora_plugin_updates(self) -> None:
-        """Raises: there is no FSDP engine in this release."""
-        raise checks.sharding_error("fsdp")
+        """Raises: quantised weights are not sharded in this release."""
+        raise ValueError("fsdp cannot shard quantised weights in this release: leave fsdp unset, or do not quantise.")
 
     def _get_grad_norm(
         self, model: nn.Module, grad_norm: torch.Tensor | float | None = None
@@ -1318,16 +1313,9 @@ class Trainer:
         """What `_maybe_log_save_evaluate` is given: the window itself for our method, a tensor for an override."""
         return run.window if self._hooks.log_save_is_ours else run.window.as_tensor(self._strategy.device)
 
-    def _read_device(self, norm: torch.Tensor | float | None) -> tuple[float, float | None]:
-        """(mean loss of the updates since the last log line, `norm` as a number), in one read from the device."""
-        return self._run.mean_loss_since_log(self.state, self._strategy, norm)
-
     def _track_num_input_tokens(self, inputs: Inputs) -> None:
         """Hook: count the tokens of a micro-batch."""
         self.state.num_input_tokens_seen += self._run.tokens.add(inputs)
-
-    def _tokens_per_process(self) -> float:
-        return self._run.tokens_of_process(self.state, self._strategy.num_processes)
 
     def store_flos(self) -> None:
         """Add the floating-point operations counted since the last call to the state, over all processes."""
@@ -1405,7 +1393,7 @@ class Trainer:
 
     @property
     def is_fsdp_enabled(self) -> bool:
-        return bool(self.args.fsdp)
+        return asked_engine(self.args) == "fsdp"
 
     @property
     def use_apex(self) -> bool:
@@ -1423,14 +1411,6 @@ class Trainer:
     def _output_dir(self) -> str:
         return str(self.args.output_dir)
 
-    @property
-    def _saves_checkpoints(self) -> bool:
-        return self.args.should_save and self.args.save_strategy != SaveStrategy.NO
-
-    @property
-    def _schedule_waits_for_metric(self) -> bool:
-        return waits_for_metric(self.lr_scheduler)
-
     # -- evaluate and predict ------------------------------------------------------------------------------------------
 
     def _evaluate(
@@ -1440,7 +1420,7 @@ class Trainer:
         with self._run.interrupt.evaluation():
             metrics = self.evaluate(ignore_keys=ignore_keys_for_eval)
         self._report_to_hp_search(trial, self.state.global_step, metrics)
-        if self._schedule_waits_for_metric and not skip_scheduler:
+        if waits_for_metric(self.lr_scheduler) and not skip_scheduler:
             self.lr_scheduler.step(best.metric_value(metrics, self.args.metric_for_best_model or "loss"))
         return metrics
 
@@ -1498,8 +1478,12 @@ class Trainer:
         self._memory_tracker.stop_and_update_metrics(metrics)
         return PredictionOutput(predictions=output.predictions, label_ids=output.label_ids, metrics=metrics)
 
-    def _new_evaluation(self, keep_predictions: bool = True) -> contextlib.AbstractContextManager[Evaluation]:
-        return self._evaluations.one(self.args, self._facts, self.label_names, keep_predictions)
+    @contextlib.contextmanager
+    def _new_evaluation(self, keep_predictions: bool = True) -> Iterator[Evaluation]:
+        self._strategy.shard_weights(self.model, self.optimizer)
+        one = self._evaluations.one(self.args, self._facts, self.label_names, keep_predictions)
+        with one as evaluation, self._strategy.forward_only(self.model):
+            yield evaluation
 
     def _eval_hooks(self) -> EvalHooks:
         """What an evaluation calls here, as it is now."""
@@ -1830,16 +1814,11 @@ class Trainer:
 
     def get_learning_rates(self) -> list[float]:
         """The learning rate of each parameter group."""
-        return groups.learning_rates(self._existing_optimizer())
+        return groups.learning_rates(self.optimizer)
 
     def get_optimizer_group(self, param: str | nn.Parameter | None = None) -> Any:
         """The parameter group that holds `param`, or all groups."""
-        return groups.optimizer_group(self._existing_optimizer(), param)
-
-    def _existing_optimizer(self) -> Optimizer:
-        if self.optimizer is None:
-            raise ValueError("There is no optimizer yet: call create_optimizer() or train() first.")
-        return self.optimizer  # type: ignore[no-any-return]
+        return groups.optimizer_group(self.optimizer, param)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -1880,9 +1859,9 @@ class Trainer:
         with self._run.saves.staged(output_dir, state.global_step, position) as directory:
             files = sink.of(directory)
             with self._immediate(files, "save_model", "_save"):
-                self.save_model(directory, _internal_call=True)
-            if self._average is not None and self._strategy.should_save:
-                self._average.save(directory)
+                self._save_weights(directory)
+            if self._average is not None:
+                self._average.save(directory, writes=self._strategy.should_save)
             if not self.args.save_only_model:
                 with self._immediate(files, "_save_optimizer_and_scheduler"):
                     self._save_optimizer_and_scheduler(directory)
@@ -1894,6 +1873,18 @@ class Trainer:
                 checkpoint_save.save_loop_state(directory, loop_state)
                 state.stateful_callbacks = exported_callbacks(self.callback_handler, self.control)
                 checkpoint_save.save_trainer_state(directory, state)
+
+    def _save_weights(self, directory: str) -> None:
+        """Those of a checkpoint: in one file, or in parts, and of the best and the last checkpoint in both ways."""
+        writes_whole = any(map(self._is_overridden, ("save_model", "_save"))) or has_adapters(self.model)
+        if self._strategy.writes_parts and not writes_whole:
+            sharded.save_model_parts(directory, self.model, is_main=self.is_world_process_zero())
+            if self.state.global_step not in (self.state.best_global_step, self.state.max_steps):
+                if self._strategy.should_save:
+                    checkpoint_weights.save_config(self.model, directory)
+                    self._save_processing_files(directory)
+                return
+        self.save_model(directory, _internal_call=True)
 
     def _immediate(self, files: sink.Sink, *hooks: str) -> Context:
         """Around hooks that write `files`: what an override wrote must be there, whole, when it returns."""
@@ -1969,9 +1960,10 @@ class Trainer:
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Hook: write `optimizer.pt` and `scheduler.pt`."""
         is_written = self._strategy.save_state(output_dir, self.state.global_step)
+        state = None if is_written else sharded.optimizer_state_to_save(self.optimizer, output_dir, self._strategy)
         if self._strategy.should_save:
             if not is_written:
-                checkpoint_save.save_optimizer(output_dir, self.optimizer)
+                checkpoint_save.save_optimizer(output_dir, self.optimizer, state)
             checkpoint_save.save_scheduler(output_dir, self.lr_scheduler)
 
     def _save_scaler(self, output_dir: str) -> None:

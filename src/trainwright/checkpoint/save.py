@@ -52,14 +52,21 @@ Path = str | os.PathLike[str]
 
 @contextmanager
 def staged(
-    final_directory: Path, *, step: int, world_size: int, position: dict[str, Any], frozen: FrozenWeights | None = None
+    final_directory: Path,
+    *,
+    step: int,
+    world_size: int,
+    position: dict[str, Any],
+    frozen: FrozenWeights | None = None,
+    folders: Iterable[str] = (),
 ) -> Iterator[str]:
     """Yield a hidden directory to write into; it becomes `final_directory` when the block ends without an exception.
 
     After an exception it is deleted and `final_directory` is as it was. One process enters; others that write files too
     must get the path, and must be done before this one leaves. `position` is where in the data the run is, in
     samples, and must be JSON. A complete `final_directory` of before is deleted only once the new one has its name.
-    `frozen`: what the run knows of weights that need not be written again.
+    `frozen`: what the run knows of weights that need not be written again. `folders`: to make in it, before others
+    write there.
     """
     final = os.path.abspath(final_directory)
     staging = sibling(final, "staged")
@@ -67,6 +74,8 @@ def staged(
     shutil.rmtree(staging, ignore_errors=True)  # ours, from a save that failed halfway
     os.mkdir(staging)
     try:
+        for folder in folders:
+            os.makedirs(os.path.join(staging, folder))
         files = frozen.files_of(staging, final) if frozen is not None else None
         if frozen is None or files is None:
             yield staging
@@ -152,9 +161,9 @@ class HasState(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
 
-def save_optimizer(directory: Path, optimizer: HasState) -> None:
-    """Write the optimizer's state to `optimizer.pt`."""
-    _save_state(os.path.join(directory, OPTIMIZER_NAME), optimizer.state_dict())
+def save_optimizer(directory: Path, optimizer: HasState, state: dict[str, Any] | None = None) -> None:
+    """Write the optimizer's state to `optimizer.pt`; `state`: where it was gathered from several processes."""
+    _save_state(os.path.join(directory, OPTIMIZER_NAME), optimizer.state_dict() if state is None else state)
 
 
 def save_scheduler(directory: Path, scheduler: HasState) -> None:

@@ -17,18 +17,19 @@ from trainwright.interop.loaded import is_peft_model
 from trainwright.names import some
 from trainwright.nested import strided_parts
 from trainwright.nonfinite.updates import MAX_NAMED, NonFiniteError
+from trainwright.shards import local_part
 
 logger = logging.getLogger(__name__)
 
 
 def checkable_tensors(model: nn.Module, exempt: Container[str] = ()) -> dict[str, torch.Tensor]:
     """Tensors of `model` in a checkpoint that may be non-finite, by name: parameters and buffers. Those named in
-    `exempt` are left out.
+    `exempt` are left out. Of a tensor that is divided over processes, this one's part.
     """
     is_adapted = is_peft_model(model)  # only its trained weights are saved
-    # Of a weight that DeepSpeed has divided over processes, this one's part.
+    # DeepSpeed has this process's part of a weight aside.
     found = [
-        (name, getattr(one, "ds_tensor", one))
+        (name, local_part(getattr(one, "ds_tensor", one)))
         for name, one in model.named_parameters()
         if one.requires_grad or not is_adapted
     ]

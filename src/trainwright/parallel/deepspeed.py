@@ -326,7 +326,7 @@ def _become_a_group(args: TrainingArguments) -> None:
         return
     torch.distributed.init_process_group(
         backend=args.ddp_backend or BACKENDS.get(kind, "gloo"),
-        store=torch.distributed.HashStore(),  # in this process: there is nobody to meet
+        store=torch.distributed.HashStore(),  # type: ignore[attr-defined]  # in this process: there is nobody to meet
         rank=0,
         world_size=1,
         timeout=args.ddp_timeout_delta,

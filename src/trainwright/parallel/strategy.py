@@ -28,7 +28,9 @@ class Strategy:
     process_index = 0
     is_distributed = False
     should_save = True  # whether this process writes files
-    shards_weights = False  # each process holds a part of each weight
+    shards_weights = False  # each process holds a part of the weights, the gradients and the optimizer's state
+    writes_parts = False  # each process writes its part of the weights and the optimizer's state into a checkpoint
+    checkpointing: dict[str, Any] | None = None  # of activations: its settings, where the engine asks for it
     places_model = False  # the engine moves the model to the device when training begins
     autocasts = True  # the forward pass runs under autocast where the arguments ask for half precision
     measures_norm = False  # the norm of the gradients is taken whether they are clipped or not
@@ -40,6 +42,11 @@ class Strategy:
         self.scaler: torch.amp.GradScaler | None = torch.amp.GradScaler(device.type) if fp16 else None
 
     # -- preparing -----------------------------------------------------------------------------------------------------
+
+    def shard_weights(self, model: nn.Module, optimizer: Any = None) -> None:
+        """Divide the weights over processes, in place, before an optimizer is built on them; `optimizer`: one that was
+        given, which then holds the parts. A second call changes nothing.
+        """
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
         """Wrap the model for training, where the backend needs a wrapper."""
@@ -71,6 +78,14 @@ class Strategy:
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
+    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """Those of `model` that the optimizer steps, also where a forward pass has put others in their place."""
+        return list(model.parameters())
+
+    def forward_only(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Context of forward passes of `model` that no backward pass follows: evaluation, generation."""
+        return contextlib.nullcontext()
+
     def begin_update(self, model: nn.Module) -> None:
         """Before the first micro-batch of an update that may have to be repeated (`auto_find_batch_size`)."""
 
@@ -92,6 +107,10 @@ class Strategy:
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
         return gradients.clip_grad_norm(parameters, max_norm)
+
+    def norms_of_gradients(self, found: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Norms whose norm is the norm of the gradients `found`, over all processes: see `gradients.norms_of`."""
+        return gradients.norms_of(found)
 
     def optimizer_step(self, optimizer: Optimizer) -> bool:
         """Update the weights. False when fp16 gradients overflowed and the update was skipped."""

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from trainwright.techniques.averaging import AveragedWeights
 
 
-def change_for_training(run: Run, model: nn.Module, packed_inputs: PackedInputs | None) -> contextlib.ExitStack:
+def change_for_training(
+    run: Run, model: nn.Module, packed_inputs: PackedInputs | None, strategy: Strategy
+) -> contextlib.ExitStack:
     """Change of `model`, and of torch, what is only for training. Returns what undoes it, when the run ends."""
     args, undo = run.args, run.undo
     undo.close()  # of an attempt that ran out of memory
@@ -49,7 +51,7 @@ def change_for_training(run: Run, model: nn.Module, packed_inputs: PackedInputs 
         undo.callback(OverflowDetector(model).close)
     from trainwright.techniques.checkpointing import prepare_for_training
 
-    undo.callback(prepare_for_training(model, args))
+    undo.callback(prepare_for_training(model, args, strategy.checkpointing))
     return undo
 
 
@@ -75,7 +77,7 @@ def prepare_steps(
     `moves_inputs`: our hook moves the inputs to the device, so that they may be there already.
     """
     args = run.args
-    run.parameters = list(model.parameters())
+    run.parameters = strategy.parameters(model)
     for parameter in run.parameters:  # what an update that was broken off left behind
         parameter.grad = None
     if args.optimizer_in_backward:
@@ -139,6 +141,7 @@ def watch_updates(
         is_distributed=strategy.is_distributed,
         updates_in_backward=run.changes_weights_in_backward,
         excluded=run.excluded,
+        norms_of=strategy.norms_of_gradients,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -26,6 +27,7 @@ from trainwright.data.data_position import DataPosition
 from trainwright.evaluation.metrics import speed_metrics
 from trainwright.interrupt import Interrupt
 from trainwright.micro_batch_weights import NO_ITEMS, LossKind, MicroBatchWeights, Weight
+from trainwright.names import SaveStrategy
 from trainwright.nonfinite.guard import NonFiniteGuard
 from trainwright.oom_retry import FoundBatchSize, OomSplitting
 from trainwright.optim import lomo
@@ -140,9 +142,15 @@ class Run:
         self._opened.callback(self._let_go_of_model)
         return self
 
-    def lock(self, output_dir: str, is_wanted: bool) -> None:
-        """Say to other runs that this one writes into `output_dir`, before anything there is touched."""
-        self._opened.enter_context(output_dir_lock(output_dir, is_wanted=is_wanted))
+    def lock(self, output_dir: str) -> None:
+        """Say to other runs that this one saves into `output_dir`, if it does, before anything there is touched.
+
+        That of a trial is the trial's: processes that search together have the same `args.output_dir`.
+        """
+        saves = self.args.should_save and self.args.save_strategy != SaveStrategy.NO
+        if saves:
+            os.makedirs(output_dir, exist_ok=True)
+        self._opened.enter_context(output_dir_lock(output_dir, is_wanted=saves))
 
     def begin(self, checkpoint: str | None, output_dir: str, *, is_distributed: bool) -> None:
         """From here on signals are caught and checkpoints are this run's. All processes call it together."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from trainwright.techniques.blocks import repeated_blocks
+from trainwright.interop.blocks import repeated_blocks
 
 if TYPE_CHECKING:
     from trainwright.args.training import TrainingArguments
