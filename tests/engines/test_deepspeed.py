@@ -198,6 +198,7 @@ def scenarios(folder: Path) -> dict[str, Any]:
     adapted.train()
     found["adapted"] = result_of(adapted)
     adapted.save_model(str(folder / "adapter"))
+    adapted.accelerator.wait_for_everyone()  # process 0 writes it
     found["adapter files"] = sorted(path.name for path in (folder / "adapter").iterdir())
     found["generated"] = generated(folder / "generated", zero(3))
     found["noise"] = trained(
