@@ -19,7 +19,7 @@ from trainwright.interop import models
 from trainwright.interop.signatures import accepts
 from trainwright.names import DebugOption, closest
 from trainwright.optim.schedules import waits_for_metric
-from trainwright.parallel.engine_choice import asked_engine, sources
+from trainwright.parallel.engine_choice import asked_engine, check_parallelism, sources
 
 
 def check_arguments(args: Any) -> None:
@@ -88,8 +88,7 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
 
 
 def _check_engine(args: Any) -> None:
-    if getattr(args, "parallelism_config", None) and asked_engine(args) != "fsdp":
-        raise sharding_error("parallelism_config")
+    check_parallelism(args)
     asked = {
         "tpu_num_cores": args.tpu_num_cores,
         "mp_parameters": args.mp_parameters,
@@ -107,15 +106,6 @@ def check_processes(args: Any) -> None:
             f"{' and '.join(sources(args))} shards the model over several processes, and this run has one. Start the "
             "script with torchrun or accelerate launch, or leave that out."
         )
-
-
-def sharding_error(name: str) -> ValueError:
-    """The error about an argument for a sharded engine, which this release does not have."""
-    return ValueError(
-        f"{name} is about a model that is sharded over processes, which this release does not do. Leave {name} unset: "
-        "started with torchrun or accelerate launch, each process trains a whole copy of the model "
-        "(DistributedDataParallel)."
-    )
 
 
 def _check_model(model: object, model_init: object) -> None:

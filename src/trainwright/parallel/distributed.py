@@ -17,9 +17,10 @@ from torch.optim import Optimizer
 
 from trainwright.data.rebalance import BatchRebalanceSampler
 from trainwright.nested import first_samples, num_samples_in
-from trainwright.parallel.engine_choice import asked_engine
+from trainwright.parallel.engine_choice import asked_engine, parallel_size
 from trainwright.parallel.exchange import GradientExchange
 from trainwright.parallel.strategy import Strategy
+from trainwright.shards import is_sharded
 
 
 class DistributedStrategy(Strategy):
@@ -39,6 +40,7 @@ class DistributedStrategy(Strategy):
         accelerator.scaler = self.scaler
         self.num_processes = accelerator.num_processes
         self.process_index = accelerator.process_index
+        self.is_main = self.process_index == 0
         self.num_processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.num_processes))
         self.num_batches_at_once = 1 if args.accelerator_config.split_batches else self.num_processes
         self._ddp_kwargs = _ddp_arguments(args)
@@ -46,7 +48,7 @@ class DistributedStrategy(Strategy):
         self._syncs_each_batch = bool(
             (args.accelerator_config.gradient_accumulation_kwargs or {}).get("sync_each_batch")
         )
-        self.repeats_alone = bool(args.auto_find_batch_size)
+        self.repeats_alone = self.averages_gradients = bool(args.auto_find_batch_size)
         self._exchange: GradientExchange | None = None
         if args.auto_find_batch_size and self._syncs_each_batch:
             raise ValueError(
@@ -71,6 +73,12 @@ class DistributedStrategy(Strategy):
                 timeout=self._timeout,
             )
             return model
+        divided = next((name for name, p in model.named_parameters() if is_sharded(p)), None)
+        if divided is not None:
+            raise ValueError(
+                f"{divided} is divided over processes, in a model that the Trainer did not get when it was made: pass "
+                "it as model=, or say parallelism_config=ParallelismConfig(tp_size=...)."
+            )
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **self._ddp_kwargs)
 
@@ -130,9 +138,7 @@ class DistributedStrategy(Strategy):
         return self.mean(torch.tensor(values, dtype=torch.float32)).tolist()  # type: ignore[no-any-return]
 
     def gather_objects(self, value: Any) -> list[Any]:
-        of_all: list[Any] = [None] * self.num_processes
-        torch.distributed.all_gather_object(of_all, value)
-        return of_all
+        return _of_all(value)
 
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
@@ -144,7 +150,7 @@ class DistributedStrategy(Strategy):
         """
         stack, staging, error = contextlib.ExitStack(), None, None
         try:
-            if self.process_index == 0:
+            if self.is_main:
                 staging = stack.enter_context(stage())
         except Exception as caught:
             error = caught
@@ -168,23 +174,49 @@ class DistributedStrategy(Strategy):
             raise failed
 
     def first_error(self, error: Exception | None) -> Exception | None:
-        where = f"(in process {self.process_index})"
+        where = f"(in process {torch.distributed.get_rank()})"
         found: Exception | None = None
         if isinstance(error, OSError):
             found = OSError(error.errno, f"{error} {where}")
         elif error is not None:
             found = RuntimeError(f"{type(error).__name__}: {error} {where}")
-        of_all = self.gather_objects(found)  # also where this rank has an error: the others wait for it
+        of_all = _of_all(found)  # also where this rank has an error: the others wait for it
         return error or next((other for other in of_all if other is not None), None)
 
 
-def distributed_strategy(accelerator: Any, args: Any) -> DistributedStrategy:
-    """That of the engine which `args` ask for."""
-    if asked_engine(args) != "fsdp":
-        return DistributedStrategy(accelerator, args)
-    from trainwright.parallel.fsdp import FsdpStrategy
+def _of_all(value: Any) -> list[Any]:
+    of_all: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(of_all, value)
+    return of_all
 
-    return FsdpStrategy(accelerator, args)
+
+def distributed_strategy(accelerator: Any, args: Any, model: Any = None) -> DistributedStrategy:
+    """That of the engine which `args` ask for, or a `model` that is divided already.
+
+    Raises ValueError where these contradict each other.
+    """
+    from trainwright.parallel.tensor import TensorParallelStrategy, group_mesh
+
+    device_mesh, asked = group_mesh(model), parallel_size(args.parallelism_config, "tp_size")
+    if device_mesh is not None and asked not in (1, device_mesh.size()):
+        raise ValueError(f"parallelism_config: tp_size={asked}, and the model is divided over {device_mesh.size()}.")
+    if asked_engine(args) == "fsdp":
+        from trainwright.parallel.fsdp import FsdpStrategy
+
+        if device_mesh is not None:
+            raise ValueError(
+                f"fsdp with a model that is divided over {device_mesh.size()} processes by tensor parallel is not in "
+                "this release: leave out one of them."
+            )
+        return FsdpStrategy(accelerator, args)
+    if device_mesh is None and asked > 1:  # of a model that `model_init` builds
+        from torch.distributed.device_mesh import init_device_mesh
+
+        sizes = (accelerator.num_processes // asked, asked)
+        device_mesh = init_device_mesh(accelerator.device.type, sizes, mesh_dim_names=("dp", "tp"))["tp"]
+    if device_mesh is not None:
+        return TensorParallelStrategy(accelerator, args, device_mesh)
+    return DistributedStrategy(accelerator, args)
 
 
 def _ddp_arguments(args: Any) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from trainwright import gradients, shards
 from trainwright.args.fsdp_config import FsdpConfig
 from trainwright.names import some
 from trainwright.parallel.distributed import DistributedStrategy
+from trainwright.parallel.engine_choice import parallel_size
 from trainwright.parallel.fsdp_units import units_to_shard
 
 if TYPE_CHECKING:
@@ -268,12 +269,12 @@ def make_mesh(device_type: str, config: FsdpConfig, parallelism: Any, num_proces
 
     num_replicas = 1
     if parallelism is not None:
-        others = {name: _size(parallelism, name) for name in ("tp_size", "cp_size", "sp_size")}
+        others = {name: parallel_size(parallelism, name) for name in ("tp_size", "cp_size", "sp_size")}
         for name, size in others.items():
             if size > 1:
                 raise ValueError(f"parallelism_config: {name}={size} together with fsdp is not in this release.")
-        num_replicas = _size(parallelism, "dp_replicate_size")
-        num_shards = _size(parallelism, "dp_shard_size")
+        num_replicas = parallel_size(parallelism, "dp_replicate_size")
+        num_shards = parallel_size(parallelism, "dp_shard_size")
         if num_replicas * num_shards != num_processes:
             raise ValueError(
                 f"parallelism_config: dp_replicate_size={num_replicas} x dp_shard_size={num_shards} is "
@@ -291,11 +292,6 @@ def make_mesh(device_type: str, config: FsdpConfig, parallelism: Any, num_proces
         return init_device_mesh(device_type, (num_processes,), mesh_dim_names=("dp_shard",))
     shape = (num_replicas, num_processes // num_replicas)
     return init_device_mesh(device_type, shape, mesh_dim_names=("dp_replicate", "dp_shard"))
-
-
-def _size(parallelism: Any, name: str) -> int:
-    value = parallelism.get(name) if isinstance(parallelism, dict) else getattr(parallelism, name, None)
-    return int(value or 1)
 
 
 def _check_sharded(before: dict[str, nn.Parameter], after: dict[str, nn.Parameter]) -> None:
