@@ -1038,7 +1038,9 @@ class Trainer:
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         """Samples per update: micro-batch x accumulation x data-parallel processes that take a batch each."""
-        return self._train_batch_size * args.gradient_accumulation_steps * self._strategy.num_batches_at_once
+        batches = self._strategy.num_batches_at_once * self._strategy.tp_size
+        batches //= self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
+        return self._train_batch_size * args.gradient_accumulation_steps * max(1, batches)
 
     def get_tp_size(self) -> int:
         """Processes that share one copy of the model (tensor parallel), or 1."""
@@ -1778,6 +1780,7 @@ class Trainer:
             model = model if model is not None else self.model
             if self.optimizer_cls_and_kwargs is None:
                 registry.check_device(self.args)
+                registry.check_sharded(self.args, model)
             optimizer_class, kwargs = (
                 self.optimizer_cls_and_kwargs
                 or self._strategy.optimizer_cls_and_kwargs

@@ -6,7 +6,9 @@ continues the run; where it does not, the failure is seen here, and a Trainer re
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import datetime
+import io
 import os
 import sys
 from pathlib import Path
@@ -19,22 +21,24 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "optim"))
 
+import battery
 from battery import NAMES, Model, built, train
 
-from trainwright import TrainingArguments, shards
-from trainwright.interop.optional import MissingExtra
+from trainwright import shards
+from trainwright.optim import registry
 from trainwright.optim.fused_backward import updates_in_backward
+from trainwright.optim.registry import ROWS, check_sharded
 
 NUM_STEPS, NUM_MORE = 7, 2  # schedule-free RAdam makes no update before the sixth
-BROKEN = "broken: "
+BROKEN, IN_BACKWARD = "broken: ", "updates in backward"
 
 
 def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def make_model() -> nn.Module:
-    model = Model().double() if IN_DOUBLE else Model()
+def make_model(optim: str) -> nn.Module:
+    model = Model().double() if optim == "muon" else Model()
     if num_processes() > 1:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -43,29 +47,26 @@ def make_model() -> nn.Module:
     return model
 
 
-IN_DOUBLE = False
-
-
 def trained(optim: str) -> dict[str, Any] | str:
     """What one optimizer comes to, or how it failed."""
     try:
-        model, optimizer = built(optim, make_model())
+        model, optimizer = built(optim, make_model(optim))
     except pytest.skip.Exception as reason:
         return f"absent: {reason}"
     if updates_in_backward(optimizer):
-        return "updates in backward"  # refused with several processes, sharded or not
+        return IN_BACKWARD  # refused with several processes, sharded or not
     try:
         losses = train(model, optimizer, NUM_STEPS)
-        state = copy.deepcopy(shards.whole_state(optimizer.state_dict()))
+        state = through_a_file(shards.whole_state(optimizer.state_dict()))
         weights = shards.whole_weights(model, keep=True)
         weights = {name: value.clone() for name, value in weights.items()}
         continued = train(model, optimizer, NUM_MORE)
-        again = make_model()
+        again = make_model(optim)
         with torch.no_grad():
             for name, parameter in again.named_parameters():
                 parameter.copy_(shards.divided_as(parameter, weights[name]))
         again, second = built(optim, again)
-        second.load_state_dict(shards.divided_state(second, copy.deepcopy(state)))
+        second.load_state_dict(shards.divided_state(second, through_a_file(state)))
         resumed = train(again, second, NUM_MORE)
     except Exception as error:
         return f"{BROKEN}{type(error).__name__}: {error}"
@@ -76,6 +77,12 @@ def trained(optim: str) -> dict[str, Any] | str:
         "continued": continued,
         "resumed": resumed,
     }
+
+
+def through_a_file(state: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
 
 
 def tensors_of(state: Any, path: str = "") -> dict[str, torch.Tensor]:
@@ -92,23 +99,96 @@ def tensors_of(state: Any, path: str = "") -> dict[str, torch.Tensor]:
 
 
 def scenarios(folder: Path) -> dict[str, Any]:
-    global IN_DOUBLE
     if num_processes() > 1:
-        import datetime
-
         torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
     found = {}
-    with mock.patch.object(torch, "compile", lambda function, **options: function):  # half a minute for torchao
+    # Compiling takes half a minute for torchao. Half of 128 x 128 numbers is more than it keeps in 32 bits.
+    with mock.patch.object(torch, "compile", lambda f, **options: f), mock.patch.object(battery, "WIDTH", 128):
         for optim in NAMES:
-            IN_DOUBLE = optim == "muon"
             # Muon orthogonalises in bfloat16, whose rounding would hide a matrix that is taken for two.
+            is_exact = optim == "muon"
             exact = mock.patch.object(torch.Tensor, "bfloat16", torch.Tensor.double)
-            if IN_DOUBLE:
-                with exact:
-                    found[optim] = trained(optim)
-            else:
+            with exact if is_exact else contextlib.nullcontext():
                 found[optim] = trained(optim)
-            if os.environ.get("SHOW"):
-                print(optim, os.environ.get("RANK"), found[optim] if isinstance(found[optim], str) else "ok", flush=True)
-    IN_DOUBLE = False
     return found
+
+
+WORKS = sorted(name for name, row in ROWS.items() if row.sharded)
+
+
+def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    assert all(first[name].shape == second[name].shape for name in first)
+    return max(
+        [float((first[name].double() - second[name].double()).abs().max()) for name in first if first[name].numel()]
+        or [0.0]
+    )
+
+
+@pytest.mark.parametrize("optim", WORKS)
+def test_one_that_works_trains_to_what_one_process_does(optim: str, one: Any, two: list[Any]) -> None:
+    expected = one[optim]
+    if isinstance(expected, str):
+        pytest.skip(expected)
+    tolerance = 1e-13 if optim == "muon" else 2e-6  # Muon is computed in float64
+    for each in two:
+        found = each[optim]
+        assert not isinstance(found, str), found
+        assert found["losses"] == pytest.approx(expected["losses"], abs=tolerance)
+        assert largest_difference(found["weights"], expected["weights"]) <= tolerance
+        assert largest_difference(found["state"], expected["state"]) <= tolerance
+    assert expected["losses"][-1] < expected["losses"][0]
+
+
+@pytest.mark.parametrize("optim", WORKS)
+def test_a_saved_state_of_one_that_works_continues_the_run(optim: str, two: list[Any]) -> None:
+    for each in two:
+        if not isinstance(each[optim], str):
+            assert each[optim]["resumed"] == each[optim]["continued"]
+
+
+@pytest.mark.parametrize("optim", [name for name in NAMES if ROWS[name].sharded is False])
+def test_one_that_is_refused_fails_in_both_processes(optim: str, two: list[Any]) -> None:
+    for each in two:
+        found = each[optim]
+        assert isinstance(found, str), f"{optim} works now: say so in its row"
+        if found.startswith("absent"):
+            pytest.skip(found)
+        assert found == IN_BACKWARD or found.startswith(BROKEN)
+
+
+def test_one_without_a_value_is_one_that_runs_on_other_devices_only() -> None:
+    assert {name for name in NAMES if ROWS[name].sharded is None} == {name for name in NAMES if ROWS[name].device}
+
+
+@pytest.fixture(scope="module")
+def divided() -> Any:
+    """A model of one process, on a mesh of one."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_module
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        yield distribute_module(nn.Linear(4, 4), init_device_mesh("cpu", (2,)))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("optim", NAMES)
+def test_the_name_is_refused_where_weights_are_divided_and_it_does_not_work(optim: str, divided: nn.Module) -> None:
+    args = battery.make_args(optim)
+    check_sharded(args, nn.Linear(4, 4))
+    if ROWS[optim].sharded:
+        check_sharded(args, divided)
+        return
+    with pytest.raises(ValueError, match=rf"^optim='{optim}' .* divided over processes .* Use optim='(\w+)'") as caught:
+        check_sharded(args, divided)
+    assert ROWS[ROWS[optim].instead].sharded and ROWS[optim].instead in str(caught.value)
+
+
+def test_a_custom_optimizer_is_not_refused(divided: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "ROWS", dict(ROWS))
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    registry.register_optimizer("of_a_user")(torch.optim.SGD)
+    check_sharded(battery.make_args("of_a_user"), divided)

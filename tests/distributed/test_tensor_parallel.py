@@ -64,7 +64,7 @@ def divided(model: nn.Module) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-    mesh = init_device_mesh("cpu", (num_processes(),), mesh_dim_names=("tp",))
+    mesh = init_device_mesh("cpu", (num_processes() // 2, 2), mesh_dim_names=("dp", "tp"))["tp"]
     for block in model.blocks:  # type: ignore[union-attr]
         parallelize_module(block, mesh, {"inner": ColwiseParallel(), "outer": RowwiseParallel()})
     return model
@@ -216,7 +216,7 @@ def refused(folder: Path) -> dict[str, str]:
         "whole": {"model": Tiny(), "parallelism_config": {"tp_size": 2}},
         "late": {"model_init": lambda: divided(Tiny())},
         "fsdp": {"fsdp": "full_shard"},
-        "memory retry": {"auto_find_batch_size": True},
+        "optimizer": {"optim": "adafactor"},
         "merged": {},
     }
     found = {}
@@ -236,6 +236,7 @@ RUNS: dict[str, Any] = {
     "accumulated": lambda folder: run(folder, gradient_accumulation_steps=2),
     "evaluated": lambda folder: run(folder, eval_strategy="steps", eval_steps=2),
     "noisy": lambda folder: run(folder, neftune_noise_alpha=5.0),
+    "recomputed": lambda folder: run(folder, gradient_checkpointing=True),
     "tokens": lambda folder: run(folder, include_num_input_tokens_seen="all", log_speed=True, time_breakdown=True),
     "schedule-free": lambda folder: run(folder, optim="schedule_free_adamw", lr_scheduler_type="constant"),
     "llama": llama,
@@ -367,10 +368,72 @@ def test_what_cannot_work_is_one_clear_error_on_every_process(two: list[Any]) ->
         "whole": r"no weight of the model is divided: build it with tp_plan='auto'",
         "late": r"blocks\.0\.inner\.weight is divided over processes, in a model that the Trainer did not get",
         "fsdp": r"fsdp with a model that is divided over 2 processes by tensor parallel is not in this release",
-        "memory retry": r"auto_find_batch_size=True cannot be used with tensor parallel: ",
+        "optimizer": r"optim='adafactor' does not work on weights that are divided over processes",
         "merged": r"save_merged_model cannot copy a sharded model",
     }
     for result in two:
         assert result["refused"].keys() == patterns.keys()
         for name, pattern in patterns.items():
             assert re.search(pattern, result["refused"][name]), result["refused"][name]
+
+
+# -- the table of features ---------------------------------------------------------------------------------------------
+
+# Row -> the scenario in which it is seen to work.
+WORKS = {
+    "`max_grad_norm`": "plain",
+    "`gradient_accumulation_steps`": "accumulated",
+    "evaluation during training": "evaluated",
+    "`predict`": "predicted",
+    "`nonfinite`": "bad update left out",
+    "`ema_decay`": "averaged",
+    "frozen weights": "frozen",
+    "`neftune_noise_alpha`": "noisy",
+    "`gradient_checkpointing`": "recomputed",
+    "`async_save`": "not waited for",
+    "`load_best_model_at_end`": "best",
+    "resume, also by one process": "saved",
+    "`time_breakdown`, `log_speed`, `include_num_input_tokens_seen`": "tokens",
+    "schedule-free optimizers": "schedule-free",
+    "a given optimizer": "given optimizer",
+    "`model_init`, with `parallelism_config`": "by model_init",
+}
+REFUSED: dict[str, dict[str, Any]] = {
+    "`auto_find_batch_size`": {"auto_find_batch_size": True},
+    "`fp16`": {"fp16": True, "half_precision_backend": "cpu_amp"},
+    "`bf16_full_eval`, `fp16_full_eval`": {"bf16_full_eval": True},
+    "`optimizer_in_backward`": {"optimizer_in_backward": True, "max_grad_norm": 0.0},
+    "`torch_compile`": {"torch_compile": True},
+    "`packing`": {"packing": True},
+    "`bf16`": {"bf16": True},
+    "`jit_mode_eval`": {"jit_mode_eval": True},
+    "`dispatch_batches`": {"accelerator_config": {"dispatch_batches": True}},
+    "`batch_rebalance`": {"train_sampling_strategy": "batch_rebalance"},
+}
+REFUSED_BY_TWO = {"`save_merged_model`": "merged", "`fsdp`": "fsdp", "context and sequence parallel": "context"}
+
+
+def test_every_row_of_the_page_is_one_that_a_test_has_seen() -> None:
+    page = Path(__file__).parents[2] / "docs" / "distributed.md"
+    section = page.read_text(encoding="utf-8").partition("## Tensor parallel")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    rows = dict(re.fullmatch(r"\| (.+) \| (\w+) \|", line).groups() for line in lines)  # type: ignore[union-attr]
+    assert rows == dict.fromkeys(WORKS, "works") | dict.fromkeys([*REFUSED, *REFUSED_BY_TWO], "refused")
+    assert set(WORKS.values()) <= RUNS.keys()
+
+
+@pytest.mark.parametrize("row", REFUSED)
+def test_what_is_refused_is_refused_by_its_name(row: str, tmp_path: Path) -> None:
+    from trainwright import TrainingArguments
+    from trainwright.parallel.tensor import check_arguments
+
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    check_arguments(args)
+    for name, value in REFUSED[row].items():
+        made = value
+        if name == "accelerator_config":
+            made = TrainingArguments(str(tmp_path), accelerator_config=value).accelerator_config
+        setattr(args, name, made)
+    named = "dispatch_batches" if "accelerator_config" in REFUSED[row] else next(iter(REFUSED[row]))
+    with pytest.raises(ValueError, match=rf"{named}=.* cannot be used with tensor parallel: "):
+        check_arguments(args)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainwright.names import OptimizerNames, closest
 from trainwright.optim.options import parse_optim_args, typed, with_options
+from trainwright.shards import is_sharded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,6 +80,18 @@ class Row:
     use: str
     package: str | None = None  # to install
     device: str | None = None  # where alone it runs
+    # Whether it trains weights that are divided over processes (DTensor); None: nobody has tried.
+    # Measured: tests/distributed/test_sharded_optimizers.py
+    sharded: bool | None = None
+    instead: str = "adamw_torch_fused"  # where it does not
+
+
+def _yes(*values: str) -> Row:
+    return Row(*values, sharded=True)
+
+
+def _no(*values: str, instead: str = "adamw_torch_fused") -> Row:
+    return Row(*values, sharded=False, instead=instead)
 
 
 _FAMILY = "trainwright.optim."
@@ -90,51 +103,51 @@ _LOMO = _FAMILY + "lomo:"
 _THIRD_PARTY = _FAMILY + "third_party:"
 
 ROWS: dict[str, Row] = {
-    "adamw_torch": Row(_TORCH + "adamw", "AdamW of torch, step by step: where no fused kernel exists"),
-    "adamw_torch_fused": Row(_TORCH + "adamw_fused", "the default: the same in one kernel"),
+    "adamw_torch": _yes(_TORCH + "adamw", "AdamW of torch, step by step: where no fused kernel exists"),
+    "adamw_torch_fused": _yes(_TORCH + "adamw_fused", "the default: the same in one kernel"),
     "adamw_torch_xla": Row(_TORCH + "adamw_xla", "TPUs: AdamW that does not wait for the device", "torch_xla", "xla"),
     "adamw_torch_npu_fused": Row(_TORCH + "adamw_npu", "Ascend NPUs: AdamW in one kernel", "torch_npu", "npu"),
     "adamw_apex_fused": Row(_THIRD_PARTY + "apex", "scripts that name it", "apex", "cuda"),
-    "adafactor": Row(_TORCH + "adafactor", "large models in little memory: one row and column per matrix"),
-    "adamw_anyprecision": Row(_THIRD_PARTY + "any_precision", "pure bfloat16 training with compensated rounding"),
-    "adamw_torch_4bit": Row(_AO, "AdamW with a 4-bit state", "torchao"),
-    "adamw_torch_8bit": Row(_AO, "AdamW with an 8-bit state", "torchao"),
-    "ademamix": Row(_BNB, "AdamW with a second, slower momentum", "bitsandbytes"),
-    "sgd": Row(_TORCH + "sgd", "the least memory: no state without momentum"),
-    "adagrad": Row(_TORCH + "adagrad", "sparse features"),
-    "adamw_bnb_8bit": Row(_BNB, "AdamW with an 8-bit state", "bitsandbytes"),
-    "adamw_8bit": Row(_BNB, "another name of adamw_bnb_8bit", "bitsandbytes"),
-    "ademamix_8bit": Row(_BNB, "AdEMAMix with an 8-bit state", "bitsandbytes"),
-    "lion_8bit": Row(_BNB, "Lion with an 8-bit state: one moment instead of two", "bitsandbytes"),
-    "lion_32bit": Row(_BNB, "Lion: one moment instead of two", "bitsandbytes"),
-    "paged_adamw_32bit": Row(_BNB, "AdamW whose state moves to the host when the GPU is full", "bitsandbytes"),
-    "paged_adamw_8bit": Row(_BNB, "the same with an 8-bit state", "bitsandbytes"),
-    "paged_ademamix_32bit": Row(_BNB, "AdEMAMix with a paged state", "bitsandbytes"),
-    "paged_ademamix_8bit": Row(_BNB, "AdEMAMix with a paged 8-bit state", "bitsandbytes"),
-    "paged_lion_32bit": Row(_BNB, "Lion with a paged state", "bitsandbytes"),
-    "paged_lion_8bit": Row(_BNB, "Lion with a paged 8-bit state", "bitsandbytes"),
-    "rmsprop": Row(_TORCH + "rmsprop", "recurrent networks; the second moment without the first"),
-    "rmsprop_bnb": Row(_BNB, "RMSprop of bitsandbytes", "bitsandbytes"),
-    "rmsprop_bnb_8bit": Row(_BNB, "RMSprop with an 8-bit state", "bitsandbytes"),
-    "rmsprop_bnb_32bit": Row(_BNB, "another name of rmsprop_bnb", "bitsandbytes"),
-    "galore_adamw": Row(_LOW_RANK + "galore", "full training with a low-rank optimizer state", "galore-torch"),
+    "adafactor": _no(_TORCH + "adafactor", "large models in little memory: one row and column per matrix"),
+    "adamw_anyprecision": _yes(_THIRD_PARTY + "any_precision", "pure bfloat16 training with compensated rounding"),
+    "adamw_torch_4bit": _no(_AO, "AdamW with a 4-bit state", "torchao"),
+    "adamw_torch_8bit": _no(_AO, "AdamW with an 8-bit state", "torchao"),
+    "ademamix": _no(_BNB, "AdamW with a second, slower momentum", "bitsandbytes"),
+    "sgd": _yes(_TORCH + "sgd", "the least memory: no state without momentum"),
+    "adagrad": _yes(_TORCH + "adagrad", "sparse features"),
+    "adamw_bnb_8bit": _no(_BNB, "AdamW with an 8-bit state", "bitsandbytes"),
+    "adamw_8bit": _no(_BNB, "another name of adamw_bnb_8bit", "bitsandbytes"),
+    "ademamix_8bit": _no(_BNB, "AdEMAMix with an 8-bit state", "bitsandbytes"),
+    "lion_8bit": _no(_BNB, "Lion with an 8-bit state: one moment instead of two", "bitsandbytes"),
+    "lion_32bit": _no(_BNB, "Lion: one moment instead of two", "bitsandbytes"),
+    "paged_adamw_32bit": _no(_BNB, "AdamW whose state moves to the host when the GPU is full", "bitsandbytes"),
+    "paged_adamw_8bit": _no(_BNB, "the same with an 8-bit state", "bitsandbytes"),
+    "paged_ademamix_32bit": _no(_BNB, "AdEMAMix with a paged state", "bitsandbytes"),
+    "paged_ademamix_8bit": _no(_BNB, "AdEMAMix with a paged 8-bit state", "bitsandbytes"),
+    "paged_lion_32bit": _no(_BNB, "Lion with a paged state", "bitsandbytes"),
+    "paged_lion_8bit": _no(_BNB, "Lion with a paged 8-bit state", "bitsandbytes"),
+    "rmsprop": _yes(_TORCH + "rmsprop", "recurrent networks; the second moment without the first"),
+    "rmsprop_bnb": _no(_BNB, "RMSprop of bitsandbytes", "bitsandbytes", instead="rmsprop"),
+    "rmsprop_bnb_8bit": _no(_BNB, "RMSprop with an 8-bit state", "bitsandbytes", instead="rmsprop"),
+    "rmsprop_bnb_32bit": _no(_BNB, "another name of rmsprop_bnb", "bitsandbytes", instead="rmsprop"),
+    "galore_adamw": _no(_LOW_RANK + "galore", "full training with a low-rank optimizer state", "galore-torch"),
     "galore_adamw_8bit": Row(_LOW_RANK + "galore", "the same with an 8-bit state", "galore-torch", "cuda"),
-    "galore_adafactor": Row(_LOW_RANK + "galore", "GaLore on Adafactor", "galore-torch"),
-    "galore_adamw_layerwise": Row(_LOW_RANK + "galore", "GaLore, one layer's gradient at a time", "galore-torch"),
+    "galore_adafactor": _no(_LOW_RANK + "galore", "GaLore on Adafactor", "galore-torch"),
+    "galore_adamw_layerwise": _no(_LOW_RANK + "galore", "GaLore, one layer's gradient at a time", "galore-torch"),
     "galore_adamw_8bit_layerwise": Row(_LOW_RANK + "galore", "the same with an 8-bit state", "galore-torch", "cuda"),
-    "galore_adafactor_layerwise": Row(_LOW_RANK + "galore", "GaLore on Adafactor, layer by layer", "galore-torch"),
-    "lomo": Row(_LOMO + "lomo", "fused with the backward pass: no gradients, no state", "lomo-optim"),
+    "galore_adafactor_layerwise": _no(_LOW_RANK + "galore", "GaLore on Adafactor, layer by layer", "galore-torch"),
+    "lomo": _no(_LOMO + "lomo", "fused with the backward pass: no gradients, no state", "lomo-optim"),
     "adalomo": Row(_LOMO + "adalomo", "LOMO with a factored second moment", "lomo-optim", "cuda"),
-    "grokadamw": Row(_THIRD_PARTY + "grokadamw", "tasks where generalisation comes late", "grokadamw"),
-    "schedule_free_radam": Row(_THIRD_PARTY + "schedule_free", "no schedule and no warmup to choose", "schedulefree"),
-    "schedule_free_adamw": Row(_THIRD_PARTY + "schedule_free", "no schedule to choose", "schedulefree"),
-    "schedule_free_sgd": Row(_THIRD_PARTY + "schedule_free", "no schedule to choose, SGD", "schedulefree"),
-    "apollo_adamw": Row(_LOW_RANK + "apollo", "AdamW scaled by a low-rank state", "apollo-torch"),
-    "apollo_adamw_layerwise": Row(_LOW_RANK + "apollo", "the same, one layer's gradient at a time", "apollo-torch"),
-    "stable_adamw": Row(
+    "grokadamw": _yes(_THIRD_PARTY + "grokadamw", "tasks where generalisation comes late", "grokadamw"),
+    "schedule_free_radam": _yes(_THIRD_PARTY + "schedule_free", "no schedule and no warmup to choose", "schedulefree"),
+    "schedule_free_adamw": _yes(_THIRD_PARTY + "schedule_free", "no schedule to choose", "schedulefree"),
+    "schedule_free_sgd": _yes(_THIRD_PARTY + "schedule_free", "no schedule to choose, SGD", "schedulefree"),
+    "apollo_adamw": _no(_LOW_RANK + "apollo", "AdamW scaled by a low-rank state", "apollo-torch"),
+    "apollo_adamw_layerwise": _no(_LOW_RANK + "apollo", "the same, one layer's gradient at a time", "apollo-torch"),
+    "stable_adamw": _yes(
         _THIRD_PARTY + "stable_adamw", "AdamW with clipped updates instead of clipped gradients", "torch-optimi"
     ),
-    "muon": Row(_TORCH + "muon", "pre-training: hidden matrices by Muon, the rest by AdamW"),
+    "muon": _yes(_TORCH + "muon", "pre-training: hidden matrices by Muon, the rest by AdamW"),
 }
 
 
@@ -211,6 +224,21 @@ def optimizer_class_and_kwargs(args: Any, model: nn.Module | None = None) -> tup
     if not isinstance(spec, OptimizerSpec):
         raise TypeError(f"The builder of optim={name!r} must return an OptimizerSpec(cls, kwargs); it gave {spec!r}.")
     return spec.cls, with_options(spec.cls, spec.kwargs, request.options, name)
+
+
+def check_sharded(args: Any, model: nn.Module) -> None:
+    """Raise ValueError where weights of `model` are divided over processes, and the optimizer that `args.optim` names
+    cannot train those.
+    """
+    name = args.optim.value if isinstance(args.optim, Enum) else str(args.optim)
+    row = ROWS.get(name)
+    if row is None or row.sharded or name in _REGISTERED or not any(map(is_sharded, model.parameters())):
+        return
+    reason = "was not tried" if row.sharded is None else "does not work"
+    raise ValueError(
+        f"optim={name!r} {reason} on weights that are divided over processes (fsdp, tensor parallel). Use "
+        f"optim={row.instead!r}; each process has only its part of the state."
+    )
 
 
 def check_device(args: Any) -> None:

@@ -196,11 +196,14 @@ def group_mesh(model: Any) -> DeviceMesh | None:
     return found[0]  # type: ignore[no-any-return]
 
 
+_NOT_TRIED = "it was not tried with divided weights in this release"
+
+
 def check_arguments(args: Any) -> None:
     """Raise ValueError for arguments that divided matrices cannot do, each by its name, with what to do instead."""
     config = args.accelerator_config
     reasons = {
-        "fp16=True": (args.fp16, "a loss scale over divided weights is not in this release. Use bf16=True"),
+        "fp16=True": (args.fp16, "a loss scale over divided weights is not in this release"),
         "auto_find_batch_size=True": (
             args.auto_find_batch_size,
             "a process that repeats its share alone would wait for the others of its group. Lower "
@@ -214,10 +217,12 @@ def check_arguments(args: Any) -> None:
             args.train_sampling_strategy == "batch_rebalance",
             "it plans for processes that read different batches. Use 'group_by_length'",
         ),
-        "bf16_full_eval=True": (args.bf16_full_eval, "divided weights have one type. Train with bf16=True"),
-        "fp16_full_eval=True": (args.fp16_full_eval, "divided weights have one type. Train with bf16=True"),
+        "bf16_full_eval=True": (args.bf16_full_eval, "divided weights have one type"),
+        "fp16_full_eval=True": (args.fp16_full_eval, "divided weights have one type"),
         "jit_mode_eval=True": (args.jit_mode_eval, "a trace does not hold collectives"),
-        "torch_compile=True": (args.torch_compile, "it was not tried with divided weights in this release"),
+        "torch_compile=True": (args.torch_compile, _NOT_TRIED),
+        "bf16=True": (args.bf16, _NOT_TRIED),
+        "packing=True": (args.packs, _NOT_TRIED),
         "optimizer_in_backward=True": (
             args.optimizer_in_backward,
             "the norm of all gradients is known after the backward pass",
