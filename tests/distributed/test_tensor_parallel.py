@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 
 BATCH, NUM_STEPS = 4, 6
+# Of transformers, on a CPU: 4.55 asks for an accelerator.
+HAS_PLANS = int(importlib.metadata.version("transformers").partition(".")[0]) >= 5
 
 
 class Block(nn.Module):
@@ -206,6 +209,18 @@ def by_model_init(folder: Path) -> dict[str, Any]:
     return run(folder, model_init=lambda: divided(Tiny()), **config)
 
 
+def unmarked() -> nn.Module:
+    model = divided(Tiny())
+    model.head.weight.data.add_(int(os.environ.get("RANK", "0")))  # type: ignore[operator]
+    return model
+
+
+def marked_alone() -> nn.Module:
+    model = Tiny()
+    model._tp_size = 2  # type: ignore[assignment]
+    return model
+
+
 def refused(folder: Path) -> dict[str, str]:
     """What two processes say of what they cannot do."""
     attempts: dict[str, dict[str, Any]] = {
@@ -214,6 +229,8 @@ def refused(folder: Path) -> dict[str, str]:
         "context": {"parallelism_config": {"cp_size": 2}},
         "sequence": {"parallelism_config": {"sp_size": 2}},
         "whole": {"model": Tiny(), "parallelism_config": {"tp_size": 2}},
+        "unmarked": {"model": unmarked()},
+        "marked alone": {"model": marked_alone()},
         "late": {"model_init": lambda: divided(Tiny())},
         "fsdp": {"fsdp": "full_shard"},
         "optimizer": {"optim": "adafactor"},
@@ -237,9 +254,10 @@ RUNS: dict[str, Any] = {
     "evaluated": lambda folder: run(folder, eval_strategy="steps", eval_steps=2),
     "noisy": lambda folder: run(folder, neftune_noise_alpha=5.0),
     "recomputed": lambda folder: run(folder, gradient_checkpointing=True),
+    "half": lambda folder: run(folder, bf16=True),
     "tokens": lambda folder: run(folder, include_num_input_tokens_seen="all", log_speed=True, time_breakdown=True),
     "schedule-free": lambda folder: run(folder, optim="schedule_free_adamw", lr_scheduler_type="constant"),
-    "llama": llama,
+    **({"llama": llama} if HAS_PLANS else {}),
     "saved": saved,
     "not waited for": lambda folder: saved(folder, async_save=True),
     "best": best,
@@ -264,12 +282,15 @@ def scenarios(folder: Path) -> dict[str, Any]:
 # -- tests -------------------------------------------------------------------------------------------------------------
 
 
+needs_plans = pytest.mark.skipif(not HAS_PLANS, reason="this transformers divides models on accelerators only")
+
+
 def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
     assert first.keys() == second.keys()
     return max(float((first[name].float() - second[name].float()).abs().max()) for name in first)
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name != "noisy"])
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("noisy", "half")])
 def test_two_processes_train_to_what_one_does(name: str, one: Any, two: list[Any]) -> None:
     for result in (each[name] for each in two):
         assert result["steps"] == NUM_STEPS
@@ -279,24 +300,31 @@ def test_two_processes_train_to_what_one_does(name: str, one: Any, two: list[Any
         assert largest_difference(result["weights"], one[name]["weights"]) < 2e-5
 
 
+def test_half_precision_is_close_to_one_process_and_equal_in_both(one: Any, two: list[Any]) -> None:
+    assert largest_difference(two[0]["half"]["weights"], two[1]["half"]["weights"]) == 0
+    assert two[0]["half"]["losses"] == pytest.approx(one["half"]["losses"], abs=5e-3)
+    assert two[0]["half"]["losses"] == two[1]["half"]["losses"] != two[0]["plain"]["losses"]
+
+
 def test_noise_is_the_same_in_both_processes(two: list[Any]) -> None:
     assert largest_difference(two[0]["noisy"]["weights"], two[1]["noisy"]["weights"]) == 0
     assert largest_difference(two[0]["noisy"]["weights"], two[0]["plain"]["weights"]) > 1e-3
 
 
 @pytest.mark.parametrize(
-    ("name", "share", "is_whole"), [("plain", 1 / 2, "embedding.weight"), ("llama", 1 / 2, "model.norm.weight")]
+    ("name", "is_whole"), [("plain", "embedding.weight"), pytest.param("llama", "model.norm.weight", marks=needs_plans)]
 )
-def test_matrices_are_divided_and_others_are_whole(name: str, share: float, is_whole: str, two: list[Any]) -> None:
+def test_matrices_are_divided_and_others_are_whole(name: str, is_whole: str, two: list[Any]) -> None:
     found = two[1][name]["divided"]
     assert len(found) >= 6 and is_whole not in found
     # The bias after a matrix that is divided by its columns is whole, on the mesh.
     matrices = {key: here / of_all for key, (here, of_all) in found.items() if not key.endswith("outer.bias")}
-    assert set(matrices.values()) == {share}
+    assert set(matrices.values()) == {1 / 2}
 
 
 def test_gradients_are_clipped_in_the_runs_that_are_compared(one: Any) -> None:
-    assert min(one["plain"]["norms"][:3]) > 0.3 and min(one["llama"]["norms"][:3]) > 0.3
+    for name in {"plain", "llama"} & RUNS.keys():
+        assert min(one[name]["norms"][:3]) > 0.3
 
 
 def test_both_processes_read_the_batches_of_one(one: Any, two: list[Any]) -> None:
@@ -307,18 +335,19 @@ def test_a_group_counts_as_one_process(one: Any, two: list[Any]) -> None:
     for result in two:
         assert result["plain"]["sizes"] == (2, BATCH, True)
         assert result["accumulated"]["sizes"] == (2, 2 * BATCH, True)
-        assert result["llama"]["sizes"] == (2, BATCH, True)
+        assert not HAS_PLANS or result["llama"]["sizes"] == (2, BATCH, True)
     assert one["plain"]["sizes"] == (1, BATCH, False)
     tokens = [each["tokens"]["last line"]["num_input_tokens_seen"] for each in (one, *two)]
     assert tokens == [NUM_STEPS * BATCH * 5] * 3
 
 
+@needs_plans
 def test_a_saved_model_is_whole_and_read_by_from_pretrained(two: list[Any]) -> None:
     for result in two:
         assert largest_difference(result["llama"]["read again"], result["llama"]["weights"]) == 0
 
 
-@pytest.mark.parametrize("name", ["llama", "saved", "not waited for"])
+@pytest.mark.parametrize("name", [pytest.param("llama", marks=needs_plans), "saved", "not waited for"])
 def test_a_run_that_is_resumed_ends_as_the_other(name: str, two: list[Any]) -> None:
     for result in two:
         resumed = result[name]["resumed"]
@@ -366,6 +395,8 @@ def test_what_cannot_work_is_one_clear_error_on_every_process(two: list[Any]) ->
         "context": r"cp_size=2 \(context parallel\) is not in this release; accelerate runs it on GPUs only",
         "sequence": r"sp_size=2 \(sequence parallel\) is not in this release; accelerate runs it on GPUs only",
         "whole": r"no weight of the model is divided: build it with tp_plan='auto'",
+        "unmarked": r"head\.weight: no DTensor, and different in the processes that have one copy",
+        "marked alone": r"Tiny says that it is divided over 2 processes \(tp_plan\), and none of its weights is",
         "late": r"blocks\.0\.inner\.weight is divided over processes, in a model that the Trainer did not get",
         "fsdp": r"fsdp with a model that is divided over 2 processes by tensor parallel is not in this release",
         "optimizer": r"optim='adafactor' does not work on weights that are divided over processes",
@@ -382,6 +413,7 @@ def test_what_cannot_work_is_one_clear_error_on_every_process(two: list[Any]) ->
 # Row -> the scenario in which it is seen to work.
 WORKS = {
     "`max_grad_norm`": "plain",
+    "`bf16`": "half",
     "`gradient_accumulation_steps`": "accumulated",
     "evaluation during training": "evaluated",
     "`predict`": "predicted",
@@ -405,7 +437,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "`optimizer_in_backward`": {"optimizer_in_backward": True, "max_grad_norm": 0.0},
     "`torch_compile`": {"torch_compile": True},
     "`packing`": {"packing": True},
-    "`bf16`": {"bf16": True},
     "`jit_mode_eval`": {"jit_mode_eval": True},
     "`dispatch_batches`": {"accelerator_config": {"dispatch_batches": True}},
     "`batch_rebalance`": {"train_sampling_strategy": "batch_rebalance"},

@@ -7,6 +7,7 @@ family is imported before one of its optimizers is chosen.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 from collections.abc import Callable
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainwright.names import OptimizerNames, closest
 from trainwright.optim.options import parse_optim_args, typed, with_options
-from trainwright.shards import is_sharded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,13 +86,7 @@ class Row:
     instead: str = "adamw_torch_fused"  # where it does not
 
 
-def _yes(*values: str) -> Row:
-    return Row(*values, sharded=True)
-
-
-def _no(*values: str, instead: str = "adamw_torch_fused") -> Row:
-    return Row(*values, sharded=False, instead=instead)
-
+_yes, _no = functools.partial(Row, sharded=True), functools.partial(Row, sharded=False)
 
 _FAMILY = "trainwright.optim."
 _TORCH = _FAMILY + "torch_family:"
@@ -230,6 +224,8 @@ def check_sharded(args: Any, model: nn.Module) -> None:
     """Raise ValueError where weights of `model` are divided over processes, and the optimizer that `args.optim` names
     cannot train those.
     """
+    from trainwright.shards import is_sharded
+
     name = args.optim.value if isinstance(args.optim, Enum) else str(args.optim)
     row = ROWS.get(name)
     if row is None or row.sharded or name in _REGISTERED or not any(map(is_sharded, model.parameters())):

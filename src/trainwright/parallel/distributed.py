@@ -209,6 +209,11 @@ def distributed_strategy(accelerator: Any, args: Any, model: Any = None) -> Dist
                 "this release: leave out one of them."
             )
         return FsdpStrategy(accelerator, args)
+    if device_mesh is None and (getattr(model, "_tp_size", None) or 1) > 1:
+        raise ValueError(
+            f"{type(model).__name__} says that it is divided over {model._tp_size} processes (tp_plan), and none of "
+            "its weights is a DTensor: this release of transformers divides it in a way that cannot be trained here."
+        )
     if device_mesh is None and asked > 1:  # of a model that `model_init` builds
         from torch.distributed.device_mesh import init_device_mesh
 

@@ -50,8 +50,8 @@ class GradientExchange:
         everyone = [list(range(torch.distributed.get_world_size()))]
         ranks = everyone if peers is None else peers
         self._num_processes = len(ranks[0])
-        self._group = _subgroup(ranks, timeout) if peers is not None else torch.distributed.group.WORLD
-        self._hosts = _subgroup(ranks, timeout, backend="gloo")
+        self._group = subgroup(ranks, timeout) if peers is not None else torch.distributed.group.WORLD
+        self._hosts = subgroup(ranks, timeout, backend="gloo")
         self._broadcast([*(local_part(p.data) for p in model.parameters()), *model.buffers()])
 
     def begin(self, model: nn.Module) -> None:
@@ -108,9 +108,11 @@ class GradientExchange:
             yield bucket
 
 
-def _subgroup(ranks: list[list[int]], timeout: datetime.timedelta | None, backend: str | None = None) -> Any:
-    """The group of this process among `ranks`."""
-    return torch.distributed.new_subgroups_by_enumeration(ranks, timeout=timeout, backend=backend)[0]
+def subgroup(ranks: list[list[int]], timeout: datetime.timedelta | None, backend: str | None = None) -> Any:
+    """The group of this process among those of `ranks`, which all processes make together."""
+    return torch.distributed.new_subgroups_by_enumeration(  # type: ignore[no-untyped-call]
+        ranks, timeout=timeout, backend=backend
+    )[0]
 
 
 def _copy_back(flat: torch.Tensor, tensors: list[torch.Tensor]) -> None:

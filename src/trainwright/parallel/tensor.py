@@ -11,6 +11,7 @@ process: `num_processes` counts groups, and `process_index` is that of the group
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainwright import shards
+from trainwright.names import some
 from trainwright.nested import first_samples, num_samples_in
 from trainwright.parallel import mesh
 from trainwright.parallel.distributed import DistributedStrategy
-from trainwright.parallel.exchange import GradientExchange
+from trainwright.parallel.exchange import GradientExchange, subgroup
 from trainwright.parallel.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -43,11 +45,6 @@ class TensorParallelStrategy(DistributedStrategy):
         self._config = args.accelerator_config
         self._data_seed = args.data_seed if args.data_seed is not None else args.seed
         self.tp_size = device_mesh.size()
-        num_here = self.num_processes
-        if num_here % self.tp_size:
-            raise ValueError(
-                f"The model is divided over {self.tp_size} processes, which do not divide the {num_here} of this run."
-            )
         self.is_main = self.process_index == 0
         self.is_first_of_group = device_mesh.get_local_rank() == 0
         groups = _groups(device_mesh)
@@ -55,23 +52,31 @@ class TensorParallelStrategy(DistributedStrategy):
         self.process_index = next(i for i, group in enumerate(groups) if torch.distributed.get_rank() in group)
         self.num_batches_at_once = 1 if args.accelerator_config.split_batches else self.num_processes
         # The same part of the model in each group: what gradients, losses and predictions are exchanged over.
-        self._peers = list(zip(*groups))
+        self._peers = [list(peers) for peers in zip(*groups)]
         self._peer_group: Any = None
+        self._checked: weakref.ref[nn.Module] | None = None  # the last model that was
         if self.num_processes > 1:
-            self._peer_group, _ = torch.distributed.new_subgroups_by_enumeration(
-                [list(peers) for peers in self._peers], timeout=self._timeout
-            )
+            self._peer_group = subgroup(self._peers, self._timeout)
         self.repeats_alone = False
         self.averages_gradients = self.num_processes > 1
 
     # -- preparing -----------------------------------------------------------------------------------------------------
 
-    def prepare_model(self, model: nn.Module) -> nn.Module:
-        if group_mesh(model) is None:
+    def shard_weights(self, model: nn.Module, optimizer: Any = None) -> None:
+        """It is divided already: raise ValueError where it is not, or where what is whole differs within a group."""
+        if self._checked is not None and self._checked() is model:
+            return
+        device_mesh = group_mesh(model)
+        if device_mesh is None:
             raise ValueError(
                 "parallelism_config asks for tensor parallel, and no weight of the model is divided: build it with "
                 "tp_plan='auto', or call parallelize_module before it is given to the Trainer."
             )
+        _check_whole_ones(model, device_mesh)
+        self._checked = weakref.ref(model)
+
+    def prepare_model(self, model: nn.Module) -> nn.Module:
+        self.shard_weights(model)
         if self.averages_gradients:
             if self._exchange is not None:  # of an earlier train()
                 self._exchange.close()
@@ -80,7 +85,7 @@ class TensorParallelStrategy(DistributedStrategy):
                 bucket_mib=self._ddp_kwargs.get("bucket_cap_mb"),
                 broadcasts_buffers=False,
                 timeout=self._timeout,
-                peers=[list(peers) for peers in self._peers],
+                peers=self._peers,
             )
         return model
 
@@ -203,7 +208,7 @@ def check_arguments(args: Any) -> None:
     """Raise ValueError for arguments that divided matrices cannot do, each by its name, with what to do instead."""
     config = args.accelerator_config
     reasons = {
-        "fp16=True": (args.fp16, "a loss scale over divided weights is not in this release"),
+        "fp16=True": (args.fp16, "a loss scale over divided weights is not in this release. Use bf16=True"),
         "auto_find_batch_size=True": (
             args.auto_find_batch_size,
             "a process that repeats its share alone would wait for the others of its group. Lower "
@@ -221,7 +226,6 @@ def check_arguments(args: Any) -> None:
         "fp16_full_eval=True": (args.fp16_full_eval, "divided weights have one type"),
         "jit_mode_eval=True": (args.jit_mode_eval, "a trace does not hold collectives"),
         "torch_compile=True": (args.torch_compile, _NOT_TRIED),
-        "bf16=True": (args.bf16, _NOT_TRIED),
         "packing=True": (args.packs, _NOT_TRIED),
         "optimizer_in_backward=True": (
             args.optimizer_in_backward,
@@ -244,6 +248,23 @@ def _groups(device_mesh: DeviceMesh) -> list[tuple[int, ...]]:
     if sorted(rank for group in groups for rank in group) != list(range(len(of_all))) or len(set(map(len, groups))) > 1:
         raise ValueError(f"The groups of processes over which the model is divided overlap, or differ: {groups}.")
     return groups
+
+
+@torch.no_grad()
+def _check_whole_ones(model: nn.Module, device_mesh: DeviceMesh) -> None:
+    """Raise ValueError where a weight that is no DTensor differs between the processes of a group: it is a part that is
+    not marked as one (experts, in some releases of transformers), or was initialised differently. A collective.
+    """
+    plain = {name: p for name, p in model.named_parameters() if not shards.is_sharded(p)}
+    mine = [(tuple(p.shape), p.double().sum().item(), p.double().norm().item()) for p in plain.values()]
+    of_group: list[Any] = [None] * device_mesh.size()
+    torch.distributed.all_gather_object(of_group, mine, group=device_mesh.get_group())
+    differing = [name for name, *values in zip(plain, *of_group) if any(repr(one) != repr(values[0]) for one in values)]
+    if differing:
+        raise ValueError(
+            f"{some(differing, 5)}: no DTensor, and different in the processes that have one copy of the model. Load "
+            "or seed the model equally in all of them; parts that are ordinary tensors cannot be trained here."
+        )
 
 
 def _update_one_by_one(optimizer: Any) -> None:
