@@ -324,7 +324,9 @@ class Trainer:
                     self.callback_handler.model = self.model
                 run.lock(self._output_dir, is_wanted=self._saves_checkpoints)
                 is_main = self.is_world_process_zero()
-                checkpoint = resume.find_checkpoint(resume_from_checkpoint, self._output_dir, is_main)
+                checkpoint = resume.find_checkpoint(
+                    resume_from_checkpoint, self._output_dir, is_main, run.restarted_jobs()
+                )
                 if checkpoint is not None:
                     self._compatible("_load_from_checkpoint")(checkpoint)
                 elif self.args.save_strategy != SaveStrategy.NO and is_main:
