@@ -30,6 +30,21 @@ def check_arguments(args: Any) -> None:
         )
 
 
+def callbacks_of(callbacks: Any) -> Sequence[Any]:
+    """`callbacks=` as a sequence; TypeError for a callback alone."""
+    if callbacks is not None and not isinstance(callbacks, (list, tuple)):
+        raise TypeError(f"callbacks= takes a list; got a {type(callbacks).__name__}. Write callbacks=[...].")
+    return callbacks or ()
+
+
+def check_can_search(model_init: object) -> None:
+    """Raise RuntimeError for a search without `model_init`: each trial trains a new model."""
+    if model_init is None:
+        raise RuntimeError(
+            "hyperparameter_search trains a new model in each trial: pass Trainer(model_init=...) instead of model=."
+        )
+
+
 def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
     """Raise TypeError, ValueError or RuntimeError naming the argument and a remedy, for what can never work.
 
@@ -73,9 +88,7 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
 
 
 def _check_engine(args: Any) -> None:
-    if asked_engine(args) in ("fsdp", "deepspeed"):
-        raise sharding_error(" and ".join(sources(args)))
-    if getattr(args, "parallelism_config", None):
+    if getattr(args, "parallelism_config", None) and asked_engine(args) != "fsdp":
         raise sharding_error("parallelism_config")
     asked = {
         "tpu_num_cores": args.tpu_num_cores,
@@ -85,6 +98,15 @@ def _check_engine(args: Any) -> None:
     for name, value in asked.items():
         if value:
             raise ValueError(f"{name}={value!r} needs an engine that is not in this release. Leave it out.")
+
+
+def check_processes(args: Any) -> None:
+    """Raise ValueError for an engine of several processes in a run of one."""
+    if asked_engine(args) == "fsdp":
+        raise ValueError(
+            f"{' and '.join(sources(args))} shards the model over several processes, and this run has one. Start the "
+            "script with torchrun or accelerate launch, or leave that out."
+        )
 
 
 def sharding_error(name: str) -> ValueError:

@@ -52,6 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="accept the checkpoint DIR as it is now, after it was edited: hash its files again, if all can be "
         "read; one that a resume has set aside gets its name back",
     )
+    command = _add(
+        commands, "convert", convert, "make a checkpoint with whole files of one that processes wrote in parts", "CKPT"
+    )
+    command.add_argument("target", metavar="OUT", help="directory to make; it must not exist")
     _add(commands, "report", report, "write training_report.html with the loss curve and the numbers of a run", "RUN")
     _add(commands, "env", environment, "versions and devices, for a bug report")
     _add_run(commands)
@@ -185,6 +189,18 @@ def _accept(path: str) -> int:
     print(f"{final}: accepted as it is")
     for change in changes:
         print(f"  {change}")
+    return 0
+
+
+def convert(options: argparse.Namespace) -> int:
+    from trainwright.checkpoint import sharded
+
+    try:
+        written = sharded.convert(options.path, options.target)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{options.target}: {', '.join(written)}")
     return 0
 
 

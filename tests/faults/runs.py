@@ -93,7 +93,10 @@ def end_of(trainer: Trainer) -> dict[str, Any]:
     lines = [line for line in trainer.state.log_history if "train_runtime" not in line]
     log = [{k: v for k, v in line.items() if "runtime" not in k and "per_second" not in k} for line in lines]
     state = trainer.state
-    tensors = {name: tensor.clone() for name, tensor in tensors_of(everything).items()}
+    # Of what is divided over processes, this one's part.
+    tensors = {
+        name: getattr(one, "to_local", lambda one=one: one)().clone() for name, one in tensors_of(everything).items()
+    }
     if trainer.args.ema_decay is not None:
         with trainer.averaged_weights():
             average = tensors_of(trainer.model.state_dict(), "average")

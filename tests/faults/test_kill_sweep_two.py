@@ -42,6 +42,7 @@ BEST = {
     "metric_for_best_model": "loss",
     "greater_is_better": True,  # the first evaluation is the best, so rotation has to go round it
 }
+PARTS = {"state_dict_type": "sharded_state_dict"}
 EVERY = os.environ.get("TRAINWRIGHT_FULL_SWEEP") == "1"
 NEEDS = {"per_device_train_batch_size": 2, "ddp_timeout": 30}
 
@@ -50,6 +51,8 @@ CASES = {
     "rotating": ({"max_steps": 3, "save_steps": 1, "save_total_limit": 2}, 3, 1),
     "fresh": ({"max_steps": 2, "save_steps": 1}, 1, 8),
     "best": ({"max_steps": 3, "save_steps": 1, **BEST}, 3, 6),
+    # Each process writes its part of weights and optimizer.
+    "parts": ({"max_steps": 2, "save_steps": 1, "fsdp": "full_shard", "fsdp_config": PARTS}, 2, 8),
     "weights only": ({"max_steps": 2, "save_steps": 1, "save_total_limit": 1, "save_only_model": True}, 2, 6),
 }
 
@@ -116,7 +119,7 @@ def check_resume(pair, out, options, expected, where):
             return False, 0, difference(expected[rank], end_of(trainers[0]))
         resumed = resume_or_start(build(trainers, out, options))
         but = ("random",) if finished else ()
-        return resumed, trainers[0]._last_run.first_step, difference(expected[rank], end_of(trainers[0]), but)
+        return resumed, trainers[0]._run.first_step, difference(expected[rank], end_of(trainers[0]), but)
 
     results, _ = pair.run(action)
     first = 0 if options.get("save_only_model") else max(complete, default=0)
@@ -146,6 +149,9 @@ def test_two_processes_of_which_one_is_killed_at_any_call_of_a_save_resume_and_e
             from_step = check_resume(pair, out, options, expected, where)
             assert options.get("save_only_model") or step - from_step <= options["save_steps"], where
             num_points[die_rank] += 1
+    if case == "parts":  # process 1 writes them, too
+        assert num_points[1] >= 4, num_points
+        return
     # Process 1 writes its random states and nothing else.
     assert num_points[0] >= (30 if sampled == 1 else 5), num_points
     assert num_points[1] == 2 * (0 if options.get("save_only_model") else options["max_steps"] - first_step + 1)

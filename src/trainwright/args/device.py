@@ -11,7 +11,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from trainwright.args import launchers, rendezvous
+from trainwright.args import launchers
 
 if TYPE_CHECKING:
     import torch
@@ -131,6 +131,8 @@ def _join_process_group(args: TrainingArguments, kind: str) -> None:
     backend = args.ddp_backend or BACKENDS.get(kind, "gloo")
     if not distributed.is_available():
         raise ValueError("WORLD_SIZE asks for several processes, but this build of torch has no torch.distributed.")
+    from trainwright.args import rendezvous  # a process that trains alone does not need it
+
     rendezvous.join(backend, args.ddp_timeout_delta, args.ddp_start_timeout)
 
 

@@ -333,7 +333,7 @@ def adopt_accelerate(args: TrainingArguments, environ: Mapping[str, str] = os.en
     """
     if not {"ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_DEEPSPEED"} & environ.keys():
         return
-    changed = {}
+    changed: dict[str, bool | str] = {}
     if environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1") and not args.use_cpu:
         changed["use_cpu"] = True
     precision = environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()

@@ -14,6 +14,7 @@ from typing import Any
 from trainwright.args import launchers
 from trainwright.args.accelerator_config import AcceleratorConfig, num_accumulation_steps
 from trainwright.args.checks import check_choice, check_dict, check_number, parse_enum
+from trainwright.args.fsdp_config import FsdpConfig
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
 from trainwright.interop.optional import MissingExtra, is_installed
@@ -146,6 +147,8 @@ class ParallelArguments(RunArguments):
                 f"fsdp_config: min_num_params={config['min_num_params']} and transformer_layer_cls_to_wrap="
                 f"{config['transformer_layer_cls_to_wrap']} both say what to wrap: keep one."
             )
+        if self.fsdp and not config["xla"]:
+            FsdpConfig.parse(self.fsdp, config)
         if config["xla_fsdp_grad_ckpt"] and not config["xla"]:
             raise ValueError("fsdp_config: xla_fsdp_grad_ckpt=True works with xla=True only.")
 

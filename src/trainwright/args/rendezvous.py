@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from trainwright.args.launchers import LOOPBACK
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,9 @@ def join(backend: str, timeout: datetime.timedelta, start_timeout_s: float | Non
     store = _connect(host, port, rank, size, limit_s)
     # One prefix for each life of the processes: the store of torchrun's agent outlives them, and in it they would find,
     # after a restart, the addresses of those that are dead.
-    store = distributed.PrefixStore(f"trainwright/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = distributed.PrefixStore(  # type: ignore[attr-defined]
+        f"trainwright/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
+    )
     _wait_for_all(store, rank, size, limit_s, f"{host}:{port}")
     distributed.init_process_group(backend=backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
@@ -57,7 +59,7 @@ def default_limit_s(host: str, collective_s: float) -> float:
 
 def _connect(host: str, port: int, rank: int, size: int, limit_s: float) -> Store:
     """The store of rank 0, or of torchrun's agent."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if not serves:

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
+from trainwright import shards
 from trainwright.checkpoint.json_files import read_loop_state
 from trainwright.checkpoint.layout import linked_checkpoints, of_earlier_runs, oldest_first, sort_checkpoints
 from trainwright.checkpoint.manifest import FROZEN_NOTE, how_to_accept, problems
 from trainwright.checkpoint.paths import DAMAGED, is_ours, named, rng_name, shown, step_of
+from trainwright.checkpoint.sharded import with_optimizer_parts
 from trainwright.checkpoint.state_values import check_fits, check_parameters, check_random_state, check_saved
 from trainwright.checkpoint.tensors import load_tensors
 from trainwright.names import LOOP_STATE_NAME, OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
@@ -136,7 +138,8 @@ def load_optimizer(
     hint = "It was written for other parameters: check the model, its frozen parts and `optim`."
     with _naming(path, optimizer, hint):
         check_saved(optimizer, state)
-        optimizer.load_state_dict(state)
+        state = with_optimizer_parts(directory, optimizer, state)
+        optimizer.load_state_dict(shards.divided_state(optimizer, state))
         names = {id(parameter): name for name, parameter in model.named_parameters()} if model is not None else {}
         check_parameters(optimizer, names, must_be_finite=must_be_finite)
 
@@ -195,6 +198,11 @@ def _required(directory: Path, name: str, costs: str) -> str:
     path = os.path.join(directory, name)
     if os.path.isfile(path):
         return path
+    if name == OPTIMIZER_NAME and os.path.isfile(os.path.join(directory, "latest")):
+        raise FileNotFoundError(
+            f"{path} is missing: {os.fspath(directory)} was saved with DeepSpeed, in parts. Resume with deepspeed=, or "
+            "start a new run from its weights."
+        )
     if not any(os.path.isfile(os.path.join(directory, other)) for other in (OPTIMIZER_NAME, SCHEDULER_NAME)):
         raise FileNotFoundError(
             f"{os.fspath(directory)} was made with save_only_model: cannot be resumed; start from its weights instead "

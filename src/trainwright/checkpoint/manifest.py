@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -139,7 +139,9 @@ def _problems(directory: str | os.PathLike[str], deep: bool) -> list[str]:
         names = absent[:MAX_NAMED] + listed
         found = (pool.map if pool is not None else map)(check, names, [manifest.files[name] for name in names])
         wrong = {name: sentence for name, sentence in zip(names, found) if sentence}
-    inner = (_content(directory, name, manifest) for name in listed if deep and name not in wrong)
+    inner: Iterable[str | None] = (_content(directory, name, manifest) for name in listed if deep and name not in wrong)
+    if deep and not wrong and any(name.startswith("sharded/") for name in listed):
+        inner = (*inner, _problem_of_parts(directory))
     unlisted = (_unlisted(directory, name) for name in sorted(there - manifest.files.keys()))
     result = [sentence + (FROZEN_NOTE if "frozen" in manifest.files[name] else "") for name, sentence in wrong.items()]
     if len(absent) > MAX_NAMED:
@@ -164,6 +166,13 @@ def _content(directory: str | os.PathLike[str], name: str, manifest: Manifest) -
 
         found = file_problem(inside(directory, name), name, is_promised=True)
     return found
+
+
+def _problem_of_parts(directory: str | os.PathLike[str]) -> str | None:
+    """What keeps files that are as they were promised from making whole tensors."""
+    from trainwright.checkpoint import sharded
+
+    return sharded.problem(directory)
 
 
 def _unlisted(directory: str | os.PathLike[str], name: str) -> str | None:

@@ -18,11 +18,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+
 from trainwright.checkpoint import sink
 from trainwright.checkpoint.commit import flush, flush_directory, flush_parents, flush_tree, publish, sibling
 from trainwright.checkpoint.manifest import write_manifest
 from trainwright.checkpoint.paths import MODEL_NAMES, relative_files, rng_name
-from trainwright.checkpoint.tensors import foreign_objects
+from trainwright.checkpoint.tensors import NUMPY_GLOBALS
 from trainwright.names import (
     LOOP_STATE_NAME,
     MANIFEST_NAME,
@@ -50,14 +52,21 @@ Path = str | os.PathLike[str]
 
 @contextmanager
 def staged(
-    final_directory: Path, *, step: int, world_size: int, position: dict[str, Any], frozen: FrozenWeights | None = None
+    final_directory: Path,
+    *,
+    step: int,
+    world_size: int,
+    position: dict[str, Any],
+    frozen: FrozenWeights | None = None,
+    folders: Iterable[str] = (),
 ) -> Iterator[str]:
     """Yield a hidden directory to write into; it becomes `final_directory` when the block ends without an exception.
 
     After an exception it is deleted and `final_directory` is as it was. One process enters; others that write files too
     must get the path, and must be done before this one leaves. `position` is where in the data the run is, in
     samples, and must be JSON. A complete `final_directory` of before is deleted only once the new one has its name.
-    `frozen`: what the run knows of weights that need not be written again.
+    `frozen`: what the run knows of weights that need not be written again. `folders`: to make in it, before others
+    write there.
     """
     final = os.path.abspath(final_directory)
     staging = sibling(final, "staged")
@@ -65,6 +74,8 @@ def staged(
     shutil.rmtree(staging, ignore_errors=True)  # ours, from a save that failed halfway
     os.mkdir(staging)
     try:
+        for folder in folders:
+            os.makedirs(os.path.join(staging, folder))
         files = frozen.files_of(staging, final) if frozen is not None else None
         if frozen is None or files is None:
             yield staging
@@ -150,9 +161,9 @@ class HasState(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
 
-def save_optimizer(directory: Path, optimizer: HasState) -> None:
-    """Write the optimizer's state to `optimizer.pt`."""
-    _save_state(os.path.join(directory, OPTIMIZER_NAME), optimizer.state_dict())
+def save_optimizer(directory: Path, optimizer: HasState, state: dict[str, Any] | None = None) -> None:
+    """Write the optimizer's state to `optimizer.pt`; `state`: where it was gathered from several processes."""
+    _save_state(os.path.join(directory, OPTIMIZER_NAME), optimizer.state_dict() if state is None else state)
 
 
 def save_scheduler(directory: Path, scheduler: HasState) -> None:
@@ -246,7 +257,10 @@ def save_trainer_state(directory: Path, state: TrainerState) -> None:
 def _save_state(path: str, state: Any) -> None:
     """Write `state`, and say now, not at the resume, if it holds something that will not be read back."""
     is_written = sink.write("torch", path, state)  # as it always is if it holds such things
-    objects = foreign_objects(path) if is_written else []
+    if not is_written:
+        return
+    with torch.serialization.safe_globals(NUMPY_GLOBALS):  # as `load_tensors` reads it
+        objects = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     if objects:
         logger.warning(
             "%s holds objects that are not loaded from files: %s. To resume from it, first call "

@@ -24,6 +24,7 @@ from trainwright.checkpoint.layout import Record, checkpoint_name, continued, no
 from trainwright.checkpoint.paths import is_ours
 from trainwright.checkpoint.save import staged
 from trainwright.checkpoint.save_failures import SaveFailures, predicted_bytes
+from trainwright.checkpoint.sharded import PART_FOLDERS
 from trainwright.checkpoint.weights import check_can_be_held
 from trainwright.names import SaveStrategy
 from trainwright.nonfinite.weights import NonFiniteWeights, checkable_tensors, may_be_saved, nonfinite_tensors
@@ -200,7 +201,9 @@ class Saves:
         exception, which is raised in all ranks, `final` is as it was. `position`: see `save.staged`.
         """
         current, background = self._current, self.asynchronous if self._current is not None else None
-        stage: Callable[..., AbstractContextManager[str]] = staged
+        stage: Callable[..., AbstractContextManager[str]] = functools.partial(
+            staged, folders=PART_FOLDERS if self._strategy.writes_parts else ()
+        )
         if background is not None:
             checked = checkable_tensors(self._model, self._exempt) if self._model and background.checks_weights else {}
             stage = functools.partial(background.staged, to_check=checked)

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from trainwright import names
-from trainwright.checkpoint import sink
+from trainwright import names, shards
+from trainwright.checkpoint import sharded, sink
 from trainwright.checkpoint.paths import MAX_NAMED, inside, named, read_json, shown
 from trainwright.checkpoint.tensors import load_tensors
 from trainwright.interop.loaded import is_peft_model, is_pretrained_model
@@ -68,14 +68,21 @@ def save_weights(
         path = os.path.join(directory, names.WEIGHTS_NAME)
         sink.write("torch", path, tensors)
         return
+    save_tensors(tensors, directory, model, max_shard_size_gb)
+
+
+def save_tensors(
+    tensors: Tensors, directory: Path, model: nn.Module | None = None, max_shard_size_gb: float = 50
+) -> None:
+    """Write a state dict to safetensors files in `directory`, as `save_weights` does. `model`: whose it is."""
     unique, aliases = _without_duplicates(tensors)
     shards = _split(unique, max_shard_size_gb * 1e9)
     weight_map: dict[str, str] = {}
-    files = sink.of(directory)
+    files, owner = sink.of(directory), model if model is not None else nn.Module()
     for index, shard in enumerate(shards, start=1):
         name = names.SAFE_WEIGHTS_NAME if len(shards) == 1 else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
         in_shard = {alias: kept for alias, kept in aliases.items() if kept in shard}
-        files.write_weights(model, shard, os.path.join(directory, name), _FORMAT | in_shard)
+        files.write_weights(owner, shard, os.path.join(directory, name), _FORMAT | in_shard)
         weight_map |= dict.fromkeys(shard, name)
     if len(shards) > 1:
         index_content = {"metadata": {"total_size": sum(t.nbytes for t in unique.values())}, "weight_map": weight_map}
@@ -140,7 +147,8 @@ def load_state_dict(model: nn.Module, tensors: Tensors) -> LoadResult:
     """
     entries = model.state_dict(keep_vars=True)
     done = {name for name, value in tensors.items() if name in entries and _written(entries[name], value)}
-    result = model.load_state_dict({k: v for k, v in tensors.items() if k not in done}, strict=False)
+    parts = {k: shards.divided_as(entries.get(k), v) for k, v in tensors.items() if k not in done}
+    result = model.load_state_dict(parts, strict=False)
     return LoadResult([name for name in result.missing_keys if name not in done], list(result.unexpected_keys))
 
 
@@ -175,8 +183,12 @@ def load_weights(model: nn.Module, directory: Path, strict: bool = False, prefer
         result = _load_adapters(model, directory)
     else:
         files = weight_files(directory, prefer_safe)
-        result = _load_files(model, files)
-        if is_pretrained_model(model) and (result.missing_keys or result.unexpected_keys):
+        if not files:
+            missing, unexpected = sharded.load_model_parts(model, directory)
+            result = LoadResult(missing, unexpected)
+        else:
+            result = _load_files(model, files)
+        if files and is_pretrained_model(model) and (result.missing_keys or result.unexpected_keys):
             # The library may write other names than the model has (fused experts, renamed modules).
             tensors = {name: tensor for path in files for name, tensor in _read(path).items()}
             converted = _load_converted(model, tensors)
@@ -227,11 +239,15 @@ def issue_warnings_after_load(result: LoadResult, model: nn.Module) -> None:
 
 
 def weight_files(directory: Path, prefer_safe: bool = True) -> list[str]:
-    """The files that hold the weights of `directory`: one, or the shards its index names."""
+    """The files that hold the weights of `directory`: one, or the shards its index names. None of them where each
+    process of a run wrote its part (`sharded.py`).
+    """
     safe = [names.SAFE_WEIGHTS_NAME, names.SAFE_WEIGHTS_INDEX_NAME]
     pickled = [names.WEIGHTS_NAME, names.WEIGHTS_INDEX_NAME]
     candidates = safe + pickled if prefer_safe else pickled + safe
     found = next((name for name in candidates if os.path.isfile(os.path.join(directory, name))), None)
+    if found is None and sharded.has_parts(directory, sharded.MODEL):
+        return []
     if found is None:
         raise FileNotFoundError(f"{os.fspath(directory)} holds no weights: none of {', '.join(candidates)} is there.")
     path = os.path.join(directory, found)
@@ -257,13 +273,21 @@ def _save_pretrained(
     if "safe_serialization" in inspect.signature(model.save_pretrained).parameters:
         options["safe_serialization"] = safe
     elif not safe:
-        model.config.save_pretrained(directory)
-        if model.can_generate():
-            model.generation_config.save_pretrained(directory)
+        save_config(model, directory)
         return False
     with sink.no_progress_bars(), sink.redirected(model, directory):
         model.save_pretrained(directory, **options)
     return True
+
+
+def save_config(model: Any, directory: Path) -> None:
+    """The small files of a `transformers` model, without its weights; of any other nothing."""
+    if not is_pretrained_model(model):
+        return
+    model.config.architectures = [type(model).__name__.removeprefix("FSDP")]  # what `fully_shard` adds to a class
+    model.config.save_pretrained(directory)
+    if model.can_generate():
+        model.generation_config.save_pretrained(directory)
 
 
 def _without_duplicates(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:
@@ -382,7 +406,8 @@ def _load_adapters(model: Any, directory: Path) -> LoadResult:
         if not wrapped:
             tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
         expected = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-        result: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=adapter)  # it renames them
+        parts = {name: shards.divided_as(expected.get(name), tensor) for name, tensor in tensors.items()}
+        result: Any = set_peft_model_state_dict(model, parts, adapter_name=adapter)  # it renames them
         missing += [name for name in expected if name not in tensors]
         # peft calls a prompt's embeddings unexpected, though it has loaded them.
         unexpected += [name for name in result.unexpected_keys if name not in expected]

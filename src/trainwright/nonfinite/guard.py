@@ -30,7 +30,8 @@ class NonFiniteGuard:
     """Checks each update between its last backward pass and the optimizer step.
 
     `place` returns the position of the current update. `excluded` are (epoch, samples) to skip after a rollback.
-    `scheduler` is reset where skipped updates are detected late; None where no update steps it.
+    `scheduler` is reset where skipped updates are detected late; None where no update steps it. `norms_of`: see
+    `gradients.norms_of`; over all processes, where each has a part of the gradients.
 
     Raises ValueError where `policy` is "skip" and the optimizer updates during the backward pass.
     """
@@ -47,6 +48,7 @@ class NonFiniteGuard:
         is_distributed: bool = False,
         updates_in_backward: bool = False,
         excluded: Iterable[tuple[int, range]] = (),
+        norms_of: Callable[[list[torch.Tensor]], list[torch.Tensor]] = norms_of,
     ) -> None:
         if policy == "skip" and updates_in_backward:
             raise ValueError(
@@ -54,7 +56,7 @@ class NonFiniteGuard:
                 "backward pass, before the update is known to be good. Use 'raise', 'rollback' or another optim."
             )
         self.excluded = list(excluded)
-        self._policy, self._window, self._place = policy, window, place
+        self._policy, self._window, self._place, self._norms_of = policy, window, place, norms_of
         self._optimizer, self._scheduler, self._is_distributed = optimizer, scheduler, is_distributed
         self._bad: list[BadUpdate] = []
         self._updates: list[tuple[UpdatePosition, torch.Tensor]] = []  # not checked yet; each (micro-batches + 1,)
@@ -92,7 +94,7 @@ class NonFiniteGuard:
                 if self._flag_view[0] == 0.0:
                     return True
                 self._flag.zero_()
-            norms = norms_of(gradients)
+            norms = self._norms_of(gradients)
         else:
             norms = [torch.as_tensor(grad_norm)]
         if not self._asks_first:

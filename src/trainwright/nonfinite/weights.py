@@ -17,16 +17,22 @@ from trainwright.interop.loaded import is_peft_model
 from trainwright.names import some
 from trainwright.nested import strided_parts
 from trainwright.nonfinite.updates import MAX_NAMED, NonFiniteError
+from trainwright.shards import local_part
 
 logger = logging.getLogger(__name__)
 
 
 def checkable_tensors(model: nn.Module, exempt: Container[str] = ()) -> dict[str, torch.Tensor]:
     """Tensors of `model` in a checkpoint that may be non-finite, by name: parameters and buffers. Those named in
-    `exempt` are left out.
+    `exempt` are left out. Of a tensor that is divided over processes, this one's part.
     """
     is_adapted = is_peft_model(model)  # only its trained weights are saved
-    found = [(name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad or not is_adapted]
+    # DeepSpeed has this process's part of a weight aside.
+    found = [
+        (name, local_part(getattr(one, "ds_tensor", one)))
+        for name, one in model.named_parameters()
+        if one.requires_grad or not is_adapted
+    ]
     return {
         name: tensor.detach() if tensor.layout is torch.strided else strided_parts(tensor.detach())[-1]
         for name, tensor in (*found, *(() if is_adapted else _saved_buffers(model)))

@@ -28,6 +28,13 @@ class Strategy:
     process_index = 0
     is_distributed = False
     should_save = True  # whether this process writes files
+    shards_weights = False  # each process holds a part of the weights, the gradients and the optimizer's state
+    writes_parts = False  # each process writes its part of the weights and the optimizer's state into a checkpoint
+    checkpointing: dict[str, Any] | None = None  # of activations: its settings, where the engine asks for it
+    places_model = False  # the engine moves the model to the device when training begins
+    autocasts = True  # the forward pass runs under autocast where the arguments ask for half precision
+    measures_norm = False  # the norm of the gradients is taken whether they are clipped or not
+    optimizer_cls_and_kwargs: tuple[Callable[..., Optimizer], dict[str, Any]] | None = None  # in place of `args.optim`
     repeats_alone = True  # whether a process may do its share of an update again without the others taking part
 
     def __init__(self, device: torch.device, *, fp16: bool = False) -> None:
@@ -36,9 +43,30 @@ class Strategy:
 
     # -- preparing -----------------------------------------------------------------------------------------------------
 
+    def shard_weights(self, model: nn.Module, optimizer: Any = None) -> None:
+        """Divide the weights over processes, in place, before an optimizer is built on them; `optimizer`: one that was
+        given, which then holds the parts. A second call changes nothing.
+        """
+
     def prepare_model(self, model: nn.Module) -> nn.Module:
         """Wrap the model for training, where the backend needs a wrapper."""
         return model
+
+    def prepare(
+        self, model: Any, optimizer: Any, scheduler: Any, *, num_training_steps: int, micro_batch: int
+    ) -> tuple[Any, Any, Any]:
+        """(model, optimizer, schedule) as the loop uses them, where an engine wraps them together.
+
+        num_training_steps: updates of the run. micro_batch: samples, of one process.
+        """
+        return model, optimizer, scheduler
+
+    def release_model(self) -> None:
+        """Hold no model and no optimizer of before: the next one is about to be built."""
+
+    def has_divided(self, optimizer: Any) -> bool:
+        """Whether `optimizer` holds parts of weights that an earlier `prepare` made, not the model's parameters."""
+        return False
 
     def prepare_dataloader(self, dataloader: Any) -> Any:
         """Shard the batches by rank."""
@@ -49,6 +77,14 @@ class Strategy:
         return unwrapped(model)  # type: ignore[no-any-return]
 
     # -- a step --------------------------------------------------------------------------------------------------------
+
+    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """Those of `model` that the optimizer steps, also where a forward pass has put others in their place."""
+        return list(model.parameters())
+
+    def forward_only(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Context of forward passes of `model` that no backward pass follows: evaluation, generation."""
+        return contextlib.nullcontext()
 
     def begin_update(self, model: nn.Module) -> None:
         """Before the first micro-batch of an update that may have to be repeated (`auto_find_batch_size`)."""
@@ -72,6 +108,10 @@ class Strategy:
             self.scaler.unscale_(optimizer)
         return gradients.clip_grad_norm(parameters, max_norm)
 
+    def norms_of_gradients(self, found: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Norms whose norm is the norm of the gradients `found`, over all processes: see `gradients.norms_of`."""
+        return gradients.norms_of(found)
+
     def optimizer_step(self, optimizer: Optimizer) -> bool:
         """Update the weights. False when fp16 gradients overflowed and the update was skipped."""
         if self.scaler is None:
@@ -82,6 +122,14 @@ class Strategy:
         self.scaler.step(optimizer)
         self.scaler.update()
         return not bool(self.scaler.scale(one) < before)
+
+    def discard_update(self) -> None:
+        """An update is not made: drop what its micro-batches left in the engine."""
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether losses are scaled (fp16), so that an update may overflow and be skipped without being bad."""
+        return self.scaler is not None
 
     # -- collectives ---------------------------------------------------------------------------------------------------
 
@@ -121,7 +169,31 @@ class Strategy:
     def barrier(self) -> None:
         """Wait for the other ranks."""
 
-    # -- saving --------------------------------------------------------------------------------------------------------
+    # -- saving and loading --------------------------------------------------------------------------------------------
+
+    def whole_weights(self, model: nn.Module) -> dict[str, Any] | None:
+        """The state dict of `model` where its weights are in parts, whole, in a process that writes; all processes call
+        it together. None: the model has it.
+        """
+        return None
+
+    def gathered(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Context in which each process has whole weights, to load others into them."""
+        return contextlib.nullcontext()
+
+    def save_state(self, directory: str, step: int) -> bool:
+        """Write weights and optimizer state into a checkpoint in the engine's form; all processes call it together.
+        False: it has none, and the optimizer's state is to be written.
+        """
+        return False
+
+    def restores_weights(self, checkpoint: str) -> bool:
+        """Whether `load_state` will put the weights of `checkpoint` into the model, too."""
+        return False
+
+    def load_state(self, checkpoint: str) -> bool:
+        """Restore what `save_state` wrote; False where that wrote nothing. Raises ValueError for another's form."""
+        return False
 
     def staged(
         self, stage: Callable[[], contextlib.AbstractContextManager[str]]

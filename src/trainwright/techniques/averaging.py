@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ from trainwright.checkpoint import sink
 from trainwright.checkpoint.paths import inside
 from trainwright.names import EMA_WEIGHTS_NAME
 from trainwright.optim.schedule_free import find_schedule_free
+from trainwright.shards import divided_as, is_sharded, local_part, reshard, whole_of_part
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,12 @@ class AveragedWeights:
             if parameter.requires_grad and parameter.is_floating_point()
         }
         wide = (torch.float32, torch.float64)
-        self._wide: list[torch.Tensor] = [p for p in self._parameters.values() if p.dtype in wide]
-        self._narrow: list[torch.Tensor] = [p for p in self._parameters.values() if p.dtype not in wide]
+        # Of weights that are divided over processes, this one's part, in the memory that the optimizer changes.
+        self._parts = {name: local_part(parameter) for name, parameter in self._parameters.items()}
+        self._is_sharded = any(map(is_sharded, self._parameters.values()))
+        self._model = model if self._is_sharded else None
+        self._wide: list[torch.Tensor] = [p for p in self._parts.values() if p.dtype in wide]
+        self._narrow: list[torch.Tensor] = [p for p in self._parts.values() if p.dtype not in wide]
         self._wide_average: list[torch.Tensor] = []
         self._narrow_average: list[torch.Tensor] = []
         self.has_begun = False
@@ -72,12 +77,14 @@ class AveragedWeights:
                 torch._foreach_lerp_(self._narrow_average, [p.float() for p in self._narrow], 1.0 - self.decay)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The average under the names of the parameters; empty before `start_step`."""
+        """The average, of this process's part of the weights, under the names of the parameters; empty before
+        `start_step`.
+        """
         if not self.has_begun:
             return {}
         averages = {id(p): a for p, a in zip(self._wide, self._wide_average)}
         averages |= {id(p): a for p, a in zip(self._narrow, self._narrow_average)}
-        return {name: averages[id(p)] for name, p in self._parameters.items()}
+        return {name: averages[id(p)] for name, p in self._parts.items()}
 
     @property
     def nbytes(self) -> int:
@@ -86,11 +93,14 @@ class AveragedWeights:
 
     def finalize(self) -> None:
         """Training is over: remember the versions of the weights that this is the average of."""
-        self._versions = [parameter._version for parameter in self._parameters.values()]
+        self._versions = self._current_versions()
+
+    def _current_versions(self) -> list[int]:
+        return [part._version for part in self._parts.values()]
 
     def matches_weights(self) -> bool:
         """False, with a warning, where the weights were changed since training ended."""
-        if self._versions in (None, [parameter._version for parameter in self._parameters.values()]):
+        if self._versions in (None, self._current_versions()):
             return True
         logger.warning(
             "The weights were changed after train(), so they are used as they are, and not the average of ema_decay, "
@@ -103,6 +113,10 @@ class AveragedWeights:
         """Within the block the model has the averaged weights; after it, the trained ones again. No tensor is copied
         where both have one dtype. A no-op before `start_step`.
         """
+        if self._model is not None:
+            with self._in_shards(self._model):
+                yield
+            return
         trained = [parameter.data for parameter in self._parameters.values()]
         try:
             if self.has_begun:
@@ -113,10 +127,33 @@ class AveragedWeights:
             for parameter, data in zip(self._parameters.values(), trained, strict=True):
                 parameter.data = data
 
-    def save(self, directory: Path) -> None:
-        """Write `ema.safetensors`; a no-op before `start_step`."""
-        if self.has_begun:
-            averages = {name: average.contiguous() for name, average in self.state_dict().items()}
+    @contextmanager
+    def _in_shards(self, model: nn.Module) -> Iterator[None]:
+        """`in_model` for weights that are divided: whole ones are gathered from the memory of the parts, so that is
+        changed in place, at the cost of a copy of it, and what was gathered before and within is dropped.
+        """
+        is_current = self._versions is not None and self._versions == self._current_versions()
+        trained = [part.clone() for part in self._parts.values()] if self.has_begun else []
+        reshard(model)
+        try:
+            _copy(self.state_dict().values(), self._parts.values())
+            yield
+        finally:
+            reshard(model)
+            _copy(trained, self._parts.values())
+            if is_current:
+                self._versions = self._current_versions()
+
+    def save(self, directory: Path, *, writes: bool = True) -> None:
+        """Write `ema.safetensors`; a no-op before `start_step`. Of weights that are divided, all processes call it
+        together, and those that are not to write take part.
+        """
+        if not self.has_begun:
+            return
+        parts = self.state_dict()
+        averages = {name: whole_of_part(parts[name], p, keep=writes) for name, p in self._parameters.items()}
+        if writes:
+            averages = {name: average.contiguous() for name, average in averages.items()}
             sink.write("tensors", os.path.join(directory, EMA_WEIGHTS_NAME), averages, {"format": "pt"})
 
     @torch.no_grad()
@@ -144,7 +181,13 @@ class AveragedWeights:
             )
         self._begin()
         for name, average in self.state_dict().items():
-            average.copy_(saved[name])
+            average.copy_(local_part(divided_as(self._parameters[name], saved[name])))
+
+
+@torch.no_grad()
+def _copy(sources: Iterable[torch.Tensor], targets: Iterable[torch.Tensor]) -> None:
+    for source, target in zip(sources, targets):
+        target.copy_(source)
 
 
 def check_optimizer(optimizer: object) -> None:

@@ -1,8 +1,8 @@
 """Activation checkpointing: store few activations, and recompute the others in the backward pass.
 
 Owns: it for any `nn.Module`, block by block; calling that of a `transformers` model. Leaves to others: finding the
-blocks (`blocks.py`), the arithmetic (`torch.utils.checkpoint`). Source: Chen et al. 2016, "Training Deep Nets with
-Sublinear Memory Cost".
+blocks (`interop/blocks.py`), the arithmetic (`torch.utils.checkpoint`). Source: Chen et al. 2016, "Training Deep Nets
+with Sublinear Memory Cost".
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from torch import nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
+from trainwright.interop.blocks import repeated_blocks
 from trainwright.interop.loaded import is_peft_model
 from trainwright.interop.models import configs_of
 from trainwright.names import closest
-from trainwright.techniques.blocks import repeated_blocks
 
 # Added to those of torch's `checkpoint`.
 OF_BLOCKS = ("every_n_layers", "offload", "modules")
 _OF_TORCH = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
 
 
-def prepare_for_training(model: nn.Module, args: Any) -> Callable[[], None]:
+def prepare_for_training(model: nn.Module, args: Any, of_engine: dict[str, Any] | None = None) -> Callable[[], None]:
     """Gradient checkpointing and `use_cache` as the arguments ask. Returns a function that undoes what was only for
-    training.
+    training. `of_engine`: settings with which an engine asks for checkpointing; None: it does not.
 
     Raises ValueError for a model whose activations cannot be checkpointed.
     """
     cache_before = [(config, config.use_cache) for config in configs_of(model) if hasattr(config, "use_cache")]
     stop_checkpointing: Callable[[], None] | None = None
-    if args.gradient_checkpointing or args.activation_checkpointing:
-        stop_checkpointing = checkpoint_activations(model, dict(args.gradient_checkpointing_kwargs or {}))
+    if args.gradient_checkpointing or args.activation_checkpointing or of_engine is not None:
+        settings = {**(of_engine or {}), **(args.gradient_checkpointing_kwargs or {})}
+        stop_checkpointing = checkpoint_activations(model, settings)
     for config, caches in cache_before:
         if caches and not args.use_cache:
             config.use_cache = False  # keys and values of past tokens are memory that training never reads

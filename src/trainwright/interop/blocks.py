@@ -1,6 +1,7 @@
-"""The repeated blocks of a model, which are checkpointed or compiled one by one.
+"""The repeated blocks of a model, which are checkpointed, compiled or sharded one by one.
 
-Owns: finding them, in any `nn.Module`. Leaves to others: what is done with each (`checkpointing.py`, `compiling.py`).
+Owns: finding them, in any `nn.Module`. Leaves to others: what is done with each (`techniques/checkpointing.py`,
+`techniques/compiling.py`, `parallel/fsdp_units.py`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,250 @@
+"""Checkpoints of FSDP2, whole and in parts: resumed by two processes, by DDP and by one, and back, bit by bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from test_fsdp import Tiny, assert_sharded, make, num_processes, result_of, weights_of
+from torch import nn
+
+from trainwright.checkpoint import sharded
+from trainwright.checkpoint.manifest import problems
+
+PARTS = {"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
+KINDS: dict[str, dict[str, Any]] = {"whole": {}, "parts": PARTS}
+SAVING = {"save_strategy": "steps", "save_steps": 2}
+BEST = {
+    "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss",
+    "greater_is_better": True, "save_steps": 1,
+}  # fmt: skip
+
+
+class Odd(Tiny):
+    """With a parameter that has fewer rows than there are processes, and buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, 16))
+        self.register_buffer("shift", torch.arange(16.0))
+        self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        self.num_calls += self.training
+        hidden = self.embedding(input_ids) * self.scale + 0.01 * self.shift
+        for block in self.blocks:
+            hidden = block(hidden)
+        logits = self.head(hidden)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
+
+
+def optimizer_of(trainer: Any) -> dict[str, torch.Tensor]:
+    """Its state, whole, by names of parameters."""
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    return {
+        f"{names[id(parameter)]} {key}": (value.full_tensor() if hasattr(value, "full_tensor") else value).clone()
+        for parameter, state in trainer.optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def train(folder: Path, resume: Path | None = None, **arguments: Any) -> dict[str, Any]:
+    trainer = make(folder, Odd(), **arguments)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    return {**result_of(trainer), "optimizer": optimizer_of(trainer), "losses": result_of(trainer)["losses"][-2:]}
+
+
+def loaded(folder: Path, checkpoint: Path, **arguments: Any) -> dict[str, Any]:
+    """What a run has that is resumed from `checkpoint` and has nothing left to do."""
+    trainer = make(folder, Odd(), max_steps=2, **arguments)
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    return {
+        "weights": weights_of(trainer.model),
+        "optimizer": optimizer_of(trainer),
+        "shares": result_of(trainer)["shares"],
+    }
+
+
+def scenarios(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if num_processes() == 1:  # a checkpoint that one process wrote, for two
+        return {"run": train(folder / "run", **SAVING)}
+    for kind, of_kind in KINDS.items():
+        found[f"{kind} run"] = train(folder / f"{kind} run", **SAVING, **of_kind)
+        checkpoint = folder / f"{kind} run" / "checkpoint-2"
+        found[f"{kind} resumed"] = train(folder / f"{kind} resumed", checkpoint, **of_kind)
+        found[f"{kind} loaded"] = loaded(folder / f"{kind} loaded", checkpoint)
+        found[f"{kind} loaded by DDP"] = loaded(folder / f"{kind} by DDP", checkpoint, fsdp="")
+        found[f"{kind} best"] = train(folder / f"{kind} best", **{**SAVING, **BEST}, **of_kind)
+    found["DDP run"] = train(folder / "DDP run", **SAVING, fsdp="")
+    found["loaded of DDP"] = loaded(folder / "of DDP", folder / "DDP run" / "checkpoint-2", **PARTS)
+    found["not waited for"] = train(folder / "not waited for", **SAVING, async_save=True)
+    with pytest.raises(ValueError) as caught:
+        make(folder / "refused", async_save=True, **SAVING, **PARTS)
+    found["refused"] = str(caught.value)
+    return found
+
+
+def assert_same_state(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for part in ("weights", "optimizer"):
+        assert found[part].keys() == expected[part].keys()
+        differing = [name for name, value in expected[part].items() if not torch.equal(found[part][name], value)]
+        assert differing == [], part
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_resume_by_as_many_processes_is_bit_exact(two: Any, kind: str) -> None:
+    for rank in two:
+        assert_sharded({"shares": {k: v for k, v in rank[f"{kind} resumed"]["shares"].items() if k != "scale"}})
+        assert_same_state(rank[f"{kind} resumed"], rank[f"{kind} run"])
+        assert rank[f"{kind} resumed"]["losses"] == rank[f"{kind} run"]["losses"]
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_ddp_and_one_process_hold_what_shards_held(folder: Path, two: Any, kind: str, tmp_path: Path) -> None:
+    one = loaded(tmp_path, folder / f"{kind} run" / "checkpoint-2")
+    for rank in two:
+        assert_same_state(rank[f"{kind} loaded"], one)
+        assert_same_state(rank[f"{kind} loaded by DDP"], one)
+        assert not any(is_dtensor for is_dtensor, _, _ in rank[f"{kind} loaded by DDP"]["shares"].values())
+
+
+def test_shards_hold_what_ddp_saved(two: Any, folder: Path, tmp_path: Path) -> None:
+    one = loaded(tmp_path, folder / "DDP run" / "checkpoint-2")
+    for rank in two:
+        assert_same_state(rank["loaded of DDP"], one)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_one_process_goes_on_where_two_stopped(two: Any, folder: Path, kind: str, tmp_path: Path) -> None:
+    found = train(tmp_path, folder / f"{kind} run" / "checkpoint-2")
+    assert found["losses"] == pytest.approx(two[0][f"{kind} run"]["losses"], rel=2e-6)
+    for name, weight in two[0][f"{kind} run"]["weights"].items():
+        torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=2e-5)
+
+
+def test_both_processes_write_parts_and_no_whole_file_but_of_the_last(folder: Path) -> None:
+    first, last = (folder / "parts run" / f"checkpoint-{step}" for step in (2, 4))
+    for checkpoint in (first, last):
+        assert problems(str(checkpoint)) == []
+        for part in (sharded.MODEL, sharded.OPTIMIZER):
+            files = sorted(path.name for path in (checkpoint / "sharded" / part).glob("*.safetensors"))
+            assert [name[:11] for name in files] == ["shard-00001", "shard-00002"]
+    assert not (first / "model.safetensors").exists()
+    assert (last / "model.safetensors").exists()
+    small = torch.load(first / "optimizer.pt", weights_only=True)
+    assert {key for state in small["state"].values() for key in state} == {"step"}
+
+
+def test_parts_are_no_pickles(folder: Path) -> None:
+    names = {path.suffix for path in (folder / "parts run" / "checkpoint-2" / "sharded").rglob("*") if path.is_file()}
+    assert names == {".safetensors", ".json"}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_best_weights_are_loaded_at_the_end_and_are_in_one_file_too(folder: Path, two: Any, kind: str) -> None:
+    from safetensors.torch import load_file
+
+    # The loss falls, so that the first evaluation is the "best" one.
+    state = json.loads((folder / f"{kind} best" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["best_global_step"] == 1
+    file = load_file(folder / f"{kind} best" / "checkpoint-1" / "model.safetensors")
+    for rank in two:
+        weights = rank[f"{kind} best"]["weights"]
+        assert all(torch.equal(weights[name], tensor) for name, tensor in file.items())
+
+
+def test_the_file_of_the_last_checkpoint_is_what_its_parts_make(folder: Path, two: Any) -> None:
+    from trainwright.checkpoint.weights import load_weights
+
+    checkpoint = folder / "parts run" / "checkpoint-4"
+    model = Odd()
+    assert load_weights(model, checkpoint, strict=True) == ([], [])
+    whole = sharded.whole_model(checkpoint)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in whole.items())
+    assert all(torch.equal(tensor, two[0]["parts run"]["weights"][name]) for name, tensor in whole.items())
+    assert whole.keys() == model.state_dict().keys()
+
+
+def test_saves_that_are_not_waited_for_hold_the_same(folder: Path, two: Any) -> None:
+    for rank in two:
+        assert_same_state(rank["not waited for"], rank["whole run"])
+    for step in (2, 4):
+        waited, beside = (folder / name / f"checkpoint-{step}" for name in ("whole run", "not waited for"))
+        assert problems(str(beside)) == []
+        for name in ("model.safetensors", "optimizer.pt", "rng_state_1.pth", "scheduler.pt"):
+            assert (beside / name).read_bytes() == (waited / name).read_bytes()
+
+
+def test_parts_that_nobody_waits_for_are_refused(two: Any) -> None:
+    for rank in two:
+        assert "async_save=True cannot be used with state_dict_type='sharded_state_dict'" in rank["refused"]
+
+
+def test_converted_parts_are_a_checkpoint_of_whole_files(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    from trainwright.cli import main
+
+    target = tmp_path / "checkpoint-2"
+    assert main(["convert", str(folder / "parts run" / "checkpoint-2"), str(target)]) == 0
+    assert problems(str(target)) == [] and not (target / "sharded").exists()
+    whole = folder / "whole run" / "checkpoint-2"
+    assert set(os.listdir(target)) == set(os.listdir(whole))
+    assert_same_state(loaded(tmp_path / "converted", target), loaded(tmp_path / "parts", whole))
+    assert main(["convert", str(folder / "parts run" / "checkpoint-2"), str(target)]) == 1
+    assert "exists: name a directory that does not" in capsys.readouterr().err
+    assert main(["convert", str(whole), str(tmp_path / "other")]) == 1
+    assert "there is nothing to convert" in capsys.readouterr().err
+
+
+def damaged(folder: Path, target: Path) -> Path:
+    return Path(shutil.copytree(folder / "parts run" / "checkpoint-2", target / "checkpoint-2"))
+
+
+def test_check_names_a_part_that_has_changed_or_is_gone(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    from trainwright.cli import main
+
+    checkpoint = damaged(folder, tmp_path)
+    assert main(["check", str(checkpoint)]) == 0
+    part = sorted((checkpoint / "sharded" / "model").glob("*.safetensors"))[1]
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    assert main(["check", str(checkpoint)]) == 1
+    part.unlink()
+    assert main(["check", str(checkpoint)]) == 1
+    said = capsys.readouterr().out
+    assert f"sharded/model/{part.name} has changed" in said and f"sharded/model/{part.name} is missing" in said
+
+
+def test_parts_that_make_no_whole_are_found_though_each_file_is_as_promised(folder: Path, tmp_path: Path) -> None:
+    from trainwright.checkpoint.manifest import read_manifest, write_manifest
+
+    checkpoint = damaged(folder, tmp_path)
+    manifest = read_manifest(checkpoint)
+    assert manifest is not None
+    sorted((checkpoint / "sharded" / "optimizer").glob("*.safetensors"))[0].unlink()
+    write_manifest(checkpoint, manifest.step, manifest.world_size, manifest.position)
+    (problem,) = problems(str(checkpoint))
+    assert "a part is missing" in problem
+    with pytest.raises(ValueError, match="cannot be used"):
+        loaded(tmp_path / "run", checkpoint)
+
+
+def test_parts_of_another_model_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    model = Tiny()
+    model.blocks[0].inner = nn.Linear(16, 34)
+    with pytest.raises(
+        RuntimeError, match=r"blocks.0.inner.weight has the shape \(33, 16\) there, and \(34, 16\) here"
+    ):
+        sharded.load_model_parts(model, folder / "parts run" / "checkpoint-2")
