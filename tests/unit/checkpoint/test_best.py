@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import os
+import shutil
 import types
 
 import pytest
@@ -291,6 +293,10 @@ def test_the_best_checkpoint_is_that_of_the_best_step_if_this_run_saves_or_saved
     (there / "loop_state.json").write_text(text)
     assert best_directory(state, str(tmp_path), run) == str(there)
     assert best_directory(state, str(tmp_path), None) == known
-    state.best_model_checkpoint = str(tmp_path / "." / "checkpoint-2")
+    state.best_model_checkpoint = os.path.join(tmp_path, ".", "checkpoint-2")
     assert best_directory(state, str(tmp_path), None) == str(there)
-    assert best_directory(TrainerState(global_step=4), str(tmp_path), run) is None
+    shutil.copytree(there, tmp_path / "checkpoint-0")
+    nothing = TrainerState(global_step=4)
+    assert best_directory(nothing, str(tmp_path), run) is None  # no step was the best
+    nothing.best_model_checkpoint = known
+    assert best_directory(nothing, str(tmp_path), run) == known

@@ -123,6 +123,7 @@ def test_epochs_or_steps_that_are_left_are_counted_from_where_a_run_goes_on():
     found = plan(10, 40, accumulation=2, epochs=3)  # 5 updates an epoch
     assert plan_from_here(found, 1, 4, 7, 2) == found
     assert plan_from_here(found, 1, 3, 7, 2).max_steps == 7 + 4 + 5  # 7 micro-batches are left of epoch 1
+    assert plan_from_here(found, 4, 0, 9, 2).max_steps == 9  # further than its epochs: nothing is left
     found = plan(10, 40, accumulation=2, max_steps=12)
     assert plan_from_here(found, 1, 4, 7, 2) == found and found.num_train_epochs == 3
     assert plan_from_here(found, 4, 4, 7, 2).num_train_epochs == 6  # 3 updates end epoch 4, 2 are left
