@@ -296,7 +296,7 @@ def plan_from_here(
     # Before this place, in updates of the present size; those left are rounded up, as the last may be a short one.
     done = (epoch + 1) * per_epoch - -(-(plan.len_dataloader - micro_batches) // accumulation)
     if plan.epoch_based:
-        return plan._replace(max_steps=plan.max_steps + global_step - done)
+        return plan._replace(max_steps=global_step + max(0, plan.max_steps - done))
     num_left = max(0, plan.max_steps - global_step)
     return plan._replace(num_train_epochs=-(-(done + num_left) // per_epoch))
 
