@@ -5,7 +5,8 @@ Owns: the loops by hand, starting the processes, the table. Leaves to others: th
 
     python benchmarks/scaling.py                      two processes, gloo, in about three minutes
     python benchmarks/scaling.py --rounds 0           counts only
-    python benchmarks/scaling.py --calls-of trainwright     the calls it makes above the loop by hand
+    python benchmarks/scaling.py --memory             the peak of memory, FSDP2 beside DDP
+    python benchmarks/scaling.py --calls-of "trainwright, DDP"     the calls it makes above the loop by hand
 
 The loops take turns in the same two processes. Counts are those of rank 0, and exact; so is the number of collectives,
 which the backend itself reports to torch's profiler. Times are CPU seconds of rank 0 and include waiting only as far as
@@ -66,17 +67,12 @@ def ddp_by_hand(collator: Any, num_steps: int, cpu: bool) -> None:
 
 
 def fsdp_by_hand(collator: Any, num_steps: int, cpu: bool) -> None:
-    """`fully_shard` of each layer and of the model, on a mesh of CPUs."""
+    """`fully_shard` of a model without repeated blocks, on a mesh of CPUs."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    def sharded(model: nn.Module) -> nn.Module:
-        mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
-        for layer in model.children():
-            fully_shard(layer, mesh=mesh)
-        return fully_shard(model, mesh=mesh)
-
-    by_hand(collator, num_steps, sharded)
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    by_hand(collator, num_steps, lambda model: fully_shard(model, mesh=mesh))
 
 
 def by_hand(collator: Any, num_steps: int, wrap: Callable[[nn.Module], nn.Module]) -> None:
@@ -140,7 +136,11 @@ def measure(options: argparse.Namespace) -> None:
     """In each process: every loop in turn; rank 0 writes what it found."""
     distributed.init_process_group("gloo")
     torch.set_num_threads(1)
-    chosen = [row for row in CONTENDERS if row.is_installed and (not options.only or options.only in row.name)]
+    chosen = [
+        row
+        for row in CONTENDERS
+        if row.is_installed and (not options.only or any(part in row.name for part in options.only))
+    ]
     found: list[dict[str, Any]] = []
     for contender in chosen:
         result = {"loop": contender.name, "version": contender.version, "variant": contender.variant, "cpu_us": []}
@@ -168,6 +168,67 @@ def _print_calls(name: str, calls: Counter[str]) -> None:
     print(f"\nPython calls of {name} above the loop by hand, per step:")
     for function, count in calls.most_common(40):
         print(f"  {count / COUNTED_STEPS:8.2f}  {function}")
+
+
+class Blocks(nn.Module):
+    """`NUM_BLOCKS` equal blocks of 4 x `WIDTH`^2 weights: 134 million, 537 MB in float32."""
+
+    NUM_BLOCKS, WIDTH = 8, 2048
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+
+        def block() -> nn.Module:
+            return nn.Sequential(
+                nn.Linear(self.WIDTH, 2 * self.WIDTH), nn.Tanh(), nn.Linear(2 * self.WIDTH, self.WIDTH)
+            )
+
+        self.blocks = nn.ModuleList(block() for _ in range(self.NUM_BLOCKS))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        for one in self.blocks:
+            x = x + one(x)  # (batch, WIDTH)
+        return {"loss": ((x - labels) ** 2).mean()}
+
+
+class BlockData(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Sixteen samples."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        x = torch.full((Blocks.WIDTH,), index / 16)
+        return {"x": x, "labels": -x}
+
+
+def peak_of_training(engine: str) -> float:
+    """Bytes of this process at its peak in three steps, above those that were resident before the model was made."""
+    from trainwright import Trainer, TrainingArguments
+
+    more: dict[str, Any] = FSDP2 if engine == "FSDP2" else {}
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = TrainingArguments(
+            directory, max_steps=3, per_device_train_batch_size=1, save_strategy="no", report_to="none", use_cpu=True,
+            disable_tqdm=True, **more,
+        )  # fmt: skip
+        distributed.barrier() if distributed.is_initialized() else None
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _resident("VmHWM")
+        Trainer(Blocks(), arguments, train_dataset=BlockData()).train()
+        return _resident("VmHWM") - before
+
+
+def _resident(name: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return float(line.split()[1]) * 1024
+
+
+def print_memory(peaks: dict[str, float]) -> None:
+    print("\nPeak of a process in three steps, weights, gradients and AdamW of 134 million parameters:")
+    for engine, peak in peaks.items():
+        print(f"  {engine:<6} {peak / 2**20:8,.0f} MiB  {peak / peaks['DDP']:.2f} x DDP")
 
 
 def print_table(found: list[dict[str, Any]]) -> None:
@@ -200,24 +261,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="in which the loops take turns to be timed (%(default)s)")
     parser.add_argument("--steps", type=int, default=300, help="of a timed run (%(default)s)")
-    parser.add_argument("--only", help="loops whose name has this in it")
+    parser.add_argument("--only", nargs="+", default=[], help="loops whose name has one of these in it")
     parser.add_argument("--calls-of", help="list the calls of the loops whose name has this in it")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument(
+        "--memory", action="store_true", help="the peak of memory with DDP and with FSDP2 (Linux), only"
+    )
     parser.add_argument("--into", help=argparse.SUPPRESS)  # in the processes
+    parser.add_argument("--engine", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.engine:
+        peak = peak_of_training(options.engine)
+        if distributed.get_rank() == 0:
+            Path(options.into).write_text(json.dumps(peak))
+        return
     if options.into:
         measure(options)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        into = Path(folder) / "found.json"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={NUM_PROCESSES}"]
-        command += [__file__, *sys.argv[1:], "--into", str(into)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        subprocess.run(command, env=environment, check=True, timeout=3600)
-        found = json.loads(into.read_text())
+    if options.memory:
+        print_memory({engine: started(["--engine", engine]) for engine in ("DDP", "FSDP2")})
+        return
+    found = started(sys.argv[1:])
     print_table(found)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
+
+
+def started(arguments: list[str]) -> Any:
+    """What rank 0 of two processes found, which run this file with `arguments`."""
+    with tempfile.TemporaryDirectory() as folder:
+        into = Path(folder) / "found.json"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={NUM_PROCESSES}"]
+        command += [__file__, *arguments, "--into", str(into)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        subprocess.run(command, env=environment, check=True, timeout=3600)
+        return json.loads(into.read_text())
 
 
 if __name__ == "__main__":

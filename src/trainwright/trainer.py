@@ -986,6 +986,7 @@ class Trainer:
         """Hold the model, its weights and its optimizer no longer: `model_init` builds the next one."""
         self.model = self.model_wrapped = self._model_to_evaluate = None
         self.optimizer = self.lr_scheduler = None
+        self._strategy.release_model()
         self._average = self._packed_inputs = self._past = None
         self._facts = self._facts.without_model()
         if self._accelerator is not None:  # overrides may have had it prepare them

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from regression import Data, Model, make, num_processes, result_of, trained, weights_of, zero
+from regression import GLOBAL_BATCH, Data, Model, make, num_processes, result_of, trained, weights_of, zero
 
 # -- scenarios: run in each of two processes, and in one without an engine ---------------------------------------------
 
@@ -37,6 +37,9 @@ def facts_of_engine(folder: Path, stage: int) -> dict[str, Any]:
         "fsdp": trainer.is_fsdp_enabled,
         "places": trainer.place_model_on_device,
         "stage": trainer.deepspeed.zero_optimization_stage(),
+        "plugin": trainer.accelerator.state.deepspeed_plugin.zero_stage,
+        "type": trainer.accelerator.distributed_type.value,
+        "unwrapped": trainer.accelerator.unwrap_model(trainer.model_wrapped) is trainer.model,
         # Numbers of a weight in this process, of the part that belongs to it, and of all of it.
         "sizes": [
             (one.numel(), getattr(one, "ds_tensor", one).numel(), getattr(one, "ds_numel", one.numel()))
@@ -67,6 +70,16 @@ def with_own_step() -> Any:
             return loss.detach()
 
     return OwnStepTrainer
+
+
+def divided_from_the_start() -> Model:
+    """A model that no process has ever had whole."""
+    import deepspeed
+
+    with deepspeed.zero.Init(config_dict_or_path=zero(3, train_batch_size=GLOBAL_BATCH)):
+        model = Model()
+    assert all(parameter.numel() == 0 for parameter in model.parameters())
+    return model
 
 
 LETTERS = {"per_device_train_batch_size": 4 // num_processes(), "remove_unused_columns": False}
@@ -133,6 +146,14 @@ def scenarios(folder: Path) -> dict[str, Any]:
         )
         found[f"skip {stage}"] = trained(folder / f"skip{stage}", zero(stage), Model(poison=3), nonfinite="skip")
         found[f"raise {stage}"] = error_of(lambda: trained(folder / "raise", zero(stage), Model(poison=3)))  # noqa: B023
+        best = make(
+            folder / f"best{stage}", zero(stage), load_best_model_at_end=True, eval_strategy="steps", eval_steps=1,
+            save_strategy="steps", save_steps=1, learning_rate=5e-2, max_steps=3, greater_is_better=True,
+        )  # fmt: skip
+        best.train()
+        assert best.state.best_global_step < 3
+        best.train()
+        found[f"best {stage}"] = result_of(best)
     found["unclipped"] = trained(folder / "unclipped", zero(2), max_grad_norm=0.0)
     found["short"] = trained(
         folder / "short", zero(3), trainer={"train_dataset": Data(56)}, num_train_epochs=2, max_steps=-1
@@ -177,8 +198,12 @@ def scenarios(folder: Path) -> dict[str, Any]:
     adapted.train()
     found["adapted"] = result_of(adapted)
     adapted.save_model(str(folder / "adapter"))
+    adapted.accelerator.wait_for_everyone()  # process 0 writes it
     found["adapter files"] = sorted(path.name for path in (folder / "adapter").iterdir())
     found["generated"] = generated(folder / "generated", zero(3))
+    found["noise"] = trained(
+        folder / "noise", zero(3), letters(), trainer=words(), neftune_noise_alpha=50.0, max_grad_norm=0.0, **LETTERS
+    )
 
     class Watch(TrainerCallback):
         def __init__(self) -> None:
@@ -194,6 +219,7 @@ def scenarios(folder: Path) -> dict[str, Any]:
     if is_alone:
         return found
 
+    found["divided"] = trained(folder / "divided", zero(3), divided_from_the_start())
     for stage in (1, 2, 3):
         found[f"facts {stage}"] = facts_of_engine(folder / f"facts{stage}", stage)
     configured = {
@@ -259,6 +285,7 @@ def test_weights_gradients_and_state_are_in_parts_as_the_stage_says(stage: int, 
 def test_the_documented_attributes_name_the_engine(stage: int, two: Any) -> None:
     facts = two[0][f"facts {stage}"]
     assert facts["before"] is None and facts["is_engine"] and facts["wrapped_is_engine"] and facts["model_is_mine"]
+    assert facts["plugin"] == stage and facts["type"] == "DEEPSPEED" and facts["unwrapped"]
     assert facts["enabled"] and not facts["fsdp"] and not facts["places"]
 
 
@@ -274,6 +301,11 @@ def test_a_bad_update_is_skipped_and_the_others_are_made(stage: int, two: Any, o
     found, wanted = two[0][f"skip {stage}"], one[f"skip {stage}"]
     assert_same_run({**found, "norms": []}, {**wanted, "norms": []})
     assert wanted["losses"] != one[f"plain {stage}"]["losses"]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_training_goes_on_from_the_best_weights_that_were_loaded(stage: int, two: Any, one: Any) -> None:
+    assert_same_run(two[0][f"best {stage}"], one[f"best {stage}"])
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -316,6 +348,11 @@ def test_every_token_weighs_the_same_with_weights_in_parts(scenario: str, two: A
     assert_same_run(two[0][scenario], one["tokens"])
 
 
+def test_noise_is_put_on_embeddings_that_are_in_parts(two: Any) -> None:
+    noisy, plain = two[0]["noise"]["losses"], two[0]["tokens 3"]["losses"]
+    assert len(noisy) == len(plain) and noisy[0] != plain[0]
+
+
 def test_generation_gathers_the_weights(two: Any, one: Any) -> None:
     for rank in two:
         assert torch.equal(rank["generated"]["tokens"], one["generated"]["tokens"])
@@ -324,6 +361,10 @@ def test_generation_gathers_the_weights(two: Any, one: Any) -> None:
 def test_an_adapter_is_saved_alone(two: Any, one: Any) -> None:
     assert two[0]["adapter files"] == one["adapter files"]
     assert "adapter_model.safetensors" in two[0]["adapter files"]
+
+
+def test_a_model_that_was_made_in_parts_trains_as_one_that_is_divided(two: Any) -> None:
+    assert two[0]["divided"]["losses"] == two[0]["plain 3"]["losses"]
 
 
 def test_an_evaluation_changes_nothing(two: Any) -> None:

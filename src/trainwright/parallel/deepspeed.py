@@ -11,12 +11,14 @@ of the gradients before the step (DeepSpeed takes it in its step), so that an up
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import logging
 import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +80,7 @@ class DeepSpeedStrategy(DistributedStrategy):
         self.engine: Any = None
         self._optimizer: Any = None  # that the engine wraps around the one of the run
         self._norm: torch.Tensor | None = None  # of the gradients of the update under way
+        self._casting: Any = None  # the hook that gives inputs the precision of the weights
         if settings.get(given.config, "optimizer.type", None) is not None:
             self.optimizer_cls_and_kwargs = (ConfiguredOptimizer, {"lr": args.learning_rate})
 
@@ -105,7 +108,7 @@ class DeepSpeedStrategy(DistributedStrategy):
                 self.engine._config.scheduler_params = config["scheduler"].get("params")
                 scheduler = self.engine._scheduler_from_config(self._optimizer)
             return self.engine, optimizer, scheduler
-        self.close()
+        self.release_model()
         config["zero_allow_untested_optimizer"] = True  # checked, or vouched for: `settings.check_supported`
         config.setdefault("zero_force_ds_cpu_optimizer", False)
         if self.device.type == "cpu" and str(settings.get(config, "optimizer.type", "")).lower() in ("adam", "adamw"):
@@ -119,10 +122,11 @@ class DeepSpeedStrategy(DistributedStrategy):
             config=config,
         )
         self._optimizer = engine_optimizer
+        _tell_accelerate(self.accelerator, config)
         self.engine.lr_scheduler = self.engine.client_lr_scheduler = None  # this package steps it
         self.engine.set_gradient_accumulation_boundary(True)
         if self.input_dtype is not None:
-            model.register_forward_pre_hook(self._cast_inputs, with_kwargs=True)
+            self._casting = model.register_forward_pre_hook(self._cast_inputs, with_kwargs=True)
         self._take_norm_before_step(engine_optimizer)
         real = self.engine.basic_optimizer
         if scheduler_of_engine is not None:
@@ -150,8 +154,8 @@ class DeepSpeedStrategy(DistributedStrategy):
                 return value.to(self.input_dtype) if value.is_floating_point() else value
             return map_items(cast, value)
 
-        labels = {name: value for name, value in kwargs.items() if name.startswith("label")}
-        return cast(args), {name: labels.get(name) if name in labels else cast(kwargs[name]) for name in kwargs}
+        named = {name: value if name.startswith("label") else cast(value) for name, value in kwargs.items()}
+        return cast(args), named
 
     def _take_norm_before_step(self, optimizer: Any) -> None:
         """Have the engine's step use the norm that `clip_grad_norm` took, rather than take it again."""
@@ -173,11 +177,12 @@ class DeepSpeedStrategy(DistributedStrategy):
         setattr(optimizer, name, held)
         self._scaled_norm = combined
 
-    def close(self) -> None:
-        """Let go of the engine, where there is one."""
+    def release_model(self) -> None:
+        if self._casting is not None:
+            self._casting.remove()
         if self.engine is not None:
             self.engine.destroy()
-            self.engine = self._optimizer = self._norm = None
+        self.engine = self._optimizer = self._norm = self._casting = None
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
@@ -246,11 +251,8 @@ class DeepSpeedStrategy(DistributedStrategy):
         gathered = self._deepspeed.zero.GatheredParameters
         for name, value in model.state_dict(keep_vars=True).items():
             if id(value) not in copies:
-                with gathered([value]) if hasattr(value, "ds_id") else contextlib.nullcontext():
-                    if self.process_index == 0:
-                        copies[id(value)] = value.detach().cpu().clone()
-                    else:
-                        copies[id(value)] = torch.empty(0)
+                with gathered([value], enabled=hasattr(value, "ds_id")):
+                    copies[id(value)] = value.detach().to("cpu", copy=True) if self.process_index == 0 else value
             whole[name] = copies[id(value)]
         return whole if self.process_index == 0 else {}
 
@@ -258,18 +260,10 @@ class DeepSpeedStrategy(DistributedStrategy):
     def gathered(self, model: nn.Module) -> Iterator[None]:
         """Within, each process has all weights whole; what process 0 writes into them stays."""
         parts = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
-        if not parts:
+        with self._deepspeed.zero.GatheredParameters(parts, modifier_rank=0, enabled=bool(parts)):
             yield
-            return
-        with self._deepspeed.zero.GatheredParameters(parts, modifier_rank=0):
-            yield
-        self._refresh()
-
-    def _refresh(self) -> None:
-        """The weights were changed from outside: the optimizer's copies in single precision follow."""
-        refresh = getattr(self._optimizer, "refresh_fp32_params", None)
-        if refresh is not None:
-            refresh()
+        if self._optimizer is not None:  # whose copies in single precision the next step would put back
+            self._optimizer.refresh_fp32_params()
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -350,8 +344,25 @@ def _check_accelerator(args: TrainingArguments) -> None:
         )
 
 
+def _tell_accelerate(accelerator: Any, config: dict[str, Any]) -> None:
+    fields = os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)  # accelerate refuses a configuration beside them
+    from accelerate.utils import DeepSpeedPlugin, DistributedType
+
+    fields = os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)  # accelerate refuses a whole configuration beside them
+    try:
+        plugin = DeepSpeedPlugin(hf_ds_config=copy.deepcopy(config), zero3_init_flag=False)
+    finally:
+        if fields is not None:
+            os.environ["ACCELERATE_CONFIG_DS_FIELDS"] = fields
+    plugin.select(_from_accelerator_state=True)
+    state = vars(accelerator.state)
+    state["deepspeed_plugins"], state["distributed_type"] = {"default": plugin}, DistributedType.DEEPSPEED
+
+
 def _be_quiet(args: TrainingArguments) -> None:
-    """DeepSpeed reports each part of its start at level INFO; this package's log level decides."""
+    """DeepSpeed reports each part of its start at level INFO, where this package's log level decides; and calls
+    collectives by names that torch 2.13 warns of, each time."""
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if args.get_process_log_level() > logging.INFO or args.log_level == "passive":
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 

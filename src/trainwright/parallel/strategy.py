@@ -61,6 +61,9 @@ class Strategy:
         """
         return model, optimizer, scheduler
 
+    def release_model(self) -> None:
+        """Hold no model and no optimizer of before: the next one is about to be built."""
+
     def has_divided(self, optimizer: Any) -> bool:
         """Whether `optimizer` holds parts of weights that an earlier `prepare` made, not the model's parameters."""
         return False
