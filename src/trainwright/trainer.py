@@ -1864,8 +1864,8 @@ class Trainer:
 
     def _save_weights(self, directory: str) -> None:
         """Those of a checkpoint: in one file, or in parts, and of the best and the last checkpoint in both ways."""
-        writes_whole = any(map(self._is_overridden, ("save_model", "_save"))) or has_adapters(self.model)
-        if self._strategy.writes_parts and not writes_whole:
+        hooks = ("save_model", "_save")  # an override gets the whole weights
+        if self._strategy.writes_parts and not (any(map(self._is_overridden, hooks)) or has_adapters(self.model)):
             sharded.save_model_parts(directory, self.model, is_main=self.is_world_process_zero())
             if self.state.global_step not in (self.state.best_global_step, self.state.max_steps):
                 if self._strategy.should_save:
@@ -1947,8 +1947,9 @@ class Trainer:
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Hook: write `optimizer.pt` and `scheduler.pt`."""
-        is_written = self._strategy.save_state(output_dir, self.state.global_step)
-        state = None if is_written else sharded.optimizer_state_to_save(self.optimizer, output_dir, self._strategy)
+        is_written, state = self._strategy.save_state(output_dir, self.state.global_step), None
+        if self._strategy.shards_weights and not is_written:
+            state = sharded.optimizer_state_to_save(self.optimizer, output_dir, self._strategy)
         if self._strategy.should_save:
             if not is_written:
                 checkpoint_save.save_optimizer(output_dir, self.optimizer, state)
