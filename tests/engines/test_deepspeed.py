@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -410,3 +412,23 @@ def test_features_that_do_not_work_are_refused_by_name(two: Any) -> None:
 def test_the_launchers_variables_ask_for_the_engine(two: Any, one: Any) -> None:
     assert two[0]["launcher enabled"]
     assert_same_run(two[0]["launcher"], one["plain 1"])
+
+
+def test_a_lock_that_a_killed_build_left_ends_a_run_at_once(tmp_path: Path) -> None:
+    lock = tmp_path / "built" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    an_hour_ago = lock.stat().st_mtime - 3600
+    os.utime(lock, (an_hour_ago, an_hour_ago))
+    code = (
+        "import sys; from pathlib import Path; from regression import make;"
+        "make(Path(sys.argv[1]), {'zero_optimization': {'stage': 2}})"
+    )
+    paths = [str(Path(__file__).parents[1] / "shared"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join(paths), "TORCH_EXTENSIONS_DIR": str(tmp_path / "built")
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and f"{lock} is 60 minutes old" in done.stderr and "Delete that file" in done.stderr
