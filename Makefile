@@ -9,12 +9,15 @@ OLDER := .transformers-4.55
 DOWNSTREAM := .downstream
 MINIMAL := .minimal
 MUTMUT := .mutmut
+DEEPSPEED := .deepspeed
+# Its operators are compiled by ninja, into a folder of this directory's own.
+WITH_DEEPSPEED = PYTHONPATH=$(DEEPSPEED) PATH="$(CURDIR)/$(DEEPSPEED)/bin:$$PATH" TORCH_EXTENSIONS_DIR=$(CURDIR)/$(DEEPSPEED)/built
 
 DRAWS ?= 200
 BASE ?= main
 FIRST ?= $(shell date +%Y%m%d)000
 
-.PHONY: help demo digits test test-newest test-older test-minimal draws mutants downstream lint format docs bench compare clean
+.PHONY: help demo digits test test-newest test-older test-minimal test-engines draws mutants downstream lint format docs bench compare clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +45,9 @@ test-minimal: .venv/installed ## fresh environments: nothing but the project, th
 	$(MINIMAL)/base/bin/python -m pip install -q -c tests/minimal/constraints.txt $(MINIMAL)/*.whl
 	TRAINWRIGHT_MINIMAL=$(CURDIR)/$(MINIMAL) $(PYTEST) -n 2 tests/minimal $(ARGS)
 	rm -rf $(MINIMAL)
+
+test-engines: .venv/installed $(DEEPSPEED)/installed ## DeepSpeed in several processes on the CPU (minutes; a C++ compiler)
+	$(WITH_DEEPSPEED) $(PYTEST) tests/engines $(ARGS)
 
 draws: .venv/installed ## 200 random configurations, stopped and resumed (DRAWS=200, FIRST=a number; others each day)
 	TRAINWRIGHT_DRAWS=$(DRAWS) TRAINWRIGHT_FIRST_DRAW=$(FIRST) $(PYTEST) -n 2 tests/faults/test_any_configuration.py $(ARGS)
@@ -72,7 +78,7 @@ downstream: .venv/installed $(DOWNSTREAM)/installed ## libraries that build on t
 	PYTHONPATH=$(DOWNSTREAM) $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python downstream/compare.py $(ARGS)
 
 clean: ## remove what make made
-	rm -rf .venv $(OLDER) $(DOWNSTREAM) $(MINIMAL) $(MUTMUT) .mutants demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(OLDER) $(DOWNSTREAM) $(MINIMAL) $(MUTMUT) $(DEEPSPEED) .mutants demo-output .pytest_cache .mypy_cache .ruff_cache
 
 # torch first: later packages then find it and pull no other build.
 .venv/installed: pyproject.toml constraints.txt
@@ -91,6 +97,13 @@ $(OLDER)/installed: tests/requirements-4.55.txt .venv/installed
 $(DOWNSTREAM)/installed: downstream/requirements.txt .venv/installed
 	rm -rf $(DOWNSTREAM)
 	$(BIN)/python -m pip install -q --no-deps --target $(DOWNSTREAM) -r $<
+	touch $@
+
+# The operator is compiled here, with a limit, and not within the first test.
+$(DEEPSPEED)/installed: tests/requirements-deepspeed.txt .venv/installed
+	rm -rf $(DEEPSPEED)
+	$(BIN)/python -m pip install -q --no-deps --target $(DEEPSPEED) -r $<
+	$(WITH_DEEPSPEED) $(BIN)/python tests/engines/prebuild.py
 	touch $@
 
 $(MUTMUT)/installed: mutants/requirements.txt .venv/installed

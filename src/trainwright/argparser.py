@@ -172,8 +172,7 @@ class HfArgumentParser(argparse.ArgumentParser):
         reading = getattr(action, "reading", None)
         if reading is None or not reading.takes_words:
             return super()._get_values(action, arg_strings)  # type: ignore[misc]
-        words = [word for word in arg_strings if word != "--"]
-        value = self._get_value(action, words[0] if len(words) == 1 else words)
+        value = self._get_value(action, arg_strings[0] if len(arg_strings) == 1 else arg_strings)
         for item in [value] if isinstance(value, str) or not isinstance(value, Iterable) else value:
             self._check_value(action, item)
         return value
@@ -200,7 +199,7 @@ class HfArgumentParser(argparse.ArgumentParser):
         dotted, rest = self._take_dotted(tokens)
         namespace, remaining = super().parse_known_args(rest, namespace)
         for name, keys, value in dotted:
-            changed = self._with_key(name, getattr(namespace, name, None), keys, value)
+            changed = self._with_key(name, getattr(namespace, name), keys, value)
             try:
                 setattr(namespace, name, convert(changed, self._dict_hints[name]))
             except (TypeError, ValueError) as error:
@@ -377,7 +376,7 @@ class HfArgumentParser(argparse.ArgumentParser):
     def _with_key(self, name: str, current: Any, keys: list[str], value: Any) -> dict[str, Any]:
         """A copy of the dict `current` with `value` at the nested `keys`."""
         if isinstance(current, str) and current.endswith(".json"):
-            current = _read(current, ".json")
+            current = _read(current)
         if dataclasses.is_dataclass(current):
             current = {field.name: getattr(current, field.name) for field in _init_fields(type(current))}
         if current and not isinstance(current, dict):
@@ -439,7 +438,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return lambda number: (describe(reading.hint),) * number
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        text = f"{action.help or ''} Off: {action.off}.".strip() if hasattr(action, "off") else action.help
+        text = f"{action.help} Off: {action.off}." if hasattr(action, "off") else action.help
         if text is None or action.default in (None, "", argparse.SUPPRESS) or action.default in ([], {}):
             return text
         return text if "%(default)" in text else f"{text} (default: %(default)s)"

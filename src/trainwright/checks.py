@@ -19,6 +19,7 @@ from trainwright.interop import models
 from trainwright.interop.signatures import accepts
 from trainwright.names import DebugOption, closest
 from trainwright.optim.schedules import waits_for_metric
+from trainwright.parallel.engine_choice import asked_engine, sources
 
 
 def check_arguments(args: Any) -> None:
@@ -26,6 +27,21 @@ def check_arguments(args: Any) -> None:
     if not hasattr(args, "per_device_train_batch_size"):
         raise TypeError(
             f"args must be a TrainingArguments, not {type(args).__name__}: Trainer(model, TrainingArguments(...))."
+        )
+
+
+def callbacks_of(callbacks: Any) -> Sequence[Any]:
+    """`callbacks=` as a sequence; TypeError for a callback alone."""
+    if callbacks is not None and not isinstance(callbacks, (list, tuple)):
+        raise TypeError(f"callbacks= takes a list; got a {type(callbacks).__name__}. Write callbacks=[...].")
+    return callbacks or ()
+
+
+def check_can_search(model_init: object) -> None:
+    """Raise RuntimeError for a search without `model_init`: each trial trains a new model."""
+    if model_init is None:
+        raise RuntimeError(
+            "hyperparameter_search trains a new model in each trial: pass Trainer(model_init=...) instead of model=."
         )
 
 
@@ -72,9 +88,8 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
 
 
 def _check_engine(args: Any) -> None:
-    for name in ("deepspeed", "parallelism_config"):
-        if getattr(args, name, None) and not (name == "parallelism_config" and args.fsdp):
-            raise sharding_error(name)
+    if getattr(args, "parallelism_config", None) and asked_engine(args) != "fsdp":
+        raise sharding_error("parallelism_config")
     asked = {
         "tpu_num_cores": args.tpu_num_cores,
         "mp_parameters": args.mp_parameters,
@@ -87,10 +102,10 @@ def _check_engine(args: Any) -> None:
 
 def check_processes(args: Any) -> None:
     """Raise ValueError for an engine of several processes in a run of one."""
-    if args.fsdp:
+    if asked_engine(args) == "fsdp":
         raise ValueError(
-            "fsdp shards the model over several processes, and this run has one. Start the script with torchrun or "
-            "accelerate launch, or leave out fsdp."
+            f"{' and '.join(sources(args))} shards the model over several processes, and this run has one. Start the "
+            "script with torchrun or accelerate launch, or leave that out."
         )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from trainwright.loss import LabelSmoother
+    from trainwright.micro_batch_weights import LossKind
 
 # Hooks that the loop binds, or knows facts about, before its first step. One that a callback replaces in the middle of
 # a run is noticed after that step; all other hooks are looked up whenever they are called.
@@ -42,18 +43,6 @@ def ours(trainer_class: type) -> dict[str, Any]:
     }
 
 
-def is_overridden(instance: object, name: str, methods: Mapping[str, Any]) -> bool:
-    """Whether `instance`, or its class, has another method `name` than `methods` (as `ours` gives them)."""
-    return name in vars(instance) or getattr(type(instance), name) is not methods[name]
-
-
-def compatible(instance: object, name: str, methods: Mapping[str, Any]) -> Callable[..., Any]:
-    """The hook `name`, called without the arguments that it gained after the user's override was written."""
-    hook: Callable[..., Any] = getattr(instance, name)
-    is_ours = getattr(hook, "__func__", None) is methods[name]
-    return hook if is_ours else signatures.compatible(hook, signatures.GAINED[name])
-
-
 class HasLoss(Protocol):
     """What has hooks; of one of them the signature is looked at."""
 
@@ -69,10 +58,12 @@ class Hooks:
     def __init__(
         self, instance: HasLoss, methods: Mapping[str, Any], loss_func: Callable[..., Any] | None = None
     ) -> None:
+        # Compared here, not by a call for each of the 170 methods.
+        replaced, owner = vars(instance), type(instance)
         self.overridden = frozenset(
             name
             for name, method in methods.items()
-            if inspect.isfunction(method) and is_overridden(instance, name, methods)
+            if inspect.isfunction(method) and (name in replaced or getattr(owner, name) is not method)
         )
         self._classes = {name: getattr(type(instance), name) for name in BOUND}
         # Set on the instance itself: by a callback, or where an override demands an argument that ours has a default
@@ -126,3 +117,17 @@ class Hooks:
         if declared is not None:
             return declared
         return num_items is not None and self.divides_by_items(model_does, smoother)
+
+    def kind_of_loss(
+        self,
+        num_items: torch.Tensor | int | None,
+        declared: bool | None,
+        model_does: bool,
+        smoother: LabelSmoother | None,
+    ) -> LossKind:
+        """What a micro-batch's loss is; arguments as for `loss_is_normalized`. What an override of `compute_loss`
+        returns is to be divided by the number of micro-batches.
+        """
+        if not self.compute_loss_is_ours or declared is not None:
+            return "override"
+        return "share" if self.loss_is_normalized(num_items, None, model_does, smoother) else "mean"

@@ -10,6 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainwright.args.training import TrainingArguments
 
 LIBRARY = "trainwright"
 library = LIBRARY  # whose level applies: that of `transformers` under the drop-in
@@ -31,6 +35,12 @@ def show_messages(level: int | None) -> None:
     logger = logging.getLogger(LIBRARY)
     if not any(isinstance(handler, _LastResort) for handler in logger.handlers):
         logger.addHandler(_LastResort())
+
+
+def show_messages_of(args: TrainingArguments) -> None:
+    """`show_messages` from the level that this process has by `args`."""
+    is_left_alone = args.should_log and args.log_level == "passive"
+    show_messages(None if is_left_alone else args.get_process_log_level())
 
 
 class _LastResort(logging.Handler):

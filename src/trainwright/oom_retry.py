@@ -1,9 +1,9 @@
-"""Running out of device memory, and trying again with less.
+"""Out-of-memory retry: the same batch again in smaller parts, or the run again with a smaller batch size.
 
-Owns: recognising an out-of-memory error; running the same batch again in parts (`OomSplitting` in training,
-`OomSafePrediction`), from exactly the state it had found; halving a batch size and starting over; what a checkpoint
-says about the size that was found. Leaves to others: how a batch is cut (`splitting`), what is run, averaging over
-processes (parallel/exchange). Source: seed 001 (`auto_find_batch_size`).
+Owns: recognising an out-of-memory error; running a batch again in parts (`OomSplitting` in training,
+`OomSafePrediction` in evaluation) from the random states and buffers it started with; halving the batch size and
+restarting; the size that was found, in a checkpoint. Leaves to others: splitting a batch (`splitting`), the forward and
+backward pass, averaging gradients over ranks (parallel/exchange). Source: seed 001 (`auto_find_batch_size`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,6 +24,10 @@ from trainwright.checkpoint.load import load_loop_state
 from trainwright.seeding import RngState, accelerators
 from trainwright.splitting import CannotSplit, join_rows, mean_weights, num_samples, split_batch
 
+if TYPE_CHECKING:
+    from trainwright.args.training import TrainingArguments
+    from trainwright.parallel.strategy import Strategy
+
 logger = logging.getLogger(__name__)
 
 # What allocators of devices without torch.OutOfMemoryError say.
@@ -31,27 +35,27 @@ _MESSAGES = ("out of memory", "CUDNN_STATUS_NOT_SUPPORTED", "can't allocate memo
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that an allocator, of the device or of the host, had no room left."""
+    """Whether `error` is an allocation that failed, on the device or on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(message.lower() in str(error).lower() for message in _MESSAGES)
 
 
 class CannotRetry(torch.OutOfMemoryError):
-    """Memory ran out, and the micro-batch cannot be run again in parts: only a smaller batch size can help."""
+    """Out of memory in a micro-batch that cannot be run again in parts: only a smaller batch size can help."""
 
 
 @dataclass(frozen=True)
 class FoundBatchSize:
-    """What an earlier run with the same arguments found to fit, so that this one need not run out of memory again."""
+    """The batch size that an earlier run with the same arguments found to fit: a resumed run begins with it."""
 
-    asked: int  # samples of a micro-batch, as the arguments want it
-    micro_batch: int  # what it became when the run had to start over
-    at_once: tuple[int | None, ...] = ()  # samples that fit at once, of each process; None: all of a micro-batch
+    asked: int  # samples per micro-batch and process, by the arguments
+    micro_batch: int  # the same after the run was restarted with a smaller one
+    at_once: tuple[int | None, ...] = ()  # samples that fit into one forward pass, by rank; None: a micro-batch does
 
     @classmethod
-    def of_checkpoint(cls, args: Any, checkpoint: str | None) -> FoundBatchSize:
-        """What `checkpoint` says, as long as the arguments ask for the same size as then."""
+    def of_checkpoint(cls, args: TrainingArguments, checkpoint: str | None) -> FoundBatchSize:
+        """The size saved in `checkpoint`, where the arguments ask for the same batch size as those of its run."""
         asked = args.train_batch_size
         fresh = cls(asked, asked)
         if checkpoint is None or not args.auto_find_batch_size:
@@ -66,11 +70,13 @@ class FoundBatchSize:
 
     @property
     def fitting(self) -> int:
-        """Samples that fit at once in every process."""
+        """Samples that fit into one forward pass on every rank."""
         return min([self.micro_batch, *(number for number in self.at_once if number is not None)])
 
     def limit(self, process_index: int, num_processes: int) -> int | None:
-        """What a process may run at once; with another number of processes than then, what the smallest one could."""
+        """The most samples per forward pass on this rank; None: no limit. With another world size than the
+        checkpoint's it is the smallest limit of its ranks.
+        """
         if len(self.at_once) == num_processes:
             return self.at_once[process_index]
         return self.fitting if self.fitting < self.micro_batch else None
@@ -78,7 +84,9 @@ class FoundBatchSize:
     def to_save(
         self, micro_batch: int, now: FittingSize | None, of_all: Callable[[Any], list[Any]]
     ) -> dict[str, Any] | None:
-        """For a checkpoint, as JSON: `micro_batch` samples, and what each process runs at once. None while all fits."""
+        """For a checkpoint, as JSON: samples per micro-batch, and the limit of each rank (`of_all` gathers them). None
+        while there was no out-of-memory error.
+        """
         at_once = of_all(now.num_samples) if now is not None else []
         if micro_batch == self.asked and not any(at_once):
             return None
@@ -86,10 +94,10 @@ class FoundBatchSize:
 
 
 class FittingSize:
-    """How many samples fit into memory at once: halved whenever it runs out, and the limit from then on.
+    """The most samples per forward pass, halved at each out-of-memory error and never raised again.
 
-    `what` and `remedy` complete the messages. `obstacle` says why this run cannot repeat a batch at all, if so.
-    `limit`: what is known to fit from an earlier run.
+    `what` and `remedy` complete the error messages. `obstacle`: why this run cannot repeat a batch; None: it can.
+    `limit`: the samples that fitted in an earlier run.
     """
 
     what, remedy = "batch", ""
@@ -113,14 +121,14 @@ class FittingSize:
         try:
             num_parts = 1 if limit is None else -(-num_samples(inputs) // limit)
             parts = split_batch(inputs, num_parts)
-        except CannotSplit:  # it may be small enough as it is
+        except CannotSplit:  # the whole may fit
             parts = [copy.copy(inputs)]
         return list(zip(parts, mean_weights(parts, self._labels_are_shifted, self._label_names)))
 
     def halve(self, inputs: Any, part: Any, error: BaseException) -> int:
-        """Take half of `part`, a part of `inputs` that did not fit, for the new limit, and return it.
+        """Set the limit to half the samples of `part`, the part of `inputs` that did not fit, and return it.
 
-        Raises CannotRetry where the batch cannot be cut, RuntimeError where `part` is a single sample.
+        Raises CannotRetry where the batch cannot be split, RuntimeError where `part` is a single sample.
         """
         try:
             rows, size = num_samples(inputs), num_samples(part)
@@ -146,26 +154,26 @@ class FittingSize:
     def cannot_retry(self, reason: str) -> Exception:
         return CannotRetry(f"Out of memory, and the {self.what} cannot be run again in parts: {reason}. {self.remedy}")
 
-    def moment(self, buffers: Iterable[torch.Tensor] = ()) -> Moment:
-        return Moment(self._devices, buffers)
+    def snapshot(self, buffers: Iterable[torch.Tensor] = ()) -> StateSnapshot:
+        return StateSnapshot(self._devices, buffers)
 
 
 class OomSplitting(FittingSize):
-    """The micro-batches of an update, each run whole where it fits, else in parts whose gradients add up to the same.
+    """The micro-batches of an update, each run whole where it fits, else in parts that accumulate the same gradients.
 
-    Call `begin` at the start of each update. When memory runs out, the update so far is done again from there: with no
-    gradients, the random states and the buffers (running means) of that moment, and the parts that had fitted.
-    Generators that a model keeps for itself are not rewound. Cost per update: copies of the random states (about 20 us)
-    and of those buffers that a forward pass changes.
+    Call `begin` at the start of each update. After an out-of-memory error the update is repeated from there: gradients
+    are cleared, random states and buffers (running means) restored, and micro-batches that had fitted run at the same
+    limit as before. Generators in attributes of a model are not restored. Cost per update: copies of the random states
+    (about 20 us) and of those buffers that a forward pass changes.
     """
 
     what = "micro-batch"
     remedy = "Lower per_device_train_batch_size, and raise gradient_accumulation_steps to keep the batch of an update."
 
     def begin(self, model: nn.Module, parameters: list[nn.Parameter]) -> None:
-        """An update begins, without gradients."""
+        """Snapshot what a repeated update starts from; the gradients are None."""
         known = getattr(self, "_start", None)
-        self._start = self.moment(model.buffers() if known is None else known.changed_buffers())
+        self._start = self.snapshot(model.buffers() if known is None else known.changed_buffers())
         self._parameters = parameters
         self._done: list[tuple[Any, int | None]] = []  # micro-batches of this update, each with the limit it was run at
 
@@ -177,11 +185,11 @@ class OomSplitting(FittingSize):
         index = len(self._done) - 1
         while True:
             loss = self._attempt(index, run_part)
-            if loss is None:  # here the traceback is gone, and with it what kept the failed part's tensors alive
+            if loss is None:  # only here, without the traceback that refers to them, can the tensors be freed
                 for parameter in self._parameters:
                     parameter.grad = None
                 free_memory()
-                self._start.go_back()
+                self._start.restore()
                 index = 0
             elif index == len(self._done) - 1:
                 return loss
@@ -189,7 +197,7 @@ class OomSplitting(FittingSize):
                 index += 1
 
     def _attempt(self, index: int, run_part: Callable[[Any, float], torch.Tensor]) -> torch.Tensor | None:
-        """The loss of a micro-batch; None where memory ran out, with a smaller limit noted for it."""
+        """The loss of a micro-batch, (); None after an out-of-memory error, which lowered the limit for it."""
         inputs, limit = self._done[index]
         total: torch.Tensor | None = None
         for part, weight in self.parts(inputs, limit):
@@ -206,8 +214,10 @@ class OomSplitting(FittingSize):
         return total
 
 
-def why_no_retry(args: Any, strategy: Any, num_replicas: int, changes_weights_in_backward: bool) -> str | None:
-    """What keeps a run from making a part of an update again, in words; None where nothing does."""
+def why_no_retry(
+    args: TrainingArguments, strategy: Strategy, num_replicas: int, changes_weights_in_backward: bool
+) -> str | None:
+    """Why a run cannot repeat part of an update, for an error message; None where it can."""
     if not strategy.repeats_alone:
         return "the other processes do not know that this one ran out of memory"
     if num_replicas > 1:
@@ -220,19 +230,19 @@ def why_no_retry(args: Any, strategy: Any, num_replicas: int, changes_weights_in
 
 
 class OomSafePrediction(FittingSize):
-    """Evaluation batches, each predicted whole where it fits, else in parts whose rows are joined again."""
+    """Evaluation batches, each predicted whole where it fits, else in parts whose outputs are concatenated."""
 
     what, remedy = "evaluation batch", "Lower per_device_eval_batch_size."
 
     def predict(self, inputs: Any, predict_part: Callable[[Any], tuple[Any, Any, Any]]) -> tuple[Any, Any, Any]:
         """(mean loss, logits, labels) of a batch, each None where there is none."""
-        start = self.moment()
+        start = self.snapshot()
         while True:
             results = self._attempt(inputs, predict_part)
             if results is not None:
                 break
             free_memory()
-            start.go_back()
+            start.restore()
         if len(results) == 1:
             return results[0][1]  # type: ignore[no-any-return]
         losses = [loss * weight for weight, (loss, _, _) in results if weight > 0 and loss is not None]
@@ -256,30 +266,30 @@ class OomSafePrediction(FittingSize):
         return RuntimeError(f"Memory does not suffice for an evaluation batch, and {reason}. {self.remedy}")
 
 
-class Moment:
-    """Random states and buffers, to go back to."""
+class StateSnapshot:
+    """Copies of random states and buffers, to be restored."""
 
     def __init__(self, devices: Iterable[str], buffers: Iterable[torch.Tensor]) -> None:
         self._rng = RngState.capture(devices)
         self._buffers = [(buffer, buffer.detach().clone(), buffer._version) for buffer in buffers]
 
-    def go_back(self) -> None:
+    def restore(self) -> None:
         self._rng.restore()
         with torch.no_grad():
             for buffer, copied, _ in self._buffers:
                 buffer.copy_(copied)
 
     def changed_buffers(self) -> list[torch.Tensor]:
-        """Those buffers that were written to since."""
+        """The buffers that were written to since, by their version counter."""
         return [buffer for buffer, _, version in self._buffers if buffer._version != version]
 
 
 def find_executable_batch_size(
     function: Callable[..., Any] | None = None, starting_batch_size: int = 128, auto_find_batch_size: bool = False
 ) -> Any:
-    """Give `function` a batch size: `starting_batch_size`, and with `auto_find_batch_size` half of it after each
-    out-of-memory error (accelerate: nine tenths, so that more starts are needed until one fits). Usable as a decorator.
-    Source of the default, and of the keyword where nothing is tried again: what 4.55 and 5.23 do when they are run.
+    """Call `function` with a batch size: `starting_batch_size`, and with `auto_find_batch_size` half of it after each
+    out-of-memory error (accelerate: nine tenths, which takes more retries). Usable as a decorator. Source of the
+    default, and of the keyword where there is no retry: what 4.55 and 5.23 do when they are run.
 
     Raises RuntimeError when a batch of one sample does not fit either.
     """
@@ -307,7 +317,7 @@ def find_executable_batch_size(
                 if not is_out_of_memory(error):
                     raise
                 logger.warning("Out of memory with %s samples per micro-batch; trying %s.", batch_size, batch_size // 2)
-            # Outside the except block: there, the traceback would keep the tensors alive that must be freed.
+            # Outside the except block: inside, the traceback refers to the tensors that must be freed.
             free_memory()
             batch_size //= 2
         raise RuntimeError(
@@ -319,7 +329,7 @@ def find_executable_batch_size(
 
 
 def free_memory() -> None:
-    """Drop dead cycles and give cached blocks back to the device."""
+    """Collect reference cycles and release cached blocks of the allocator to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

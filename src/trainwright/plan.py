@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class TrainingPlan:
+class TrainingPlan(NamedTuple):
     """What a run will do. An "update" is one optimizer step, made of up to `gradient_accumulation_steps`
-    micro-batches.
+    micro-batches. A tuple, which is what `Trainer.set_initial_training_values` is documented to return.
     """
 
     num_train_epochs: int  # passes over the data that are started; the last may be cut short
@@ -25,6 +25,11 @@ class TrainingPlan:
     epoch_based: bool  # the length was given in epochs, not in steps
     len_dataloader: int | None  # micro-batches in a pass; None when the loader has no length
     max_steps: int  # updates of the whole run
+
+    @classmethod
+    def of(cls, values: Iterable[Any]) -> TrainingPlan:
+        """`values`, which is a plan, or the plain tuple that an override returns."""
+        return values if isinstance(values, cls) else cls(*values)
 
 
 def plan_training(

@@ -173,6 +173,14 @@ def _as_json(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
+def seed_run(seed: int, full_determinism: bool) -> None:
+    """As `TrainingArguments` ask for."""
+    if full_determinism:
+        enable_full_determinism(seed)
+    else:
+        set_seed(seed)
+
+
 def enable_full_determinism(seed: int, warn_only: bool = False) -> None:
     """Seed everything and make every kernel deterministic. Slow: for debugging, and for runs that must be bit-exact.
 

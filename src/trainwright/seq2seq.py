@@ -133,6 +133,8 @@ class Seq2SeqTrainer(Trainer):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._inputs_of_evaluation(inputs)
         settings = {k: v for k, v in (gen_kwargs or self._gen_kwargs).items() if v is not None}
+        if self._strategy.shards_weights:  # each token gathers them, so all processes generate as many
+            settings.setdefault("synced_gpus", True)
         generator: Any = self._strategy.unwrap(model)
         self._check_rows_each(settings.get("num_return_sequences", generator.generation_config.num_return_sequences))
         with torch.no_grad(), self.compute_loss_context_manager():

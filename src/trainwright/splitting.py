@@ -1,8 +1,7 @@
-"""One batch as several smaller ones, and their results as one again.
+"""Split a batch into smaller ones along its samples, and concatenate their outputs.
 
-Owns: cutting a batch along its samples, what each part weighs in a mean loss, joining rows. Leaves to others: when to
-cut (`oom_retry`), running the parts. A batch that cannot be cut without guessing is refused: a wrong cut would train on
-other data than was asked for.
+Owns: splitting, the weight of each part in a mean loss, concatenation. Leaves to others: when to split (`oom_retry`),
+running the parts. A batch whose batch dimension is ambiguous is refused: a wrong split would train on other data.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from trainwright.nested import is_mapping, lists_samples, map_items, rebuild, to
 
 
 class CannotSplit(ValueError):
-    """A batch whose samples cannot be told apart; the message names the input that stands in the way."""
+    """The batch dimension of a batch is ambiguous; the message names the input."""
 
 
 def num_samples(inputs: Any) -> int:
-    """How many samples a batch holds: the length that dimension 0 of all its tensors has.
+    """The batch size: the length of dimension 0, which all tensors of a batch share.
 
     Raises CannotSplit where they differ, as in packed sequences, or where the loss compares samples with each other.
     """
@@ -43,12 +42,11 @@ def num_samples(inputs: Any) -> int:
 def split_batch(inputs: Any, parts: int) -> list[Any]:
     """`inputs` as at most `parts` batches of nearly equal size, in order, each of the type that `inputs` has.
 
-    Tensors and arrays are cut along dimension 0 (views, nothing is copied), also inside nested mappings, lists and
-    tuples; a list with one entry per sample is cut too; every other value goes into each part. Raises CannotSplit as
-    `num_samples` does.
+    Tensors and arrays are split along dimension 0 (into views), also inside nested mappings, lists and tuples; so is a
+    list with one entry per sample; every other value is in each part. Raises CannotSplit as `num_samples` does.
     """
     if parts <= 1:
-        return [copy.copy(inputs)]  # an inner copy, as for the parts: a loss may take its labels out of the batch
+        return [copy.copy(inputs)]  # shallow: a loss may pop the labels out of the batch
     rows = num_samples(inputs)
     parts = min(parts, rows)
     smallest, larger = divmod(rows, parts)
@@ -57,12 +55,12 @@ def split_batch(inputs: Any, parts: int) -> list[Any]:
 
 
 def first_rows(inputs: Any, number: int) -> Any:
-    """The first `number` samples of a batch, cut as `split_batch` does. Raises CannotSplit as `num_samples` does."""
+    """The first `number` samples of a batch, as `split_batch` splits it. Raises CannotSplit as `num_samples` does."""
     return _rows_of(inputs, slice(0, number), num_samples(inputs))
 
 
 def one_row(inputs: Any) -> Any:
-    """The first sample of a batch, or the whole where samples cannot be told apart."""
+    """The first sample of a batch, or the whole batch where it cannot be split."""
     try:
         return first_rows(inputs, 1)
     except CannotSplit:
@@ -72,9 +70,9 @@ def one_row(inputs: Any) -> Any:
 def mean_weights(
     parts: Sequence[Any], labels_are_shifted: bool = False, label_names: Sequence[str] = ("labels",)
 ) -> list[float]:
-    """What the mean loss of each part counts in the mean over all of them; the weights add up to 1.
+    """The weight of each part's mean loss in the mean over the whole batch; they sum to 1.
 
-    A mean over class labels counts labels other than -100, every other mean counts samples.
+    Parts weigh as many labels as they have (-100 is none), or samples where the labels are no classes.
     """
     if len(parts) == 1:
         return [1.0]
@@ -85,8 +83,8 @@ def mean_weights(
 
 
 def join_rows(results: Sequence[Any]) -> Any:
-    """The rows of several results as one: tensors along dimension 0, padded on the right with -100 where they differ
-    in dimension 1. Lists with an entry per sample follow each other. Numbers and None are taken from the first.
+    """Concatenate outputs of several parts: tensors along dimension 0, padded on the right with -100 where they differ
+    in dimension 1; lists with an entry per sample; of numbers and None, the first part's.
     """
     first = results[0]
     if all(_is_list_of_samples(result) or lists_samples(result, None) for result in results):
@@ -103,7 +101,7 @@ def _has_rows(value: Any) -> bool:
 
 
 def _tensors(value: Any, name: str = "the batch") -> Iterator[tuple[str, Any]]:
-    """Every tensor or array that has rows, and every list of dicts, with the name of the input it belongs to."""
+    """Every tensor or array with a batch dimension, and every list of dicts, with the name of its input."""
     if _has_rows(value) or _is_list_of_samples(value):
         yield name, value
     elif is_mapping(value):
@@ -115,7 +113,7 @@ def _tensors(value: Any, name: str = "the batch") -> Iterator[tuple[str, Any]]:
 
 
 def _is_list_of_samples(value: Any) -> bool:
-    """Whether this is a list of a dict for each sample, as labels of images are: it has as many rows as entries."""
+    """Whether this is a list of one dict per sample, as labels of object detection are."""
     return type(value) is list and bool(value) and is_mapping(value[0])
 
 

@@ -1,7 +1,7 @@
-"""Where a run stands (`TrainerState`), what its callbacks ask for (`TrainerControl`), and objects that save themselves.
+"""The state of a run (`TrainerState`), the flags that its callbacks set (`TrainerControl`), and stateful callbacks.
 
-Owns: the three data shapes and their JSON round trip. Leaves to others: who writes each field and when (DESIGN: the
-loop, `Trainer.log`, `checkpoint/best`). Imports nothing outside the standard library. Source: seed 000 (fields,
+Owns: these three data structures and their JSON serialisation. Leaves to others: updating the fields (the loop,
+`Trainer.log`, `checkpoint/best`). Imports no torch. Source: seed 000 (fields,
 defaults, meaning).
 """
 
@@ -22,7 +22,7 @@ _EMPTY_LOG = '\n  "log_history": []'
 
 
 class ExportableState:
-    """An object whose state goes into a checkpoint and comes back from it (a callback, `TrainerControl`).
+    """An object whose state is saved in a checkpoint and restored from it (a callback, `TrainerControl`).
 
     Implement `state()`; its `"args"` are passed to the constructor and its `"attributes"` are set on the new object.
 
@@ -51,10 +51,10 @@ class ExportableState:
 
 @dataclass
 class TrainerState:
-    """Where a run stands. A "step" is one optimizer update; a micro-batch of an accumulation is not a step.
+    """The progress of a run. A "step" is one optimizer update; a micro-batch of an accumulation is not a step.
 
-    Saved as `trainer_state.json` in every checkpoint. Other implementations read the same file, so fields of ours alone
-    live in `loop_state.json` instead.
+    Saved as `trainer_state.json` in every checkpoint. Other implementations read the same file; fields that only ours
+    has are in `loop_state.json`.
     """
 
     epoch: float | None = None  # passes over the data, with fraction; None outside training
@@ -82,7 +82,7 @@ class TrainerState:
     def __post_init__(self) -> None:
         # No fields: they are never saved, compared or printed.
         self._log_text = LogText(default=_plain)
-        self.places_of_checkpoints: tuple[str, ...] = ()  # directories beside `output_dir` in which the best may lie
+        self.places_of_checkpoints: tuple[str, ...] = ()  # further directories that may hold the best checkpoint
         if self.log_history is None:
             self.log_history = []
         if self.stateful_callbacks is None:
@@ -95,13 +95,13 @@ class TrainerState:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     def to_json(self) -> str:
-        """Every field, as `save_to_json` writes it. Of the log history only new and changed lines are encoded."""
+        """All fields as JSON, as `save_to_json` writes it. Only new and changed lines of the log are encoded."""
         return b"".join(self.text_parts()[:3]).decode()
 
     def text_parts(self, *, thoroughly: bool = True) -> StateText:
-        """`to_json` in parts; of a long log without `thoroughly` not all lines are looked at again (`LogText`)."""
+        """`to_json` in parts; without `thoroughly`, not all lines of a long log are compared again (`LogText`)."""
         rest = json.dumps(self.to_dict() | {"log_history": []}, indent=2, sort_keys=True, default=_plain)
-        # Only a field itself stands at this indent, and in a text the line break would be written as two letters.
+        # Only a field has this indent, and inside a JSON string a line break is escaped.
         head, _, tail = rest.partition(_EMPTY_LOG)
         lines = self.log_history if isinstance(self.log_history, list) else list(self.log_history)
         log = self._log_text.update(lines, thoroughly=thoroughly)
@@ -114,13 +114,13 @@ class TrainerState:
         return cls.save_to_json is not TrainerState.save_to_json or cls.to_json is not TrainerState.to_json
 
     def save_to_json(self, json_path: str | os.PathLike[str]) -> None:
-        """Write every field to `json_path`."""
+        """Write every field to `json_path` as JSON."""
         write_bytes(json_path, self.to_json().encode())
 
     @classmethod
     def load_from_json(cls, json_path: str | os.PathLike[str]) -> TrainerState:
-        """Read what `save_to_json`, here or in another generation, wrote. Fields that this version lacks are
-        left out. Raises ValueError naming the file, and the field that holds what it cannot hold.
+        """Read what `save_to_json`, of this or another implementation, wrote. Unknown fields are ignored. Raises
+        ValueError naming the file and the field whose value is invalid.
         """
         # A file that its user names may be a link, as those in the cache of the hub are.
         values = read_trainer_state(os.path.realpath(json_path))
@@ -128,16 +128,14 @@ class TrainerState:
         return cls(**{name: value for name, value in values.items() if name in known})
 
     def compute_steps(self, args: Any, max_steps: int) -> None:
-        """Set the three intervals from `args`; a value below 1 is a share of `max_steps`, rounded up."""
+        """Set the three intervals from `args`; a value below 1 is a fraction of `max_steps`, rounded up."""
         for name in ("logging_steps", "eval_steps", "save_steps"):
             interval = getattr(args, name, None)
             if interval is not None:
                 setattr(self, name, interval_in_steps(interval, max_steps))
 
     def init_training_references(self, trainer: Any, max_steps: int, num_train_epochs: int, trial: Any = None) -> None:
-        """Set what a run knows at its start: its length, its intervals, the trial it belongs to, which process
-        this is.
-        """
+        """Set what is known when a run starts: its length, its intervals, its trial, the rank of this process."""
         self.max_steps = max_steps
         self.num_train_epochs = num_train_epochs
         self.train_batch_size = trainer._train_batch_size
@@ -158,7 +156,7 @@ def trial_params(trial: Any) -> dict[str, Any] | None:
 
 
 def interval_in_steps(interval: float, max_steps: int) -> int:
-    """Updates between two events; an `interval` in (0, 1) is a share of `max_steps`, rounded up.
+    """Steps between two events; an `interval` in (0, 1) is a fraction of `max_steps`, rounded up.
 
     >>> interval_in_steps(0.3, 10), interval_in_steps(25, 10)
     (3, 25)
@@ -188,7 +186,7 @@ def exported_states(objects: Iterable[Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Turn a NumPy or torch scalar in a log line into the Python number that JSON can hold."""
+    """A NumPy or torch scalar of a log line as a Python number, for JSON."""
     if hasattr(value, "item"):
         return value.item()
     return str(value)
@@ -196,7 +194,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass
 class TrainerControl(ExportableState):
-    """What the callbacks ask of the loop. Callbacks write it, the loop obeys and resets it."""
+    """Flags that callbacks set; the loop acts on them and resets them."""
 
     should_training_stop: bool = False  # end training after this step; never reset during a run
     should_epoch_stop: bool = False  # go to the next epoch; reset at its start

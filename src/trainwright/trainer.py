@@ -11,16 +11,14 @@ of `gradient_accumulation_steps` micro-batches.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import inspect
 import itertools
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -29,54 +27,50 @@ from trainwright import checks, nested
 from trainwright.args.training import TrainingArguments
 from trainwright.callbacks.base import TrainerCallback
 from trainwright.callbacks.flow import DefaultFlowCallback
-from trainwright.callbacks.handler import CallbackHandler
+from trainwright.callbacks.handler import CallbackHandler, exported_callbacks, restore_callbacks
 from trainwright.callbacks.notebook import default_progress
-from trainwright.checkpoint import best, layout, save_failures, sharded, sink
+from trainwright.checkpoint import best, layout, sharded, sink
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
 from trainwright.checkpoint import weights as checkpoint_weights
 from trainwright.checkpoint.frozen import FrozenWeights
-from trainwright.checkpoint.saves import HOOKS_THAT_WRITE, Saves
+from trainwright.checkpoint.saves import Saves
 from trainwright.compat import older_arguments
 from trainwright.data import columns, from_args, loaders
-from trainwright.data.eval_loader_cache import EvalLoaderCache
 from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import sanity_check
+from trainwright.evaluation.eval_hooks import EvalHooks
 from trainwright.evaluation.memory import TrainerMemoryTracker
 from trainwright.evaluation.predict import Predictor, ignored_outputs
-from trainwright.evaluation.run import Evaluation, full_eval_dtype
-from trainwright.evaluation.shortcuts import NO_SHORTCUTS, Shortcuts, can_coalesce
-from trainwright.hooks import BOUND, Hooks, compatible, is_overridden
+from trainwright.evaluation.run import Evaluation, Evaluations, announced
+from trainwright.evaluation.shortcuts import NO_SHORTCUTS, Shortcuts
+from trainwright.hooks import BOUND, Hooks
 from trainwright.hooks import ours as methods_of
-from trainwright.interop import models, signatures
-from trainwright.interop.label_shift import shifts_labels
+from trainwright.interop import models, neftune, signatures
 from trainwright.interop.loaded import has_adapters
-from trainwright.interrupt import EvaluationAbandoned, Interrupt, owed_evaluation
-from trainwright.log_output import show_messages
+from trainwright.interop.model_facts import ModelFacts
+from trainwright.interrupt import EvaluationAbandoned, owed_evaluation
+from trainwright.log_output import show_messages_of
 from trainwright.loss import SHIFTED_LABELS, LabelSmoother, count_items, loss_of, no_scalar
-from trainwright.micro_batch_weights import LossKind, with_one_item
+from trainwright.micro_batch_weights import with_one_item
 from trainwright.names import TRAINER_STATE_NAME, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
-from trainwright.oom_retry import FoundBatchSize, OomSafePrediction
-from trainwright.optim import build as optim_build
-from trainwright.optim import groups as optim_groups
-from trainwright.optim import lomo
-from trainwright.optim import registry as optim_registry
+from trainwright.nested import Nested
+from trainwright.optim import build, groups, lomo, registry
 from trainwright.optim.per_module_lr import check_module_lr, with_module_lr
 from trainwright.optim.schedule_free import schedule_free_eval, switch_mode
 from trainwright.optim.schedules import waits_for_metric
 from trainwright.outputs import BestRun, EvalLoopOutput, PredictionOutput, TrainOutput
 from trainwright.parallel import mesh
+from trainwright.parallel.engine_choice import asked_engine
 from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan, plan_training
-from trainwright.profiling.phases import Profilers
-from trainwright.run import attempts, resume
-from trainwright.run.run import Run
+from trainwright.run import attempts, prepare, resume
+from trainwright.run.run import OfRun, Run
 from trainwright.safe_write import folder_inside
-from trainwright.seeding import RngState, enable_full_determinism, set_seed
+from trainwright.seeding import seed_run
 from trainwright.splitting import one_row
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.techniques import precision
-from trainwright.tokens import TokenCounter
 from trainwright.tracking.base import get_reporting_integration_callbacks
 from trainwright.window import LossWindow
 
@@ -96,30 +90,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Inputs = Any  # a batch: a dict of tensors, as the collator made it
+Outputs = Any  # what the model returned: a tuple, a mapping, an object
+Metrics = Any  # a function (EvalPrediction) -> dict, or an object that counts batch by batch
 Dataset = Any  # samples by their number, or an iterable of them; `datasets.Dataset`, a torch dataset, a list
 Processor = Any  # tokenizer, image processor, feature extractor ...; saved with the model where it can save itself
 Trial = Any  # of a hyper-parameter search: what its backend makes, or a dict of hyper-parameters
 Collator = Callable[[list[Any]], Inputs]
 NumItems = torch.Tensor | int | None  # labels in the loss of one update, over all processes, (); None: not counted
 Context = contextlib.AbstractContextManager[Any]
-Value = TypeVar("Value")
-
-
-class _OfRun(Generic[Value]):
-    """A field of the run that is under way, or of the last one, as an attribute of the Trainer."""
-
-    def __init__(self, field: str) -> None:
-        self._field = field
-
-    @overload
-    def __get__(self, trainer: None, owner: type) -> _OfRun[Value]: ...
-    @overload
-    def __get__(self, trainer: Trainer, owner: type) -> Value: ...
-    def __get__(self, trainer: Trainer | None, owner: type) -> _OfRun[Value] | Value:
-        return self if trainer is None else getattr(trainer._run or trainer._last_run, self._field)
-
-    def __set__(self, trainer: Trainer, value: Value) -> None:
-        setattr(trainer._run or trainer._last_run, self._field, value)
 
 
 class Trainer:
@@ -176,23 +154,16 @@ class Trainer:
     # A subclass may set them.
     loss_is_scaled_for_ga: bool | None = None  # a subclass says whether its compute_loss divides for accumulation
     # For code that asks; there is nothing of the kind here.
-    deepspeed: Any = None  # the engine that DeepSpeed wraps around the model
     is_distributed_loading_by_transformers = False
     is_fsdp_xla_enabled = False
     is_fsdp_xla_v1_enabled = False
     is_fsdp_xla_v2_enabled = False
     is_tp_enabled = False
-    # Of the run that is under way, else of the last one. The private ones that no document names are read by the
-    # sections "evaluate and predict" and "checkpoints".
-    plan = _OfRun[TrainingPlan | None]("plan")
-    window = _OfRun[LossWindow]("window")
-    _total_loss_scalar = _OfRun[float]("total_loss")
-    _globalstep_last_logged = _OfRun[int]("last_logged_step")
-    _interrupt = _OfRun[Interrupt]("interrupt")
-    _profilers = _OfRun[Profilers]("profilers")
-    _saves = _OfRun[Saves]("saves")
-    _tokens = _OfRun[TokenCounter]("tokens")
-    _counts_tokens = _OfRun[bool]("counts_tokens")
+    _run: Run  # under way, or the last one, closed: a checkpoint that is saved after train() tells of it
+    plan = OfRun[TrainingPlan | None]("plan")
+    window = OfRun[LossWindow]("window")
+    _total_loss_scalar = OfRun[float]("total_loss")
+    _globalstep_last_logged = OfRun[int]("last_logged_step")
 
     # -- construction --------------------------------------------------------------------------------------------------
 
@@ -206,29 +177,22 @@ class Trainer:
         processing_class: Processor = None,
         model_init: Callable[..., nn.Module] | None = None,
         compute_loss_func: Callable[..., torch.Tensor] | None = None,
-        compute_metrics: Callable[..., dict[str, Any]] | Any = None,
+        compute_metrics: Metrics = None,
         callbacks: list[TrainerCallback | type[TrainerCallback]] | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
         optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[..., torch.Tensor] | None = None,
-        **older: Any,
+        **older: object,
     ) -> None:
         renamed = older_arguments.translated(
-            older, older_arguments.TRAINER, type(self).__name__, _parameters_of(Trainer.__init__)
+            older, older_arguments.TRAINER, type(self).__name__, older_arguments.names_of(Trainer.__init__)
         )
         processing_class = renamed.get("processing_class", processing_class)
-        callbacks = renamed.get("callbacks", callbacks)
-        if callbacks is not None and not isinstance(callbacks, (list, tuple)):
-            raise TypeError(f"callbacks= takes a list; got a {type(callbacks).__name__}. Write callbacks=[...].")
-
-        if args is not None and not isinstance(args, TrainingArguments):
-            from trainwright.compat.older_arguments import adopted
-
-            args = adopted(args)
-        self.args = args if args is not None else self.default_arguments(output_dir="tmp_trainer")
-        self._run: Run | None = None  # the call of train() that is under way
+        given_callbacks = checks.callbacks_of(renamed.get("callbacks", callbacks))
+        args = args if args is not None else self.default_arguments(output_dir="tmp_trainer")
+        self.args = older_arguments.adopted(args)
         checks.check_arguments(self.args)
-        self._set_log_level()
+        show_messages_of(self.args)
         self.compute_loss_func = compute_loss_func
         self.compute_metrics = compute_metrics
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
@@ -240,47 +204,40 @@ class Trainer:
         self.model = model
         self._validate_args()
 
-        self._seed_everything()
+        seed_run(self.args.seed, self.args.full_determinism)
         self.is_in_train = False
         self._search: SearchSession | None = None
         self.hp_name: Callable[[Trial], str] | None = None
         self._memory_tracker = TrainerMemoryTracker(self.args.skip_memory_metrics)
         self._memory_tracker.start()
         self.create_accelerator_and_postprocess()
-        # The one before, closed: what a checkpoint that is saved after train() tells of.
-        self._last_run = self._new_run(None, None)
+        self._run = self._new_run(None, None)
 
         if self.model is None:
             self.model = self.call_model_init()
         self._adopt_model(self.model)
-        self.data_collator = (
-            data_collator
-            if data_collator is not None
-            else from_args.default_collator_for(processing_class, self.model, packs=self.args.packs)
-        )
+        if data_collator is None:
+            data_collator = from_args.default_collator_for(processing_class, self.model, packs=self.args.packs)
+        self.data_collator = data_collator
 
         self.state = self._fresh_state()
         self.control = TrainerControl()
-        default_callbacks: list[TrainerCallback | type[TrainerCallback]] = [
-            DefaultFlowCallback,
-            *get_reporting_integration_callbacks(self.args.report_to),
-        ]
+        reporting = get_reporting_integration_callbacks(self.args.report_to)
+        all_callbacks = [DefaultFlowCallback, *reporting, *given_callbacks]
         self.callback_handler = CallbackHandler(
-            default_callbacks + list(callbacks or []), self.model, processing_class, self.optimizer, self.lr_scheduler
+            all_callbacks, self.model, processing_class, self.optimizer, self.lr_scheduler
         )
         self.add_callback(default_progress(bool(self.args.disable_tqdm)))
 
+        self._evaluations = Evaluations()
         self._bind_hooks()
         self.current_gradient_accumulation_steps: float = self.args.gradient_accumulation_steps
         self.current_flos = 0.0  # floating-point operations since they were last added to the state
         self._train_batch_size = self.args.train_batch_size  # samples of a micro-batch, of this process
         self._created_lr_scheduler = False
         self._packed_inputs: PackedInputs | None = None  # what a packed batch needs on the device
-        self._evaluation: Evaluation | None = None  # the one under way
-        self._past_of_training: Any = None  # see `_past`
         self._signature_columns: list[str] | None = None
         self._average: AveragedWeights | None = None  # of the weights of `self.model`, also after train()
-        self._eval_loaders = EvalLoaderCache()
         self._hub: HubSession | None = None
         self.hub_model_id: str | None = None
 
@@ -298,7 +255,7 @@ class Trainer:
         resume_from_checkpoint: str | bool | None = None,
         trial: Trial = None,
         ignore_keys_for_eval: list[str] | None = None,
-        **older: Any,
+        **older: object,
     ) -> TrainOutput:
         """Train. Returns (updates done, mean loss over all of them, metrics).
 
@@ -307,7 +264,9 @@ class Trainer:
         `trial`: an Optuna trial or a dict of hyper-parameters. `ignore_keys_for_eval`: keys of the model's outputs that
         evaluations during training leave out of the predictions.
         """
-        renamed = older_arguments.translated(older, older_arguments.TRAIN, "train", _parameters_of(Trainer.train))
+        renamed = older_arguments.translated(
+            older, older_arguments.TRAIN, "train", older_arguments.names_of(Trainer.train)
+        )
         resume_from_checkpoint = renamed.get("resume_from_checkpoint", resume_from_checkpoint)
         self._memory_tracker.start()
         self.is_in_train = True
@@ -319,20 +278,18 @@ class Trainer:
                 self._train_batch_size = self.args.train_batch_size
                 # With `model_init` each call trains a new model, and each trial of a search.
                 if self.model_init is not None:
-                    self._seed_everything()
+                    seed_run(self.args.seed, self.args.full_determinism)
                     self._release_model()
                     self._adopt_model(self.call_model_init(trial))
                     self.callback_handler.model = self.model
-                run.lock(self._output_dir, is_wanted=self._saves_checkpoints)
-                is_main = self.is_world_process_zero()
-                checkpoint = resume.find_checkpoint(resume_from_checkpoint, self._output_dir, is_main)
-                if checkpoint is not None:
-                    self._compatible("_load_from_checkpoint")(checkpoint)
-                elif self.args.save_strategy != SaveStrategy.NO and is_main:
-                    resume.warn_of_another_run(self._get_output_dir(trial))
-                run.found_size = FoundBatchSize.of_checkpoint(self.args, checkpoint)
+                run_dir, load_weights = self._get_output_dir(trial), self._compatible("_load_from_checkpoint")
+                run.lock(run_dir)
+                checkpoint = resume.restore_weights(
+                    run, resume_from_checkpoint, self._output_dir, run_dir, load_weights,
+                    is_main_process=self.is_world_process_zero(),
+                )  # fmt: skip
                 self._train_batch_size = run.found_size.micro_batch
-                run.begin(checkpoint, self._get_output_dir(trial), is_distributed=self._strategy.is_distributed)
+                run.begin(checkpoint, run_dir, is_distributed=self._strategy.is_distributed)
                 return attempts.run_to_its_end(
                     run,
                     functools.partial(
@@ -345,14 +302,13 @@ class Trainer:
                     self._strategy,
                     batch_size=self._train_batch_size,
                     current_step=lambda: self.state.global_step,
-                    load_weights=self._compatible("_load_from_checkpoint"),
+                    load_weights=load_weights,
                     start_over=self._start_over,
                     finish_saves=functools.partial(self._after_saves, wait=True),
                     save=lambda: self._make_save(self.model_wrapped, trial),
                 )
         finally:
             self.is_in_train = False
-            self._run, self._last_run = None, run
 
     def _inner_training_loop(
         self,
@@ -364,7 +320,6 @@ class Trainer:
     ) -> TrainOutput:
         """One run from its first update to its last: plan, prepare, epochs, finish."""
         run = self._run
-        assert run is not None
         args = args if args is not None else self.args
         self._train_batch_size = batch_size if batch_size is not None else self._train_batch_size
         self._after_saves(wait=True)  # of an attempt that ran out of memory
@@ -380,7 +335,7 @@ class Trainer:
         # What would end the run at its first evaluation, hours later, ends it now.
         if args.eval_strategy != "no" and not resume_from_checkpoint and not self._is_overridden("get_eval_dataloader"):
             self._try_evaluation_batches()
-        run.plan = TrainingPlan(*self.set_initial_training_values(args, train_dataloader))
+        run.plan = TrainingPlan.of(self.set_initial_training_values(args, train_dataloader))
         epochs_trained, steps_trained = self._init_training_state(
             run.plan.max_steps,
             run.plan.num_update_steps_per_epoch,
@@ -391,7 +346,17 @@ class Trainer:
         plan = run.plan  # of a resumed run, what is left is part of it
         model, train_dataloader = self._prepare_for_training(plan.max_steps, train_dataloader, resume_from_checkpoint)
         self._log_plan(args, plan)
-        self._begin_saves(args, plan.num_train_epochs - epochs_trained)
+        prepare.begin_saves(
+            run,
+            self.state,
+            self.model,
+            self.optimizer,
+            self._average,
+            self._strategy,
+            epochs_left=plan.num_train_epochs - epochs_trained,
+            trainer_class=type(self).__name__,
+            is_overridden=self._is_overridden,
+        )
 
         self._check_best_metric(ignore_keys_for_eval)
         run.first_step = run.saves.saved_step = self.state.global_step
@@ -405,7 +370,7 @@ class Trainer:
         run.interrupt.put_on_top()
         with contextlib.suppress(EvaluationAbandoned):
             if args.eval_on_start and not resume_from_checkpoint:
-                evaluate = run.profilers.span("evaluation", self._compatible("_evaluate"))
+                evaluate = run.span("evaluation", self._compatible("_evaluate"))
                 evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
             if owes_evaluation or run.owes_epoch_end:
                 self._make_up_for(run, model, owes_evaluation, resume_from_checkpoint)
@@ -423,18 +388,13 @@ class Trainer:
             # The end of an epoch may have drawn random numbers since the checkpoint.
             is_resumed = epoch == epochs_trained and not run.owes_epoch_end
             self._run_epoch(
-                model=model,
-                epoch=epoch,
-                train_dataloader=train_dataloader,
+                model=model, epoch=epoch, train_dataloader=train_dataloader,
                 steps_in_epoch=plan.len_dataloader or steps_done + steps_left,
                 num_update_steps_per_epoch=plan.num_update_steps_per_epoch,
-                trial=trial,
-                ignore_keys_for_eval=ignore_keys_for_eval,
-                start_time=run.start_time,
+                trial=trial, ignore_keys_for_eval=ignore_keys_for_eval, start_time=run.start_time,
                 resume_from_checkpoint=resume_from_checkpoint if is_resumed else None,
-                epochs_trained=epochs_trained,
-                steps_trained_in_current_epoch=steps_done,
-            )
+                epochs_trained=epochs_trained, steps_trained_in_current_epoch=steps_done,
+            )  # fmt: skip
             if self.control.should_training_stop:
                 break
         self._after_saves(wait=True)
@@ -456,6 +416,8 @@ class Trainer:
             self.control.should_evaluate = True
             run.log_save_evaluate(self._running_loss(run), grad_norm=None)
             progress.owes_end = False
+            if self.state.best_global_step == self.state.global_step and self.args.save_strategy != SaveStrategy.BEST:
+                self.state.best_model_checkpoint = checkpoint  # which has these weights: no save need follow
         if run.owes_epoch_end:
             self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
@@ -472,18 +434,13 @@ class Trainer:
         trial: Trial,
     ) -> tuple[int, int]:
         """A fresh `TrainerState`, or the checkpoint's. Returns (whole epochs done, micro-batches done in the next)."""
-        run = self._run
-        assert run is not None and run.plan is not None
-        run.begin_attempt(
-            self._strategy,
-            main_input_name=self._main_input_name,
-            pad_token_id=getattr(self.processing_class, "pad_token_id", None),
-        )
+        run, strategy = self._run, self._strategy
+        assert run.plan is not None
+        pad_token_id = getattr(self.processing_class, "pad_token_id", None)
+        run.begin_attempt(strategy, main_input_name=self._facts.main_input_name, pad_token_id=pad_token_id)
         self.current_flos = 0.0
-        self.state = TrainerState(stateful_callbacks=resume.exported_callbacks(self.callback_handler, self.control))
-        self.state.places_of_checkpoints = (run.output_dir,)
+        self.state = resume.initial_state(resume_from_checkpoint, run.output_dir, self.callback_handler, self.control)
         if resume_from_checkpoint is not None:
-            self.state = resume.read_state(resume_from_checkpoint, run.output_dir)
             self.compare_trainer_and_checkpoint_args(self.args, self.state)
             self._load_callback_state()
         resume.restore_loop(
@@ -491,9 +448,9 @@ class Trainer:
             run.plan,
             resume_from_checkpoint,
             self.state,
-            samples_per_micro_batch=self._train_batch_size * self._strategy.num_batches_at_once,
+            strategy,
+            samples_per_micro_batch=self._train_batch_size * strategy.num_batches_at_once,
             collator=self.data_collator,
-            strategy=self._strategy,
         )
         self.state.is_hyper_param_search = trial is not None
         self.state.init_training_references(self, run.plan.max_steps, run.plan.num_train_epochs, trial)
@@ -503,48 +460,49 @@ class Trainer:
         self, max_steps: int, train_dataloader: Loader, resume_from_checkpoint: str | None
     ) -> tuple[nn.Module, Loader]:
         """Build optimizer and schedule, wrap the model, and put a checkpoint's state into them."""
-        run = self._run
-        assert run is not None
+        run, args, strategy = self._run, self.args, self._strategy
         checks.check_something_to_train(self.model)
-        undo = run.change_for_training(self.model, self._packed_inputs, self._strategy.checkpointing)
-        undo.callback(self._eval_loaders.close)
-        if self.args.neftune_noise_alpha is not None:
+        undo = prepare.change_for_training(run, self.model, self._packed_inputs, strategy)
+        undo.callback(self._evaluations.loaders.close)
+        if args.neftune_noise_alpha is not None:
             self._activate_neftune(self.model)
             undo.callback(self._deactivate_neftune, self.model)
         self._strategy.shard_weights(self.model, self.optimizer)
         self.create_optimizer_and_scheduler(num_training_steps=max_steps)
-        if self._strategy.is_distributed:
+        if strategy.is_distributed:
             self._sync_replicated_trainable_parameters(self.model)
-        checks.check_optimizer(self.optimizer, self.model)
-        check_module_lr(self.optimizer, self.model, self.args.learning_rate_per_module)
-        self.model_wrapped = model = self._wrap_model(self.model_wrapped)
-        if resume_from_checkpoint is not None:
-            self._load_optimizer_and_scheduler(resume_from_checkpoint)
-            self._load_scaler(resume_from_checkpoint)
+        if not strategy.has_divided(self.optimizer):
+            checks.check_optimizer(self.optimizer, self.model)
+            check_module_lr(self.optimizer, self.model, args.learning_rate_per_module)
+        model, self.optimizer, self.lr_scheduler = strategy.prepare(
+            self._wrap_model(self.model_wrapped),
+            self.optimizer,
+            self.lr_scheduler,
+            num_training_steps=max_steps,
+            micro_batch=self._train_batch_size,
+        )
+        self.model_wrapped = model
+        hooks, step = (self._load_optimizer_and_scheduler, self._load_scaler), self.state.global_step
         self._average = None
-        if self.args.ema_decay is not None:
-            from trainwright.techniques.averaging import begin_average
-
-            self._average = begin_average(
-                self.args, self.model, self.optimizer, resume_from_checkpoint, self.state.global_step
-            )
+        self._average = resume.restore_optimizer(resume_from_checkpoint, args, self.model, self.optimizer, step, *hooks)
         handler = self.callback_handler
         handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
         handler.train_dataloader = train_dataloader
         self._bind_hooks()
-        run.prepare_steps(
+        prepare.prepare_steps(
+            run,
             model,
             self.model,
             self.optimizer,
             self.lr_scheduler,
-            self._strategy,
+            strategy,
+            self.state,
+            self._facts,
             label_names=self.label_names,
-            labels_are_shifted=self._labels_are_shifted,
-            num_replicas=self._num_replicas,
             batch_size=self._train_batch_size,
-            batches_are_even=self._processes_read_evenly(),
+            batches_are_even=from_args.reads_evenly(args, self.train_dataset)
+            and not self._is_overridden("get_train_dataloader"),
             moves_inputs=self._hooks.prepare_input_is_ours,
-            current_step=lambda: self.state.global_step,
         )
         self._set_training_mode(model, True)
         return model, train_dataloader
@@ -565,7 +523,6 @@ class Trainer:
     ) -> None:
         """One pass over the data. `steps_in_epoch` and `steps_trained_in_current_epoch` count micro-batches."""
         run = self._run
-        assert run is not None
         args, state, handler, interrupt, progress = (
             self.args,
             self.state,
@@ -583,20 +540,9 @@ class Trainer:
         run.parameters = self._strategy.parameters(model)  # once per epoch: the walk costs milliseconds in a deep model
         self.control = handler.on_epoch_begin(args, state, self.control)
 
-        # A generator state belongs to one moment: at an epoch's start that is before the loader draws its base seed, in
-        # the middle of an epoch it is after.
-        if resume_from_checkpoint is not None:
-            if progress.samples == 0:
-                self._load_rng_state(resume_from_checkpoint)
-            elif progress.generators is not None:
-                RngState.from_json(progress.generators).restore()
-        progress.generators = RngState.capture().to_json()
-        run.is_mid_step = True
-        iterate = run.profilers.span("data", progress.iterate)
-        epoch_iterator = iterate(train_dataloader, self._strategy.num_processes)
-        if resume_from_checkpoint is not None and progress.samples > 0:
-            self._load_rng_state(resume_from_checkpoint)
-        run.is_mid_step = False
+        with resume.restore_generators(run, resume_from_checkpoint, self._load_rng_state):
+            iterate = run.span("data", progress.iterate)
+            epoch_iterator = iterate(train_dataloader, self._strategy.num_processes)
 
         learning_rate, grad_norm = progress.last_update if resume_from_checkpoint is not None else (None, None)
         expected = progress.short_pass or steps_in_epoch
@@ -652,7 +598,7 @@ class Trainer:
         num_items: a scalar, the labels of all micro-batches and processes; None: the loss does not ask.
         """
         run = self._run
-        assert run is not None and run.weights is not None
+        assert run.weights is not None
         args, state, handler, strategy = self.args, self.state, self.callback_handler, self._strategy
         listeners, grad_norm, guard = handler.listeners, None, run.guard
         self.current_gradient_accumulation_steps = num_batches = len(batch_samples)
@@ -660,7 +606,7 @@ class Trainer:
             strategy.begin_update(model)
             run.splitting.begin(model, run.parameters)
         # In the first update, of a model that takes any keyword: does it divide its loss by the number of items?
-        if self._probe_loss_kwargs and (run.accumulation > 1 or strategy.is_distributed):
+        if self._must_probe_loss_kwargs and (run.accumulation > 1 or strategy.is_distributed):
             self._find_out_loss_kwargs(model, one_row(batch_samples[0]), num_items)
         if listeners["on_step_begin"]:
             self.control = handler.on_step_begin(args, state, self.control)
@@ -676,7 +622,8 @@ class Trainer:
         if run.weights_are_needed is not False and num_batches:
             rows = run.weights.row_name  # where set, an update of equal micro-batches costs no more than this look
             if rows is None or len({batch[rows].shape[0] for batch in batch_samples}) > 1:
-                kind = self._kind_of_loss(num_items)
+                of_model = self.model_accepts_loss_kwargs, self.label_smoother
+                kind = self._hooks.kind_of_loss(num_items, self.loss_is_scaled_for_ga, *of_model)
                 weights = run.weights_of(batch_samples, num_items, kind, state.global_step + 1)
                 if weights is not None and not weights:
                     batch_samples, num_batches = [], 0
@@ -686,8 +633,8 @@ class Trainer:
                 self._track_num_input_tokens(batch_samples[index - 1])
             if run.counts_flops:
                 self.current_flos += self.floating_point_ops(inputs)
-            if run.profilers.speed is not None:
-                run.profilers.speed.add(inputs)
+            if run.speed_meter is not None:
+                run.speed_meter.add(inputs)
             if weights is not None:
                 run.weight = weights[index - 1]
             if strategy.is_distributed:
@@ -713,7 +660,9 @@ class Trainer:
         if listeners["on_optimizer_step"]:
             self.control = handler.on_optimizer_step(args, state, self.control)
         learning_rate = self._get_learning_rate()
-        if updated and not run.schedule_waits_for_metric:
+        if not updated:
+            strategy.discard_update()
+        elif not run.schedule_waits_for_metric:
             self.lr_scheduler.step()
         for parameter in run.parameters:
             parameter.grad = None
@@ -727,7 +676,7 @@ class Trainer:
             self._set_training_mode(model, True)
         inputs = self._prepare_inputs(inputs)
         split: Callable[[], Context] = self.compute_loss_context_manager
-        run, hooks = self._run if self._run is not None else self._last_run, self._hooks
+        run, hooks = self._run, self._hooks
         if hooks.splits_sequences:
             split, inputs = self._prepare_context_parallel_inputs(model, inputs)
         weight = run.weight
@@ -741,7 +690,7 @@ class Trainer:
                 loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
             else:
                 loss = self.compute_loss(model, inputs)
-        if self._num_replicas > 1:  # DataParallel: (replicas,)
+        if self._facts.num_replicas > 1:  # DataParallel: (replicas,)
             loss = loss.mean()
         if weight is not None and weight.divisor is not None:
             loss = loss / weight.divisor
@@ -785,7 +734,7 @@ class Trainer:
         else:
             assert self.label_smoother is not None
             moved = inputs.get(SHIFTED_LABELS)
-            shifts = self._labels_are_shifted and moved is None
+            shifts = self._facts.labels_are_shifted and moved is None
             loss = self.label_smoother(outputs, labels if moved is None else moved, shifts, num_items_in_batch)
         if (
             self._strategy.is_distributed
@@ -808,19 +757,20 @@ class Trainer:
         learning_rate: float | None = None,
     ) -> None:
         """Hook, after each step and each epoch: do what `self.control` asks, in this order: log, evaluate, save."""
-        if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
-            self._profilers.span("logging", self._log_training)(grad_norm, model, start_time, learning_rate)
-        best_before = None
+        run, state, best_before = self._run, self.state, None
+        if self.control.should_log and state.global_step > run.last_logged_step:
+            run.span("logging", self._log_training)(grad_norm, model, start_time, learning_rate)
         if self.control.should_evaluate:
-            best_before = self.state.best_metric, self.state.best_global_step
+            best_before = state.best_metric, state.best_global_step
+            evaluate = run.span("evaluation", self._compatible("_evaluate"))
             try:
-                metrics = self._profilers.span("evaluation", self._compatible("_evaluate"))(trial, ignore_keys_for_eval)
+                metrics = evaluate(trial, ignore_keys_for_eval)
             except EvaluationAbandoned:
                 return  # should_evaluate stays: the checkpoint says that the evaluation is owed
             self.control.should_evaluate = False
-            if self._saves.asynchronous is not None:  # what was best so far must be known to be there
+            if run.saves.asynchronous is not None:  # what was best so far must be known to be there
                 self._after_saves(wait=True)
-                best_before = self.state.best_metric, self.state.best_global_step
+                best_before = state.best_metric, state.best_global_step
             is_new_best = self._determine_best_metric(metrics=metrics, trial=trial)
             if self.args.save_strategy == SaveStrategy.BEST:
                 self.control.should_save = is_new_best
@@ -834,22 +784,22 @@ class Trainer:
 
         `best_before`: best metric and its step before this step's evaluation.
         """
-        if self._saves.asynchronous is not None:  # one save at a time
-            self._profilers.span("saving", self._saves.wait)(self.state.global_step)
+        if self._run.saves.asynchronous is not None:  # one save at a time
+            self._run.span("saving", self._run.saves.wait)(self.state.global_step)
             self._after_saves(wait=True)
-        with self._saves.one(self._get_output_dir(trial), self.state, best_before) as save:
+        with self._run.saves.one(self._get_output_dir(trial), self.state, best_before) as save:
             if save is not None:
                 self.control.should_save = True  # which the checkpoint says of its step
-                self._profilers.span("saving", self._save_checkpoint)(model, trial)
+                self._run.span("saving", self._save_checkpoint)(model, trial)
         self.control.should_save = False  # also where there is none: the end of an epoch must not try again
         self._after_saves()
 
     def _after_saves(self, wait: bool = False) -> None:
         """For each save that is durable now: push, rotate, `on_save`. `wait`: until none is in flight."""
-        for save in self._saves.finished(wait):
+        for save in self._run.saves.finished(wait):
             wants_save = self.control.should_save
             with save.at_its_step():
-                with self._saves.concluding(save):
+                with self._run.saves.concluding(save):
                     if save.is_staged:
                         self._push_and_rotate(save.directory)
                 if not save.has_failed:
@@ -869,14 +819,15 @@ class Trainer:
         self, grad_norm: torch.Tensor | float | None, model: nn.Module, start_time: float, learning_rate: float | None
     ) -> None:
         """Write one log line of the training loss. The only place where the loop reads from the device."""
-        norm = self._get_grad_norm(model, grad_norm)
-        loss, norm = self._read_device(norm)
+        run, state = self._run, self.state
+        loss, norm = run.mean_loss_since_log(state, self._strategy, self._get_grad_norm(model, grad_norm))
         logs = {"loss": loss}
         if norm is not None:
             logs["grad_norm"] = norm
         logs["learning_rate"] = learning_rate if learning_rate is not None else self._get_learning_rate()
-        self._globalstep_last_logged = self.state.global_step
-        logs.update(self._profilers.line(self.state.global_step, self.state.num_input_tokens_seen))
+        run.last_logged_step = state.global_step
+        if run.profilers is not None:
+            logs.update(run.profilers.line(state.global_step, state.num_input_tokens_seen))
         self.store_flos()
         self._compatible("log")(self.training_logs(logs), start_time=start_time)
 
@@ -890,19 +841,20 @@ class Trainer:
         if self.args.include_num_input_tokens_seen:
             logs["num_input_tokens_seen"] = self.state.num_input_tokens_seen
             if start_time is not None:
-                logs.update(metric_text.speed_metrics("train", start_time, num_tokens=self._tokens_per_process()))
+                num_tokens = self._run.tokens_of_process(self.state, self._strategy.num_processes)
+                logs.update(metric_text.speed_metrics("train", start_time, num_tokens=num_tokens))
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _finalize_training(self, trial: Trial, num_train_samples: int, start_time: float) -> TrainOutput:
         """The end of a run: mean loss, speed, the best weights back in the model, the last log line."""
         run = self._run
-        assert run is not None
         self._past = None
-        self._read_device(None)
+        run.mean_loss_since_log(self.state, self._strategy, None)
         train_loss = run.total_loss / max(self.state.global_step, 1)
         metrics = run.speed(self.state, num_train_samples, self._strategy.num_processes, start_time)
-        metrics.update(run.profilers.total(self.state.global_step, self.state.num_input_tokens_seen))
+        if run.profilers is not None:
+            metrics.update(run.profilers.total(self.state.global_step, self.state.num_input_tokens_seen))
         self.store_flos()
         metrics["total_flos"] = self.state.total_flos
         metrics["train_loss"] = train_loss
@@ -939,21 +891,17 @@ class Trainer:
         if self.compute_loss_func is not None:
             self.compute_loss_func = signatures.compatible(self.compute_loss_func, ("num_items_in_batch",))
 
-    def _seed_everything(self) -> None:
-        if self.args.full_determinism:
-            enable_full_determinism(self.args.seed)
-        else:
-            set_seed(self.args.seed)
-
-    def _set_log_level(self) -> None:
-        is_left_alone = self.args.should_log and self.args.log_level == "passive"
-        show_messages(None if is_left_alone else self.args.get_process_log_level())
-
     def create_accelerator_and_postprocess(self) -> None:
         """Choose how this run talks to devices and processes. One process on one device builds no Accelerator."""
         self._accelerator: Any = None
         self._strategy: Strategy
-        if self.args.parallel_mode == ParallelMode.DISTRIBUTED:
+        engine = asked_engine(self.args)
+        if engine == "deepspeed":
+            from trainwright.parallel.deepspeed import DeepSpeedStrategy
+
+            gives_optimizer = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
+            self._strategy = DeepSpeedStrategy(lambda: self.accelerator, self.args, client_optimizer=gives_optimizer)
+        elif self.args.parallel_mode == ParallelMode.DISTRIBUTED:
             from trainwright.parallel.distributed import distributed_strategy
 
             self._strategy = distributed_strategy(self.accelerator, self.args)
@@ -978,49 +926,47 @@ class Trainer:
 
     def _adopt_model(self, model: nn.Module) -> None:
         """Make `model` the one this trainer works on: check it, move it, find out what it takes and returns."""
+        args = self.args
         checks.check_trainable(model)
         models.warn_of_untied_head(model)
         self.is_model_parallel = models.spans_devices(model)
-        self._num_replicas = 1 if self.is_model_parallel else max(1, self.args.n_gpu)
-        self.place_model_on_device = self.args.place_model_on_device and not self.is_model_parallel
-        if self.args.use_liger_kernel:
+        places_model = args.place_model_on_device and not self._strategy.places_model
+        self.place_model_on_device = places_model and not self.is_model_parallel
+        if args.use_liger_kernel:
             from trainwright.interop.liger import apply_liger_kernels
 
-            apply_liger_kernels(model, self.args.liger_kernel_config)
+            apply_liger_kernels(model, args.liger_kernel_config)
         if self.place_model_on_device and not self._strategy.shards_weights:
-            self._move_model_to_device(model, self.args.device)
+            self._move_model_to_device(model, args.device)
         self.model_wrapped, self._model_to_evaluate = model, models.unreplicated(model)
-        self.model = model = models.unwrapped(model)  # what is saved, loaded and asked what it takes
-        self.model_accepts_loss_kwargs = models.accepts_loss_kwargs(model)
-        self._labels_are_shifted = shifts_labels(model)
-        self._main_input_name = models.main_input_name(model)
-        self._probe_loss_kwargs = self.model_accepts_loss_kwargs and not models.states_loss_kwargs(model)
-        if self.args.label_names is not None:
-            consumers = ("compute_loss", "prediction_step", "_prepare_inputs")  # where a column may stay
-            if not any(map(self._is_overridden, consumers)):
-                checks.check_label_names(model, self.args.label_names)
-        self.label_names = (
-            self.args.label_names if self.args.label_names is not None else columns.find_label_names(model)
-        )
+        self.model = model = models.unwrapped(model)
+        self._facts = ModelFacts.of(model, num_replicas=1 if self.is_model_parallel else max(1, args.n_gpu))
+        self.model_accepts_loss_kwargs = self._facts.accepts_loss_kwargs
+        self._must_probe_loss_kwargs = self._facts.must_probe_loss_kwargs
+        consumers = ("compute_loss", "prediction_step", "_prepare_inputs")  # where a column may stay
+        if args.label_names is not None and not any(map(self._is_overridden, consumers)):
+            checks.check_label_names(model, args.label_names)
+        self.label_names = args.label_names if args.label_names is not None else columns.find_label_names(model)
         self.can_return_loss = columns.can_return_loss(model)
-        self.label_smoother = (
-            LabelSmoother(epsilon=self.args.label_smoothing_factor) if self.args.label_smoothing_factor else None
-        )
+        smoothing = args.label_smoothing_factor
+        self.label_smoother = LabelSmoother(epsilon=smoothing) if smoothing else None
         self._check_label_smoothing(None)
-        self._flops = models.FlopCounter(model)
 
     def _bind_hooks(self) -> None:
         """Find out once, before the first step, what each step would otherwise ask again: which hooks are overridden,
         and which newer arguments they have room for."""
         self._hooks = Hooks(self, _OURS, self.compute_loss_func)
-        self._eval_samples_at_once: int | None = None  # that fit into memory; None: no batch was too large yet
+        self._evaluations.samples_at_once = None
 
     def _is_overridden(self, name: str) -> bool:
-        return is_overridden(self, name, _OURS)
+        """Whether the class, or this object, has another method `name` than ours."""
+        return name in vars(self) or getattr(type(self), name) is not _OURS[name]
 
     def _compatible(self, name: str) -> Callable[..., Any]:
         """The hook `name`, called without the arguments it gained after the user's override was written."""
-        return compatible(self, name, _OURS)
+        hook: Callable[..., Any] = getattr(self, name)
+        is_ours = getattr(hook, "__func__", None) is _OURS[name]
+        return hook if is_ours else signatures.compatible(hook, signatures.GAINED[name])
 
     # -- callbacks -----------------------------------------------------------------------------------------------------
 
@@ -1052,8 +998,9 @@ class Trainer:
         """Hold the model, its weights and its optimizer no longer: `model_init` builds the next one."""
         self.model = self.model_wrapped = self._model_to_evaluate = None
         self.optimizer = self.lr_scheduler = None
+        self._strategy.release_model()
         self._average = self._packed_inputs = self._past = None
-        self._flops = models.FlopCounter(nn.Identity())
+        self._facts = self._facts.without_model()
         if self._accelerator is not None:  # overrides may have had it prepare them
             self._accelerator.free_memory()
         handler = self.callback_handler
@@ -1064,7 +1011,7 @@ class Trainer:
         """After memory ran out: begin anew, from these weights, with a smaller micro-batch."""
         checkpoint_weights.load_state_dict(self.model, weights)
         self.optimizer = self.lr_scheduler = None
-        self._seed_everything()
+        seed_run(self.args.seed, self.args.full_determinism)
         self._update_auto_batch_size(batch_size)
 
     def _update_auto_batch_size(self, batch_size: int) -> None:
@@ -1074,11 +1021,12 @@ class Trainer:
     def set_initial_training_values(
         self, args: TrainingArguments, dataloader: Loader, total_train_batch_size: int | None = None
     ) -> tuple[int, int, int, int, bool, int | None, int]:
-        """How long the run is, as the fields of `plan.TrainingPlan`: epochs, updates per epoch, samples per epoch,
-        samples of the run, whether it was given in epochs, micro-batches per epoch (None: unknown), updates of the run.
+        """Hook: how long the run is, a `plan.TrainingPlan` or a tuple of its fields: epochs, updates per epoch, samples
+        per epoch, samples of the run, whether it was given in epochs, micro-batches per epoch (None: unknown), updates
+        of the run.
         """
         has_length = loaders.has_length(dataloader)
-        plan = plan_training(
+        return plan_training(
             len_dataloader=len(dataloader) if has_length else None,
             num_examples=self.num_examples(dataloader) if has_length else None,
             total_train_batch_size=total_train_batch_size or self.get_total_train_batch_size(args),
@@ -1086,7 +1034,6 @@ class Trainer:
             num_train_epochs=args.num_train_epochs,
             max_steps=args.max_steps,
         )
-        return dataclasses.astuple(plan)  # type: ignore[return-value]
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         """Samples per update: micro-batch x accumulation x data-parallel processes that take a batch each."""
@@ -1116,15 +1063,11 @@ class Trainer:
 
     def _activate_neftune(self, model: nn.Module) -> nn.Module:
         """Put noise on the token embeddings for the time of training."""
-        from trainwright.interop import neftune
-
         assert self.args.neftune_noise_alpha is not None
         self.neftune_hook_handle = neftune.activate(model, self.args.neftune_noise_alpha)
         return model
 
     def _deactivate_neftune(self, model: nn.Module) -> None:
-        from trainwright.interop import neftune
-
         neftune.deactivate(model, self.neftune_hook_handle)
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
@@ -1140,11 +1083,10 @@ class Trainer:
         if models.unreplicated(model) is not model:
             return model  # by the user, or an earlier train()
         if self.args.torch_compile and models.unwrapped(model) is model:
-            from trainwright.techniques.compiling import compile_model
+            from trainwright.techniques.compiling import compile_as_asked
 
-            backend, mode = self.args.torch_compile_backend or "inductor", self.args.torch_compile_mode
-            compile_model(model, backend, mode, self.args.use_regional_compilation)
-        if self._num_replicas > 1:
+            compile_as_asked(model, self.args)
+        if self._facts.num_replicas > 1:
             return nn.DataParallel(model)
         return self._strategy.prepare_model(model)
 
@@ -1161,39 +1103,18 @@ class Trainer:
             sizes = self.get_total_train_batch_size(args), self._train_batch_size, self._strategy.num_processes
             logger.info("%s", describe_run(args, plan, *sizes, num_trainable, self.optimizer, self.model))
 
-    def _begin_saves(self, args: TrainingArguments, epochs_left: int) -> None:
-        """Say where the checkpoints to come will not fit on the disk (an error: not even one), and be ready to save."""
-        if args.should_save:
-            average = self._average.nbytes if self._average is not None else 0
-            shared = self._saves.frozen.num_bytes_shared(self.model)
-            save_failures.check_space_for_run(
-                args, self.state, self.model, self.optimizer, average, shared, epochs_left
-            )
-        run = self._run
-        assert run is not None
-        run.saves.begin(
-            args,
-            self._strategy.unwrap(self.model),
-            self.optimizer,
-            guard=run.guard,
-            exempt=run.exempt,
-            trainer_class=type(self).__name__,
-            overridden=[hook for hook in HOOKS_THAT_WRITE if self._is_overridden(hook)],
-        )
-
     def _start_profiling(self, run: Run) -> None:
         """Wrap the parts of the loop for what watches them; without a profiler nothing is wrapped."""
-        says_flops = self._is_overridden("floating_point_ops") or self._flops.has_own
-        run.start_profiling(
+        says_flops = self._is_overridden("floating_point_ops") or self._facts.flops.has_own
+        prepare.start_profiling(
+            run,
             self.callback_handler,
             self._accelerator,
             strategy=self._strategy,
-            num_replicas=self._num_replicas,
-            current_step=lambda: self.state.global_step,
-            initial_tokens=self.state.num_input_tokens_seen,
+            facts=self._facts,
+            state=self.state,
             model=self._strategy.unwrap(self.model),
             flops_of=self.floating_point_ops if says_flops else None,
-            main_input_name=self._main_input_name,
             prepare_inputs=self._prepare_inputs,
             drops_labels=self.compute_loss_func is not None or self.label_smoother is not None,
             autocast=self.compute_loss_context_manager,
@@ -1205,7 +1126,7 @@ class Trainer:
         """
         if not self._hooks.are_those_of(self):
             self._hooks = Hooks(self, _OURS, self.compute_loss_func)
-        span, step = run.profilers.span, self._compatible("training_step")
+        span, step = run.span, self._compatible("training_step")
         if run.splitting is not None:
             step = functools.partial(self._training_step_that_fits, step)
         run.training_step = span("forward", step)
@@ -1213,24 +1134,10 @@ class Trainer:
         run.fused_backward = span("backward", lomo.fused_backward)
         run.get_batch_samples = span("data", self._compatible("get_batch_samples"))
         run.update = span("optimizer", self._update)  # but for the parts that interrupt it
-        run.of_epoch = {
-            "model": model,
-            "trial": run.trial,
-            "ignore_keys_for_eval": run.ignore_keys_for_eval,
-            "start_time": run.start_time,
-            **of_epoch,
-        }
+        asked = {"trial": run.trial, "ignore_keys_for_eval": run.ignore_keys_for_eval, "start_time": run.start_time}
+        run.of_epoch = {"model": model, **asked, **of_epoch}
         run.log_save_evaluate = functools.partial(self._compatible("_maybe_log_save_evaluate"), **run.of_epoch)
-        run.counts_flops = "floating_point_ops" in self._hooks.overridden or self._flops.can_count
-
-    def _processes_read_evenly(self) -> bool:
-        """Whether the micro-batches that processes read at a time have as many samples, as far as that is known."""
-        return (
-            loaders.has_length(self.train_dataset)
-            and bool(getattr(self.args.accelerator_config, "even_batches", True))
-            and self.args.train_sampling_strategy != "batch_rebalance"
-            and not self._is_overridden("get_train_dataloader")
-        )
+        run.counts_flops = "floating_point_ops" in self._hooks.overridden or self._facts.flops.can_count
 
     def end(self) -> None:
         """Hook: the run is over; called once, after `on_train_end`. Waits for the other processes."""
@@ -1254,16 +1161,15 @@ class Trainer:
         own_loss = self.compute_loss_func is not None or self.label_smoother is not None
         if not (own_loss or self.model_accepts_loss_kwargs or self._hooks.asks_for_items):
             return None
-        count = count_items(batch_samples, self._labels_are_shifted)  # ()
+        count = count_items(batch_samples, self._facts.labels_are_shifted)  # ()
         if count is None:
             return None
-        count = (count if count.is_cpu else count.clamp(min=1)).to(
-            device
-        )  # on a device, 0 would have to be read to be noticed
+        # On a device, 0 would have to be read to be noticed.
+        count = (count if count.is_cpu else count.clamp(min=1)).to(device)
         if self.args.average_tokens_across_devices:
             count = self._strategy.sum(count)
-        if self._num_replicas > 1:  # DataParallel hands each replica one element, and averages their losses
-            count = count.expand(self._num_replicas) / self._num_replicas  # (replicas,)
+        if self._facts.num_replicas > 1:  # DataParallel hands each replica one element, and averages their losses
+            count = count.expand(self._facts.num_replicas) / self._facts.num_replicas  # (replicas,)
         return count
 
     def _find_out_loss_kwargs(self, model: nn.Module, inputs: Inputs, num_items: NumItems) -> None:
@@ -1273,20 +1179,12 @@ class Trainer:
         else:
             with self.compute_loss_context_manager():
                 honours = models.honours_num_items(model, self._prepare_inputs(inputs), num_items)
-        self._probe_loss_kwargs = False
+        self._must_probe_loss_kwargs = False
         if not honours:
             self.model_accepts_loss_kwargs = False
             logger.info(
                 "%s ignores num_items_in_batch: its loss is averaged over micro-batches.", type(self.model).__name__
             )
-
-    def _kind_of_loss(self, num_items: NumItems) -> LossKind:
-        """What a micro-batch's loss is. What an override of `compute_loss` returns is to be divided by the number of
-        micro-batches."""
-        if not self._hooks.compute_loss_is_ours or self.loss_is_scaled_for_ga is not None:
-            return "override"
-        is_share = self._hooks.loss_is_normalized(num_items, None, self.model_accepts_loss_kwargs, self.label_smoother)
-        return "share" if is_share else "mean"
 
     def _check_label_smoothing(self, inputs: Inputs | None) -> None:
         """Switch label smoothing off, with a warning, where a model or its labels have no classes to smooth over."""
@@ -1309,7 +1207,7 @@ class Trainer:
         accumulation, whole = self.current_gradient_accumulation_steps, run.weight
 
         def run_part(part: Inputs, weight: float) -> torch.Tensor:
-            if self._probe_loss_kwargs and (accumulation > 1 or weight < 1 or self._strategy.is_distributed):
+            if self._must_probe_loss_kwargs and (accumulation > 1 or weight < 1 or self._strategy.is_distributed):
                 self._find_out_loss_kwargs(model, part, num_items_in_batch)
             # A mean is divided by this; a share of the update's loss is not, and parts of it add up by themselves.
             self.current_gradient_accumulation_steps = accumulation if weight == 1 else accumulation / weight
@@ -1331,15 +1229,9 @@ class Trainer:
     def _prepare_inputs(self, inputs: Inputs) -> Inputs:
         """Hook: the batch on this process's device, with the model's past state where `past_index` asks for it."""
         if not inputs:
-            raise ValueError(
-                "The batch is empty: the collator returned no column that the model takes. "
-                f"The model's forward takes {columns.signature_columns(self.model)}. See remove_unused_columns."
-            )
-        if (
-            self._strategy.device.type != "cpu"
-            or not self._hooks.prepare_input_is_ours
-            or not self.place_model_on_device
-        ):
+            raise columns.empty_batch(self.model)
+        is_there = self._strategy.device.type == "cpu" and self.place_model_on_device
+        if not (is_there and self._hooks.prepare_input_is_ours):
             inputs = self._prepare_input(inputs)
         if self.args.past_index >= 0 and self._past is not None:
             inputs["mems"] = self._past
@@ -1347,7 +1239,7 @@ class Trainer:
             inputs = self._packed_inputs(inputs)
         return inputs
 
-    def _prepare_input(self, data: Any) -> Any:
+    def _prepare_input(self, data: Nested) -> Nested:
         """Hook: a tensor, or a list, tuple or dict of them, on this process's device."""
         if isinstance(data, torch.Tensor):
             return data.to(self._strategy.device, non_blocking=True)
@@ -1359,7 +1251,7 @@ class Trainer:
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Context:
         """Hook: autocast to bf16 or fp16 as the arguments ask; nothing in fp32."""
-        if not (self.args.bf16 or self.args.fp16):
+        if not (self.args.bf16 or self.args.fp16) or not self._strategy.autocasts:
             return _NOTHING
         dtype = torch.bfloat16 if self.args.bf16 else torch.float16
         return torch.autocast(self._strategy.device.type, dtype=dtype, cache_enabled=cache_enabled)
@@ -1368,31 +1260,33 @@ class Trainer:
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         """Hook: scale the gradients down to `max_grad_norm`; return the norm they had, a scalar on the device."""
-        run = self._run
-        assert self.args.max_grad_norm is not None
-        if run is not None and run.backward_is_update:
+        run, max_norm = self._run, self.args.max_grad_norm or 0.0
+        if run.backward_is_update:
             return lomo.gradient_norm(self.optimizer)  # it clipped while it updated
         if self._strategy.is_distributed and self._has_mixed_mesh_grads(model):
-            return self._mixed_mesh_grad_norm(model, self.args.max_grad_norm)
-        parameters = run.parameters if run is not None else list(model.parameters())
-        return self._strategy.clip_grad_norm(parameters, self.args.max_grad_norm, self.optimizer)
+            return self._mixed_mesh_grad_norm(model, max_norm)
+        return self._strategy.clip_grad_norm(run.parameters or list(model.parameters()), max_norm, self.optimizer)
 
     def _has_mixed_mesh_grads(self, model: nn.Module) -> bool:
         """Whether gradients lie on several device meshes, which torch's own clipping cannot combine."""
-        return mesh.has_mixed_meshes(self._run.parameters if self._run is not None else model.parameters())
+        return mesh.has_mixed_meshes(self._run.parameters or model.parameters())
 
     def _mixed_mesh_grad_norm(self, model: nn.Module, max_norm: float) -> torch.Tensor:
         """Clip gradients that lie on several device meshes; return the norm they had."""
-        parameters = self._run.parameters if self._run is not None else list(model.parameters())
-        return mesh.clip_mixed_meshes(parameters, max_norm)
+        return mesh.clip_mixed_meshes(self._run.parameters or list(model.parameters()), max_norm)
 
     def _defer_fsdp_gradient_reduction(self) -> Context:
         """Hook: the context of every micro-batch but the last of an update, where ranks exchange no gradients yet."""
         return self._strategy.without_grad_sync(self.model_wrapped)
 
     def propagate_args_to_deepspeed(self, auto_find_batch_size: bool = False) -> None:
-        """Raises: there is no DeepSpeed engine in this release."""
-        raise checks.sharding_error("deepspeed")
+        """Put the arguments into the "auto" values of DeepSpeed's configuration; it is done when training begins."""
+        if not self.is_deepspeed_enabled:
+            raise ValueError("This run has no DeepSpeed configuration: set deepspeed= in the arguments.")
+        from trainwright.parallel import deepspeed_config
+
+        given = deepspeed_config.requested(self.args)
+        deepspeed_config.filled(given, self.args, num_processes=self._strategy.num_processes)
 
     def _fsdp_qlora_plugin_updates(self) -> None:
         """Raises: quantised weights are not sharded in this release."""
@@ -1406,7 +1300,7 @@ class Trainer:
 
     def _get_learning_rate(self) -> float:
         """Hook: the learning rate of the first parameter group, as the step that was just made used it."""
-        rate: Any = self.optimizer.param_groups[0]["lr"]
+        rate = self.optimizer.param_groups[0]["lr"]  # a float, or a tensor where the optimizer is compiled
         return rate if type(rate) is float else float(rate)
 
     # -- log lines -----------------------------------------------------------------------------------------------------
@@ -1419,17 +1313,9 @@ class Trainer:
         """What `_maybe_log_save_evaluate` is given: the window itself for our method, a tensor for an override."""
         return run.window if self._hooks.log_save_is_ours else run.window.as_tensor(self._strategy.device)
 
-    def _read_device(self, norm: torch.Tensor | float | None) -> tuple[float, float | None]:
-        """(mean loss of the updates since the last log line, `norm` as a number), in one read from the device."""
-        return (self._run or self._last_run).mean_loss_since_log(self.state, self._strategy, norm)
-
     def _track_num_input_tokens(self, inputs: Inputs) -> None:
         """Hook: count the tokens of a micro-batch."""
-        run = self._run if self._run is not None else self._last_run
-        self.state.num_input_tokens_seen += run.tokens.add(inputs)
-
-    def _tokens_per_process(self) -> float:
-        return (self._run or self._last_run).tokens_of_process(self.state, self._strategy.num_processes)
+        self.state.num_input_tokens_seen += self._run.tokens.add(inputs)
 
     def store_flos(self) -> None:
         """Add the floating-point operations counted since the last call to the state, over all processes."""
@@ -1438,7 +1324,7 @@ class Trainer:
 
     def floating_point_ops(self, inputs: Inputs) -> float:
         """Hook: floating-point operations of a forward and backward pass; 0 for a model that cannot say."""
-        return self._flops(inputs)
+        return self._facts.flops(inputs)
 
     def _empty_device_cache(self) -> None:
         empty_cache = getattr(getattr(torch, self.args.device.type, None), "empty_cache", None)
@@ -1479,7 +1365,7 @@ class Trainer:
             self._accelerator = build_accelerator(self.args, **self._build_accelerator_args())
             if "_strategy" in vars(self):  # overrides scale fp16 losses here, the loop unscales gradients there
                 self._accelerator.scaler = self._strategy.scaler
-            if self._run is not None:
+            if "_run" in vars(self) and self._run.profilers is not None:
                 self._run.profilers.span_method(self._accelerator, "backward", "backward")
         return self._accelerator
 
@@ -1498,11 +1384,16 @@ class Trainer:
 
     @property
     def is_deepspeed_enabled(self) -> bool:
-        return bool(self.args.deepspeed)
+        return asked_engine(self.args) == "deepspeed"
+
+    @property
+    def deepspeed(self) -> Any:
+        """The engine that DeepSpeed wraps around the model; None without it, and before training."""
+        return getattr(self._strategy, "engine", None)
 
     @property
     def is_fsdp_enabled(self) -> bool:
-        return self._strategy.shards_weights
+        return asked_engine(self.args) == "fsdp"
 
     @property
     def use_apex(self) -> bool:
@@ -1513,36 +1404,28 @@ class Trainer:
         return self.args.neftune_noise_alpha
 
     @property
-    def gather_function(self) -> Callable[[Any], Any]:
+    def gather_function(self) -> Callable[[Nested], Nested]:
         return self._strategy.gather_for_metrics
 
     @property
     def _output_dir(self) -> str:
         return str(self.args.output_dir)
 
-    @property
-    def _saves_checkpoints(self) -> bool:
-        return self.args.should_save and self.args.save_strategy != SaveStrategy.NO
-
-    @property
-    def _schedule_waits_for_metric(self) -> bool:
-        return waits_for_metric(self.lr_scheduler)
-
     # -- evaluate and predict ------------------------------------------------------------------------------------------
 
     def _evaluate(
-        self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
+        self, trial: Trial, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
     ) -> dict[str, float]:
         """An evaluation within training: its metrics also go to the search and to a schedule that waits for them."""
-        with self._interrupt.evaluation():
+        with self._run.interrupt.evaluation():
             metrics = self.evaluate(ignore_keys=ignore_keys_for_eval)
         self._report_to_hp_search(trial, self.state.global_step, metrics)
-        if self._schedule_waits_for_metric and not skip_scheduler:
+        if waits_for_metric(self.lr_scheduler) and not skip_scheduler:
             self.lr_scheduler.step(best.metric_value(metrics, self.args.metric_for_best_model or "loss"))
         return metrics
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: Dataset = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Evaluate and return the metrics, each key prefixed with `metric_key_prefix`.
 
@@ -1554,21 +1437,15 @@ class Trainer:
         if isinstance(chosen, dict):
             metrics: dict[str, float] = {}
             for name, dataset in chosen.items():
-                metrics.update(
-                    self.evaluate(
-                        eval_dataset=dataset if eval_dataset is not None else name,
-                        ignore_keys=ignore_keys,
-                        metric_key_prefix=f"{metric_key_prefix}_{name}",
-                    )
-                )
+                one, prefix = dataset if eval_dataset is not None else name, f"{metric_key_prefix}_{name}"
+                metrics.update(self.evaluate(eval_dataset=one, ignore_keys=ignore_keys, metric_key_prefix=prefix))
             return metrics
         self._memory_tracker.start()
-        dataloader = self.get_eval_dataloader(chosen)
+        loader, start_time = self.get_eval_dataloader(chosen), time.time()
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
-        start_time = time.time()
-        with self._evaluation_under_way(keep_predictions=False):
+        with self._new_evaluation(keep_predictions=False):
             output = loop(
-                dataloader,
+                loader,
                 description="Evaluation",
                 # Without a metric nothing reads the predictions, so they are not stored.
                 prediction_loss_only=True if self.compute_metrics is None else None,
@@ -1582,7 +1459,7 @@ class Trainer:
         return metrics
 
     def predict(
-        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """Run the model over `test_dataset`. Returns (predictions, label_ids, metrics) with one row per sample.
 
@@ -1592,7 +1469,7 @@ class Trainer:
         dataloader = self.get_test_dataloader(test_dataset)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         start_time = time.time()
-        with self._evaluation_under_way():
+        with self._new_evaluation():
             output = loop(
                 dataloader, description="Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
             )
@@ -1602,26 +1479,31 @@ class Trainer:
         return PredictionOutput(predictions=output.predictions, label_ids=output.label_ids, metrics=metrics)
 
     @contextlib.contextmanager
-    def _evaluation_under_way(self, keep_predictions: bool = True) -> Iterator[Evaluation]:
-        """A new `Evaluation`, which hooks find as `_evaluation` meanwhile. It may be inside another."""
-        outer = self._evaluation
-        in_parts = outer.in_parts if outer is not None else None
-        if in_parts is None and self.args.auto_find_batch_size:
-            in_parts = OomSafePrediction(
-                labels_are_shifted=self._labels_are_shifted,
-                label_names=self.label_names,
-                batch_size=self.args.eval_batch_size,
-                limit=self._eval_samples_at_once,
-            )
-        self._evaluation = evaluation = Evaluation(keep_predictions, in_parts)
-        try:
-            self._strategy.shard_weights(self.model, self.optimizer)
-            with self._strategy.forward_only(self.model):
-                yield evaluation
-        finally:
-            self._evaluation = outer
-            if in_parts is not None:
-                self._eval_samples_at_once = in_parts.num_samples
+    def _new_evaluation(self, keep_predictions: bool = True) -> Iterator[Evaluation]:
+        self._strategy.shard_weights(self.model, self.optimizer)
+        one = self._evaluations.one(self.args, self._facts, self.label_names, keep_predictions)
+        with one as evaluation, self._strategy.forward_only(self.model):
+            yield evaluation
+
+    def _eval_hooks(self) -> EvalHooks:
+        """What an evaluation calls here, as it is now."""
+        strategy = self._strategy
+        return EvalHooks(
+            args=self.args,
+            strategy=strategy,
+            facts=self._facts,
+            is_overridden=self._is_overridden,
+            prediction_step=self.prediction_step,
+            predictor=self._predictor,
+            prepare_input=self._prepare_input,
+            average_losses=self.average_eval_losses,
+            label_names=self.label_names,
+            token_padding=self._token_padding(),
+            loss_is_the_models=self.compute_loss_func is None and self.label_smoother is None,
+            inputs_change=self._packed_inputs is not None
+            or strategy.device.type != "cpu"
+            or not self.place_model_on_device,
+        )
 
     def _with_speed(self, output: EvalLoopOutput, prefix: str, start_time: float) -> dict[str, float]:
         batch_size = self.args.eval_batch_size * self._strategy.num_processes
@@ -1630,7 +1512,7 @@ class Trainer:
 
     def evaluation_loop(
         self,
-        dataloader: DataLoader[Any],
+        dataloader: Loader,
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
@@ -1638,13 +1520,9 @@ class Trainer:
     ) -> EvalLoopOutput:
         """Hook: run the model over a loader and gather predictions, labels and metrics. With or without labels."""
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
-        num_samples = from_args.num_samples(dataloader)
-        if num_samples == 0:
-            raise ValueError(f"{description} of an empty data set: eval_dataset or test_dataset has no sample.")
-        shown = num_samples if num_samples is not None else "?"
-        logger.info("%s: %s samples, batches of %s.", description, shown, self.args.eval_batch_size)
-        handler = self.callback_handler
-        handler.eval_dataloader, interrupt = dataloader, self._interrupt
+        num_samples = announced(dataloader, description, self.args)
+        handler, interrupt = self.callback_handler, self._run.interrupt
+        handler.eval_dataloader = dataloader
 
         def after_batch() -> None:
             if handler.listeners["on_prediction_step"]:
@@ -1652,77 +1530,16 @@ class Trainer:
             if interrupt.in_evaluation:
                 interrupt.leave_evaluation()
 
-        dtype = full_eval_dtype(self.args, self.is_in_train)
         with contextlib.ExitStack() as during:
-            evaluation = self._evaluation or during.enter_context(self._evaluation_under_way())
+            evaluation = self._evaluations.current or during.enter_context(self._new_evaluation())
             during.enter_context(self._eval_weights())
-            during.enter_context(precision.float32_products(self.args.tf32))
-            during.enter_context(precision.half_weights(self.model, dtype))
-            during.enter_context(evaluation.with_inputs_as(dtype))
+            during.enter_context(evaluation.in_precision(self.args, self.model, self.is_in_train))
             model = self._model_for_evaluation(dataloader)
             functions = self.compute_metrics, self.preprocess_logits_for_metrics
-            return self._run_evaluation(
+            return self._eval_hooks().evaluate(
                 evaluation, dataloader, model, loss_only, ignore_keys, metric_key_prefix, *functions,
                 num_samples, after_batch,
             )  # fmt: skip
-
-    def _run_evaluation(
-        self,
-        evaluation: Evaluation,
-        batches: Iterable[Inputs],
-        model: nn.Module,
-        loss_only: bool,
-        ignore_keys: list[str] | None,
-        metric_key_prefix: str,
-        compute_metrics: Any,
-        preprocess_logits: Callable[..., Any] | None,
-        num_samples: int | None = None,
-        after_batch: Callable[[], None] | None = None,
-    ) -> EvalLoopOutput:
-        """`Evaluation.run`, with the hooks of this trainer; what need not be called for each batch is found here."""
-        settings = evaluation.settings(
-            self.args,
-            compute_metrics,
-            loss_only=loss_only,
-            labels_are_shifted=self._labels_are_shifted,
-            label_names=tuple(self.label_names),
-            metric_key_prefix=metric_key_prefix,
-            token_padding=self._token_padding(),
-        )
-        shortcuts = Shortcuts.of_hooks(
-            self._is_overridden,
-            self.args,
-            inputs_change=evaluation.dtype is not None or self._packed_inputs is not None
-            or self._strategy.device.type != "cpu" or not self.place_model_on_device,
-            loss_is_the_models=self.compute_loss_func is None and self.label_smoother is None,
-            coalesce=can_coalesce(settings, self._strategy.is_distributed),
-        )  # fmt: skip
-
-        predict_batch: Callable[[Inputs], tuple[Any, Any, Any]]
-        if shortcuts.prediction_step:
-            predict_batch = self._predictor(model, loss_only, ignore_keys, shortcuts)
-        else:
-
-            def predict_batch(inputs: Inputs) -> tuple[Any, Any, Any]:
-                return self.prediction_step(model, inputs, loss_only, ignore_keys=ignore_keys)
-
-        try:
-            return evaluation.run(
-                batches,
-                settings,
-                predict_batch,
-                self._strategy,
-                shortcuts,
-                compute_metrics=compute_metrics,
-                preprocess_logits=preprocess_logits,
-                average_losses=self.average_eval_losses if self._is_overridden("average_eval_losses") else None,
-                after_batch=after_batch,
-                num_samples=num_samples,
-                main_input_name=self._main_input_name,
-                prepare_input=self._prepare_input,
-            )
-        finally:
-            self._past_of_training = None  # the next training batch does not follow the one before the evaluation
 
     def _token_padding(self) -> int | None:
         """What pads rows of integers among the predictions to the widest; None: -100, as everything else."""
@@ -1731,45 +1548,43 @@ class Trainer:
     def _try_evaluation_batches(self) -> None:
         """Make one batch of each evaluation set, to find what would end the run at its first evaluation."""
         for name in self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]:
-            description = "eval_dataset" if name is None else f"eval_dataset[{name!r}]"
             loader = self.get_eval_dataloader(name)
-            sanity_check.try_batch(loader, self.args, description)
-            self._eval_loaders.abandon(loader)
+            sanity_check.try_batch(loader, self.args, "eval_dataset" if name is None else f"eval_dataset[{name!r}]")
+            self._evaluations.loaders.abandon(loader)
 
     def _check_best_metric(self, ignore_keys: list[str] | None) -> None:
         """Find out now what would stop the run hours later: no evaluation has `metric_for_best_model`."""
-        callbacks, overridden = self.callback_handler.callbacks, self._is_overridden
-        wanted = sanity_check.wanted_metric(
-            self.args, callbacks, self.lr_scheduler, schedule_waits=self._schedule_waits_for_metric
-        )
-        if wanted is None or overridden("_determine_best_metric"):
-            return
 
-        def run(dataset: str | None, prefix: str, compute_metrics: Any, preprocess_logits: Any) -> EvalLoopOutput:
+        def try_batch(dataset: str | None, prefix: str, *functions: Any) -> EvalLoopOutput:
             loader = self.get_eval_dataloader(dataset)
-            model, loss_only = self._model_for_evaluation(loader), compute_metrics is None
-            batches, functions = sanity_check.first(loader), (compute_metrics, preprocess_logits)
+            model, batches = self._model_for_evaluation(loader), sanity_check.first(loader)
             try:
-                with self._evaluation_under_way() as evaluation:
-                    return self._run_evaluation(evaluation, batches, model, loss_only, ignore_keys, prefix, *functions)
+                with self._new_evaluation() as evaluation:
+                    return self._eval_hooks().evaluate(
+                        evaluation, batches, model, functions[0] is None, ignore_keys, prefix, *functions
+                    )
             finally:
-                self._eval_loaders.abandon(loader)
+                self._evaluations.loaders.abandon(loader)
 
-        adders = [f"{type(self).__name__}.{hook}" for hook in sanity_check.HOOKS if overridden(hook)]
-        adders += sanity_check.adding_callbacks(callbacks)
-        tried = sanity_check.Tried(
-            run,
-            self.compute_metrics,
-            self.preprocess_logits_for_metrics,
-            is_seen=any(map(overridden, sanity_check.SEES_BATCHES)),
-            has_labels=lambda data: sanity_check.seems_labelled(data, self.label_names, self.can_return_loss),
+        sanity_check.check_best_metric(
+            self.args,
+            self.callback_handler.callbacks,
+            self.lr_scheduler,
+            type(self),
+            self._is_overridden,
+            self.eval_dataset,
+            sanity_check.Tried(
+                try_batch,
+                self.compute_metrics,
+                self.preprocess_logits_for_metrics,
+                is_seen=any(map(self._is_overridden, sanity_check.SEES_BATCHES)),
+                has_labels=lambda data: sanity_check.seems_labelled(data, self.label_names, self.can_return_loss),
+            ),
         )
-        classes = [*(type(callback) for callback in callbacks), *([type(self)] if adders else [])]
-        sanity_check.find_metric(wanted, self.args, self.eval_dataset, tried, adders, classes)
 
     def prediction_loop(
         self,
-        dataloader: DataLoader[Any],
+        dataloader: Loader,
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
@@ -1787,27 +1602,23 @@ class Trainer:
         """
         return float(losses.mean())
 
-    def _model_for_evaluation(self, dataloader: DataLoader[Any]) -> nn.Module:
+    def _model_for_evaluation(self, dataloader: Loader) -> nn.Module:
         """The model in evaluation mode, traced where `jit_mode_eval` asks for it outside training."""
         compiled = self._model_to_evaluate if models.unwrapped(self._model_to_evaluate) is self.model else self.model
         model = self._wrap_model(compiled, training=False, dataloader=dataloader)
-        if not self.is_in_train and self.place_model_on_device:
+        if not self.is_in_train and (self.place_model_on_device or self._strategy.places_model):
             model = model.to(self.args.device)
         self._set_training_mode(model, False)
         return model
 
     def _inputs_of_evaluation(self, inputs: Inputs) -> Inputs:
         """The batch on the device, of the type that the weights have where that is half the width."""
-        inputs = self._prepare_inputs(inputs)
-        return precision.with_floats_as(inputs, self._input_dtype, but=self.label_names)
-
-    @property
-    def _input_dtype(self) -> torch.dtype | None:
-        return None if self._evaluation is None else self._evaluation.dtype
+        inputs, dtype = self._prepare_inputs(inputs), self._evaluations.input_dtype
+        return precision.with_floats_as(inputs, dtype, but=self.label_names)
 
     def prediction_step(
         self, model: nn.Module, inputs: Inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[torch.Tensor | None, Any, Any]:
+    ) -> tuple[torch.Tensor | None, Nested, Nested]:
         """Hook: one evaluation batch. Returns (loss, logits, labels), None where there is none, on the device."""
         return self._predictor(model, prediction_loss_only, ignore_keys)(inputs)
 
@@ -1815,33 +1626,31 @@ class Trainer:
         self, model: nn.Module, loss_only: bool, ignore_keys: list[str] | None, shortcuts: Shortcuts = NO_SHORTCUTS
     ) -> Predictor:
         """What predicts batches with the hooks of this trainer, but for the `shortcuts`."""
+        casts = self._evaluations.input_dtype is not None
         return Predictor(
             model,
             label_names=self.label_names,
             can_return_loss=self.can_return_loss,
             ignore_keys=ignored_outputs(self.model, ignore_keys),
             loss_only=loss_only,
-            prepare=self._prepare_inputs if self._input_dtype is None else self._inputs_of_evaluation,
+            prepare=self._inputs_of_evaluation if casts else self._prepare_inputs,
             compute_loss=self.compute_loss,
             loss_context=self.compute_loss_context_manager,
             remember=None if self.args.past_index < 0 else self._remember_past_without_loss,
             shortcuts=shortcuts,
         )
 
-    def _remember_past_without_loss(self, outputs: Any) -> None:
+    def _remember_past_without_loss(self, outputs: Outputs) -> None:
         self._past = outputs[self.args.past_index - 1]  # without a loss the outputs begin one place earlier
 
     @property
-    def _past(self) -> Any:
+    def _past(self) -> Nested:
         """What the last batch handed on to the next (`past_index`): in the evaluation under way, else in training."""
-        return self._past_of_training if self._evaluation is None else self._evaluation.past
+        return self._evaluations.past
 
     @_past.setter
-    def _past(self, value: Any) -> None:
-        if self._evaluation is None:
-            self._past_of_training = value
-        else:
-            self._evaluation.past = value
+    def _past(self, value: Nested) -> None:
+        self._evaluations.past = value
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
@@ -1865,18 +1674,14 @@ class Trainer:
             raise ValueError("Evaluation needs an eval_dataset: pass it to Trainer, or to evaluate().")
         if isinstance(dataset, str):
             dataset = checks.named_eval_set(self.eval_dataset, dataset)
-        build = functools.partial(
-            self._get_dataloader,
-            dataset,
-            description="evaluation",
-            batch_size=self.args.eval_batch_size,
-            sampler_fn=self._get_eval_sampler,
+        size, sampler_fn = self.args.eval_batch_size, self._get_eval_sampler
+        make = functools.partial(
+            self._get_dataloader, dataset, description="evaluation", batch_size=size, sampler_fn=sampler_fn
         )
         if not self.args.dataloader_persistent_workers:
-            return build()
-        cached = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+            return make()
         built_for = (self.data_collator, *from_args.evaluation_settings(self.args))
-        return self._eval_loaders.get(dataset, built_for, cached, build)  # type: ignore[no-any-return]
+        return self._evaluations.loaders.get(dataset, built_for, self.eval_dataset, make)
 
     def get_test_dataloader(self, test_dataset: Dataset) -> Loader:
         """Hook: the loader that `predict` reads."""
@@ -1926,7 +1731,7 @@ class Trainer:
 
     def _length_input_name(self) -> str:
         names = getattr(self.processing_class, "model_input_names", None)
-        return str(names[0]) if names else self._main_input_name
+        return str(names[0]) if names else self._facts.main_input_name
 
     def _set_signature_columns_if_needed(self) -> None:
         """Hook: set `self._signature_columns`, the columns a batch may hold: what `forward` takes, and the labels."""
@@ -1972,20 +1777,23 @@ class Trainer:
         if self.optimizer is None:
             model = model if model is not None else self.model
             if self.optimizer_cls_and_kwargs is None:
-                optim_registry.check_device(self.args)
-            optimizer_class, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
-                self.args, model
+                registry.check_device(self.args)
+            optimizer_class, kwargs = (
+                self.optimizer_cls_and_kwargs
+                or self._strategy.optimizer_cls_and_kwargs
+                or self.get_optimizer_cls_and_kwargs(self.args, model)
             )
-            groups = optim_groups.parameter_groups(model, self.args.weight_decay, self.get_decay_parameter_names(model))
-            groups = with_module_lr(groups, model, self.args.learning_rate_per_module)
-            self.optimizer = optim_build.build_optimizer(model, optimizer_class, dict(kwargs), groups)
+            decayed = self.get_decay_parameter_names(model)
+            parameters = groups.parameter_groups(model, self.args.weight_decay, decayed)
+            parameters = with_module_lr(parameters, model, self.args.learning_rate_per_module)
+            self.optimizer = build.build_optimizer(model, optimizer_class, dict(kwargs), parameters)
         return self.optimizer  # type: ignore[no-any-return]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """Hook: build `self.lr_scheduler` for a run of `num_training_steps` updates."""
         if self.lr_scheduler is None:
             optimizer = optimizer if optimizer is not None else self.optimizer
-            self.lr_scheduler = optim_build.build_scheduler(self.args, optimizer, num_training_steps)
+            self.lr_scheduler = build.build_scheduler(self.args, optimizer, num_training_steps)
             self._created_lr_scheduler = True
         return self.lr_scheduler  # type: ignore[no-any-return]
 
@@ -1994,66 +1802,46 @@ class Trainer:
         args: TrainingArguments, model: nn.Module | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """The optimizer class and its keyword arguments for `args.optim`."""
-        return optim_registry.optimizer_class_and_kwargs(args, model)
+        return registry.optimizer_class_and_kwargs(args, model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Hook: names of the parameters that weight decay applies to: all but biases and those of norms."""
-        return optim_groups.decay_parameter_names(model)
+        return groups.decay_parameter_names(model)
 
     def get_num_trainable_parameters(self) -> int:
         """How many numbers training changes."""
-        return optim_groups.num_trainable_parameters(self.model)
+        return groups.num_trainable_parameters(self.model)
 
     def get_learning_rates(self) -> list[float]:
         """The learning rate of each parameter group."""
-        return optim_groups.learning_rates(self._existing_optimizer())
+        return groups.learning_rates(self.optimizer)
 
     def get_optimizer_group(self, param: str | nn.Parameter | None = None) -> Any:
         """The parameter group that holds `param`, or all groups."""
-        return optim_groups.optimizer_group(self._existing_optimizer(), param)
-
-    def _existing_optimizer(self) -> Optimizer:
-        if self.optimizer is None:
-            raise ValueError("There is no optimizer yet: call create_optimizer() or train() first.")
-        return self.optimizer  # type: ignore[no-any-return]
+        return groups.optimizer_group(self.optimizer, param)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def _get_output_dir(self, trial: Any) -> str:
+    def _get_output_dir(self, trial: Trial) -> str:
         """Where the checkpoints of this run go: `output_dir`, or a directory of the trial inside it."""
         if trial is None or self._search is None:
             return self._output_dir
         return os.path.join(self._output_dir, self._search.directory_of(trial))
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Trial) -> bool:
         """Hook: whether these metrics are the best so far; if so, remember them and the step."""
-        name = self.args.metric_for_best_model
-        if name is None:
-            return False
-        if not (sanity_check.needs_metric(self.args) or best.has_metric(metrics, name)):
-            return False  # said before the first step
-        value = best.metric_value(metrics, name)
-        if not best.is_better(value, self.state.best_metric, bool(self.args.greater_is_better)):
-            return False
-        self.state.best_metric = value
-        if self.args.save_strategy in (SaveStrategy.STEPS, SaveStrategy.EPOCH, SaveStrategy.BEST):
-            self.state.best_global_step = self.state.global_step
-        return True
+        return best.note_metric(self.state, self.args, metrics, is_needed=sanity_check.needs_metric(self.args))
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Trial) -> None:
         """Hook: write `checkpoint-N`: staged, hashed, then renamed, so that it is there whole or not at all."""
-        is_of_loop = self._saves.is_making_one
+        run, state, run_dir = self._run, self.state, self._get_output_dir(trial)
+        is_of_loop = run.saves.is_making_one
         if not is_of_loop:  # a call from elsewhere is over when it returns
             self._after_saves(wait=True)
-        run_dir = self._get_output_dir(trial)
-        output_dir = os.path.join(run_dir, layout.checkpoint_name(self.state.global_step))
+        output_dir = os.path.join(run_dir, layout.checkpoint_name(state.global_step))
         switch_mode(self.optimizer, training=False)
-        state = self.state
         if state.best_global_step is not None:
-            best_dir = os.path.join(run_dir, layout.checkpoint_name(state.best_global_step))
-            is_saved_now = state.best_global_step == state.global_step
-            if is_saved_now or best.was_saved(best_dir, state.best_model_checkpoint, self._saves.run):
-                state.best_model_checkpoint = best_dir
+            state.best_model_checkpoint = best.best_directory(state, run_dir, run.saves.run)
         try:
             self._write_checkpoint(output_dir)
             if not is_of_loop:
@@ -2064,11 +1852,11 @@ class Trainer:
     def _write_checkpoint(self, output_dir: str) -> None:
         """Write all that a run is resumed from. `output_dir` is there whole, with its manifest, or not at all."""
         self.store_flos()
-        if self._counts_tokens:
-            self.state.num_input_tokens_seen += self._tokens.take_all(self._strategy.mean)
+        if self._run.counts_tokens:
+            self.state.num_input_tokens_seen += self._run.tokens.take_all(self._strategy.mean)
         loop_state, state = self._loop_state(), self.state
         position = dict(loop_state["position"])
-        with self._saves.staged(output_dir, state.global_step, position) as directory:
+        with self._run.saves.staged(output_dir, state.global_step, position) as directory:
             files = sink.of(directory)
             with self._immediate(files, "save_model", "_save"):
                 self._save_weights(directory)
@@ -2083,7 +1871,7 @@ class Trainer:
                     self._save_rng_state(directory)
             if self._strategy.should_save:
                 checkpoint_save.save_loop_state(directory, loop_state)
-                state.stateful_callbacks = resume.exported_callbacks(self.callback_handler, self.control)
+                state.stateful_callbacks = exported_callbacks(self.callback_handler, self.control)
                 checkpoint_save.save_trainer_state(directory, state)
 
     def _save_weights(self, directory: str) -> None:
@@ -2105,20 +1893,20 @@ class Trainer:
 
     def _loop_state(self) -> LoopState:
         """What a run that is resumed from here needs to know."""
-        run, state = self._run or self._last_run, self.state
+        run, state = self._run, self.state
         return run.state_dict(
             collator=self.data_collator,
             is_cut_short=self.control.should_epoch_stop,
             is_last_step=state.global_step >= state.max_steps > 0,
             grad_norm=self._get_grad_norm(self.model_wrapped, run.progress.last_update[1]),
             micro_batch=self._train_batch_size,
-            gather=self._strategy.gather_objects,
+            gather=self._strategy.gather_objects if self._strategy.is_distributed else None,
         )
 
     def _load_callback_state(self) -> None:
         """Hook: give the callbacks the state they had in the checkpoint."""
         replace = self.args.restore_callback_states_from_checkpoint
-        resume.restore_callbacks(self.callback_handler, self.state.stateful_callbacks, replace=replace)
+        restore_callbacks(self.callback_handler, self.state.stateful_callbacks, replace=replace)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model and `processing_class` so that `from_pretrained` loads them. Main process only."""
@@ -2166,18 +1954,16 @@ class Trainer:
 
     def _save_tpu(self, output_dir: str | None = None) -> None:
         """Save from a TPU: XLA tensors are moved to the host first."""
-        import torch_xla.core.xla_model as xm  # type: ignore[import-not-found,unused-ignore]
-
-        xm.mark_step()
-        self.model.to("cpu")
-        self._save(output_dir)
-        self.model.to(self.args.device)
+        with models.on_host(self.model, self.args.device):
+            self._save(output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Hook: write `optimizer.pt` and `scheduler.pt`."""
-        state = sharded.optimizer_state_to_save(self.optimizer, output_dir, self._strategy)
+        is_written = self._strategy.save_state(output_dir, self.state.global_step)
+        state = None if is_written else sharded.optimizer_state_to_save(self.optimizer, output_dir, self._strategy)
         if self._strategy.should_save:
-            checkpoint_save.save_optimizer(output_dir, self.optimizer, state)
+            if not is_written:
+                checkpoint_save.save_optimizer(output_dir, self.optimizer, state)
             checkpoint_save.save_scheduler(output_dir, self.lr_scheduler)
 
     def _save_scaler(self, output_dir: str) -> None:
@@ -2196,7 +1982,7 @@ class Trainer:
             self.args.save_total_limit,
             best_model_checkpoint=self.state.best_model_checkpoint,
             use_mtime=use_mtime,
-            deleter=self._saves.delete,
+            deleter=self._run.saves.delete,
         )
 
     def _sorted_checkpoints(
@@ -2212,8 +1998,11 @@ class Trainer:
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Hook: put a checkpoint's weights into the model."""
+        if model is None and self._strategy.restores_weights(resume_from_checkpoint):
+            return  # with the optimizer, when there is one
         model = self._strategy.unwrap(model if model is not None else self.model)
-        result = checkpoint_weights.load_weights(model, resume_from_checkpoint)
+        with self._strategy.gathered(model):
+            result = checkpoint_weights.load_weights(model, resume_from_checkpoint)
         self._issue_warnings_after_load(result)
 
     def _load_best_model(self) -> None:
@@ -2223,20 +2012,27 @@ class Trainer:
         if path is None:
             return
         logger.info("Loading the best model, from %s (score: %s).", path, self.state.best_metric)
-        self._issue_warnings_after_load(checkpoint_weights.load_weights(self.model, path))
+        with self._strategy.gathered(self.model):
+            result = checkpoint_weights.load_weights(self.model, path)
+        self._issue_warnings_after_load(result)
         if self._average is not None:
             self._average.load(path, self.state.best_global_step or 0)
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
+    def _issue_warnings_after_load(self, load_result: checkpoint_weights.LoadResult) -> None:
         """Say which weights of the model a checkpoint did not hold, and for which the model has no place."""
         checkpoint_weights.issue_warnings_after_load(load_result, self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Hook: restore `optimizer.pt` and `scheduler.pt`; a missing one is an error that says what it would cost."""
         if checkpoint is not None:
-            checkpoint_load.load_optimizer(
-                checkpoint, self.optimizer, self.args.device, self.model, must_be_finite=self.args.nonfinite != "ignore"
-            )
+            if not self._strategy.load_state(checkpoint):
+                checkpoint_load.load_optimizer(
+                    checkpoint,
+                    self.optimizer,
+                    self.args.device,
+                    self.model,
+                    must_be_finite=self.args.nonfinite != "ignore",
+                )
             checkpoint_load.load_scheduler(checkpoint, self.lr_scheduler)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
@@ -2275,23 +2071,12 @@ class Trainer:
         if self.is_world_process_zero():
             from trainwright.hub.session import write_card
 
+            data = self.train_dataset if self.train_dataset is not None else self.eval_dataset
             write_card(
-                self.args,
-                self.model,
-                self.state.log_history,
-                self._strategy.num_processes,
-                self.hub_model_id,
-                data=self.train_dataset if self.train_dataset is not None else self.eval_dataset,
-                language=language,
-                license=license,
-                tags=tags,
-                model_name=model_name,
-                finetuned_from=finetuned_from,
-                tasks=tasks,
-                dataset_tags=dataset_tags,
-                dataset=dataset,
-                dataset_args=dataset_args,
-            )
+                self.args, self.model, self.state.log_history, self._strategy.num_processes, self.hub_model_id, data,
+                language=language, license=license, tags=tags, model_name=model_name, finetuned_from=finetuned_from,
+                tasks=tasks, dataset_tags=dataset_tags, dataset=dataset, dataset_args=dataset_args,
+            )  # fmt: skip
 
     def push_to_hub(
         self,
@@ -2355,20 +2140,13 @@ class Trainer:
         default the first one installed. `kwargs` go to the backend. Several directions return a list (the Pareto
         front).
         """
-        if self.model_init is None:
-            raise RuntimeError(
-                "hyperparameter_search trains a new model in each trial: pass Trainer(model_init=...) instead "
-                "of model=."
-            )
+        checks.check_can_search(self.model_init)
         from trainwright.search.session import SearchSession
 
         self._search = SearchSession(backend, hp_space, compute_objective, hp_name)
         self.hp_name = hp_name
         try:
-            best_run: BestRun | list[BestRun] = self._search.run(
-                self._run_trial, self.args, n_trials, direction, **kwargs
-            )
-            return best_run
+            return self._search.run(self._run_trial, self.args, n_trials, direction, **kwargs)
         finally:
             self._search = None
 
@@ -2377,7 +2155,7 @@ class Trainer:
         """The engine of the search that runs now; None outside `hyperparameter_search`."""
         return self._search.backend if self._search is not None else None
 
-    def _run_trial(self, trial: Trial, checkpoint_dir: str | None = None) -> Any:
+    def _run_trial(self, trial: Trial, checkpoint_dir: str | None = None) -> float | list[float]:
         """Train one trial; returns its objective."""
         from trainwright.search.failures import is_trial_failure
 
@@ -2457,18 +2235,14 @@ class Trainer:
         inputs = self._inputs_of_evaluation(next(iter(dataloader)))
         return models.traced(model, inputs, self.autocast_smart_context_manager(False))
 
-    def _nested_gather(self, tensors: Any, name: str | None = None) -> Any:
+    def _nested_gather(self, tensors: Nested, name: str | None = None) -> Nested:
         """The tensors of all processes, concatenated."""
         return self._strategy.gather(tensors)
 
-    def _gather_and_numpify(self, tensors: Any, name: str) -> Any:
+    def _gather_and_numpify(self, tensors: Nested, name: str) -> Nested:
         """The tensors of all processes, concatenated, as NumPy arrays."""
         return None if tensors is None else nested.nested_numpify(self._strategy.gather(tensors))
 
 
 _NOTHING, _given = contextlib.nullcontext(), contextlib.nullcontext[str]
 _OURS = methods_of(Trainer)
-
-
-def _parameters_of(function: Callable[..., Any]) -> list[str]:
-    return [name for name in inspect.signature(function).parameters if name not in ("self", "older")]

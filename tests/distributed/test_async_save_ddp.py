@@ -46,7 +46,7 @@ def train(folder: Path, resume: Any = None, **arguments: Any) -> dict[str, Any]:
     trainer = make_trainer(folder, model, LineData(40), **(SAVING | arguments))
     trainer.add_callback(heard)
     trainer.train(resume_from_checkpoint=resume)
-    return {**result_of(trainer), "saves": heard.saves, "failures": trainer._saves.failures.num_failures}
+    return {**result_of(trainer), "saves": heard.saves, "failures": trainer._run.saves.failures.num_failures}
 
 
 def failing_once(folder: Path) -> dict[str, Any]:

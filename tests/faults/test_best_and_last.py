@@ -68,7 +68,7 @@ def test_a_moved_run_still_has_its_best_and_resumes_with_it(tmp_path, capsys):
     assert listed(new, capsys)[f"checkpoint-{best}"] == {"best"}
     moved = make_run(new, **BEST, save_total_limit=1)
     moved.train(resume_from_checkpoint=True)
-    assert moved._last_run.first_step == 4
+    assert moved._run.first_step == 4
     assert difference(end_of(whole), end_of(moved)) == ""  # the weights are those of the best checkpoint
     assert moved.state.best_model_checkpoint == str(new / f"checkpoint-{best}")
     assert listed(new, capsys) == {f"checkpoint-{best}": {"best"}, "checkpoint-5": {"last"}}
@@ -150,7 +150,7 @@ def test_nothing_that_we_did_not_write_is_ever_deleted(tmp_path, capsys, caplog)
     assert not (tmp_path / "checkpoint-1").exists() and problems(tmp_path / "checkpoint-4") == []
     again = make_run(tmp_path, max_steps=6, save_steps=1, save_total_limit=1)
     again.train(resume_from_checkpoint=True)
-    assert again._last_run.first_step == 4
+    assert again._run.first_step == 4
     assert {path.read_text() for path in Path(tmp_path).glob("*/thesis.txt")} == texts
 
 
@@ -214,12 +214,12 @@ def test_a_run_keeps_and_resumes_its_own_checkpoints_where_an_older_one_came_fur
     again = make_run(tmp_path, trainer=kill_at(3), **options)
     with pytest.raises(ConnectionAbortedError):
         again.train(resume_from_checkpoint="auto")
-    assert again._last_run.first_step == 1 and names(tmp_path) == ["checkpoint-2", "checkpoint-3"]
+    assert again._run.first_step == 1 and names(tmp_path) == ["checkpoint-2", "checkpoint-3"]
     whole = make_run(tmp_path / "whole", **options)
     whole.train()
     again = make_run(tmp_path, **options)
     again.train(resume_from_checkpoint=True)
-    assert again._last_run.first_step == 3 and names(tmp_path) == ["checkpoint-6", "checkpoint-7"]
+    assert again._run.first_step == 3 and names(tmp_path) == ["checkpoint-6", "checkpoint-7"]
     assert difference(end_of(whole), end_of(again)) == ""
 
 
@@ -228,7 +228,7 @@ def test_what_is_passed_over_is_named_and_can_be_resumed_from(tmp_path, caplog, 
     make_run(tmp_path, max_steps=1, save_steps=1).train()
     run = make_run(tmp_path, max_steps=3, save_steps=1)
     run.train(resume_from_checkpoint=True)
-    assert run._last_run.first_step == 1
+    assert run._run.first_step == 1
     assert "checkpoint-2, checkpoint-4 were written by an earlier one" in caplog.text
     assert f"resume_from_checkpoint={str(tmp_path / 'checkpoint-4')!r}" in caplog.text
     assert listed(tmp_path, capsys)["checkpoint-3"] == {"last"}
@@ -236,7 +236,7 @@ def test_what_is_passed_over_is_named_and_can_be_resumed_from(tmp_path, caplog, 
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if "earlier" in line] == ["checkpoint-4"]
     last = make_run(tmp_path, max_steps=6, save_steps=1, save_total_limit=1)
     last.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))  # the newest run from now on
-    assert last._last_run.first_step == 4 and names(tmp_path) == ["checkpoint-6"]
+    assert last._run.first_step == 4 and names(tmp_path) == ["checkpoint-6"]
 
 
 def test_a_run_that_goes_back_is_the_newest_from_there_on(tmp_path):
@@ -246,7 +246,7 @@ def test_a_run_that_goes_back_is_the_newest_from_there_on(tmp_path):
         back.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     again = make_run(tmp_path, max_steps=6, save_steps=1, save_total_limit=3)
     again.train(resume_from_checkpoint="auto")
-    assert again._last_run.first_step == 3 and names(tmp_path) == ["checkpoint-4", "checkpoint-5", "checkpoint-6"]
+    assert again._run.first_step == 3 and names(tmp_path) == ["checkpoint-4", "checkpoint-5", "checkpoint-6"]
 
 
 def test_a_run_from_a_checkpoint_of_another_directory_is_one_of_its_own(tmp_path):
@@ -257,7 +257,7 @@ def test_a_run_from_a_checkpoint_of_another_directory_is_one_of_its_own(tmp_path
     assert names(tmp_path / "second") == ["checkpoint-5", "checkpoint-6"]
     again = make_run(tmp_path / "second", max_steps=7, save_steps=1)
     again.train(resume_from_checkpoint="auto")
-    assert again._last_run.first_step == 6 and names(tmp_path / "first") == ["checkpoint-2", "checkpoint-4"]
+    assert again._run.first_step == 6 and names(tmp_path / "first") == ["checkpoint-2", "checkpoint-4"]
 
 
 def test_a_copied_directory_goes_on_as_the_run_that_it_was(tmp_path):
@@ -266,7 +266,7 @@ def test_a_copied_directory_goes_on_as_the_run_that_it_was(tmp_path):
     shutil.copytree(tmp_path / "first", tmp_path / "copy", copy_function=shutil.copyfile)  # without any time
     run = make_run(tmp_path / "copy", max_steps=5, save_steps=1, save_total_limit=2)
     run.train(resume_from_checkpoint=True)
-    assert run._last_run.first_step == 3 and names(tmp_path / "copy") == ["checkpoint-4", "checkpoint-5"]
+    assert run._run.first_step == 3 and names(tmp_path / "copy") == ["checkpoint-4", "checkpoint-5"]
 
 
 def test_a_checkpoint_that_another_implementation_wrote_later_is_the_newest(tmp_path):
@@ -276,7 +276,7 @@ def test_a_checkpoint_that_another_implementation_wrote_later_is_the_newest(tmp_
     os.rename(tmp_path / "other" / "checkpoint-4", tmp_path / "checkpoint-4")
     run = make_run(tmp_path, max_steps=5, save_steps=1, save_total_limit=2)
     run.train(resume_from_checkpoint=True)
-    assert run._last_run.first_step == 4 and names(tmp_path) == ["checkpoint-4", "checkpoint-5"]
+    assert run._run.first_step == 4 and names(tmp_path) == ["checkpoint-4", "checkpoint-5"]
 
 
 def test_a_clock_that_was_put_back_does_not_make_a_new_run_an_older_one(tmp_path, monkeypatch):

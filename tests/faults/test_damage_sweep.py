@@ -108,7 +108,7 @@ def test_a_run_that_falls_back_ends_like_a_resume_from_the_older_checkpoint(fini
     write(path, damages(path.read_bytes(), (out / "checkpoint-4" / name).read_bytes())[how])
     resumed = make_run(out, **OPTIONS)
     resumed.train(resume_from_checkpoint=True)
-    assert resumed._last_run.first_step == expected._last_run.first_step == 4
+    assert resumed._run.first_step == expected._run.first_step == 4
     assert difference(end_of(expected), end_of(resumed)) == ""
     # The step is done again, so its checkpoint is there again, and whole; the damaged one is kept.
     assert sorted(os.listdir(out)) == ["checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-6.damaged"]
@@ -120,7 +120,7 @@ def test_two_damaged_checkpoints_cost_two_intervals_and_no_more(out, tmp_path):
         write(out / f"checkpoint-{step}" / "optimizer.pt", None)
     resumed = make_run(out, **OPTIONS)
     resumed.train(resume_from_checkpoint=True)
-    assert resumed._last_run.first_step == 2 and resumed.state.global_step == 6
+    assert resumed._run.first_step == 2 and resumed.state.global_step == 6
 
 
 def test_a_directory_in_place_of_a_file_and_a_file_that_was_added_are_found(out):

@@ -150,7 +150,7 @@ def test_a_run_killed_while_it_replaces_a_checkpoint_of_the_same_step_keeps_one_
         assert complete_steps(out)[-1] == 4, where  # no moment without a complete one
         resumed = make_run(out, **options)
         assert resume_or_start(resumed)
-        assert resumed._last_run.first_step == 4, where
+        assert resumed._run.first_step == 4, where
         assert difference(expected, end_of(resumed), but=("random",)) == "", where
         assert sorted(os.listdir(out)) == ["checkpoint-2", "checkpoint-4"], where
 

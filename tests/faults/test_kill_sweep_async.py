@@ -240,4 +240,4 @@ def test_a_run_that_dies_while_it_copies_leaves_nothing_that_is_taken_for_a_chec
         time.sleep(0.01)
     again = make_run(out, **OPTIONS)
     again.train(resume_from_checkpoint=True)
-    assert again._last_run.first_step == 2 and hidden(out) == []
+    assert again._run.first_step == 2 and hidden(out) == []

@@ -119,7 +119,7 @@ def check_resume(pair, out, options, expected, where):
             return False, 0, difference(expected[rank], end_of(trainers[0]))
         resumed = resume_or_start(build(trainers, out, options))
         but = ("random",) if finished else ()
-        return resumed, trainers[0]._last_run.first_step, difference(expected[rank], end_of(trainers[0]), but)
+        return resumed, trainers[0]._run.first_step, difference(expected[rank], end_of(trainers[0]), but)
 
     results, _ = pair.run(action)
     first = 0 if options.get("save_only_model") else max(complete, default=0)

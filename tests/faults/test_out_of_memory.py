@@ -299,7 +299,7 @@ def test_switched_off_nothing_is_wrapped_and_an_error_passes(make_trainer):
         trainer.train()
     with pytest.raises(torch.OutOfMemoryError):
         trainer.evaluate()
-    assert trainer._last_run.splitting is None
+    assert trainer._run.splitting is None
 
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2}

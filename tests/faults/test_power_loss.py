@@ -158,7 +158,7 @@ def test_after_a_power_cut_at_any_moment_a_complete_checkpoint_is_found(tmp_path
             if len(seen) % 5 == 0:  # the rest of the run, now and then: that resumes are exact has its own tests
                 again = make_run(after, **options)
                 assert resume_or_start(again) or not promised, where
-                but = ("random",) if again._last_run.first_step == options["max_steps"] else ()
+                but = ("random",) if again._run.first_step == options["max_steps"] else ()
                 assert difference(expected, end_of(again), but) == "", where
     assert len(seen) > 40 and resumed_from == {0, *(step for _, step in finished)}
 

@@ -345,6 +345,17 @@ def test_the_last_evaluation_of_a_run_is_made_up_for_too(tmp_path: Path) -> None
     assert end_of(resumed)["rest"] == expected["rest"]
 
 
+def test_the_last_step_is_loaded_where_an_evaluation_that_was_owed_finds_it_best(tmp_path: Path) -> None:
+    last = 2 * STEPS_PER_EPOCH
+    options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    options |= {"load_best_model_at_end": True, "learning_rate": 0.01}
+    expected = whole_end(tmp_path, **options)
+    resumed, steps = cut_and_resumed(tmp_path, At("on_step_end", last, lambda: send(signal.SIGTERM)), **options)
+    assert steps[-1] == resumed.state.best_global_step == last
+    assert resumed.state.best_model_checkpoint == str(tmp_path / "cut" / f"checkpoint-{last}")
+    assert_same_end(end_of(resumed), expected)
+
+
 def test_a_run_stopped_before_its_first_step_writes_nothing(tmp_path: Path) -> None:
     at = At("on_prediction_step", 1, lambda: send(signal.SIGTERM))
     with pytest.raises(SystemExit):
@@ -412,7 +423,7 @@ def test_ctrl_c_twice_counts_after_another_signal_too(tmp_path: Path) -> None:
     def act() -> None:
         send(signal.SIGTERM)
         send(signal.SIGINT)
-        assert trainer._interrupt.asked
+        assert trainer._run.interrupt.asked
         send(signal.SIGINT)
 
     trainer = make(tmp_path, At("on_step_begin", 1, act))

@@ -48,7 +48,7 @@ def test_a_run_rotates_resumes_and_ends_as_on_a_disk(tmp_path, storage):
     shutil.rmtree(out / "checkpoint-4")
     again = make_run(out, **ROTATING)
     again.train(resume_from_checkpoint=True)
-    assert again._last_run.first_step == 3 and difference(expected, end_of(again)) == ""
+    assert again._run.first_step == 3 and difference(expected, end_of(again)) == ""
 
 
 def test_the_best_checkpoint_survives_the_rotation(tmp_path, storage):
@@ -69,7 +69,7 @@ def test_a_damaged_checkpoint_that_cannot_be_set_aside_is_replaced(tmp_path, sto
     (tmp_path / "checkpoint-4" / "optimizer.pt").unlink()
     again = make_run(tmp_path, **ROTATING)
     again.train(resume_from_checkpoint=True)
-    assert again._last_run.first_step == 3 and "optimizer.pt is missing" in caplog.text
+    assert again._run.first_step == 3 and "optimizer.pt is missing" in caplog.text
     assert problems(tmp_path / "checkpoint-4") == []
 
 
@@ -111,11 +111,11 @@ def test_a_run_killed_at_any_call_resumes_from_the_newest_complete_copy(tmp_path
             assert problems(path) == [] or os.listdir(path) == [], point  # what cannot be used is not seen
         again = make_run(out, **options)
         assert resume_or_start(again), point
-        assert again._last_run.first_step == max(complete), point
+        assert again._run.first_step == max(complete), point
         but = ("random",) if max(complete) == 2 else ()
         assert difference(expected, end_of(again), but) == "", point
         seen.add(max(complete))
-        if len(complete) > 1 and again._last_run.first_step == 1:  # nothing half is left once the run is through
+        if len(complete) > 1 and again._run.first_step == 1:  # nothing half is left once the run is through
             assert sorted(os.listdir(out)) == ["checkpoint-2"], point
         assert not any(".staged" in name or ".deleted" in name for name in os.listdir(out)), point
     assert seen == {1, 2} and point > 80

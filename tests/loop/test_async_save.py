@@ -142,7 +142,7 @@ def test_a_long_log_is_handed_over_line_by_line_and_written_whole(tmp_path, fork
 
     def at(step):
         if step == 5 and dies:
-            os.kill(trainer._saves.asynchronous._process.pid, signal.SIGKILL)
+            os.kill(trainer._run.saves.asynchronous._process.pid, signal.SIGKILL)
 
     trainer = make_run(tmp_path / "beside", trainer={"callbacks": [Heard(at)]}, async_save=True, **SAVING)
     trainer.train()
@@ -568,7 +568,7 @@ def test_what_rotation_drops_is_deleted_by_the_writer(tmp_path, forks, monkeypat
     monkeypatch.setattr(commit, "delete", lambda path: deleted.append(path))  # the run's own
     trainer = train(tmp_path, async_save=True, save_steps=1, max_steps=4, save_total_limit=1)
     assert deleted == [] and os.listdir(tmp_path) == ["checkpoint-4"]
-    assert trainer._saves.asynchronous is None
+    assert trainer._run.saves.asynchronous is None
 
 
 def test_a_writer_that_dies_while_it_deletes_leaves_nothing_behind(tmp_path, forks):
@@ -647,7 +647,7 @@ def test_an_evaluation_of_the_best_waits_for_the_checkpoint_before(tmp_path, for
     determine = Trainer._determine_best_metric
 
     def watched(self, metrics, trial):
-        seen.append(self._saves.asynchronous.in_flight)
+        seen.append(self._run.saves.asynchronous.in_flight)
         return determine(self, metrics, trial)
 
     monkeypatch.setattr(Trainer, "_determine_best_metric", watched)
@@ -683,7 +683,7 @@ def test_a_disk_that_fails_costs_that_checkpoint_only(tmp_path, forks, caplog, n
     assert [step for step, _, _ in heard.saves] == [2, 6]
     assert "The checkpoint of step 4 could not be saved" in caplog.text and "TRAINING GOES ON" in caplog.text
     assert sorted(os.listdir(tmp_path)) == ["checkpoint-2", "checkpoint-6"]
-    assert trainer._saves.failures.num_failures == 0
+    assert trainer._run.saves.failures.num_failures == 0
 
 
 def test_too_many_failures_end_the_run_and_an_error_in_code_does_at_once(tmp_path, forks):
@@ -792,7 +792,7 @@ def test_a_writer_that_cannot_be_started_is_an_error_before_the_first_step_and_l
     def kill(step):
         if step == 3:
             writer.launch = no_more
-            os.kill(trainer._saves.asynchronous._process.pid, signal.SIGKILL)
+            os.kill(trainer._run.saves.asynchronous._process.pid, signal.SIGKILL)
 
     heard = Heard(kill)
     trainer = make_run(tmp_path / "b", trainer={"callbacks": [heard]}, async_save=True, **SAVING)
@@ -823,7 +823,7 @@ def test_a_run_that_is_killed_leaves_a_writer_that_finishes_and_a_resume_that_wa
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == -signal.SIGKILL
     again = make_run(tmp_path / "out", **SAVING)
     again.train(resume_from_checkpoint=True)
-    assert again._last_run.first_step == 2
+    assert again._run.first_step == 2
     assert difference(end_of(whole), end_of(again)) == ""
     assert hidden(tmp_path / "out") == []
 

@@ -145,7 +145,7 @@ def test_a_resumed_run_ends_the_same_and_writes_frozen_weights_once_more(tmp_pat
         shutil.rmtree(tmp_path / "out" / f"checkpoint-{step}")
     again = make_run(tmp_path / "out", trainer={"model": Headed()}, **SAVING, **how)
     again.train(resume_from_checkpoint=True)
-    assert again._last_run.first_step == 1 and difference(expected, end_of(again)) == ""
+    assert again._run.first_step == 1 and difference(expected, end_of(again)) == ""
     second, third = (inode(tmp_path / "out" / f"checkpoint-{step}" / FROZEN) for step in (2, 3))
     assert second == third != before
     assert_loads(tmp_path / "out" / "checkpoint-3", whole.model)
@@ -304,7 +304,7 @@ def test_a_run_that_pushes_its_checkpoints_writes_one_file(tmp_path):
 def test_the_warning_about_free_space_counts_shared_bytes_once(tmp_path, caplog, monkeypatch):
     run = make_run(tmp_path, trainer={"model": Headed()}, save_only_model=True, **SAVING)
     num_bytes, shared = predicted_bytes(run.model)[0], run.model.encoder.weight.nbytes
-    assert run._saves.frozen.num_bytes_shared(run.model) == shared > num_bytes / 2
+    assert run._run.saves.frozen.num_bytes_shared(run.model) == shared > num_bytes / 2
     own = num_bytes - shared
     check_free_space(str(tmp_path), (num_bytes, num_bytes), 3, None, shared)
     for free, room in ((3 * own + shared, None), (3 * own + shared - 1, 2)):
@@ -314,7 +314,7 @@ def test_the_warning_about_free_space_counts_shared_bytes_once(tmp_path, caplog,
         assert ("Free space" in caplog.text) == (room is not None)
         assert room is None or f"room for {room}. Free space" in caplog.text
     monkeypatch.setattr(frozen, "LEAST_BYTES", shared + 1)
-    assert run._saves.frozen.num_bytes_shared(run.model) == 0
+    assert run._run.saves.frozen.num_bytes_shared(run.model) == 0
 
 
 def test_where_directories_cannot_be_renamed_each_checkpoint_has_its_copy(tmp_path, monkeypatch):
@@ -440,7 +440,7 @@ def test_a_damaged_shared_file_is_named_and_comes_back_from_the_original_model(t
     assert problems(out / "checkpoint-2") == []
     again = make_run(out, trainer={"model": Headed()}, **SAVING)
     again.train(resume_from_checkpoint=True)
-    assert again._last_run.first_step == 2 and difference(end_of(whole), end_of(again)) == ""
+    assert again._run.first_step == 2 and difference(end_of(whole), end_of(again)) == ""
 
 
 def test_where_something_else_is_damaged_the_original_model_is_no_remedy(tmp_path):

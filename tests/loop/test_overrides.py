@@ -281,6 +281,16 @@ def test_average_eval_losses_replaces_the_mean(make_trainer):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
 
 
+def test_an_override_that_returns_a_plain_tuple_decides_how_long_a_run_is(make_trainer):
+    class Shorter(Trainer):
+        def set_initial_training_values(self, args, dataloader, total_train_batch_size=None):
+            *plan, max_steps = super().set_initial_training_values(args, dataloader, total_train_batch_size)
+            return (*plan, max_steps - 2)
+
+    trainer = make_trainer(cls=Shorter, max_steps=5)
+    assert trainer.train().global_step == trainer.state.max_steps == 5 - 2
+
+
 def test_what_training_step_returns_is_what_the_log_shows(make_trainer):
     class Constant(Trainer):
         def training_step(self, model, inputs, num_items_in_batch=None):

@@ -29,7 +29,7 @@ SMOKE = str(HERE / "smoke.py")
 OWN_DATA = {"digits", "language_model"}  # examples that bring their own
 FOR_DEVELOPERS = {"test", "bench", "dev"}
 # Minutes of pip or hundreds of megabytes each. `.ci/run` leaves them out.
-HEAVY = {"azureml", "dagshub", "dvclive", "flyte", "liger", "mlflow", "ray"}
+HEAVY = {"azureml", "dagshub", "deepspeed", "dvclive", "flyte", "liger", "mlflow", "ray"}
 EXTRAS = sorted(
     set(tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]) - FOR_DEVELOPERS
 )

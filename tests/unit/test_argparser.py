@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import warnings
-from argparse import SUPPRESS, ArgumentParser
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableSequence, Sequence, Sized
 from collections.abc import Set as AbstractSet
@@ -393,9 +393,9 @@ def test_a_flag_shows_the_class_of_a_word_as_its_type_and_no_metavar(name, type_
 
 
 def test_the_flag_that_switches_off_is_documented_and_off():
-    action = action_of("no_on")
-    assert (action.dest, action.const, action.default, action.nargs) == ("on", False, False, 0)
-    assert action.help is action_of("on").help
+    action = action_of("no_fast_mode", Documented)
+    assert (action.dest, action.const, action.default, action.nargs) == ("fast_mode", False, False, 0)
+    assert action.help == action_of("fast_mode", Documented).help == "Fast."
 
 
 def test_arguments_that_allow_a_few_texts_list_them_and_say_themselves_what_is_wrong():
@@ -460,7 +460,7 @@ def test_extra_keys_are_refused_or_allowed():
 
 
 def test_json_and_yaml_files_are_read(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps({"path": "p", "other": 2}))
+    (tmp_path / "a.json").write_text(json.dumps({"path": "p", "other": 2}, indent="\t"))
     (tmp_path / "a.yaml").write_text("path: p\nother: 1e3\n")
     parser = HfArgumentParser(Needed)
     assert parser.parse_json_file(tmp_path / "a.json") == (Needed("p", 2),)
@@ -495,7 +495,7 @@ def test_flags_override_a_file_in_one_call(tmp_path):
 
 def test_of_two_files_the_later_wins_and_what_only_the_first_says_stays(tmp_path):
     (tmp_path / "a.yaml").write_text("path: from_a\nother: 5\n")
-    (tmp_path / "b.json").write_text('{"other": 6}')
+    (tmp_path / "b.json").write_text('{\n\t"other": 6}')
     words = ["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.json")]
     assert HfArgumentParser(Needed).parse_with_file(words) == (Needed("from_a", 6),)
     assert HfArgumentParser(Needed).parse_with_file(words[2:] + words[:2]) == (Needed("from_a", 5),)
@@ -609,7 +609,7 @@ def test_flags_of_every_kind(words, name, expected):
 
 
 def test_one_key_changes_a_settings_file(tmp_path):
-    (tmp_path / "fsdp.json").write_text('{"xla": false, "min_num_params": 3}')
+    (tmp_path / "fsdp.json").write_text('{\n\t"xla": false, "min_num_params": 3}')
     config = train_args("--fsdp_config", str(tmp_path / "fsdp.json"), "--fsdp_config.xla", "true").fsdp_config
     assert (config["xla"], config["min_num_params"]) == (True, 3)
 
@@ -813,6 +813,8 @@ def test_a_class_without_words_of_its_own_is_a_title_alone():
     Named._argument_group_name = "Second part"
     text = help_of(Named)
     assert "\nBare:\n" in text and "\nSecond part:\n" in text
+    Bare.__doc__ = None  # as `python -OO` leaves it
+    assert "\nBare:\n" in help_of(Bare)
     assert text.index("\nBare:\n") < text.index("--one") < text.index("\nSecond part:\n") < text.index("--two")
     assert "\nDataOfMine:" not in help_of((Bare, Needed)) and help_of((Bare, Needed)).count("\nBare:\n") == 1
 
@@ -886,6 +888,7 @@ def test_a_word_with_a_point_that_names_no_dict_is_left_to_argparse():
     ("words", "message"),
     [
         (["--numbers.a", "many"], "--numbers.a: "),
+        (["--numbers.a.b", "1"], "--numbers.a.b: "),
         (["--inner.size.deep", "1"], "--inner.size.deep: 'size' holds 1, which is no dict"),
     ],
 )
@@ -916,10 +919,10 @@ def test_a_key_of_what_is_no_dict_ends_with_what_it_is(capsys):
 def test_what_argparse_does_not_know_is_an_error_that_hides_values(capsys):
     parser = HfArgumentParser(Everything, prog="train")
     with pytest.raises(SystemExit) as left:
-        parser.parse_args(["more", "--nmber=secret", "--api_key", "hidden", "-x", "-5"])
+        parser.parse_args(["more", f"--nmber={'secret' * 5}", "--Api_key", "hidden", "-x", "-5"])
     assert left.value.code == 2
     assert capsys.readouterr().err == (
-        "train: error: unrecognized arguments: more --nmber --api_key -x Did you mean '--number'?\n"
+        "train: error: unrecognized arguments: more --nmber --Api_key -x Did you mean '--number'?\n"
         "See `train --help`.\n"
     )
 
@@ -933,7 +936,7 @@ def test_an_abbreviation_of_several_flags_is_named_without_its_value(capsys):
 
 def test_words_left_over_are_named_without_values_and_with_the_nearest_flag():
     with pytest.raises(ValueError) as caught:
-        parse("--nmber=secret", "--raet", "7")
+        parse(f"--nmber={'secret' * 5}", "--raet", "7")
     assert str(caught.value).endswith(
         "HfArgumentParser: ['--nmber', '--raet'] Did you mean '--number'? Did you mean '--rate'?"
     )
@@ -943,8 +946,9 @@ def test_parsing_plainly_reads_the_command_line(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--number", "7"])
     assert HfArgumentParser(Everything).parse_args().number == 7
     assert HfArgumentParser(Everything).parse_known_args()[0].number == 7
-    namespace = HfArgumentParser(Everything).parse_args(["--rate", "2"], namespace=HfArgumentParser().parse_args([]))
-    assert namespace.rate == 2.0
+    mine = Namespace(mine=1)
+    namespace = HfArgumentParser(Everything).parse_args(["--rate", "2"], namespace=mine)
+    assert namespace is mine and (namespace.rate, namespace.mine) == (2.0, 1)
     assert HfArgumentParser(Everything).parse_args_into_dataclasses()[0].number == 7
 
 
@@ -982,6 +986,9 @@ def test_words_of_files_come_in_the_order_named_file_flags_command_line(tmp_path
         args_file_flag="--more",
     )[0]
     assert (found.number, found.rate, found.name) == (3, 2.0, "a")
+    files = {"args_filename": str(tmp_path / "b.args"), "args_file_flag": "--more"}
+    both = HfArgumentParser(Everything).parse_args_into_dataclasses(["--more", str(tmp_path / "a.args")], **files)[0]
+    assert (both.number, both.rate) == (1, 1.0)
     only = HfArgumentParser(Everything).parse_args_into_dataclasses([], args_filename=str(tmp_path / "b.args"))[0]
     assert (only.number, only.name) == (2, "a") and Everything().name == "a"
     assert only.rate == 2.0
@@ -1039,7 +1046,7 @@ def test_extra_keys_of_files_are_refused_or_allowed(tmp_path):
 
 
 def test_the_kind_of_a_file_is_that_of_the_method_whatever_it_is_called(tmp_path):
-    (tmp_path / "a.txt").write_text('{"path": "p\u00e9"}', encoding="utf-8")
+    (tmp_path / "a.txt").write_text('{\n\t"path": "p\u00e9"}', encoding="utf-8")  # a tab is an error in YAML
     assert HfArgumentParser(Needed).parse_json_file(tmp_path / "a.txt") == (Needed("p\u00e9"),)
     (tmp_path / "b.json").write_text("path: p\n")
     assert HfArgumentParser(Needed).parse_yaml_file(tmp_path / "b.json") == (Needed("p"),)
@@ -1063,3 +1070,71 @@ def test_reading_yaml_without_its_package_names_it(tmp_path, monkeypatch):
 def test_a_name_that_is_near_no_other_is_not_guessed():
     with pytest.raises(ValueError, match=r"\['zzzzzz'\]$"):
         HfArgumentParser(Needed).parse_dict({"path": "p", "zzzzzz": 1})
+
+
+def test_a_field_of_values_keeps_values_from_a_dict_too():
+    @dataclass
+    class Raw:
+        colour: Colour = "red"
+
+    globals()["Raw"] = Raw
+    assert HfArgumentParser(Raw).parse_dict({"colour": "blue"})[0].colour == "blue"
+
+
+def test_an_alias_may_be_one_text_and_each_is_shown_in_a_help():
+    @dataclass
+    class Short:
+        rate: float = field(default=1.0, metadata={"aliases": ["--lr", "-r"]})
+        words: list[str] = field(default_factory=list, metadata={"aliases": "-w"})
+
+    assert parse("-w", "a", types=Short)[0].words == ["a"]
+    rows = rows_of(help_of(Short))
+    assert rows["--rate"].startswith("--rate, --lr, -r NUMBER") and rows["--words"].startswith("--words, -w ")
+
+
+def test_the_row_of_a_required_field_says_what_it_is():
+    assert rows_of(help_of(Needed))["--path"] == "--path TEXT where"
+
+
+def test_arguments_of_a_script_are_shown_as_argparse_does_with_one_spelling():
+    parser = HfArgumentParser(Needed, prog="train")
+    parser.add_argument("script", help="What to run.")
+    parser.add_argument("-n", "--dry-run", action="store_true", help="Only say so.")
+    parser.add_argument("--to-file", "--to-path", help="Where.")
+    text = parser.format_help()
+    rows = rows_of(text)
+    assert "\n  script " in text
+    assert rows["-n"].startswith("-n, --dry-run Only say so.") and rows["--to-file"] == "--to-file TO_FILE Where."
+
+
+def test_a_usage_of_the_script_is_shown_and_commands_are_called_after_it():
+    assert HfArgumentParser(Needed, usage="train FILE").format_usage() == "usage: train FILE\n"
+    parser = HfArgumentParser(prog="train")
+    assert parser.add_subparsers().add_parser("go").prog == "train go"
+
+
+def test_help_with_a_flag_for_files_is_that_of_the_parser(capsys):
+    with pytest.raises(SystemExit) as left:
+        HfArgumentParser(Needed).parse_with_file(["--help"])
+    assert left.value.code == 0 and "--path" in capsys.readouterr().out
+
+
+def test_a_flag_for_files_is_not_abbreviated():
+    @dataclass
+    class Near:
+        conf: str = "a"
+
+    assert HfArgumentParser(Near).parse_with_file(["--conf", "b"]) == (Near("b"),)
+
+
+def test_words_that_are_no_flags_are_named_when_they_are_left_over():
+    with pytest.raises(ValueError, match=r"\['more', 'words'\]$"):
+        parse("more", "words")
+
+
+def test_a_file_may_hold_arguments_that_a_script_added_itself(tmp_path):
+    (tmp_path / "a.yaml").write_text("path: p\nmine: 5\n")
+    parser = HfArgumentParser(Needed)
+    parser.add_argument("--mine", type=int, default=0)
+    needed, rest = parser.parse_with_file(["--config", str(tmp_path / "a.yaml")])
+    assert (needed, rest.mine) == (Needed("p"), 5)

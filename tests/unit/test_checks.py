@@ -48,7 +48,7 @@ def test_a_loader_of_ones_own_needs_no_evaluation_set(given):
     check_given(asked, makes_eval_loader=True)
 
 
-@pytest.mark.parametrize("name", ["deepspeed", "parallelism_config"])
+@pytest.mark.parametrize("name", ["parallelism_config"])
 def test_engines_that_this_release_lacks_are_refused_by_name(given, name):
     asked = given()
     setattr(asked.args, name, {"tp_size": 2})

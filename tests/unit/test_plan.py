@@ -1,12 +1,11 @@
 """The arithmetic of epochs, updates and samples."""
 
-import dataclasses
 import math
 import sys
 
 import pytest
 
-from trainwright.plan import plan_training
+from trainwright.plan import TrainingPlan, plan_training
 
 
 def plan(**changes):
@@ -74,5 +73,21 @@ def test_unknown_samples_are_estimated_from_the_updates():
 
 
 def test_a_plan_cannot_be_changed():
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         plan().max_steps = 3
+
+
+def test_a_plan_is_the_documented_tuple_of_seven():
+    plan = plan_training(
+        len_dataloader=5, num_examples=18, total_train_batch_size=8, gradient_accumulation_steps=2, num_train_epochs=2,
+        max_steps=-1,
+    )  # fmt: skip
+    epochs, updates, examples, samples, epoch_based, len_dataloader, max_steps = plan
+    assert (epochs, updates, examples, samples, epoch_based, len_dataloader) == (2, 3, 18, 36, True, 5)
+    assert max_steps == epochs * updates
+
+
+def test_a_plan_is_taken_as_it_is_and_made_of_a_plain_tuple():
+    plan = TrainingPlan(2, 3, 18, 36, True, 5, 6)
+    assert TrainingPlan.of(plan) is plan
+    assert TrainingPlan.of((2, 3, 18, 36, True, 5, 6)) == plan

@@ -169,6 +169,22 @@ def test_values_of_other_kinds_are_numbers_or_words_in_every_field():
     assert (found["best_metric"], found["trial_params"]) == (0.5, {"path": "a/b"})
 
 
+def test_a_subclass_overrides_the_file_with_either_of_its_two_methods():
+    class OtherText(TrainerState):
+        def to_json(self):
+            return "{}"
+
+    class OtherFile(TrainerState):
+        def save_to_json(self, json_path):
+            pass
+
+    class Plain(TrainerState):
+        pass
+
+    overriding = [kind for kind in (TrainerState, Plain, OtherText, OtherFile) if kind.overrides_json()]
+    assert overriding == [OtherText, OtherFile]
+
+
 def test_a_log_that_is_no_list_is_written_like_one():
     lines = [{"loss": 0.5, "step": 1}, {"loss": 0.25, "step": 2}]
     assert json.loads(TrainerState(log_history=collections.deque(lines)).to_json())["log_history"] == lines

@@ -1,7 +1,8 @@
 """The device of this process, chosen on first read.
 
-Owns: the choice of device, joining the process group, refusing precision that the device does not support, and the
-ranks set by launchers. Leaves to others: wrapping models (`parallel/`). Torch is imported inside the functions.
+Owns: the choice of device, refusing precision that the device does not support, and the ranks. Leaves to others: what
+launchers say (`launchers`), meeting the other processes (`rendezvous`), wrapping models (`parallel/`). Torch is
+imported inside the functions.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import sys
 from typing import TYPE_CHECKING, Any
+
+from trainwright.args import launchers
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +30,7 @@ def _group_is_ready() -> bool:
 def _from_group_or_environment(ask: str, variable: str, default: int) -> int:
     if _group_is_ready():
         return int(getattr(sys.modules["torch.distributed"], ask)())
+    launchers.adopt()
     return int(os.environ.get(variable, default))
 
 
@@ -42,7 +46,10 @@ def process_index() -> int:
 
 def local_process_index(local_rank: int = -1) -> int:
     """Local rank; `local_rank`: the value in the arguments, -1 where it is not set."""
-    return local_rank if local_rank >= 0 else int(os.environ.get("LOCAL_RANK", 0))
+    if local_rank >= 0:
+        return local_rank
+    launchers.adopt()
+    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def find_device(args: TrainingArguments) -> torch.device:
@@ -53,12 +60,19 @@ def find_device(args: TrainingArguments) -> torch.device:
     """
     import torch
 
+    if world_size() > 1 and args.local_rank >= 0:  # given by a launcher as an argument, and read by accelerate, too
+        os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    if not _group_is_ready():
+        launchers.check()
+    launchers.adopt_accelerate(args)
     kind = _device_type(args)
     local_rank = local_process_index(args.local_rank)
     launched = world_size() > 1 or "LOCAL_RANK" in os.environ
     device = torch.device(kind) if kind in ("cpu", "mps") else torch.device(kind, local_rank if launched else 0)
     if device.index is not None:
         count = torch.accelerator.device_count()
+        if count == 1 and "SLURM_PROCID" in os.environ:  # --gpus-per-task=1: each task sees its own GPU only
+            device = torch.device(kind, 0)
         if device.index >= count:
             raise ValueError(
                 f"LOCAL_RANK={local_rank} needs device {device}, but only {count} are visible: start at most {count} "
@@ -117,13 +131,9 @@ def _join_process_group(args: TrainingArguments, kind: str) -> None:
     backend = args.ddp_backend or BACKENDS.get(kind, "gloo")
     if not distributed.is_available():
         raise ValueError("WORLD_SIZE asks for several processes, but this build of torch has no torch.distributed.")
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise ValueError(
-            f"WORLD_SIZE={world_size()}, but {', '.join(missing)} not set: start the script with "
-            "`torchrun --nproc_per_node N script.py` or `accelerate launch`, or unset WORLD_SIZE."
-        )
-    distributed.init_process_group(backend=backend, timeout=args.ddp_timeout_delta)
+    from trainwright.args import rendezvous  # a process that trains alone does not need it
+
+    rendezvous.join(backend, args.ddp_timeout_delta, args.ddp_start_timeout)
 
 
 def _check_precision(args: TrainingArguments, device: torch.device) -> None:

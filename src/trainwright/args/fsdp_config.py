@@ -193,7 +193,7 @@ class FsdpConfig:
         if isinstance(names, str):
             names = [name.strip() for name in names.split(",") if name.strip()]
         self.transformer_layer_cls_to_wrap = list(names)
-        if isinstance(self.min_num_params, float) and self.min_num_params.is_integer():
+        if isinstance(self.min_num_params, float) and self.min_num_params == int(self.min_num_params):
             self.min_num_params = int(self.min_num_params)
         if not isinstance(self.min_num_params, int) or self.min_num_params < 0:
             raise ValueError(f"fsdp_config: min_num_params={self.min_num_params!r} must be a number of parameters.")

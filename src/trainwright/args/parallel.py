@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from trainwright.args import launchers
 from trainwright.args.accelerator_config import AcceleratorConfig, num_accumulation_steps
 from trainwright.args.checks import check_choice, check_dict, check_number, parse_enum
 from trainwright.args.fsdp_config import FsdpConfig
@@ -40,6 +41,12 @@ class ParallelArguments(RunArguments):
         choices=BACKENDS,
     )
     ddp_timeout: int = option(1800, "Seconds a process waits for the others in a collective call before it gives up.")
+    ddp_start_timeout: int | None = option(
+        None,
+        "Seconds that processes wait for each other when they start. None: 60 on one machine, 300 on several, and "
+        "under torchrun, which starts all of them, ddp_timeout.",
+        extension=True,
+    )
     ddp_find_unused_parameters: bool | None = option(
         None,
         "Search each step for parameters without a gradient. Costs time; needed where some layers are skipped. "
@@ -95,6 +102,7 @@ class ParallelArguments(RunArguments):
         if self.ddp_backend is not None:
             check_choice(self, "ddp_backend", BACKENDS)
         check_number(self, "ddp_timeout", 0, above=True, hint="It is in seconds.")
+        check_number(self, "ddp_start_timeout", 1, whole=True, optional=True)
         check_number(self, "ddp_bucket_cap_mb", 1, whole=True, optional=True)
         check_number(self, "tpu_num_cores", 1, whole=True, optional=True)
         if self.mp_parameters and not is_installed("smdistributed"):
@@ -192,7 +200,10 @@ class _LocalRank:
         if instance is None:
             return -1
         stored: int = instance.__dict__.get("local_rank", -1)
-        return stored if stored != -1 else int(os.environ.get("LOCAL_RANK", -1))
+        if stored == -1:
+            launchers.adopt()
+            stored = int(os.environ.get("LOCAL_RANK", -1))
+        return stored
 
     def __set__(self, instance: Any, value: int) -> None:
         instance.__dict__["local_rank"] = value

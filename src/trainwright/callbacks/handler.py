@@ -1,7 +1,8 @@
 """Dispatches events to the callbacks of a run that override them.
 
-Owns: the list of callbacks, the dispatch table, the reset of `control` before an event, and obeying what a callback
-returns. Leaves to others: when an event happens (the loop; order in `base`).
+Owns: the list of callbacks, the dispatch table, the reset of `control` before an event, obeying what a callback
+returns, and the callbacks' states for a checkpoint. Leaves to others: when an event happens (the loop; order in
+`base`).
 Source: seed 000 (what a callback receives), seed 003 (which field of `control` an event resets).
 """
 
@@ -13,9 +14,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from trainwright.callbacks.base import EVENTS, TrainerCallback
+from trainwright.checkpoint.paths import named
 from trainwright.interop.signatures import warn_of_events
 from trainwright.names import closest
-from trainwright.state import TrainerControl, TrainerState
+from trainwright.state import ExportableState, TrainerControl, TrainerState, exported_states
 
 if TYPE_CHECKING:
     from torch import nn
@@ -277,3 +279,54 @@ def _obeyed(answer: Any, control: TrainerControl, listener: Callable[..., Any], 
 def _name_of(listener: Callable[..., Any]) -> str:
     owner = getattr(listener, "__self__", None)
     return type(owner).__name__ if owner is not None else repr(listener)
+
+
+# -- states of callbacks, in a checkpoint ------------------------------------------------------------------------------
+
+
+def exported_callbacks(handler: CallbackHandler, control: TrainerControl) -> dict[str, Any]:
+    """The states of the callbacks that have one, and of `control`, for `TrainerState.stateful_callbacks`."""
+    return exported_states(item for item in [*handler.callbacks, control] if isinstance(item, ExportableState))
+
+
+def _warn_of_lost_states(handler: CallbackHandler, saved: dict[str, Any]) -> None:
+    """Name the callbacks whose state the checkpoint holds, and that this run has not, or has fewer times."""
+    present = [type(item).__name__ for item in handler.callbacks if isinstance(item, ExportableState)]
+    lost = []
+    for name, states in saved.items():
+        count = len(states) if isinstance(states, list) else 1
+        if name != TrainerControl.__name__ and present.count(name) < count:
+            lost.append(f"{name} ({present.count(name)} of {count})" if count > 1 and name in present else name)
+    if lost:
+        logger.warning(
+            "The checkpoint holds the state of callbacks that this Trainer does not have: %s. Unless they are passed "
+            "in callbacks=, they do not run, and checkpoints from here on are without their state.",
+            named(lost),
+        )
+
+
+def restore_callbacks(handler: CallbackHandler, saved: dict[str, Any], *, replace: bool) -> None:
+    """Give the callbacks the state they had: what they counted (attributes) always; with `replace`
+    (`restore_callback_states_from_checkpoint`) also what they were constructed with."""
+    _warn_of_lost_states(handler, saved)
+    seen: dict[str, int] = {}
+    for number, callback in enumerate(handler.callbacks):
+        name = type(callback).__name__
+        if not isinstance(callback, ExportableState) or name not in saved:
+            continue
+        states = saved[name] if isinstance(saved[name], list) else [saved[name]]
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > len(states):
+            continue
+        state = states[seen[name] - 1]
+        # Only what the callback itself calls its state: a file must not choose which attributes are set.
+        known = callback.state().get("attributes", {})
+        attributes = {
+            attribute: value for attribute, value in state.get("attributes", {}).items() if attribute in known
+        }
+        if replace:
+            handler.callbacks[number] = type(callback).from_state({**state, "attributes": attributes})
+        else:
+            for attribute, value in attributes.items():
+                setattr(callback, attribute, value)
+    handler.refresh_listeners()

@@ -11,11 +11,12 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainwright.checkpoint.json_files import read_trainer_state
 from trainwright.checkpoint.layout import (
     Record,
+    checkpoint_name,
     linked_checkpoints,
     of_earlier_runs,
     oldest_first,
@@ -25,7 +26,11 @@ from trainwright.checkpoint.layout import (
 )
 from trainwright.checkpoint.manifest import how_to_accept, problems
 from trainwright.checkpoint.paths import is_ours, relative_files, shown, step_of
-from trainwright.names import TRAINER_STATE_NAME, closest
+from trainwright.names import TRAINER_STATE_NAME, SaveStrategy, closest
+
+if TYPE_CHECKING:
+    from trainwright.args.training import TrainingArguments
+    from trainwright.state import TrainerState
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +126,31 @@ def is_better(value: float, best: float | None, greater_is_better: bool, thresho
         return True
     gain = value - best if greater_is_better else best - value
     return gain > threshold
+
+
+def note_metric(state: TrainerState, args: TrainingArguments, metrics: Mapping[str, Any], *, is_needed: bool) -> bool:
+    """Whether `metrics` are the best so far by `metric_for_best_model`; if so, `state` has them and the step.
+
+    Where the metric is not there: MetricNotFound if the run needs it, else False (it was said before the first step).
+    """
+    name = args.metric_for_best_model
+    if name is None or not (is_needed or has_metric(metrics, name)):
+        return False
+    value = metric_value(metrics, name)
+    if not is_better(value, state.best_metric, bool(args.greater_is_better)):
+        return False
+    state.best_metric = value
+    if args.save_strategy in (SaveStrategy.STEPS, SaveStrategy.EPOCH, SaveStrategy.BEST):
+        state.best_global_step = state.global_step
+    return True
+
+
+def best_directory(state: TrainerState, run_dir: str, run: Record | None) -> str | None:
+    """Where the best checkpoint is, once that of `state.global_step` is saved into `run_dir`. `run`: that saves it."""
+    directory = os.path.join(run_dir, checkpoint_name(state.best_global_step or 0))
+    is_saved_now = state.best_global_step == state.global_step
+    known = state.best_model_checkpoint
+    return directory if is_saved_now or was_saved(directory, known, run) else known
 
 
 def locate(best_path: str | None, *directories: str | os.PathLike[str]) -> str | None:

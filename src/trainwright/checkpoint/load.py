@@ -198,6 +198,11 @@ def _required(directory: Path, name: str, costs: str) -> str:
     path = os.path.join(directory, name)
     if os.path.isfile(path):
         return path
+    if name == OPTIMIZER_NAME and os.path.isfile(os.path.join(directory, "latest")):
+        raise FileNotFoundError(
+            f"{path} is missing: {os.fspath(directory)} was saved with DeepSpeed, in parts. Resume with deepspeed=, or "
+            "start a new run from its weights."
+        )
     if not any(os.path.isfile(os.path.join(directory, other)) for other in (OPTIMIZER_NAME, SCHEDULER_NAME)):
         raise FileNotFoundError(
             f"{os.fspath(directory)} was made with save_only_model: cannot be resumed; start from its weights instead "

@@ -18,11 +18,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+
 from trainwright.checkpoint import sink
 from trainwright.checkpoint.commit import flush, flush_directory, flush_parents, flush_tree, publish, sibling
 from trainwright.checkpoint.manifest import write_manifest
 from trainwright.checkpoint.paths import MODEL_NAMES, relative_files, rng_name
-from trainwright.checkpoint.tensors import foreign_objects
+from trainwright.checkpoint.tensors import NUMPY_GLOBALS
 from trainwright.names import (
     LOOP_STATE_NAME,
     MANIFEST_NAME,
@@ -255,7 +257,10 @@ def save_trainer_state(directory: Path, state: TrainerState) -> None:
 def _save_state(path: str, state: Any) -> None:
     """Write `state`, and say now, not at the resume, if it holds something that will not be read back."""
     is_written = sink.write("torch", path, state)  # as it always is if it holds such things
-    objects = foreign_objects(path) if is_written else []
+    if not is_written:
+        return
+    with torch.serialization.safe_globals(NUMPY_GLOBALS):  # as `load_tensors` reads it
+        objects = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     if objects:
         logger.warning(
             "%s holds objects that are not loaded from files: %s. To resume from it, first call "

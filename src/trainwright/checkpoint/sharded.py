@@ -79,7 +79,9 @@ def _write(directory: Path, of: str, parts: dict[str, Any]) -> None:
 
     folder = os.path.join(directory, FOLDER, of)
     try:
-        dcp.save(parts, storage_writer=HuggingFaceStorageWriter(folder, save_distributed=True))
+        dcp.save(  # type: ignore[attr-defined]
+            parts, storage_writer=HuggingFaceStorageWriter(folder, save_distributed=True)
+        )
     except dcp.api.CheckpointException as error:
         causes = [cause[0] for cause in error.failures.values()]
         raise next((cause for cause in causes if isinstance(cause, OSError)), error) from error
@@ -197,7 +199,9 @@ def _read(targets: dict[str, Any], directory: Path, of: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which it need not be
-            dcp.load(targets, storage_reader=HuggingFaceStorageReader(folder), no_dist=True)
+            dcp.load(  # type: ignore[attr-defined]
+                targets, storage_reader=HuggingFaceStorageReader(folder), no_dist=True
+            )
     except dcp.api.CheckpointException as error:
         raise ValueError(f"{folder} cannot be read: {shown(error, 500)}. Use an older checkpoint.") from error
 

@@ -34,7 +34,7 @@ def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu", *, mma
     if is_archive:
         check_archive(path)
     try:
-        with torch.serialization.safe_globals(_NUMPY_GLOBALS):
+        with torch.serialization.safe_globals(NUMPY_GLOBALS):
             # Files from before torch 1.6 are no archives and cannot be mapped.
             return torch.load(path, map_location, weights_only=True, mmap=mmap and is_archive)
     except pickle.UnpicklingError as error:
@@ -53,12 +53,6 @@ def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu", *, mma
         ) from error
 
 
-def foreign_objects(path: str | os.PathLike[str]) -> list[str]:
-    """Classes and functions in a file that `load_tensors` would refuse; looks without loading."""
-    with torch.serialization.safe_globals(_NUMPY_GLOBALS):
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(os.fspath(path)))
-
-
 def _numpy_globals() -> list[Any]:
     """What the pickle of a NumPy array or scalar of numbers names: four functions and one class per dtype.
 
@@ -73,4 +67,4 @@ def _numpy_globals() -> list[Any]:
     return allowed
 
 
-_NUMPY_GLOBALS = _numpy_globals()
+NUMPY_GLOBALS = _numpy_globals()

@@ -9,8 +9,10 @@ building our arguments from an object of another implementation. Leaves to other
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import warnings
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -23,6 +25,11 @@ TRAINER = {"tokenizer": "processing_class", "callback": "callbacks"}
 TRAIN = {"model_path": "resume_from_checkpoint"}
 # Derived from other fields in the reference's classes; ours derive them themselves.
 _DERIVED = ("accelerator_config", "fsdp_config", "deepspeed_plugin", "distributed_state")
+
+
+def names_of(function: Callable[..., Any]) -> list[str]:
+    """The current names of its arguments."""
+    return [name for name in inspect.signature(function).parameters if name not in ("self", "older")]
 
 
 def translated(

@@ -70,6 +70,14 @@ def _log_ignored(
     )
 
 
+def empty_batch(model: Any) -> ValueError:
+    """The error about a batch of nothing."""
+    return ValueError(
+        "The batch is empty: the collator returned no column that the model takes. "
+        f"The model's forward takes {signature_columns(model)}. See remove_unused_columns."
+    )
+
+
 def remove_unused_columns(
     dataset: Any, columns: Iterable[str], description: str | None = None, model_name: str | None = None
 ) -> Any:

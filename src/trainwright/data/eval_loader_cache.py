@@ -7,8 +7,11 @@ with starting them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
 
 
 class EvalLoaderCache:
@@ -19,15 +22,16 @@ class EvalLoaderCache:
         self._abandoned: list[Any] = []  # loaders in the middle of a pass that is not continued
 
     def get(
-        self, dataset: Any, built_for: tuple[Any, ...], evaluation_sets: Iterable[Any], build: Callable[[], Any]
-    ) -> Any:
-        """The loader of `dataset`, cached where it was built for the same; `build` makes it otherwise.
+        self, dataset: Any, built_for: tuple[Any, ...], eval_dataset: Any, build: Callable[[], DataLoader[Any]]
+    ) -> DataLoader[Any]:
+        """The loader of `dataset`, cached where it was built for the same; `build` makes it otherwise. `eval_dataset`:
+        the evaluation set of the run, or a dict of several.
 
         A loader in the middle of a pass is left to its reader: its workers cannot serve two passes at once.
         """
-        wanted = [dataset, *evaluation_sets]
+        wanted = [dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])]
         cached, self._cached = self._cached, []
-        found = None
+        found: Any = None
         for entry in cached:
             one, for_what, loader = entry
             if one is dataset and self._is_read(loader):
@@ -43,7 +47,7 @@ class EvalLoaderCache:
             self._cached.append((dataset, built_for, found))
         elif getattr(found, "generator", None) is not None:
             found.generator.manual_seed(found.generator.initial_seed())  # as a new loader would draw
-        return found
+        return found  # type: ignore[no-any-return]
 
     def abandon(self, loader: Any) -> None:
         """The pass that `loader` is in will not be continued."""

@@ -125,6 +125,15 @@ def why_no_batch(dataset: Any, args: TrainingArguments, batch_size: int) -> str 
     )
 
 
+def reads_evenly(args: TrainingArguments, dataset: Any) -> bool:
+    """Whether the micro-batches that processes read at a time have as many samples, as far as that is known."""
+    return (
+        has_length(dataset)
+        and bool(getattr(args.accelerator_config, "even_batches", True))
+        and args.train_sampling_strategy != "batch_rebalance"
+    )
+
+
 def data_seed(args: TrainingArguments) -> int:
     """Seed of the order of the data: `data_seed` where the user set one, so that it can be held while `seed` varies."""
     return int(args.seed if args.data_seed is None else args.data_seed)

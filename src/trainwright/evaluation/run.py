@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ import numpy as np
 import torch
 
 from trainwright.data.batch_groups import in_groups
-from trainwright.data.from_args import sampled_order
+from trainwright.data.eval_loader_cache import EvalLoaderCache
+from trainwright.data.from_args import num_samples, sampled_order
 from trainwright.evaluation.accumulator import Accumulated, Accumulator, LoopSettings, main_input_of
 from trainwright.evaluation.batch_coalescing import CoalescingAccumulator
 from trainwright.evaluation.batch_metrics import BatchMetrics, as_dict
@@ -31,11 +33,18 @@ from trainwright.evaluation.spill import MemoryBudget
 from trainwright.evaluation.streaming import StreamingMetrics, is_streaming
 from trainwright.nested import Nested, denumpify_detensorize
 from trainwright.outputs import EvalLoopOutput, EvalPrediction
+from trainwright.techniques import precision
 
 if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.data import DataLoader
+
     from trainwright.args.training import TrainingArguments
+    from trainwright.interop.model_facts import ModelFacts
     from trainwright.oom_retry import OomSafePrediction
     from trainwright.parallel.strategy import Strategy
+
+logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 Predict = Callable[[Any], tuple[torch.Tensor | None, Nested, Nested]]
@@ -55,13 +64,19 @@ class Evaluation:
     past: Any = None  # what the model returned for the next batch (`past_index`)
 
     @contextlib.contextmanager
-    def with_inputs_as(self, dtype: torch.dtype | None) -> Iterator[None]:
-        """Within the block, floating-point inputs are to be `dtype`, as the weights are."""
-        before, self.dtype = self.dtype, dtype
-        try:
-            yield
-        finally:
-            self.dtype = before
+    def in_precision(self, args: TrainingArguments, model: nn.Module, is_in_train: bool) -> Iterator[None]:
+        """Within the block, products, weights of `model` and floating-point inputs are as `args` ask (`*_full_eval`:
+        outside training only).
+        """
+        dtype = None
+        if not is_in_train and (args.fp16_full_eval or args.bf16_full_eval):
+            dtype = torch.float16 if args.fp16_full_eval else torch.bfloat16
+        with precision.float32_products(args.tf32), precision.half_weights(model, dtype):
+            before, self.dtype = self.dtype, dtype
+            try:
+                yield
+            finally:
+                self.dtype = before
 
     def settings(
         self, args: TrainingArguments, compute_metrics: Metrics | None, *, loss_only: bool, **others: Any
@@ -165,11 +180,66 @@ class Evaluation:
         )
 
 
-def full_eval_dtype(args: TrainingArguments, is_in_train: bool) -> torch.dtype | None:
-    """The type of the weights in an evaluation outside training: `*_full_eval`. None: as they are."""
-    if is_in_train or not (args.fp16_full_eval or args.bf16_full_eval):
-        return None
-    return torch.float16 if args.fp16_full_eval else torch.bfloat16
+class Evaluations:
+    """Those of one Trainer: the one under way, which may be inside another, and what outlives it."""
+
+    def __init__(self) -> None:
+        self.current: Evaluation | None = None
+        self.loaders = EvalLoaderCache()
+        self.samples_at_once: int | None = None  # that fit into memory; None: no batch was too large yet
+        self._past_of_training: Any = None
+
+    @contextlib.contextmanager
+    def one(
+        self, args: TrainingArguments, facts: ModelFacts, label_names: Sequence[str], keep_predictions: bool
+    ) -> Iterator[Evaluation]:
+        """A new `Evaluation`, which is `current` within the block."""
+        outer = self.current
+        in_parts = outer.in_parts if outer is not None else None
+        if in_parts is None and args.auto_find_batch_size:
+            from trainwright.oom_retry import OomSafePrediction
+
+            in_parts = OomSafePrediction(
+                labels_are_shifted=facts.labels_are_shifted,
+                label_names=label_names,
+                batch_size=args.eval_batch_size,
+                limit=self.samples_at_once,
+            )
+        self.current = evaluation = Evaluation(keep_predictions, in_parts)
+        try:
+            yield evaluation
+        finally:
+            self.current = outer
+            self._past_of_training = None  # the next training batch does not follow the one before the evaluation
+            if in_parts is not None:
+                self.samples_at_once = in_parts.num_samples
+
+    @property
+    def past(self) -> Any:
+        """What the last batch handed on to the next (`past_index`): in the evaluation under way, else in training."""
+        return self._past_of_training if self.current is None else self.current.past
+
+    @past.setter
+    def past(self, value: Any) -> None:
+        if self.current is None:
+            self._past_of_training = value
+        else:
+            self.current.past = value
+
+    @property
+    def input_dtype(self) -> torch.dtype | None:
+        """See `Evaluation.dtype`."""
+        return None if self.current is None else self.current.dtype
+
+
+def announced(dataloader: DataLoader[Any], description: str, args: TrainingArguments) -> int | None:
+    """Say what begins, and return how many samples it has; None where that is not known. ValueError for none."""
+    found = num_samples(dataloader)
+    if found == 0:
+        raise ValueError(f"{description} of an empty data set: eval_dataset or test_dataset has no sample.")
+    shown = "?" if found is None else found
+    logger.info("%s: %s samples, batches of %s.", description, shown, args.eval_batch_size)
+    return found
 
 
 def _streaming(metrics: Any, settings: LoopSettings, strategy: Strategy, batches: Iterable[Any]) -> StreamingMetrics:

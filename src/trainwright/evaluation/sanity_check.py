@@ -20,6 +20,7 @@ from trainwright.data.from_args import is_iterable, why_no_batch
 from trainwright.data.samplers import has_length
 from trainwright.evaluation.predict import gives_loss
 from trainwright.names import SaveStrategy, SchedulerType, closest
+from trainwright.optim.schedules import waits_for_metric
 from trainwright.outputs import EvalLoopOutput
 from trainwright.seeding import RngState
 
@@ -211,6 +212,25 @@ def find_metric(
         raise ValueError(message)
     else:
         logger.warning("%s Nothing in this run depends on it, so no step will be called the best.", message)
+
+
+def check_best_metric(
+    args: TrainingArguments,
+    callbacks: Sequence[TrainerCallback],
+    schedule: object,
+    trainer_class: type,
+    is_overridden: Callable[[str], bool],
+    eval_dataset: Any,
+    tried: Tried,
+) -> None:
+    """`find_metric` for the metric that this run wants, if any. `is_overridden`: of the hooks of `trainer_class`."""
+    wanted = wanted_metric(args, callbacks, schedule, schedule_waits=waits_for_metric(schedule))
+    if wanted is None or is_overridden("_determine_best_metric"):
+        return
+    adders = [f"{trainer_class.__name__}.{hook}" for hook in HOOKS if is_overridden(hook)]
+    adders += adding_callbacks(callbacks)
+    classes = [*(type(callback) for callback in callbacks), *([trainer_class] if adders else [])]
+    find_metric(wanted, args, eval_dataset, tried, adders, classes)
 
 
 def _sets_without_loss(

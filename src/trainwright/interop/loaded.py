@@ -35,6 +35,11 @@ def is_peft_model(model: object) -> bool:
     return is_instance_of(model, "peft", "PeftModel", "PeftMixedModel")
 
 
+def is_deepspeed_engine(model: object) -> bool:
+    """A model wrapped by `deepspeed.initialize`."""
+    return is_instance_of(model, "deepspeed.runtime.engine", "DeepSpeedEngine")
+
+
 def has_adapters(model: object) -> bool:
     """A model of which only adapters are saved: wrapped by peft, or a `transformers` model that carries its own."""
     return is_peft_model(model) or bool(getattr(model, "_hf_peft_config_loaded", False))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainwright.interop.loaded import is_peft_model, is_pretrained_model
+from trainwright.interop.loaded import is_deepspeed_engine, is_peft_model, is_pretrained_model
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,9 @@ def build_model(model_init: Any, trial: Any) -> nn.Module:
 
 
 def unreplicated(model: object) -> Any:
-    """The model inside DataParallel and DistributedDataParallel; the model itself otherwise."""
-    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = model.module
+    """The model inside DataParallel, DistributedDataParallel and DeepSpeed's engine; the model itself otherwise."""
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or is_deepspeed_engine(model):
+        model = model.module  # type: ignore[attr-defined]
     return model
 
 
@@ -165,6 +165,17 @@ def move_with_ties(model: nn.Module, device: torch.device) -> None:
     for (module, name), *others in shared.values():
         for other, other_name in others:
             other._parameters[other_name] = module._parameters[name]
+
+
+@contextlib.contextmanager
+def on_host(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within the block, the weights of an XLA `model` are on the host, where they can be saved; then on `device`."""
+    import torch_xla.core.xla_model as xm  # type: ignore[import-not-found,unused-ignore]
+
+    xm.mark_step()
+    model.to("cpu")
+    yield
+    model.to(device)
 
 
 def warn_of_untied_head(model: nn.Module) -> None:

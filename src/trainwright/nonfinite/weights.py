@@ -27,7 +27,12 @@ def checkable_tensors(model: nn.Module, exempt: Container[str] = ()) -> dict[str
     `exempt` are left out. Of a tensor that is divided over processes, this one's part.
     """
     is_adapted = is_peft_model(model)  # only its trained weights are saved
-    found = [(n, local_part(one)) for n, one in model.named_parameters() if one.requires_grad or not is_adapted]
+    # DeepSpeed has this process's part of a weight aside.
+    found = [
+        (name, local_part(getattr(one, "ds_tensor", one)))
+        for name, one in model.named_parameters()
+        if one.requires_grad or not is_adapted
+    ]
     return {
         name: tensor.detach() if tensor.layout is torch.strided else strided_parts(tensor.detach())[-1]
         for name, tensor in (*found, *(() if is_adapted else _saved_buffers(model)))

@@ -72,11 +72,19 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_names: Iterabl
     ]
 
 
-def optimizer_group(optimizer: Optimizer, param: str | Parameter | None = None) -> Any:
+def _existing(optimizer: Optimizer | None) -> Optimizer:
+    if optimizer is None:
+        raise ValueError("There is no optimizer yet: call create_optimizer() or train() first.")
+    return optimizer
+
+
+def optimizer_group(optimizer: Optimizer | None, param: str | Parameter | None = None) -> Any:
     """The group that holds `param`; without `param`, the list of every group's parameters.
 
-    A name is found where the optimizer was built from named parameters. ValueError where no group holds `param`.
+    A name is found where the optimizer was built from named parameters. ValueError where no group holds `param`, or
+    there is no optimizer.
     """
+    optimizer = _existing(optimizer)
     if param is None:
         return [group["params"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
@@ -89,9 +97,9 @@ def optimizer_group(optimizer: Optimizer, param: str | Parameter | None = None) 
     raise ValueError(f"No group of {type(optimizer).__name__} holds {what}: it is frozen, or it is not in the model.")
 
 
-def learning_rates(optimizer: Optimizer) -> list[float]:
-    """The learning rate of every parameter group."""
-    return [group["lr"] for group in optimizer.param_groups]
+def learning_rates(optimizer: Optimizer | None) -> list[float]:
+    """The learning rate of every parameter group. ValueError where there is no optimizer."""
+    return [group["lr"] for group in _existing(optimizer).param_groups]
 
 
 def get_model_param_count(model: nn.Module, trainable_only: bool = False) -> int:

@@ -16,8 +16,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainwright.data.rebalance import BatchRebalanceSampler
-from trainwright.interop.environment import env_flag
 from trainwright.nested import first_samples, num_samples_in
+from trainwright.parallel.engine_choice import asked_engine
 from trainwright.parallel.exchange import GradientExchange
 from trainwright.parallel.strategy import Strategy
 
@@ -180,7 +180,7 @@ class DistributedStrategy(Strategy):
 
 def distributed_strategy(accelerator: Any, args: Any) -> DistributedStrategy:
     """That of the engine which `args` ask for."""
-    if not (args.fsdp or env_flag("ACCELERATE_USE_FSDP")):
+    if asked_engine(args) != "fsdp":
         return DistributedStrategy(accelerator, args)
     from trainwright.parallel.fsdp import FsdpStrategy
 

@@ -203,7 +203,7 @@ class FsdpStrategy(DistributedStrategy):
 
     @torch.no_grad()
     def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float, optimizer: Optimizer) -> torch.Tensor:
-        local = [one.to_local() if shards.is_sharded(one) else one for one in gradients.gradients_of(parameters)]
+        local = [shards.local_part(one) for one in gradients.gradients_of(parameters)]
         norm = self._norm(local)
         # Multiplied also where nothing is clipped: a condition would be a host sync.
         factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
@@ -213,7 +213,7 @@ class FsdpStrategy(DistributedStrategy):
 
     @torch.no_grad()
     def norms_of_gradients(self, found: list[torch.Tensor]) -> list[torch.Tensor]:
-        return [self._norm([one.to_local() if shards.is_sharded(one) else one for one in found])]
+        return [self._norm([shards.local_part(one) for one in found])]
 
     def _norm(self, local: list[torch.Tensor]) -> torch.Tensor:
         """The norm of all gradients, of which each process has a part: one sum over processes, of float64, whose

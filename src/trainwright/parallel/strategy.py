@@ -31,6 +31,10 @@ class Strategy:
     shards_weights = False  # each process holds a part of the weights, the gradients and the optimizer's state
     writes_parts = False  # each process writes its part of the weights and the optimizer's state into a checkpoint
     checkpointing: dict[str, Any] | None = None  # of activations: its settings, where the engine asks for it
+    places_model = False  # the engine moves the model to the device when training begins
+    autocasts = True  # the forward pass runs under autocast where the arguments ask for half precision
+    measures_norm = False  # the norm of the gradients is taken whether they are clipped or not
+    optimizer_cls_and_kwargs: tuple[Callable[..., Optimizer], dict[str, Any]] | None = None  # in place of `args.optim`
     repeats_alone = True  # whether a process may do its share of an update again without the others taking part
 
     def __init__(self, device: torch.device, *, fp16: bool = False) -> None:
@@ -47,6 +51,22 @@ class Strategy:
     def prepare_model(self, model: nn.Module) -> nn.Module:
         """Wrap the model for training, where the backend needs a wrapper."""
         return model
+
+    def prepare(
+        self, model: Any, optimizer: Any, scheduler: Any, *, num_training_steps: int, micro_batch: int
+    ) -> tuple[Any, Any, Any]:
+        """(model, optimizer, schedule) as the loop uses them, where an engine wraps them together.
+
+        num_training_steps: updates of the run. micro_batch: samples, of one process.
+        """
+        return model, optimizer, scheduler
+
+    def release_model(self) -> None:
+        """Hold no model and no optimizer of before: the next one is about to be built."""
+
+    def has_divided(self, optimizer: Any) -> bool:
+        """Whether `optimizer` holds parts of weights that an earlier `prepare` made, not the model's parameters."""
+        return False
 
     def prepare_dataloader(self, dataloader: Any) -> Any:
         """Shard the batches by rank."""
@@ -103,6 +123,14 @@ class Strategy:
         self.scaler.update()
         return not bool(self.scaler.scale(one) < before)
 
+    def discard_update(self) -> None:
+        """An update is not made: drop what its micro-batches left in the engine."""
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether losses are scaled (fp16), so that an update may overflow and be skipped without being bad."""
+        return self.scaler is not None
+
     # -- collectives ---------------------------------------------------------------------------------------------------
 
     def gather(self, value: Any) -> Any:
@@ -141,13 +169,31 @@ class Strategy:
     def barrier(self) -> None:
         """Wait for the other ranks."""
 
-    # -- saving --------------------------------------------------------------------------------------------------------
+    # -- saving and loading --------------------------------------------------------------------------------------------
 
     def whole_weights(self, model: nn.Module) -> dict[str, Any] | None:
-        """The state dict of `model` where its weights are divided, whole, in a process that writes; all processes call
+        """The state dict of `model` where its weights are in parts, whole, in a process that writes; all processes call
         it together. None: the model has it.
         """
         return None
+
+    def gathered(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Context in which each process has whole weights, to load others into them."""
+        return contextlib.nullcontext()
+
+    def save_state(self, directory: str, step: int) -> bool:
+        """Write weights and optimizer state into a checkpoint in the engine's form; all processes call it together.
+        False: it has none, and the optimizer's state is to be written.
+        """
+        return False
+
+    def restores_weights(self, checkpoint: str) -> bool:
+        """Whether `load_state` will put the weights of `checkpoint` into the model, too."""
+        return False
+
+    def load_state(self, checkpoint: str) -> bool:
+        """Restore what `save_state` wrote; False where that wrote nothing. Raises ValueError for another's form."""
+        return False
 
     def staged(
         self, stage: Callable[[], contextlib.AbstractContextManager[str]]

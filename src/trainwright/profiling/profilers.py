@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,25 +20,28 @@ from trainwright.profiling.phases import Profilers
 from trainwright.profiling.speed import ModelFlops, SpeedMeter, peak_of
 from trainwright.profiling.trace import StepProfiler
 
+if TYPE_CHECKING:
+    from trainwright.args.training import TrainingArguments
+    from trainwright.interop.model_facts import ModelFacts
+    from trainwright.state import TrainerState
+
 
 def profilers_for(
-    args: Any,
+    args: TrainingArguments,
     *,
     strategy: Strategy,
-    num_replicas: int,
-    current_step: Callable[[], int],
-    initial_tokens: int,
+    facts: ModelFacts,
+    state: TrainerState,
     model: nn.Module,
     flops_of: Callable[[Any], float] | None,
-    main_input_name: str,
     prepare_inputs: Callable[[Any], Any],
     drops_labels: bool,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
 ) -> Profilers:
-    """Those that `args` (TrainingArguments) ask for, of a run on `num_replicas` devices per process.
+    """Those that `args` ask for, of a run that begins at `state`.
 
-    current_step: returns the number of completed steps. initial_tokens: counted when the run begins. flops_of: see
-    `SpeedMeter`; None: counted on the first batch with the model's `forward`, without labels if `drops_labels`.
+    facts: of `model`. flops_of: see `SpeedMeter`; None: counted on the first batch with the model's `forward`, without
+    labels if `drops_labels`.
     """
     device, speed, profiler = strategy.device, None, None
     if args.log_speed:
@@ -53,13 +56,14 @@ def profilers_for(
         peak = peak_of(device, _dtype_of_products(args, model), args.peak_tflops_per_s)
         speed = SpeedMeter(
             num_processes=strategy.num_processes,
-            flops_of=flops_of or ModelFlops(forward, main_input_name),
-            peak_flops_per_s=None if peak is None else peak * strategy.num_processes * num_replicas,
-            first_step=current_step(),
-            first_tokens=initial_tokens,
+            flops_of=flops_of or ModelFlops(forward, facts.main_input_name),
+            peak_flops_per_s=None if peak is None else peak * strategy.num_processes * facts.num_replicas,
+            first_step=state.global_step,
+            first_tokens=state.num_input_tokens_seen,
         )
-    if args.profile_steps:
-        profiler = StepProfiler(args.profile_steps, str(args.output_dir), current_step, strategy.process_index)
+    if isinstance(args.profile_steps, dict):  # as it is once the arguments are made
+        folder, rank = str(args.output_dir), strategy.process_index
+        profiler = StepProfiler(args.profile_steps, folder, lambda: state.global_step, rank)
     return Profilers(TimeBreakdown.for_run(args.time_breakdown, device), speed, profiler)
 
 

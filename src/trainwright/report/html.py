@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,24 +53,41 @@ def write_report(
     summary: key numbers by name, in the order to show them; `"title"` is the heading of the page.
     """
     title = str(summary.get("title", "Training report"))
-    numbers = "".join(
-        f"<div><dt>{html.escape(str(name))}</dt><dd>{html.escape(number_text(value))}</dd></div>"
-        for name, value in summary.items()
-        if name != "title"
-    )
-    page = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n"
-        f'<dl class="numbers">{numbers}</dl>\n'
+    text = page(
+        title,
+        {name: value for name, value in summary.items() if name != "title"},
         f"{_time(log_history)}"
         f"<h2>Curves</h2>\n{_figures(log_history)}\n"
-        f"<h2>Evaluations</h2>\n{_evaluations(log_history)}\n</body>\n</html>\n"
+        f"<h2>Evaluations</h2>\n{_evaluations(log_history)}\n",
     )
     path = Path(output_dir) / REPORT_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page)
+    write_text(path, text)
     return path
+
+
+def page(title: str, numbers: Mapping[str, Any], body: str) -> str:
+    """A page with its key `numbers` by name, in the order to show them; `body` is HTML."""
+    shown = "".join(
+        f"<div><dt>{html.escape(str(name))}</dt><dd>{html.escape(number_text(value))}</dd></div>"
+        for name, value in numbers.items()
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n"
+        f'<dl class="numbers">{shown}</dl>\n{body}</body>\n</html>\n'
+    )
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """An HTML table; None is an empty cell."""
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in header)
+    body = ""
+    for row in rows:
+        cells = ("" if value is None else number_text(value) for value in row)
+        body += "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>\n"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
 
 
 def number_text(value: Any) -> str:
@@ -131,13 +148,9 @@ def _evaluations(log_history: Sequence[Mapping[str, Any]]) -> str:
             names.update(dict.fromkeys(shown))
     if not rows:
         return '<p class="none">No evaluation was run.</p>'
-    header = "".join(f"<th>{html.escape(text)}</th>" for text in ("Step", "Epoch", *map(label_of, names)))
-    body = ""
-    for step, row in list(rows.items())[-MAX_ROWS:]:
-        cells = [
-            number_text(step),
-            *("" if row.get(name) is None else number_text(row[name]) for name in ("epoch", *names)),
-        ]
-        body += "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>\n"
+    header = ("Step", "Epoch", *map(label_of, names))
+    shown_rows = [
+        (step, *(row.get(name) for name in ("epoch", *names))) for step, row in list(rows.items())[-MAX_ROWS:]
+    ]
     note = f'<p class="none">The last {MAX_ROWS} of {len(rows)}.</p>' if len(rows) > MAX_ROWS else ""
-    return f'{note}<div class="wide"><table><thead><tr>{header}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
+    return f"{note}{table(header, shown_rows)}"

@@ -1,13 +1,14 @@
-"""One panel of curves as an SVG drawing inside an HTML page.
+"""One panel of curves or dots as an SVG drawing inside an HTML page.
 
-Owns: scales, ticks and lines. Leaves to others: captions, colours (CSS variables --c0 to --c5, --ink, --soft, --line).
+Owns: scales, ticks, lines and dots. Leaves to others: captions, colours (CSS variables --c0 to --c5, --ink, --soft,
+--line).
 """
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from trainwright.report.history import Panel, label_of, thinned
 
@@ -18,24 +19,16 @@ MAX_POINTS = 800  # per curve; more than one per unit of width cannot be seen
 MAX_DOTS = 40  # points that still get a dot, which shows its value under the pointer
 
 
-def panel_svg(panel: Panel, first: int, last: int) -> str:
-    """An `<svg>` element with the curves of `panel` over the steps `first` to `last`."""
+def panel_svg(panel: Panel, first: int, last: int, horizontal: str = "step") -> str:
+    """An `<svg>` element with the curves of `panel` from `first` to `last`, which count what `horizontal` names."""
     all_values = [value for curve in panel.curves for value in curve.values]
-    low, high = _widened(min(all_values), max(all_values))
     if first == last:
         first, last = first - 1, last + 1
+    y_of, parts = _frame(f"{panel.title} over {horizontal}s", all_values)
 
     def x_of(step: float) -> float:
         return LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT)
 
-    def y_of(value: float) -> float:
-        return TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM)
-
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(panel.title)} over steps">']
-    for value in ticks(low, high, 5):
-        y = y_of(value)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
-        parts.append(_text(LEFT - 8, y + 4, f"{value:.4g}", "end"))
     for step in ticks(first, last, 6):
         if step == int(step):
             parts.append(_text(x_of(step), HEIGHT - 8, f"{int(step):,}", "middle"))
@@ -47,11 +40,47 @@ def panel_svg(panel: Panel, first: int, last: int) -> str:
             f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2" stroke-linejoin="round"/>'
         )
         if len(points) <= MAX_DOTS:
-            name = html.escape(label_of(curve.name))
+            name = label_of(curve.name)
             for (x, y), step, value in zip(points, curve.steps, curve.values):
-                tip = f"<title>{name} {value:.6g} at step {step:,}</title>"
-                parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}">{tip}</circle>')
+                parts.append(_dot(x, y, color, f"{name} {value:.6g} at {horizontal} {step:,}"))
     return "".join(parts) + "</svg>"
+
+
+def scatter_svg(points: Sequence[tuple[float, float, str]], title: str, *, is_log: bool = False) -> str:
+    """An `<svg>` element with one dot per (horizontal value, vertical value, text that the pointer shows).
+
+    The horizontal values are not all the same; with `is_log` they are positive, and their axis is logarithmic.
+    """
+    scale = math.log10 if is_log else float
+    low, high = _widened(min(scale(x) for x, *_ in points), max(scale(x) for x, *_ in points))
+    y_of, parts = _frame(title, [y for _, y, _ in points])
+
+    def x_of(value: float) -> float:
+        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+    for value in ticks(low, high, 4):
+        parts.append(_text(x_of(value), HEIGHT - 8, f"{10**value if is_log else value:.3g}", "middle"))
+    parts += [_dot(x_of(scale(x)), y_of(y), "var(--c0)", text) for x, y, text in points]
+    return "".join(parts) + "</svg>"
+
+
+def _frame(title: str, values: Sequence[float]) -> tuple[Callable[[float], float], list[str]]:
+    """The beginning of a drawing with a vertical axis for `values`: where a value is, and its pieces so far."""
+    low, high = _widened(min(values), max(values))
+
+    def y_of(value: float) -> float:
+        return TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">']
+    for value in ticks(low, high, 5):
+        y = y_of(value)
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
+        parts.append(_text(LEFT - 8, y + 4, f"{value:.4g}", "end"))
+    return y_of, parts
+
+
+def _dot(x: float, y: float, color: str, tip: str) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"><title>{html.escape(tip)}</title></circle>'
 
 
 def shares_svg(shares: Mapping[str, float], title: str) -> str:

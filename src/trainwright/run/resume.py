@@ -2,44 +2,189 @@
 
 Owns: finding the checkpoint, and restoring, in this order:
 
-1. before the data loader is built: the weights (hook `_load_from_checkpoint`), the batch size that fitted;
-2. once the length of the run is known: `trainer_state.json` (`read_state`), the callbacks (hook
+1. `restore_weights`, before the data loader is built: the weights (hook `_load_from_checkpoint`), and the batch size
+   that fitted;
+2. `initial_state`, once the length of the run is known: `trainer_state.json`; then the callbacks (hook
    `_load_callback_state`), then `restore_loop`: the running loss, the position in the data, the generators of the
    collator, the plan of what is left;
-3. once the optimizer is built: `restore_optimizer`, with the hooks for optimizer, schedule and fp16 scaler;
-4. where the loop draws its first random number: the random states (hook `_load_rng_state`).
+3. `restore_optimizer`, once there is one: with the hooks for optimizer, schedule and fp16 scaler; the averaged weights;
+4. `restore_generators`, where the first epoch draws its first random number: the random states (hook
+   `_load_rng_state`).
 
-Leaves to others: the shape of `loop_state.json` (`loop_state`), files and their verification (`checkpoint`).
+The four moments follow from what is built when: a loader needs the batch size, a position the plan, a state the
+optimizer, and what is built draws random numbers. Leaves to others: the shape of `loop_state.json` (`loop_state`),
+files and their verification (`checkpoint`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from trainwright.callbacks.handler import CallbackHandler
+from trainwright.callbacks.handler import CallbackHandler, exported_callbacks
 from trainwright.checkpoint import best
 from trainwright.checkpoint.layout import get_last_checkpoint, linked_checkpoints, sort_checkpoints
 from trainwright.checkpoint.leftovers import clean_up_staging
 from trainwright.checkpoint.load import damaged_checkpoints, find_resumable
-from trainwright.checkpoint.paths import named
 from trainwright.data import collator_rng
-from trainwright.names import TRAINER_STATE_NAME
+from trainwright.names import TRAINER_STATE_NAME, SaveStrategy
+from trainwright.oom_retry import FoundBatchSize
 from trainwright.plan import TrainingPlan
 from trainwright.run import loop_state
 from trainwright.run.loop_state import Batching, LoopState, Position
-from trainwright.state import ExportableState, TrainerControl, TrainerState, exported_states, interval_in_steps
+from trainwright.seeding import RngState
+from trainwright.state import TrainerControl, TrainerState, interval_in_steps
 
 if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim.optimizer import Optimizer
+
     from trainwright.args.training import TrainingArguments
     from trainwright.parallel.strategy import Strategy
     from trainwright.run.run import Run
+    from trainwright.techniques.averaging import AveragedWeights
 
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"  # resume_from_checkpoint: the newest good checkpoint, or a fresh start where there is none yet
+
+# -- the four moments --------------------------------------------------------------------------------------------------
+
+
+def restore_weights(
+    run: Run,
+    wanted: str | bool | os.PathLike[str] | None,
+    output_dir: str,
+    run_dir: str,
+    load_weights: Callable[[str], None],
+    *,
+    is_main_process: bool,
+) -> str | None:
+    """Find the checkpoint that is `wanted` (see `find_checkpoint`), put its weights into the model, and the batch size
+    that fitted into `run`. Returns it, None for a run that starts anew and saves into `run_dir`.
+    """
+    checkpoint = find_checkpoint(wanted, output_dir, is_main_process)
+    if checkpoint is not None:
+        load_weights(checkpoint)
+    elif run.args.save_strategy != SaveStrategy.NO and is_main_process:
+        warn_of_another_run(run_dir)
+    run.found_size = FoundBatchSize.of_checkpoint(run.args, checkpoint)
+    return checkpoint
+
+
+def initial_state(
+    checkpoint: str | None, run_dir: str, handler: CallbackHandler, control: TrainerControl
+) -> TrainerState:
+    """The state that a run begins with, which saves into `run_dir`: that in `checkpoint`, or a fresh one."""
+    if checkpoint is not None:
+        return read_state(checkpoint, run_dir)
+    state = TrainerState(stateful_callbacks=exported_callbacks(handler, control))
+    state.places_of_checkpoints = (run_dir,)
+    return state
+
+
+def read_state(checkpoint: str, run_dir: str) -> TrainerState:
+    """The trainer state in `checkpoint`, for a run that saves into `run_dir`.
+
+    Of where its best checkpoint lies only the name is believed.
+    """
+    state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+    state.best_model_checkpoint = best.resumed(state.best_model_checkpoint, checkpoint, run_dir)
+    state.places_of_checkpoints = (run_dir, os.path.dirname(os.path.abspath(checkpoint)))
+    return state
+
+
+def restore_loop(
+    run: Run,
+    plan: TrainingPlan,
+    checkpoint: str | None,
+    state: TrainerState,
+    strategy: Strategy,
+    *,
+    samples_per_micro_batch: int,
+    collator: Any,
+) -> LoopState:
+    """Put into `run` what `checkpoint` says of the loop: the running loss, the position in the data and its order, the
+    generators of the collator, what is left of `plan`; None: a run that begins. Returns what it says.
+
+    `state`: of the checkpoint. `samples_per_micro_batch`: over all processes.
+    """
+    args, saved = run.args, loop_state.initial()
+    if checkpoint is not None:
+        saved = loop_state.read(
+            checkpoint,
+            run.window,
+            global_step=state.global_step,
+            updates_per_epoch=plan.num_update_steps_per_epoch,
+            samples_per_update=samples_per_micro_batch * args.gradient_accumulation_steps,
+            process_index=strategy.process_index,
+            num_processes=strategy.num_processes,
+        )
+        if args.packs or (saved.get("arguments") or {}).get("packing"):
+            from trainwright.data.packing_from_args import check_resumed
+
+            check_resumed(args, saved)
+    collator_rng.restore(collator, saved.get("collator_generator"))
+    is_between_epochs = saved["position"]["samples_in_epoch"] == 0
+    if args.ignore_data_skip:
+        saved["position"] = {"epoch": saved["position"]["epoch"], "samples_in_epoch": 0}
+    now = batching(samples_per_micro_batch, plan, args)
+    done = micro_batches_done(saved, now, plan)
+    if checkpoint is not None:
+        accumulation = args.gradient_accumulation_steps
+        plan = plan_from_here(plan, saved["position"]["epoch"], done, state.global_step, accumulation)
+        is_over = is_between_epochs or state.global_step == plan.max_steps
+        run.owes_epoch_end = bool(saved.get("owes_epoch_end")) and is_over
+        if strategy.process_index == 0:
+            say_where(checkpoint, saved["position"], state, plan, args)
+    run.load_state_dict(saved, plan, now, done)
+    return saved
+
+
+def restore_optimizer(
+    checkpoint: str | None,
+    args: TrainingArguments,
+    model: nn.Module,
+    optimizer: Optimizer,
+    step: int,
+    *hooks: Callable[[str], None],
+) -> AveragedWeights | None:
+    """Have `hooks` restore optimizer, schedule and fp16 scaler. Returns the average of the weights (`ema_decay`) as it
+    is after `step` updates, None without.
+    """
+    if checkpoint is not None:
+        for load in hooks:
+            load(checkpoint)
+    if args.ema_decay is None:
+        return None
+    from trainwright.techniques.averaging import begin_average
+
+    return begin_average(args, model, optimizer, checkpoint, step)
+
+
+@contextlib.contextmanager
+def restore_generators(run: Run, checkpoint: str | None, load_rng_state: Callable[[str], None]) -> Iterator[None]:
+    """Around the start of an epoch's iterator. A generator state belongs to one moment: at an epoch's start that is
+    before the loader draws its base seed, in the middle of an epoch it is after.
+    """
+    progress = run.progress
+    if checkpoint is not None:
+        if progress.samples == 0:
+            load_rng_state(checkpoint)
+        elif progress.generators is not None:
+            RngState.from_json(progress.generators).restore()
+    progress.generators = RngState.capture().to_json()
+    run.is_mid_step = True
+    yield
+    if checkpoint is not None and progress.samples > 0:
+        load_rng_state(checkpoint)
+    run.is_mid_step = False
+
+
+# -- which checkpoint --------------------------------------------------------------------------------------------------
 
 
 def find_checkpoint(wanted: str | bool | os.PathLike[str] | None, output_dir: str, is_main_process: bool) -> str | None:
@@ -105,62 +250,7 @@ def warn_of_another_run(output_dir: str) -> None:
         )
 
 
-def read_state(checkpoint: str, run_dir: str) -> TrainerState:
-    """The trainer state in `checkpoint`, for a run that saves into `run_dir`.
-
-    Of where its best checkpoint lies only the name is believed.
-    """
-    state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
-    state.best_model_checkpoint = best.resumed(state.best_model_checkpoint, checkpoint, run_dir)
-    state.places_of_checkpoints = (run_dir, os.path.dirname(os.path.abspath(checkpoint)))
-    return state
-
-
-def restore_loop(
-    run: Run,
-    plan: TrainingPlan,
-    checkpoint: str | None,
-    state: TrainerState,
-    *,
-    samples_per_micro_batch: int,
-    collator: Any,
-    strategy: Strategy,
-) -> LoopState:
-    """Put into `run` what `checkpoint` says of the loop: the running loss, the position in the data and its order, the
-    generators of the collator, what is left of `plan`; None: a run that begins. Returns what it says.
-
-    `state`: of the checkpoint. `samples_per_micro_batch`: over all processes.
-    """
-    args, saved = run.args, loop_state.initial()
-    if checkpoint is not None:
-        saved = loop_state.read(
-            checkpoint,
-            run.window,
-            global_step=state.global_step,
-            updates_per_epoch=plan.num_update_steps_per_epoch,
-            samples_per_update=samples_per_micro_batch * args.gradient_accumulation_steps,
-            process_index=strategy.process_index,
-            num_processes=strategy.num_processes,
-        )
-        if args.packs or (saved.get("arguments") or {}).get("packing"):
-            from trainwright.data.packing_from_args import check_resumed
-
-            check_resumed(args, saved)
-    collator_rng.restore(collator, saved.get("collator_generator"))
-    is_between_epochs = saved["position"]["samples_in_epoch"] == 0
-    if args.ignore_data_skip:
-        saved["position"] = {"epoch": saved["position"]["epoch"], "samples_in_epoch": 0}
-    now = batching(samples_per_micro_batch, plan, args)
-    done = micro_batches_done(saved, now, plan)
-    if checkpoint is not None:
-        accumulation = args.gradient_accumulation_steps
-        plan = plan_from_here(plan, saved["position"]["epoch"], done, state.global_step, accumulation)
-        is_over = is_between_epochs or state.global_step == plan.max_steps
-        run.owes_epoch_end = bool(saved.get("owes_epoch_end")) and is_over
-        if strategy.process_index == 0:
-            say_where(checkpoint, saved["position"], state, plan, args)
-    run.load_state_dict(saved, plan, now, done)
-    return saved
+# -- where in the data, and how much is left ---------------------------------------------------------------------------
 
 
 def batching(samples_per_micro_batch: int, plan: TrainingPlan, args: TrainingArguments) -> Batching:
@@ -182,8 +272,8 @@ def micro_batches_done(saved: LoopState, now: Batching, plan: TrainingPlan) -> i
     """
     size, together = now["samples_per_micro_batch"], now["planned_together"]
     samples = saved["position"]["samples_in_epoch"]
-    if saved.get("batching") == now and samples:
-        return saved.get("micro_batches", 0)
+    if samples and "micro_batches" in saved and saved.get("batching") == now:
+        return saved["micro_batches"]
     if plan.len_dataloader is None or samples == 0:
         return samples // size
     lots, rest = divmod(max(0, plan.num_examples - samples), size * together)
@@ -206,9 +296,9 @@ def plan_from_here(
     # Before this place, in updates of the present size; those left are rounded up, as the last may be a short one.
     done = (epoch + 1) * per_epoch - -(-(plan.len_dataloader - micro_batches) // accumulation)
     if plan.epoch_based:
-        return replace(plan, max_steps=plan.max_steps + global_step - done)
+        return plan._replace(max_steps=plan.max_steps + global_step - done)
     num_left = max(0, plan.max_steps - global_step)
-    return replace(plan, num_train_epochs=-(-(done + num_left) // per_epoch))
+    return plan._replace(num_train_epochs=-(-(done + num_left) // per_epoch))
 
 
 def say_where(
@@ -237,6 +327,9 @@ def say_where(
         plan.max_steps,
         length.partition("=")[0],
     )
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
 
 
 def report_changes(args: Any, state: TrainerState, train_batch_size: int) -> None:
@@ -271,51 +364,3 @@ def report_changes(args: Any, state: TrainerState, train_batch_size: int) -> Non
 
 def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def exported_callbacks(handler: CallbackHandler, control: TrainerControl) -> dict[str, Any]:
-    """The states of the callbacks that have one, and of `control`, for `TrainerState.stateful_callbacks`."""
-    return exported_states(item for item in [*handler.callbacks, control] if isinstance(item, ExportableState))
-
-
-def _warn_of_lost_states(handler: CallbackHandler, saved: dict[str, Any]) -> None:
-    """Name the callbacks whose state the checkpoint holds, and that this run has not, or has fewer times."""
-    present = [type(item).__name__ for item in handler.callbacks if isinstance(item, ExportableState)]
-    lost = []
-    for name, states in saved.items():
-        count = len(states) if isinstance(states, list) else 1
-        if name != TrainerControl.__name__ and present.count(name) < count:
-            lost.append(f"{name} ({present.count(name)} of {count})" if count > 1 and name in present else name)
-    if lost:
-        logger.warning(
-            "The checkpoint holds the state of callbacks that this Trainer does not have: %s. Unless they are passed "
-            "in callbacks=, they do not run, and checkpoints from here on are without their state.",
-            named(lost),
-        )
-
-
-def restore_callbacks(handler: CallbackHandler, saved: dict[str, Any], *, replace: bool) -> None:
-    """Give the callbacks the state they had: what they counted (attributes) always; with `replace`
-    (`restore_callback_states_from_checkpoint`) also what they were constructed with."""
-    _warn_of_lost_states(handler, saved)
-    seen: dict[str, int] = {}
-    for number, callback in enumerate(handler.callbacks):
-        name = type(callback).__name__
-        if not isinstance(callback, ExportableState) or name not in saved:
-            continue
-        states = saved[name] if isinstance(saved[name], list) else [saved[name]]
-        seen[name] = seen.get(name, 0) + 1
-        if seen[name] > len(states):
-            continue
-        state = states[seen[name] - 1]
-        # Only what the callback itself calls its state: a file must not choose which attributes are set.
-        known = callback.state().get("attributes", {})
-        attributes = {
-            attribute: value for attribute, value in state.get("attributes", {}).items() if attribute in known
-        }
-        if replace:
-            handler.callbacks[number] = type(callback).from_state({**state, "attributes": attributes})
-        else:
-            for attribute, value in attributes.items():
-                setattr(callback, attribute, value)
-    handler.refresh_listeners()

@@ -1,9 +1,9 @@
 """One call of `train()`: all of its state, declared.
 
 Owns: `Run`, what it is begun with, what of it goes into a checkpoint and comes back, and closing it. Leaves to others:
-the order of events (Trainer), the shape of `loop_state.json` (`loop_state`), what is restored when (`resume`), what
-follows a failed attempt (`attempts`). What lives longer than a run (arguments, state, control, model, optimizer) is the
-Trainer's.
+the order of events (Trainer), what is set up before the first step (`prepare`), the shape of `loop_state.json`
+(`loop_state`), what is restored when (`resume`), what follows a failed attempt (`attempts`). What lives longer than a
+run (arguments, state, control, model, optimizer) is the Trainer's.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 import torch
 from torch import nn
@@ -26,35 +27,30 @@ from trainwright.data.data_position import DataPosition
 from trainwright.evaluation.metrics import speed_metrics
 from trainwright.interrupt import Interrupt
 from trainwright.micro_batch_weights import NO_ITEMS, LossKind, MicroBatchWeights, Weight
-from trainwright.names import DebugOption
+from trainwright.names import SaveStrategy
 from trainwright.nonfinite.guard import NonFiniteGuard
-from trainwright.nonfinite.updates import UpdatePosition
-from trainwright.nonfinite.weights import infinite_by_design
-from trainwright.oom_retry import FoundBatchSize, OomSplitting, why_no_retry
+from trainwright.oom_retry import FoundBatchSize, OomSplitting
 from trainwright.optim import lomo
-from trainwright.optim.fused_backward import is_lomo, updates_in_backward
-from trainwright.optim.schedules import waits_for_metric
 from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan
-from trainwright.profiling.phases import Profilers
 from trainwright.run import loop_state
 from trainwright.run.loop_state import Batching, LoopState
 from trainwright.state import TrainerState
-from trainwright.techniques import precision
 from trainwright.tokens import TokenCounter
 from trainwright.window import LossWindow
 
 if TYPE_CHECKING:
-    from torch.optim.lr_scheduler import LRScheduler
-    from torch.optim.optimizer import Optimizer
-
     from trainwright.args.training import TrainingArguments
-    from trainwright.callbacks.handler import CallbackHandler
     from trainwright.checkpoint.saves import Saves
     from trainwright.data.prefetch import DevicePrefetcher
-    from trainwright.interop.packed_attention import PackedInputs
+    from trainwright.profiling.phases import Profilers
+    from trainwright.profiling.speed import SpeedMeter
 
 logger = logging.getLogger(__name__)
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Value = TypeVar("Value")
 
 
 def _not_bound(*args: Any, **kwargs: Any) -> Any:
@@ -133,7 +129,8 @@ class Run:
     exempt: Container[str] = ()  # names of tensors that are infinite by design
 
     # -- profiling -----------------------------------------------------------------------------------------------------
-    profilers: Profilers = field(default_factory=Profilers)  # none unless an argument asks
+    profilers: Profilers | None = None  # None unless an argument asks
+    speed_meter: SpeedMeter | None = None  # one of them, which sees each micro-batch
 
     def __post_init__(self) -> None:
         self.found_size = FoundBatchSize(self.args.train_batch_size, self.args.train_batch_size)
@@ -145,9 +142,15 @@ class Run:
         self._opened.callback(self._let_go_of_model)
         return self
 
-    def lock(self, output_dir: str, is_wanted: bool) -> None:
-        """Say to other runs that this one writes into `output_dir`, before anything there is touched."""
-        self._opened.enter_context(output_dir_lock(output_dir, is_wanted=is_wanted))
+    def lock(self, output_dir: str) -> None:
+        """Say to other runs that this one saves into `output_dir`, if it does, before anything there is touched.
+
+        That of a trial is the trial's: processes that search together have the same `args.output_dir`.
+        """
+        saves = self.args.should_save and self.args.save_strategy != SaveStrategy.NO
+        if saves:
+            os.makedirs(output_dir, exist_ok=True)
+        self._opened.enter_context(output_dir_lock(output_dir, is_wanted=saves))
 
     def begin(self, checkpoint: str | None, output_dir: str, *, is_distributed: bool) -> None:
         """From here on signals are caught and checkpoints are this run's. All processes call it together."""
@@ -158,7 +161,7 @@ class Run:
         self._opened.enter_context(self.interrupt)
         self._opened.callback(self.close_guard)
         self._opened.callback(lambda: self.undo.close())
-        self._opened.callback(lambda: self.profilers.close())
+        self._opened.callback(self.close_profilers)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -171,12 +174,22 @@ class Run:
             self.guard.close()
             self.guard = None
 
+    def close_profilers(self) -> None:
+        """What they wrapped is as it was."""
+        if self.profilers is not None:
+            self.profilers.close()
+            self.profilers = self.speed_meter = None
+
+    def span(self, phase: str, function: Function) -> Function:
+        """`function`, wrapped where something profiles that phase of the loop."""
+        return function if self.profilers is None else self.profilers.span(phase, function)
+
     def _let_go_of_model(self) -> None:
         self.parameters, self.of_epoch, self.exempt = [], {}, ()
         self.training_step = self.get_batch_samples = self.update = self.log_save_evaluate = _not_bound
         self.backward, self.fused_backward, self.backward_is_update = None, lomo.fused_backward, False
         self.splitting = self.prefetch = None
-        self.profilers = Profilers()
+        self.profilers = self.speed_meter = None
 
     # -- an attempt ----------------------------------------------------------------------------------------------------
 
@@ -187,133 +200,6 @@ class Run:
             str(self.args.include_num_input_tokens_seen), main_input_name, pad_token_id, strategy.num_processes
         )
         self.first_step, self.owes_epoch_end = None, False
-
-    def change_for_training(
-        self, model: nn.Module, packed_inputs: PackedInputs | None, checkpointing: dict[str, Any] | None = None
-    ) -> contextlib.ExitStack:
-        """Change of `model`, and of torch, what is only for training. Returns what undoes it, when the run ends.
-
-        `checkpointing`: of activations, as the engine asks for it.
-        """
-        args, undo = self.args, self.undo
-        undo.close()  # of an attempt that ran out of memory
-        undo.enter_context(precision.float32_products(args.tf32))
-        if packed_inputs is not None:
-            undo.enter_context(packed_inputs.while_training(model))
-        if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
-            from trainwright.overflow import OverflowDetector
-
-            undo.callback(OverflowDetector(model).close)
-        from trainwright.techniques.checkpointing import prepare_for_training
-
-        undo.callback(prepare_for_training(model, args, checkpointing))
-        return undo
-
-    def prepare_steps(
-        self,
-        model: nn.Module,
-        unwrapped: nn.Module,
-        optimizer: Optimizer,
-        scheduler: LRScheduler,
-        strategy: Strategy,
-        *,
-        label_names: Sequence[str],
-        labels_are_shifted: bool,
-        num_replicas: int,
-        batch_size: int,
-        batches_are_even: bool,
-        moves_inputs: bool,
-        current_step: Callable[[], int],
-    ) -> None:
-        """What each update needs: the parameters, weights of its micro-batches, a look for NaN, room for another try,
-        copies made ahead.
-
-        `batch_size`: samples of a micro-batch. `batches_are_even`: all processes read as many of them at a time.
-        `moves_inputs`: our hook moves the inputs to the device, so that they may be there already.
-        """
-        args = self.args
-        self.parameters = strategy.parameters(model)
-        for parameter in self.parameters:  # what an update that was broken off left behind
-            parameter.grad = None
-        if args.optimizer_in_backward:
-            from trainwright.techniques import optimizer_in_backward
-
-            obstacle = "several processes" if strategy.is_distributed else None
-            obstacle = "several replicas of the model" if num_replicas > 1 else obstacle
-            self.undo.callback(optimizer_in_backward.start(optimizer, unwrapped, args, obstacle).close)
-        self.backward_is_update = is_lomo(optimizer)
-        self.changes_weights_in_backward = args.optimizer_in_backward or updates_in_backward(optimizer)
-        self.clips = bool(args.max_grad_norm) and (self.backward_is_update or not updates_in_backward(optimizer))
-        self.schedule_waits_for_metric = waits_for_metric(scheduler)
-        self.accumulation = args.gradient_accumulation_steps
-        self.counts_tokens = bool(
-            args.include_num_input_tokens_seen or args.include_tokens_per_second or args.log_speed
-        )
-        self.weight = self.weights_are_needed = None
-        weighs_together = strategy.is_distributed and args.average_tokens_across_devices
-        self.weights = MicroBatchWeights(
-            label_names,
-            labels_are_shifted,
-            device=strategy.device,
-            num_processes=strategy.num_processes,
-            sum_over_processes=strategy.sum if weighs_together else None,
-            batches_are_even=batches_are_even,
-        )
-        self.watch_updates(optimizer, scheduler, strategy, current_step)
-        self.exempt = infinite_by_design(unwrapped)
-        self.prefetch = self.splitting = None
-        # Not where memory may run out on purpose: there a copy made ahead would fail outside of what is tried again.
-        if strategy.device.type == "cuda" and moves_inputs and not args.auto_find_batch_size:
-            from trainwright.data.prefetch import DevicePrefetcher
-
-            self.prefetch = DevicePrefetcher(strategy.device)
-        if args.auto_find_batch_size and args.auto_find_batch_size_mode == "split":
-            self.splitting = OomSplitting(
-                labels_are_shifted=labels_are_shifted,
-                label_names=label_names,
-                batch_size=batch_size,
-                obstacle=why_no_retry(args, strategy, num_replicas, self.changes_weights_in_backward),
-                limit=self.found_size.limit(strategy.process_index, strategy.num_processes),
-            )
-
-    def start_profiling(self, handler: CallbackHandler, accelerator: Any, **settings: Any) -> None:
-        """Begin to watch the run as its arguments ask; `settings` are those of `profilers_for`.
-
-        `accelerator`: where there is one, many overrides of `training_step` call its backward pass.
-        """
-        self.profilers.close()
-        self.profilers = Profilers()
-        if not (self.args.time_breakdown or self.args.log_speed or self.args.profile_steps):
-            return
-        from trainwright.profiling.profilers import profilers_for
-
-        self.profilers = profilers_for(self.args, **settings)
-        self.profilers.span_method(handler, "call_event", "callbacks")
-        if accelerator is not None:
-            self.profilers.span_method(accelerator, "backward", "backward")
-
-    def watch_updates(
-        self, optimizer: Optimizer, scheduler: LRScheduler, strategy: Strategy, current_step: Callable[[], int]
-    ) -> None:
-        """Have each update looked at for NaN and infinity before the optimizer makes it. Not with "ignore", and not in
-        fp16, whose scaler does. `current_step`: gives the number of updates that are done.
-        """
-        self.close_guard()
-        if self.args.nonfinite == "ignore" or strategy.scaler is not None:
-            return
-        progress = self.progress
-        self.guard = NonFiniteGuard(
-            self.args.nonfinite,
-            self.window,
-            optimizer,
-            strategy.device,
-            lambda: UpdatePosition(current_step() + 1, progress.epoch, progress.samples, progress.size),
-            scheduler=None if self.schedule_waits_for_metric else scheduler,
-            is_distributed=strategy.is_distributed,
-            updates_in_backward=self.changes_weights_in_backward,
-            excluded=self.excluded,
-            norms_of=strategy.norms_of_gradients,
-        )
 
     def weights_of(
         self, batch_samples: Sequence[Any], num_items: torch.Tensor | int | None, kind: LossKind, step: int
@@ -344,7 +230,7 @@ class Run:
         """
         steps = state.global_step - self.last_logged_step
         with_loss = steps - self.window.num_without
-        in_state, counted = self.tokens.take()
+        in_state, counted = self.tokens.take() if self.counts_tokens else (0, None)
         bad = self.guard.flag() if self.guard is not None else 0.0
         extra = [value for value in (bad, norm, counted) if value is not None]
         mean = strategy.mean if strategy.is_distributed else None
@@ -410,23 +296,26 @@ class Run:
         is_last_step: bool,
         grad_norm: torch.Tensor | float | None,
         micro_batch: int,
-        gather: Callable[[Any], list[Any]] = lambda local: [local],
+        gather: Callable[[Any], list[Any]] | None,
     ) -> LoopState:
         """What a run that is resumed from here needs to know. Reads the running loss from the device.
 
         `is_cut_short`: a callback ends the epoch here. `is_last_step`: the run made its last update. `micro_batch`:
-        samples of one, of this process. `gather`: the values of all processes, which call this together.
+        samples of one, of this process. `gather`: the values of all processes, which call this together; None: there is
+        one.
         """
         progress = self.progress
         epoch, samples, shares = progress.next_sample(is_cut_short)
         is_over = progress.is_over(is_cut_short) or is_last_step
-        batch_size = self.found_size.to_save(micro_batch, self.splitting, gather)
+        batch_size = None
+        if self.splitting is not None or micro_batch != self.found_size.asked:  # else all fits
+            batch_size = self.found_size.to_save(micro_batch, self.splitting, gather or (lambda local: [local]))
         local = {
             "epoch_start_generators": progress.generators,
             "collator_generator": collator_rng.states(collator),
             "window": self.window.state(),
         }
-        state: Any = loop_state.of_all_processes(local, gather)
+        state: Any = local if gather is None else loop_state.of_all_processes(local, gather)
         rest: LoopState = {
             "position": {"epoch": epoch, "samples_in_epoch": samples},
             "micro_batches": progress.micro_batches if samples else 0,
@@ -446,3 +335,28 @@ class Run:
             "arguments": arguments_as_json(self.args),
         }
         return {**state, **rest}
+
+
+class HasRun(Protocol):
+    """What has a run: the one under way, or the last one, which is closed."""
+
+    _run: Run
+
+
+class OfRun(Generic[Value]):
+    """A field of the run as an attribute of what has it, for those who read and write it there. A call for each access:
+    not for what each step reads.
+    """
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> OfRun[Value]: ...
+    @overload
+    def __get__(self, instance: HasRun, owner: type) -> Value: ...
+    def __get__(self, instance: HasRun | None, owner: type) -> OfRun[Value] | Value:
+        return self if instance is None else getattr(instance._run, self._field)
+
+    def __set__(self, instance: HasRun, value: Value) -> None:
+        setattr(instance._run, self._field, value)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from trainwright.interop.optional import is_installed
 from trainwright.names import HPSearchBackend, closest
 from trainwright.outputs import BestRun
+from trainwright.report.trials import TrialRecord
 
 # Engine -> pip command, in the order in which the first installed one is chosen. SigOpt is not among them: its client
 # can still be installed, but its service has ended (`sigopt.py` raises the error).
@@ -30,11 +31,13 @@ Objective = Callable[..., Any]
 
 @dataclass(frozen=True)
 class SearchContext:
-    """Facts about the run for an engine."""
+    """What an engine and the Trainer tell each other."""
 
     num_gpus: int = 0  # GPUs of this machine that one trial may use
     ray_scope: str = "last"  # which of a trial's results Ray compares (`TrainingArguments.ray_scope`)
     evaluates_while_training: bool = True  # whether a scheduler gets to see results before a trial ends
+    # The trials of the search, also those of other processes and of failed searches: the engine appends them.
+    trials: list[TrialRecord] = field(default_factory=list)
 
 
 class NamedTrial(dict[str, Any]):

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainwright.interop.optional import require
-from trainwright.names import closest
+from trainwright.names import closest, some
 from trainwright.outputs import BestRun
 from trainwright.parallel.broadcast import announce, finish, follow, share, world
+from trainwright.report.trials import TrialRecord
 from trainwright.search.backends import Objective, SearchContext, check_directions, check_n_trials
 from trainwright.search.failures import TrialFailed
 from trainwright.search.spaces import default_hp_space_optuna as default_hp_space
@@ -100,7 +101,12 @@ def run(
     except Exception as error:
         finish(error)  # the other ranks wait for a trial
         raise
-    study.optimize(train, n_trials=n_trials, **optimize)
+    try:
+        study.optimize(train, n_trials=n_trials, **optimize)
+    finally:
+        if context is not None:
+            context.trials.extend(_record(trial) for trial in study.trials)
+    _warn_of_unfinished(study, numbers)
     _warn_of_another_space(study, numbers, directions)
     best = [
         BestRun(str(trial.number), trial.values if len(directions) > 1 else trial.values[0], trial.params)
@@ -179,6 +185,24 @@ def _study(optuna: Any, directions: list[str], create: dict[str, Any]) -> Any:
             "would be returned as the best. Search in its direction, or choose another study_name."
         )
     return study
+
+
+def _record(trial: Any) -> TrialRecord:
+    state = {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+    duration_s = trial.duration.total_seconds() if trial.duration is not None else None
+    return TrialRecord(str(trial.number), state, tuple(trial.values or ()), dict(trial.params), duration_s)
+
+
+def _warn_of_unfinished(study: Any, numbers: set[int]) -> None:
+    """Name the trials that no process has finished: they run in another one, or were killed with it."""
+    running = [trial.number for trial in study.trials if trial.state.name == "RUNNING" and trial.number not in numbers]
+    if running:
+        logger.warning(
+            "Not finished in the study %r: trials %s. Another process trains them now, or was killed. Optuna finds out "
+            "which where the storage has a heartbeat: storage=optuna.storages.RDBStorage(url, heartbeat_interval=60).",
+            study.study_name,
+            some(running, 20),
+        )
 
 
 def _warn_of_another_space(study: Any, numbers: set[int], directions: list[str]) -> None:

@@ -14,6 +14,7 @@ from trainwright.checkpoint.layout import get_last_checkpoint
 from trainwright.interop.optional import require
 from trainwright.outputs import BestRun
 from trainwright.parallel.broadcast import world
+from trainwright.report.trials import TrialRecord
 from trainwright.search.backends import NamedTrial, Objective, SearchContext, check_directions, check_n_trials
 from trainwright.search.failures import TrialFailed
 from trainwright.search.spaces import default_hp_space_ray as default_hp_space
@@ -90,6 +91,7 @@ def run(
     trainable = tune.with_parameters(_train, objective=objective)
     space = (hp_space or default_hp_space)(None)
     analysis = tune.run(trainable, config=space, num_samples=n_trials, **kwargs)
+    context.trials.extend(_record(trial, context.ray_scope, mode) for trial in analysis.trials)
     best = analysis.get_best_trial(metric="objective", mode=mode, scope=context.ray_scope)
     if best is None:
         raise RuntimeError(f"None of the {n_trials} Ray trials reported an objective (scope={context.ray_scope!r}).")
@@ -131,6 +133,13 @@ def _check_mode(kwargs: dict[str, Any], goal: str) -> None:
     for name, mode in modes.items():
         if mode in ("min", "max") and mode != goal[:3]:
             raise ValueError(f"direction={goal!r}, but {name} is {mode!r}: let both say the same.")
+
+
+def _record(trial: Any, scope: str, mode: str) -> TrialRecord:
+    is_complete = trial.status == "TERMINATED" and "objective" in trial.metric_analysis
+    values = (_scoped_value(trial, scope, mode),) if is_complete else ()
+    duration_s = trial.last_result.get("time_total_s") if trial.last_result else None
+    return TrialRecord(trial.trial_id, "complete" if is_complete else "failed", values, dict(trial.config), duration_s)
 
 
 def _scoped_value(trial: Any, scope: str, mode: str) -> float:

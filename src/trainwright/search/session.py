@@ -6,16 +6,21 @@ file each), training a trial (Trainer).
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable
 from typing import Any
 
 from trainwright.names import HPSearchBackend
 from trainwright.outputs import BestRun
+from trainwright.report.search_page import write_search_page
+from trainwright.report.trials import text_table, write_csv
 from trainwright.search.assign import apply_trial
-from trainwright.search.backends import SearchBackend, SearchContext, choose_backend, trial_id
+from trainwright.search.backends import SearchBackend, SearchContext, check_directions, choose_backend, trial_id
 from trainwright.search.failures import with_trial_failures
 from trainwright.search.spaces import default_compute_objective
+
+logger = logging.getLogger(__name__)
 
 
 class SearchSession:
@@ -37,13 +42,26 @@ class SearchSession:
     def run(
         self, train: Callable[..., Any], args: Any, n_trials: int, direction: Any, **kwargs: Any
     ) -> BestRun | list[BestRun]:
-        """Train `n_trials` with `train(trial, checkpoint_dir)`; return the best of those that did not fail."""
+        """Train `n_trials` with `train(trial, checkpoint_dir)`; return the best of those that did not fail.
+
+        Process 0 logs the table of trials, and writes it to `args.output_dir` as `search_trials.csv` and, with
+        pictures, `search_report.html`; also where the search ends with an error.
+        """
         context = SearchContext(
             num_gpus=args.n_gpu, ray_scope=args.ray_scope or "last", evaluates_while_training=args.eval_strategy != "no"
         )
-        return self.engine.run(
-            with_trial_failures(train), n_trials, direction, hp_space=self.hp_space, context=context, **kwargs
-        )
+        try:
+            return self.engine.run(
+                with_trial_failures(train), n_trials, direction, hp_space=self.hp_space, context=context, **kwargs
+            )
+        finally:
+            if context.trials and args.should_save:
+                directions = check_directions(direction, several=True)
+                page = write_search_page(args.output_dir, context.trials, directions)
+                write_csv(args.output_dir, context.trials, directions)
+                logger.info(
+                    "The trials, best first (%s has pictures):\n%s", page, text_table(context.trials, directions)
+                )
 
     def apply(self, trial: Any, args: Any) -> None:
         """Set the trial's hyper-parameters on `args`, each converted to the type of its field."""

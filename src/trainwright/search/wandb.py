@@ -8,6 +8,7 @@ reachable.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from trainwright.interop.optional import require
 from trainwright.names import closest
 from trainwright.outputs import BestRun
 from trainwright.parallel.broadcast import announce, finish, follow, world
+from trainwright.report.trials import TrialRecord
 from trainwright.search.backends import NamedTrial, Objective, SearchContext, check_directions, check_n_trials
 from trainwright.search.spaces import default_hp_space_wandb as default_hp_space
 
@@ -79,6 +81,7 @@ def run(
         sweep = _sweep_config((hp_space or default_hp_space)(None), kwargs.get("name"), metric, goal)
         sweep_id = wandb.sweep(sweep, project=project, entity=entity)
     finished: list[BestRun] = []
+    trials = context.trials if context is not None else []
     failures: list[Exception] = []
 
     def train() -> None:
@@ -86,11 +89,14 @@ def run(
         with wandb.init() as current:
             trial = NamedTrial(dict(current.config), current.id)
             announce(trial)
+            start = time.monotonic()
             try:
                 value = float(objective(trial))
             except Exception as error:
                 failures.append(error)
+                trials.append(TrialRecord(current.id, "failed", (), dict(trial), time.monotonic() - start))
                 raise
+            trials.append(TrialRecord(current.id, "complete", (value,), dict(trial), time.monotonic() - start))
             if value != trial.last_reported or metric != "objective":
                 current.log({metric: value})
             finished.append(BestRun(current.id, value, dict(trial), sweep_id))

@@ -5,9 +5,20 @@ Owns: which modules are compiled. Leaves to others: compiling them (torch). Name
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from trainwright.interop.blocks import repeated_blocks
+
+if TYPE_CHECKING:
+    from trainwright.args.training import TrainingArguments
+
+
+def compile_as_asked(model: nn.Module, args: TrainingArguments) -> None:
+    """`compile_model` with the backend, mode and regions of a run's arguments."""
+    backend, mode = args.torch_compile_backend or "inductor", args.torch_compile_mode
+    compile_model(model, backend, mode, args.use_regional_compilation)
 
 
 def compile_model(

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 import pytest
 
@@ -226,13 +227,19 @@ def test_the_best_of_two_stays_and_a_single_one_always_does(tmp_path):
     assert checkpoints_to_delete(tmp_path, 1, str(tmp_path / "checkpoint-10")) == []
 
 
+def record_in(checkpoint, run, started_ns=1):
+    """Write into `checkpoint` that a run wrote it; the record."""
+    record = {"id": run, "started_ns": started_ns}
+    loop = {"position": {"epoch": 0, "samples_in_epoch": 0}, "window": {"sum": 0, "num_losses": 0}}
+    text = json.dumps(loop | {"total_loss": 0, "last_logged_step": 0, "run": record})
+    (checkpoint / "loop_state.json").write_text(text)
+    return record
+
+
 def test_checkpoints_of_an_earlier_run_go_first_but_not_by_modification_time(tmp_path):
     for step, run, age in ((2, "new", 2), (9, "old", 1)):
         make(tmp_path, step)
-        record = {"id": run, "started_ns": {"old": 1, "new": 2}[run]}
-        loop = {"position": {"epoch": 0, "samples_in_epoch": 0}, "window": {"sum": 0, "num_losses": 0}}
-        text = json.dumps(loop | {"total_loss": 0, "last_logged_step": 0, "run": record})
-        (tmp_path / checkpoint_name(step) / "loop_state.json").write_text(text)
+        record_in(tmp_path / checkpoint_name(step), run, {"old": 1, "new": 2}[run])
         set_age(tmp_path / checkpoint_name(step), age)
     assert steps(checkpoints_to_delete(tmp_path, 1)) == [9]
     assert steps(checkpoints_to_delete(tmp_path, 1, use_mtime=True)) == [2]
@@ -254,3 +261,131 @@ def test_rotation_compares_sizes_and_reads_no_weights(tmp_path, monkeypatch):
     (tmp_path / "checkpoint-30" / "model.safetensors").write_bytes(b"")
     rotate_checkpoints(tmp_path, 1)
     assert present(tmp_path) == [20, 30] and set(depths) == {False}
+
+
+def test_without_a_limit_nothing_is_to_be_deleted(tmp_path):
+    make(tmp_path, 10, 20)
+    assert [checkpoints_to_delete(tmp_path, limit) for limit in (None, 0, -1)] == [[], [], []]
+
+
+def test_what_rotation_drops_is_handed_to_the_deleter(tmp_path):
+    make(tmp_path, 10, 20)
+    dropped = []
+    rotate_checkpoints(tmp_path, 1, deleter=dropped.append)
+    assert present(tmp_path) == [20] and os.listdir(dropped[0]) and len(dropped) == 1
+
+
+# Which run wrote a checkpoint.
+
+LATER_NS = time.time_ns() + 10**18  # a clock that was put back since
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Steps 4 and 8 of an older run, 2 of a newer one; the paths by step, and both records."""
+    make(tmp_path, 2, 4, 8)
+    paths = {step: str(tmp_path / checkpoint_name(step)) for step in (2, 4, 8)}
+    older, _ = (record_in(tmp_path / checkpoint_name(step), "older", LATER_NS) for step in (4, 8))
+    return paths, older, record_in(tmp_path / checkpoint_name(2), "newer", LATER_NS + 1)
+
+
+def test_the_checkpoints_of_the_newest_run_come_last(runs):
+    paths, _, _ = runs
+    assert steps(layout.oldest_first(paths.values())) == [4, 8, 2]
+    assert steps(layout.of_earlier_runs(paths.values())) == [4, 8]
+    assert layout.of_earlier_runs([]) == []
+
+
+def test_a_run_continues_the_newest_checkpoint_and_is_a_later_one_otherwise(runs, tmp_path):
+    paths, older, newer = runs
+    ordered = list(paths.values())
+    os.symlink(paths[2], tmp_path / "link")
+    assert layout.continued(paths[2], ordered) == layout.continued(str(tmp_path / "link"), ordered) == newer
+    anew = [layout.continued(checkpoint, ordered) for checkpoint in (None, paths[4], paths[8], str(tmp_path))]
+    assert [record["started_ns"] for record in anew] == [newer["started_ns"] + 1] * 4
+    assert len({record["id"] for record in anew} | {older["id"], newer["id"]}) == 6
+    before_ns = time.time_ns()
+    alone = [layout.continued(checkpoint, []) for checkpoint in (None, paths[2])]
+    assert all(before_ns <= record["started_ns"] <= time.time_ns() for record in alone)
+
+
+def test_a_checkpoint_without_a_record_is_continued_by_a_run_of_its_own(tmp_path):
+    make(tmp_path, 3)
+    path = str(tmp_path / "checkpoint-3")
+    assert layout.continued(path, [path]).keys() == {"id", "started_ns"}
+
+
+def test_what_a_run_wrote_is_told_by_its_record(runs):
+    paths, older, newer = runs
+    assert [layout.wrote(older, path) for path in paths.values()] == [False, True, True]
+    assert [layout.wrote(newer, path) for path in paths.values()] == [True, False, False]
+    assert not layout.wrote(None, paths[2]) and not layout.wrote(newer, paths[2] + "0")
+
+
+@pytest.mark.parametrize(("newest_s", "expected"), [(100, [4, 8, 2]), (300, [2, 4, 8])])
+def test_what_has_no_record_is_one_run_as_old_as_its_newest_file(tmp_path, newest_s, expected):
+    make(tmp_path, 2, 4, 8)
+    record_in(tmp_path / "checkpoint-2", "recorded", 200 * 10**9)
+    for step, file_s in ((4, 50), (8, newest_s)):
+        state = tmp_path / checkpoint_name(step) / "trainer_state.json"
+        state.write_text("{}")
+        os.utime(state, (file_s, file_s))  # of the directory: now
+    assert steps(layout.oldest_first(sort_checkpoints(tmp_path))) == expected
+
+
+def test_without_a_trainer_state_the_directory_says_how_old_it_is_and_one_of_others_is_the_oldest(tmp_path):
+    make(tmp_path, 2, 4)
+    (tmp_path / "checkpoint-3").mkdir()  # not ours
+    record_in(tmp_path / "checkpoint-2", "recorded", 200 * 10**9)
+    os.utime(tmp_path / "checkpoint-4", (300, 300))
+    assert steps(layout.oldest_first(sort_checkpoints(tmp_path))) == [2, 3, 4]
+    os.utime(tmp_path / "checkpoint-4", (100, 100))
+    assert steps(layout.oldest_first(sort_checkpoints(tmp_path))) == [3, 4, 2]
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    assert steps(layout.oldest_first(sort_checkpoints(tmp_path))) == [3, 2]
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The paths of the files whose record is read, from now on."""
+    paths = []
+    plain = layout.read_run_record
+    monkeypatch.setattr(layout, "read_run_record", lambda path: paths.append(path) or plain(path))
+    layout.note("nothing", None)
+    return paths
+
+
+def test_the_record_of_what_this_run_wrote_last_is_not_read(runs, read, tmp_path):
+    paths, older, newer = runs
+    layout.note(paths[2], newer)
+    assert layout.record_of(os.path.relpath(paths[2])) == newer and read == []
+    changed = record_in(tmp_path / "checkpoint-2", "another run with a longer name")
+    assert layout.record_of(paths[2]) == changed and len(read) == 1
+    layout.note(paths[2], changed)
+    layout.note(paths[4], older)
+    assert layout.record_of(paths[2]) == changed and len(read) == 2  # only the last is remembered
+    layout.note(paths[4], None)
+    assert layout.record_of(paths[4]) == older and len(read) == 3
+    layout.note(str(tmp_path / "absent"), older)  # of a process that writes none
+    assert layout.record_of(str(tmp_path / "absent")) is None
+
+
+def test_records_that_were_put_in_order_are_not_read_again(runs, read, tmp_path):
+    paths, _, _ = runs
+    for _ in range(2):
+        layout.oldest_first(paths.values())
+        assert len(read) == 3
+    record_in(tmp_path / "checkpoint-8", "another run with a longer name", LATER_NS + 2)
+    assert steps(layout.oldest_first(paths.values())) == [4, 2, 8] and len(read) == 4
+    layout.oldest_first([paths[2]])
+    layout.oldest_first([paths[4]])
+    assert len(read) == 5  # only those that were asked for together are remembered
+
+
+def test_a_checkpoint_that_goes_while_records_are_read_has_the_one_that_was_read(runs, monkeypatch):
+    paths, _, _ = runs
+    plain = layout.read_run_record
+    layout.note("nothing", None)
+    layout.oldest_first([])
+    monkeypatch.setattr(layout, "read_run_record", lambda path: (plain(path), os.remove(path))[0])
+    assert steps(layout.oldest_first(paths.values())) == [4, 8, 2]

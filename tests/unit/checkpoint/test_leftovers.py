@@ -136,6 +136,7 @@ def test_cleaning_up_waits_for_the_writer_that_outlives_its_run(tmp_path, monkey
     monkeypatch.setattr(leftovers.time, "sleep", pause)
     clean_up_staging(tmp_path)
     assert len(pauses) == 3 and os.listdir(tmp_path) == ["checkpoint-20"]
+    assert all(0 < seconds < 0.5 for seconds in pauses)  # neither busily nor long after it is done
 
 
 def test_a_writer_that_does_not_end_is_left_alone(tmp_path, monkeypatch, caplog):
@@ -197,7 +198,7 @@ def test_what_was_moved_aside_goes_where_its_place_is_taken_again(tmp_path):
     assert os.listdir(tmp_path) == ["checkpoint-20"] and (tmp_path / "checkpoint-20" / "note.txt").exists()
 
 
-def test_of_a_new_checkpoint_and_the_one_it_was_to_replace_the_new_one_stays(tmp_path):
+def test_of_a_new_checkpoint_and_the_one_it_was_to_replace_the_new_one_stays(tmp_path, by_name):
     (staged(tmp_path, 20) / "note.txt").write_text("the new one")
     staged(tmp_path, 20, "replaced")
     clean_up_staging(tmp_path)
@@ -322,6 +323,19 @@ def test_a_process_younger_than_a_left_over_did_not_make_it(tmp_path):
     clean_up_staging(tmp_path)
     assert not left.exists()
     process.communicate(b"\n")
+
+
+def test_a_process_of_windows_is_not_asked_and_counts_as_running(tmp_path, monkeypatch):
+    def asked(pid, signal):
+        raise AssertionError("signal 0 is Ctrl-C there")
+
+    left = tmp_path / f".checkpoint-20.staged-{dead_pid()}"
+    left.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(leftovers.os, "name", "nt")
+        patch.setattr(leftovers.os, "kill", asked)
+        clean_up_staging(str(tmp_path))
+    assert left.is_dir()
 
 
 def test_a_process_may_be_called_anything(tmp_path):

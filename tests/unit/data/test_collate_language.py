@@ -372,6 +372,18 @@ def test_offsets_are_padded_on_the_side_of_the_tokenizer(tokenizer):
     assert batch.keys() == {"input_ids", "attention_mask", "labels"} | set(batch.keys() & {"token_type_ids"})
 
 
+def test_pieces_of_a_word_are_masked_together_where_padding_stands_before_them(tokenizer):
+    left = copy.deepcopy(tokenizer)
+    left.padding_side = "left"
+    rows = [
+        {"input_ids": [2, 8, 9, 12, 3], "offset_mapping": [(0, 0), (0, 3), (4, 7), (8, 9), (0, 0)]},
+        {"input_ids": [2, 5, 6, 3], "offset_mapping": [(0, 0), (0, 2), (2, 6), (0, 0)]},
+    ]
+    collator = ours.DataCollatorForLanguageModeling(left, whole_word_mask=True, mlm_probability=0.5, seed=3)
+    pieces = (collator(rows * 40)["labels"] != -100)[1::2, 2:4]  # (40, 2)
+    assert torch.equal(pieces[:, 0], pieces[:, 1]) and len(pieces.unique()) == 2
+
+
 def test_a_word_goes_on_where_the_token_before_ended_and_was_no_special_one():
     offsets = torch.tensor([[(0, 0), (0, 2), (2, 4), (5, 6), (6, 8), (0, 0), (0, 3)]])
     special = torch.tensor([[True, False, False, False, False, True, False]])
@@ -399,7 +411,7 @@ def older(tokenizer, **options):
 
 def test_whole_word_pieces_are_chosen_while_they_fit_and_at_least_one_token_is(tokenizer):
     rows = [[2, 8, 9, 10, 12, 13, 3, 0, 0, 0, 0]] * 50  # padding is none of the tokens
-    for probability, budget in ((0.5, round(7 * 0.5)), (0.01, 1), (1.0, 5)):
+    for probability, budget in ((0.5, round(7 * 0.5)), (0.01, 1), (0.0, 1), (1.0, 5)):
         batch = older(tokenizer, mlm_probability=probability, mask_replace_prob=1.0, random_replace_prob=0)(rows)
         chosen = batch["labels"] != -100
         assert chosen.sum(1).tolist() == [budget] * 50
@@ -408,6 +420,14 @@ def test_whole_word_pieces_are_chosen_while_they_fit_and_at_least_one_token_is(t
     assert len({tuple(row) for row in chosen.tolist()}) == 1
     few = older(tokenizer, mlm_probability=0.3)(rows)["labels"] != -100
     assert len({tuple(row) for row in few.tolist()}) > 1  # another word each time
+
+
+def test_without_a_padding_token_every_token_counts_for_the_budget_of_pieces(tokenizer):
+    unpadded = copy.deepcopy(tokenizer)
+    unpadded.pad_token = None
+    unpadded.pad = lambda rows, **_: {"input_ids": torch.tensor([row["input_ids"] for row in rows])}
+    chosen = older(unpadded, mlm_probability=0.5)([[2, 8, 9, 10, 12, 3]] * 20)["labels"] != -100
+    assert chosen.sum(1).tolist() == [3] * 20
 
 
 def test_words_are_drawn_from_the_collators_own_generator(tokenizer):
@@ -430,7 +450,10 @@ def test_a_piece_without_its_beginning_is_a_word(tokenizer):
 
 
 def test_labels_and_special_tokens_of_samples_are_not_padded_as_columns(tokenizer):
-    rows = [{"input_ids": [8, 9, 10], "labels": [1], "label": 2, "special_tokens_mask": [0, 1, 0]}] * 3
+    rows = [
+        {"input_ids": [8, 9, 10], "labels": labels, "label": 2, "special_tokens_mask": [0, 1, 0]}
+        for labels in ([1], [1, 2], [])
+    ]
     batch = older(tokenizer, mlm_probability=1.0)(rows)
     assert "label" not in batch and "special_tokens_mask" not in batch
     assert batch["labels"].tolist() == [[8, -100, 10]] * 3

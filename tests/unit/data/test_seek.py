@@ -537,7 +537,9 @@ def test_our_sampler_is_found_without_batches_and_inside_several_batch_samplers(
     assert (list(found), leftover) == (whole[7:], 0)
     loader = DataLoader(Counted(), batch_sampler=Outer(BatchSampler(nested, 4, False)), collate_fn=list)
     found, leftover = seek(loader, 7, 4)
-    assert (flat(found), leftover) == (whole[7:], 0)
+    batches = list(found)
+    assert (flat(batches), leftover) == (whole[7:], 0)
+    assert {len(batch) for batch in batches[:-1]} == {4}  # begun at the sample, not cut from a batch half seen
 
 
 class PartLoader:

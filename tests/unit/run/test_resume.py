@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from trainwright import TrainerCallback, TrainerState
-from trainwright.callbacks.handler import CallbackHandler
+from trainwright.callbacks.handler import CallbackHandler, exported_callbacks, restore_callbacks
+from trainwright.data import collator_rng
 from trainwright.plan import plan_training
 from trainwright.run import loop_state
 from trainwright.run.resume import (
     batching,
-    exported_callbacks,
     find_checkpoint,
     micro_batches_done,
     plan_from_here,
     read_state,
     report_changes,
-    restore_callbacks,
+    restore_loop,
     say_where,
     warn_of_another_run,
 )
@@ -106,6 +106,8 @@ def test_the_number_of_micro_batches_is_the_checkpoint_s_as_long_as_their_size_i
     saved = loop_state.initial(0, 8) | {"micro_batches": 2, "batching": json.loads(json.dumps(now))}
     assert micro_batches_done(saved, now, found) == 2
     assert micro_batches_done(saved, now | {"gradient_accumulation_steps": 2}, found) == 0  # 13 batches of 4 are left
+    uncounted = loop_state.initial(0, 40) | {"batching": now}
+    assert micro_batches_done(uncounted, now, found) == 1  # 20 samples are left, which are 5 batches of 4
 
 
 def test_a_loader_without_length_counts_from_the_front():
@@ -121,6 +123,97 @@ def test_epochs_or_steps_that_are_left_are_counted_from_where_a_run_goes_on():
     assert plan_from_here(found, 4, 4, 7, 2).num_train_epochs == 6  # 3 updates end epoch 4, 2 are left
     assert plan_from_here(found, 4, 0, 20, 2).max_steps == 12
     assert plan_from_here(plan(None, None), 0, 3, 7, 2) == plan(None, None)
+
+
+THREE_EPOCHS = plan(10, 40, accumulation=2, epochs=3)  # of 5 updates, 8 samples each
+
+
+def restored(checkpoint, step, *, index=0, number=1, collator=None, found=THREE_EPOCHS, **settings):
+    """What `restore_loop` put into a run that had nothing, and what it returned."""
+    run = types.SimpleNamespace(window=LossWindow(True), owes_epoch_end="untouched", put_back=None)
+    defaults = {
+        "gradient_accumulation_steps": 2, "train_sampling_strategy": "random", "ignore_data_skip": False,
+        "num_train_epochs": 3, "max_steps": -1,
+        "packs": False, "packing": False, "packing_length": None, "packing_long_samples": "split",
+    }  # fmt: skip
+    run.args = types.SimpleNamespace(**defaults | settings)
+    run.load_state_dict = lambda *values: setattr(run, "put_back", values)
+    strategy = types.SimpleNamespace(process_index=index, num_processes=number)
+    returned = restore_loop(
+        run, found, checkpoint, TrainerState(global_step=step),
+        samples_per_micro_batch=4, collator=collator, strategy=strategy,
+    )  # fmt: skip
+    assert run.put_back[0] is returned and run.put_back[2] == batching_of(found, accumulation=2)
+    return run
+
+
+def written(directory, epoch, samples, **fields):
+    state = {"window": window_with(0.5).state(), "last_logged_step": 3, "total_loss": 1.5, **fields}
+    (directory / "loop_state.json").write_text(json.dumps(loop_state.initial(epoch, samples) | state))
+    return str(directory)
+
+
+def test_a_run_that_begins_is_put_at_the_start_of_its_plan(caplog):
+    run = restored(None, 0)
+    saved, found, _, micro_batches = run.put_back
+    assert (saved, found, micro_batches) == (loop_state.initial(), THREE_EPOCHS, 0)
+    assert len(run.window) == 0 and caplog.records == [] and run.owes_epoch_end == "untouched"
+
+
+def test_a_checkpoint_without_a_loop_state_is_put_at_its_step(tmp_path):
+    run = restored(str(tmp_path), 7)
+    saved, found, _, micro_batches = run.put_back
+    assert saved == loop_state.initial(1, 16, last_logged_step=7) and micro_batches == 4
+    assert found == THREE_EPOCHS and run.owes_epoch_end is False
+
+
+def test_each_process_puts_back_its_part_of_the_loss_and_only_the_first_says_where(tmp_path, caplog):
+    parts_of(tmp_path, (0.5, 0.25), (1.5, 0.5))
+    for index, mean in enumerate((0.75, 2.0)):
+        caplog.clear()
+        run = restored(str(tmp_path), 1, index=index, number=2)
+        assert run.window.take()[0] == mean
+        said = [record.getMessage() for record in caplog.records]
+        name = tmp_path.name
+        assert said == ([f"Resumed from {name}: step 1 of 16, 4 samples into epoch 0."] if index == 0 else [])
+
+
+@pytest.mark.parametrize(("then", "now"), [(True, False), (False, True)])
+def test_packs_that_begin_or_end_within_an_epoch_are_refused_and_after_one_they_are_not(tmp_path, then, now):
+    settings = {"packing": now, "packs": now, "packing_length": None}
+    arguments = {"packing": then, "packing_length": None}
+    with pytest.raises(ValueError, match=f"made within an epoch with packing={then}, and now packing={now}"):
+        restored(written(tmp_path, 1, 8, arguments=arguments), 6, **settings)
+    assert restored(written(tmp_path, 1, 0, arguments=arguments), 5, **settings).put_back[3] == 0
+
+
+def test_the_generator_of_a_collator_draws_what_it_would_have_drawn(tmp_path):
+    collator = types.SimpleNamespace(generator=torch.Generator().manual_seed(3))
+    path = written(tmp_path, 1, 8, collator_generator=collator_rng.states(collator))
+    expected = torch.rand(2, generator=collator.generator)
+    restored(path, 6, collator=collator)
+    assert torch.equal(torch.rand(2, generator=collator.generator), expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "samples", "is_owed", "expected"),
+    [(5, 0, True, True), (5, 0, False, False), (6, 8, True, False), (15, 8, True, True), (15, 8, False, False)],
+)
+def test_the_end_of_an_epoch_is_owed_between_epochs_and_after_the_last_update(
+    tmp_path, step, samples, is_owed, expected
+):
+    epoch = 1 if step < 15 else 2
+    found = plan(10, 40, accumulation=2, max_steps=15)
+    run = restored(written(tmp_path, epoch, samples, owes_epoch_end=is_owed), step, found=found)
+    assert run.owes_epoch_end is expected
+
+
+def test_an_epoch_begins_anew_where_data_are_not_skipped(tmp_path, caplog):
+    run = restored(written(tmp_path, 1, 8, owes_epoch_end=True), 6, ignore_data_skip=True)
+    saved, found, _, micro_batches = run.put_back
+    assert saved["position"] == {"epoch": 1, "samples_in_epoch": 0} and micro_batches == 0
+    assert found.max_steps == 6 + 5 + 5 and run.owes_epoch_end is False  # the place was within an epoch
+    assert "step 6 of 16, 0 samples into epoch 1." in caplog.text
 
 
 def parts_of(tmp_path, *sums):
@@ -192,7 +285,7 @@ def test_a_requeued_job_starts_first_and_goes_on_later_with_the_same_arguments(m
     for _ in range(2):
         trainer = make_trainer(max_steps=3, save_strategy="steps", save_steps=2, resume_from_checkpoint="auto")
         trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
-        steps.append(trainer._last_run.first_step)
+        steps.append(trainer._run.first_step)
     assert steps == [0, 3]
 
 

@@ -47,8 +47,11 @@ def test_a_trial_that_fails_by_itself_is_left_out(tmp_path):
             raise TrialFailed("NaN")
         return trial["x"]
 
-    best = engine.run(objective, 1, "minimize", grid, storage_path=str(tmp_path), verbose=0)
+    context = SearchContext()
+    best = engine.run(objective, 1, "minimize", grid, context, storage_path=str(tmp_path), verbose=0)
     assert (best.hyperparameters, best.objective) == ({"x": 2.0}, 2.0)
+    found = {record.params["x"]: (record.state, record.values) for record in context.trials}
+    assert found == {3.0: ("complete", (3.0,)), 1.0: ("failed", ()), 2.0: ("complete", (2.0,))}
 
 
 def test_maximize_and_the_scope_decide_which_result_counts(tmp_path):

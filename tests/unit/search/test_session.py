@@ -220,3 +220,34 @@ def test_a_mistake_in_code_still_ends_the_search(searching):
 
     with pytest.raises(KeyError, match="colums"):
         searching().hyperparameter_search(broken, n_trials=3)
+
+
+def test_the_trials_are_left_as_a_table_and_a_page_beside_their_checkpoints(searching, tmp_path, caplog):
+    class PruneTheLast(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            if args.learning_rate == RATES[2]:
+                raise optuna.TrialPruned
+
+    trainer = searching(trainer={"callbacks": [PruneTheLast()]}, log_level="info")
+    best = trainer.hyperparameter_search(rates, n_trials=3)
+    lines = (tmp_path / "out" / "search_trials.csv").read_text().splitlines()
+    assert lines[0] == "trial,state,objective,learning_rate,duration_s"
+    rows = [dict(zip(lines[0].split(","), line.split(","))) for line in lines[1:]]
+    assert [row["state"] for row in rows] == ["complete", "complete", "pruned"]
+    assert [float(row["learning_rate"]) for row in rows] == RATES
+    assert float(rows[int(best.run_id)]["objective"]) == best.objective
+    assert all(float(row["duration_s"]) > 0 for row in rows)
+    assert "objective over learning_rate" in (tmp_path / "out" / "search_report.html").read_text()
+    assert "The trials, best first" in caplog.text
+
+
+def test_the_table_is_written_where_a_trial_ends_the_search_with_an_error(searching, tmp_path):
+    class Fail(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if args.learning_rate == RATES[1]:
+                raise KeyError("a mistake in a callback")
+
+    with pytest.raises(KeyError):
+        searching(trainer={"callbacks": [Fail()]}).hyperparameter_search(rates, n_trials=3)
+    lines = (tmp_path / "out" / "search_trials.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in lines[1:]] == ["complete", "failed"]

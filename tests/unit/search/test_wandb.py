@@ -52,6 +52,7 @@ from wandb.agents.pyagent import Agent
 
 Agent.HEARTBEAT_SLEEP_SECONDS = 0.1
 from trainwright.search import wandb as engine
+from trainwright.search.backends import SearchContext
 
 
 def objective(trial):
@@ -61,9 +62,11 @@ def objective(trial):
     return trial["x"]
 
 
-best = engine.run(objective, 3, "minimize", lambda trial: {"parameters": {"x": {"min": 0.0, "max": 3.0}}}, name="toy")
+context = SearchContext()
+space = {"parameters": {"x": {"min": 0.0, "max": 3.0}}}
+best = engine.run(objective, 3, "minimize", lambda trial: space, context, name="toy")
 with open(sys.argv[1], "w") as file:
-    json.dump({"best": best, "sweep": sweeps[0]}, file)
+    json.dump({"best": best, "sweep": sweeps[0], "trials": [record[:4] for record in context.trials]}, file)
 """
 
 
@@ -75,6 +78,8 @@ def test_the_best_finished_trial_of_a_sweep_is_returned_with_the_id_of_the_sweep
     subprocess.run([sys.executable, "-c", SCRIPT, str(result)], env=os.environ | settings, check=True, timeout=240)
     found = json.loads(result.read_text())
     assert found["best"] == ["run2", 2.0, {"x": 2.0}, "sweep1"]
+    states = [("run3", "complete", [3.0]), ("run2", "complete", [2.0]), ("run1", "failed", [])]
+    assert found["trials"] == [[name, state, values, {"x": float(name[3:])}] for name, state, values in states]
     for line in ("method: random", "  goal: minimize", "  name: objective", "name: toy"):
         assert line in found["sweep"].splitlines()
 
