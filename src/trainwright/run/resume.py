@@ -211,10 +211,9 @@ def find_checkpoint(
             f"resume_from_checkpoint={wanted!r} must be a directory, True for the newest checkpoint, or 'auto' for the "
             "newest where there is one."
         )
-    if restarted_jobs and _from_rank_0(
-        functools.partial(_is_of_earlier_life, output_dir, restarted_jobs), is_main_process
-    ):
-        wanted = True
+    if restarted_jobs:
+        look = functools.partial(_is_of_earlier_life, output_dir, restarted_jobs)
+        wanted = True if _from_rank_0(look, is_main_process) else wanted
     if wanted is None or wanted is False:
         return None
     if not isinstance(wanted, bool) and wanted != AUTO:
