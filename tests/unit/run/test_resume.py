@@ -594,7 +594,7 @@ def test_a_run_that_saves_nothing_or_is_not_the_first_process_does_not_warn_of_a
 ):
     (tmp_path / "checkpoint-2").mkdir()
     args = types.SimpleNamespace(save_strategy=save_strategy, train_batch_size=4, auto_find_batch_size=True)
-    run, loaded = types.SimpleNamespace(args=args), []
+    run, loaded = types.SimpleNamespace(args=args, restarted_jobs=lambda: ()), []
     place = str(tmp_path)
     assert restore_weights(run, None, place, place, loaded.append, is_main_process=is_main_process) is None
     assert loaded == [] and run.found_size.asked == 4 and bool(caplog.records) is is_warned
@@ -608,7 +608,7 @@ def test_a_resumed_run_loads_its_weights_and_the_batch_size_that_fitted(make_tra
     path.write_text(json.dumps(json.loads(path.read_text()) | {"batch_size": sizes}))
     accept(checkpoint)
     args = types.SimpleNamespace(save_strategy="steps", train_batch_size=4, auto_find_batch_size=True)
-    run, loaded = types.SimpleNamespace(args=args), []
+    run, loaded = types.SimpleNamespace(args=args, restarted_jobs=lambda: ()), []
     out = str(tmp_path / "out")
     assert restore_weights(run, checkpoint, out, out, loaded.append, is_main_process=True) == checkpoint
     assert loaded == [checkpoint] and run.found_size.at_once == (3, 1)
