@@ -19,15 +19,21 @@ CHILD = Path(__file__).parent / "child.py"
 MOST_WAIT_S = 600  # ten times what the longest module takes on two cores
 
 
+def launch(module: str, path: Path, num_processes: int = 2) -> list[Any]:
+    """What `scenarios(path)` of `module` gives back in each of so many processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*launcher, str(CHILD), module, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=MOST_WAIT_S)
+    assert done.returncode == 0, done.stderr[:6000]
+    return [torch.load(path / f"results-{rank}.pt", weights_only=False) for rank in range(num_processes)]
+
+
 @pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes ran the module's scenarios."""
     path = tmp_path_factory.mktemp("two")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, str(CHILD), request.path.stem, str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=MOST_WAIT_S)
-    assert done.returncode == 0, done.stderr[:6000]
+    launch(request.path.stem, path)
     return path
 
 

@@ -79,6 +79,8 @@ class Row:
     use: str
     package: str | None = None  # to install
     device: str | None = None  # where alone it runs
+    # Whether it steps parameters of which each process has a part as it steps whole ones, also after a resume.
+    sharded: bool = False
 
 
 _FAMILY = "trainwright.optim."
@@ -90,18 +92,20 @@ _LOMO = _FAMILY + "lomo:"
 _THIRD_PARTY = _FAMILY + "third_party:"
 
 ROWS: dict[str, Row] = {
-    "adamw_torch": Row(_TORCH + "adamw", "AdamW of torch, step by step: where no fused kernel exists"),
-    "adamw_torch_fused": Row(_TORCH + "adamw_fused", "the default: the same in one kernel"),
+    "adamw_torch": Row(_TORCH + "adamw", "AdamW of torch, step by step: where no fused kernel exists", sharded=True),
+    "adamw_torch_fused": Row(_TORCH + "adamw_fused", "the default: the same in one kernel", sharded=True),
     "adamw_torch_xla": Row(_TORCH + "adamw_xla", "TPUs: AdamW that does not wait for the device", "torch_xla", "xla"),
     "adamw_torch_npu_fused": Row(_TORCH + "adamw_npu", "Ascend NPUs: AdamW in one kernel", "torch_npu", "npu"),
     "adamw_apex_fused": Row(_THIRD_PARTY + "apex", "scripts that name it", "apex", "cuda"),
     "adafactor": Row(_TORCH + "adafactor", "large models in little memory: one row and column per matrix"),
-    "adamw_anyprecision": Row(_THIRD_PARTY + "any_precision", "pure bfloat16 training with compensated rounding"),
+    "adamw_anyprecision": Row(
+        _THIRD_PARTY + "any_precision", "pure bfloat16 training with compensated rounding", sharded=True
+    ),
     "adamw_torch_4bit": Row(_AO, "AdamW with a 4-bit state", "torchao"),
     "adamw_torch_8bit": Row(_AO, "AdamW with an 8-bit state", "torchao"),
     "ademamix": Row(_BNB, "AdamW with a second, slower momentum", "bitsandbytes"),
-    "sgd": Row(_TORCH + "sgd", "the least memory: no state without momentum"),
-    "adagrad": Row(_TORCH + "adagrad", "sparse features"),
+    "sgd": Row(_TORCH + "sgd", "the least memory: no state without momentum", sharded=True),
+    "adagrad": Row(_TORCH + "adagrad", "sparse features", sharded=True),
     "adamw_bnb_8bit": Row(_BNB, "AdamW with an 8-bit state", "bitsandbytes"),
     "adamw_8bit": Row(_BNB, "another name of adamw_bnb_8bit", "bitsandbytes"),
     "ademamix_8bit": Row(_BNB, "AdEMAMix with an 8-bit state", "bitsandbytes"),
@@ -113,7 +117,7 @@ ROWS: dict[str, Row] = {
     "paged_ademamix_8bit": Row(_BNB, "AdEMAMix with a paged 8-bit state", "bitsandbytes"),
     "paged_lion_32bit": Row(_BNB, "Lion with a paged state", "bitsandbytes"),
     "paged_lion_8bit": Row(_BNB, "Lion with a paged 8-bit state", "bitsandbytes"),
-    "rmsprop": Row(_TORCH + "rmsprop", "recurrent networks; the second moment without the first"),
+    "rmsprop": Row(_TORCH + "rmsprop", "recurrent networks; the second moment without the first", sharded=True),
     "rmsprop_bnb": Row(_BNB, "RMSprop of bitsandbytes", "bitsandbytes"),
     "rmsprop_bnb_8bit": Row(_BNB, "RMSprop with an 8-bit state", "bitsandbytes"),
     "rmsprop_bnb_32bit": Row(_BNB, "another name of rmsprop_bnb", "bitsandbytes"),
@@ -125,16 +129,23 @@ ROWS: dict[str, Row] = {
     "galore_adafactor_layerwise": Row(_LOW_RANK + "galore", "GaLore on Adafactor, layer by layer", "galore-torch"),
     "lomo": Row(_LOMO + "lomo", "fused with the backward pass: no gradients, no state", "lomo-optim"),
     "adalomo": Row(_LOMO + "adalomo", "LOMO with a factored second moment", "lomo-optim", "cuda"),
-    "grokadamw": Row(_THIRD_PARTY + "grokadamw", "tasks where generalisation comes late", "grokadamw"),
-    "schedule_free_radam": Row(_THIRD_PARTY + "schedule_free", "no schedule and no warmup to choose", "schedulefree"),
-    "schedule_free_adamw": Row(_THIRD_PARTY + "schedule_free", "no schedule to choose", "schedulefree"),
-    "schedule_free_sgd": Row(_THIRD_PARTY + "schedule_free", "no schedule to choose, SGD", "schedulefree"),
+    "grokadamw": Row(_THIRD_PARTY + "grokadamw", "tasks where generalisation comes late", "grokadamw", sharded=True),
+    "schedule_free_radam": Row(
+        _THIRD_PARTY + "schedule_free", "no schedule and no warmup to choose", "schedulefree", sharded=True
+    ),
+    "schedule_free_adamw": Row(_THIRD_PARTY + "schedule_free", "no schedule to choose", "schedulefree", sharded=True),
+    "schedule_free_sgd": Row(
+        _THIRD_PARTY + "schedule_free", "no schedule to choose, SGD", "schedulefree", sharded=True
+    ),
     "apollo_adamw": Row(_LOW_RANK + "apollo", "AdamW scaled by a low-rank state", "apollo-torch"),
     "apollo_adamw_layerwise": Row(_LOW_RANK + "apollo", "the same, one layer's gradient at a time", "apollo-torch"),
     "stable_adamw": Row(
-        _THIRD_PARTY + "stable_adamw", "AdamW with clipped updates instead of clipped gradients", "torch-optimi"
+        _THIRD_PARTY + "stable_adamw",
+        "AdamW with clipped updates instead of clipped gradients",
+        "torch-optimi",
+        sharded=True,
     ),
-    "muon": Row(_TORCH + "muon", "pre-training: hidden matrices by Muon, the rest by AdamW"),
+    "muon": Row(_TORCH + "muon", "pre-training: hidden matrices by Muon, the rest by AdamW", sharded=True),
 }
 
 
@@ -167,7 +178,7 @@ def register_optimizer(name: str) -> Callable[[T], T]:
         if name in ROWS and _REGISTERED.get(name) != identity:
             raise ValueError(f"An optimizer called {name!r} exists already; choose another name.")
         builder = _class_builder(target) if isinstance(target, type) else target
-        ROWS[name] = Row(builder, (target.__doc__ or "").partition("\n")[0])
+        ROWS[name] = Row(builder, (target.__doc__ or "").partition("\n")[0], sharded=True)  # as far as is known
         _REGISTERED[name] = identity
         return target
 

@@ -20,7 +20,6 @@ from trainwright import nested
 from trainwright.data.loaders import has_length
 from trainwright.data.rebalance import BatchRebalanceSampler
 from trainwright.nested import first_samples, num_samples_in
-from trainwright.parallel.engine_choice import asked_engine
 from trainwright.parallel.exchange import GradientExchange
 from trainwright.parallel.strategy import Strategy
 
@@ -223,15 +222,6 @@ class DistributedStrategy(Strategy):
             found = RuntimeError(f"{type(error).__name__}: {error} {where}")
         of_all = self.gather_objects(found)  # also where this rank has an error: the others wait for it
         return error or next((other for other in of_all if other is not None), None)
-
-
-def distributed_strategy(accelerator: Any, args: Any) -> DistributedStrategy:
-    """That of the engine which `args` ask for."""
-    if asked_engine(args) != "fsdp":
-        return DistributedStrategy(accelerator, args)
-    from trainwright.parallel.fsdp import FsdpStrategy
-
-    return FsdpStrategy(accelerator, args)
 
 
 def _ddp_arguments(args: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from trainwright import gradients, shards
 from trainwright.args.fsdp_config import FsdpConfig
 from trainwright.names import some
+from trainwright.optim.registry import ROWS
 from trainwright.parallel.distributed import DistributedStrategy
 from trainwright.parallel.fsdp_units import units_to_shard
 
@@ -257,6 +258,13 @@ def check_arguments(args: Any) -> None:
     for name, (is_asked, reason) in reasons.items():
         if is_asked:
             raise ValueError(f"{name} cannot be used with fsdp: {reason}.")
+    optimizer = getattr(args.optim, "value", args.optim)
+    if optimizer in ROWS and not ROWS[optimizer].sharded:
+        able = sorted(name for name, row in ROWS.items() if row.sharded)
+        raise ValueError(
+            f"optim={optimizer!r} cannot be used with fsdp: it does not step parameters of which each process has a "
+            f"part. Those that do are {able}."
+        )
 
 
 def make_mesh(device_type: str, config: FsdpConfig, parallelism: Any, num_processes: int) -> DeviceMesh:

@@ -43,9 +43,9 @@ class LostRanks:
 
     def __init__(self, timeout_s: float) -> None:
         self._rank, self._size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        distributed: Any = torch.distributed
-        store = distributed.distributed_c10d._get_default_store()
-        self._store = distributed.PrefixStore(f"trainwright/lost_ranks/{next(_numbers)}", store)
+        store: Any = torch.distributed.distributed_c10d._get_default_store()
+        prefix = f"trainwright/lost_ranks/{next(_numbers)}"
+        self._store = torch.distributed.PrefixStore(prefix, store)  # type: ignore[attr-defined]
         self._timeout_s = timeout_s
         self._poll_s = min(2.0, timeout_s / 8)  # of the thread
         self._report_s = min(10.0, timeout_s / 4)  # for the reports of the others

@@ -212,10 +212,8 @@ def find_checkpoint(
             "newest where there is one."
         )
     if restarted_jobs:
-        is_resumed: bool = _from_rank_0(
-            functools.partial(_is_of_earlier_life, output_dir, restarted_jobs), is_main_process
-        )
-        wanted = is_resumed or wanted
+        look = functools.partial(_is_of_earlier_life, output_dir, restarted_jobs)
+        wanted = True if _from_rank_0(look, is_main_process) else wanted
     if wanted is None or wanted is False:
         return None
     if not isinstance(wanted, bool) and wanted != AUTO:
@@ -330,7 +328,7 @@ def plan_from_here(
     # Before this place, in updates of the present size; those left are rounded up, as the last may be a short one.
     done = (epoch + 1) * per_epoch - -(-(plan.len_dataloader - micro_batches) // accumulation)
     if plan.epoch_based:
-        return plan._replace(max_steps=plan.max_steps + global_step - done)
+        return plan._replace(max_steps=global_step + max(0, plan.max_steps - done))
     num_left = max(0, plan.max_steps - global_step)
     return plan._replace(num_train_epochs=-(-(done + num_left) // per_epoch))
 
