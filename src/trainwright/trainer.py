@@ -1704,7 +1704,7 @@ class Trainer:
             dataset, self.args, batch_size=batch_size, collate_fn=collator, sampler=sampler, is_training=is_training,
             process_index=self._strategy.process_index,
         )  # fmt: skip
-        return self._strategy.prepare_dataloader(loader)  # type: ignore[no-any-return]
+        return self._strategy.prepare_dataloader(loader, is_training=is_training)  # type: ignore[no-any-return]
 
     def _get_train_sampler(self, train_dataset: Dataset = None) -> Sampler[int] | None:
         """Hook: the order of the training samples; None leaves it to the dataset (iterable, or without a length)."""

@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import IterableDataset
 
+from trainwright import nested
+from trainwright.data.loaders import has_length
 from trainwright.data.rebalance import BatchRebalanceSampler
 from trainwright.nested import first_samples, num_samples_in
 from trainwright.parallel.exchange import GradientExchange
@@ -39,6 +42,7 @@ class DistributedStrategy(Strategy):
         self.num_processes = accelerator.num_processes
         self.process_index = accelerator.process_index
         self.num_processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.num_processes))
+        self._batches_are_even = bool(args.accelerator_config.even_batches)
         self.num_batches_at_once = 1 if args.accelerator_config.split_batches else self.num_processes
         self._ddp_kwargs = _ddp_arguments(args)
         self._timeout = args.ddp_timeout_delta
@@ -73,13 +77,46 @@ class DistributedStrategy(Strategy):
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **self._ddp_kwargs)
 
-    def prepare_dataloader(self, dataloader: Any) -> Any:
+    def prepare_dataloader(self, dataloader: Any, *, is_training: bool = True) -> Any:
         if isinstance(dataloader.batch_sampler, BatchRebalanceSampler):  # it shards by rank itself
-            return super().prepare_dataloader(dataloader)
-        # Batches that rank 0 reads for all are sent between devices; others are moved when they are needed.
-        return self.accelerator.prepare_data_loader(
-            dataloader, device_placement=bool(self.accelerator.dispatch_batches)
+            return super().prepare_dataloader(dataloader, is_training=is_training)
+        dispatches, is_stream = self.accelerator.dispatch_batches, isinstance(dataloader.dataset, IterableDataset)
+        if dispatches is None and is_stream and (not is_training or self.num_batches_at_once == 1):
+            # Only who reads the whole stream knows how many of its last samples are repeated, and accelerate counts the
+            # split batches of a share wrongly. In training each process reads for itself.
+            dispatches = True
+        if not self._batches_are_even and not dispatches:
+            self._check_batches(dataloader.batch_sampler)
+        # Batches that rank 0 reads for all are sent between devices; others are moved when they are needed. accelerate
+        # dispatches a stream by itself where it may place it.
+        prepared = self.accelerator.prepare_data_loader(dataloader, device_placement=bool(dispatches))
+        shard = prepared.dataset
+        if type(shard).__name__ == "IterableDatasetShard" and has_length(shard.dataset):
+            # What accelerate finds the repeated samples of the last round by: without these, numbers of one share.
+            shard.total_dataset_length = len(shard.dataset)
+            prepared.batch_sampler.num_processes = self.num_processes
+        return prepared
+
+    def _check_batches(self, batches: Any) -> None:
+        """Raise ValueError for batches that one process has more of than another, which it would wait for in vain."""
+        if batches is None or not has_length(batches) or getattr(batches, "drop_last", False):
+            return
+        num_batches, size, samples = (
+            len(batches),
+            getattr(batches, "batch_size", None) or 1,
+            getattr(batches, "sampler", ()),
         )
+        if self.num_batches_at_once > 1:
+            fits = num_batches % self.num_processes == 0
+        else:  # each batch is split, and the last one may have nothing for the last process
+            last = len(samples) % size if has_length(samples) else 0
+            fits = last == 0 or last > size // self.num_processes * (self.num_processes - 1)
+        if not fits:
+            raise ValueError(
+                f"accelerator_config: even_batches=False leaves {num_batches} batches of {size} as they are, and the "
+                f"{self.num_processes} processes would not have the same number: one would wait for the others without "
+                "end. Set even_batches=True, dataloader_drop_last=True, or another batch size."
+            )
 
     def without_grad_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
         if self._syncs_each_batch or not isinstance(model, nn.parallel.DistributedDataParallel):
@@ -98,10 +135,20 @@ class DistributedStrategy(Strategy):
         return super().clip_grad_norm(parameters, max_norm, optimizer)  # with DDP every rank has the same gradients
 
     def gather(self, value: Any) -> Any:
-        return self.accelerator.gather(value)
+        return self._gather(value, self.accelerator.gather)
 
     def gather_for_metrics(self, value: Any) -> Any:
-        return self.accelerator.gather_for_metrics(value)
+        return self._gather(value, self.accelerator.gather_for_metrics)
+
+    def _gather(self, value: Any, gather: Callable[[Any], Any]) -> Any:
+        """`gather(value)`; without `even_batches` also of tensors whose first dimension differs between processes, for
+        which torch would abort the process. Nothing in those is repeated."""
+        counts = [] if self._batches_are_even else self.gather_objects(num_samples_in(value))
+        if len(set(counts)) < 2:
+            return gather(value)
+        gathered = self.accelerator.gather(self.accelerator.pad_across_processes(value, dim=0))
+        own = torch.cat([torch.arange(count) + rank * max(counts) for rank, count in enumerate(counts)])
+        return nested.map(lambda leaf: leaf[own.to(leaf.device)], gathered)
 
     def num_own_rows(self, num_rows: int, dataloader: Any) -> int:
         state = self.accelerator.gradient_state
@@ -138,20 +185,20 @@ class DistributedStrategy(Strategy):
 
     @contextlib.contextmanager
     def staged(self, stage: Callable[[], contextlib.AbstractContextManager[str]]) -> Iterator[str]:
-        """Process 0 stages and says where; all write there; it commits when the last one is done. What fails in one
-        process fails in all, so that none waits for another that is gone.
+        """Process 0, or the first one of each machine with `save_on_each_node`, stages and says where; all write there;
+        it commits when the last one is done. What fails in one process fails in all, so that none waits for another
+        that is gone.
         """
         stack, staging, error = contextlib.ExitStack(), None, None
         try:
-            if self.process_index == 0:
+            if self.should_save:
                 staging = stack.enter_context(stage())
         except Exception as caught:
             error = caught
-        where: list[Any] = [staging]
-        torch.distributed.broadcast_object_list(where, src=0)
-        if where[0] is not None:
-            try:
-                yield where[0]
+        of_all = self.gather_objects((self.should_save, staging))
+        if all(where is not None for saves, where in of_all if saves):
+            try:  # the ranks of a machine come one after the other, and the first of them stages
+                yield [where for saves, where in of_all[: self.process_index + 1] if saves][-1]
             except Exception as caught:
                 error = caught
         failed = self.first_error(error)
