@@ -19,7 +19,8 @@ tensors by `torch.equal`, JSON and pickles by content, the rest byte by byte. Nu
 
 Left out, because two runs of one commit differ in it: times and speeds (names with `runtime`, `_per_second`, `time_`,
 `mfu`, `tflops`), the run's id and start (`loop_state.json`), sizes, hashes and the writer's version (`manifest.json`;
-the files themselves are compared), and the content of traces. Exit code 1 where anything else differs.
+the files themselves are compared), and the content of traces and of reports on a search. Exit code 1 where anything
+else differs.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ LEFT_OUT = {  # file -> names of fields in which two runs of one commit differ
     "manifest.json": ("checksum", "writer", "files.*.sha256", "files.*.size"),
 }
 TRACES = "profile"  # a folder of files that hold times
+REPORTS = ("search_report.html", "search_trials.csv")  # of a search, with the duration of each trial
 
 
 # ----------------------------------------------------------------------------------------------------------- comparing
@@ -135,8 +137,8 @@ class _Pickle:
 
 def content_of(path: Path, root: Path) -> Any:
     """What a file holds, as nested values; without the fields of LEFT_OUT. Paths below `root` become relative to it."""
-    if path.parent.name == TRACES:
-        return "a trace"
+    if path.parent.name == TRACES or path.name in REPORTS:
+        return "times"
     if path.suffix == ".json":
         content = json.loads(path.read_text(encoding="utf-8").replace(str(root), "."))
         for field in LEFT_OUT.get(path.name, ()):

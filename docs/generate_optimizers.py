@@ -195,7 +195,7 @@ def page(state: Mapping[str, str]) -> str:
             f"`{row.package}`" if row.package else "",
             _device(row.device),
             state.get(name, ABSENT),
-            {True: "yes", False: "refused", None: ABSENT}[row.sharded],
+            "yes" if row.sharded else "refused",
             row.use,
         )
         for name, row in ROWS.items()

@@ -19,7 +19,7 @@ from trainwright.interop import models
 from trainwright.interop.signatures import accepts
 from trainwright.names import DebugOption, closest
 from trainwright.optim.schedules import waits_for_metric
-from trainwright.parallel.engine_choice import asked_engine, check_parallelism, sources
+from trainwright.parallel.engine_choice import check_parallelism
 
 
 def check_arguments(args: Any) -> None:
@@ -97,15 +97,6 @@ def _check_engine(args: Any) -> None:
     for name, value in asked.items():
         if value:
             raise ValueError(f"{name}={value!r} needs an engine that is not in this release. Leave it out.")
-
-
-def check_processes(args: Any) -> None:
-    """Raise ValueError for an engine of several processes in a run of one."""
-    if asked_engine(args) == "fsdp":
-        raise ValueError(
-            f"{' and '.join(sources(args))} shards the model over several processes, and this run has one. Start the "
-            "script with torchrun or accelerate launch, or leave that out."
-        )
 
 
 def _check_model(model: object, model_init: object) -> None:

@@ -1,8 +1,9 @@
 """Signals that end a run: caught at once, handled after the step, with a checkpoint.
 
-Owns: `Interrupt` (the handlers, the signal agreed on by all ranks, the exit code), abandoned evaluations, and `rescue`
-(a checkpoint after an exception). Leaves to others: polling after each step and writing the checkpoint (the training
-loop), communication (`parallel/async_max`), keeping loader workers alive meanwhile (`data/workers`).
+Owns: `Interrupt` (the handlers, the signal agreed on by all ranks, the exit code), requeueing on Slurm, abandoned
+evaluations, and `rescue` (a checkpoint after an exception). Leaves to others: polling after each step and writing the
+checkpoint (the training loop), communication (`parallel/async_max`), keeping loader workers alive meanwhile
+(`data/workers`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -37,8 +39,8 @@ class Interrupt:
     """Catches signals while it is entered; `asked` becomes True when the run shall stop after the current step.
 
     In a run with one process the handler sets `asked`. Several ranks receive a signal at different moments, so there
-    `asked` becomes True in `end_agreement`, after the same step on each. A handler writes one line to stderr and
-    nothing else. A second SIGINT raises KeyboardInterrupt at once.
+    `asked` becomes True in `end_agreement`, after the same step on each. One line is written to stderr: by the handler
+    of the first rank, or by that rank after the agreement. A second SIGINT raises KeyboardInterrupt at once.
 
     Signals are caught in the main thread only, since Python allows no handlers elsewhere; a signal that the program
     ignores (as under nohup) stays ignored. Leaving restores the earlier handlers and, after a signal, ends the process:
@@ -46,13 +48,21 @@ class Interrupt:
     then SystemExit is raised with `exit_code`, or 128 plus the signal's number.
     """
 
-    def __init__(self, names: tuple[str, ...] = (), exit_code: int | None = None, agreement: Any = None) -> None:
+    def __init__(
+        self,
+        names: tuple[str, ...] = (),
+        exit_code: int | None = None,
+        agreement: Any = None,
+        *,
+        is_main: bool = True,
+        requeues: bool = False,
+    ) -> None:
         self.asked = False
         self.in_evaluation = False  # whether `leave_evaluation` may be called
         self.exit_code = exit_code
-        self._names, self._agreement = names, agreement
+        self._names, self._agreement, self._is_main, self._requeues = names, agreement, is_main, requeues
         self._signal = 0  # the signal that this rank received, or that all agreed on
-        self._had_sigint = False
+        self._had_sigint = self._has_said = False
         self._previous: dict[int, Any] = {}
         self._of_callbacks: dict[int, Any] = {}
         self._pid = os.getpid()
@@ -76,7 +86,8 @@ class Interrupt:
             from trainwright.parallel.async_max import AsyncMax
 
             agreement = AsyncMax(args.ddp_timeout_delta)
-        return cls(names, args.exit_code_on_signal, agreement)
+        is_main = args.process_index == 0
+        return cls(names, args.exit_code_on_signal, agreement, is_main=is_main, requeues=args.requeue_on_signal)
 
     # -- while training ------------------------------------------------------------------------------------------------
 
@@ -92,6 +103,8 @@ class Interrupt:
         agreed = self._agreement.result()
         if agreed and not self.asked:
             self._signal, self.asked = agreed, True
+            if self._is_main and not self._has_said:
+                self._say(f"{signal.Signals(agreed).name} received by another process")
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -151,9 +164,13 @@ class Interrupt:
         if not self.asked:
             self._signal = int(number)
             self.asked = self._agreement is None
-        again = " Again: stops at once." if number == signal.SIGINT else ""
-        name = signal.Signals(number).name
-        text = f"\ntrainwright: {name} received; the run stops after this step and saves a checkpoint.{again}\n"
+        if self._is_main:
+            again = " Again: stops at once." if number == signal.SIGINT else ""
+            self._say(f"{signal.Signals(number).name} received", again)
+
+    def _say(self, what: str, again: str = "") -> None:
+        self._has_said = True
+        text = f"\ntrainwright: {what}; the run stops after this step and saves a checkpoint.{again}\n"
         with contextlib.suppress(OSError):  # stderr may be closed
             os.write(2, text.encode())
 
@@ -167,6 +184,8 @@ class Interrupt:
             self._leave_process(self._of_callbacks.get(self._signal), self._previous.get(self._signal))
 
     def _leave_process(self, of_callback: Any, previous: Any) -> None:
+        if self._requeues and self._is_main and self._signal == getattr(signal, "SIGUSR1", None):
+            requeue()
         if callable(of_callback):
             with contextlib.suppress(SystemExit):  # the exit code is that of the run
                 of_callback(self._signal, None)
@@ -178,6 +197,23 @@ class Interrupt:
         if hasattr(sys, "ps1"):  # an interactive session, which continues
             raise KeyboardInterrupt
         raise InterruptedByUser(code)
+
+
+def requeue() -> None:
+    """Put the Slurm job of this process back into its queue. Slurm then ends this life of the job."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        logger.warning("requeue_on_signal=True, but this is no Slurm job (SLURM_JOB_ID is not set).")
+        return
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=False)
+        problem = done.stderr.strip() if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    if problem:
+        logger.error("The checkpoint is written, but Slurm did not requeue job %s: %s", job, problem)
+    else:
+        logger.warning("Slurm requeues job %s, whose next life resumes from the checkpoint.", job)
 
 
 def owed_evaluation(stateful_callbacks: dict[str, Any]) -> bool:

@@ -53,7 +53,7 @@ from trainwright.interrupt import EvaluationAbandoned, owed_evaluation
 from trainwright.log_output import show_messages_of
 from trainwright.loss import SHIFTED_LABELS, LabelSmoother, count_items, loss_of, no_scalar
 from trainwright.micro_batch_weights import with_one_item
-from trainwright.names import TRAINER_STATE_NAME, HPSearchBackend, HubStrategy, ParallelMode, SaveStrategy
+from trainwright.names import TRAINER_STATE_NAME, HPSearchBackend, HubStrategy, SaveStrategy
 from trainwright.nested import Nested
 from trainwright.optim import build, groups, lomo, registry
 from trainwright.optim.per_module_lr import check_module_lr, with_module_lr
@@ -61,8 +61,7 @@ from trainwright.optim.schedule_free import schedule_free_eval, switch_mode
 from trainwright.optim.schedules import waits_for_metric
 from trainwright.outputs import BestRun, EvalLoopOutput, PredictionOutput, TrainOutput
 from trainwright.parallel import mesh
-from trainwright.parallel.engine_choice import asked_engine, parallel_size
-from trainwright.parallel.strategy import Strategy
+from trainwright.parallel.engine_choice import asked_engine, parallel_size, strategy_for
 from trainwright.plan import TrainingPlan, plan_training
 from trainwright.run import attempts, prepare, resume
 from trainwright.run.run import OfRun, Run
@@ -81,6 +80,7 @@ if TYPE_CHECKING:
 
     from trainwright.hub.session import HubSession
     from trainwright.interop.packed_attention import PackedInputs
+    from trainwright.parallel.strategy import Strategy
     from trainwright.run.loop_state import LoopState
     from trainwright.search.session import SearchSession
     from trainwright.techniques.averaging import AveragedWeights
@@ -159,6 +159,7 @@ class Trainer:
     is_fsdp_xla_v1_enabled = False
     is_fsdp_xla_v2_enabled = False
     is_tp_enabled = False
+    _strategy: Strategy  # what engines and numbers of processes do differently
     _run: Run  # under way, or the last one, closed: a checkpoint that is saved after train() tells of it
     plan = OfRun[TrainingPlan | None]("plan")
     window = OfRun[LossWindow]("window")
@@ -894,21 +895,8 @@ class Trainer:
     def create_accelerator_and_postprocess(self) -> None:
         """Choose how this run talks to devices and processes. One process on one device builds no Accelerator."""
         self._accelerator: Any = None
-        self._strategy: Strategy
-        engine = asked_engine(self.args)
-        if engine == "deepspeed":
-            from trainwright.parallel.deepspeed import DeepSpeedStrategy
-
-            gives_optimizer = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
-            self._strategy = DeepSpeedStrategy(lambda: self.accelerator, self.args, client_optimizer=gives_optimizer)
-        elif self.args.parallel_mode == ParallelMode.DISTRIBUTED:
-            from trainwright.parallel.distributed import distributed_strategy
-
-            self._strategy = distributed_strategy(self.accelerator, self.args, self.model)
-        else:
-            checks.check_processes(self.args)
-            self._strategy = Strategy(self.args.device, fp16=self.args.fp16)
-        self._strategy.should_save = self.args.should_save
+        gives_optimizer = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
+        self._strategy = strategy_for(self.args, lambda: self.accelerator, self.model, client_optimizer=gives_optimizer)
         self.is_tp_enabled = self._strategy.tp_size > 1
 
     def _build_accelerator_args(self, **kwargs: object) -> dict[str, Any]:
@@ -1718,7 +1706,7 @@ class Trainer:
             dataset, self.args, batch_size=batch_size, collate_fn=collator, sampler=sampler, is_training=is_training,
             process_index=self._strategy.process_index,
         )  # fmt: skip
-        return self._strategy.prepare_dataloader(loader)  # type: ignore[no-any-return]
+        return self._strategy.prepare_dataloader(loader, is_training=is_training)  # type: ignore[no-any-return]
 
     def _get_train_sampler(self, train_dataset: Dataset = None) -> Sampler[int] | None:
         """Hook: the order of the training samples; None leaves it to the dataset (iterable, or without a length)."""
@@ -1780,7 +1768,6 @@ class Trainer:
             model = model if model is not None else self.model
             if self.optimizer_cls_and_kwargs is None:
                 registry.check_device(self.args)
-                registry.check_sharded(self.args, model)
             optimizer_class, kwargs = (
                 self.optimizer_cls_and_kwargs
                 or self._strategy.optimizer_cls_and_kwargs
@@ -1879,8 +1866,8 @@ class Trainer:
 
     def _save_weights(self, directory: str) -> None:
         """Those of a checkpoint: in one file, or in parts, and of the best and the last checkpoint in both ways."""
-        writes_whole = any(map(self._is_overridden, ("save_model", "_save"))) or has_adapters(self.model)
-        if self._strategy.writes_parts and not writes_whole:
+        hooks = ("save_model", "_save")  # an override gets the whole weights
+        if self._strategy.writes_parts and not (any(map(self._is_overridden, hooks)) or has_adapters(self.model)):
             sharded.save_model_parts(directory, self.model, is_main=self.is_world_process_zero())
             if self.state.global_step not in (self.state.best_global_step, self.state.max_steps):
                 if self._strategy.should_save:
@@ -1962,8 +1949,9 @@ class Trainer:
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Hook: write `optimizer.pt` and `scheduler.pt`."""
-        is_written = self._strategy.save_state(output_dir, self.state.global_step)
-        state = None if is_written else sharded.optimizer_state_to_save(self.optimizer, output_dir, self._strategy)
+        is_written, state = self._strategy.save_state(output_dir, self.state.global_step), None
+        if self._strategy.shards_weights and not is_written:
+            state = sharded.optimizer_state_to_save(self.optimizer, output_dir, self._strategy)
         if self._strategy.should_save:
             if not is_written:
                 checkpoint_save.save_optimizer(output_dir, self.optimizer, state)
@@ -2031,12 +2019,9 @@ class Trainer:
         """Hook: restore `optimizer.pt` and `scheduler.pt`; a missing one is an error that says what it would cost."""
         if checkpoint is not None:
             if not self._strategy.load_state(checkpoint):
+                must_be_finite, device = self.args.nonfinite != "ignore", self.args.device
                 checkpoint_load.load_optimizer(
-                    checkpoint,
-                    self.optimizer,
-                    self.args.device,
-                    self.model,
-                    must_be_finite=self.args.nonfinite != "ignore",
+                    checkpoint, self.optimizer, device, self.model, must_be_finite=must_be_finite
                 )
             checkpoint_load.load_scheduler(checkpoint, self.lr_scheduler)
 

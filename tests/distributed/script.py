@@ -40,7 +40,8 @@ def main():
         "ranks": (args.process_index, args.world_size, args.local_rank),
         "seen": model.seen,
         "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
-        "weights": [parameter.detach().clone() for parameter in model.parameters()],
+        "weights": [getattr(p, "full_tensor", p.clone)().detach() for p in model.parameters()],
+        "num_local": [getattr(p, "to_local", p.clone)().numel() for p in model.parameters()],
         "steps": result.global_step,
         "mixed_precision": args.mixed_precision,
     }

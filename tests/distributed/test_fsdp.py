@@ -215,6 +215,22 @@ class Faulty(Tiny):
         return outputs
 
 
+def launched(folder: Path) -> dict[str, Any]:
+    """A script that asks for nothing, under `accelerate launch` with a file that asks for FSDP."""
+    asked = {
+        "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "LayerNorm",
+        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT", "FSDP_ACTIVATION_CHECKPOINTING": "true",
+    }  # fmt: skip
+    before = dict(os.environ)
+    os.environ.update(asked)
+    try:
+        return run(folder, fsdp="")
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def refused(folder: Path) -> dict[str, str]:
     """What two processes say of what they cannot do."""
     stepped = Tiny()
@@ -298,6 +314,7 @@ def scenarios(folder: Path) -> dict[str, Any]:
         for name, (_, arguments) in WAYS.items():
             model = arguments.get("model", Tiny)()
             found[name] = run(folder / name, model, **{k: v for k, v in arguments.items() if k != "model"})
+        found["launched"] = launched(folder / "launched")
         found["refused"] = refused(folder / "refused")
     return found
 
@@ -342,6 +359,13 @@ def test_each_policy_gathers_as_many_parts_as_it_says(two: Any) -> None:
     # Of a block, its two linear layers have 561 and 544 parameters, of which 500 are enough; the embedding is tied to
     # the head, which is outside of it.
     assert parts == {"plain": 3 + 1, "by class": 3 + 1, "by size": 2 * 3 + 1, "all at once": 1}
+
+
+def test_what_accelerate_launch_was_asked_for_is_done(two: Any, one: Any) -> None:
+    for rank in two:
+        assert_sharded(rank["launched"])
+        assert rank["launched"]["parts"] == 3 + 1
+        assert_equal_runs(rank["launched"], one["plain"])
 
 
 def test_processes_hold_the_same_weights_after_the_run(two: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import runpy
 import socket
 import sys
@@ -104,12 +105,13 @@ ONE_PER_MACHINE = ("Kubeflow's PyTorchJob", "Kubeflow's Trainer", "SkyPilot")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the script finds in one process, with micro-batches as large as those of two together."""
     folder = tmp_path_factory.mktemp("alone")
-    before = sys.argv
+    before, level = sys.argv, logging.getLogger("trainwright").level
     try:  # in this process, so that the forks have what it imports
         with pytest.raises(SystemExit):
             run_script(folder, "--per_device_train_batch_size=8")
     finally:
         sys.argv = before
+        logging.getLogger("trainwright").setLevel(level)
     return torch.load(folder / "found-0.pt", weights_only=False)
 
 
@@ -145,6 +147,7 @@ def test_an_unchanged_script_trains_one_model_in_all_processes(launcher: str, tm
 
 
 def join(_: int) -> None:
+    logging.getLogger("trainwright").setLevel(logging.WARNING)  # tests before this one may have changed it
     args = TrainingArguments("out", report_to="none", use_cpu=True, ddp_start_timeout=2)
     _ = args.device
 

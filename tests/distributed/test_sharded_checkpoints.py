@@ -14,6 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from safetensors.torch import load_file
 from test_fsdp import Tiny, assert_sharded, make, num_processes, result_of, weights_of
 from torch import nn
 
@@ -154,8 +155,6 @@ def test_parts_are_no_pickles(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_best_weights_are_loaded_at_the_end_and_are_in_one_file_too(folder: Path, two: Any, kind: str) -> None:
-    from safetensors.torch import load_file
-
     # The loss falls, so that the first evaluation is the "best" one.
     state = json.loads((folder / f"{kind} best" / "checkpoint-4" / "trainer_state.json").read_text())
     assert state["best_global_step"] == 1
@@ -183,8 +182,12 @@ def test_saves_that_are_not_waited_for_hold_the_same(folder: Path, two: Any) -> 
     for step in (2, 4):
         waited, beside = (folder / name / f"checkpoint-{step}" for name in ("whole run", "not waited for"))
         assert problems(str(beside)) == []
-        for name in ("model.safetensors", "optimizer.pt", "rng_state_1.pth", "scheduler.pt"):
+        assert set(os.listdir(beside)) == set(os.listdir(waited))
+        for name in ("optimizer.pt", "rng_state_1.pth", "scheduler.pt"):
             assert (beside / name).read_bytes() == (waited / name).read_bytes()
+        files = [load_file(checkpoint / "model.safetensors") for checkpoint in (beside, waited)]
+        assert files[0].keys() == files[1].keys()
+        assert all(torch.equal(tensor, files[1][name]) for name, tensor in files[0].items())
 
 
 def test_parts_that_nobody_waits_for_are_refused(two: Any) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -410,3 +413,46 @@ def test_features_that_do_not_work_are_refused_by_name(two: Any) -> None:
 def test_the_launchers_variables_ask_for_the_engine(two: Any, one: Any) -> None:
     assert two[0]["launcher enabled"]
     assert_same_run(two[0]["launcher"], one["plain 1"])
+
+
+def run_script(code: str, *launcher: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    paths = [str(Path(__file__).parents[1] / "shared"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, *launcher, code] if launcher else [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def test_accelerate_launch_starts_the_engine_that_its_file_names(two: Any, tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 3}, "gradient_clipping": "auto"}')
+    (tmp_path / "accelerate.yaml").write_text(
+        "distributed_type: DEEPSPEED\nnum_machines: 1\nnum_processes: 2\n"
+        f"deepspeed_config:\n  deepspeed_config_file: {tmp_path / 'ds.json'}\n"
+    )
+    (tmp_path / "train.py").write_text(
+        "from pathlib import Path\nfrom regression import make\n"
+        f"trainer = make(Path({str(tmp_path)!r}), None)\ntrainer.train()\n"
+        "if trainer.is_world_process_zero():\n"
+        "    print('stage', trainer.deepspeed.zero_optimization_stage(), 'of', trainer.deepspeed.dp_world_size)\n"
+        "    trainer.save_state()\n"
+    )
+    launch = ("-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "accelerate.yaml"))
+    done = run_script(str(tmp_path / "train.py"), *launch)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "stage 3 of 2" in done.stdout
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    losses = [line["loss"] for line in history if "loss" in line]
+    assert losses == pytest.approx(two[0]["plain 3"]["losses"], abs=1e-6)
+
+
+def test_a_lock_that_a_killed_build_left_ends_a_run_at_once(tmp_path: Path) -> None:
+    lock = tmp_path / "built" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    an_hour_ago = lock.stat().st_mtime - 3600
+    os.utime(lock, (an_hour_ago, an_hour_ago))
+    code = (
+        "from pathlib import Path; from regression import make;"
+        f"make(Path({str(tmp_path)!r}), {{'zero_optimization': {{'stage': 2}}}})"
+    )
+    done = run_script(code, TORCH_EXTENSIONS_DIR=str(tmp_path / "built"))
+    assert done.returncode == 1 and f"{lock} is 60 minutes old" in done.stderr and "Delete that file" in done.stderr

@@ -322,10 +322,13 @@ def draw(seed):
     changed = {}
     if r.random() < 0.25:
         changed = {"per_device_train_batch_size": r.randint(1, 5), "gradient_accumulation_steps": r.choice([1, 2, 3])}
+    length, collator = r.randint(15, 40), None if data == "packed" else r.choice(list(COLLATORS))
+    if collator == "late generator" and "stream" in data and options["dataloader_persistent_workers"]:
+        collator = "held"  # a limit of docs/reliability.md: one made late goes on from pass to pass
     return {
         "data": data,
-        "length": r.randint(15, 40),
-        "collator": None if data == "packed" else r.choice(list(COLLATORS)),
+        "length": length,
+        "collator": collator,
         "options": options,
         "changed": changed,  # after a first stop that both runs have in common
         "places": [r.random() for _ in range(r.choice([1, 1, 2]))],  # what they mean: `step_of`

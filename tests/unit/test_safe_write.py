@@ -27,6 +27,8 @@ from trainwright.hub.push import add_patterns_to_gitignore
 from trainwright.profiling.trace import StepProfiler
 from trainwright.report.curve import plot_history
 from trainwright.report.html import write_report
+from trainwright.report.search_page import write_search_page
+from trainwright.report.trials import TrialRecord, write_csv
 from trainwright.state import TrainerState
 from trainwright.tasks import session
 from trainwright.tasks.classification import predictions_writer
@@ -36,6 +38,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links and named
 SOURCE = Path(commit.__file__).parent.parent
 PRIVATE = '{"private": "belongs to somebody"}\n'
 LOG = [{"loss": 1.0, "step": 1}, {"loss": 0.5, "step": 2}]
+TRIALS = [TrialRecord("0", "complete", (0.5,), {"learning_rate": 0.1})]
 
 
 def trainer_of(out, **arguments):
@@ -95,6 +98,13 @@ TRACES = ["profile/steps-1-1-rank-0.json", "profile/steps-1-1-rank-0.txt"]
 # error, a warning where the file is not worth a failed run, or nothing where it only saves time).
 WRITERS = {
     "report": ("report/html.py", lambda out: write_report(out, LOG, {}), ["training_report.html"], "error"),
+    "search": (
+        "report/search_page.py",
+        lambda out: write_search_page(out, TRIALS, ["minimize"]),
+        ["search_report.html"],
+        "error",
+    ),
+    "trials": ("report/trials.py", lambda out: write_csv(out, TRIALS, ["minimize"]), ["search_trials.csv"], "error"),
     "curve": ("report/curve.py", write_plot, ["curve.png"], "error"),
     "save_state": ("state.py", lambda out: trainer_of(out).save_state(), ["trainer_state.json"], "error"),
     "state": ("state.py", lambda out: TrainerState().save_to_json(out / "state.json"), ["state.json"], "error"),
@@ -296,8 +306,11 @@ JUDGED = {
     ("checkpoint/save.py", "save_training_args"): STAGED,
     ("checkpoint/sink.py", "write_now"): STAGED,
     ("checkpoint/shared_memory.py", "new"): "a temporary file of a fresh name, opened exclusively and unlinked at once",
+    ("checkpoint/sharded.py", "convert"): STAGED,
+    ("checkpoint/sharded.py", "save_model_parts"): STAGED,
     ("checkpoint/weights.py", "_save_pretrained"): STAGED,
-    ("checkpoint/weights.py", "save_weights"): STAGED,
+    ("checkpoint/weights.py", "save_config"): STAGED,
+    ("checkpoint/weights.py", "save_tensors"): STAGED,
     ("evaluation/spill.py", "_nameless_file"): "a file without a name",
     ("evaluation/spill.py", "mapped"): "maps a file without a name",
     ("hub/staging.py", "stage"): STAGED,

@@ -132,6 +132,11 @@ class IntervalArguments(RunArguments):
                 "async_save=True does not work on Windows, which cannot share memory with a process that is already "
                 "running: leave it out, and training waits for its checkpoints."
             )
+        if self.async_save and self.save_on_each_node:
+            raise ValueError(
+                "async_save=True writes on the first machine only, and save_on_each_node=True wants a checkpoint on "
+                "each: leave out one of them."
+            )
         if self.async_save and self.save_strategy == SaveStrategy.NO:
             raise ValueError(
                 "async_save=True writes checkpoints in the background, but save_strategy='no' makes none; the one "

@@ -295,6 +295,33 @@ def _by_hand(environ: Mapping[str, str]) -> Launch | None:
     return None
 
 
+# -- restarts ----------------------------------------------------------------------------------------------------------
+
+
+def jobs(environ: Mapping[str, str] = os.environ) -> dict[str, bool]:
+    """The jobs that this process is part of and that outlive it, by a name that all their lives share, and whether this
+    is not the first life: of torchrun with `--max-restarts`, and of Slurm, which puts jobs back into its queue."""
+    found = {}
+    run = environ.get("TORCHELASTIC_RUN_ID")
+    if run == "none":  # without --rdzv-id: the address, and when the agent, which restarts its workers, has begun
+        began = _start_of_parent()
+        run = f"{environ.get('MASTER_ADDR')}:{environ.get('MASTER_PORT')} {began}" if began else None
+    if run:
+        found[f"torchrun {run}"] = (_number(environ, "TORCHELASTIC_RESTART_COUNT") or 0) > 0
+    if job := _slurm_job(environ):
+        found[f"slurm {job}"] = (_number(environ, "SLURM_RESTART_COUNT") or 0) > 0
+    return found
+
+
+def _start_of_parent() -> str | None:
+    """Number of the parent process and when it began, in ticks since the machine did; None where that is not known."""
+    try:
+        with open(f"/proc/{os.getppid()}/stat", encoding="utf-8") as file:
+            return f"{os.getppid()}:{file.read().rpartition(')')[2].split()[19]}"
+    except (OSError, IndexError):
+        return None
+
+
 # -- accelerate launch -------------------------------------------------------------------------------------------------
 
 

@@ -48,6 +48,13 @@ class SafetyArguments(RunArguments):
         "Exit code of a process that a signal ended. None: 128 plus the signal's number, so 143 for SIGTERM.",
         extension=True,
     )
+    requeue_on_signal: bool = option(
+        False,
+        "On Slurm, put the job back into its queue (scontrol requeue) after SIGUSR1, once the checkpoint is written; "
+        "its next life resumes by itself. Ask for the signal ahead of the time limit: sbatch --requeue "
+        "--signal=USR1@120.",
+        extension=True,
+    )
     save_on_exception: bool = option(
         False,
         "Write a checkpoint when an exception ends the run between two steps (in a callback, a metric, a tracker). "
@@ -70,4 +77,10 @@ class SafetyArguments(RunArguments):
         check_choice(self, "auto_find_batch_size_mode", ("split", "restart"))
         check_switch(self, "save_on_signal")
         check_switch(self, "save_on_exception")
+        check_switch(self, "requeue_on_signal")
+        if self.requeue_on_signal and not self.save_on_signal:
+            raise ValueError(
+                "requeue_on_signal=True needs save_on_signal=True: a job that is requeued without a checkpoint would "
+                "start over."
+            )
         check_number(self, "exit_code_on_signal", 0, 255, whole=True, optional=True)

@@ -147,9 +147,11 @@ def note_metric(state: TrainerState, args: TrainingArguments, metrics: Mapping[s
 
 def best_directory(state: TrainerState, run_dir: str, run: Record | None) -> str | None:
     """Where the best checkpoint is, once that of `state.global_step` is saved into `run_dir`. `run`: that saves it."""
-    directory = os.path.join(run_dir, checkpoint_name(state.best_global_step or 0))
-    is_saved_now = state.best_global_step == state.global_step
     known = state.best_model_checkpoint
+    if state.best_global_step is None:
+        return known
+    directory = os.path.join(run_dir, checkpoint_name(state.best_global_step))
+    is_saved_now = state.best_global_step == state.global_step
     return directory if is_saved_now or was_saved(directory, known, run) else known
 
 

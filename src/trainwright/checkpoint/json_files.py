@@ -410,7 +410,11 @@ _LOOP_STATE: dict[str, Rule] = {
         )
     ),
     "save_only_model": _SWITCH,
-    "run": optional(fields({"id": text(256), "started_ns": whole()}, required=("id", "started_ns"))),
+    "run": optional(
+        fields(
+            {"id": text(256), "started_ns": whole(), "jobs": listed(text(1024), most=16)}, required=("id", "started_ns")
+        )
+    ),
     "arguments": optional(mapping()),
 }
 

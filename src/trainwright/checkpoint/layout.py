@@ -16,7 +16,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -30,7 +30,9 @@ from trainwright.names import CHECKPOINT_PREFIX, LOOP_STATE_NAME, TRAINER_STATE_
 logger = logging.getLogger(__name__)
 
 Path = str | os.PathLike[str]
-Record = dict[str, Any]  # "id"; "started_ns": since 1970, later than those of the runs before it in a directory
+# "id"; "started_ns": since 1970, later than those of the runs before it in a directory; "jobs": of which it is part,
+# where a job can be restarted.
+Record = dict[str, Any]
 
 
 def checkpoint_name(step: int) -> str:
@@ -206,15 +208,24 @@ def of_earlier_runs(checkpoints: Iterable[str]) -> list[str]:
     return [path for path, when in started.items() if when < newest]
 
 
-def continued(checkpoint: str | None, others: list[str]) -> Record:
+def continued(checkpoint: str | None, others: list[str], jobs: Sequence[str] = ()) -> Record:
     """The record of a run that begins at `checkpoint` (None: anew), where `others` are there already."""
     ordered = oldest_first(others)
+    of_jobs: Record = {"jobs": list(jobs)} if jobs else {}
     if checkpoint is not None and ordered and os.path.realpath(checkpoint) == os.path.realpath(ordered[-1]):
         record = record_of(checkpoint)
         if record is not None:
-            return record
+            return {**record, **of_jobs}
     latest = max(_started_ns(ordered).values(), default=0)
-    return {"id": uuid.uuid4().hex, "started_ns": max(time.time_ns(), latest + 1)}  # the clock may have been put back
+    started_ns = max(time.time_ns(), latest + 1)  # the clock may have been put back
+    return {"id": uuid.uuid4().hex, "started_ns": started_ns, **of_jobs}
+
+
+def newest_of_jobs(checkpoints: Iterable[str], jobs: Container[str]) -> str | None:
+    """The newest of `checkpoints`, where a run that is part of one of `jobs` wrote it; else None."""
+    ordered = oldest_first(checkpoints)
+    record = record_of(ordered[-1]) if ordered else None
+    return ordered[-1] if record is not None and any(job in jobs for job in record.get("jobs") or ()) else None
 
 
 def _started_ns(checkpoints: list[str]) -> dict[str, int]:

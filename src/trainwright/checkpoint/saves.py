@@ -109,11 +109,11 @@ class Saves:
         self._in_flight: Save | None = None
         self._finished: list[Save] = []  # durable, and not asked for yet
 
-    def begin_run(self, checkpoint: str | None, run_dir: str) -> None:
-        """A run begins at `checkpoint` (None: anew), which saves into `run_dir`."""
+    def begin_run(self, checkpoint: str | None, run_dir: str, jobs: Sequence[str] = ()) -> None:
+        """A run begins at `checkpoint` (None: anew), which saves into `run_dir`; `jobs`: of which it is part."""
         self.last_checkpoint = checkpoint
         others = sort_checkpoints(run_dir) if os.path.isdir(run_dir) else []
-        self.run = continued(checkpoint, [path for path in others if is_ours(path)])
+        self.run = continued(checkpoint, [path for path in others if is_ours(path)], jobs)
 
     def begin(
         self,

@@ -60,12 +60,10 @@ def save_model_parts(directory: Path, model: nn.Module, *, is_main: bool) -> Non
             json.dump(ties, file, indent=2, sort_keys=True)
 
 
-def optimizer_state_to_save(optimizer: Any, directory: Path, strategy: Strategy) -> dict[str, Any] | None:
+def optimizer_state_to_save(optimizer: Any, directory: Path, strategy: Strategy) -> dict[str, Any]:
     """What `optimizer.pt` is to hold where the state is divided over processes, which call this together: all of it,
-    or what is no part, where each process writes its own, which it does here. None: it is not divided.
+    or what is no part, where each process writes its own, which it does here.
     """
-    if not strategy.shards_weights:
-        return None
     state = optimizer.state_dict()
     if not strategy.writes_parts:
         return shards.whole_state(state, keep=strategy.should_save)  # type: ignore[no-any-return]

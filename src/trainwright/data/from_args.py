@@ -255,6 +255,8 @@ def _prefetch_factor(args: TrainingArguments, is_training: bool) -> int | None:
 def num_samples(dataloader: Any) -> int | None:
     """Samples that one pass over a loader gives; None where that is not known before reading them."""
     dataset = getattr(dataloader, "dataset", None)
+    if type(dataset).__name__ == "IterableDatasetShard":  # whose length is one process's share
+        dataset = getattr(dataset, "dataset", None)
     if dataset is not None and has_length(dataset) and not getattr(dataloader, "drop_last", False):
         return len(dataset)
     return None

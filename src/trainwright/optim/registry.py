@@ -7,7 +7,6 @@ family is imported before one of its optimizers is chosen.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import re
 from collections.abc import Callable
@@ -80,13 +79,10 @@ class Row:
     use: str
     package: str | None = None  # to install
     device: str | None = None  # where alone it runs
-    # Whether it trains weights that are divided over processes (DTensor); None: nobody has tried.
-    # Measured: tests/distributed/test_sharded_optimizers.py
-    sharded: bool | None = None
-    instead: str = "adamw_torch_fused"  # where it does not
+    # Whether it steps parameters of which each process has a part as it steps whole ones, also after a resume.
+    # Measured by tests/distributed/test_sharded_optimizers.py, and in training by test_fsdp_optimizers.py.
+    sharded: bool = False
 
-
-_yes, _no = functools.partial(Row, sharded=True), functools.partial(Row, sharded=False)
 
 _FAMILY = "trainwright.optim."
 _TORCH = _FAMILY + "torch_family:"
@@ -97,51 +93,60 @@ _LOMO = _FAMILY + "lomo:"
 _THIRD_PARTY = _FAMILY + "third_party:"
 
 ROWS: dict[str, Row] = {
-    "adamw_torch": _yes(_TORCH + "adamw", "AdamW of torch, step by step: where no fused kernel exists"),
-    "adamw_torch_fused": _yes(_TORCH + "adamw_fused", "the default: the same in one kernel"),
+    "adamw_torch": Row(_TORCH + "adamw", "AdamW of torch, step by step: where no fused kernel exists", sharded=True),
+    "adamw_torch_fused": Row(_TORCH + "adamw_fused", "the default: the same in one kernel", sharded=True),
     "adamw_torch_xla": Row(_TORCH + "adamw_xla", "TPUs: AdamW that does not wait for the device", "torch_xla", "xla"),
     "adamw_torch_npu_fused": Row(_TORCH + "adamw_npu", "Ascend NPUs: AdamW in one kernel", "torch_npu", "npu"),
     "adamw_apex_fused": Row(_THIRD_PARTY + "apex", "scripts that name it", "apex", "cuda"),
-    "adafactor": _no(_TORCH + "adafactor", "large models in little memory: one row and column per matrix"),
-    "adamw_anyprecision": _yes(_THIRD_PARTY + "any_precision", "pure bfloat16 training with compensated rounding"),
-    "adamw_torch_4bit": _no(_AO, "AdamW with a 4-bit state", "torchao"),
-    "adamw_torch_8bit": _no(_AO, "AdamW with an 8-bit state", "torchao"),
-    "ademamix": _no(_BNB, "AdamW with a second, slower momentum", "bitsandbytes"),
-    "sgd": _yes(_TORCH + "sgd", "the least memory: no state without momentum"),
-    "adagrad": _yes(_TORCH + "adagrad", "sparse features"),
-    "adamw_bnb_8bit": _no(_BNB, "AdamW with an 8-bit state", "bitsandbytes"),
-    "adamw_8bit": _no(_BNB, "another name of adamw_bnb_8bit", "bitsandbytes"),
-    "ademamix_8bit": _no(_BNB, "AdEMAMix with an 8-bit state", "bitsandbytes"),
-    "lion_8bit": _no(_BNB, "Lion with an 8-bit state: one moment instead of two", "bitsandbytes"),
-    "lion_32bit": _no(_BNB, "Lion: one moment instead of two", "bitsandbytes"),
-    "paged_adamw_32bit": _no(_BNB, "AdamW whose state moves to the host when the GPU is full", "bitsandbytes"),
-    "paged_adamw_8bit": _no(_BNB, "the same with an 8-bit state", "bitsandbytes"),
-    "paged_ademamix_32bit": _no(_BNB, "AdEMAMix with a paged state", "bitsandbytes"),
-    "paged_ademamix_8bit": _no(_BNB, "AdEMAMix with a paged 8-bit state", "bitsandbytes"),
-    "paged_lion_32bit": _no(_BNB, "Lion with a paged state", "bitsandbytes"),
-    "paged_lion_8bit": _no(_BNB, "Lion with a paged 8-bit state", "bitsandbytes"),
-    "rmsprop": _yes(_TORCH + "rmsprop", "recurrent networks; the second moment without the first"),
-    "rmsprop_bnb": _no(_BNB, "RMSprop of bitsandbytes", "bitsandbytes", instead="rmsprop"),
-    "rmsprop_bnb_8bit": _no(_BNB, "RMSprop with an 8-bit state", "bitsandbytes", instead="rmsprop"),
-    "rmsprop_bnb_32bit": _no(_BNB, "another name of rmsprop_bnb", "bitsandbytes", instead="rmsprop"),
-    "galore_adamw": _no(_LOW_RANK + "galore", "full training with a low-rank optimizer state", "galore-torch"),
-    "galore_adamw_8bit": Row(_LOW_RANK + "galore", "the same with an 8-bit state", "galore-torch", "cuda"),
-    "galore_adafactor": _no(_LOW_RANK + "galore", "GaLore on Adafactor", "galore-torch"),
-    "galore_adamw_layerwise": _no(_LOW_RANK + "galore", "GaLore, one layer's gradient at a time", "galore-torch"),
-    "galore_adamw_8bit_layerwise": Row(_LOW_RANK + "galore", "the same with an 8-bit state", "galore-torch", "cuda"),
-    "galore_adafactor_layerwise": _no(_LOW_RANK + "galore", "GaLore on Adafactor, layer by layer", "galore-torch"),
-    "lomo": _no(_LOMO + "lomo", "fused with the backward pass: no gradients, no state", "lomo-optim"),
-    "adalomo": Row(_LOMO + "adalomo", "LOMO with a factored second moment", "lomo-optim", "cuda"),
-    "grokadamw": _yes(_THIRD_PARTY + "grokadamw", "tasks where generalisation comes late", "grokadamw"),
-    "schedule_free_radam": _yes(_THIRD_PARTY + "schedule_free", "no schedule and no warmup to choose", "schedulefree"),
-    "schedule_free_adamw": _yes(_THIRD_PARTY + "schedule_free", "no schedule to choose", "schedulefree"),
-    "schedule_free_sgd": _yes(_THIRD_PARTY + "schedule_free", "no schedule to choose, SGD", "schedulefree"),
-    "apollo_adamw": _no(_LOW_RANK + "apollo", "AdamW scaled by a low-rank state", "apollo-torch"),
-    "apollo_adamw_layerwise": _no(_LOW_RANK + "apollo", "the same, one layer's gradient at a time", "apollo-torch"),
-    "stable_adamw": _yes(
-        _THIRD_PARTY + "stable_adamw", "AdamW with clipped updates instead of clipped gradients", "torch-optimi"
+    "adafactor": Row(_TORCH + "adafactor", "large models in little memory: one row and column per matrix"),
+    "adamw_anyprecision": Row(
+        _THIRD_PARTY + "any_precision", "pure bfloat16 training with compensated rounding", sharded=True
     ),
-    "muon": _yes(_TORCH + "muon", "pre-training: hidden matrices by Muon, the rest by AdamW"),
+    "adamw_torch_4bit": Row(_AO, "AdamW with a 4-bit state", "torchao"),
+    "adamw_torch_8bit": Row(_AO, "AdamW with an 8-bit state", "torchao"),
+    "ademamix": Row(_BNB, "AdamW with a second, slower momentum", "bitsandbytes"),
+    "sgd": Row(_TORCH + "sgd", "the least memory: no state without momentum", sharded=True),
+    "adagrad": Row(_TORCH + "adagrad", "sparse features", sharded=True),
+    "adamw_bnb_8bit": Row(_BNB, "AdamW with an 8-bit state", "bitsandbytes"),
+    "adamw_8bit": Row(_BNB, "another name of adamw_bnb_8bit", "bitsandbytes"),
+    "ademamix_8bit": Row(_BNB, "AdEMAMix with an 8-bit state", "bitsandbytes"),
+    "lion_8bit": Row(_BNB, "Lion with an 8-bit state: one moment instead of two", "bitsandbytes"),
+    "lion_32bit": Row(_BNB, "Lion: one moment instead of two", "bitsandbytes"),
+    "paged_adamw_32bit": Row(_BNB, "AdamW whose state moves to the host when the GPU is full", "bitsandbytes"),
+    "paged_adamw_8bit": Row(_BNB, "the same with an 8-bit state", "bitsandbytes"),
+    "paged_ademamix_32bit": Row(_BNB, "AdEMAMix with a paged state", "bitsandbytes"),
+    "paged_ademamix_8bit": Row(_BNB, "AdEMAMix with a paged 8-bit state", "bitsandbytes"),
+    "paged_lion_32bit": Row(_BNB, "Lion with a paged state", "bitsandbytes"),
+    "paged_lion_8bit": Row(_BNB, "Lion with a paged 8-bit state", "bitsandbytes"),
+    "rmsprop": Row(_TORCH + "rmsprop", "recurrent networks; the second moment without the first", sharded=True),
+    "rmsprop_bnb": Row(_BNB, "RMSprop of bitsandbytes", "bitsandbytes"),
+    "rmsprop_bnb_8bit": Row(_BNB, "RMSprop with an 8-bit state", "bitsandbytes"),
+    "rmsprop_bnb_32bit": Row(_BNB, "another name of rmsprop_bnb", "bitsandbytes"),
+    "galore_adamw": Row(_LOW_RANK + "galore", "full training with a low-rank optimizer state", "galore-torch"),
+    "galore_adamw_8bit": Row(_LOW_RANK + "galore", "the same with an 8-bit state", "galore-torch", "cuda"),
+    "galore_adafactor": Row(_LOW_RANK + "galore", "GaLore on Adafactor", "galore-torch"),
+    "galore_adamw_layerwise": Row(_LOW_RANK + "galore", "GaLore, one layer's gradient at a time", "galore-torch"),
+    "galore_adamw_8bit_layerwise": Row(_LOW_RANK + "galore", "the same with an 8-bit state", "galore-torch", "cuda"),
+    "galore_adafactor_layerwise": Row(_LOW_RANK + "galore", "GaLore on Adafactor, layer by layer", "galore-torch"),
+    "lomo": Row(_LOMO + "lomo", "fused with the backward pass: no gradients, no state", "lomo-optim"),
+    "adalomo": Row(_LOMO + "adalomo", "LOMO with a factored second moment", "lomo-optim", "cuda"),
+    "grokadamw": Row(_THIRD_PARTY + "grokadamw", "tasks where generalisation comes late", "grokadamw", sharded=True),
+    "schedule_free_radam": Row(
+        _THIRD_PARTY + "schedule_free", "no schedule and no warmup to choose", "schedulefree", sharded=True
+    ),
+    "schedule_free_adamw": Row(_THIRD_PARTY + "schedule_free", "no schedule to choose", "schedulefree", sharded=True),
+    "schedule_free_sgd": Row(
+        _THIRD_PARTY + "schedule_free", "no schedule to choose, SGD", "schedulefree", sharded=True
+    ),
+    "apollo_adamw": Row(_LOW_RANK + "apollo", "AdamW scaled by a low-rank state", "apollo-torch"),
+    "apollo_adamw_layerwise": Row(_LOW_RANK + "apollo", "the same, one layer's gradient at a time", "apollo-torch"),
+    "stable_adamw": Row(
+        _THIRD_PARTY + "stable_adamw",
+        "AdamW with clipped updates instead of clipped gradients",
+        "torch-optimi",
+        sharded=True,
+    ),
+    "muon": Row(_TORCH + "muon", "pre-training: hidden matrices by Muon, the rest by AdamW", sharded=True),
 }
 
 
@@ -174,7 +179,7 @@ def register_optimizer(name: str) -> Callable[[T], T]:
         if name in ROWS and _REGISTERED.get(name) != identity:
             raise ValueError(f"An optimizer called {name!r} exists already; choose another name.")
         builder = _class_builder(target) if isinstance(target, type) else target
-        ROWS[name] = Row(builder, (target.__doc__ or "").partition("\n")[0])
+        ROWS[name] = Row(builder, (target.__doc__ or "").partition("\n")[0], sharded=True)  # as far as is known
         _REGISTERED[name] = identity
         return target
 
@@ -220,21 +225,15 @@ def optimizer_class_and_kwargs(args: Any, model: nn.Module | None = None) -> tup
     return spec.cls, with_options(spec.cls, spec.kwargs, request.options, name)
 
 
-def check_sharded(args: Any, model: nn.Module) -> None:
-    """Raise ValueError where weights of `model` are divided over processes, and the optimizer that `args.optim` names
-    cannot train those.
-    """
-    from trainwright.shards import is_sharded
-
+def check_sharded(args: Any, engine: str) -> None:
+    """Raise ValueError where the optimizer that `args.optim` names cannot step the shards of `engine`."""
     name = args.optim.value if isinstance(args.optim, Enum) else str(args.optim)
-    row = ROWS.get(name)
-    if row is None or row.sharded or name in _REGISTERED or not any(map(is_sharded, model.parameters())):
-        return
-    reason = "was not tried" if row.sharded is None else "does not work"
-    raise ValueError(
-        f"optim={name!r} {reason} on weights that are divided over processes (fsdp, tensor parallel). Use "
-        f"optim={row.instead!r}; each process has only its part of the state."
-    )
+    if name in ROWS and not ROWS[name].sharded:
+        able = sorted(other for other, row in ROWS.items() if row.sharded)
+        raise ValueError(
+            f"optim={name!r} cannot be used with {engine}: it does not step parameters of which each process has a "
+            f"part. Those that do are {able}."
+        )
 
 
 def check_device(args: Any) -> None:

@@ -30,6 +30,7 @@ def build_accelerator(args: Any, **kwargs: Any) -> Any:
     """
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
+    _ = args.device  # joins the process group, with the timeouts of `args`: accelerate would make one without
     accelerator_class, accumulation_class = _classes()
     shared = [state._shared_state for state in (PartialState, AcceleratorState, GradientState)]
     before = [dict(state) for state in shared]

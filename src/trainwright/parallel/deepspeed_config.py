@@ -183,10 +183,10 @@ def filled(
         now = get(config, row.path, missing)
         if now is missing:
             if row.is_filled_in and row.value is not None:
-                put(config, row.path, row.value)
+                set_key(config, row.path, row.value)
         elif now == AUTO:
             if row.value is not None:
-                put(config, row.path, row.value)
+                set_key(config, row.path, row.value)
         elif row.argument and row.value is not None and not _is_same(now, row.value):
             contradictions.append(f"{row.path} is {json.dumps(now)}, and {row.argument}")
     contradictions += _contradictions_of_choice(config, args)
@@ -418,7 +418,7 @@ def get(config: Config, path: str, default: Any) -> Any:
     return node
 
 
-def put(config: Config, path: str, value: Any) -> None:
+def set_key(config: Config, path: str, value: Any) -> None:
     *parents, last = path.split(".")
     node = config
     for key in parents:

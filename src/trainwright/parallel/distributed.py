@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import IterableDataset
 
+from trainwright import nested
+from trainwright.data.loaders import has_length
 from trainwright.data.rebalance import BatchRebalanceSampler
 from trainwright.nested import first_samples, num_samples_in
-from trainwright.parallel.engine_choice import asked_engine, parallel_size
 from trainwright.parallel.exchange import GradientExchange
 from trainwright.parallel.strategy import Strategy
 from trainwright.shards import is_sharded
@@ -42,6 +44,7 @@ class DistributedStrategy(Strategy):
         self.process_index = accelerator.process_index
         self.is_main = self.process_index == 0
         self.num_processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.num_processes))
+        self._batches_are_even = bool(args.accelerator_config.even_batches)
         self.num_batches_at_once = 1 if args.accelerator_config.split_batches else self.num_processes
         self._ddp_kwargs = _ddp_arguments(args)
         self._timeout = args.ddp_timeout_delta
@@ -82,13 +85,46 @@ class DistributedStrategy(Strategy):
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **self._ddp_kwargs)
 
-    def prepare_dataloader(self, dataloader: Any) -> Any:
+    def prepare_dataloader(self, dataloader: Any, *, is_training: bool = True) -> Any:
         if isinstance(dataloader.batch_sampler, BatchRebalanceSampler):  # it shards by rank itself
-            return super().prepare_dataloader(dataloader)
-        # Batches that rank 0 reads for all are sent between devices; others are moved when they are needed.
-        return self.accelerator.prepare_data_loader(
-            dataloader, device_placement=bool(self.accelerator.dispatch_batches)
+            return super().prepare_dataloader(dataloader, is_training=is_training)
+        dispatches, is_stream = self.accelerator.dispatch_batches, isinstance(dataloader.dataset, IterableDataset)
+        if dispatches is None and is_stream and (not is_training or self.num_batches_at_once == 1):
+            # Only who reads the whole stream knows how many of its last samples are repeated, and accelerate counts the
+            # split batches of a share wrongly. In training each process reads for itself.
+            dispatches = True
+        if not self._batches_are_even and not dispatches:
+            self._check_batches(dataloader.batch_sampler)
+        # Batches that rank 0 reads for all are sent between devices; others are moved when they are needed. accelerate
+        # dispatches a stream by itself where it may place it.
+        prepared = self.accelerator.prepare_data_loader(dataloader, device_placement=bool(dispatches))
+        shard = prepared.dataset
+        if type(shard).__name__ == "IterableDatasetShard" and has_length(shard.dataset):
+            # What accelerate finds the repeated samples of the last round by: without these, numbers of one share.
+            shard.total_dataset_length = len(shard.dataset)
+            prepared.batch_sampler.num_processes = self.num_processes
+        return prepared
+
+    def _check_batches(self, batches: Any) -> None:
+        """Raise ValueError for batches that one process has more of than another, which it would wait for in vain."""
+        if batches is None or not has_length(batches) or getattr(batches, "drop_last", False):
+            return
+        num_batches, size, samples = (
+            len(batches),
+            getattr(batches, "batch_size", None) or 1,
+            getattr(batches, "sampler", ()),
         )
+        if self.num_batches_at_once > 1:
+            fits = num_batches % self.num_processes == 0
+        else:  # each batch is split, and the last one may have nothing for the last process
+            last = len(samples) % size if has_length(samples) else 0
+            fits = last == 0 or last > size // self.num_processes * (self.num_processes - 1)
+        if not fits:
+            raise ValueError(
+                f"accelerator_config: even_batches=False leaves {num_batches} batches of {size} as they are, and the "
+                f"{self.num_processes} processes would not have the same number: one would wait for the others without "
+                "end. Set even_batches=True, dataloader_drop_last=True, or another batch size."
+            )
 
     def without_grad_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
         if self._syncs_each_batch or not isinstance(model, nn.parallel.DistributedDataParallel):
@@ -107,10 +143,20 @@ class DistributedStrategy(Strategy):
         return super().clip_grad_norm(parameters, max_norm, optimizer)  # with DDP every rank has the same gradients
 
     def gather(self, value: Any) -> Any:
-        return self.accelerator.gather(value)
+        return self._gather(value, self.accelerator.gather)
 
     def gather_for_metrics(self, value: Any) -> Any:
-        return self.accelerator.gather_for_metrics(value)
+        return self._gather(value, self.accelerator.gather_for_metrics)
+
+    def _gather(self, value: Any, gather: Callable[[Any], Any]) -> Any:
+        """`gather(value)`; without `even_batches` also of tensors whose first dimension differs between processes, for
+        which torch would abort the process. Nothing in those is repeated."""
+        counts = [] if self._batches_are_even else self.gather_objects(num_samples_in(value))
+        if len(set(counts)) < 2:
+            return gather(value)
+        gathered = self.accelerator.gather(self.accelerator.pad_across_processes(value, dim=0))
+        own = torch.cat([torch.arange(count) + rank * max(counts) for rank, count in enumerate(counts)])
+        return nested.map(lambda leaf: leaf[own.to(leaf.device)], gathered)
 
     def num_own_rows(self, num_rows: int, dataloader: Any) -> int:
         state = self.accelerator.gradient_state
@@ -145,20 +191,20 @@ class DistributedStrategy(Strategy):
 
     @contextlib.contextmanager
     def staged(self, stage: Callable[[], contextlib.AbstractContextManager[str]]) -> Iterator[str]:
-        """Process 0 stages and says where; all write there; it commits when the last one is done. What fails in one
-        process fails in all, so that none waits for another that is gone.
+        """Process 0, or the first one of each machine with `save_on_each_node`, stages and says where; all write there;
+        it commits when the last one is done. What fails in one process fails in all, so that none waits for another
+        that is gone.
         """
         stack, staging, error = contextlib.ExitStack(), None, None
         try:
-            if self.is_main:
+            if self.should_save:
                 staging = stack.enter_context(stage())
         except Exception as caught:
             error = caught
-        where: list[Any] = [staging]
-        torch.distributed.broadcast_object_list(where, src=0)
-        if where[0] is not None:
-            try:
-                yield where[0]
+        of_all, rank = _of_all((self.should_save, staging)), torch.distributed.get_rank()
+        if all(where is not None for saves, where in of_all if saves):
+            try:  # the ranks of a machine come one after the other, and the first of them stages
+                yield [where for saves, where in of_all[: rank + 1] if saves][-1]
             except Exception as caught:
                 error = caught
         failed = self.first_error(error)
@@ -188,40 +234,6 @@ def _of_all(value: Any) -> list[Any]:
     of_all: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(of_all, value)
     return of_all
-
-
-def distributed_strategy(accelerator: Any, args: Any, model: Any = None) -> DistributedStrategy:
-    """That of the engine which `args` ask for, or a `model` that is divided already.
-
-    Raises ValueError where these contradict each other.
-    """
-    from trainwright.parallel.tensor import TensorParallelStrategy, group_mesh
-
-    device_mesh, asked = group_mesh(model), parallel_size(args.parallelism_config, "tp_size")
-    if device_mesh is not None and asked not in (1, device_mesh.size()):
-        raise ValueError(f"parallelism_config: tp_size={asked}, and the model is divided over {device_mesh.size()}.")
-    if asked_engine(args) == "fsdp":
-        from trainwright.parallel.fsdp import FsdpStrategy
-
-        if device_mesh is not None:
-            raise ValueError(
-                f"fsdp with a model that is divided over {device_mesh.size()} processes by tensor parallel is not in "
-                "this release: leave out one of them."
-            )
-        return FsdpStrategy(accelerator, args)
-    if device_mesh is None and (getattr(model, "_tp_size", None) or 1) > 1:
-        raise ValueError(
-            f"{type(model).__name__} says that it is divided over {model._tp_size} processes (tp_plan), and none of "
-            "its weights is a DTensor: this release of transformers divides it in a way that cannot be trained here."
-        )
-    if device_mesh is None and asked > 1:  # of a model that `model_init` builds
-        from torch.distributed.device_mesh import init_device_mesh
-
-        sizes = (accelerator.num_processes // asked, asked)
-        device_mesh = init_device_mesh(accelerator.device.type, sizes, mesh_dim_names=("dp", "tp"))["tp"]
-    if device_mesh is not None:
-        return TensorParallelStrategy(accelerator, args, device_mesh)
-    return DistributedStrategy(accelerator, args)
 
 
 def _ddp_arguments(args: Any) -> dict[str, Any]:

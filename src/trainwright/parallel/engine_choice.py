@@ -1,18 +1,25 @@
 """Which engine trains the model: what the arguments ask for, and what `accelerate launch` asks for.
 
-Owns: `asked_engine`, and the sizes in `parallelism_config`. Leaves to others: the engines, and the
-settings that they read.
+Owns: `asked_engine`, the `Strategy` of that engine, and the sizes in `parallelism_config`. Leaves to others: the
+engines, and the settings that they read.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from trainwright.args.device import world_size
 from trainwright.interop.environment import env_flag
+from trainwright.names import ParallelMode
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainwright.args.training import TrainingArguments
+    from trainwright.parallel.strategy import Strategy
 
 Engine = Literal["plain", "ddp", "fsdp", "deepspeed"]
 
@@ -64,6 +71,46 @@ def asked_engine(args: _Arguments) -> Engine:
             "of them."
         )
     return engines[0] if engines else ("ddp" if world_size() > 1 else "plain")
+
+
+def strategy_for(
+    args: TrainingArguments, accelerator: Callable[[], Any], model: nn.Module | None, *, client_optimizer: bool
+) -> Strategy:
+    """The `Strategy` of the engine that is asked for; `accelerator` builds an Accelerator with the settings of the run.
+
+    model: which may be divided already; None: `model_init` builds it. client_optimizer: the optimizer is not built from
+    `args.optim`. Raises ValueError as `asked_engine` does, and for an engine of several processes in a run of one.
+    """
+    engine: Engine = asked_engine(args)
+    strategy: Strategy
+    if engine == "deepspeed":
+        from trainwright.parallel.deepspeed import DeepSpeedStrategy
+
+        strategy = DeepSpeedStrategy(accelerator, args, client_optimizer=client_optimizer)
+    elif args.parallel_mode != ParallelMode.DISTRIBUTED:
+        from trainwright.parallel.strategy import Strategy
+
+        if engine == "fsdp":
+            raise ValueError(
+                f"{' and '.join(sources(args))} shards the model over several processes, and this run has one. Start "
+                "the script with torchrun or accelerate launch, or leave that out."
+            )
+        strategy = Strategy(args.device, fp16=args.fp16)
+    elif engine == "fsdp":
+        from trainwright.parallel.fsdp import FsdpStrategy
+
+        strategy = FsdpStrategy(accelerator(), args)
+    else:
+        from trainwright.parallel.distributed import DistributedStrategy
+        from trainwright.parallel.tensor import TensorParallelStrategy, mesh_for
+
+        device_mesh = mesh_for(args, model)
+        if device_mesh is None:
+            strategy = DistributedStrategy(accelerator(), args)
+        else:
+            strategy = TensorParallelStrategy(accelerator(), args, device_mesh)
+    strategy.should_save = args.should_save
+    return strategy
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------

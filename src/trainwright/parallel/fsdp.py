@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from trainwright import gradients, shards
 from trainwright.args.fsdp_config import FsdpConfig
 from trainwright.names import some
+from trainwright.optim.registry import check_sharded
 from trainwright.parallel.distributed import DistributedStrategy
 from trainwright.parallel.engine_choice import parallel_size
 from trainwright.parallel.fsdp_units import units_to_shard
@@ -73,6 +74,12 @@ class FsdpStrategy(DistributedStrategy):
             self._modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
             return
         before = dict(model.named_parameters(remove_duplicate=False))
+        divided = next((name for name, parameter in before.items() if shards.is_sharded(parameter)), None)
+        if divided is not None:
+            raise ValueError(
+                f"fsdp with a model that is divided already ({divided}), by tensor parallel for example, is not in "
+                "this release: leave out one of them."
+            )
         units = units_to_shard(model, self.config)
         options = self._options()
         materialised: dict[int, nn.Parameter] = {}
@@ -258,6 +265,7 @@ def check_arguments(args: Any) -> None:
     for name, (is_asked, reason) in reasons.items():
         if is_asked:
             raise ValueError(f"{name} cannot be used with fsdp: {reason}.")
+    check_sharded(args, "fsdp")
 
 
 def make_mesh(device_type: str, config: FsdpConfig, parallelism: Any, num_processes: int) -> DeviceMesh:

@@ -72,7 +72,7 @@ class Strategy:
         """Whether `optimizer` holds parts of weights that an earlier `prepare` made, not the model's parameters."""
         return False
 
-    def prepare_dataloader(self, dataloader: Any) -> Any:
+    def prepare_dataloader(self, dataloader: Any, *, is_training: bool = True) -> Any:
         """Shard the batches by rank."""
         return with_answers(dataloader)
 

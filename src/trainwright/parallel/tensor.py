@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import IterableDataset
 
 from trainwright import shards
 from trainwright.names import some
 from trainwright.nested import first_samples, num_samples_in
+from trainwright.optim.registry import check_sharded
 from trainwright.parallel import mesh
 from trainwright.parallel.distributed import DistributedStrategy
+from trainwright.parallel.engine_choice import parallel_size
 from trainwright.parallel.exchange import GradientExchange, subgroup
 from trainwright.parallel.strategy import Strategy
 
@@ -98,9 +101,14 @@ class TensorParallelStrategy(DistributedStrategy):
             optimizer.register_load_state_dict_post_hook(_update_one_by_one)
         return model, optimizer, scheduler
 
-    def prepare_dataloader(self, dataloader: Any) -> Any:
+    def prepare_dataloader(self, dataloader: Any, *, is_training: bool = True) -> Any:
         if self.num_processes == 1:
-            return Strategy.prepare_dataloader(self, dataloader)
+            return Strategy.prepare_dataloader(self, dataloader, is_training=is_training)
+        if not is_training and isinstance(dataloader.dataset, IterableDataset):
+            raise ValueError(
+                f"An evaluation of a stream ({type(dataloader.dataset).__name__}) by {self.num_processes} groups of "
+                "tensor parallel is not in this release: pass data with a length."
+            )
         from accelerate.data_loader import prepare_data_loader
 
         return prepare_data_loader(
@@ -180,6 +188,31 @@ class TensorParallelStrategy(DistributedStrategy):
         return shards.whole_weights(model, self.should_save)
 
 
+def mesh_for(args: Any, model: nn.Module | None) -> DeviceMesh | None:
+    """The mesh of the group of this process where `model` is divided, or `parallelism_config` says that the one will be
+    that `model_init` builds. None: data parallel alone. Raises ValueError where these contradict each other.
+    """
+    device_mesh, asked = group_mesh(model), parallel_size(args.parallelism_config, "tp_size")
+    if device_mesh is not None:
+        if asked not in (1, device_mesh.size()):
+            raise ValueError(
+                f"parallelism_config: tp_size={asked}, and the model is divided over {device_mesh.size()} processes."
+            )
+        return device_mesh
+    marked = getattr(model, "_tp_size", None)
+    if isinstance(marked, int) and marked > 1:
+        raise ValueError(
+            f"{type(model).__name__} says that it is divided over {marked} processes (tp_plan), and none of its "
+            "weights is a DTensor: this release of transformers divides it in a way that cannot be trained here."
+        )
+    if asked == 1:
+        return None
+    from torch.distributed.device_mesh import init_device_mesh
+
+    sizes = (args.world_size // asked, asked)
+    return init_device_mesh(args.device.type, sizes, mesh_dim_names=("dp", "tp"))["tp"]
+
+
 def group_mesh(model: Any) -> DeviceMesh | None:
     """The mesh on which weights of `model` are divided by tensor parallel; None: on none.
 
@@ -222,6 +255,10 @@ def check_arguments(args: Any) -> None:
             args.train_sampling_strategy == "batch_rebalance",
             "it plans for processes that read different batches. Use 'group_by_length'",
         ),
+        "accelerator_config even_batches=False": (
+            not getattr(config, "even_batches", True),
+            "each group waits for the others in every update, so all need as many batches",
+        ),
         "bf16_full_eval=True": (args.bf16_full_eval, "divided weights have one type"),
         "fp16_full_eval=True": (args.fp16_full_eval, "divided weights have one type"),
         "jit_mode_eval=True": (args.jit_mode_eval, "a trace does not hold collectives"),
@@ -235,6 +272,7 @@ def check_arguments(args: Any) -> None:
     for name, (is_asked, reason) in reasons.items():
         if is_asked:
             raise ValueError(f"{name} cannot be used with tensor parallel: {reason}.")
+    check_sharded(args, "tensor parallel")
 
 
 def _groups(device_mesh: DeviceMesh) -> list[tuple[int, ...]]:

@@ -19,14 +19,16 @@ files and their verification (`checkpoint`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from types import NoneType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainwright.callbacks.handler import CallbackHandler, exported_callbacks
 from trainwright.checkpoint import best
-from trainwright.checkpoint.layout import get_last_checkpoint, linked_checkpoints, sort_checkpoints
+from trainwright.checkpoint.layout import get_last_checkpoint, linked_checkpoints, newest_of_jobs, sort_checkpoints
 from trainwright.checkpoint.leftovers import clean_up_staging
 from trainwright.checkpoint.load import damaged_checkpoints, find_resumable
 from trainwright.data import collator_rng
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Found = TypeVar("Found")
+
 AUTO = "auto"  # resume_from_checkpoint: the newest good checkpoint, or a fresh start where there is none yet
 
 # -- the four moments --------------------------------------------------------------------------------------------------
@@ -66,7 +70,7 @@ def restore_weights(
     """Find the checkpoint that is `wanted` (see `find_checkpoint`), put its weights into the model, and the batch size
     that fitted into `run`. Returns it, None for a run that starts anew and saves into `run_dir`.
     """
-    checkpoint = find_checkpoint(wanted, output_dir, is_main_process)
+    checkpoint = find_checkpoint(wanted, output_dir, is_main_process, run.restarted_jobs())
     if checkpoint is not None:
         load_weights(checkpoint)
     elif run.args.save_strategy != SaveStrategy.NO and is_main_process:
@@ -187,37 +191,65 @@ def restore_generators(run: Run, checkpoint: str | None, load_rng_state: Callabl
 # -- which checkpoint --------------------------------------------------------------------------------------------------
 
 
-def find_checkpoint(wanted: str | bool | os.PathLike[str] | None, output_dir: str, is_main_process: bool) -> str | None:
+def find_checkpoint(
+    wanted: str | bool | os.PathLike[str] | None,
+    output_dir: str,
+    is_main_process: bool,
+    restarted_jobs: Sequence[str] = (),
+) -> str | None:
     """The verified checkpoint to resume from: `wanted` itself, or for True the newest good one in `output_dir`.
 
     "auto" is True where there is a checkpoint, and None (start anew) where this run has not written one yet: what a job
-    that is put back into its queue wants. Rank 0 looks, removes what is half-written and tells the other ranks; all of
-    them verify what it found, which may lie on their local disks.
+    that is put back into its queue wants. Where an earlier life of one of `restarted_jobs` wrote the newest checkpoint,
+    `wanted` is True whatever it says. Rank 0 looks, removes what is half-written and tells the other ranks; all of them
+    verify what it found, which may lie on their local disks.
 
     Raises ValueError where there is none (but for "auto"), and where all there are, or were, are damaged.
     """
-    if wanted is None or wanted is False:
-        return None
-    if not isinstance(wanted, (str, bool, os.PathLike)):
+    if not isinstance(wanted, (str, bool, os.PathLike, NoneType)):
         raise TypeError(
             f"resume_from_checkpoint={wanted!r} must be a directory, True for the newest checkpoint, or 'auto' for the "
             "newest where there is one."
         )
+    if restarted_jobs:
+        look = functools.partial(_is_of_earlier_life, output_dir, restarted_jobs)
+        wanted = True if _from_rank_0(look, is_main_process) else wanted
+    if wanted is None or wanted is False:
+        return None
     if not isinstance(wanted, bool) and wanted != AUTO:
         return find_resumable(wanted, is_explicit=True)
+    found = _from_rank_0(functools.partial(_newest_good, output_dir, may_start=wanted == AUTO), is_main_process)
+    return found if is_main_process or found is None else find_resumable(found, is_explicit=True)
+
+
+def _from_rank_0(look: Callable[[], Found], is_main_process: bool) -> Found:
+    """What `look()` returned, or the error that it raised, in rank 0: in all ranks."""
     from trainwright.parallel.broadcast import share
 
-    found: str | None = None
+    found: Found | None = None
     error: Exception | None = None
     if is_main_process:
         try:
-            found = _newest_good(output_dir, may_start=wanted == AUTO)
+            found = look()
         except (ValueError, OSError) as caught:
             error = caught
     found, error = share((found, error))
     if error is not None:
         raise error
-    return found if is_main_process or found is None else find_resumable(found, is_explicit=True)
+    return found  # type: ignore[return-value]
+
+
+def _is_of_earlier_life(output_dir: str, jobs: Sequence[str]) -> bool:
+    """Whether the newest checkpoint in `output_dir` is that of one of `jobs` before they were restarted."""
+    if not os.path.isdir(output_dir):
+        return False
+    clean_up_staging(output_dir)
+    newest = newest_of_jobs(sort_checkpoints(output_dir), jobs)
+    if newest is not None:
+        logger.warning(
+            "The processes were restarted: the run is resumed from the newest good checkpoint in %s.", output_dir
+        )
+    return newest is not None
 
 
 def _newest_good(output_dir: str, *, may_start: bool) -> str | None:
@@ -296,7 +328,7 @@ def plan_from_here(
     # Before this place, in updates of the present size; those left are rounded up, as the last may be a short one.
     done = (epoch + 1) * per_epoch - -(-(plan.len_dataloader - micro_batches) // accumulation)
     if plan.epoch_based:
-        return plan._replace(max_steps=plan.max_steps + global_step - done)
+        return plan._replace(max_steps=global_step + max(0, plan.max_steps - done))
     num_left = max(0, plan.max_steps - global_step)
     return plan._replace(num_train_epochs=-(-(done + num_left) // per_epoch))
 

@@ -9,6 +9,7 @@ run (arguments, state, control, model, optimizer) is the Trainer's.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 import torch
 from torch import nn
 
+from trainwright.args import launchers
 from trainwright.checkpoint.output_dir_lock import output_dir_lock
 from trainwright.checkpoint.save import arguments_as_json
 from trainwright.data import collator_rng
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_numbers = itertools.count(1)  # of the calls of train() in this process
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Value = TypeVar("Value")
@@ -74,6 +77,7 @@ class Run:
     ignore_keys_for_eval: list[str] | None = None  # keys of the model's outputs that predictions leave out
     checkpoint: str | None = None  # directory that it is resumed from, verified; None: it starts anew
     output_dir: str = ""  # directory of its checkpoints
+    jobs: dict[str, bool] = field(default_factory=dict)  # of which it is part, and whether they were restarted
 
     # -- planned: how long it is ---------------------------------------------------------------------------------------
     plan: TrainingPlan | None = None  # None until the training data are known
@@ -152,16 +156,26 @@ class Run:
             os.makedirs(output_dir, exist_ok=True)
         self._opened.enter_context(output_dir_lock(output_dir, is_wanted=saves))
 
+    def restarted_jobs(self) -> list[str]:
+        """The jobs whose earlier life this run may continue. Called once, when it begins."""
+        number = next(_numbers)  # a restarted program makes its calls of train() in the same order
+        self.jobs = {f"{job} #{number}": is_restarted for job, is_restarted in launchers.jobs().items()}
+        return [job for job, is_restarted in self.jobs.items() if is_restarted]
+
     def begin(self, checkpoint: str | None, output_dir: str, *, is_distributed: bool) -> None:
         """From here on signals are caught and checkpoints are this run's. All processes call it together."""
         self.checkpoint, self.output_dir = checkpoint, output_dir
-        self.saves.begin_run(checkpoint, output_dir)
+        self.saves.begin_run(checkpoint, output_dir, list(self.jobs))
         self._opened.callback(self.saves.close)
         self.interrupt = Interrupt.for_run(self.args, is_distributed)
         self._opened.enter_context(self.interrupt)
         self._opened.callback(self.close_guard)
         self._opened.callback(lambda: self.undo.close())
         self._opened.callback(self.close_profilers)
+        if is_distributed:
+            from trainwright.parallel.lost_ranks import LostRanks
+
+            self._opened.enter_context(LostRanks(self.args.ddp_timeout))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

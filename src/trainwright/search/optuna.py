@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ __all__ = ["SharedTrial", "default_hp_space", "params_of", "report", "run"]
 
 logger = logging.getLogger(__name__)
 
+TRIES_TO_CREATE, WAIT_TO_CREATE_S = 10, 0.5
+_STORAGE_ERRORS = ("StorageInternalError", "DuplicatedStudyError")
 _OURS = {"direction", "directions", "n_trials", "func", "self"}  # arguments that `run` fills itself
 
 
@@ -177,7 +180,7 @@ def _split(kwargs: dict[str, Any], optuna: Any) -> tuple[dict[str, Any], dict[st
 
 def _study(optuna: Any, directions: list[str], create: dict[str, Any]) -> Any:
     """A new study, or with `load_if_exists` the stored one, which must optimise in the same directions."""
-    study = optuna.create_study(directions=directions, **create)
+    study = _created(optuna, directions, create)
     stored = [direction.name.lower() for direction in study.directions]
     if stored != directions:
         raise ValueError(
@@ -185,6 +188,21 @@ def _study(optuna: Any, directions: list[str], create: dict[str, Any]) -> Any:
             "would be returned as the best. Search in its direction, or choose another study_name."
         )
     return study
+
+
+def _created(optuna: Any, directions: list[str], create: dict[str, Any]) -> Any:
+    """The study. Of several processes that make the tables of one new database at once, all but one fail: again."""
+    tries_left = TRIES_TO_CREATE if create.get("storage") is not None and create.get("load_if_exists") else 1
+    while True:
+        tries_left -= 1
+        try:
+            return optuna.create_study(directions=directions, **create)
+        except Exception as error:
+            is_of_database = type(error).__module__.startswith("sqlalchemy.") or type(error).__name__ in _STORAGE_ERRORS
+            if tries_left == 0 or not is_of_database:
+                raise
+            logger.info("The database of the study is not ready (%s); trying again.", type(error).__name__)
+            time.sleep(WAIT_TO_CREATE_S)
 
 
 def _record(trial: Any) -> TrialRecord:

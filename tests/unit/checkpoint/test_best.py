@@ -3,21 +3,28 @@
 import json
 import logging
 import math
+import os
+import shutil
+import types
 
 import pytest
 
 from trainwright.checkpoint.best import (
     MetricNotFound,
+    best_directory,
     has_metric,
     is_better,
     list_run,
     locate,
     metric_value,
+    note_metric,
     resumed,
     undamaged,
     was_saved,
 )
 from trainwright.checkpoint.manifest import write_manifest
+from trainwright.names import SaveStrategy
+from trainwright.state import TrainerState
 
 
 @pytest.mark.parametrize("name", ["accuracy", "eval_accuracy"])
@@ -239,3 +246,57 @@ def test_a_best_checkpoint_that_is_whole_is_read(tmp_path, caplog):
     assert caplog.records == []
     (best / "model.safetensors").write_bytes(b"WEIGHTS")  # of the same size
     assert undamaged("gone/checkpoint-4", tmp_path) is None
+
+
+def judging(name="accuracy", greater=True, save_strategy="steps"):
+    return types.SimpleNamespace(metric_for_best_model=name, greater_is_better=greater, save_strategy=save_strategy)
+
+
+def test_a_better_metric_is_noted_with_its_step_and_another_is_not():
+    state = TrainerState(global_step=4, best_metric=0.5, best_global_step=2)
+    assert note_metric(state, judging(), {"eval_accuracy": 0.25}, is_needed=True) is False
+    assert (state.best_metric, state.best_global_step) == (0.5, 2)
+    assert note_metric(state, judging(greater=False), {"eval_accuracy": 0.25}, is_needed=True) is True
+    assert (state.best_metric, state.best_global_step) == (0.25, 4)
+    state.global_step = 6
+    assert note_metric(state, judging(), {"eval_accuracy": 0.75}, is_needed=False) is True
+    assert (state.best_metric, state.best_global_step) == (0.75, 6)
+
+
+@pytest.mark.parametrize(("save_strategy", "step"), [("no", None), ("steps", 4), ("epoch", 4), ("best", 4)])
+def test_the_best_step_is_noted_by_runs_that_save(save_strategy, step):
+    state = TrainerState(global_step=4)
+    args = judging(save_strategy=SaveStrategy(save_strategy))
+    assert note_metric(state, args, {"accuracy": 0.5}, is_needed=True) is True
+    assert (state.best_metric, state.best_global_step) == (0.5, step)
+
+
+def test_a_metric_that_is_not_there_is_an_error_where_the_run_needs_it():
+    state = TrainerState(global_step=4)
+    assert note_metric(state, judging(name=None), {"eval_loss": 0.5}, is_needed=True) is False
+    assert note_metric(state, judging(), {"eval_loss": 0.5}, is_needed=False) is False
+    with pytest.raises(MetricNotFound):
+        note_metric(state, judging(), {"eval_loss": 0.5}, is_needed=True)
+    assert state.best_metric is None
+
+
+def test_the_best_checkpoint_is_that_of_the_best_step_if_this_run_saves_or_saved_it(tmp_path):
+    run, known = {"id": "this", "started_ns": 1}, str(tmp_path / "elsewhere" / "checkpoint-1")
+    there = tmp_path / "checkpoint-2"
+    there.mkdir()
+    state = TrainerState(global_step=4, best_global_step=4, best_model_checkpoint=known)
+    assert best_directory(state, str(tmp_path), run) == str(tmp_path / "checkpoint-4")
+    state.best_global_step = 2
+    assert best_directory(state, str(tmp_path), run) == known  # an earlier run left it there
+    loop = {"position": {"epoch": 0, "samples_in_epoch": 0}, "window": {"sum": 0, "num_losses": 0}}
+    text = json.dumps(loop | {"total_loss": 0, "last_logged_step": 0, "run": run})
+    (there / "loop_state.json").write_text(text)
+    assert best_directory(state, str(tmp_path), run) == str(there)
+    assert best_directory(state, str(tmp_path), None) == known
+    state.best_model_checkpoint = os.path.join(tmp_path, ".", "checkpoint-2")
+    assert best_directory(state, str(tmp_path), None) == str(there)
+    shutil.copytree(there, tmp_path / "checkpoint-0")
+    nothing = TrainerState(global_step=4)
+    assert best_directory(nothing, str(tmp_path), run) is None  # no step was the best
+    nothing.best_model_checkpoint = known
+    assert best_directory(nothing, str(tmp_path), run) == known

@@ -11,6 +11,7 @@ import torch
 
 from trainwright import __version__
 from trainwright.checkpoint import manifest as manifest_module
+from trainwright.checkpoint import sharded
 from trainwright.checkpoint.manifest import (
     FROZEN_NOTE,
     HASH_BLOCK_BYTES,
@@ -311,3 +312,18 @@ def test_a_checkpoint_of_anothers_is_looked_at_as_deeply(tmp_path, monkeypatch, 
     monkeypatch.setattr(manifest_module, "structural_problems", lambda path, deep: asked.append((path, deep)) or ["a"])
     assert problems(tmp_path, deep=deep) == ["a"]
     assert asked == [(tmp_path, deep)]
+
+
+def test_parts_that_make_no_wholes_are_damage_that_only_reading_finds(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sharded, "problem", lambda directory: asked.append(directory) or "a part is missing")
+    for step, name in ((3, "sharded/part.safetensors"), (4, "whole.safetensors")):
+        folder = tmp_path / f"checkpoint-{step}"
+        (folder / "sharded").mkdir(parents=True)
+        (folder / name).write_bytes(b"weights")
+        write_manifest(folder, step, 1, {})
+    first, second = tmp_path / "checkpoint-3", tmp_path / "checkpoint-4"
+    assert problems(first) == ["a part is missing"] and asked == [first]
+    assert problems(first, deep=False) == [] and problems(second) == [] and asked == [first]
+    (first / "sharded" / "part.safetensors").write_bytes(b"changed")
+    assert len(problems(first)) == 1 and asked == [first]  # whose bytes are wrong, its tensors are not looked at

@@ -9,21 +9,26 @@ import torch
 
 from trainwright import TrainerCallback, TrainerState
 from trainwright.callbacks.handler import CallbackHandler, exported_callbacks, restore_callbacks
+from trainwright.checkpoint.accept import accept
 from trainwright.data import collator_rng
 from trainwright.plan import plan_training
 from trainwright.run import loop_state
 from trainwright.run.resume import (
     batching,
     find_checkpoint,
+    initial_state,
     micro_batches_done,
     plan_from_here,
     read_state,
     report_changes,
     restore_loop,
+    restore_optimizer,
+    restore_weights,
     say_where,
     warn_of_another_run,
 )
 from trainwright.state import ExportableState, TrainerControl
+from trainwright.techniques import averaging
 from trainwright.window import LossWindow
 
 
@@ -118,6 +123,7 @@ def test_epochs_or_steps_that_are_left_are_counted_from_where_a_run_goes_on():
     found = plan(10, 40, accumulation=2, epochs=3)  # 5 updates an epoch
     assert plan_from_here(found, 1, 4, 7, 2) == found
     assert plan_from_here(found, 1, 3, 7, 2).max_steps == 7 + 4 + 5  # 7 micro-batches are left of epoch 1
+    assert plan_from_here(found, 4, 0, 9, 2).max_steps == 9  # further than its epochs: nothing is left
     found = plan(10, 40, accumulation=2, max_steps=12)
     assert plan_from_here(found, 1, 4, 7, 2) == found and found.num_train_epochs == 3
     assert plan_from_here(found, 4, 4, 7, 2).num_train_epochs == 6  # 3 updates end epoch 4, 2 are left
@@ -577,3 +583,54 @@ def test_one_state_of_a_class_is_one(caplog, present, lost):
     saved = exported_callbacks(handler_of(Patience()), TrainerControl())
     restore_callbacks(handler_of(*present), saved, replace=False)
     assert ("does not have: Patience." in caplog.text) is lost
+
+
+@pytest.mark.parametrize(
+    ("save_strategy", "is_main_process", "is_warned"),
+    [("steps", True, True), ("no", True, False), ("steps", False, False)],
+)
+def test_a_run_that_saves_nothing_or_is_not_the_first_process_does_not_warn_of_another(
+    tmp_path, caplog, save_strategy, is_main_process, is_warned
+):
+    (tmp_path / "checkpoint-2").mkdir()
+    args = types.SimpleNamespace(save_strategy=save_strategy, train_batch_size=4, auto_find_batch_size=True)
+    run, loaded = types.SimpleNamespace(args=args, restarted_jobs=lambda: ()), []
+    place = str(tmp_path)
+    assert restore_weights(run, None, place, place, loaded.append, is_main_process=is_main_process) is None
+    assert loaded == [] and run.found_size.asked == 4 and bool(caplog.records) is is_warned
+
+
+def test_a_resumed_run_loads_its_weights_and_the_batch_size_that_fitted(make_trainer, tmp_path):
+    make_trainer(max_steps=1, save_strategy="steps", save_steps=1).train()
+    checkpoint = str(tmp_path / "out" / "checkpoint-1")
+    sizes = {"asked": 4, "micro_batch": 4, "at_once": [3, 1]}
+    path = tmp_path / "out" / "checkpoint-1" / "loop_state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"batch_size": sizes}))
+    accept(checkpoint)
+    args = types.SimpleNamespace(save_strategy="steps", train_batch_size=4, auto_find_batch_size=True)
+    run, loaded = types.SimpleNamespace(args=args, restarted_jobs=lambda: ()), []
+    out = str(tmp_path / "out")
+    assert restore_weights(run, checkpoint, out, out, loaded.append, is_main_process=True) == checkpoint
+    assert loaded == [checkpoint] and run.found_size.at_once == (3, 1)
+
+
+def test_a_fresh_state_has_the_callbacks_and_a_resumed_one_is_looked_for_in_the_run_s_directory(tmp_path):
+    handler, control = handler_of(Patience(5)), TrainerControl(should_save=True)
+    state = initial_state(None, "out", handler, control)
+    assert state.stateful_callbacks == exported_callbacks(handler, control)
+    assert state.places_of_checkpoints == ("out",)
+    TrainerState(global_step=3).save_to_json(tmp_path / "trainer_state.json")
+    state = initial_state(str(tmp_path), "out", handler, control)
+    assert state.global_step == 3 and state.places_of_checkpoints == ("out", str(tmp_path.parent))
+
+
+@pytest.mark.parametrize("checkpoint", [None, "checkpoint-3"])
+def test_an_optimizer_is_restored_by_its_hooks_and_then_the_average_of_the_step(monkeypatch, checkpoint):
+    loaded, begun = [], []
+    monkeypatch.setattr(averaging, "begin_average", lambda *values: begun.append(values) or "average")
+    args, model, optimizer = types.SimpleNamespace(ema_decay=None), object(), object()
+    assert restore_optimizer(checkpoint, args, model, optimizer, 3, loaded.append, loaded.append) is None
+    assert loaded == [checkpoint] * (2 if checkpoint else 0) and begun == []
+    args.ema_decay = 0.5
+    assert restore_optimizer(checkpoint, args, model, optimizer, 3) == "average"
+    assert begun == [(args, model, optimizer, checkpoint, 3)]

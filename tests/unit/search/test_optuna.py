@@ -1,5 +1,6 @@
 """Searching with the real Optuna on a toy objective."""
 
+import functools
 import math
 
 import optuna
@@ -224,3 +225,25 @@ def test_a_search_space_that_returns_nothing_gives_what_the_trial_sampled():
 def test_a_search_space_of_the_wrong_type_is_an_error():
     with pytest.raises(TypeError, match="must return a dict"):
         engine.params_of(optuna.create_study().ask(), lambda t: [("seed", 1)])
+
+
+def test_a_database_whose_tables_another_process_makes_at_that_moment_is_tried_again(tmp_path, monkeypatch):
+    errors = pytest.importorskip("sqlalchemy.exc")
+    create, calls = optuna.create_study, []
+
+    @functools.wraps(create)  # whose arguments the search looks up
+    def create_study(**kwargs):
+        calls.append(kwargs["study_name"])
+        if len(calls) < 3:
+            raise errors.OperationalError("CREATE TABLE studies", {}, Exception("table studies already exists"))
+        return create(**kwargs)
+
+    monkeypatch.setattr(optuna, "create_study", create_study)
+    monkeypatch.setattr(engine, "WAIT_TO_CREATE_S", 0.0)
+    stored = {"storage": f"sqlite:///{tmp_path}/study.db", "study_name": "toy", "load_if_exists": True}
+    best = engine.run(lambda trial: trial.suggest_float("x", 0, 1), 1, "minimize", **stored)
+    assert best.run_id == "0" and len(calls) == 3
+    calls.clear()
+    with pytest.raises(errors.OperationalError):  # a study of one process: an error is an error
+        engine.run(lambda trial: 0.0, 1, "minimize", **stored | {"load_if_exists": False})
+    assert len(calls) == 1
