@@ -47,6 +47,10 @@ Written by `make docs` from the registry and from one measured step of each opti
 matrix of {SIDE} x {SIDE} with the default options. AdamW's 8 bytes are two moments of 4; for a model of a billion
 parameters they are 8 GB. Where it says *{ABSENT}*, the optimizer needs a device that the page was not written on.
 
+*Sharded* says whether it trains weights that are divided over processes: with `fsdp` two processes come to the weights
+and the state of one, and a saved state continues the run. The others are refused by name before training. The state of
+each that works is divided, too.
+
 Choose with `optim="..."`; further settings go into `optim_args="name=value,name=value"`, typed by the optimizer's
 constructor, and a misspelt one is an error that suggests the nearest. `learning_rate`, `weight_decay`, `adam_beta1`,
 `adam_beta2` and `adam_epsilon` reach every optimizer that has them. Nothing of a package is imported before its
@@ -184,9 +188,16 @@ def num_bytes(value: Any) -> int:
 
 def page(state: Mapping[str, str]) -> str:
     """The whole page, Markdown. `state`: name of an optimizer to its bytes per parameter, as text."""
-    head = ("`optim`", "Package", "Runs on", "State", "When to use it")
+    head = ("`optim`", "Package", "Runs on", "State", "Sharded", "When to use it")
     rows = [
-        (f"`{name}`", f"`{row.package}`" if row.package else "", _device(row.device), state.get(name, ABSENT), row.use)
+        (
+            f"`{name}`",
+            f"`{row.package}`" if row.package else "",
+            _device(row.device),
+            state.get(name, ABSENT),
+            "yes" if row.sharded else "refused",
+            row.use,
+        )
         for name, row in ROWS.items()
     ]
     return (

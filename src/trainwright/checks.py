@@ -19,7 +19,7 @@ from trainwright.interop import models
 from trainwright.interop.signatures import accepts
 from trainwright.names import DebugOption, closest
 from trainwright.optim.schedules import waits_for_metric
-from trainwright.parallel.engine_choice import asked_engine
+from trainwright.parallel.engine_choice import check_parallelism
 
 
 def check_arguments(args: Any) -> None:
@@ -88,8 +88,7 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
 
 
 def _check_engine(args: Any) -> None:
-    if getattr(args, "parallelism_config", None) and asked_engine(args) != "fsdp":
-        raise sharding_error("parallelism_config")
+    check_parallelism(args)
     asked = {
         "tpu_num_cores": args.tpu_num_cores,
         "mp_parameters": args.mp_parameters,
@@ -98,15 +97,6 @@ def _check_engine(args: Any) -> None:
     for name, value in asked.items():
         if value:
             raise ValueError(f"{name}={value!r} needs an engine that is not in this release. Leave it out.")
-
-
-def sharding_error(name: str) -> ValueError:
-    """The error about an argument for a sharded engine, which this release does not have."""
-    return ValueError(
-        f"{name} is about a model that is sharded over processes, which this release does not do. Leave {name} unset: "
-        "started with torchrun or accelerate launch, each process trains a whole copy of the model "
-        "(DistributedDataParallel)."
-    )
 
 
 def _check_model(model: object, model_init: object) -> None:

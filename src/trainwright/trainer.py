@@ -61,7 +61,7 @@ from trainwright.optim.schedule_free import schedule_free_eval, switch_mode
 from trainwright.optim.schedules import waits_for_metric
 from trainwright.outputs import BestRun, EvalLoopOutput, PredictionOutput, TrainOutput
 from trainwright.parallel import mesh
-from trainwright.parallel.engine_choice import asked_engine, strategy_for
+from trainwright.parallel.engine_choice import asked_engine, parallel_size, strategy_for
 from trainwright.plan import TrainingPlan, plan_training
 from trainwright.run import attempts, prepare, resume
 from trainwright.run.run import OfRun, Run
@@ -648,7 +648,7 @@ class Trainer:
                 self.control = handler.on_substep_end(args, state, self.control)
 
         if strategy.is_distributed:
-            if run.splitting is not None:
+            if strategy.averages_gradients:
                 strategy.average_gradients(run.parameters)
             run.interrupt.start_agreement()
         if run.clips:
@@ -896,7 +896,8 @@ class Trainer:
         """Choose how this run talks to devices and processes. One process on one device builds no Accelerator."""
         self._accelerator: Any = None
         gives_optimizer = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
-        self._strategy = strategy_for(self.args, lambda: self.accelerator, client_optimizer=gives_optimizer)
+        self._strategy = strategy_for(self.args, lambda: self.accelerator, self.model, client_optimizer=gives_optimizer)
+        self.is_tp_enabled = self._strategy.tp_size > 1
 
     def _build_accelerator_args(self, **kwargs: object) -> dict[str, Any]:
         """Keyword arguments for the Accelerator: what `args` says, then `accelerator_kwargs()`, then `kwargs`."""
@@ -1025,12 +1026,13 @@ class Trainer:
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         """Samples per update: micro-batch x accumulation x data-parallel processes that take a batch each."""
-        batches = self._strategy.num_batches_at_once // (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+        batches = self._strategy.num_batches_at_once * self._strategy.tp_size
+        batches //= self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
         return self._train_batch_size * args.gradient_accumulation_steps * max(1, batches)
 
     def get_tp_size(self) -> int:
-        """Processes that share one copy of the model (tensor parallel); the model says so, or 1."""
-        return int(getattr(self.model, "_tp_size", None) or self._parallelism("tp_size"))
+        """Processes that share one copy of the model (tensor parallel), or 1."""
+        return self._strategy.tp_size
 
     def get_cp_size(self) -> int:
         """Processes that share one sequence (context parallel), from `parallelism_config`, or 1."""
@@ -1041,7 +1043,7 @@ class Trainer:
         return self._parallelism("sp_size")
 
     def _parallelism(self, name: str) -> int:
-        return int(getattr(self.args.parallelism_config, name, None) or 1)
+        return parallel_size(self.args.parallelism_config, name)
 
     def compare_trainer_and_checkpoint_args(
         self, training_args: TrainingArguments, trainer_state: TrainerState
@@ -1962,7 +1964,9 @@ class Trainer:
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Hook: write the states of all random generators, one file per process."""
-        checkpoint_save.save_rng(output_dir, rank=self._strategy.process_index, world_size=self._strategy.num_processes)
+        strategy = self._strategy
+        if strategy.is_first_of_group:
+            checkpoint_save.save_rng(output_dir, rank=strategy.process_index, world_size=strategy.num_processes)
 
     def _rotate_checkpoints(self, use_mtime: bool = False, output_dir: str | None = None) -> None:
         """Delete the oldest checkpoints above `save_total_limit`, but never the best, the last, or others' files."""

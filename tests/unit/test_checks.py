@@ -15,7 +15,6 @@ from trainwright.checks import (
     check_something_to_train,
     check_trainable,
     named_eval_set,
-    sharding_error,
 )
 
 
@@ -48,13 +47,28 @@ def test_a_loader_of_ones_own_needs_no_evaluation_set(given):
     check_given(asked, makes_eval_loader=True)
 
 
-@pytest.mark.parametrize("name", ["parallelism_config"])
-def test_engines_that_this_release_lacks_are_refused_by_name(given, name):
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
+        ({"tp_size": 2}, "tp_size=2 does not divide the number of processes of this run, 1"),
+        ({"tp_size": 2, "dp_replicate_size": 3}, "dp_replicate_size=3 x tp_size=2 does not divide"),
+        ({"cp_size": 2}, r"cp_size=2 \(context parallel\) is not in this release"),
+        ({"sp_size": 4}, r"sp_size=4 \(sequence parallel\) is not in this release"),
+        ({"dp_shard_size": 2}, "dp_shard_size=2 shards the model, which fsdp='full_shard' does"),
+    ],
+)
+def test_sizes_that_this_run_cannot_have_are_named_with_their_values(given, sizes, says):
     asked = given()
-    setattr(asked.args, name, {"tp_size": 2})
-    with pytest.raises(ValueError, match=rf"^{name} is about a model that is sharded.*Leave {name} unset") as caught:
-        check_given(asked, makes_eval_loader=False)
-    assert str(caught.value) == str(sharding_error(name))
+    for config in (sizes, types.SimpleNamespace(**sizes)):
+        asked.args.parallelism_config = config
+        with pytest.raises(ValueError, match=f"^parallelism_config: {says}"):
+            check_given(asked, makes_eval_loader=False)
+
+
+def test_sizes_of_one_are_as_none(given):
+    asked = given()
+    asked.args.parallelism_config = {"tp_size": 1, "cp_size": None}
+    check_given(asked, makes_eval_loader=False)
 
 
 def test_a_scheduler_of_a_model_that_is_not_there_yet_is_refused(given):

@@ -146,7 +146,7 @@ class Saves:
             trainer_class,
             list(overridden),
             predicted_bytes(model, None if args.save_only_model else optimizer)[1],
-            is_main=strategy.process_index == 0,
+            is_main=strategy.is_main,
             is_distributed=strategy.is_distributed,
         )
 

@@ -12,6 +12,8 @@ import inspect
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -275,9 +277,28 @@ def _save_pretrained(
     elif not safe:
         save_config(model, directory)
         return False
-    with sink.no_progress_bars(), sink.redirected(model, directory):
+    with sink.no_progress_bars(), sink.redirected(model, directory), _not_divided(model, state_dict):
         model.save_pretrained(directory, **options)
     return True
+
+
+@contextmanager
+def _not_divided(model: Any, whole: Tensors | None) -> Iterator[None]:
+    """Have a model that is divided over processes write the tensors in `whole`: it would gather them once more, for
+    which it waits for processes that do not write.
+    """
+    config = getattr(model, "config", None)
+    divided = [(model, "_tp_size"), (config, "distributed_config")]
+    hidden = [(owner, name, value) for owner, name in divided if (value := getattr(owner, name, None)) is not None]
+    if whole is None:
+        hidden = []
+    try:
+        for owner, name, _ in hidden:
+            setattr(owner, name, None)
+        yield
+    finally:
+        for owner, name, value in hidden:
+            setattr(owner, name, value)
 
 
 def save_config(model: Any, directory: Path) -> None:

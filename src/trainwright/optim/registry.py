@@ -80,6 +80,7 @@ class Row:
     package: str | None = None  # to install
     device: str | None = None  # where alone it runs
     # Whether it steps parameters of which each process has a part as it steps whole ones, also after a resume.
+    # Measured by tests/distributed/test_sharded_optimizers.py, and in training by test_fsdp_optimizers.py.
     sharded: bool = False
 
 
@@ -222,6 +223,17 @@ def optimizer_class_and_kwargs(args: Any, model: nn.Module | None = None) -> tup
     if not isinstance(spec, OptimizerSpec):
         raise TypeError(f"The builder of optim={name!r} must return an OptimizerSpec(cls, kwargs); it gave {spec!r}.")
     return spec.cls, with_options(spec.cls, spec.kwargs, request.options, name)
+
+
+def check_sharded(args: Any, engine: str) -> None:
+    """Raise ValueError where the optimizer that `args.optim` names cannot step the shards of `engine`."""
+    name = args.optim.value if isinstance(args.optim, Enum) else str(args.optim)
+    if name in ROWS and not ROWS[name].sharded:
+        able = sorted(other for other, row in ROWS.items() if row.sharded)
+        raise ValueError(
+            f"optim={name!r} cannot be used with {engine}: it does not step parameters of which each process has a "
+            f"part. Those that do are {able}."
+        )
 
 
 def check_device(args: Any) -> None:

@@ -22,6 +22,7 @@ from trainwright.data.rebalance import BatchRebalanceSampler
 from trainwright.nested import first_samples, num_samples_in
 from trainwright.parallel.exchange import GradientExchange
 from trainwright.parallel.strategy import Strategy
+from trainwright.shards import is_sharded
 
 
 class DistributedStrategy(Strategy):
@@ -41,6 +42,7 @@ class DistributedStrategy(Strategy):
         accelerator.scaler = self.scaler
         self.num_processes = accelerator.num_processes
         self.process_index = accelerator.process_index
+        self.is_main = self.process_index == 0
         self.num_processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.num_processes))
         self._batches_are_even = bool(args.accelerator_config.even_batches)
         self.num_batches_at_once = 1 if args.accelerator_config.split_batches else self.num_processes
@@ -49,7 +51,7 @@ class DistributedStrategy(Strategy):
         self._syncs_each_batch = bool(
             (args.accelerator_config.gradient_accumulation_kwargs or {}).get("sync_each_batch")
         )
-        self.repeats_alone = bool(args.auto_find_batch_size)
+        self.repeats_alone = self.averages_gradients = bool(args.auto_find_batch_size)
         self._exchange: GradientExchange | None = None
         if args.auto_find_batch_size and self._syncs_each_batch:
             raise ValueError(
@@ -74,6 +76,12 @@ class DistributedStrategy(Strategy):
                 timeout=self._timeout,
             )
             return model
+        divided = next((name for name, p in model.named_parameters() if is_sharded(p)), None)
+        if divided is not None:
+            raise ValueError(
+                f"{divided} is divided over processes, in a model that the Trainer did not get when it was made: pass "
+                "it as model=, or say parallelism_config=ParallelismConfig(tp_size=...)."
+            )
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **self._ddp_kwargs)
 
@@ -176,9 +184,7 @@ class DistributedStrategy(Strategy):
         return self.mean(torch.tensor(values, dtype=torch.float32)).tolist()  # type: ignore[no-any-return]
 
     def gather_objects(self, value: Any) -> list[Any]:
-        of_all: list[Any] = [None] * self.num_processes
-        torch.distributed.all_gather_object(of_all, value)
-        return of_all
+        return _of_all(value)
 
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
@@ -195,10 +201,10 @@ class DistributedStrategy(Strategy):
                 staging = stack.enter_context(stage())
         except Exception as caught:
             error = caught
-        of_all = self.gather_objects((self.should_save, staging))
+        of_all, rank = _of_all((self.should_save, staging)), torch.distributed.get_rank()
         if all(where is not None for saves, where in of_all if saves):
             try:  # the ranks of a machine come one after the other, and the first of them stages
-                yield [where for saves, where in of_all[: self.process_index + 1] if saves][-1]
+                yield [where for saves, where in of_all[: rank + 1] if saves][-1]
             except Exception as caught:
                 error = caught
         failed = self.first_error(error)
@@ -214,14 +220,20 @@ class DistributedStrategy(Strategy):
             raise failed
 
     def first_error(self, error: Exception | None) -> Exception | None:
-        where = f"(in process {self.process_index})"
+        where = f"(in process {torch.distributed.get_rank()})"
         found: Exception | None = None
         if isinstance(error, OSError):
             found = OSError(error.errno, f"{error} {where}")
         elif error is not None:
             found = RuntimeError(f"{type(error).__name__}: {error} {where}")
-        of_all = self.gather_objects(found)  # also where this rank has an error: the others wait for it
+        of_all = _of_all(found)  # also where this rank has an error: the others wait for it
         return error or next((other for other in of_all if other is not None), None)
+
+
+def _of_all(value: Any) -> list[Any]:
+    of_all: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(of_all, value)
+    return of_all
 
 
 def _ddp_arguments(args: Any) -> dict[str, Any]:

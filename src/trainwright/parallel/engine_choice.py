@@ -1,10 +1,12 @@
 """Which engine trains the model: what the arguments ask for, and what `accelerate launch` asks for.
 
-Owns: `asked_engine`, and the `Strategy` of that engine. Leaves to others: the engines, and the settings that they read.
+Owns: `asked_engine`, the `Strategy` of that engine, and the sizes in `parallelism_config`. Leaves to others: the
+engines, and the settings that they read.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -14,6 +16,8 @@ from trainwright.interop.environment import env_flag
 from trainwright.names import ParallelMode
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from trainwright.args.training import TrainingArguments
     from trainwright.parallel.strategy import Strategy
 
@@ -31,6 +35,8 @@ class _Arguments(Protocol):
     def fsdp(self) -> object: ...
     @property
     def deepspeed(self) -> object: ...
+    @property
+    def parallelism_config(self) -> Any: ...
 
 
 def sources(args: _Arguments) -> dict[str, Engine]:
@@ -67,11 +73,13 @@ def asked_engine(args: _Arguments) -> Engine:
     return engines[0] if engines else ("ddp" if world_size() > 1 else "plain")
 
 
-def strategy_for(args: TrainingArguments, accelerator: Callable[[], Any], *, client_optimizer: bool) -> Strategy:
+def strategy_for(
+    args: TrainingArguments, accelerator: Callable[[], Any], model: nn.Module | None, *, client_optimizer: bool
+) -> Strategy:
     """The `Strategy` of the engine that is asked for; `accelerator` builds an Accelerator with the settings of the run.
 
-    client_optimizer: the optimizer is not built from `args.optim`. Raises ValueError as `asked_engine` does, and for an
-    engine of several processes in a run of one.
+    model: which may be divided already; None: `model_init` builds it. client_optimizer: the optimizer is not built from
+    `args.optim`. Raises ValueError as `asked_engine` does, and for an engine of several processes in a run of one.
     """
     engine: Engine = asked_engine(args)
     strategy: Strategy
@@ -94,7 +102,57 @@ def strategy_for(args: TrainingArguments, accelerator: Callable[[], Any], *, cli
         strategy = FsdpStrategy(accelerator(), args)
     else:
         from trainwright.parallel.distributed import DistributedStrategy
+        from trainwright.parallel.tensor import TensorParallelStrategy, mesh_for
 
-        strategy = DistributedStrategy(accelerator(), args)
+        device_mesh = mesh_for(args, model)
+        if device_mesh is None:
+            strategy = DistributedStrategy(accelerator(), args)
+        else:
+            strategy = TensorParallelStrategy(accelerator(), args, device_mesh)
     strategy.should_save = args.should_save
     return strategy
+
+
+# -- sizes -------------------------------------------------------------------------------------------------------------
+
+_SIZES = ("dp_replicate_size", "dp_shard_size", "tp_size", "cp_size", "sp_size")
+_SPLIT_SEQUENCES = {"cp_size": "context parallel", "sp_size": "sequence parallel"}
+
+
+def parallel_size(config: Any, name: str) -> int:
+    """`name` in accelerate's ParallelismConfig, or in a dict; 1 where nothing is said."""
+    value = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+    return int(value or 1)
+
+
+def check_parallelism(args: _Arguments) -> None:
+    """Raise ValueError for sizes in `parallelism_config` that this run cannot have. FSDP checks its sizes itself."""
+    config, engine = args.parallelism_config, asked_engine(args)
+    sizes = {name: size for name in _SIZES if (size := parallel_size(config, name)) > 1}
+    if not sizes or engine == "fsdp":
+        return
+    if engine == "deepspeed":
+        name, size = next(iter(sizes.items()))
+        raise ValueError(f"parallelism_config: {name}={size} together with deepspeed is not in this release.")
+    for name, what in _SPLIT_SEQUENCES.items():
+        if name in sizes:
+            raise ValueError(
+                f"parallelism_config: {name}={sizes[name]} ({what}) is not in this release; accelerate runs it on GPUs "
+                "only. Leave it out, and save memory with gradient_checkpointing=True or fsdp='full_shard'."
+            )
+    if "dp_shard_size" in sizes:
+        raise ValueError(
+            f"parallelism_config: dp_shard_size={sizes['dp_shard_size']} shards the model, which fsdp='full_shard' "
+            "does."
+        )
+    product, num_processes = math.prod(sizes.values()), world_size()
+    named = " x ".join(f"{name}={size}" for name, size in sizes.items())
+    if num_processes % product:
+        raise ValueError(
+            f"parallelism_config: {named} does not divide the number of processes of this run, {num_processes}."
+        )
+    if "dp_replicate_size" in sizes and product != num_processes:
+        raise ValueError(
+            f"parallelism_config: {named} is {product} processes, and this run has {num_processes}: dp_replicate_size "
+            f"is {num_processes // sizes.get('tp_size', 1)}, or left out."
+        )

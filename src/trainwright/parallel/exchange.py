@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
+
+from trainwright.shards import local_part
 
 MIB = 1 << 20
 
@@ -23,8 +26,8 @@ MIB = 1 << 20
 class GradientExchange:
     """All methods are collectives: every rank calls them, in the same order.
 
-    `bucket_mib`: gradients reduced together, which is also the memory that an exchange needs. Raises ValueError
-    for a model with sparse gradients.
+    `bucket_mib`: gradients reduced together, which is also the memory that an exchange needs. `peers`: the ranks of
+    each group that exchanges, where not all do together. Raises ValueError for a model with sparse gradients.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class GradientExchange:
         bucket_mib: float | None = None,
         broadcasts_buffers: bool = True,
         timeout: datetime.timedelta | None = None,
+        peers: list[list[int]] | None = None,
     ) -> None:
         for name, module in model.named_modules():
             if getattr(module, "sparse", False) is True:
@@ -43,9 +47,12 @@ class GradientExchange:
                 )
         self._bucket_bytes = int((25 if bucket_mib is None else bucket_mib) * MIB)
         self._broadcasts_buffers = broadcasts_buffers
-        self._num_processes = torch.distributed.get_world_size()
-        self._hosts = torch.distributed.new_group(backend="gloo", timeout=timeout)
-        self._broadcast([*(p.data for p in model.parameters()), *model.buffers()])
+        everyone = [list(range(torch.distributed.get_world_size()))]
+        ranks = everyone if peers is None else peers
+        self._num_processes = len(ranks[0])
+        self._group = subgroup(ranks, timeout) if peers is not None else torch.distributed.group.WORLD
+        self._hosts = subgroup(ranks, timeout, backend="gloo")
+        self._broadcast([*(local_part(p.data) for p in model.parameters()), *model.buffers()])
 
     def begin(self, model: nn.Module) -> None:
         """An update begins: broadcast the buffers of rank 0, as DistributedDataParallel does."""
@@ -65,10 +72,10 @@ class GradientExchange:
             if is_used:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                gradients.append(parameter.grad)
+                gradients.append(local_part(parameter.grad))
         for bucket in self._buckets(gradients):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket]).mul_(1 / self._num_processes)
-            torch.distributed.all_reduce(flat)
+            torch.distributed.all_reduce(flat, group=self._group)
             _copy_back(flat, bucket)
 
     def close(self) -> None:
@@ -79,8 +86,8 @@ class GradientExchange:
     def _broadcast(self, tensors: list[torch.Tensor]) -> None:
         for bucket in self._buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            torch.distributed.broadcast(flat, src=0)
-            if torch.distributed.get_rank() != 0:
+            torch.distributed.broadcast(flat, group=self._group, group_src=0)
+            if torch.distributed.get_rank(self._group) != 0:
                 _copy_back(flat, bucket)
 
     def _buckets(self, tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
@@ -99,6 +106,13 @@ class GradientExchange:
                 bucket.append(tensor)
                 num_bytes += size
             yield bucket
+
+
+def subgroup(ranks: list[list[int]], timeout: datetime.timedelta | None, backend: str | None = None) -> Any:
+    """The group of this process among those of `ranks`, which all processes make together."""
+    return torch.distributed.new_subgroups_by_enumeration(  # type: ignore[no-untyped-call]
+        ranks, timeout=timeout, backend=backend
+    )[0]
 
 
 def _copy_back(flat: torch.Tensor, tensors: list[torch.Tensor]) -> None:

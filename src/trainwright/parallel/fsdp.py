@@ -26,8 +26,9 @@ from torch.optim import Optimizer
 from trainwright import gradients, shards
 from trainwright.args.fsdp_config import FsdpConfig
 from trainwright.names import some
-from trainwright.optim.registry import ROWS
+from trainwright.optim.registry import check_sharded
 from trainwright.parallel.distributed import DistributedStrategy
+from trainwright.parallel.engine_choice import parallel_size
 from trainwright.parallel.fsdp_units import units_to_shard
 
 if TYPE_CHECKING:
@@ -73,6 +74,12 @@ class FsdpStrategy(DistributedStrategy):
             self._modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
             return
         before = dict(model.named_parameters(remove_duplicate=False))
+        divided = next((name for name, parameter in before.items() if shards.is_sharded(parameter)), None)
+        if divided is not None:
+            raise ValueError(
+                f"fsdp with a model that is divided already ({divided}), by tensor parallel for example, is not in "
+                "this release: leave out one of them."
+            )
         units = units_to_shard(model, self.config)
         options = self._options()
         materialised: dict[int, nn.Parameter] = {}
@@ -258,13 +265,7 @@ def check_arguments(args: Any) -> None:
     for name, (is_asked, reason) in reasons.items():
         if is_asked:
             raise ValueError(f"{name} cannot be used with fsdp: {reason}.")
-    optimizer = getattr(args.optim, "value", args.optim)
-    if optimizer in ROWS and not ROWS[optimizer].sharded:
-        able = sorted(name for name, row in ROWS.items() if row.sharded)
-        raise ValueError(
-            f"optim={optimizer!r} cannot be used with fsdp: it does not step parameters of which each process has a "
-            f"part. Those that do are {able}."
-        )
+    check_sharded(args, "fsdp")
 
 
 def make_mesh(device_type: str, config: FsdpConfig, parallelism: Any, num_processes: int) -> DeviceMesh:
@@ -276,12 +277,12 @@ def make_mesh(device_type: str, config: FsdpConfig, parallelism: Any, num_proces
 
     num_replicas = 1
     if parallelism is not None:
-        others = {name: _size(parallelism, name) for name in ("tp_size", "cp_size", "sp_size")}
+        others = {name: parallel_size(parallelism, name) for name in ("tp_size", "cp_size", "sp_size")}
         for name, size in others.items():
             if size > 1:
                 raise ValueError(f"parallelism_config: {name}={size} together with fsdp is not in this release.")
-        num_replicas = _size(parallelism, "dp_replicate_size")
-        num_shards = _size(parallelism, "dp_shard_size")
+        num_replicas = parallel_size(parallelism, "dp_replicate_size")
+        num_shards = parallel_size(parallelism, "dp_shard_size")
         if num_replicas * num_shards != num_processes:
             raise ValueError(
                 f"parallelism_config: dp_replicate_size={num_replicas} x dp_shard_size={num_shards} is "
@@ -299,11 +300,6 @@ def make_mesh(device_type: str, config: FsdpConfig, parallelism: Any, num_proces
         return init_device_mesh(device_type, (num_processes,), mesh_dim_names=("dp_shard",))
     shape = (num_replicas, num_processes // num_replicas)
     return init_device_mesh(device_type, shape, mesh_dim_names=("dp_replicate", "dp_shard"))
-
-
-def _size(parallelism: Any, name: str) -> int:
-    value = parallelism.get(name) if isinstance(parallelism, dict) else getattr(parallelism, name, None)
-    return int(value or 1)
 
 
 def _check_sharded(before: dict[str, nn.Parameter], after: dict[str, nn.Parameter]) -> None:

@@ -32,14 +32,22 @@ def clip_mixed_meshes(parameters: Iterable[nn.Parameter], max_norm: float) -> to
     for parameter in parameters:
         if parameter.grad is not None:
             by_mesh.setdefault(id(_mesh_of(parameter.grad)), []).append(parameter)
-    norms: list[Any] = [
-        nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in by_mesh.values()
-    ]
-    whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
-    total: torch.Tensor = torch.linalg.vector_norm(torch.stack(whole))
+    if not by_mesh:
+        return torch.zeros(())
+    found = [p.grad for group in by_mesh.values() for p in group if p.grad is not None]
+    total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms_by_mesh(found)))
     for group in by_mesh.values():
         nn.utils.clip_grads_with_norm_(group, max_norm, total)
     return total
+
+
+def norms_by_mesh(gradients: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """The norm of the gradients on each mesh, and of those on none, whole on every process."""
+    by_mesh: dict[int, list[torch.Tensor]] = {}
+    for gradient in gradients:
+        by_mesh.setdefault(id(_mesh_of(gradient)), []).append(gradient)
+    norms: list[Any] = [nn.utils.get_total_norm(group) for group in by_mesh.values()]
+    return [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
 
 
 def broadcast_replicated(model: nn.Module) -> None:

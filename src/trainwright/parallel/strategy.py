@@ -26,6 +26,9 @@ class Strategy:
     num_batches_at_once = 1  # loader batches that all ranks consume together: one each, or one that is split
     num_processes_here = 1  # on this machine
     process_index = 0
+    is_main = True  # the first of all
+    tp_size = 1  # processes that have one copy of the model between them (tensor parallel), and count as one
+    is_first_of_group = True  # of those
     is_distributed = False
     should_save = True  # whether this process writes files
     shards_weights = False  # each process holds a part of the weights, the gradients and the optimizer's state
@@ -35,6 +38,7 @@ class Strategy:
     autocasts = True  # the forward pass runs under autocast where the arguments ask for half precision
     measures_norm = False  # the norm of the gradients is taken whether they are clipped or not
     optimizer_cls_and_kwargs: tuple[Callable[..., Optimizer], dict[str, Any]] | None = None  # in place of `args.optim`
+    averages_gradients = False  # in a call after the backward passes of an update
     repeats_alone = True  # whether a process may do its share of an update again without the others taking part
 
     def __init__(self, device: torch.device, *, fp16: bool = False) -> None:

@@ -53,11 +53,12 @@ def profilers_for(
             with undisturbed(model, inputs), autocast():
                 model.forward(**inputs)  # not __call__, which may be compiled, and would be compiled once more
 
+        num_devices = strategy.num_processes * strategy.tp_size * facts.num_replicas
         peak = peak_of(device, _dtype_of_products(args, model), args.peak_tflops_per_s)
         speed = SpeedMeter(
             num_processes=strategy.num_processes,
             flops_of=flops_of or ModelFlops(forward, facts.main_input_name),
-            peak_flops_per_s=None if peak is None else peak * strategy.num_processes * facts.num_replicas,
+            peak_flops_per_s=None if peak is None else peak * num_devices,
             first_step=state.global_step,
             first_tokens=state.num_input_tokens_seen,
         )

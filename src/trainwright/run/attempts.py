@@ -72,7 +72,7 @@ def run_to_its_end(
         finish_saves()
         last = run.saves.last_checkpoint
         excluded = check_rollback(error, run.args.nonfinite, last, run.excluded)
-        checkpoint = resume.find_checkpoint(last, run.output_dir, strategy.process_index == 0)
+        checkpoint = resume.find_checkpoint(last, run.output_dir, strategy.is_main)
         assert checkpoint is not None
         run.excluded = excluded
         run.undo.close()

@@ -142,7 +142,7 @@ def restore_loop(
         plan = plan_from_here(plan, saved["position"]["epoch"], done, state.global_step, accumulation)
         is_over = is_between_epochs or state.global_step == plan.max_steps
         run.owes_epoch_end = bool(saved.get("owes_epoch_end")) and is_over
-        if strategy.process_index == 0:
+        if strategy.is_main:
             say_where(checkpoint, saved["position"], state, plan, args)
     run.load_state_dict(saved, plan, now, done)
     return saved

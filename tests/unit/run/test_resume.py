@@ -144,7 +144,7 @@ def restored(checkpoint, step, *, index=0, number=1, collator=None, found=THREE_
     }  # fmt: skip
     run.args = types.SimpleNamespace(**defaults | settings)
     run.load_state_dict = lambda *values: setattr(run, "put_back", values)
-    strategy = types.SimpleNamespace(process_index=index, num_processes=number)
+    strategy = types.SimpleNamespace(process_index=index, num_processes=number, is_main=index == 0)
     returned = restore_loop(
         run, found, checkpoint, TrainerState(global_step=step),
         samples_per_micro_batch=4, collator=collator, strategy=strategy,
