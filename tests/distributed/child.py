@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))  # as tests/conftest.py does
+
 if __name__ == "__main__":
     folder = Path(sys.argv[2])
     results = importlib.import_module(sys.argv[1]).scenarios(folder)

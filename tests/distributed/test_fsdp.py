@@ -11,17 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from blocks import Block, num_processes
+
 GLOBAL_BATCH = 8
 NUM_STEPS = 4
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.inner, self.outer = nn.LayerNorm(16), nn.Linear(16, 33), nn.Linear(33, 16)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden + self.outer(torch.tanh(self.inner(self.norm(hidden))))
 
 
 class Tiny(nn.Module):
@@ -31,7 +24,7 @@ class Tiny(nn.Module):
         super().__init__()
         torch.manual_seed(1)
         self.embedding = nn.Embedding(31, 16)
-        self.blocks = nn.ModuleList([Block() for _ in range(3)])
+        self.blocks = nn.ModuleList([Block(33) for _ in range(3)])
         self.head = nn.Linear(16, 31, bias=False)
         self.head.weight = self.embedding.weight
         self.forwards = 0
@@ -51,10 +44,6 @@ def samples(count: int = 64) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(0, 31, (count, 5), generator=generator)
     return [{"input_ids": row, "labels": (row * 7 + 3) % 31} for row in rows]
-
-
-def num_processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def sharded() -> dict[str, Any]:

@@ -58,7 +58,9 @@ REFUSED: dict[str, list[dict[str, object]]] = {
 }
 # Row -> where two processes are seen to refuse it.
 REFUSED_BY_TWO = {
-    "`async_save` with parts": test_sharded_checkpoints.test_parts_that_nobody_waits_for_are_refused,
+    "`async_save`, `save_on_each_node` with parts": (
+        test_sharded_checkpoints.test_parts_that_nobody_waits_for_or_on_each_machine_are_refused
+    ),
     "`save_merged_model`": test_fsdp_models.test_merging_a_sharded_model_is_refused_by_name,
     "a given optimizer that has stepped": test_fsdp.test_what_cannot_work_is_one_clear_error_on_every_process,
     "tensor, context and sequence parallelism in `parallelism_config`": (

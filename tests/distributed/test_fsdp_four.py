@@ -11,9 +11,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_fsdp import assert_equal_runs, assert_sharded, num_processes, run
+from test_fsdp import assert_equal_runs, assert_sharded, run
 from test_sharded_checkpoints import PARTS, SAVING, assert_same_state, loaded, train
 
+from blocks import num_processes
 from conftest import launch
 
 pytestmark = pytest.mark.slow

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "shared"))
 
 from line import LineData, LineModel
 from trainwright import Trainer, TrainerCallback, TrainingArguments

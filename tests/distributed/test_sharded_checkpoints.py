@@ -15,9 +15,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from safetensors.torch import load_file
-from test_fsdp import Tiny, assert_sharded, make, num_processes, result_of, weights_of
+from test_fsdp import Tiny, assert_sharded, make, result_of, weights_of
 from torch import nn
 
+from blocks import num_processes
 from trainwright.checkpoint import sharded
 from trainwright.checkpoint.manifest import problems
 
@@ -91,9 +92,11 @@ def scenarios(folder: Path) -> dict[str, Any]:
     found["DDP run"] = train(folder / "DDP run", **SAVING, fsdp="")
     found["loaded of DDP"] = loaded(folder / "of DDP", folder / "DDP run" / "checkpoint-2", **PARTS)
     found["not waited for"] = train(folder / "not waited for", **SAVING, async_save=True)
-    with pytest.raises(ValueError) as caught:
-        make(folder / "refused", async_save=True, **SAVING, **PARTS)
-    found["refused"] = str(caught.value)
+    found["refused"] = {}
+    for name in ("async_save", "save_on_each_node"):
+        with pytest.raises(ValueError) as caught:
+            make(folder / "refused", **{name: True}, **SAVING, **PARTS)
+        found["refused"][name] = str(caught.value)
     return found
 
 
@@ -190,9 +193,10 @@ def test_saves_that_are_not_waited_for_hold_the_same(folder: Path, two: Any) -> 
         assert all(torch.equal(tensor, files[1][name]) for name, tensor in files[0].items())
 
 
-def test_parts_that_nobody_waits_for_are_refused(two: Any) -> None:
+def test_parts_that_nobody_waits_for_or_on_each_machine_are_refused(two: Any) -> None:
     for rank in two:
-        assert "async_save=True cannot be used with state_dict_type='sharded_state_dict'" in rank["refused"]
+        for name, text in rank["refused"].items():
+            assert text.startswith(f"{name}=True cannot be used with state_dict_type='sharded_state_dict'")
 
 
 def test_converted_parts_are_a_checkpoint_of_whole_files(folder: Path, tmp_path: Path, capsys: Any) -> None:

@@ -11,8 +11,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_tensor_parallel import BATCH, NUM_STEPS, largest_difference, make, num_processes, result_of, samples
+from test_tensor_parallel import BATCH, NUM_STEPS, largest_difference, make, result_of, samples
 
+from blocks import num_processes
 from conftest import launch
 
 pytestmark = pytest.mark.slow

@@ -12,18 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from blocks import Block, num_processes
+
 BATCH, NUM_STEPS = 4, 6
 # Of transformers, on a CPU: 4.55 asks for an accelerator.
 HAS_PLANS = int(importlib.metadata.version("transformers").partition(".")[0]) >= 5
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.inner, self.outer = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden + self.outer(torch.tanh(self.inner(self.norm(hidden))))
 
 
 class Tiny(nn.Module):
@@ -33,7 +26,7 @@ class Tiny(nn.Module):
         super().__init__()
         torch.manual_seed(1)
         self.embedding = nn.Embedding(32, 16)
-        self.blocks = nn.ModuleList([Block() for _ in range(2)])
+        self.blocks = nn.ModuleList([Block(32) for _ in range(2)])
         self.head = nn.Linear(16, 32, bias=False)
         self.seen: list[list[int]] = []  # the first token of each row of each training batch
         self.faulty_at: int | None = None
@@ -54,10 +47,6 @@ class Tiny(nn.Module):
         if self.training and self.faulty_at == len(self.seen):
             loss = loss * float("nan")
         return {"loss": loss, "logits": logits}
-
-
-def num_processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def divided(model: nn.Module) -> nn.Module:

@@ -12,17 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from regression import GLOBAL_BATCH, Data, Model, make, num_processes, result_of, trained, weights_of, zero
+from regression import GLOBAL_BATCH, Data, Model, error_of, make, num_processes, result_of, trained, weights_of, zero
 
 # -- scenarios: run in each of two processes, and in one without an engine ---------------------------------------------
-
-
-def error_of(function: Any) -> str:
-    try:
-        function()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 def facts_of_engine(folder: Path, stage: int) -> dict[str, Any]:
@@ -429,16 +421,18 @@ def test_accelerate_launch_starts_the_engine_that_its_file_names(two: Any, tmp_p
         f"deepspeed_config:\n  deepspeed_config_file: {tmp_path / 'ds.json'}\n"
     )
     (tmp_path / "train.py").write_text(
-        "from pathlib import Path\nfrom regression import make\n"
+        "import os\nfrom pathlib import Path\nfrom regression import make\n"
         f"trainer = make(Path({str(tmp_path)!r}), None)\ntrainer.train()\n"
         "if trainer.is_world_process_zero():\n"
         "    print('stage', trainer.deepspeed.zero_optimization_stage(), 'of', trainer.deepspeed.dp_world_size)\n"
+        "    print('the launcher said', 'ACCELERATE_CONFIG_DS_FIELDS' in os.environ)\n"
         "    trainer.save_state()\n"
     )
     launch = ("-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "accelerate.yaml"))
     done = run_script(str(tmp_path / "train.py"), *launch)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "stage 3 of 2" in done.stdout
+    assert "the launcher said True" in done.stdout  # also to code that comes after
     history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     losses = [line["loss"] for line in history if "loss" in line]
     assert losses == pytest.approx(two[0]["plain 3"]["losses"], abs=1e-6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from regression import Data, make, num_processes, result_of, weights_of, zero
+from regression import Data, error_of, make, num_processes, result_of, weights_of, zero
 from torchrun import run
 
 # -- scenarios ---------------------------------------------------------------------------------------------------------
@@ -49,14 +48,6 @@ def saved(folder: Path, stage: int, dropout: float, **given: Any) -> dict[str, A
     trainer = make(folder, zero(stage, **given.pop("config", {})), Dropping(dropout), **{**SAVES, **given})
     trainer.train()
     return result_of(trainer)
-
-
-def error_of(function: Any) -> str:
-    try:
-        function()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 def seen_files(folder: Path) -> list[str]:
@@ -191,13 +182,15 @@ def test_a_checkpoint_of_another_engine_is_refused_with_the_reason(scenario: str
 
 
 def test_a_part_that_names_a_foreign_class_is_not_loaded(two: Any, folder: Path, tmp_path: Path) -> None:
+    from deepspeed.runtime.lr_schedules import WarmupLR  # type: ignore[import-not-found,unused-ignore]
+
     from trainwright.parallel.deepspeed_checkpoint import _check_objects
 
     part = tmp_path / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
-    torch.save({"optimizer_state_dict": Path("harmless")}, part)
-    torch.save({"optimizer_state_dict": os.system}, part)
-    with pytest.raises(ValueError, match="system"):
-        _check_objects([str(part)])
+    for foreign, name in ((Path("harmless"), "pathlib"), (WarmupLR, "WarmupLR")):
+        torch.save({"optimizer_state_dict": foreign}, part)
+        with pytest.raises(ValueError, match=name):
+            _check_objects([str(part)])
     for path in (folder / "zero2" / "checkpoint-4").rglob("*.pt"):
         if path.name.endswith("_states.pt"):
             _check_objects([str(path)])

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from blocks import num_processes
+
 GLOBAL_BATCH = 8  # samples per micro-batch, over all processes
-
-
-def num_processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class Data(torch.utils.data.Dataset):
@@ -81,6 +79,15 @@ def make(folder: Path, config: Any, model: Any = None, **given: Any) -> Any:
     if "model_init" not in trainer:
         trainer["model"] = Model() if model is None else model
     return cls(args=args, **trainer)
+
+
+def error_of(function: Any) -> str:
+    """What `function()` raises, as text; "" where it returns."""
+    try:
+        function()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def weights_of(trainer: Any) -> dict[str, torch.Tensor]:

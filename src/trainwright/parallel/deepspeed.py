@@ -345,10 +345,9 @@ def _check_accelerator(args: TrainingArguments) -> None:
 
 
 def _tell_accelerate(accelerator: Any, config: dict[str, Any]) -> None:
-    fields = os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)  # accelerate refuses a configuration beside them
     from accelerate.utils import DeepSpeedPlugin, DistributedType
 
-    fields = os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)  # accelerate refuses a whole configuration beside them
+    fields = os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)  # with them accelerate refuses a whole configuration
     try:
         plugin = DeepSpeedPlugin(hf_ds_config=copy.deepcopy(config), zero3_init_flag=False)
     finally:

@@ -394,6 +394,7 @@ REFUSED: dict[str, tuple[Any, tuple[int, ...], str]] = {
     "auto_find_batch_size": (
         bool, _ALL, "a process that repeats its share of an update alone leaves the others waiting"
     ),
+    "save_on_each_node": (bool, _ALL, "its parts belong together: save into a directory that all machines share"),
     "optimizer_in_backward": (bool, _ALL, "DeepSpeed owns gradients until its step"),
     "nonfinite": (
         lambda value: value == "rollback", _ALL, '"rollback" cannot put an engine back: use "raise" or "skip"'

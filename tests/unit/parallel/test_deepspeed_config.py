@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from trainwright.optim.build import build_optimizer
 from trainwright.optim.registry import ROWS, optimizer_class_and_kwargs
 from trainwright.parallel import deepspeed_config as ds
 
+PAGE = Path(__file__).parents[3] / "docs" / "distributed.md"
 EVERY_AUTO = {
     "train_batch_size": "auto",
     "train_micro_batch_size_per_gpu": "auto",
@@ -273,6 +275,20 @@ def test_what_the_engine_does_not_do_is_refused_by_name(config: Any, given: dict
     found = ds.Requested(config, "deepspeed")
     with pytest.raises(ValueError, match=says):
         ds.check_supported(found, args, device_type="cpu")
+
+
+def test_the_table_of_the_page_names_what_is_refused_at_each_stage() -> None:
+    section = PAGE.read_text(encoding="utf-8").partition("## DeepSpeed")[2].partition("\n## ")[0]
+    refused: dict[str, set[str]] = {"stages 1, 2": set(), "stage 3": set()}
+    for row in section.splitlines():
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        if len(cells) == 3:
+            names = {name.partition("=")[0] for name in re.findall(r"`([\w=\"]+)`", cells[0])}
+            for stages, verdict in zip(refused, cells[1:]):
+                refused[stages] |= names if verdict == "refused" else set()
+    of_trainer = {"save_merged_model"}  # which refuses where weights are in parts
+    assert refused["stages 1, 2"] == {name for name, (_, stages, _) in ds.REFUSED.items() if 2 in stages}
+    assert refused["stage 3"] == {name for name, (_, stages, _) in ds.REFUSED.items() if 3 in stages} | of_trainer
 
 
 def test_several_refusals_are_one_error() -> None:
