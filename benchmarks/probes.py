@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import sys
 import time
 import weakref
@@ -199,6 +200,18 @@ class Stopwatch:
 def still_progress_bars() -> Iterator[None]:
     """Bars made in here count steps but redraw for no passage of time, so that counts do not depend on the machine."""
     with mock.patch("tqdm.std.time", sys.getswitchinterval):  # any C function that always returns the same number
+        yield
+
+
+@contextlib.contextmanager
+def silenced(*, still: bool) -> Iterator[None]:
+    """Nothing is printed in here; with `still` progress bars are still, too, as counts need it and times do not."""
+    with contextlib.ExitStack() as stack:
+        nowhere = stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(contextlib.redirect_stdout(nowhere))
+        stack.enter_context(contextlib.redirect_stderr(nowhere))
+        if still:
+            stack.enter_context(still_progress_bars())
         yield
 
 

@@ -16,7 +16,6 @@ gloo spins.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import statistics
@@ -120,13 +119,7 @@ def probe_run(contender: Contender, kind: str, num_steps: int) -> Any:
     """Run one loop in all processes; returns the probe of this one, which watched `num_steps` steps."""
     probe = PROBES[kind]()
     collator = toy.MeasuringCollator(WARM_UP_STEPS, WARM_UP_STEPS + num_steps, start=probe.start, stop=probe.stop)
-    still = contextlib.nullcontext() if kind == "time" else probes.still_progress_bars()
-    with (
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-        still,
-    ):
+    with probes.silenced(still=kind != "time"):
         contender.run(collator, WARM_UP_STEPS + num_steps + 2, True)
     distributed.barrier()
     return probe
@@ -213,7 +206,6 @@ def peak_of_training(engine: str) -> float:
             directory, max_steps=3, per_device_train_batch_size=1, save_strategy="no", report_to="none", use_cpu=True,
             disable_tqdm=True, **more,
         )  # fmt: skip
-        distributed.barrier() if distributed.is_initialized() else None
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = _resident("VmHWM")
         Trainer(Blocks(), arguments, train_dataset=BlockData()).train()

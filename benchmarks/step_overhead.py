@@ -11,7 +11,6 @@ Owns: the order of measurements, the table, the JSON. Leaves to others: the loop
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import json
 import os
@@ -46,13 +45,7 @@ def probe_run(contender: Contender, kind: str, num_steps: int, cpu: bool) -> Any
     collator = toy.MeasuringCollator(
         WARM_UP_STEPS * size, (WARM_UP_STEPS + num_steps) * size, start=probe.start, stop=probe.stop
     )
-    still = contextlib.nullcontext() if kind == "time" else probes.still_progress_bars()
-    with (
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-        still,
-    ):
+    with probes.silenced(still=kind != "time"):
         contender.run(collator, WARM_UP_STEPS + num_steps + 2, cpu)  # 2: some loops fetch a batch ahead
     return probe
 
