@@ -67,6 +67,7 @@ class Run:
     def end(self) -> None:
         self.log({"train_runtime": 9.0, "train_loss": 2.0, "total_flos": 7.0, "epoch": 1.0})
         self.event("on_train_end")
+        self.callback.training_ended("finished")
 
     def save(self) -> Path:
         """Write a checkpoint of the current step and tell the callback."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainwright.interop.optional import is_installed
 from trainwright.state import TrainerState
-from trainwright.tracking.base import TrackerCallback, arguments_of, model_config_of
+from trainwright.tracking.base import Status, TrackerCallback, arguments_of, model_config_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,24 +43,19 @@ class TensorBoardCallback(TrackerCallback):
             self._log_dir = os.path.join(self._log_dir, state.trial_name)
         if self.tb_writer is None:
             self.tb_writer = summary_writer(self._log_dir)
+            self._owns_run = True
         self.tb_writer.add_text("args", _as_markdown(arguments_of(args, sanitized=False)))
         if config := model_config_of(model):
             self.tb_writer.add_text("model_config", _as_markdown(config))
 
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
-        if self.tb_writer is None:  # evaluate() after train(): a second event file in the same directory continues it
-            self.tb_writer = summary_writer(self._log_dir)
         for name, value in metrics.items():
             self.tb_writer.add_scalar(name, value, state.global_step)
         self.tb_writer.flush()
 
-    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self.tb_writer is not None:
-            self.tb_writer.close()
-            self.tb_writer = None
+    def end(self, status: Status) -> None:
+        writer, self.tb_writer = self.tb_writer, None
+        writer.close()
 
 
 def summary_writer(log_dir: str | None) -> Any:

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from trainwright.state import TrainerState
-from trainwright.tracking.base import TrackerCallback, run_config, run_name_of
+from trainwright.tracking.base import Status, TrackerCallback, run_config, run_name_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,11 +63,9 @@ class TrackioCallback(TrackerCallback):
     def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         static_space = getattr(args, "trackio_static_space_id", None)
         if static_space:
-            self.close()
+            self.close()  # a later log line continues the run
             self._trackio.sync(project=self._project, space_id=static_space, sdk="static", force=True)
 
-    def close(self) -> None:
-        if self._run is not None:
-            self._run.finish()
-            self._run = None
-            self._initialized = False  # a later log line resumes the run by its name
+    def end(self, status: Status) -> None:
+        run, self._run = self._run, None
+        run.finish()

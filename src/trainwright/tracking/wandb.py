@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from trainwright.interop.environment import env_choice
 from trainwright.state import TrainerState
-from trainwright.tracking.base import TOTALS, TrackerCallback, run_config, run_name_of
+from trainwright.tracking.base import TOTALS, Status, TrackerCallback, run_config, run_name_of
 from trainwright.tracking.model_files import model_files, trained_model_directory
 
 if TYPE_CHECKING:
     from torch import nn
 
     from trainwright.args.training import TrainingArguments
+
+
+_EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255}  # all but 0 are shown as failed or crashed
 
 
 class WandbCallback(TrackerCallback):
@@ -42,7 +45,6 @@ class WandbCallback(TrackerCallback):
     def __init__(self) -> None:
         super().__init__()
         self._wandb: Any = None  # the package, for subclasses that log tables and images
-        self._owns_run = False
         modes = ("end", "checkpoint", "false", "true", "0", "1")
         mode = env_choice("WANDB_LOG_MODEL", modes, default="false")
         self._log_model = {"true": "end", "1": "end", "0": "false"}.get(mode, mode)
@@ -91,10 +93,9 @@ class WandbCallback(TrackerCallback):
                 artifact.add_file(str(path), name=path.name)
             self._wandb.run.log_artifact(artifact)
 
-    def close(self) -> None:
-        if self._owns_run and self._wandb.run is not None:
-            self._wandb.finish()
-        self._owns_run = False
+    def end(self, status: Status) -> None:
+        if self._wandb.run is not None:
+            self._wandb.finish(exit_code=_EXIT_CODES[status])
 
     def _artifact(self, prefix: str, args: TrainingArguments, state: TrainerState) -> Any:
         chosen = run_name_of(args, state)
