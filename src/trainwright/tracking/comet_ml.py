@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -100,6 +100,13 @@ class CometCallback(TrackerCallback):
     def run_id(self) -> str | None:
         key: str = self._experiment.get_key()
         return key
+
+    def arrived(self) -> Mapping[str, int] | None:
+        # The archive of an offline experiment is written at its end: a process that crashed left none.
+        directory = getattr(self._experiment, "offline_directory", None)
+        if directory is None or any(Path(directory).glob(f"{self.run_id()}*.zip")):
+            return None
+        return {}
 
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
         with self._same_step():

@@ -117,7 +117,8 @@ class NeptuneCallback(TrackerCallback):
             self._run["sys/group_tags"].add(group)
 
     def run_id(self) -> str | None:
-        return self._id
+        mode = self._init_kwargs.get("mode") or os.environ.get("NEPTUNE_MODE")
+        return None if mode == "offline" else self._id  # which is not stored offline
 
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
         for name, value in metrics.items():

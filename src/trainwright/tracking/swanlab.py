@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainwright.interrupt import same_handlers
@@ -84,6 +84,11 @@ class SwanLabCallback(TrackerCallback):
     def run_id(self) -> str | None:
         # What is only looked at on this machine is in a folder of its own for each process.
         return self._run.id if self._run.mode in ("online", "offline") else None
+
+    def arrived(self) -> Mapping[str, int]:
+        # All may be sent again: the package drops what a continued run has, and of a process that crashed offline it
+        # has almost nothing.
+        return {}
 
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
         points = {name: self._place(name, state.global_step, value) for name, value in metrics.items()}
