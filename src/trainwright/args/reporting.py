@@ -40,8 +40,8 @@ class ReportingArguments(RunArguments):
 
     report_to: list[str] | str | None = option(
         None,
-        "Trackers that receive the logs: names, 'all' installed ones, or 'none'. Without it: 'all' where transformers 4 "
-        "is installed, else 'none'.",
+        "Trackers that receive the logs: names, 'all' installed ones, or 'none'. Without it: 'all' where transformers "
+        "4 is installed, else 'none'.",
     )
     run_name: str | None = option(None, "Name of the run in the trackers. Without it: output_dir.")
     logging_dir: str | None = option(None, "Folder of TensorBoard's files. Without it: output_dir/runs/<date>_<host>.")
