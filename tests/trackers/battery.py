@@ -56,6 +56,7 @@ class Reader:
     # lines" (after train()), "runs" (keeps one only), "names" and "group" (of trials).
     lacks: ClassVar[dict[str, str]] = {}
     sends_within_s: ClassVar[float] = 0.0  # what a process that crashes has not sent by then is lost
+    calls_per_step: ClassVar[int] = 0  # between two log lines
     constructor: ClassVar[dict[str, Any]] = {}  # arguments of the callback, which is given to the Trainer then
 
     def environment(self, folder: Path) -> dict[str, str]:
@@ -125,6 +126,7 @@ def _as_program(action: Callable[[], Any], folder: Path, variables: dict[str, st
     os.chdir(folder)
     sys.argv = [str(folder / "train.py")]  # of the user
     atexit._clear()  # what is left of the parent
+    threading._threading_atexits.clear()
     try:
         return action()
     except BaseException as error:
@@ -138,6 +140,8 @@ def _as_program(action: Callable[[], Any], folder: Path, variables: dict[str, st
         for thread in threading.enumerate():  # as Python does
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join(60)
+        for hook in reversed(threading._threading_atexits):  # before the others; Comet's is one
+            hook()
         atexit._run_exitfuncs()
 
 

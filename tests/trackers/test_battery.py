@@ -186,3 +186,9 @@ def test_what_is_kept_of_odd_names_and_values_is_what_the_page_says(reader, run)
         pytest.skip("the page tells of another release")
     _, runs = run("odd_values")
     odd_values.check(reader, runs[0])
+
+
+def test_a_tracker_adds_nothing_to_a_step_between_two_log_lines(reader, tmp_path):
+    without, with_tracker = program(reader, tmp_path, lambda: scenarios.cost(reader))
+    assert min(without) > 0
+    assert all(ours <= bare + reader.calls_per_step * 40 for ours, bare in zip(with_tracker, without))
