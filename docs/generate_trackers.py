@@ -111,8 +111,8 @@ def _odd_values(readers: dict[str, Reader]) -> str:
     odd: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     settings = [label(name) for name in ODD_PARAMETERS if not name.startswith("many_")] + [MANY]
     parts = [
-        "\nWhat is stored of a log line. An empty cell: just that. A name is shown as the tracker has it; what is *left "
-        "out* costs a warning.\n\n",
+        "\nWhat is stored of a log line. An empty cell: just that. A name is shown as the tracker has it; *left out* "
+        "means with a warning.\n\n",
         _odd_table("values", [label(name) for name in ODD_SCALARS], _shown(ODD_SCALARS), odd),
         "\nWhat is stored of the arguments and of the model configuration:\n\n",
         _odd_table("settings", settings, _shown(ODD_PARAMETERS), odd),
