@@ -7,6 +7,7 @@ all other WANDB_* variables, which the package reads itself. Source: seed 000.
 from __future__ import annotations
 
 import os
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from trainwright.interop.environment import env_choice
@@ -60,7 +61,7 @@ class WandbCallback(ModelArtifacts):
             if self._resume_id is not None:
                 chosen.update(id=self._resume_id, resume="allow")
             elif os.environ.get("WANDB_RUN_ID") in _used_ids:  # of an earlier training in this process
-                chosen["id"] = wandb.util.generate_id()
+                chosen["id"] = uuid.uuid4().hex[:8]
             if _FLUSH_INTERVAL in getattr(wandb.Settings, "model_fields", {}):
                 # A process that is killed loses what is not yet in the file of an offline run: 15 s by default.
                 chosen["settings"] = wandb.Settings(**{_FLUSH_INTERVAL: 1.0})
