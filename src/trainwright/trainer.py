@@ -328,6 +328,7 @@ class Trainer:
         if self._created_lr_scheduler:
             self.lr_scheduler, self._created_lr_scheduler = None, False
 
+        self._compare_data_with_model(run)
         train_dataloader = self.get_train_dataloader()
         if args.packs:
             from trainwright.data.packing_from_args import check_packed
@@ -552,6 +553,7 @@ class Trainer:
             # A callback may have put another hook in the place of one that was bound.
             if instance_attributes & BOUND and not self._hooks.are_those_of(self):
                 self._bind_step(run, **run.of_epoch)
+            batch_samples: list[Inputs] = []
             try:
                 batch_samples, num_items = run.get_batch_samples(
                     epoch_iterator, num_batches, device=self._strategy.device
@@ -559,9 +561,13 @@ class Trainer:
                 if not batch_samples:
                     state.epoch = progress.data_ended()
                     break
+                if run.first_batch_is_unchecked:
+                    run.check_first_batch(batch_samples[0])
                 progress.last_update = learning_rate, grad_norm = run.update(model, batch_samples, num_items)
-            except BaseException:
+            except BaseException as error:
                 run.is_mid_step = True
+                if (explained := run.explained(error, batch_samples)) is not error:
+                    raise explained from error
                 raise
             state.global_step += 1
             if self._average is not None:
@@ -1534,6 +1540,28 @@ class Trainer:
     def _token_padding(self) -> int | None:
         """What pads rows of integers among the predictions to the widest; None: -100, as everything else."""
         return None
+
+    def _compare_data_with_model(self, run: Run) -> None:
+        """Find labels that the model cannot learn, and be ready to look at the first batch and at one that fails."""
+        from trainwright.preflight.check import Preflight
+
+        run.preflight = preflight = Preflight(
+            self.model,
+            label_names=self.label_names,
+            loss_is_the_models="compute_loss" not in self._hooks.overridden and self.compute_loss_func is None,
+            is_packed=self.args.packs,
+            collator=self.data_collator,
+            dataset=self.train_dataset,
+        )
+        run.first_batch_is_unchecked = self.args.preflight
+        if not self.args.preflight:
+            return
+        if not self._is_overridden("get_train_dataloader"):
+            preflight.check_dataset(self.train_dataset, "train_dataset")
+        if self.args.eval_strategy != "no" and not self._is_overridden("get_eval_dataloader"):
+            sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+            for name, dataset in sets.items():
+                preflight.check_dataset(dataset, f"eval_dataset[{name!r}]" if name else "eval_dataset")
 
     def _try_evaluation_batches(self) -> None:
         """Make one batch of each evaluation set, to find what would end the run at its first evaluation."""
