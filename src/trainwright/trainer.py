@@ -553,7 +553,7 @@ class Trainer:
             # A callback may have put another hook in the place of one that was bound.
             if instance_attributes & BOUND and not self._hooks.are_those_of(self):
                 self._bind_step(run, **run.of_epoch)
-            batch_samples: list[Inputs] = []
+            is_read = False
             try:
                 batch_samples, num_items = run.get_batch_samples(
                     epoch_iterator, num_batches, device=self._strategy.device
@@ -561,12 +561,13 @@ class Trainer:
                 if not batch_samples:
                     state.epoch = progress.data_ended()
                     break
+                is_read = True
                 if run.first_batch_is_unchecked:
                     run.check_first_batch(batch_samples[0])
                 progress.last_update = learning_rate, grad_norm = run.update(model, batch_samples, num_items)
             except BaseException as error:
                 run.is_mid_step = True
-                if (explained := run.explained(error, batch_samples)) is not error:
+                if (explained := run.explained(error, batch_samples if is_read else [])) is not error:
                     raise explained from error
                 raise
             state.global_step += 1
