@@ -646,6 +646,8 @@ class Trainer:
             if weights is not None:
                 run.weight = weights[index - 1]
             if strategy.is_distributed:
+                if index == num_batches:
+                    run.interrupt.start_agreement()
                 with _NOTHING if index == num_batches else self._defer_fsdp_gradient_reduction():
                     loss = run.training_step(model, inputs, num_items_in_batch=num_items)
             else:
@@ -654,10 +656,8 @@ class Trainer:
             if index < num_batches and listeners["on_substep_end"]:
                 self.control = handler.on_substep_end(args, state, self.control)
 
-        if strategy.is_distributed:
-            if strategy.averages_gradients:
-                strategy.average_gradients(run.parameters)
-            run.interrupt.start_agreement()
+        if strategy.averages_gradients:
+            strategy.average_gradients(run.parameters)
         if run.clips:
             grad_norm = self._clip_grad_norm(model) if num_batches else torch.zeros(())  # ()
         if listeners["on_pre_optimizer_step"]:

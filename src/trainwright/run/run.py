@@ -178,7 +178,7 @@ class Run:
         if is_distributed:
             from trainwright.parallel.lost_ranks import LostRanks
 
-            self._opened.enter_context(LostRanks(self.args.ddp_timeout))
+            self._opened.enter_context(LostRanks(self.args.ddp_timeout, self.saves.hand_over))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
