@@ -83,6 +83,7 @@ class TrainerState:
         # No fields: they are never saved, compared or printed.
         self._log_text = LogText(default=_plain)
         self.places_of_checkpoints: tuple[str, ...] = ()  # further directories that may hold the best checkpoint
+        self.training_id: str | None = None  # the same in a resumed training, another one in all others
         if self.log_history is None:
             self.log_history = []
         if self.stateful_callbacks is None:

@@ -70,7 +70,7 @@ from trainwright.seeding import seed_run
 from trainwright.splitting import one_row
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.techniques import precision
-from trainwright.tracking.base import get_reporting_integration_callbacks
+from trainwright.tracking.base import end_trial, reporting_callbacks, tracked_training
 from trainwright.window import LossWindow
 
 if TYPE_CHECKING:
@@ -223,8 +223,7 @@ class Trainer:
 
         self.state = self._fresh_state()
         self.control = TrainerControl()
-        reporting = get_reporting_integration_callbacks(self.args.report_to)
-        all_callbacks = [DefaultFlowCallback, *reporting, *given_callbacks]
+        all_callbacks = [DefaultFlowCallback, *reporting_callbacks(self.args.report_to), *given_callbacks]
         self.callback_handler = CallbackHandler(
             all_callbacks, self.model, processing_class, self.optimizer, self.lr_scheduler
         )
@@ -274,7 +273,7 @@ class Trainer:
         self.state = self._fresh_state()
         self._run = run = self._new_run(trial, ignore_keys_for_eval)
         try:
-            with run:
+            with tracked_training(self.callback_handler), run:
                 self._hp_search_setup(trial)
                 self._train_batch_size = self.args.train_batch_size
                 # With `model_init` each call trains a new model, and each trial of a search.
@@ -454,6 +453,7 @@ class Trainer:
             samples_per_micro_batch=self._train_batch_size * strategy.num_batches_at_once,
             collator=self.data_collator,
         )
+        self.state.training_id = run.saves.run["id"] if run.saves.run is not None else None
         self.state.is_hyper_param_search = trial is not None
         self.state.init_training_references(self, run.plan.max_steps, run.plan.num_train_epochs, trial)
         return run.first_epoch, run.first_micro_batch
@@ -2176,19 +2176,15 @@ class Trainer:
 
     def _run_trial(self, trial: Trial, checkpoint_dir: str | None = None) -> float | list[float]:
         """Train one trial; returns its objective."""
-        from trainwright.search.failures import is_trial_failure
-
         self.objective: float | list[float] | None = None
         try:
             self.train(resume_from_checkpoint=checkpoint_dir, trial=trial)
-        except Exception as error:
-            if is_trial_failure(error):  # the search continues, so trackers close the run of this trial
-                self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-            raise
-        if self.objective is None:
-            assert self._search is not None  # which runs this trial
-            self.objective = self._search.compute_objective(self.evaluate())
-        return self.objective
+            if self.objective is None:
+                assert self._search is not None  # which runs this trial
+                self.objective = self._search.compute_objective(self.evaluate())
+            return self.objective
+        finally:
+            end_trial(self.callback_handler)
 
     def _hp_search_setup(self, trial: Trial) -> None:
         """Hook: put a trial's hyper-parameters into `self.args`, each as the type of its field."""

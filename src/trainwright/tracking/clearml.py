@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainwright.interop.environment import env_flag
 from trainwright.state import TrainerState
-from trainwright.tracking.base import TOTALS, TrackerCallback, arguments_of, model_config_of, run_name_of
+from trainwright.tracking.base import TOTALS, Status, TrackerCallback, arguments_of, model_config_of, run_name_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +40,6 @@ class ClearMLCallback(TrackerCallback):
         super().__init__()
         self._clearml: Any = None
         self._clearml_task: Any = None
-        self._owns_task = False
         self._log_model = env_flag("CLEARML_LOG_MODEL")
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
@@ -60,7 +59,7 @@ class ClearMLCallback(TrackerCallback):
                 auto_connect_frameworks={"tensorboard": False, "pytorch": False},
                 output_uri=True if self._log_model else None,
             )
-            self._owns_task = True
+            self._owns_run = True
         if name := run_name_of(args, state):
             self._clearml_task.set_comment(name)
         self._clearml_task.connect(
@@ -89,7 +88,7 @@ class ClearMLCallback(TrackerCallback):
     def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         self._clearml_task.flush(wait_for_uploads=True)
 
-    def close(self) -> None:
-        if self._owns_task and self._clearml_task is not None:
-            self._clearml_task.close()
-        self._owns_task = False
+    def end(self, status: Status) -> None:
+        if status != "finished":
+            self._clearml_task.mark_failed(status_reason=status)
+        self._clearml_task.close()

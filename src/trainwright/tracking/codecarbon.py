@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from trainwright.state import TrainerState
-from trainwright.tracking.base import TrackerCallback
+from trainwright.tracking.base import Status, TrackerCallback
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +23,7 @@ class CodeCarbonCallback(TrackerCallback):
     """Measure from the start to the end of training; `emissions.csv` goes to `output_dir`. Log lines are not sent."""
 
     tracker_name = "codecarbon"
+    stays_open = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,6 +36,7 @@ class CodeCarbonCallback(TrackerCallback):
         tracker_class = codecarbon.OfflineEmissionsTracker if offline else codecarbon.EmissionsTracker
         os.makedirs(str(args.output_dir), exist_ok=True)
         self.tracker = tracker_class(output_dir=args.output_dir)
+        self._owns_run = True
         self.tracker.start()
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
@@ -43,11 +45,6 @@ class CodeCarbonCallback(TrackerCallback):
     def on_predict(self, *args: Any, **kwargs: Any) -> None:
         """No-op, as `on_log`."""
 
-    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
-        self.close()
-        self._initialized = False  # a second train() is measured separately
-
-    def close(self) -> None:
-        if self.tracker is not None:
-            self.tracker.stop()
-            self.tracker = None
+    def end(self, status: Status) -> None:
+        tracker, self.tracker = self.tracker, None
+        tracker.stop()

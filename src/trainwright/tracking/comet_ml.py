@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainwright.interop.environment import env_choice, env_flag
 from trainwright.state import TrainerState
-from trainwright.tracking.base import TrackerCallback, arguments_of, model_config_of, run_name_of
+from trainwright.tracking.base import Status, TrackerCallback, arguments_of, model_config_of, run_name_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +38,6 @@ class CometCallback(TrackerCallback):
     def __init__(self) -> None:
         super().__init__()
         self._experiment: Any = None
-        self._owns_experiment = False
         modes = ("get_or_create", "create", "get", "online", "offline", "disabled")
         self._mode = env_choice("COMET_MODE", modes, default="get_or_create")
         if self._mode == "disabled":
@@ -56,11 +55,11 @@ class CometCallback(TrackerCallback):
             running = None
         if state.is_hyper_param_search and running is None:
             mode = "create"  # one experiment per trial
-        self._owns_experiment = running is None
         self._experiment = running or comet_ml.start(
             online=online, mode=mode, project_name=os.environ.get("COMET_PROJECT_NAME")
         )
-        if self._owns_experiment and (name := run_name_of(args, state)):
+        self._owns_run = running is None
+        if self._owns_run and (name := run_name_of(args, state)):
             self._experiment.set_name(name)
         self._experiment.log_other("Created from", "trainwright")
         self._experiment.log_parameters(
@@ -80,7 +79,5 @@ class CometCallback(TrackerCallback):
                 args.output_dir, recursive=True, log_file_name=True, step=state.global_step
             )
 
-    def close(self) -> None:
-        if self._owns_experiment and self._experiment is not None:
-            self._experiment.end()
-        self._owns_experiment = False
+    def end(self, status: Status) -> None:
+        self._experiment.end()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainwright.interop.environment import env_flag
 from trainwright.state import TrainerState
-from trainwright.tracking.base import TrackerCallback, run_config
+from trainwright.tracking.base import Status, TrackerCallback, run_config
 from trainwright.tracking.model_files import write_model
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class DVCLiveCallback(TrackerCallback):
 
     tracker_name = "dvclive"
     rewrites_names = False  # DVCLive has its conventions for names
+    stays_open = False
 
     def __init__(self, live: Any = None, log_model: str | bool | None = None, **kwargs: Any) -> None:
         super().__init__()
@@ -50,6 +51,7 @@ class DVCLiveCallback(TrackerCallback):
             from dvclive import Live
 
             self.live = Live(**self._live_kwargs)
+            self._owns_run = True
         self.live.log_params(run_config(args, state, model, sanitized=False))
 
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
@@ -70,7 +72,7 @@ class DVCLiveCallback(TrackerCallback):
             directory = Path(str(args.output_dir)) / name
             write_model(model, directory, kwargs.get("processing_class") or kwargs.get("tokenizer"))
             self.live.log_artifact(str(directory), name=name, type="model", copy=True)
-        self.live.end()
 
-    def close(self) -> None:
-        self.live = None
+    def end(self, status: Status) -> None:
+        live, self.live = self.live, None
+        live.end()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainwright.state import TrainerControl, TrainerState
-from trainwright.tracking.base import TrackerCallback, numbers_of
+from trainwright.tracking.base import Status, TrackerCallback, numbers_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +43,7 @@ class KubeflowCallback(TrackerCallback):
 
     tracker_name = "kubeflow"
     rewrites_names = False
+    stays_open = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,6 +63,7 @@ class KubeflowCallback(TrackerCallback):
         self._started_at = time.monotonic()
         self._first_step = state.global_step
         self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kubeflow-status")
+        self._owns_run = True
         self._report(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -77,13 +79,11 @@ class KubeflowCallback(TrackerCallback):
         # A run that was stopped early is at its end too, whatever share of its steps it took.
         self._pending = None
         self._report(state, progress=100)
-        self.close()
-        self._initialized = False
 
-    def close(self) -> None:
-        if self._sender is not None:
-            self._sender.shutdown(wait=True)
-            self._sender = None
+    def end(self, status: Status) -> None:
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.shutdown(wait=True)
 
     def _report(self, state: TrainerState, progress: int | None = None) -> None:
         if self._sender is None or (self._pending is not None and not self._pending.done()):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainwright.interop.environment import EnvironmentValueError, env_flag
 from trainwright.state import TrainerState
-from trainwright.tracking.base import TrackerCallback, run_config, run_name_of
+from trainwright.tracking.base import Status, TrackerCallback, run_config, run_name_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,12 +43,13 @@ class MLflowCallback(TrackerCallback):
 
     tracker_name = "mlflow"
     rewrites_names = False
+    stays_open = False  # an active run of ours would be taken for one of the user's
+    end_limit_s = None  # the active run is the thread's
 
     def __init__(self) -> None:
         super().__init__()
         self._ml_flow: Any = None
         self._run_id: str | None = None
-        self._owns_run = False
         self._log_artifacts = False
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
@@ -61,7 +62,7 @@ class MLflowCallback(TrackerCallback):
         if run is None or nested:
             if run is None and (experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME")):
                 mlflow.set_experiment(experiment)
-            run_id = os.environ.get("MLFLOW_RUN_ID")
+            run_id = self._resume_id or os.environ.get("MLFLOW_RUN_ID")
             name = None if run_id else run_name_of(args, state)
             run = mlflow.start_run(run_id=run_id, run_name=name, nested=nested)
             self._owns_run = True
@@ -86,12 +87,14 @@ class MLflowCallback(TrackerCallback):
         for start in range(0, len(items), MAX_PARAMS_TAGS_PER_BATCH):
             self._ml_flow.log_params(dict(items[start : start + MAX_PARAMS_TAGS_PER_BATCH]))
 
+    def run_id(self) -> str | None:
+        return self._run_id
+
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
-        # By run id, because evaluate() after train() still belongs to the run that has ended by then; asynchronous,
-        # because a distant server must not hold up a step.
+        # Asynchronous, because a distant server must not hold up a step.
         named = {_allowed(name): value for name, value in metrics.items()}
         self._ml_flow.log_metrics(named, step=state.global_step, run_id=self._run_id, synchronous=False)
-        if not self._owns_run:  # training is over, or the run is the user's and may be read or ended any time
+        if not self._owns_run or not self._is_training:  # it may be read or ended any time
             self._ml_flow.flush_async_logging()
 
     def log_checkpoint(self, directory: Path, args: TrainingArguments, state: TrainerState) -> None:
@@ -100,12 +103,9 @@ class MLflowCallback(TrackerCallback):
 
     def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         self._ml_flow.flush_async_logging()
-        self.close()
 
-    def close(self) -> None:
-        if self._owns_run:
-            self._ml_flow.end_run()
-        self._owns_run = False
+    def end(self, status: Status) -> None:
+        self._ml_flow.end_run(status.upper())
 
 
 def _tags() -> dict[str, Any]:

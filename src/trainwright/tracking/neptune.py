@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainwright.names import closest
 from trainwright.state import TrainerState
-from trainwright.tracking.base import TrackerCallback, arguments_of, model_config_of
+from trainwright.tracking.base import Status, TrackerCallback, arguments_of, model_config_of
 from trainwright.tracking.model_files import best_directory
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ class NeptuneCallback(TrackerCallback):
                 f"{closest(log_checkpoints, _UPLOADS)}"
             )
         self._run = run
-        self._owns_run = False
         self._namespace = base_namespace.strip("/")
         self._log_parameters = log_parameters
         self._log_checkpoints = log_checkpoints
@@ -103,11 +102,11 @@ class NeptuneCallback(TrackerCallback):
                 self._upload(directory, "checkpoints/best")
         self._run.wait(disk_only=True)
 
-    def close(self) -> None:
-        if self._owns_run and self._run is not None:
-            self._run.stop()
-            self._run = None
-        self._owns_run = False
+    def end(self, status: Status) -> None:
+        run, self._run = self._run, None
+        if status != "finished":
+            run["sys/failed"] = True
+        run.stop()
 
     def _at(self, name: str) -> Any:
         return self._run[f"{self._namespace}/{name}"]

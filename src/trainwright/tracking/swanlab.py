@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from trainwright.state import TrainerState
-from trainwright.tracking.base import TrackerCallback, run_config, run_name_of
+from trainwright.tracking.base import Status, TrackerCallback, run_config, run_name_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +32,6 @@ class SwanLabCallback(TrackerCallback):
     def __init__(self) -> None:
         super().__init__()
         self._swanlab: Any = None
-        self._owns_run = False
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         # Hidden from the package: since 0.10 it parses a variable of this name as JSON and fails on a plain word.
@@ -61,7 +60,6 @@ class SwanLabCallback(TrackerCallback):
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
         self._swanlab.log(metrics, step=state.global_step)
 
-    def close(self) -> None:
-        if self._owns_run and self._swanlab.has_run():
+    def end(self, status: Status) -> None:
+        if self._swanlab.has_run():
             self._swanlab.finish()
-        self._owns_run = False
