@@ -844,7 +844,7 @@ class Trainer:
             if start_time is not None:
                 num_tokens = self._run.tokens_of_process(self.state, self._strategy.num_processes)
                 logs.update(metric_text.speed_metrics("train", start_time, num_tokens=num_tokens))
-        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self.state.add_log_line({**logs, "step": self.state.global_step})
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _finalize_training(self, trial: Trial, num_train_samples: int, start_time: float) -> TrainOutput:
