@@ -441,7 +441,10 @@ class Trainer:
         run.begin_attempt(strategy, main_input_name=self._facts.main_input_name, pad_token_id=pad_token_id)
         self.current_flos = 0.0
         self.state = resume.initial_state(resume_from_checkpoint, run.output_dir, self.callback_handler, self.control)
-        if resume_from_checkpoint is not None:
+        is_resumed = resume_from_checkpoint is not None
+        if run.metrics_file is not None:
+            run.metrics_file.begin(self.state.log_history, self.state.global_step, is_resumed=is_resumed)
+        if is_resumed:
             self.compare_trainer_and_checkpoint_args(self.args, self.state)
             self._load_callback_state()
         resume.restore_loop(
@@ -844,7 +847,9 @@ class Trainer:
             if start_time is not None:
                 num_tokens = self._run.tokens_of_process(self.state, self._strategy.num_processes)
                 logs.update(metric_text.speed_metrics("train", start_time, num_tokens=num_tokens))
-        self.state.add_log_line({**logs, "step": self.state.global_step})
+        line = self.state.add_log_line({**logs, "step": self.state.global_step})
+        if self._run.metrics_file is not None:
+            self._run.metrics_file.add(line)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _finalize_training(self, trial: Trial, num_train_samples: int, start_time: float) -> TrainOutput:

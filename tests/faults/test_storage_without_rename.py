@@ -44,7 +44,13 @@ def test_a_run_rotates_resumes_and_ends_as_on_a_disk(tmp_path, storage):
     whole = finished(make_run(out, **ROTATING))
     whole.save_model()
     assert difference(expected, end_of(whole)) == ""
-    assert sorted(os.listdir(out)) == ["checkpoint-3", "checkpoint-4", "model.safetensors", "training_args.bin"]
+    assert sorted(os.listdir(out)) == [
+        "checkpoint-3",
+        "checkpoint-4",
+        "metrics.jsonl",
+        "model.safetensors",
+        "training_args.bin",
+    ]
     shutil.rmtree(out / "checkpoint-4")
     again = make_run(out, **ROTATING)
     again.train(resume_from_checkpoint=True)
@@ -116,6 +122,6 @@ def test_a_run_killed_at_any_call_resumes_from_the_newest_complete_copy(tmp_path
         assert difference(expected, end_of(again), but) == "", point
         seen.add(max(complete))
         if len(complete) > 1 and again._run.first_step == 1:  # nothing half is left once the run is through
-            assert sorted(os.listdir(out)) == ["checkpoint-2"], point
+            assert sorted(os.listdir(out)) == ["checkpoint-2", "metrics.jsonl"], point
         assert not any(".staged" in name or ".deleted" in name for name in os.listdir(out)), point
     assert seen == {1, 2} and point > 80
