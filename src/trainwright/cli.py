@@ -57,6 +57,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("target", metavar="OUT", help="directory to make; it must not exist")
     _add(commands, "report", report, "write training_report.html with the loss curve and the numbers of a run", "RUN")
+    command = _add(
+        commands, "push", push, "push what a run left to the Hugging Face Hub, as it would have itself", "RUN"
+    )
+    command.add_argument("--repo", metavar="NAME", help="repository, user/name or name (default: the name of RUN)")
+    command.add_argument(
+        "--strategy",
+        choices=("end", "every_save", "checkpoint", "all_checkpoints"),
+        help="as hub_strategy (default: the model in RUN itself, else that of its newest checkpoint)",
+    )
+    command.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
+    command.add_argument("--private", action="store_true", default=None, help="create the repository private")
     _add(commands, "env", environment, "versions and devices, for a bug report")
     _add_run(commands)
     return parser
@@ -239,6 +250,20 @@ def report(options: argparse.Namespace) -> int:
     for sentence in history.not_used:
         print(f"Not used: {sentence}", file=sys.stderr)
     print(write_report(options.path, history.lines, history.summary))
+    return 0
+
+
+def push(options: argparse.Namespace) -> int:
+    from trainwright.hub.session import push_run
+
+    try:
+        commit = push_run(
+            options.path, options.repo, strategy=options.strategy, revision=options.revision, private=options.private
+        )
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(commit.commit_url)
     return 0
 
 

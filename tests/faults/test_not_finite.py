@@ -290,7 +290,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(make_trainer, policy):
     )
     with pytest.raises(NonFiniteError, match=r"step 3: 1 of the model's tensors .*: linear\.bias\."):
         trainer.train()
-    assert checkpoints(trainer) == ["checkpoint-1", "checkpoint-2", "metrics.jsonl"]
+    assert checkpoints(trainer) == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_a_save_finds_what_no_log_line_has_found_yet(make_trainer, on_accelerator):

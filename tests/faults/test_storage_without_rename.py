@@ -84,7 +84,10 @@ def test_what_is_in_the_way_and_not_ours_is_an_error_that_says_so(tmp_path, stor
     (tmp_path / "checkpoint-1" / "thesis.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"checkpoint-1 is in the way .* not written by a Trainer"):
         make_run(tmp_path, **ROTATING).train()
-    assert os.listdir(tmp_path) == ["checkpoint-1"] and (tmp_path / "checkpoint-1" / "thesis.txt").exists()
+    assert (
+        sorted(os.listdir(tmp_path)) == ["checkpoint-1", "metrics.jsonl"]
+        and (tmp_path / "checkpoint-1" / "thesis.txt").exists()
+    )
 
 
 def finished(run):

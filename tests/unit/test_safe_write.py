@@ -321,7 +321,7 @@ JUDGED = {
     ("checkpoint/weights.py", "save_tensors"): STAGED,
     ("evaluation/spill.py", "_nameless_file"): "a file without a name",
     ("evaluation/spill.py", "mapped"): "maps a file without a name",
-    ("hub/staging.py", "stage"): STAGED,
+    ("hub/staging.py", "_put"): STAGED,
     ("log_text.py", "write"): STAGED,
     ("report/metrics_file.py", "_open"): "appends, without following a link or waiting for a named pipe",
     ("tracking/dagshub.py", "_write_artifacts"): SCRATCH,
