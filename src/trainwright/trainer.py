@@ -309,6 +309,8 @@ class Trainer:
                 )
         finally:
             self.is_in_train = False
+            if self._hub is not None:  # after an error, too; but Ctrl-C is not waited for
+                self._hub.finish(wait=not isinstance(sys.exc_info()[1], KeyboardInterrupt))
 
     def _inner_training_loop(
         self,
@@ -441,7 +443,10 @@ class Trainer:
         run.begin_attempt(strategy, main_input_name=self._facts.main_input_name, pad_token_id=pad_token_id)
         self.current_flos = 0.0
         self.state = resume.initial_state(resume_from_checkpoint, run.output_dir, self.callback_handler, self.control)
-        if resume_from_checkpoint is not None:
+        is_resumed = resume_from_checkpoint is not None
+        if run.metrics_file is not None:
+            run.metrics_file.begin(self.state.log_history, self.state.global_step, is_resumed=is_resumed)
+        if is_resumed:
             self.compare_trainer_and_checkpoint_args(self.args, self.state)
             self._load_callback_state()
         resume.restore_loop(
@@ -851,7 +856,9 @@ class Trainer:
             if start_time is not None:
                 num_tokens = self._run.tokens_of_process(self.state, self._strategy.num_processes)
                 logs.update(metric_text.speed_metrics("train", start_time, num_tokens=num_tokens))
-        self.state.log_history.append({**logs, "step": self.state.global_step})
+        line = self.state.add_log_line({**logs, "step": self.state.global_step})
+        if self._run.metrics_file is not None:
+            self._run.metrics_file.add(line)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _finalize_training(self, trial: Trial, num_train_samples: int, start_time: float) -> TrainOutput:
@@ -876,6 +883,9 @@ class Trainer:
             self._average.finalize()
         self._compatible("log")(metrics)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        if trial is None and not run.interrupt.asked:
+            is_best = wants_best and self.state.best_global_step not in (None, self.state.global_step)
+            self._push_final_model(is_another=is_best or self._average is not None)
         self._finish_current_push()
         run.undo.close()
         self.end()
@@ -1938,7 +1948,12 @@ class Trainer:
                 with _given(output_dir) if _internal_call else checkpoint_save.replacing(output_dir) as staging:
                     self._save(staging, **gathered)
         if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+            from trainwright.hub.retry import PushFailed
+
+            try:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+            except PushFailed as error:  # the model is saved, as was asked
+                logger.warning("%s", error)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Hook: write weights, `processing_class` and `training_args.bin` into `output_dir`."""
@@ -2107,7 +2122,7 @@ class Trainer:
         **kwargs: Any,
     ) -> Any:
         """Save the model and commit `output_dir` to `hub_model_id`. Returns the commit, or a future when not
-        `blocking`.
+        `blocking`. Where the hub is away, RuntimeError with the command that pushes later; the model is saved.
 
         `kwargs` go to `create_model_card`.
         """
@@ -2120,18 +2135,37 @@ class Trainer:
             return None
         self.create_model_card(**kwargs)
         assert self._hub is not None  # made above
-        return self._hub.push_output(commit_message or "End of training", token, revision, blocking)
+        commit = self._hub.push_output(commit_message or "End of training", token, revision, blocking)
+        self.hub_model_id = self._hub.repo_id
+        return commit
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Hook: start a push in the background after a save, as `hub_strategy` asks."""
         if self._hub is not None and self.args.hub_strategy != HubStrategy.END:
             self.control = self.callback_handler.on_push_begin(self.args, self.state, self.control)
-            self._hub.push_checkpoint(checkpoint_folder, self.state.global_step)
+            self._hub.push_checkpoint(checkpoint_folder, self.state.global_step, self.create_model_card)
+
+    def _push_final_model(self, *, is_another: bool) -> None:
+        """The last push of a run, where no save has pushed the final model: `is_another` than the last step's, or the
+        last step was not saved. All processes call it together."""
+        is_pushed = not is_another and self.state.global_step == self._run.saves.saved_step
+        if not self.args.push_to_hub or self.args.hub_strategy == HubStrategy.END or is_pushed:
+            return
+        try:
+            with self._weights_to_hand_out():
+                self.save_model(_internal_call=True)
+        except OSError as error:  # a full disk: training has its result
+            logger.warning("The final model could not be saved, and is not pushed: %s", error)
+            return
+        if self._hub is not None:
+            self.control = self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            self._hub.push_final_model(self._run.saves.last_checkpoint, self.create_model_card)
 
     def _finish_current_push(self) -> None:
-        """Wait for the pushes that run in the background."""
+        """Hook: wait until the hub has what `hub_strategy` promises, or until it is known not to."""
         if self._hub is not None:
-            self._hub.finish()
+            self._hub.finish(hurry=self._run.interrupt.asked)
+            self.hub_model_id = self._hub.repo_id
 
     def _add_sm_patterns_to_gitignore(self) -> None:
         """Keep SageMaker's own files out of pushes."""

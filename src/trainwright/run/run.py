@@ -35,6 +35,7 @@ from trainwright.oom_retry import FoundBatchSize, OomSplitting
 from trainwright.optim import lomo
 from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan
+from trainwright.report.metrics_file import MetricsFile
 from trainwright.run import loop_state
 from trainwright.run.loop_state import Batching, LoopState
 from trainwright.state import TrainerState
@@ -100,6 +101,7 @@ class Run:
     total_loss: float = 0.0  # sum of the losses of all updates that were logged
     last_logged_step: int = 0  # updates done at the last log line
     said_no_items: bool = False  # that an update had no label was said
+    metrics_file: MetricsFile | None = None  # of its log lines, also those after it; None: not yet, or another rank's
 
     # -- safety --------------------------------------------------------------------------------------------------------
     interrupt: Interrupt = field(default_factory=Interrupt)  # signals
@@ -170,6 +172,9 @@ class Run:
         self.checkpoint, self.output_dir = checkpoint, output_dir
         self.saves.begin_run(checkpoint, output_dir, list(self.jobs))
         self._opened.callback(self.saves.close)
+        if self.args.process_index == 0 and self.saves.run is not None:
+            self.metrics_file = MetricsFile(output_dir, self.saves.run["id"])
+            self._opened.callback(self.metrics_file.close)
         self.interrupt = Interrupt.for_run(self.args, is_distributed)
         self._opened.enter_context(self.interrupt)
         self._opened.callback(self.close_guard)
