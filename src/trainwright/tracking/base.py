@@ -85,7 +85,7 @@ class TrackerCallback(TrainerCallback):
     _ended_as: Status | None = None  # the last run of this tracker; a log line may open it again
     _resume_id: str | None = None  # of the run that `setup` is to continue, as `run_id` returned it; None: a new one
     _record: tracked_runs.TrackedRun | None = None  # what a resume in another process needs to know
-    _sent_before: Mapping[str, int] = {}  # name in a log line -> last step that the continued run had already
+    _sent_before: Mapping[str, int] = {}  # name in the tracker -> last step that the continued run had already
 
     def __init__(self) -> None:
         tracker = TRACKERS[self.tracker_name]
@@ -106,6 +106,10 @@ class TrackerCallback(TrainerCallback):
 
     def run_id(self) -> str | None:
         """What `setup` needs to continue the open run in another process; None: the package cannot."""
+        return None
+
+    def arrived(self) -> Mapping[str, int] | None:
+        """Name in the tracker -> last step, of the run that `setup` continued; None: only known from what was sent."""
         return None
 
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
@@ -280,8 +284,9 @@ class TrackerCallback(TrainerCallback):
         return True
 
     def _log_line(self, logs: Mapping[str, Any], state: TrainerState) -> None:
-        step, before = state.global_step, self._sent_before
-        logs = {name: value for name, value in logs.items() if step > before.get(name, -1)} if before else logs
+        step, before, name_of = state.global_step, self._sent_before, self._name_of
+        if before:
+            logs = {name: value for name, value in logs.items() if step > before.get(name_of(name), -1)}
         numbers = numbers_of(logs)
         metrics = {**logs, **numbers} if self.takes_any_value else numbers
         for name, value in logs.items():
@@ -290,11 +295,11 @@ class TrackerCallback(TrainerCallback):
         if metrics:
             self._send({name: value for name, value in metrics.items() if name not in self._refused()}, state)
             if self._record is not None:
-                self.optional("tracker_runs", self._record.sent, metrics, step)
+                self.optional("tracker_runs", self._record.sent, map(name_of, metrics), step)
 
     def _send(self, metrics: dict[str, Any], state: TrainerState) -> None:
         """`log_metrics`, and after an error name by name: one that is refused costs a warning, not the others."""
-        name_of = _grouped if self.rewrites_names else str
+        name_of = self._name_of
         try:
             self.log_metrics({name_of(name): value for name, value in metrics.items()}, state)
         except Exception:
@@ -309,6 +314,9 @@ class TrackerCallback(TrainerCallback):
             for name, error in errors.items():
                 self._refused().add(name)
                 self.without(name, self._describe(error))
+
+    def _name_of(self, name: str) -> str:
+        return _grouped(name) if self.rewrites_names else name
 
     def _refused(self) -> set[str]:
         refused: set[str] = self.__dict__.setdefault("_refused_names", set())
@@ -325,6 +333,9 @@ class TrackerCallback(TrainerCallback):
             run_id = self.run_id()
         is_same = resumed is not None and run_id is not None and resumed.id == run_id
         last_steps = dict(resumed.last_steps) if resumed is not None and is_same else {}
+        with contextlib.suppress(Exception):
+            if is_same and (arrived := self.arrived()) is not None:
+                last_steps = dict(arrived)
         training = getattr(state, "training_id", None) if self._is_training else None
         self._record = tracked_runs.TrackedRun(_run_dir(args, state), self.tracker_name, training, run_id, last_steps)
         self._sent_before = self._sent() if is_same and self._is_training else {}

@@ -27,7 +27,7 @@ class TrackedRun:
     tracker: str
     training: str | None  # which it is, as its checkpoints say; None: no training, or one that cannot be resumed
     id: str | None  # as `TrackerCallback.run_id` gives it; None: the run cannot be continued
-    last_steps: dict[str, int] = field(default_factory=dict)  # name in a log line -> step of its last value
+    last_steps: dict[str, int] = field(default_factory=dict)  # name in the tracker -> step of its last value
 
     def sent(self, names: Iterable[str], step: int) -> None:
         """The tracker has values for `names` at `step`."""
