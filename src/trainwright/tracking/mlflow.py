@@ -195,12 +195,21 @@ class MLflowCallback(TrackerCallback):
         try:
             self._flush()
         finally:
-            active = mlflow.active_run()
-            if active is not None and active.info.run_id == self._run_id:
-                with _variable_of_the_user():
+            with _variable_of_the_user():
+                while self._is_inside(active := mlflow.active_run()):  # opened by the user, and left open
                     mlflow.end_run(status.upper())
-            else:  # another run, of the user's, was opened inside
-                mlflow.MlflowClient().set_terminated(self._run_id, status.upper())
+                if active is not None and active.info.run_id == self._run_id:
+                    mlflow.end_run(status.upper())
+                else:
+                    mlflow.MlflowClient().set_terminated(self._run_id, status.upper())
+
+    def _is_inside(self, run: Any) -> bool:
+        """Whether `run` is nested in the run of this training."""
+        client = self._ml_flow.MlflowClient()
+        parent = run.data.tags.get("mlflow.parentRunId") if run is not None else None
+        while parent is not None and parent != self._run_id:
+            parent = client.get_run(parent).data.tags.get("mlflow.parentRunId")
+        return parent is not None
 
 
 @contextlib.contextmanager

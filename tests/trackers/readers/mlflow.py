@@ -13,6 +13,8 @@ from typing import Any
 import battery
 import forked
 
+EXPERIMENT = "Tests"
+
 
 class Reader(battery.Reader):
     name = "mlflow"
@@ -25,7 +27,7 @@ class Reader(battery.Reader):
             shutil.copy(_empty_database(), folder / "mlflow.db")
         return {
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-            "MLFLOW_EXPERIMENT_NAME": "Tests",
+            "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "HF_MLFLOW_LOG_ARTIFACTS": "true",
         }
