@@ -22,17 +22,22 @@ READER = reading.Reader()
 TOKEN = "a-token-of-dagshub"
 RUN = {"run_id": "1" * 32, "run_uuid": "1" * 32, "experiment_id": "0", "status": "RUNNING", "start_time": 1}
 REPOSITORY = {
-    **{"id": 1, "name": "words", "full_name": "somebody/words", "description": "", "private": False, "fork": False},
-    **{"owner": {"id": 1, "login": "somebody", "full_name": "", "avatar_url": "", "public_email": "", "website": "",
-                 "company": "", "description": "", "username": "somebody"}},
-    **{"parent": None, "empty": False, "mirror": False, "size": 1, "html_url": "", "ssh_url": None, "clone_url": ""},
-    **{"website": None, "stars_count": 0, "forks_count": 0, "watchers_count": 0, "open_issues_count": 0},
-    **{"default_branch": "main", "created_at": "", "updated_at": "", "permissions": None},
+    "id": 1, "name": "words", "full_name": "somebody/words", "description": "", "private": False, "fork": False,
+    "owner": {"id": 1, "login": "somebody", "full_name": "", "avatar_url": "", "public_email": "", "website": "",
+                 "company": "", "description": "", "username": "somebody"},
+    "parent": None, "empty": False, "mirror": False, "size": 1, "html_url": "", "ssh_url": None, "clone_url": "",
+    "website": None, "stars_count": 0, "forks_count": 0, "watchers_count": 0, "open_issues_count": 0,
+    "default_branch": "main", "created_at": "", "updated_at": "", "permissions": None,
 }  # fmt: skip
 BRANCH = {
     "name": "main",
     "commit": {
-        **{"id": "c" * 40, "message": "", "url": "", "timestamp": "", "author": None, "committer": None},
+        "id": "c" * 40,
+        "message": "",
+        "url": "",
+        "timestamp": "",
+        "author": None,
+        "committer": None,
         **dict.fromkeys(("added", "removed", "modified")),
     },
 }
@@ -57,7 +62,7 @@ class Server:
                 self.end_headers()
                 self.wfile.write(text)
 
-            do_GET = do_POST = do_PUT = do_PATCH = answer  # noqa: N815
+            do_GET = do_POST = do_PUT = do_PATCH = answer
 
             def log_message(self, *_):
                 pass
