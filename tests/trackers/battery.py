@@ -56,6 +56,7 @@ class Reader:
     # lines" (after train()), "runs" (keeps one only), "names" and "group" (of trials).
     lacks: ClassVar[dict[str, str]] = {}
     sends_within_s: ClassVar[float] = 0.0  # what a process that crashes has not sent by then is lost
+    calls_per_step: ClassVar[int] = 0  # between two log lines
     constructor: ClassVar[dict[str, Any]] = {}  # arguments of the callback, which is given to the Trainer then
 
     def environment(self, folder: Path) -> dict[str, str]:

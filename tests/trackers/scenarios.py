@@ -15,6 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from battery import Reader
+from of_runs import benchmark_module
 from trainwright import Trainer, TrainerCallback, TrainingArguments
 from trainwright.tracking.base import tracker_class
 
@@ -149,6 +150,33 @@ def search(reader: Reader) -> list[float]:
 
     made.hyperparameter_search(space, n_trials=2, backend="optuna")
     return rates
+
+
+def cost(reader: Reader) -> list[tuple[int, int]]:
+    """(Python calls, C calls) of 40 steps between two log lines, first without the tracker, then with it."""
+    toy, probes = benchmark_module("toy"), benchmark_module("probes")
+    counts = []
+    for is_on in (False, True):
+        counter = probes.CallCounter()
+        made = Trainer(
+            toy.ToyModel(),
+            TrainingArguments(
+                f"out-cost-{is_on}",
+                report_to=reader.name if is_on and not reader.constructor else "none",
+                max_steps=65,
+                per_device_train_batch_size=4,
+                logging_steps=1000,
+                save_strategy="no",
+                use_cpu=True,
+                disable_tqdm=True,
+            ),
+            data_collator=toy.MeasuringCollator(20, 60, counter.start, counter.stop),
+            train_dataset=toy.ToyData(400),
+            callbacks=[tracker_class(reader.name)(**reader.constructor)] if is_on and reader.constructor else None,
+        )
+        made.train()
+        counts.append((counter.num_python, counter.num_c))
+    return counts
 
 
 # Names and values that packages treat differently; `docs/trackers.md` says what each keeps.

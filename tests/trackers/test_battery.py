@@ -178,3 +178,9 @@ def test_the_trials_of_a_search_are_runs_of_their_own_with_names_and_a_group(rea
 def test_odd_names_and_values_end_no_training_and_cost_no_other_value(reader, run):
     history, runs = run("odd_values")
     check_points(reader, runs[0], points_of(reader, history, "loss", "plain"))
+
+
+def test_a_tracker_adds_nothing_to_a_step_between_two_log_lines(reader, tmp_path):
+    without, with_tracker = program(reader, tmp_path, lambda: scenarios.cost(reader))
+    assert min(without) > 0
+    assert all(ours <= bare + reader.calls_per_step * 40 for ours, bare in zip(with_tracker, without))

@@ -7,11 +7,9 @@ environment of their own; azureml-core pins packages that break clearml, so keep
 from __future__ import annotations
 
 import csv
-import glob
 import json
 import os
 import signal
-import struct
 import sys
 import threading
 import zipfile
@@ -134,7 +132,6 @@ def tracker(name: str, **kwargs):
     return tracker_class(name)(**kwargs)
 
 
-BATTERY = ["comet_ml", "wandb", "mlflow", "neptune", "clearml", "dvclive", "swanlab", "trackio", "tensorboard"]
 CONSTRUCTOR = {
     "neptune": {"mode": "offline", "project": "team/project"},
     "dvclive": {"save_dvc_exp": False, "dvcyaml": False},
@@ -151,58 +148,6 @@ def expected(name: str) -> set[Point]:
         (evaluation, last, EVAL_LOSS),
         (test, last, TEST_LOSS),
     }
-
-
-@pytest.mark.parametrize("name", BATTERY)
-def test_losses_evaluation_and_a_later_test_are_read_back_with_name_step_and_value(name, offline):
-    callback = tracker(name, **CONSTRUCTOR.get(name, {}))
-    run = Run(callback, offline)
-    run.whole()
-    run.event("on_predict", metrics={"test_loss": TEST_LOSS})
-    callback.close()
-    found = READERS[name](offline)
-    assert not callback._switched_off
-    assert expected(name) <= found, sorted(found, key=str)
-
-
-def read_tensorboard(directory: Path) -> set[Point]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    points = set()
-    for file in glob.glob(f"{directory}/**/events.*", recursive=True):
-        events = EventAccumulator(file)
-        events.Reload()
-        points |= {(tag, e.step, e.value) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)}
-    return points
-
-
-def wandb_records(directory: Path):
-    """The protobuf records of an offline run: a LevelDB log of 32 KiB blocks, 7 bytes of header before each piece."""
-    from wandb.proto import wandb_internal_pb2
-
-    (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
-    data, position, piece = file.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        if 32768 - position % 32768 < 7:
-            position += 32768 - position % 32768
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        piece += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last piece
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(piece)
-            piece = b""
-            yield record
-
-
-def read_wandb(directory: Path) -> set[Point]:
-    points = set()
-    for record in wandb_records(directory):
-        if record.WhichOneof("record_type") == "history":
-            items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
-            points |= {(name, items["train/global_step"], value) for name, value in items.items()}
-    return points
 
 
 def read_mlflow(directory: Path) -> set[Point]:
@@ -261,13 +206,6 @@ def read_dvclive(directory: Path) -> set[Point]:
     return points
 
 
-def read_trackio(directory: Path) -> set[Point]:
-    from trackio.sqlite_storage import SQLiteStorage
-
-    logs = SQLiteStorage.get_logs("huggingface", "battery")
-    return {(name, line["step"], value) for line in logs for name, value in line.items() if isinstance(value, float)}
-
-
 def read_swanlab(directory: Path) -> set[Point]:
     from swanlab.proto.swanlab.record.v1.record_pb2 import Record
     from swanlab.sdk.internal.core_python.store import DataStoreReader
@@ -278,120 +216,6 @@ def read_swanlab(directory: Path) -> set[Point]:
     records = [Record.FromString(data) for data in reader]
     scalars = [record.scalar for record in records if record.WhichOneof("record_type") == "scalar"]
     return {(scalar.key, scalar.step, scalar.value.number) for scalar in scalars}
-
-
-READERS = {
-    "comet_ml": read_comet,
-    "wandb": read_wandb,
-    "mlflow": read_mlflow,
-    "neptune": read_neptune,
-    "clearml": read_clearml,
-    "dvclive": read_dvclive,
-    "swanlab": read_swanlab,
-    "trackio": read_trackio,
-    "tensorboard": read_tensorboard,
-}
-
-
-# TensorBoard
-
-
-def test_tensorboard_shows_the_arguments_without_tokens_and_one_directory_per_trial(offline):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run = Run(tracker("tensorboard"), offline)
-    run.args.hub_token = "hf_topsecret"
-    run.state.is_hyper_param_search, run.state.trial_name = True, "trial-7"
-    run.whole()
-    (file,) = glob.glob(f"{run.args.logging_dir}/trial-7/events.*")
-    events = EventAccumulator(file)
-    events.Reload()
-    (text,) = events.Tensors("args/text_summary")[0].tensor_proto.string_val
-    assert json.loads(text)["seed"] == run.args.seed
-    assert b"hf_topsecret" not in Path(file).read_bytes()
-
-
-def test_tensorboard_uses_the_writer_and_the_directory_it_is_given(offline, monkeypatch):
-    from torch.utils.tensorboard import SummaryWriter
-
-    Run(tracker("tensorboard", tb_writer=SummaryWriter("given")), offline).whole()
-    assert expected("tensorboard") - read_tensorboard(offline / "given") == {("test/loss", 2, TEST_LOSS)}
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(offline / "elsewhere"))
-    Run(tracker("tensorboard"), offline).whole()
-    assert ("eval/loss", 2, EVAL_LOSS) in read_tensorboard(offline / "elsewhere")
-
-
-# Weights & Biases
-
-
-def wandb_parts(directory: Path) -> dict[str, list]:
-    parts: dict[str, list] = {}
-    for record in wandb_records(directory):
-        kind = record.WhichOneof("record_type")
-        request = record.request.WhichOneof("request_type") if kind == "request" else None
-        parts.setdefault(request or kind, []).append(record)
-    return parts
-
-
-def test_wandb_keeps_project_name_settings_and_totals(offline, monkeypatch):
-    monkeypatch.setenv("WANDB_PROJECT", "mine")
-    run = Run(tracker("wandb"), offline)
-    run.args.hub_token = "hf_topsecret"
-    run.whole()
-    run.callback.close()
-    parts = wandb_parts(offline)
-    assert (parts["run"][0].run.project, parts["run"][0].run.display_name) == ("mine", "battery")
-    config = {
-        item.key or item.nested_key[0]: json.loads(item.value_json) for r in parts["config"] for item in r.config.update
-    }
-    assert config["seed"] == run.args.seed and config["model/num_parameters"] == 2 * 2 + 2
-    assert "hf_topsecret" not in str(config)
-    summary = {i.key or i.nested_key[0]: json.loads(i.value_json) for r in parts["summary"] for i in r.summary.update}
-    assert summary["train_loss"] == 2.0 and summary["total_flos"] == 7.0
-
-
-@pytest.mark.parametrize("mode, names", [("end", ["model"]), ("checkpoint", ["checkpoint", "model"]), ("false", [])])
-def test_wandb_uploads_what_log_model_asks_for(mode, names, offline, monkeypatch):
-    monkeypatch.setenv("WANDB_LOG_MODEL", mode)
-    run = Run(tracker("wandb"), offline)
-    run.begin()
-    run.steps()
-    run.save()
-    run.end()
-    assert not run.callback._switched_off
-    run.callback.close()
-    parts = wandb_parts(offline)
-    artifacts = [record.artifact for record in parts.get("artifact", [])]
-    artifacts += [record.request.log_artifact.artifact for record in parts.get("log_artifact", [])]
-    files = {a.name: {entry.path for entry in a.manifest.contents} for a in artifacts if a.type == "model"}
-    content = {"model": {"model.safetensors"}, "checkpoint": {"model.safetensors", "optimizer.pt"}}
-    assert files == {f"{name}-battery": content[name] for name in names}
-
-
-def test_wandb_says_which_values_log_model_may_have(offline, monkeypatch):
-    monkeypatch.setenv("WANDB_LOG_MODEL", "chekpoint")
-    with pytest.raises(EnvironmentValueError, match=r"WANDB_LOG_MODEL='chekpoint'.*Did you mean 'checkpoint'"):
-        tracker("wandb")
-
-
-def test_wandb_disabled_sends_nothing_and_is_not_part_of_all(offline, monkeypatch):
-    monkeypatch.setenv("WANDB_DISABLED", "true")
-    Run(tracker("wandb"), offline).whole()
-    assert list(offline.glob("wandb/*")) == []
-    assert not TRACKERS["wandb"].belongs_to_all
-
-
-def test_wandb_leaves_a_run_of_the_user_open(offline):
-    callback = tracker("wandb")
-    import wandb
-
-    wandb.init(project="theirs")
-    run = Run(callback, offline)
-    run.whole()
-    callback.close()
-    assert wandb.run is not None
-    wandb.finish()
-    assert expected("wandb") - read_wandb(offline) == {("test/loss", 2, TEST_LOSS)}
 
 
 # MLflow
@@ -599,7 +423,7 @@ def test_a_run_measured_by_codecarbon_alone_on_its_machine_ends_with_a_checkpoin
     assert (Path(trainer.args.output_dir) / "checkpoint-2" / "manifest.json").is_file()
 
 
-# SwanLab, Trackio
+# SwanLab
 
 
 def test_swanlab_keeps_project_and_settings(offline, monkeypatch):
@@ -611,17 +435,6 @@ def test_swanlab_keeps_project_and_settings(offline, monkeypatch):
     (config,) = offline.glob("swanlog/run-*/files/config.yaml")
     assert "seed:" in config.read_text()
     assert project is not None and b"mine" in next(offline.glob("swanlog/run-*/*.swanlab")).read_bytes()
-
-
-def test_trackio_uses_the_project_of_the_arguments(offline):
-    run = Run(tracker("trackio"), offline)
-    run.args.project = "of-the-arguments"
-    run.whole()
-    run.callback.close()
-    from trackio.sqlite_storage import SQLiteStorage
-
-    logs = SQLiteStorage.get_logs("of-the-arguments", "battery")
-    assert [line["train/loss"] for line in logs if "train/loss" in line] == list(LOSSES.values())
 
 
 # Kubeflow: no package, a server

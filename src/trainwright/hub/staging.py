@@ -41,6 +41,7 @@ IGNORED = (
     f"{STAGING_PREFIX}*",
     "*.tmp",
     "*.tmp/*",
+    "tracker_runs/*",
 )
 
 # What a checkpoint holds for resuming only; the rest of it is the model, its config and its processing files.

@@ -79,6 +79,7 @@ class TrackerCallback(TrainerCallback):
     # On the class, so that a subclass whose __init__ forgets super() still works.
     _initialized = False  # a run is open
     _owns_run = False  # and was opened here, not by the user
+    _pid = 0  # process that opened it; in a fork it is another's
     _switched_off = False
     _is_training = False  # within train(), for which the run is
     _has_trained = False  # the run has seen a training that is over
@@ -225,6 +226,7 @@ class TrackerCallback(TrainerCallback):
             ) from cause
         self._initialized = True
         if self._owns_run:
+            self._pid = os.getpid()
             _open_runs[name] = self
             # The last one registered is called first: before the package's own, which knows no status.
             atexit.unregister(_end_open_runs)
@@ -478,7 +480,6 @@ def get_reporting_integration_callbacks(report_to: str | Sequence[str] | None) -
 # -- the end of a run --------------------------------------------------------------------------------------------------
 
 _open_runs: dict[str, TrackerCallback] = {}  # by tracker, the callback that opened the run that is open
-_pid = os.getpid()
 
 
 class HasCallbacks(Protocol):
@@ -521,17 +522,15 @@ def status_of(error: BaseException | None) -> Status:
 def _end_idle_runs_of(callback: TrackerCallback) -> None:
     """`callback` is about to open a run: that of another Trainer's training which is over ends here."""
     other = _open_runs.get(callback.tracker_name)
-    if other is not None and other is not callback and not other._is_training:
+    if other is not None and other is not callback and not other._is_training and other._pid == os.getpid():
         other._end("finished")
 
 
 def _end_open_runs() -> None:
     """The process ends, by itself or with an exception."""
-    if os.getpid() != _pid:  # a fork: the runs are its parent's
-        return
     # Python sets it where an exception ends a program; a notebook goes on after each of them.
     last = None if in_notebook() or hasattr(sys, "ps1") else getattr(sys, "last_value", None)
-    for callback in list(_open_runs.values()):
+    for callback in [callback for callback in _open_runs.values() if callback._pid == os.getpid()]:
         callback._end("killed" if callback._is_training and last is None else status_of(last))
 
 

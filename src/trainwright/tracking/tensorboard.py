@@ -52,9 +52,13 @@ class TensorBoardCallback(TrackerCallback):
             self.tb_writer.add_text("model_config", _as_markdown(config))
 
     def _directory(self, args: TrainingArguments, state: TrainerState) -> str:
-        if self._resume_id and Path(self._resume_id).is_dir():
-            return self._resume_id
         directory = log_directory(args)
+        if self._resume_id is not None:
+            earlier, numbered = Path(self._resume_id).resolve(), str(Path(directory).resolve())
+            # What says where it was may be another's file: nothing is written outside the places of this training.
+            is_ours = earlier.is_relative_to(Path(str(args.output_dir)).resolve()) or str(earlier).startswith(numbered)
+            if is_ours and earlier.is_dir():
+                return str(earlier)
         if state.is_hyper_param_search:
             directory = os.path.join(directory, run_name_of(args, state) or "trial")
         number = 2

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255}  # 255 is what the package gives after Ctrl-C
+_FLUSH_INTERVAL = "x_transaction_log_flush_interval"
 _used_ids: set[str] = set()  # of runs of this process
 
 
@@ -62,9 +63,12 @@ class WandbCallback(TrackerCallback):
             self._refuse_to_ask(args)
             chosen: dict[str, Any] = {"name": run_name_of(args, state), "group": group_of(args, state)}
             if self._resume_id is not None:
-                chosen = {"id": self._resume_id, "resume": "allow"}
+                chosen.update(id=self._resume_id, resume="allow")
             elif os.environ.get("WANDB_RUN_ID") in _used_ids:  # of an earlier training in this process
                 chosen["id"] = wandb.util.generate_id()
+            if _FLUSH_INTERVAL in getattr(wandb.Settings, "model_fields", {}):
+                # A process that is killed loses what is not yet in the file of an offline run: 15 s by default.
+                chosen["settings"] = wandb.Settings(**{_FLUSH_INTERVAL: 1.0})
             wandb.init(project=os.environ.get("WANDB_PROJECT", "huggingface"), **chosen)
             self._owns_run = True
             _used_ids.add(wandb.run.id)
@@ -131,7 +135,6 @@ class WandbCallback(TrackerCallback):
         self._run.finish(exit_code=_EXIT_CODES[status])
 
     def _artifact(self, prefix: str, args: TrainingArguments, state: TrainerState) -> Any:
-        chosen = run_name_of(args, state)
-        name = re.sub(r"[^\w.-]", "-", self._run.name if chosen else self._run.id)
+        name = re.sub(r"[^\w.-]", "-", run_name_of(args, state) or self._run.id)
         summary = {"global_step": state.global_step, "total_flos": state.total_flos, "best_metric": state.best_metric}
         return self._wandb.Artifact(name=f"{prefix}-{name}", type="model", metadata=summary)

@@ -25,7 +25,6 @@ class Reader(battery.Reader):
 
         runs = []
         for project in SQLiteStorage.get_projects():
-            alerts = SQLiteStorage.get_alerts(project)
             for record in sorted(SQLiteStorage.get_run_records(project), key=lambda record: record["created_at"]):
                 scalars: dict[str, list[tuple[int | None, float]]] = {}
                 for line in SQLiteStorage.get_logs(project, record["name"], run_id=record["id"]):
@@ -33,11 +32,8 @@ class Reader(battery.Reader):
                         if name not in ("step", "timestamp"):
                             scalars.setdefault(name, []).append((line["step"], value))
                 config = SQLiteStorage.get_run_config(project, record["name"], run_id=record["id"]) or {}
-                ends = [
-                    re.fullmatch(r"Training (\w+)", alert["title"])
-                    for alert in alerts
-                    if alert.get("run_id") == record["id"]
-                ]
+                alerts = SQLiteStorage.get_alerts(project, run_id=record["id"])  # the newest first
+                ends = [re.fullmatch(r"Training (\w+)", alert["title"]) for alert in alerts]
                 status = next((end[1] for end in ends if end), None)
                 runs.append(battery.StoredRun(record["name"], status, scalars, config, group=config.get("_Group")))
         return runs

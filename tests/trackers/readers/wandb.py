@@ -14,6 +14,7 @@ import battery
 class Reader(battery.Reader):
     name = "wandb"
     distribution = "wandb"
+    sends_within_s = 3.0  # the file is written once a second
 
     def environment(self, folder: Path) -> dict[str, str]:
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from types import ModuleType, SimpleNamespace
@@ -11,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from recorder import Recorder
 from trainwright.args.training import TrainingArguments
 from trainwright.interop.environment import EnvironmentValueError, env_choice, env_flag
 from trainwright.interop.trackers import resolve_report_to
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.tracking.base import (
-    TrackerCallback,
     _end_open_runs,
     _open_runs,
     arguments_of,
@@ -31,43 +32,6 @@ from trainwright.tracking.base import (
 from trainwright.tracking.mlflow import MLflowCallback
 
 ARGS = SimpleNamespace(output_dir="out", run_name="out", to_dict=lambda: {"seed": 1, "hub_token": "hf_secret"})
-
-
-class Recorder(TrackerCallback):
-    """A tracker that keeps what it is told; it fails where `fails_in` says."""
-
-    tracker_name = "kubeflow"  # needs no package
-    fails_in = ""
-    opens_run = True
-    id = None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.told: list = []
-
-    def _tell(self, what, value=None):
-        self.told.append((what, value))
-        if self.fails_in == what:
-            raise ConnectionError("server unreachable")
-
-    def setup(self, args, state, model, **kwargs):
-        self._owns_run = self.opens_run
-        self._tell("setup", self._resume_id)
-
-    def run_id(self):
-        return self.id
-
-    def log_metrics(self, metrics, state):
-        self._tell("log", (state.global_step, metrics))
-
-    def log_checkpoint(self, directory, args, state):
-        self._tell("checkpoint", str(directory))
-
-    def finish(self, args, state, model, **kwargs):
-        self._tell("finish")
-
-    def end(self, status):
-        self._tell("end", status)
 
 
 @pytest.fixture(autouse=True)
@@ -212,6 +176,15 @@ def test_a_run_stays_open_for_an_evaluation_and_is_finished_when_the_process_end
     _end_open_runs()
     _end_open_runs()
     assert words(callback) == ["setup", "finish", "log", "end"] and statuses(callback) == ["finished"]
+
+
+def test_a_fork_does_not_end_the_runs_of_its_parent(monkeypatch):
+    train(callback := Recorder())
+    child = os.getpid() + 1
+    monkeypatch.setattr("os.getpid", lambda: child)
+    _end_open_runs()
+    train(Recorder())  # which opens a run of its own there
+    assert statuses(callback) == []
 
 
 def test_an_exception_that_ends_the_program_is_seen_on_a_run_that_is_open_then(monkeypatch):
