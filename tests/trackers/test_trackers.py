@@ -24,7 +24,6 @@ from safetensors.torch import save_model
 from trainwright import TrainerCallback
 from trainwright.args import TrainingArguments
 from trainwright.checkpoint.manifest import write_manifest
-from trainwright.interop.environment import EnvironmentValueError
 from trainwright.interop.trackers import TRACKERS
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.tracking.base import tracker_class
@@ -150,19 +149,6 @@ def expected(name: str) -> set[Point]:
     }
 
 
-def read_mlflow(directory: Path) -> set[Point]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{directory}/mlflow.db")
-    runs = [run for e in client.search_experiments() for run in client.search_runs([e.experiment_id])]
-    return {
-        (name, m.step, m.value)
-        for run in runs
-        for name in run.data.metrics
-        for m in client.get_metric_history(run.info.run_id, name)
-    }
-
-
 def comet_messages(directory: Path) -> list[dict]:
     (file,) = directory.glob("*.zip")
     with zipfile.ZipFile(file) as archive:
@@ -185,27 +171,6 @@ def read_neptune(directory: Path) -> set[Point]:
     return points
 
 
-def clearml_archive(directory: Path) -> zipfile.ZipFile:
-    (file,) = directory.glob("clearml/**/*.zip")
-    return zipfile.ZipFile(file)
-
-
-def read_clearml(directory: Path) -> set[Point]:
-    with clearml_archive(directory) as archive:
-        events = [event for line in archive.read("metrics.jsonl").splitlines() for event in json.loads(line)]
-    return {(f"{e['metric']}/{e['variant']}", e["iter"], e["value"]) for e in events if "variant" in e}
-
-
-def read_dvclive(directory: Path) -> set[Point]:
-    points = set()
-    root = directory / "dvclive" / "plots" / "metrics"
-    for file in root.rglob("*.tsv"):
-        name = str(file.relative_to(root).with_suffix(""))
-        with open(file) as lines:
-            points |= {(name, int(r["step"]), float(r[file.stem])) for r in csv.DictReader(lines, delimiter="\t")}
-    return points
-
-
 def read_swanlab(directory: Path) -> set[Point]:
     from swanlab.proto.swanlab.record.v1.record_pb2 import Record
     from swanlab.sdk.internal.core_python.store import DataStoreReader
@@ -216,75 +181,6 @@ def read_swanlab(directory: Path) -> set[Point]:
     records = [Record.FromString(data) for data in reader]
     scalars = [record.scalar for record in records if record.WhichOneof("record_type") == "scalar"]
     return {(scalar.key, scalar.step, scalar.value.number) for scalar in scalars}
-
-
-# MLflow
-
-
-def mlflow_runs(directory: Path) -> list:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{directory}/mlflow.db")
-    return [run for e in client.search_experiments() for run in client.search_runs([e.experiment_id])]
-
-
-def test_mlflow_keeps_experiment_tags_and_nested_settings(offline, monkeypatch):
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "Mine")
-    monkeypatch.setenv("MLFLOW_TAGS", '{"release": "RC1"}')
-    monkeypatch.setenv("MLFLOW_FLATTEN_PARAMS", "1")
-    run = Run(tracker("mlflow"), offline)
-    run.model.config = {"outer": {"inner": 5}, "long": "x" * 7000}
-    run.whole()
-    (found,) = mlflow_runs(offline)
-    assert (found.info.status, found.info.run_name, found.data.tags["release"]) == ("FINISHED", "battery", "RC1")
-    assert found.data.params["outer.inner"] == "5" and found.data.params["seed"] == str(run.args.seed)
-    assert "long" not in found.data.params
-
-
-def test_mlflow_continues_the_run_it_is_told_and_copies_checkpoints(offline, monkeypatch):
-    first = Run(tracker("mlflow"), offline)
-    first.whole()
-    run_id = first.callback._run_id
-    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
-    monkeypatch.setenv("HF_MLFLOW_LOG_ARTIFACTS", "TRUE")
-    second = Run(tracker("mlflow"), offline)
-    second.args.learning_rate = 0.25  # MLflow refuses to change a setting of a run; that must not end the training
-    second.begin()
-    second.state.global_step = 3
-    second.log({"loss": 0.5})
-    second.save()
-    second.event("on_train_end")
-    assert ("loss", 3, 0.5) in read_mlflow(offline)
-    (found,) = mlflow_runs(offline)
-    assert found.info.run_id == run_id and not second.callback._switched_off
-    assert {path.name for path in offline.rglob("artifacts/checkpoint-3/*")} == {"model.safetensors", "optimizer.pt"}
-
-
-def test_mlflow_logs_into_the_run_of_the_user_or_nested_in_it(offline, monkeypatch):
-    callback = tracker("mlflow")
-    import mlflow
-
-    with mlflow.start_run() as theirs:
-        Run(callback, offline).whole()
-        assert mlflow.active_run().info.run_id == theirs.info.run_id == callback._run_id
-        monkeypatch.setenv("MLFLOW_NESTED_RUN", "True")
-        nested = tracker("mlflow")
-        Run(nested, offline).whole()
-        assert mlflow.active_run().info.run_id == theirs.info.run_id
-    parents = {run.info.run_id: run.data.tags.get("mlflow.parentRunId") for run in mlflow_runs(offline)}
-    assert parents == {theirs.info.run_id: None, nested._run_id: theirs.info.run_id}
-
-
-def test_mlflow_disabled_sends_nothing_and_bad_tags_are_explained(offline, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TAGS", "release=RC1")
-    run = Run(tracker("mlflow"), offline)
-    with pytest.raises(EnvironmentValueError, match="MLFLOW_TAGS='release=RC1' must be a JSON object"):
-        run.begin()
-    run.callback.close()
-    monkeypatch.setenv("DISABLE_MLFLOW_INTEGRATION", "TRUE")
-    silent = tracker("mlflow")
-    Run(silent, offline).whole()
-    assert silent._run_id is None
 
 
 # Comet
@@ -339,56 +235,6 @@ def test_neptune_refuses_an_unknown_upload_mode():
     tracker("neptune")
     with pytest.raises(ValueError, match=r"log_checkpoints='lst' must be one of.*Did you mean 'last'"):
         tracker("neptune", log_checkpoints="lst")
-
-
-# ClearML
-
-
-def test_clearml_keeps_task_settings_and_totals(offline, monkeypatch):
-    monkeypatch.setenv("CLEARML_TASK", "Mine")
-    run = Run(tracker("clearml"), offline)
-    run.model.config = {"hidden_size": 8}
-    run.whole()
-    run.callback.close()
-    with clearml_archive(offline) as archive:
-        task = json.loads(archive.read("task.json"))
-    assert task["name"] == "Mine"
-    assert task["hyperparams"]["Transformers"]["seed"]["value"] == str(run.args.seed)
-    assert "hidden_size" in task["configuration"]["Model Configuration"]["value"]
-    assert ("Summary/train_loss", 2.0) in {(name, value) for name, _, value in read_clearml(offline)}
-
-
-def test_clearml_says_that_models_need_a_server_and_keeps_the_metrics(offline, monkeypatch, caplog):
-    monkeypatch.setenv("CLEARML_LOG_MODEL", "True")
-    run = Run(tracker("clearml"), offline)
-    run.begin()
-    run.steps()
-    run.save()
-    run.end()
-    run.callback.close()
-    assert "CLEARML_LOG_MODEL has no effect offline" in caplog.text
-    assert ("eval/loss", 2, EVAL_LOSS) in read_clearml(offline)
-
-
-# DVCLive
-
-
-@pytest.mark.parametrize("log_model", [True, "all", False])
-def test_dvclive_tracks_the_model_or_all_of_output_dir(log_model, offline, monkeypatch):
-    from_environment = {True: "true", "all": "all", False: "0"}[log_model]
-    monkeypatch.setenv("HF_DVCLIVE_LOG_MODEL", from_environment)
-    callback = tracker("dvclive", **CONSTRUCTOR["dvclive"])
-    assert callback._log_model == log_model
-    run = Run(callback, offline)
-    run.begin()
-    tracked: list[str] = []
-    monkeypatch.setattr(callback.live, "log_artifact", lambda path, **_: tracked.append(str(path)))
-    run.steps()
-    run.save()
-    run.end()
-    assert tracked == {True: [f"{run.args.output_dir}/last"], "all": [run.args.output_dir], False: []}[log_model]
-    assert (Path(run.args.output_dir) / "last" / "model.safetensors").exists() == (log_model is True)
-    assert f"seed: {run.args.seed}" in (offline / "dvclive" / "params.yaml").read_text()
 
 
 # CodeCarbon
@@ -500,31 +346,7 @@ def test_kubeflow_outside_of_a_train_job_is_explained(tmp_path, monkeypatch):
         Run(tracker("kubeflow"), tmp_path).begin()
 
 
-# Azure ML, DagsHub, Flyte: apart from the others
-
-
-def test_azure_ml_receives_the_names_of_the_log_line(offline, capsys):
-    run = Run(tracker("azure_ml"), offline)
-    run.whole()
-    assert not run.callback._switched_off
-    assert f"scalar metric eval_loss:\n{EVAL_LOSS}\n" in capsys.readouterr().out
-
-
-def test_dagshub_logs_to_mlflow_and_explains_a_missing_repository(offline, monkeypatch):
-    run = Run(tracker("dagshub"), offline)
-    run.whole()
-    assert expected("mlflow") - read_mlflow(offline) == {("test_loss", 2, TEST_LOSS)}
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    with pytest.raises(EnvironmentValueError, match="names no DagsHub repository"):
-        Run(tracker("dagshub"), offline).begin()
-
-
-def test_dagshub_writes_data_and_model_for_the_upload(tmp_path):
-    callback = tracker("dagshub")
-    loader = torch.utils.data.DataLoader([1, 2, 3])
-    callback._write_artifacts(tmp_path, torch.nn.Linear(2, 2), {"train_dataloader": loader})
-    assert torch.load(tmp_path / "dataset.pt") == [1, 2, 3]
-    assert (tmp_path / "main" / "model.safetensors").exists()
+# Flyte: apart from the others
 
 
 def test_flyte_syncs_checkpoints_and_shows_the_history_in_a_task(offline):
