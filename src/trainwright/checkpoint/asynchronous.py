@@ -97,13 +97,7 @@ class AsyncSaves:
 
     @classmethod
     def for_run(
-        cls,
-        args: TrainingArguments,
-        name: str,
-        overridden: list[str],
-        num_bytes: int,
-        *,
-        strategy: Strategy,
+        cls, args: TrainingArguments, name: str, overridden: list[str], num_bytes: int, *, strategy: Strategy
     ) -> AsyncSaves | None:
         """What `args` ask for; None where there is nothing to write asynchronously.
 

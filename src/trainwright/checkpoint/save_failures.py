@@ -135,9 +135,7 @@ class SaveFailures:
         return True
 
 
-def predicted_bytes(
-    model: nn.Module, optimizer: Optimizer | None = None, *, of_part: bool = False
-) -> tuple[int, int]:
+def predicted_bytes(model: nn.Module, optimizer: Optimizer | None = None, *, of_part: bool = False) -> tuple[int, int]:
     """(surely, probably) the size of a checkpoint: weights, and what `optimizer` (None: not saved) keeps. `of_part`:
     the size of this process's part of it.
 

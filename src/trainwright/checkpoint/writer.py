@@ -95,7 +95,8 @@ def _check(job: snapshot.Job, arena: Arena) -> None:
 
 
 def _write_part(job: snapshot.Job, arena: Arena) -> None:
-    """Each file gets its name once the disk has it; a file `FAILED-<rank>` says why one does not come.
+    """Each file gets its name once the disk has it; `FAILED-<rank>`, a file, says why one does not come, or where there
+    is no room for that, a directory that none does.
 
     A second call, after a first that was killed, writes what is missing: what has its name may be in use.
     """
@@ -117,8 +118,8 @@ def _write_part(job: snapshot.Job, arena: Arena) -> None:
             path = os.path.join(job.staging, f"{_FAILED}{job.rank}")
             sink.write_now("json", path + _UNFINISHED, described(error))
             os.rename(path + _UNFINISHED, path)
-        except OSError:  # without its directory no checkpoint comes of it either
-            shutil.rmtree(job.staging, ignore_errors=True)
+        except OSError:  # a directory needs less room than a file
+            os.mkdir(path)
         raise
 
 
@@ -129,11 +130,12 @@ def _wait_for_parts(job: snapshot.Job, is_run_over: Callable[[], bool]) -> None:
     """
     missing, seen, since = job.others, None, time.monotonic()
     while missing := [name for name in missing if not os.path.lexists(os.path.join(job.staging, name))]:
-        if not os.path.lexists(job.staging):
-            raise OSError(errno.EIO, "Another process could not write its part, nor say why, in", job.staging)
         for name in os.listdir(job.staging):
+            path = os.path.join(job.staging, name)
+            if name.startswith(_FAILED) and os.path.isdir(path):
+                raise OSError(errno.EIO, "Another process could not write its part, nor say why", path)
             if name.startswith(_FAILED) and not name.endswith(_UNFINISHED):
-                with open(os.path.join(job.staging, name), encoding="utf-8") as file:
+                with open(path, encoding="utf-8") as file:
                     raise rebuilt(json.load(file))
         if is_run_over():
             now = [(name, os.path.getsize(os.path.join(job.staging, name))) for name in relative_files(job.staging)]
