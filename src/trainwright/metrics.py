@@ -86,6 +86,12 @@ class StreamingMetric:
         self._sums = {}
 
 
+def counts_labels(metric: Any) -> bool:
+    """Whether `metric` counts each label by its logits alone, whatever row it is in: so packs, and parts of a batch,
+    may be counted in any order."""
+    return getattr(type(metric), "measure", None) in (kind.measure for kind in COUNTING_LABELS)
+
+
 def _wide(values: torch.Tensor) -> torch.Tensor:
     """`values` in a type whose sum stays exact enough over any number of batches."""
     return values.to(torch.float32 if values.device.type == "mps" else torch.float64)  # mps has no float64
@@ -355,6 +361,9 @@ class Sum(Mean):
 
     def result(self, sums: Sums) -> float:
         return float(sums["sum"])
+
+
+COUNTING_LABELS: tuple[type[StreamingMetric], ...] = (Accuracy, TopK, Perplexity, F1, AUROC)
 
 
 def _histogram(values: torch.Tensor, counted: torch.Tensor, num_values: int) -> torch.Tensor:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from trainwright.args.training import TrainingArguments
+    from trainwright.evaluation.packs import EvaluationPacks, PackedSet
     from trainwright.interop.model_facts import ModelFacts
     from trainwright.oom_retry import OomSafePrediction
     from trainwright.parallel.strategy import Strategy
@@ -57,6 +58,7 @@ class Evaluation:
 
     # Asked
     keep_predictions: bool = True  # also where the metrics need none: all but `evaluate` ask for them
+    packed: PackedSet | None = None  # the data set in packs; None: each sample is a row
     # Found out
     in_parts: OomSafePrediction | None = None  # predicts batches that are too large for memory; None: an error passes
     # While batches are predicted
@@ -186,6 +188,7 @@ class Evaluations:
     def __init__(self) -> None:
         self.current: Evaluation | None = None
         self.loaders = EvalLoaderCache()
+        self.packs: EvaluationPacks | None = None  # of a run that packs, once one was asked for
         self.samples_at_once: int | None = None  # that fit into memory; None: no batch was too large yet
         self._past_of_training: Any = None
 
@@ -205,7 +208,7 @@ class Evaluations:
                 batch_size=args.eval_batch_size,
                 limit=self.samples_at_once,
             )
-        self.current = evaluation = Evaluation(keep_predictions, in_parts)
+        self.current = evaluation = Evaluation(keep_predictions, in_parts=in_parts)
         try:
             yield evaluation
         finally:
@@ -232,13 +235,19 @@ class Evaluations:
         return None if self.current is None else self.current.dtype
 
 
-def announced(dataloader: DataLoader[Any], description: str, args: TrainingArguments) -> int | None:
-    """Say what begins, and return how many samples it has; None where that is not known. ValueError for none."""
+def announced(
+    dataloader: DataLoader[Any], description: str, args: TrainingArguments, packed: PackedSet | None = None
+) -> int | None:
+    """Say what begins, and return how many rows it has; None where that is not known. ValueError for none."""
     found = num_samples(dataloader)
     if found == 0:
         raise ValueError(f"{description} of an empty data set: eval_dataset or test_dataset has no sample.")
     shown = "?" if found is None else found
-    logger.info("%s: %s samples, batches of %s.", description, shown, args.eval_batch_size)
+    if packed is not None:
+        text = "%s: %s samples in %s packs, batches of %s."
+        logger.info(text, description, packed.num_samples, shown, packed.packs_per_batch)
+    else:
+        logger.info("%s: %s samples, batches of %s.", description, shown, args.eval_batch_size)
     return found
 
 
