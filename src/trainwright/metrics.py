@@ -58,6 +58,9 @@ class StreamingMetric:
         labels = labels if labels is None else torch.as_tensor(labels, device=predictions.device)
         if self.shift_labels:
             predictions, labels = predictions[:, :-1], labels[:, 1:]
+        self._count(predictions, labels)
+
+    def _count(self, predictions: torch.Tensor, labels: Any) -> None:
         for key, value in self.measure(predictions, labels).items():
             if key in self._sums:
                 self._sums[key] += value

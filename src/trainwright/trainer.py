@@ -11,6 +11,7 @@ of `gradient_accumulation_steps` micro-batches.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 import logging
@@ -50,6 +51,7 @@ from trainwright.interop import models, neftune, signatures
 from trainwright.interop.loaded import has_adapters
 from trainwright.interop.model_facts import ModelFacts
 from trainwright.interrupt import EvaluationAbandoned, owed_evaluation
+from trainwright.linear_loss.heads import LinearLoss, linear_loss_of
 from trainwright.log_output import show_messages_of
 from trainwright.loss import SHIFTED_LABELS, LabelSmoother, count_items, loss_of, no_scalar
 from trainwright.micro_batch_weights import with_one_item
@@ -150,6 +152,7 @@ class Trainer:
     label_names: list[str]  # of a batch
     can_return_loss: bool
     label_smoother: LabelSmoother | None
+    _linear_loss: LinearLoss | None  # computes the loss without logits, where the model has a wide output layer
     is_model_parallel: bool
     place_model_on_device: bool
     # A subclass may set them.
@@ -718,6 +721,10 @@ class Trainer:
         With `num_items_in_batch`, return the sum of the item losses divided by it; without, their mean. An override
         that takes no `num_items_in_batch` returns a mean, and the loop divides it for accumulation.
         """
+        linear_loss = self._linear_loss
+        if linear_loss is not None and not (return_outputs or linear_loss.is_active):
+            again = functools.partial(Trainer.compute_loss, self, model, num_items_in_batch=num_items_in_batch)
+            return linear_loss.run(lambda: again(copy.copy(inputs)))
         if self.label_smoother is not None:
             self._check_label_smoothing(inputs)
         own_loss = self.compute_loss_func if self.compute_loss_func is not None else self.label_smoother
@@ -941,6 +948,15 @@ class Trainer:
         smoothing = args.label_smoothing_factor
         self.label_smoother = LabelSmoother(epsilon=smoothing) if smoothing else None
         self._check_label_smoothing(None)
+        self._linear_loss = linear_loss_of(model, args.linear_cross_entropy, self._why_no_linear_loss())
+
+    def _why_no_linear_loss(self) -> str | None:
+        """Why a loss needs the logits of a batch, whatever the model is; None where it may not."""
+        if self.compute_loss_func is not None:
+            return "compute_loss_func is given them"
+        if self._facts.num_replicas > 1:
+            return "DataParallel replicates it"
+        return "it is compiled as a whole" if hasattr(models.unreplicated(self.model_wrapped), "_orig_mod") else None
 
     def _bind_hooks(self) -> None:
         """Find out once, before the first step, what each step would otherwise ask again: which hooks are overridden,
@@ -989,7 +1005,7 @@ class Trainer:
         self.model = self.model_wrapped = self._model_to_evaluate = None
         self.optimizer = self.lr_scheduler = None
         self._strategy.release_model()
-        self._average = self._packed_inputs = self._past = self._evaluations.packs = None
+        self._average = self._packed_inputs = self._past = self._linear_loss = self._evaluations.packs = None
         self._facts = self._facts.without_model()
         if self._accelerator is not None:  # overrides may have had it prepare them
             self._accelerator.free_memory()
@@ -1149,6 +1165,8 @@ class Trainer:
         """Hook: labels in the loss of one update, over all processes; None when the loss does not need their number."""
         if self.label_smoother is not None and batch_samples:
             self._check_label_smoothing(batch_samples[0])
+        if self._linear_loss is not None:
+            self._linear_loss.check_labels(batch_samples)
         own_loss = self.compute_loss_func is not None or self.label_smoother is not None
         if not (own_loss or self.model_accepts_loss_kwargs or self._hooks.asks_for_items):
             return None
@@ -1632,8 +1650,16 @@ class Trainer:
     ) -> Predictor:
         """What predicts batches with the hooks of this trainer, but for the `shortcuts`."""
         casts = self._evaluations.input_dtype is not None
+        is_models = self.label_smoother is None and self._hooks.compute_loss_is_ours and not self.args.jit_mode_eval
+        linear_loss, evaluation = self._linear_loss, self._evaluations.current
+        needs_logits = not loss_only and (
+            evaluation is None
+            or not shortcuts.prediction_step
+            or self._strategy.shards_weights
+            or evaluation.needs_logits(self.compute_metrics, self.preprocess_logits_for_metrics)
+        )
         return Predictor(
-            model,
+            model if linear_loss is None or needs_logits or not is_models else linear_loss.calling(model),
             label_names=self.label_names,
             can_return_loss=self.can_return_loss,
             ignore_keys=ignored_outputs(self.model, ignore_keys),

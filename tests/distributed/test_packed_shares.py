@@ -36,7 +36,7 @@ class Model(nn.Module):
         logits = self.head(same @ self.embed(input_ids) / same.sum(-1, keepdim=True))
         kind = "mean" if num_items_in_batch is None else "sum"
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=kind)
-        return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch}
+        return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch, "logits": logits}
 
 
 def train(output_dir: Path, **arguments: Any) -> dict[str, Any]:

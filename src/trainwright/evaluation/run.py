@@ -30,7 +30,8 @@ from trainwright.evaluation.losses import weighted_mean
 from trainwright.evaluation.metrics import prefixed
 from trainwright.evaluation.shortcuts import NO_SHORTCUTS, Shortcuts
 from trainwright.evaluation.spill import MemoryBudget
-from trainwright.evaluation.streaming import StreamingMetrics, is_streaming
+from trainwright.evaluation.streaming import StreamingMetrics, is_streaming, only_counts_labels
+from trainwright.linear_loss.deferred import DeferredLogits
 from trainwright.nested import Nested, denumpify_detensorize
 from trainwright.outputs import EvalLoopOutput, EvalPrediction
 from trainwright.techniques import precision
@@ -64,6 +65,11 @@ class Evaluation:
     # While batches are predicted
     dtype: torch.dtype | None = None  # of floating-point inputs, as of the weights (`*_full_eval`); None: as they are
     past: Any = None  # what the model returned for the next batch (`past_index`)
+
+    def needs_logits(self, compute_metrics: Metrics | None, preprocess_logits: Any) -> bool:
+        """Whether the logits of a batch are read all at once, and not label by label."""
+        only_counts = compute_metrics is not None and only_counts_labels(compute_metrics)
+        return self.keep_predictions or preprocess_logits is not None or not only_counts
 
     @contextlib.contextmanager
     def in_precision(self, args: TrainingArguments, model: nn.Module, is_in_train: bool) -> Iterator[None]:
@@ -160,6 +166,8 @@ class Evaluation:
                     logits = preprocess(logits, labels)
                 if count is not None and logits is not None and labels is not None:
                     count(logits, labels, to_all)
+                    if isinstance(logits, DeferredLogits):  # whose chunks were counted: nothing else reads them
+                        logits = None
                 add(inputs, loss, logits, labels)
                 if after_batch is not None:
                     after_batch()
