@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from torch.optim.optimizer import Optimizer
     from torch.utils.data import DataLoader, Sampler
 
+    from trainwright.evaluation.packs import PackedSet
     from trainwright.hub.session import HubSession
     from trainwright.interop.packed_attention import PackedInputs
     from trainwright.parallel.strategy import Strategy
@@ -1021,7 +1022,7 @@ class Trainer:
         self.model = self.model_wrapped = self._model_to_evaluate = None
         self.optimizer = self.lr_scheduler = None
         self._strategy.release_model()
-        self._average = self._packed_inputs = self._past = self._linear_loss = None
+        self._average = self._packed_inputs = self._past = self._linear_loss = self._evaluations.packs = None
         self._facts = self._facts.without_model()
         if self._accelerator is not None:  # overrides may have had it prepare them
             self._accelerator.free_memory()
@@ -1466,9 +1467,9 @@ class Trainer:
                 metrics.update(self.evaluate(eval_dataset=one, ignore_keys=ignore_keys, metric_key_prefix=prefix))
             return metrics
         self._memory_tracker.start()
-        loader, start_time = self.get_eval_dataloader(chosen), time.time()
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
-        with self._new_evaluation(keep_predictions=False):
+        with self._new_evaluation(keep_predictions=False) as evaluation:
+            loader, start_time = self.get_eval_dataloader(chosen), time.time()
             output = loop(
                 loader,
                 description="Evaluation",
@@ -1477,7 +1478,7 @@ class Trainer:
                 ignore_keys=ignore_keys,
                 metric_key_prefix=metric_key_prefix,
             )
-        metrics = self._with_speed(output, metric_key_prefix, start_time)
+        metrics = self._with_speed(output, metric_key_prefix, start_time, evaluation.packed)
         self._compatible("log")(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._memory_tracker.stop_and_update_metrics(metrics)
@@ -1530,9 +1531,16 @@ class Trainer:
             or not self.place_model_on_device,
         )
 
-    def _with_speed(self, output: EvalLoopOutput, prefix: str, start_time: float) -> dict[str, float]:
-        batch_size = self.args.eval_batch_size * self._strategy.num_processes
-        speed = metric_text.evaluation_speed(prefix, start_time, output.num_samples or 0, batch_size)
+    def _with_speed(
+        self, output: EvalLoopOutput, prefix: str, start_time: float, packed: PackedSet | None = None
+    ) -> dict[str, float]:
+        num_rows, num_processes = output.num_samples or 0, self._strategy.num_processes
+        if packed is None:
+            batch_size = self.args.eval_batch_size * num_processes
+            speed = metric_text.evaluation_speed(prefix, start_time, num_rows, batch_size)
+        else:
+            batch_size = packed.packs_per_batch * num_processes
+            speed = metric_text.evaluation_speed(prefix, start_time, packed.num_samples, batch_size, num_rows)
         return {**(output.metrics or {}), **speed}
 
     def evaluation_loop(
@@ -1545,7 +1553,8 @@ class Trainer:
     ) -> EvalLoopOutput:
         """Hook: run the model over a loader and gather predictions, labels and metrics. With or without labels."""
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
-        num_samples = announced(dataloader, description, self.args)
+        under_way = self._evaluations.current
+        num_samples = announced(dataloader, description, self.args, under_way.packed if under_way else None)
         handler, interrupt = self.callback_handler, self._run.interrupt
         handler.eval_dataloader = dataloader
 
@@ -1556,7 +1565,9 @@ class Trainer:
                 interrupt.leave_evaluation()
 
         with contextlib.ExitStack() as during:
-            evaluation = self._evaluations.current or during.enter_context(self._new_evaluation())
+            evaluation = under_way or during.enter_context(self._new_evaluation())
+            if evaluation.packed is not None and self._packed_inputs is not None:
+                during.enter_context(self._packed_inputs.while_packed(self.model))
             during.enter_context(self._eval_weights())
             during.enter_context(evaluation.in_precision(self.args, self.model, self.is_in_train))
             model = self._model_for_evaluation(dataloader)
@@ -1594,9 +1605,13 @@ class Trainer:
 
     def _try_evaluation_batches(self) -> None:
         """Make one batch of each evaluation set, to find what would end the run at its first evaluation."""
+        changes_batches = any(map(self._is_overridden, sanity_check.SEES_BATCHES))
+        forward = models.base_model_of(self.model).forward if self.args.packs and not changes_batches else None
         for name in self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]:
-            loader = self.get_eval_dataloader(name)
-            sanity_check.try_batch(loader, self.args, "eval_dataset" if name is None else f"eval_dataset[{name!r}]")
+            with self._evaluations.one(self.args, self._facts, self.label_names, keep_predictions=False) as evaluation:
+                loader = self.get_eval_dataloader(name)
+            description = "eval_dataset" if name is None else f"eval_dataset[{name!r}]"
+            sanity_check.try_batch(loader, self.args, description, None if evaluation.packed else forward)
             self._evaluations.loaders.abandon(loader)
 
     def _check_best_metric(self, ignore_keys: list[str] | None) -> None:
@@ -1675,8 +1690,15 @@ class Trainer:
         """What predicts batches with the hooks of this trainer, but for the `shortcuts`."""
         casts = self._evaluations.input_dtype is not None
         is_models = self.label_smoother is None and self._hooks.compute_loss_is_ours and not self.args.jit_mode_eval
+        linear_loss, evaluation = self._linear_loss, self._evaluations.current
+        needs_logits = not loss_only and (
+            evaluation is None
+            or not shortcuts.prediction_step
+            or self._strategy.shards_weights
+            or evaluation.needs_logits(self.compute_metrics, self.preprocess_logits_for_metrics)
+        )
         return Predictor(
-            self._linear_loss.calling(model) if self._linear_loss is not None and loss_only and is_models else model,
+            model if linear_loss is None or needs_logits or not is_models else linear_loss.calling(model),
             label_names=self.label_names,
             can_return_loss=self.can_return_loss,
             ignore_keys=ignored_outputs(self.model, ignore_keys),
@@ -1722,14 +1744,31 @@ class Trainer:
             raise ValueError("Evaluation needs an eval_dataset: pass it to Trainer, or to evaluate().")
         if isinstance(dataset, str):
             dataset = checks.named_eval_set(self.eval_dataset, dataset)
-        size, sampler_fn = self.args.eval_batch_size, self._get_eval_sampler
+        size, sampler_fn, packed = self.args.eval_batch_size, self._get_eval_sampler, self._packed_evaluation(dataset)
+        rows, size = (dataset, size) if packed is None else (packed.dataset, packed.packs_per_batch)
         make = functools.partial(
-            self._get_dataloader, dataset, description="evaluation", batch_size=size, sampler_fn=sampler_fn
+            self._get_dataloader, rows, description="evaluation", batch_size=size, sampler_fn=sampler_fn
         )
         if not self.args.dataloader_persistent_workers:
             return make()
-        built_for = (self.data_collator, *from_args.evaluation_settings(self.args))
+        built_for = (self.data_collator, packed, *from_args.evaluation_settings(self.args))
         return self._evaluations.loaders.get(dataset, built_for, self.eval_dataset, make)
+
+    def _packed_evaluation(self, dataset: Dataset) -> PackedSet | None:
+        """`dataset` in packs, for an `evaluate` of a run that packs in which nothing needs the rows of samples."""
+        evaluation = self._evaluations.current
+        if not self.args.packs or evaluation is None or evaluation.keep_predictions:
+            return None
+        from trainwright.evaluation.packs import Evaluated, EvaluationPacks
+
+        packs = self._evaluations.packs = self._evaluations.packs or EvaluationPacks()
+        asked = Evaluated(
+            self.args, self.model, self.data_collator, self.processing_class, self.compute_metrics,
+            self.preprocess_logits_for_metrics, self.compute_loss_func is not None, self._is_overridden,
+            self._prepare_inputs, functools.partial(setattr, self, "_packed_inputs"),
+        )  # fmt: skip
+        evaluation.packed = packs.find(dataset, asked, self._packed_inputs)
+        return evaluation.packed
 
     def get_test_dataloader(self, test_dataset: Dataset) -> Loader:
         """Hook: the loader that `predict` reads."""
@@ -1754,6 +1793,8 @@ class Trainer:
             dataset, collator, self._packed_inputs = packed(
                 dataset, self.args, model=self.model, data_collator=collator, processing_class=self.processing_class
             )
+        elif getattr(dataset, "collate_whole", None) is not None:
+            collator = dataset.collate_whole
         elif self.args.remove_unused_columns:
             if from_args.has_columns(dataset):
                 dataset = self._remove_unused_columns(dataset, description=description)

@@ -9,6 +9,7 @@ evaluation itself (`run`), copies of the user's functions (`copies`), the metric
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -87,11 +88,14 @@ def _reader(args: TrainingArguments) -> str:
     return ""
 
 
-def try_batch(loader: DataLoader[Any], args: TrainingArguments, description: str) -> None:
+def try_batch(
+    loader: DataLoader[Any], args: TrainingArguments, description: str, forward: Callable[..., Any] | None = None
+) -> None:
     """Make one batch of an evaluation set as `loader` would, so that what cannot be collated is found before training.
 
     Raises ValueError where it cannot, and where a metric is needed and `dataloader_drop_last` leaves no batch. Costs
     the fetching of one batch; random states are restored. Streams, which may give each sample once, are left alone.
+    `forward`: of a model that is packed, whose training batches are made elsewhere: it must take these too.
     """
     dataset, collator = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
     if dataset is None or collator is None or is_iterable(dataset) or not has_length(dataset) or not len(dataset):
@@ -107,9 +111,10 @@ def try_batch(loader: DataLoader[Any], args: TrainingArguments, description: str
     rng = RngState.capture()
     try:
         if args.dataloader_num_workers:
-            next(iter(loader))
+            batch = next(iter(loader))
         else:
-            collator([dataset[number] for number in range(min(args.eval_batch_size, len(dataset)))])
+            size = getattr(loader, "batch_size", None) or args.eval_batch_size
+            batch = collator([dataset[number] for number in range(min(size, len(dataset)))])
     except Exception as error:
         raise ValueError(
             f"{description} cannot be made into batches, so the first evaluation would end the run: "
@@ -123,6 +128,24 @@ def try_batch(loader: DataLoader[Any], args: TrainingArguments, description: str
         ) from error
     finally:
         rng.restore()
+    if forward is not None and isinstance(batch, Mapping):
+        _check_taken(batch, forward, description)
+
+
+def _check_taken(batch: Mapping[str, Any], forward: Callable[..., Any], description: str) -> None:
+    parameters = inspect.signature(forward).parameters.values()
+    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    missing = [one.name for one in named if one.default is one.empty and one.name not in batch]
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    others = [] if takes_any else sorted(set(batch) - {one.name for one in named} - {"labels"})
+    if missing or others:
+        found = [f"lack {missing}, which the model needs"] if missing else []
+        found += [f"have {others}, which the model does not take"] if others else []
+        raise ValueError(
+            f"{description}: its batches {' and '.join(found)}, so the first evaluation would end the run. "
+            "packing=True makes training batches itself, and those of an evaluation are made by data_collator: leave "
+            "it out."
+        )
 
 
 def wanted_metric(
