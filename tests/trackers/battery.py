@@ -126,6 +126,7 @@ def _as_program(action: Callable[[], Any], folder: Path, variables: dict[str, st
     os.chdir(folder)
     sys.argv = [str(folder / "train.py")]  # of the user
     atexit._clear()  # what is left of the parent
+    threading._threading_atexits.clear()
     try:
         return action()
     except BaseException as error:
@@ -139,6 +140,8 @@ def _as_program(action: Callable[[], Any], folder: Path, variables: dict[str, st
         for thread in threading.enumerate():  # as Python does
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join(60)
+        for hook in reversed(threading._threading_atexits):  # before the others; Comet's is one
+            hook()
         atexit._run_exitfuncs()
 
 
