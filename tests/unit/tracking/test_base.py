@@ -233,6 +233,16 @@ def test_an_evaluation_after_the_end_of_a_run_continues_it_and_keeps_its_status(
     assert [value for what, value in callback.told if what in ("setup", "end")] == [None, "failed", "run-1", "failed"]
 
 
+def test_a_run_that_cannot_be_opened_again_for_an_evaluation_costs_a_warning(caplog):
+    train(callback := Recorder())
+    callback.close()
+    callback.fails_in = "setup"
+    tell(callback, "on_log", logs={"eval_loss": 2.0})
+    tell(callback, "on_log", logs={"eval_loss": 2.0})
+    assert len(caplog.records) == 1 and "is switched off" in caplog.text
+    assert statuses(callback) == ["finished", "failed"]
+
+
 def test_a_second_attempt_of_a_training_logs_into_the_same_run_what_that_has_not_yet():
     callback = Recorder()
     with tracked_training(SimpleNamespace(callbacks=[callback])):
