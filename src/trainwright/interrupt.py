@@ -2,8 +2,8 @@
 
 Owns: `Interrupt` (the handlers, the signal agreed on by all ranks, the exit code), requeueing on Slurm, abandoned
 evaluations, `rescue` (a checkpoint after an exception), `same_handlers` (for libraries that replace them). Leaves to
-others: polling after each step and writing the checkpoint (the training loop), communication (`parallel/async_max`),
-keeping loader workers alive meanwhile (`data/workers`).
+others: polling after each step and writing the checkpoint (the training loop), communication
+(`parallel/signal_agreement`), keeping loader workers alive meanwhile (`data/workers`).
 """
 
 from __future__ import annotations
@@ -83,21 +83,23 @@ class Interrupt:
         names = SIGNALS if args.save_on_signal else ("SIGTERM",) if args.enable_jit_checkpoint else ()
         agreement = None
         if names and is_distributed:
-            from trainwright.parallel.async_max import AsyncMax
+            from trainwright.parallel.signal_agreement import SignalAgreement
 
-            agreement = AsyncMax(args.ddp_timeout_delta)
+            agreement = SignalAgreement.of_group(args.ddp_timeout_delta)
         is_main = args.process_index == 0
         return cls(names, args.exit_code_on_signal, agreement, is_main=is_main, requeues=args.requeue_on_signal)
 
     # -- while training ------------------------------------------------------------------------------------------------
 
     def start_agreement(self) -> None:
-        """Start the all-reduce of this rank's signal; does not wait. Called after the last backward pass."""
+        """Tell the other ranks of a signal, where there is one. Called before the last micro-batch of an update, whose
+        exchange of gradients no rank can pass without this one.
+        """
         if self._agreement is not None:
             self._agreement.start(self._signal)
 
     def end_agreement(self) -> None:
-        """Finish the all-reduce. Afterwards `asked` and the signal are the same on all ranks."""
+        """Called after the update. Afterwards `asked` and the signal are the same on all ranks."""
         if self._agreement is None:
             return
         agreed = self._agreement.result()
