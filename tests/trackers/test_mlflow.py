@@ -61,11 +61,9 @@ def search(name):
     made.hyperparameter_search(space, n_trials=2, backend="optuna")
 
 
-def in_one_process():
-    """What users do with MLflow, one after the other, each in runs of its own name."""
+def with_runs_of_the_user():
+    """Trainings around, within and after them, one after the other, each with a name of its own."""
     import mlflow
-
-    from trainwright.tracking import mlflow as ours
 
     said, ids, seen = Warned(), {}, {}
 
@@ -95,8 +93,16 @@ def in_one_process():
         search("of given")
         seen["MLFLOW_RUN_ID"] = os.environ.get("MLFLOW_RUN_ID")
     trainer("after given").train()
+    return ids, seen
 
-    said.since()
+
+def with_settings():
+    """Odd names, variables, and what goes wrong."""
+    import mlflow
+
+    from trainwright.tracking import mlflow as ours
+
+    said, seen = Warned(), {}
     odd = trainer("refused")
     odd.model.config.update({LONG_KEY: 1, "../up": 2, "long_text": "x" * 7000, **{f"many{n}": n for n in range(120)}})
     odd.train()
@@ -130,15 +136,23 @@ def in_one_process():
     ours.FLUSH_LIMIT_S, mlflow.flush_async_logging = 0.2, functools.partial(time.sleep, 60)
     seen["steps with a flush that hangs"] = trainer("hanging").train().global_step
     seen["hanging"] = said.since()
-    return ids, seen
+    return {}, seen
+
+
+def outcome(action, folder):
+    needs("mlflow")
+    ids, seen = program(READER, folder, action)
+    return SimpleNamespace(ids=ids, seen=seen, runs=found_in(folder))
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    needs("mlflow")
-    folder = tmp_path_factory.mktemp("mlflow")
-    ids, seen = program(READER, folder, in_one_process)
-    return SimpleNamespace(ids=ids, seen=seen, runs=found_in(folder))
+    return outcome(with_runs_of_the_user, tmp_path_factory.mktemp("mlflow"))
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return outcome(with_settings, tmp_path_factory.mktemp("mlflow"))
 
 
 def found_in(folder):
@@ -208,50 +222,50 @@ def test_the_run_that_a_variable_names_is_continued_by_each_training_of_the_proc
     assert len(named(told, "after given")) == 1
 
 
-def test_names_and_values_that_it_refuses_are_left_out_with_a_warning_that_names_each(told):
-    (run,) = named(told, "refused")
+def test_names_and_values_that_it_refuses_are_left_out_with_a_warning_that_names_each(settings):
+    (run,) = named(settings, "refused")
     assert run["status"] == "FINISHED" and run["steps"]["loss"] == [1, 2]
     assert {"many0", "many119", "seed"} <= run["params"].keys() and run["steps"].keys() >= {"ok", "yes"}
-    said = [message for message in told.seen["refused"] if "does not get" in message]
+    said = [message for message in settings.seen["refused"] if "does not get" in message]
     for name in (LONG_KEY, "../up", "long_text", "../metric"):
         assert name not in run["params"] and name not in run["steps"]
         assert [name in message for message in said].count(True) == 1
 
 
-def test_tags_are_a_json_object_and_settings_flat_where_a_variable_asks_for_it(told):
-    (run,) = named(told, "flat")
+def test_tags_are_a_json_object_and_settings_flat_where_a_variable_asks_for_it(settings):
+    (run,) = named(settings, "flat")
     assert run["tags"]["release"] == "RC1" and run["params"]["outer.inner"] == "5"
-    (other,) = named(told, "few")
+    (other,) = named(settings, "few")
     assert "release" not in other["tags"]
 
 
-def test_no_more_settings_than_a_variable_says_are_sent(told):
-    (run,) = named(told, "few")
+def test_no_more_settings_than_a_variable_says_are_sent(settings):
+    (run,) = named(settings, "few")
     assert len(run["params"]) == 7
 
 
-def test_the_experiment_is_the_one_a_variable_names(told):
-    (run,) = named(told, "few")
+def test_the_experiment_is_the_one_a_variable_names(settings):
+    (run,) = named(settings, "few")
     assert run["experiment"] == reading.EXPERIMENT
 
 
-def test_checkpoints_are_not_copied_unless_a_variable_asks_for_it(told):
-    (run,) = named(told, "no artifacts")
+def test_checkpoints_are_not_copied_unless_a_variable_asks_for_it(settings):
+    (run,) = named(settings, "no artifacts")
     assert run["artifacts"] == [] and "checkpoint.last" not in run["tags"]
 
 
-def test_what_is_disabled_or_told_nonsense_opens_no_run(told):
-    assert named(told, "disabled", "bad MLFLOW_TAGS", "bad MLFLOW_MAX_LOG_PARAMS") == []
+def test_what_is_disabled_or_told_nonsense_opens_no_run(settings):
+    assert named(settings, "disabled", "bad MLFLOW_TAGS", "bad MLFLOW_MAX_LOG_PARAMS") == []
 
 
-def test_a_run_that_a_failed_training_left_open_within_its_own_ends_with_it(told):
-    runs = named(told, "broken", "opened within")
-    assert [run["status"] for run in runs] == ["FAILED", "FAILED"] and told.seen["left open"] is None
+def test_a_run_that_a_failed_training_left_open_within_its_own_ends_with_it(settings):
+    runs = named(settings, "broken", "opened within")
+    assert [run["status"] for run in runs] == ["FAILED", "FAILED"] and settings.seen["left open"] is None
 
 
-def test_a_queue_that_never_empties_costs_a_warning(told):
-    assert told.seen["steps with a flush that hangs"] == 2
-    assert any("takes longer than 0.2 s" in message for message in told.seen["hanging"])
+def test_a_queue_that_never_empties_costs_a_warning(settings):
+    assert settings.seen["steps with a flush that hangs"] == 2
+    assert any("takes longer than 0.2 s" in message for message in settings.seen["hanging"])
 
 
 def test_a_program_that_ends_with_an_error_after_an_evaluation_leaves_a_failed_run(tmp_path):

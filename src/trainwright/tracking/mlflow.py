@@ -14,7 +14,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainwright.interop.environment import EnvironmentValueError, env_flag
 from trainwright.state import TrainerState
@@ -57,11 +57,14 @@ class MLflowCallback(TrackerCallback):
     stays_open = False  # an active run of ours would be taken for one of the user's; what follows is sent by its id
     end_limit_s = None  # the active run is the thread's
 
+    _opened: ClassVar[dict[str, MLflowCallback]] = {}  # by id, the open runs of this process that are not the user's
+
     def __init__(self) -> None:
         super().__init__()
         self._ml_flow: Any = None
         self._run_id: str | None = None
         self._log_artifacts = False
+        self._is_second = False  # another callback ("mlflow" beside "dagshub") sends the same to the same run
         self._sending: list[Any] = []  # of the log lines whose arrival is not known yet
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
@@ -75,6 +78,8 @@ class MLflowCallback(TrackerCallback):
             self._run_id = self._resume_id  # which has ended, and takes log lines all the same
             return
         self._run_id = self._open(args, state)
+        if self._is_second:
+            return
         # As stored: the data of `active_run()` are those of the moment when it was started.
         already = mlflow.MlflowClient().get_run(self._run_id).data.params
         self._log_params(run_config(args, state, model, sanitized=False), already, max_params)
@@ -88,8 +93,11 @@ class MLflowCallback(TrackerCallback):
         mlflow = self._ml_flow
         active, given = mlflow.active_run(), os.environ.get(_RUN_ID)
         is_trial = state.is_hyper_param_search
-        nested = env_flag("MLFLOW_NESTED_RUN") or is_trial
-        if active is not None and not nested:
+        opener = self._opened.get(active.info.run_id) if active is not None else None
+        self._is_second = opener is not None and type(opener) is not type(self)
+        # A training within another one, as in a callback, is nested in it.
+        nested = env_flag("MLFLOW_NESTED_RUN") or is_trial or opener is not None
+        if active is not None and (not nested or self._is_second):
             return str(active.info.run_id)
         if active is None and not given and (experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME")):
             mlflow.set_experiment(experiment)
@@ -102,6 +110,7 @@ class MLflowCallback(TrackerCallback):
             else:
                 run = self._resumed(nested) or mlflow.start_run(run_name=name, nested=nested)
         self._owns_run = True
+        self._opened[run.info.run_id] = self
         return str(run.info.run_id)
 
     def _resumed(self, nested: bool) -> Any:
@@ -154,6 +163,8 @@ class MLflowCallback(TrackerCallback):
         self._ml_flow.MlflowClient().set_tag(self._run_id, name, value)
 
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
+        if self._is_second:
+            return
         named: dict[str, float] = {}
         for name, value in metrics.items():
             # Said here, because what is refused later, in MLflow's queue, is lost without a word.
@@ -181,7 +192,7 @@ class MLflowCallback(TrackerCallback):
             raise problem
 
     def log_checkpoint(self, directory: Path, args: TrainingArguments, state: TrainerState) -> None:
-        if self._log_artifacts:
+        if self._log_artifacts and not self._is_second:
             self._ml_flow.log_artifacts(str(directory), artifact_path=directory.name, run_id=self._run_id)
             self._tag("checkpoint.last", directory.name)
             if state.best_model_checkpoint:
@@ -192,6 +203,7 @@ class MLflowCallback(TrackerCallback):
 
     def end(self, status: Status) -> None:
         mlflow = self._ml_flow
+        self._opened.pop(str(self._run_id), None)
         try:
             self._flush()
         finally:
