@@ -37,8 +37,8 @@ class Reader(battery.Reader):
                     metric = message["payload"]["metric"]
                     point = metric["step"], metric["metricValue"]
                     run.scalars.setdefault(metric["metricName"], []).append(point)
-                elif message["type"] == "parameter_msg" and "paramName" in message["payload"]["param"]:
-                    param = message["payload"]["param"]
+                elif message["type"] == "parameter_msg":  # "params": of lists
+                    param = message["payload"].get("param") or message["payload"]["params"]
                     run.parameters[param["paramName"]] = param["paramValue"]
             for name, upload in uploads(messages).items():
                 aliases = (upload.get("metadata") or {}).get("aliases") or [""]
