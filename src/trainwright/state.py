@@ -88,6 +88,7 @@ class TrainerState:
         self._log_text = LogText(self._warn_of_changed)
         self._named: set[str] = set()  # keys of log lines that a warning has named
         self.places_of_checkpoints: tuple[str, ...] = ()  # further directories that may hold the best checkpoint
+        self.training_id: str | None = None  # the same in a resumed training, another one in all others
         if self.log_history is None:
             self.log_history = []
         if self.stateful_callbacks is None:

@@ -224,10 +224,10 @@ def test_a_run_that_dies_while_it_copies_leaves_nothing_that_is_taken_for_a_chec
     def action():
         begin = asynchronous.AsyncSaves.begin
 
-        def die(self):
+        def die(self, gather):
             if self.num_saves == 1:
                 os._exit(9)
-            begin(self)
+            begin(self, gather)
 
         asynchronous.AsyncSaves.begin = die
         make_run(out, **OPTIONS).train()

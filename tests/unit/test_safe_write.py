@@ -34,6 +34,7 @@ from trainwright.report.trials import TrialRecord, write_csv
 from trainwright.state import TrainerState
 from trainwright.tasks import session
 from trainwright.tasks.classification import predictions_writer
+from trainwright.tracking.tracked_runs import TrackedRun
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links and named pipes")
 
@@ -135,6 +136,12 @@ WRITERS = {
     "predictions": ("tasks/classification.py", write_predictions, ["predictions.tsv"], "error"),
     "alphabet": ("tasks/speech.py", write_alphabet, ["vocab.json", "tokenizer_config.json"], "error"),
     "lengths": ("data/lengths.py", write_lengths, ["trainwright-lengths-f-x.npy"], "nothing"),
+    "runs of trackers": (
+        "tracking/tracked_runs.py",
+        lambda out: TrackedRun(str(out), "wandb", "training", "run").sent(["loss"], 1),
+        ["tracker_runs/wandb.json"],
+        "error",  # which the tracker turns into a warning
+    ),
     "mark": ("checkpoint/commit.py", lambda out: commit._empty_under_mark(str(out)), [".incomplete"], "error"),
     "save_model": (
         "checkpoint/save.py",

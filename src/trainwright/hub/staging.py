@@ -45,6 +45,7 @@ IGNORED = (
     f"{STAGING_PREFIX}*",
     "*.tmp",
     "*.tmp/*",
+    "tracker_runs/*",
     METRICS_NAME,
 )
 # Outside checkpoints: what a save replaces and never changes, so that a hard link preserves it. Others may be appended

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from trainwright.args.training import TrainingArguments
     from trainwright.checkpoint.saves import Saves
     from trainwright.data.prefetch import DevicePrefetcher
+    from trainwright.preflight.check import Preflight
     from trainwright.profiling.phases import Profilers
     from trainwright.profiling.speed import SpeedMeter
 
@@ -108,6 +109,8 @@ class Run:
     excluded: list[tuple[int, range]] = field(default_factory=list)  # (epoch, samples) that a rollback found to be bad
     found_size: FoundBatchSize = field(init=False)  # samples of a micro-batch that fit, from an earlier run
     splitting: OomSplitting | None = None  # runs a micro-batch in parts; None without `auto_find_batch_size`
+    preflight: Preflight | None = None  # compares data with the model; None before an attempt
+    first_batch_is_unchecked: bool = False
     undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # of what is changed for training only
 
     # -- step functions: what each step calls, found out once ----------------------------------------------------------
@@ -180,7 +183,7 @@ class Run:
         if is_distributed:
             from trainwright.parallel.lost_ranks import LostRanks
 
-            self._opened.enter_context(LostRanks(self.args.ddp_timeout))
+            self._opened.enter_context(LostRanks(self.args.ddp_timeout, self.saves.hand_over))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -207,7 +210,7 @@ class Run:
         self.parameters, self.of_epoch, self.exempt = [], {}, ()
         self.training_step = self.get_batch_samples = self.update = self.log_save_evaluate = _not_bound
         self.backward, self.fused_backward, self.backward_is_update = None, lomo.fused_backward, False
-        self.splitting = self.prefetch = None
+        self.splitting = self.prefetch = self.preflight = None
         self.profilers = self.speed_meter = None
 
     # -- an attempt ----------------------------------------------------------------------------------------------------
@@ -219,6 +222,18 @@ class Run:
             str(self.args.include_num_input_tokens_seen), main_input_name, pad_token_id, strategy.num_processes
         )
         self.first_step, self.owes_epoch_end = None, False
+
+    def check_first_batch(self, batch: Any) -> None:
+        """Raise ValueError for what the model cannot be given. Later batches are looked at where they fail."""
+        self.first_batch_is_unchecked = False
+        if self.preflight is not None:
+            self.preflight.check_batch(batch)
+
+    def explained(self, error: BaseException, batches: Sequence[Any]) -> BaseException:
+        """What to raise where an update of `batches` failed: a clearer error, if the batches explain it, or `error`."""
+        if self.preflight is None or not isinstance(error, Exception):
+            return error
+        return self.preflight.explained(error, batches)
 
     def weights_of(
         self, batch_samples: Sequence[Any], num_items: torch.Tensor | int | None, kind: LossKind, step: int
