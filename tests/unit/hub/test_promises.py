@@ -272,6 +272,16 @@ def test_a_push_that_is_refused_is_tried_once_for_each_save_and_named_with_its_c
     assert cure in last and "trainwright push" in last and TOKEN not in caplog.text
 
 
+def test_a_run_of_somebody_who_has_not_logged_in_is_an_error_before_training(hub, make_trainer, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(RuntimeError, match="hf auth login"):
+        make_trainer(push_to_hub=True)
+    assert hub.requests == []
+
+
 # -- runs that do not end well -----------------------------------------------------------------------------------------
 
 
