@@ -60,8 +60,4 @@ def experiments(folder: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]]
 def uploads(messages: list[dict[str, Any]], kind: str = "asset") -> dict[str, dict[str, Any]]:
     """The files that an upload would send, by their names: `kind` is "asset" or "source_code"."""
     payloads = [message["payload"] for message in messages if message["type"] == "file_upload"]
-    return {
-        payload["additional_params"]["fileName"]: payload
-        for payload in payloads
-        if payload["additional_params"]["type"] == kind
-    }
+    return {payload["additional_params"]["fileName"]: payload for payload in payloads if payload["upload_type"] == kind}
