@@ -68,7 +68,7 @@ docs: .venv/installed ## write the pages of all arguments and of all optimizers 
 	$(BIN)/python docs/generate_arguments.py
 	$(BIN)/python docs/generate_optimizers.py
 
-bench: .venv/installed $(OLDER)/installed ## all benchmarks, side by side with other trainers (ARGS=--quick: some minutes)
+bench: .venv/installed $(OLDER)/installed $(DOWNSTREAM)/installed ## all benchmarks, side by side with other trainers (ARGS=--quick: some minutes)
 	@$(OFFLINE) $(BIN)/python benchmarks/bench.py $(ARGS)
 
 compare: .venv/installed ## run 100 tiny configurations with two commits, compare bit by bit (BASE=main, ARGS="--only ema")
