@@ -72,7 +72,7 @@ from trainwright.seeding import seed_run
 from trainwright.splitting import one_row
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.techniques import precision
-from trainwright.tracking.base import get_reporting_integration_callbacks
+from trainwright.tracking.base import end_trial, reporting_callbacks, tracked_training
 from trainwright.window import LossWindow
 
 if TYPE_CHECKING:
@@ -227,8 +227,7 @@ class Trainer:
 
         self.state = self._fresh_state()
         self.control = TrainerControl()
-        reporting = get_reporting_integration_callbacks(self.args.report_to)
-        all_callbacks = [DefaultFlowCallback, *reporting, *given_callbacks]
+        all_callbacks = [DefaultFlowCallback, *reporting_callbacks(self.args.report_to), *given_callbacks]
         self.callback_handler = CallbackHandler(
             all_callbacks, self.model, processing_class, self.optimizer, self.lr_scheduler
         )
@@ -278,7 +277,7 @@ class Trainer:
         self.state = self._fresh_state()
         self._run = run = self._new_run(trial, ignore_keys_for_eval)
         try:
-            with run:
+            with tracked_training(self.callback_handler), run:
                 self._hp_search_setup(trial)
                 self._train_batch_size = self.args.train_batch_size
                 # With `model_init` each call trains a new model, and each trial of a search.
@@ -314,6 +313,8 @@ class Trainer:
                 )
         finally:
             self.is_in_train = False
+            if self._hub is not None:  # after an error, too; but Ctrl-C is not waited for
+                self._hub.finish(wait=not isinstance(sys.exc_info()[1], KeyboardInterrupt))
 
     def _inner_training_loop(
         self,
@@ -332,6 +333,7 @@ class Trainer:
         if self._created_lr_scheduler:
             self.lr_scheduler, self._created_lr_scheduler = None, False
 
+        self._compare_data_with_model(run)
         train_dataloader = self.get_train_dataloader()
         if args.packs:
             from trainwright.data.packing_from_args import check_packed
@@ -445,7 +447,10 @@ class Trainer:
         run.begin_attempt(strategy, main_input_name=self._facts.main_input_name, pad_token_id=pad_token_id)
         self.current_flos = 0.0
         self.state = resume.initial_state(resume_from_checkpoint, run.output_dir, self.callback_handler, self.control)
-        if resume_from_checkpoint is not None:
+        is_resumed = resume_from_checkpoint is not None
+        if run.metrics_file is not None:
+            run.metrics_file.begin(self.state.log_history, self.state.global_step, is_resumed=is_resumed)
+        if is_resumed:
             self.compare_trainer_and_checkpoint_args(self.args, self.state)
             self._load_callback_state()
         resume.restore_loop(
@@ -457,6 +462,7 @@ class Trainer:
             samples_per_micro_batch=self._train_batch_size * strategy.num_batches_at_once,
             collator=self.data_collator,
         )
+        self.state.training_id = run.saves.run["id"] if run.saves.run is not None else None
         self.state.is_hyper_param_search = trial is not None
         self.state.init_training_references(self, run.plan.max_steps, run.plan.num_train_epochs, trial)
         return run.first_epoch, run.first_micro_batch
@@ -556,6 +562,7 @@ class Trainer:
             # A callback may have put another hook in the place of one that was bound.
             if instance_attributes & BOUND and not self._hooks.are_those_of(self):
                 self._bind_step(run, **run.of_epoch)
+            is_read = False
             try:
                 batch_samples, num_items = run.get_batch_samples(
                     epoch_iterator, num_batches, device=self._strategy.device
@@ -563,9 +570,14 @@ class Trainer:
                 if not batch_samples:
                     state.epoch = progress.data_ended()
                     break
+                is_read = True
+                if run.first_batch_is_unchecked:
+                    run.check_first_batch(batch_samples[0])
                 progress.last_update = learning_rate, grad_norm = run.update(model, batch_samples, num_items)
-            except BaseException:
+            except BaseException as error:
                 run.is_mid_step = True
+                if (explained := run.explained(error, batch_samples if is_read else [])) is not error:
+                    raise explained from error
                 raise
             state.global_step += 1
             if self._average is not None:
@@ -643,6 +655,8 @@ class Trainer:
             if weights is not None:
                 run.weight = weights[index - 1]
             if strategy.is_distributed:
+                if index == num_batches:
+                    run.interrupt.start_agreement()
                 with _NOTHING if index == num_batches else self._defer_fsdp_gradient_reduction():
                     loss = run.training_step(model, inputs, num_items_in_batch=num_items)
             else:
@@ -651,10 +665,8 @@ class Trainer:
             if index < num_batches and listeners["on_substep_end"]:
                 self.control = handler.on_substep_end(args, state, self.control)
 
-        if strategy.is_distributed:
-            if strategy.averages_gradients:
-                strategy.average_gradients(run.parameters)
-            run.interrupt.start_agreement()
+        if strategy.averages_gradients:
+            strategy.average_gradients(run.parameters)
         if run.clips:
             grad_norm = self._clip_grad_norm(model) if num_batches else torch.zeros(())  # ()
         if listeners["on_pre_optimizer_step"]:
@@ -852,7 +864,9 @@ class Trainer:
             if start_time is not None:
                 num_tokens = self._run.tokens_of_process(self.state, self._strategy.num_processes)
                 logs.update(metric_text.speed_metrics("train", start_time, num_tokens=num_tokens))
-        self.state.log_history.append({**logs, "step": self.state.global_step})
+        line = self.state.add_log_line({**logs, "step": self.state.global_step})
+        if self._run.metrics_file is not None:
+            self._run.metrics_file.add(line)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _finalize_training(self, trial: Trial, num_train_samples: int, start_time: float) -> TrainOutput:
@@ -877,6 +891,9 @@ class Trainer:
             self._average.finalize()
         self._compatible("log")(metrics)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        if trial is None and not run.interrupt.asked:
+            is_best = wants_best and self.state.best_global_step not in (None, self.state.global_step)
+            self._push_final_model(is_another=is_best or self._average is not None)
         self._finish_current_push()
         run.undo.close()
         self.end()
@@ -1564,6 +1581,28 @@ class Trainer:
         """What pads rows of integers among the predictions to the widest; None: -100, as everything else."""
         return None
 
+    def _compare_data_with_model(self, run: Run) -> None:
+        """Find labels that the model cannot learn, and be ready to look at the first batch and at one that fails."""
+        from trainwright.preflight.check import Preflight
+
+        run.preflight = preflight = Preflight(
+            self.model,
+            label_names=self.label_names,
+            loss_is_the_models="compute_loss" not in self._hooks.overridden and self.compute_loss_func is None,
+            is_packed=self.args.packs,
+            collator=self.data_collator,
+            dataset=self.train_dataset,
+        )
+        run.first_batch_is_unchecked = self.args.preflight
+        if not self.args.preflight:
+            return
+        if not self._is_overridden("get_train_dataloader"):
+            preflight.check_dataset(self.train_dataset, "train_dataset")
+        if self.args.eval_strategy != "no" and not self._is_overridden("get_eval_dataloader"):
+            sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+            for name, dataset in sets.items():
+                preflight.check_dataset(dataset, f"eval_dataset[{name!r}]" if name else "eval_dataset")
+
     def _try_evaluation_batches(self) -> None:
         """Make one batch of each evaluation set, to find what would end the run at its first evaluation."""
         changes_batches = any(map(self._is_overridden, sanity_check.SEES_BATCHES))
@@ -1928,7 +1967,7 @@ class Trainer:
         """Those of a checkpoint: in one file, or in parts, and of the best and the last checkpoint in both ways."""
         hooks = ("save_model", "_save")  # an override gets the whole weights
         if self._strategy.writes_parts and not (any(map(self._is_overridden, hooks)) or has_adapters(self.model)):
-            sharded.save_model_parts(directory, self.model, is_main=self.is_world_process_zero())
+            sharded.save_model_parts(directory, self.model, self._strategy)
             if self.state.global_step not in (self.state.best_global_step, self.state.max_steps):
                 if self._strategy.should_save:
                     checkpoint_weights.save_config(self.model, directory)
@@ -1969,7 +2008,12 @@ class Trainer:
                 with _given(output_dir) if _internal_call else checkpoint_save.replacing(output_dir) as staging:
                     self._save(staging, **gathered)
         if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+            from trainwright.hub.retry import PushFailed
+
+            try:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+            except PushFailed as error:  # the model is saved, as was asked
+                logger.warning("%s", error)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Hook: write weights, `processing_class` and `training_args.bin` into `output_dir`."""
@@ -2138,7 +2182,7 @@ class Trainer:
         **kwargs: Any,
     ) -> Any:
         """Save the model and commit `output_dir` to `hub_model_id`. Returns the commit, or a future when not
-        `blocking`.
+        `blocking`. Where the hub is away, RuntimeError with the command that pushes later; the model is saved.
 
         `kwargs` go to `create_model_card`.
         """
@@ -2151,18 +2195,37 @@ class Trainer:
             return None
         self.create_model_card(**kwargs)
         assert self._hub is not None  # made above
-        return self._hub.push_output(commit_message or "End of training", token, revision, blocking)
+        commit = self._hub.push_output(commit_message or "End of training", token, revision, blocking)
+        self.hub_model_id = self._hub.repo_id
+        return commit
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Hook: start a push in the background after a save, as `hub_strategy` asks."""
         if self._hub is not None and self.args.hub_strategy != HubStrategy.END:
             self.control = self.callback_handler.on_push_begin(self.args, self.state, self.control)
-            self._hub.push_checkpoint(checkpoint_folder, self.state.global_step)
+            self._hub.push_checkpoint(checkpoint_folder, self.state.global_step, self.create_model_card)
+
+    def _push_final_model(self, *, is_another: bool) -> None:
+        """The last push of a run, where no save has pushed the final model: `is_another` than the last step's, or the
+        last step was not saved. All processes call it together."""
+        is_pushed = not is_another and self.state.global_step == self._run.saves.saved_step
+        if not self.args.push_to_hub or self.args.hub_strategy == HubStrategy.END or is_pushed:
+            return
+        try:
+            with self._weights_to_hand_out():
+                self.save_model(_internal_call=True)
+        except OSError as error:  # a full disk: training has its result
+            logger.warning("The final model could not be saved, and is not pushed: %s", error)
+            return
+        if self._hub is not None:
+            self.control = self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            self._hub.push_final_model(self._run.saves.last_checkpoint, self.create_model_card)
 
     def _finish_current_push(self) -> None:
-        """Wait for the pushes that run in the background."""
+        """Hook: wait until the hub has what `hub_strategy` promises, or until it is known not to."""
         if self._hub is not None:
-            self._hub.finish()
+            self._hub.finish(hurry=self._run.interrupt.asked)
+            self.hub_model_id = self._hub.repo_id
 
     def _add_sm_patterns_to_gitignore(self) -> None:
         """Keep SageMaker's own files out of pushes."""
@@ -2207,19 +2270,15 @@ class Trainer:
 
     def _run_trial(self, trial: Trial, checkpoint_dir: str | None = None) -> float | list[float]:
         """Train one trial; returns its objective."""
-        from trainwright.search.failures import is_trial_failure
-
         self.objective: float | list[float] | None = None
         try:
             self.train(resume_from_checkpoint=checkpoint_dir, trial=trial)
-        except Exception as error:
-            if is_trial_failure(error):  # the search continues, so trackers close the run of this trial
-                self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-            raise
-        if self.objective is None:
-            assert self._search is not None  # which runs this trial
-            self.objective = self._search.compute_objective(self.evaluate())
-        return self.objective
+            if self.objective is None:
+                assert self._search is not None  # which runs this trial
+                self.objective = self._search.compute_objective(self.evaluate())
+            return self.objective
+        finally:
+            end_trial(self.callback_handler)
 
     def _hp_search_setup(self, trial: Trial) -> None:
         """Hook: put a trial's hyper-parameters into `self.args`, each as the type of its field."""

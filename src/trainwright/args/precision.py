@@ -107,9 +107,9 @@ class PrecisionArguments(RunArguments):
     )
     linear_cross_entropy: bool | str = option(
         "auto",
-        "Compute the cross-entropy of a language model's output layer in chunks, of labelled positions only, without the "
-        "logits of a batch: half the memory and time where the vocabulary is large. 'auto': where the first batch shows "
-        "that loss and gradients are the same. True: an error where it is not possible. False: never.",
+        "Compute the cross-entropy of a language model's output layer in chunks, of labelled positions only, without "
+        "the logits of a batch: half the memory and time where the vocabulary is large. 'auto': where the first batch "
+        "shows that loss and gradients are the same. True: an error where it is not possible. False: never.",
         extension=True,
     )
     use_ipex: bool = option(

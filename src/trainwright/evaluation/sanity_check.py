@@ -1,17 +1,19 @@
 """Finding out before the first step that no evaluation will have `metric_for_best_model`, or that there will be none.
 
-Owns: making one batch of an evaluation set; what reads the metric, which names an evaluation is known to return, trying
-the rest on one batch, and what follows from a name that was not found. Leaves to others: the evaluation itself (`run`),
-copies of the user's functions (`copies`), the metrics of real evaluations (`checkpoint/best.py`).
+Owns: making one batch of an evaluation set, trying compute_metrics on it; what reads the metric, which names an
+evaluation is known to return, and what follows from a name that was not found. Leaves to others: the
+evaluation itself (`run`), copies of the user's functions (`copies`), the metrics of real evaluations
+(`checkpoint/best.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -37,7 +39,11 @@ _PREFIX = "eval_"
 # Hooks of a Trainer that see or make the metrics of an evaluation: an override may add some.
 HOOKS = ("evaluate", "_evaluate", "evaluation_loop", "prediction_loop", "log")
 # Hooks that a try would call with a batch more: an override may count what it sees.
+CALLS_METRICS = HOOKS[:4]  # an override may not call compute_metrics, or on something else
 SEES_BATCHES = ("compute_loss", "prediction_step", "_prepare_inputs")
+
+# A program's mistakes, which more data do not mend; a metric may refuse a single batch (ValueError: only one class).
+_MISTAKES = (TypeError, AttributeError, NameError, ImportError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Tried:
     preprocess_logits: Any
     is_seen: bool  # by an override that may count batches
     has_labels: Callable[[Any], bool]  # of an evaluation set, as far as that is known; False: it has no loss
+    found: dict[tuple[str | None, bool], set[str] | None] = field(default_factory=dict)  # by what was tried already
 
 
 def needs_metric(args: TrainingArguments) -> bool:
@@ -248,6 +255,8 @@ def check_best_metric(
 ) -> None:
     """`find_metric` for the metric that this run wants, if any. `is_overridden`: of the hooks of `trainer_class`."""
     wanted = wanted_metric(args, callbacks, schedule, schedule_waits=waits_for_metric(schedule))
+    if args.preflight and not any(map(is_overridden, (*CALLS_METRICS, "get_eval_dataloader"))):
+        try_metrics(args, eval_dataset, tried)
     if wanted is None or is_overridden("_determine_best_metric"):
         return
     adders = [f"{trainer_class.__name__}.{hook}" for hook in HOOKS if is_overridden(hook)]
@@ -271,31 +280,82 @@ def _metrics_of_set(
     function = None if args.prediction_loss_only else tried.compute_metrics
     if not wanted.bare.startswith(prefix) or (function is None and not lacks_labels):
         return set(), True
-    from trainwright.evaluation.copies import CannotCopy, copied, strings_of
+    from trainwright.evaluation.copies import CannotCopy, strings_of
 
     texts = strings_of([function]) if function is not None else set()
     shown = any(text in texts for text in (wanted.bare, wanted.name, wanted.bare.removeprefix(prefix)))
     if shown and tried.is_seen:
         return {wanted.bare}, True
     try:
-        function, preprocess = copied((function, tried.preprocess_logits))
+        names = _names_found(args, name, prefix, function, tried)
     except CannotCopy as error:
         if not shown:
             logger.info("compute_metrics is not tried before training, which would change it: %s.", error)
         return ({wanted.bare} if shown else set()), shown
-    try:
-        rng = RngState.capture()
-        output = tried.run(name, f"eval_{prefix}".removesuffix("_"), function, preprocess)
-        rng.restore()
-    except Exception as error:
-        logger.warning(
-            "compute_metrics failed on one batch, tried before training: %s: %s. If it cannot work on the whole set "
-            "either, the first evaluation will stop the run.",
-            type(error).__name__,
-            error,
+    return ({wanted.bare} if names is None else names), True
+
+
+def try_metrics(args: TrainingArguments, eval_dataset: Any, tried: Tried) -> None:
+    """Call a copy of compute_metrics on one batch of the (first) evaluation set, to find the mistakes of a program.
+
+    Not for what cannot be copied, for streams, and where an override counts batches. Raises TypeError, AttributeError,
+    NameError, ImportError or KeyError where the first evaluation would.
+    """
+    from trainwright.evaluation.copies import CannotCopy
+
+    name = next(iter(eval_dataset), None) if isinstance(eval_dataset, dict) else None
+    dataset = eval_dataset if name is None else eval_dataset[name]
+    if args.eval_strategy == "no" or args.prediction_loss_only or tried.compute_metrics is None or tried.is_seen:
+        return
+    if is_iterable(dataset) or not has_length(dataset) or why_no_batch(dataset, args, args.eval_batch_size):
+        return
+    with contextlib.suppress(CannotCopy):
+        _names_found(args, name, "" if name is None else f"{name}_", tried.compute_metrics, tried)
+
+
+def _names_found(
+    args: TrainingArguments, name: str | None, prefix: str, function: Any, tried: Tried
+) -> set[str] | None:
+    """Names of the metrics that an evaluation of one batch returned; None: it failed, as one of all data may not.
+
+    Raises CannotCopy where trying would change `function`.
+    """
+    from trainwright.evaluation.copies import copied
+
+    if (name, function is None) not in tried.found:
+        function, preprocess = copied((function, tried.preprocess_logits))
+        try:
+            rng = RngState.capture()
+            output = tried.run(name, f"eval_{prefix}".removesuffix("_"), function, preprocess)
+            rng.restore()
+            found: set[str] | None = set(output.metrics or {})
+        except Exception as error:
+            cause = f"{type(error).__name__}: {str(error).rstrip('.')}"
+            failed = f"compute_metrics failed on one batch, tried before training: {cause}."
+            if function is not None and args.preflight and isinstance(error, _MISTAKES):
+                raise _mistake(error, failed) from error
+            logger.warning(
+                "%s If it cannot work on the whole set either, the first evaluation will stop the run.", failed
+            )
+            found = None
+        tried.found[name, function is None] = found
+    return tried.found[name, function is None]
+
+
+def _mistake(error: Exception, failed: str) -> Exception:
+    """The error that ends a run before its first step, of the type that the first evaluation would have raised."""
+    cure = ""
+    if isinstance(error, ImportError):
+        cure = (
+            f" Install it (pip install {(error.name or '').partition('.')[0] or 'it'}), or use trainwright.metrics, "
+            "which needs no other package: compute_metrics=Accuracy()."
         )
-        return {wanted.bare}, True
-    return set(output.metrics or {}), True
+    elif isinstance(error, AttributeError) and "EvalPrediction" in str(error):
+        cure = " An EvalPrediction has predictions, label_ids, inputs and losses."
+    message = f"{failed} The first evaluation would end the run.{cure} preflight=False leaves out the try."
+    if isinstance(error, KeyError):  # which would show its message in quotes
+        return ValueError(message)
+    return ImportError(message) if isinstance(error, ImportError) else type(error)(message)
 
 
 def first(batches: Iterable[Any]) -> Iterable[Any]:

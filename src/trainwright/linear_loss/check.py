@@ -25,30 +25,28 @@ def difference_from_logits(logits: DeferredLogits, targets: torch.Tensor, **sett
     rows = (targets != settings["ignore_index"]).nonzero().squeeze(1)[:MOST_ROWS]
     targets = targets[rows]
     with torch.enable_grad():
-        terms = [Term(hidden.detach()[rows], weight.detach()) for hidden, weight in logits.terms]
-        bias = None if logits.bias is None else logits.bias.detach()
-        asked = [[term.hidden for term in terms], [], []]
-        pairs = zip(terms, logits.terms)
-        asked[1] = [mine.weight for mine, theirs in pairs if theirs.weight.requires_grad]
-        if bias is not None and logits.bias is not None and logits.bias.requires_grad:
-            asked[2] = [bias]
-        inputs = [one.requires_grad_() for group in asked for one in group]
+        bias = None if logits.bias is None else logits.bias.detach().requires_grad_(logits.bias.requires_grad)
+        terms = [
+            Term(hidden.detach()[rows].requires_grad_(), weight.detach().requires_grad_(weight.requires_grad))
+            for hidden, weight in logits.terms
+        ]
+        inputs = {"the bias": bias}
+        for number, (hidden, weight) in enumerate(terms):
+            inputs |= {f"hidden states {number}": hidden, f"weight {number}": weight}
+        asked = {name: one for name, one in inputs.items() if one is not None and one.requires_grad}
         real = logits.changed(terms=terms, bias=bias).real()
-        names = ("ignore_index", "reduction", "label_smoothing")
-        ours = cross_entropy_of(terms, targets, bias, **settings)
-        of_ours = torch.autograd.grad(ours, inputs)
-        theirs = F.cross_entropy(real, targets, **{name: settings[name] for name in names})
-        of_theirs = torch.autograd.grad(theirs, inputs)
-    is_half = real.dtype.itemsize < 4 or settings["dtype"].itemsize < 4
-    bound = LARGEST_DIFFERENCE_IN_HALF if is_half else LARGEST_DIFFERENCE
-    what = [
-        "loss",
-        *["gradient of the hidden states"] * len(terms),
-        *["gradient of the weight"] * len(asked[1]),
-        "gradient of the bias",
-    ]
-    for name, one, other in zip(what, (ours.detach(), *of_ours), (theirs.detach(), *of_theirs)):
-        difference = torch.linalg.vector_norm(one.float() - other.float())
-        if not bool(difference <= bound * torch.linalg.vector_norm(other.float())):
-            return f"the {name} differs from that of the model's logits by {float(difference):.3g}"
+        alike = {name: settings[name] for name in ("ignore_index", "reduction", "label_smoothing")}
+        ours, theirs = cross_entropy_of(terms, targets, bias, **settings), F.cross_entropy(real, targets, **alike)
+        is_half = min(real.dtype.itemsize, settings["dtype"].itemsize) < 4
+        bound = LARGEST_DIFFERENCE_IN_HALF if is_half else LARGEST_DIFFERENCE
+        pairs = {"loss": (ours.detach(), theirs.detach())}
+        gradients = zip(*(torch.autograd.grad(loss, list(asked.values())) for loss in (ours, theirs)))
+        pairs |= {f"gradient of {name}": pair for name, pair in zip(asked, gradients)}
+    for name, (one, other) in pairs.items():
+        norm = torch.linalg.vector_norm(other, dtype=torch.float32)
+        difference = torch.linalg.vector_norm(one.sub_(other), dtype=torch.float32)
+        if not bool(difference <= bound * norm):
+            return (
+                f"the {name} differs from that of the logits by {float(difference):.2g}, its norm is {float(norm):.2g}"
+            )
     return None

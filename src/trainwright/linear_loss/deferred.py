@@ -3,11 +3,11 @@
 Owns: `DeferredLogits`, and which operations leave it deferred. Leaves to others: putting one in the place of a head's
 output (`heads`), the loss (`function`).
 
-A model computes its loss from its logits in its own words: shifted or not, flattened, cast, capped, divided by the items
-of an update, with other losses added. None of that is repeated here: the model's code runs as it is, on a tensor that
-has the logits' shape and holds hidden states and weight in their place. What it does to rows is done to the hidden
-states; what it does to each number is written down; `cross_entropy` of the result is computed in chunks. Every other
-operation computes the logits first, which is always correct.
+Each class of models computes its loss from its logits differently: shifted or not, flattened, cast, capped, divided by
+the items of an update, with other losses added. None of that is repeated here: the model's code runs as it is, on a
+tensor that has the logits' shape and holds hidden states and weight in their place. What it does to rows is done to the
+hidden states; what it does to each number is recorded; `cross_entropy` of the result is computed in chunks. Every other
+operation computes the logits first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Watcher:
         """`operation`, of torch, needs the logits themselves."""
 
     def before_loss(self, logits: DeferredLogits, targets: torch.Tensor, **settings: Any) -> None:
-        """The cross-entropy of `logits`, (rows, classes), is about to be computed; `settings`: of `cross_entropy_of`."""
+        """The cross-entropy of `logits`, (rows, classes), is about to be computed, with `settings` of
+        `cross_entropy_of`.
+        """
 
 
 class DeferredLogits(torch.Tensor):
@@ -152,6 +154,8 @@ _QUESTIONS = {
     *(getattr(torch.Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "requires_grad", "grad_fn",
       "is_leaf", "layout", "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized")),
     torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.__len__, torch.Tensor.ndimension,
+    torch.Tensor.is_contiguous,
+    torch.Tensor.stride,
     torch.Tensor.is_floating_point, torch.is_floating_point, torch.numel, torch.Tensor.get_device,
     torch.Tensor.requires_grad_, torch.Tensor.is_complex, torch.is_complex,
 }  # fmt: skip

@@ -26,8 +26,8 @@ CHUNK_BYTES = 32 * 2**20
 FEWEST_ROWS = 128  # below, the products of a CPU take twice as long
 
 TWICE = (
-    "The backward pass of linear_cross_entropy ran {how}, and its gradients are made once, in the forward pass, and used "
-    "up by the first backward pass. Set linear_cross_entropy=False for {what}."
+    "The backward pass of linear_cross_entropy ran {how}, and its gradients are made once, in the forward pass, and "
+    "used up by the first backward pass. Set linear_cross_entropy=False for {what}."
 )
 
 
@@ -50,9 +50,10 @@ def linear_cross_entropy(
 ) -> torch.Tensor:
     """`cross_entropy(linear(hidden, weight, bias), targets)`, a scalar, without logits of more than one chunk of rows.
 
-    hidden: (rows, width). weight: (classes, width). targets: (rows,), class indices. bias: (classes,). reduction: "mean"
-    over the rows whose target is not `ignore_index`, or "sum". Under autocast the products are in its dtype; sums are
-    float32 (float64 for a float64 head). The loss can be differentiated once: RuntimeError on a second backward pass.
+    hidden: (rows, width). weight: (classes, width). targets: (rows,), class indices. bias: (classes,). reduction:
+    "mean" over the rows whose target is not `ignore_index`, or "sum". Under autocast the products are in its dtype;
+    sums are float32 (float64 for a float64 head). The loss can be differentiated once: RuntimeError on a second
+    backward pass.
     """
     return cross_entropy_of(
         [Term(hidden, weight)],
@@ -112,7 +113,7 @@ def product(terms: Sequence[Term], bias: torch.Tensor | None, dtype: torch.dtype
 
 
 def chunk_rows(num_rows: int, num_classes: int) -> int:
-    """How many rows go through a head of `num_classes` at once: chunks of one size, as large as `CHUNK_BYTES` allows."""
+    """How many rows go through a head of `num_classes` at once: chunks of one size, as `CHUNK_BYTES` allows."""
     most = max(FEWEST_ROWS, CHUNK_BYTES // (4 * num_classes))
     num_chunks = max(1, -(-num_rows // most))
     return max(1, -(-num_rows // num_chunks))
@@ -146,16 +147,21 @@ class _SumOfLosses(torch.autograd.Function):
             for index, (one, needed) in enumerate(zip(inputs, ctx.needs_input_grad[2:], strict=True))
         ]
         total = torch.zeros((), dtype=exact, device=targets.device)
+        size = chunk_rows(len(targets), num_classes)
+        # One for all chunks: the system clears memory that is new, which takes as long as exp().
+        room = torch.empty(min(size, len(targets)), num_classes, dtype=dtype, device=targets.device)
         with torch.autocast(targets.device.type, enabled=False):
             terms = [Term(hidden.to(dtype), weight.to(dtype)) for hidden, weight in zip(pairs[::2], pairs[1::2])]
-            size = chunk_rows(len(targets), num_classes)
+            added = None if bias is None else bias.to(dtype)
             for start in range(0, len(targets), size):
                 chunk = slice(start, start + size)
                 of_chunk = [Term(hidden[chunk], weight) for hidden, weight in terms]
-                loss, of_logits = _of_chunk(of_chunk, targets[chunk], bias, settings, any(ctx.needs_input_grad))
+                logits = _product_into(room[: len(of_chunk[0].hidden)], of_chunk, added)
+                loss, of_logits = _of_chunk(logits, targets[chunk], settings, any(ctx.needs_input_grad))
                 total += loss
                 if of_logits is not None:
                     _add_gradients(gradients, of_logits, of_chunk, chunk)
+                del of_logits  # before the next chunk
         ctx.gradients = [
             None if sum_ is None else sum_.to(one.dtype) for sum_, one in zip(gradients, inputs, strict=True)
         ]
@@ -177,20 +183,34 @@ def _room(tensor: torch.Tensor, dtype: torch.dtype, num_rows: int) -> torch.Tens
     return make(tensor, dtype=dtype, memory_format=torch.contiguous_format)
 
 
+def _product_into(room: torch.Tensor, terms: Sequence[Term], bias: torch.Tensor | None) -> torch.Tensor:
+    """The logits of a chunk of rows, written to `room`, (rows, classes)."""
+    (hidden, weight), *others = terms
+    if bias is None:
+        torch.mm(hidden, weight.t(), out=room)
+    else:
+        torch.addmm(bias, hidden, weight.t(), out=room)
+    for hidden, weight in others:
+        room.addmm_(hidden, weight.t())
+    return room
+
+
 def _of_chunk(
-    terms: Sequence[Term], targets: torch.Tensor, bias: torch.Tensor | None, settings: _Settings, needs_gradients: bool
+    raw: torch.Tensor, targets: torch.Tensor, settings: _Settings, needs_gradients: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The sum of the losses of a chunk of rows, (), and its gradient of the product, (rows, classes)."""
-    logits = raw = product(terms, bias, settings.dtype)
+    """The sum of the losses of a chunk of rows, (), and its gradient of the product `raw`, (rows, classes), in the
+    memory of which it may be.
+    """
+    logits = raw
     if settings.pointwise:
         with torch.set_grad_enabled(needs_gradients):
-            logits = raw.requires_grad_(needs_gradients)
+            raw = raw.detach().requires_grad_(needs_gradients)
+            logits = raw
             for change in settings.pointwise:
                 logits = change(logits)
-    changed = logits
     scores = logits.detach().to(settings.exact)
-    is_ours = not settings.pointwise or scores.data_ptr() != changed.data_ptr()
-    log_p = torch.log_softmax(scores, -1, out=scores) if is_ours else torch.log_softmax(scores, -1)
+    # In place, but for what the gradients of pointwise functions may need.
+    log_p = torch.log_softmax(scores, -1, out=None if settings.pointwise else scores)
     is_labelled = targets != settings.ignore_index  # (rows,)
     classes = targets.where(is_labelled, 0)[:, None]  # (rows, 1)
     losses = -log_p.gather(1, classes).squeeze(1)  # (rows,)
@@ -208,7 +228,7 @@ def _of_chunk(
     if not targets.is_cpu:
         grad *= is_labelled[:, None]
     if settings.pointwise:
-        (grad,) = torch.autograd.grad(changed, raw, grad.to(changed.dtype))
+        (grad,) = torch.autograd.grad(logits, raw, grad.to(logits.dtype))
     return total, grad
 
 

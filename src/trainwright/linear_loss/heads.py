@@ -36,8 +36,8 @@ class NotPossible(Exception):
 class LinearLoss(Watcher):
     """The loss of one model without its logits, within `run`, once the first call has shown that it is the same.
 
-    heads: its linear output layer, or layers where one adapts another. is_required: `linear_cross_entropy=True`, where a
-    model that is left alone is an error.
+    heads: its linear output layer, or layers where one adapts another. is_required: `linear_cross_entropy=True`, where
+    a model that is left alone is an error.
     """
 
     def __init__(self, model: nn.Module, heads: list[nn.Linear], *, is_required: bool) -> None:
@@ -125,8 +125,8 @@ class LinearLoss(Watcher):
         return result
 
     def _deferring(self, compute: Callable[[], T]) -> T:
-        # In the instance's dictionary, where torch looks first, and only for this long: a copy of the model that is made
-        # at any other time has the head that it should have. Hooks of the head are called as ever.
+        # In the instance's dictionary, where torch looks first, and only for this long, so that copies of the model
+        # compute with their own weights. Hooks of the head are called as always.
         for head in self._heads:
             vars(head)["forward"] = _Forward(head, self)
         self.is_active = True
@@ -194,8 +194,6 @@ def heads_of(model: nn.Module) -> tuple[list[nn.Linear], str | None]:
             return heads, f"its output layer is a {type(head).__name__}"
         if type(head.weight) not in PLAIN_WEIGHTS and not hasattr(head.weight, "device_mesh"):
             return heads, f"its output layer has a weight of type {type(head.weight).__name__}"
-        if head.weight.is_meta:
-            return heads, "its output layer is on the meta device"
     return heads, None
 
 
@@ -221,6 +219,8 @@ def why_not_called(model: nn.Module, heads: list[nn.Linear]) -> str | None:
             return "the forward of its output layer was replaced"
         if head._backward_hooks or head._backward_pre_hooks:
             return "its output layer has backward hooks"
+        if head.weight.is_meta:
+            return "its output layer is on the meta device"
         if hasattr(head.weight, "ds_id"):
             return "DeepSpeed divides its output layer over processes"
     return None

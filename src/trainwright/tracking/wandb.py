@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainwright.interop.environment import env_choice
 from trainwright.state import TrainerState
-from trainwright.tracking.base import TOTALS, TrackerCallback, run_config, run_name_of
+from trainwright.tracking.base import TOTALS, Status, TrackerCallback, group_of, run_config, run_name_of
 from trainwright.tracking.model_files import model_files, trained_model_directory
 
 if TYPE_CHECKING:
@@ -23,12 +23,18 @@ if TYPE_CHECKING:
     from trainwright.args.training import TrainingArguments
 
 
+_EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255}  # 255 is what the package gives after Ctrl-C
+_FLUSH_INTERVAL = "x_transaction_log_flush_interval"
+_used_ids: set[str] = set()  # of runs of this process
+
+
 class WandbCallback(TrackerCallback):
     """Send log lines, settings and, on request, models to Weights & Biases.
 
     Environment:
         WANDB_LOG_MODEL: "end" uploads the trained model when training ends (the best one with
-            `load_best_model_at_end`), "checkpoint" every checkpoint too, "false" (default) nothing.
+            `load_best_model_at_end`), "checkpoint" every checkpoint too, as versions of one artifact whose aliases
+            "last" and "best" move on, "false" (default) nothing.
         WANDB_WATCH: "gradients", "parameters" or "all" for histograms; "false" by default.
         WANDB_PROJECT: project, "huggingface" by default.
         WANDB_DISABLED: true sends nothing at all.
@@ -42,7 +48,8 @@ class WandbCallback(TrackerCallback):
     def __init__(self) -> None:
         super().__init__()
         self._wandb: Any = None  # the package, for subclasses that log tables and images
-        self._owns_run = False
+        self._run: Any = None
+        self._watched: Any = None  # the model whose histograms are sent
         modes = ("end", "checkpoint", "false", "true", "0", "1")
         mode = env_choice("WANDB_LOG_MODEL", modes, default="false")
         self._log_model = {"true": "end", "1": "end", "0": "false"}.get(mode, mode)
@@ -53,34 +60,60 @@ class WandbCallback(TrackerCallback):
         self._wandb = wandb
         watch_mode = env_choice("WANDB_WATCH", ("gradients", "parameters", "all", "false"), default="false")
         if wandb.run is None:
-            wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "huggingface"),
-                name=run_name_of(args, state),
-                group=getattr(args, "run_name", None) if state.trial_name else None,
-            )
+            self._refuse_to_ask(args)
+            chosen: dict[str, Any] = {"name": run_name_of(args, state), "group": group_of(args, state)}
+            if self._resume_id is not None:
+                chosen.update(id=self._resume_id, resume="allow")
+            elif os.environ.get("WANDB_RUN_ID") in _used_ids:  # of an earlier training in this process
+                chosen["id"] = wandb.util.generate_id()
+            if _FLUSH_INTERVAL in getattr(wandb.Settings, "model_fields", {}):
+                # A process that is killed loses what is not yet in the file of an offline run: 15 s by default.
+                chosen["settings"] = wandb.Settings(**{_FLUSH_INTERVAL: 1.0})
+            wandb.init(project=os.environ.get("WANDB_PROJECT", "huggingface"), **chosen)
             self._owns_run = True
-        wandb.run.config.update(run_config(args, state, model), allow_val_change=True)
+            _used_ids.add(wandb.run.id)
+        self._run = wandb.run
+        self.optional(
+            "the configuration", self._run.config.update, run_config(args, state, model), allow_val_change=True
+        )
         # The x axis is the step of training, also where other code logs to the same run in between.
         wandb.define_metric("train/global_step")
         wandb.define_metric("*", step_metric="train/global_step", step_sync=True)
         if model is not None:
-            wandb.run.config["model/num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
+            self._run.config.update(
+                {"model/num_parameters": sum(parameter.numel() for parameter in model.parameters())},
+                allow_val_change=True,
+            )
             if watch_mode != "false":
-                wandb.watch(model, log=watch_mode, log_freq=max(100, int(state.logging_steps)))
+                self._run.watch(model, log=watch_mode, log_freq=max(100, int(state.logging_steps)))
+                self._watched = model
+
+    def _refuse_to_ask(self, args: TrainingArguments) -> None:
+        """The package would ask for a key, or wait for a minute, in the middle of a training that nobody watches."""
+        wandb = self._wandb
+        settings = wandb.setup().settings
+        if "wandb" in getattr(args.report_to, "unasked", ()) and not (settings._offline or wandb.api.api_key):
+            raise RuntimeError("there is no API key (wandb login) and WANDB_MODE is not offline")
+
+    def run_id(self) -> str | None:
+        return str(self._run.id)
 
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
         totals = {name: metrics.pop(f"train/{name}") for name in TOTALS if f"train/{name}" in metrics}
-        self._wandb.run.summary.update(totals)
-        self._wandb.log({**metrics, "train/global_step": state.global_step})
+        self._run.summary.update(totals)
+        self._run.log({**metrics, "train/global_step": state.global_step})
 
     def log_checkpoint(self, directory: Path, args: TrainingArguments, state: TrainerState) -> None:
         if self._log_model == "checkpoint":
             artifact = self._artifact("checkpoint", args, state)
             artifact.add_dir(str(directory))
             aliases = [f"epoch_{round(state.epoch or 0, 2)}", f"checkpoint_global_step_{state.global_step}"]
-            self._wandb.run.log_artifact(artifact, aliases=["latest", *aliases])
+            is_best = os.path.basename(str(state.best_model_checkpoint)) == directory.name
+            aliases += ["last", "best"] if is_best else ["last"]
+            self._run.log_artifact(artifact, aliases=["latest", *aliases])
 
     def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
+        self._unwatch()
         if self._log_model == "false":
             return
         with tempfile.TemporaryDirectory() as scratch:
@@ -89,15 +122,19 @@ class WandbCallback(TrackerCallback):
             artifact = self._artifact("model", args, state)
             for path in model_files(directory):
                 artifact.add_file(str(path), name=path.name)
-            self._wandb.run.log_artifact(artifact)
+            is_best = getattr(args, "load_best_model_at_end", False) and state.best_model_checkpoint
+            self._run.log_artifact(artifact, aliases=["latest", "best" if is_best else "last"])
 
-    def close(self) -> None:
-        if self._owns_run and self._wandb.run is not None:
-            self._wandb.finish()
-        self._owns_run = False
+    def _unwatch(self) -> None:
+        watched, self._watched = self._watched, None
+        if watched is not None:  # its hooks would stay on the model, and in the next training be there twice
+            self._run.unwatch(watched)
+
+    def end(self, status: Status) -> None:
+        self._unwatch()
+        self._run.finish(exit_code=_EXIT_CODES[status])
 
     def _artifact(self, prefix: str, args: TrainingArguments, state: TrainerState) -> Any:
-        chosen = run_name_of(args, state)
-        name = re.sub(r"[^\w.-]", "-", self._wandb.run.name if chosen else self._wandb.run.id)
+        name = re.sub(r"[^\w.-]", "-", run_name_of(args, state) or self._run.id)
         summary = {"global_step": state.global_step, "total_flos": state.total_flos, "best_metric": state.best_metric}
         return self._wandb.Artifact(name=f"{prefix}-{name}", type="model", metadata=summary)

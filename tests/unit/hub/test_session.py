@@ -54,7 +54,7 @@ def test_strategy_every_save_pushes_the_model_after_each_save(hub, pushing):
     trainer = pushing("every_save")
     trainer.train()
     assert messages(hub) == [f"Training in progress, step {step}" for step in (1, 2, 3)]
-    assert set(hub.files()) == SAVED
+    assert set(hub.files()) == SAVED | {"README.md"}
     last = Path(trainer.args.output_dir) / "checkpoint-3" / "model.safetensors"
     assert hub.files()["model.safetensors"] == last.read_bytes()
 
@@ -62,7 +62,7 @@ def test_strategy_every_save_pushes_the_model_after_each_save(hub, pushing):
 def test_strategy_checkpoint_also_keeps_the_last_checkpoint_from_which_training_resumes(hub, pushing, tmp_path):
     trainer = pushing("checkpoint", save_total_limit=1)
     trainer.train()
-    assert set(hub.files()) == SAVED | {f"last-checkpoint/{name}" for name in SAVED | RESUME}
+    assert set(hub.files()) == SAVED | {"README.md"} | {f"last-checkpoint/{name}" for name in SAVED | RESUME}
     state = json.loads(hub.files()["last-checkpoint/trainer_state.json"])
     assert state["global_step"] == 3
     downloaded = tmp_path / "downloaded" / "checkpoint-3"
@@ -77,7 +77,7 @@ def test_strategy_checkpoint_also_keeps_the_last_checkpoint_from_which_training_
 def test_strategy_all_checkpoints_keeps_each_under_its_own_name(hub, pushing):
     pushing("all_checkpoints").train()
     expected = {f"checkpoint-{step}/{name}" for step in (1, 2, 3) for name in SAVED | RESUME}
-    assert set(hub.files()) == SAVED | expected
+    assert set(hub.files()) == SAVED | {"README.md"} | expected
 
 
 def test_saving_the_model_by_hand_pushes_it_to_the_revision_of_the_arguments(hub, pushing):
