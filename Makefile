@@ -77,7 +77,7 @@ docs: .venv/installed ## write the pages of arguments, optimizers and trackers f
 	$(BIN)/python docs/generate_optimizers.py
 	$(BIN)/python docs/generate_trackers.py
 
-bench: .venv/installed $(OLDER)/installed ## all benchmarks, side by side with other trainers (ARGS=--quick: some minutes)
+bench: .venv/installed $(OLDER)/installed $(DOWNSTREAM)/installed ## all benchmarks, side by side with other trainers (ARGS=--quick: some minutes)
 	@$(OFFLINE) $(BIN)/python benchmarks/bench.py $(ARGS)
 
 compare: .venv/installed ## run 100 tiny configurations with two commits, compare bit by bit (BASE=main, ARGS="--only ema")

@@ -74,7 +74,7 @@ WORKS = {"step": STEP, "step, no label masked": STEP_UNMASKED, "path": PATH, "ev
 QUICK: dict[str, dict[str, Any]] = {
     "step": {"steps": 3, "warm_up_steps": 1},
     "step, no label masked": {"steps": 3, "warm_up_steps": 1},
-    "path": {"num_train": 48, "num_eval": 16},
+    "path": {"num_train": 32, "num_eval": 16},
     "evaluation": {"num_eval": 16},
 }
 

@@ -91,8 +91,10 @@ class StreamingMetric:
 
 def counts_labels(metric: Any) -> bool:
     """Whether `metric` counts each label by its logits alone, whatever row it is in: so packs, and parts of a batch,
-    may be counted in any order."""
-    return getattr(type(metric), "measure", None) in (kind.measure for kind in COUNTING_LABELS)
+    may be counted in any order. Not so where a subclass measures or updates otherwise."""
+    kind = type(metric)
+    counts = getattr(kind, "measure", None) in (one.measure for one in COUNTING_LABELS)
+    return counts and kind.update is StreamingMetric.update
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:

@@ -313,8 +313,9 @@ class Trainer:
                 )
         finally:
             self.is_in_train = False
-            if self._hub is not None:  # after an error, too; but Ctrl-C is not waited for
-                self._hub.finish(wait=not isinstance(sys.exc_info()[1], KeyboardInterrupt))
+            if self._hub is not None:  # after an error, too; but Ctrl-C waits for nothing
+                error = sys.exc_info()[1]
+                self._hub.finish(wait=not isinstance(error, KeyboardInterrupt), hurry=error is not None)
 
     def _inner_training_loop(
         self,
@@ -734,7 +735,7 @@ class Trainer:
         that takes no `num_items_in_batch` returns a mean, and the loop divides it for accumulation.
         """
         linear_loss = self._linear_loss
-        if linear_loss is not None and not (return_outputs or linear_loss.is_active):
+        if linear_loss is not None and linear_loss.is_wanted and not return_outputs:
             again = functools.partial(Trainer.compute_loss, self, model, num_items_in_batch=num_items_in_batch)
             return linear_loss.run(lambda: again(copy.copy(inputs)))
         if self.label_smoother is not None:

@@ -27,6 +27,7 @@ from trainwright.hub.push import add_patterns_to_gitignore
 from trainwright.profiling.trace import StepProfiler
 from trainwright.report.curve import plot_history
 from trainwright.report.html import write_report
+from trainwright.report.images import write_images
 from trainwright.report.metrics_file import MetricsFile
 from trainwright.report.search_page import write_search_page
 from trainwright.report.trials import TrialRecord, write_csv
@@ -123,7 +124,13 @@ WRITERS = {
         ["eval_results.json", "all_results.json"],
         "error",
     ),
-    "model card": ("hub/model_card.py", lambda out: write_model_card(out, model_name="m"), ["README.md"], "error"),
+    "model card": (
+        "hub/model_card.py",
+        lambda out: write_model_card(out, model_name="m", log_history=LOG),
+        ["README.md", "training_curves.svg"],
+        "error",
+    ),
+    "images": ("report/images.py", lambda out: write_images(out, LOG), ["loss.svg"], "error"),
     "gitignore": ("hub/push.py", lambda out: add_patterns_to_gitignore(str(out), ["_*"]), [".gitignore"], "error"),
     "profile": ("profiling/trace.py", write_profile, TRACES, "warning"),
     "predictions": ("tasks/classification.py", write_predictions, ["predictions.tsv"], "error"),

@@ -112,6 +112,8 @@ class EvaluationPacks:
             found = _packed_set(dataset, asked, inputs)
         except ValueError as error:
             found = str(error).rstrip(".")
+        except Exception as error:  # if it is the data set's own, the rows of this evaluation will show it
+            found = f"{type(error).__name__}: {error}"
         self._sets = [*self._sets[1 - MOST_REMEMBERED :], (dataset, len(dataset), found)]
         return found
 
