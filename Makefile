@@ -72,11 +72,12 @@ format: .venv/installed ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/installed ## write the pages of all arguments and of all optimizers from the code
+docs: .venv/installed ## write the pages of arguments, optimizers and trackers from the code
 	$(BIN)/python docs/generate_arguments.py
 	$(BIN)/python docs/generate_optimizers.py
+	$(BIN)/python docs/generate_trackers.py
 
-bench: .venv/installed $(OLDER)/installed ## all benchmarks, side by side with other trainers (ARGS=--quick: some minutes)
+bench: .venv/installed $(OLDER)/installed $(DOWNSTREAM)/installed ## all benchmarks, side by side with other trainers (ARGS=--quick: some minutes)
 	@$(OFFLINE) $(BIN)/python benchmarks/bench.py $(ARGS)
 
 compare: .venv/installed ## run 100 tiny configurations with two commits, compare bit by bit (BASE=main, ARGS="--only ema")

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+import odd_values
 import scenarios
-from battery import Reader, StoredRun, needs, program, reader_of, readers, stored
+from battery import GROUP, Reader, StoredRun, needs, program, reader_of, readers, stored
 
 PARAMETERS = [
     pytest.param(reader.name, marks=pytest.mark.xdist_group(reader.name), id=reader.name) for reader in readers()
@@ -178,6 +179,13 @@ def test_the_trials_of_a_search_are_runs_of_their_own_with_names_and_a_group(rea
 def test_odd_names_and_values_end_no_training_and_cost_no_other_value(reader, run):
     history, runs = run("odd_values")
     check_points(reader, runs[0], points_of(reader, history, "loss", "plain"))
+
+
+def test_what_is_kept_of_odd_names_and_values_is_what_the_page_says(reader, run):
+    if not (odd_values.WRITES or GROUP or odd_values.is_of_this_release(reader)):
+        pytest.skip("the page tells of another release")
+    _, runs = run("odd_values")
+    odd_values.check(reader, runs[0])
 
 
 def test_a_tracker_adds_nothing_to_a_step_between_two_log_lines(reader, tmp_path):

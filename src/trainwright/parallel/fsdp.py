@@ -52,12 +52,11 @@ class FsdpStrategy(DistributedStrategy):
         launched = None if args.fsdp else FsdpConfig.from_environment(os.environ)
         self.config = launched or FsdpConfig.parse(args.fsdp, args.fsdp_config)
         self.writes_parts = self.config.state_dict_type == "sharded_state_dict"
-        for name in ("async_save", "save_on_each_node"):
-            if self.writes_parts and getattr(args, name):
-                raise ValueError(
-                    f"{name}=True cannot be used with state_dict_type='sharded_state_dict', whose parts each process "
-                    "writes itself, into one directory that all share. Leave out one of them."
-                )
+        if self.writes_parts and args.save_on_each_node:
+            raise ValueError(
+                "save_on_each_node=True cannot be used with state_dict_type='sharded_state_dict', whose parts each "
+                "process writes itself, into one directory that all share. Leave out one of them."
+            )
         if self.config.activation_checkpointing:
             self.checkpointing = {"offload": True} if self.config.activation_checkpointing_offload else {}
         self.repeats_alone = False

@@ -206,5 +206,7 @@ class Strategy:
         return stage()
 
     def first_error(self, error: Exception | None) -> Exception | None:
-        """The error of this rank, else that of another; None where none failed. Waits for all."""
+        """The error of this rank, else that of another; None where none failed. Waits for all. One that `concerns_all`
+        is of the same class in each.
+        """
         return error

@@ -203,7 +203,7 @@ class TrackerCallback(TrainerCallback):
         if self._is_training:
             self._ended_as, resumed = None, None
             if state.global_step:
-                resumed = tracked_runs.read(_run_dir(args, state), name, getattr(state, "training_id", None))
+                resumed = tracked_runs.read(run_dir_of(args, state), name, getattr(state, "training_id", None))
         self._resume_id = resumed.id if resumed is not None else None
         # Some trackers document setup() without **kwargs, so an override may not take them.
         takes_more = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(self.setup).parameters.values())
@@ -216,6 +216,9 @@ class TrackerCallback(TrainerCallback):
             if name in getattr(getattr(args, "report_to", None), "unasked", ()):
                 self._switched_off = True
                 warn_of_unasked(name, self._describe(error))
+                return False
+            if self._record is not None and not self._is_training:  # it had started: this opens its run again
+                self._switch_off(error)
                 return False
             if isinstance(error, (EnvironmentValueError, MissingExtra)):
                 raise  # already names cause and remedy
@@ -262,12 +265,15 @@ class TrackerCallback(TrainerCallback):
         try:
             action(*args, **kwargs)
         except Exception as error:
-            self._switched_off = True
-            logger.warning(
-                "The tracker %r failed and is switched off; training continues without it. %s",
-                self.tracker_name,
-                self._describe(error),
-            )
+            self._switch_off(error)
+
+    def _switch_off(self, error: Exception) -> None:
+        self._switched_off = True
+        logger.warning(
+            "The tracker %r failed and is switched off; training continues without it. %s",
+            self.tracker_name,
+            self._describe(error),
+        )
 
     def without(self, key: str, why: object) -> None:
         """Warn, once per key, that what is named `key` is not in the tracker."""
@@ -339,7 +345,7 @@ class TrackerCallback(TrainerCallback):
             if is_same and (arrived := self.arrived()) is not None:
                 last_steps = dict(arrived)
         training = getattr(state, "training_id", None) if self._is_training else None
-        self._record = tracked_runs.TrackedRun(_run_dir(args, state), self.tracker_name, training, run_id, last_steps)
+        self._record = tracked_runs.TrackedRun(run_dir_of(args, state), self.tracker_name, training, run_id, last_steps)
         self._sent_before = self._sent() if is_same and self._is_training else {}
 
     def _describe(self, error: BaseException) -> str:
@@ -457,7 +463,7 @@ def reporting_callbacks(report_to: Sequence[str] | None) -> list[Any]:
     return callbacks
 
 
-def _run_dir(args: TrainingArguments, state: TrainerState) -> str:
+def run_dir_of(args: TrainingArguments, state: TrainerState) -> str:
     """Directory of the checkpoints of this training."""
     return state.places_of_checkpoints[0] if state.places_of_checkpoints else str(args.output_dir)
 
