@@ -314,8 +314,9 @@ class Trainer:
         finally:
             self.is_in_train = False
             if self._hub is not None:  # after an error, too; but Ctrl-C waits for nothing
-                error = sys.exc_info()[1]
-                self._hub.finish(wait=not isinstance(error, KeyboardInterrupt), hurry=error is not None)
+                raised = sys.exc_info()[0]  # the kind: the error itself would hold this frame, and the model
+                is_ctrl_c = raised is not None and issubclass(raised, KeyboardInterrupt)
+                self._hub.finish(wait=not is_ctrl_c, hurry=raised is not None)
 
     def _inner_training_loop(
         self,
