@@ -1634,10 +1634,12 @@ class Trainer:
         self, model: nn.Module, loss_only: bool, ignore_keys: list[str] | None, shortcuts: Shortcuts = NO_SHORTCUTS
     ) -> Predictor:
         """What predicts batches with the hooks of this trainer, but for the `shortcuts`."""
-        casts = self._evaluations.input_dtype is not None
-        is_models = self.label_smoother is None and self._hooks.compute_loss_is_ours and not self.args.jit_mode_eval
+        casts, called = self._evaluations.input_dtype is not None, model
+        is_models_loss = self.label_smoother is None and self._hooks.compute_loss_is_ours
+        if self._linear_loss is not None and loss_only and is_models_loss and not self.args.jit_mode_eval:
+            called = self._linear_loss.calling(model)
         return Predictor(
-            self._linear_loss.calling(model) if self._linear_loss is not None and loss_only and is_models else model,
+            called,
             label_names=self.label_names,
             can_return_loss=self.can_return_loss,
             ignore_keys=ignored_outputs(self.model, ignore_keys),
