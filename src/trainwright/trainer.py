@@ -1691,7 +1691,9 @@ class Trainer:
     ) -> Predictor:
         """What predicts batches with the hooks of this trainer, but for the `shortcuts`."""
         casts = self._evaluations.input_dtype is not None
-        is_models = self.label_smoother is None and self._hooks.compute_loss_is_ours and not self.args.jit_mode_eval
+        is_models_loss = (
+            self.label_smoother is None and self._hooks.compute_loss_is_ours and not self.args.jit_mode_eval
+        )
         linear_loss, evaluation = self._linear_loss, self._evaluations.current
         needs_logits = not loss_only and (
             evaluation is None
@@ -1700,7 +1702,7 @@ class Trainer:
             or evaluation.needs_logits(self.compute_metrics, self.preprocess_logits_for_metrics)
         )
         return Predictor(
-            model if linear_loss is None or needs_logits or not is_models else linear_loss.calling(model),
+            model if linear_loss is None or needs_logits or not is_models_loss else linear_loss.calling(model),
             label_names=self.label_names,
             can_return_loss=self.can_return_loss,
             ignore_keys=ignored_outputs(self.model, ignore_keys),
