@@ -734,7 +734,7 @@ class Trainer:
         that takes no `num_items_in_batch` returns a mean, and the loop divides it for accumulation.
         """
         linear_loss = self._linear_loss
-        if linear_loss is not None and not (return_outputs or linear_loss.is_active):
+        if linear_loss is not None and linear_loss.is_wanted and not return_outputs:
             again = functools.partial(Trainer.compute_loss, self, model, num_items_in_batch=num_items_in_batch)
             return linear_loss.run(lambda: again(copy.copy(inputs)))
         if self.label_smoother is not None:

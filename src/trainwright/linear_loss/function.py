@@ -88,7 +88,8 @@ def cross_entropy_of(
             terms = [Term(hidden.index_select(0, rows), weight) for hidden, weight in terms]
     if dtype is None:
         dtype = product_dtype(terms[0].hidden)
-    settings = _Settings(tuple(pointwise), dtype, ignore_index, label_smoothing)
+    # Within a function of autograd, gradients are off, and what inputs ask for is not what they will be asked for.
+    settings = _Settings(tuple(pointwise), dtype, ignore_index, label_smoothing, torch.is_grad_enabled())
     pairs = [tensor for term in terms for tensor in term]
     total: torch.Tensor = _SumOfLosses.apply(targets, settings, bias, *pairs)  # type: ignore[no-untyped-call]
     return total if reduction == "sum" else total / labelled.sum()
@@ -124,6 +125,7 @@ class _Settings(NamedTuple):
     dtype: torch.dtype  # of the products
     ignore_index: int
     label_smoothing: float
+    makes_gradients: bool
 
     @property
     def exact(self) -> torch.dtype:
@@ -141,10 +143,11 @@ class _SumOfLosses(torch.autograd.Function):
         """pairs: hidden states and weight of each term, one after the other."""
         num_classes, dtype, exact = pairs[1].shape[0], settings.dtype, settings.exact
         inputs = (bias, *pairs)
+        needs = [settings.makes_gradients and needed for needed in ctx.needs_input_grad[2:]]
         # Those of hidden states are written row by row, the others are sums over the chunks.
         gradients = [
             _room(one, exact if index % 2 == 0 else one.dtype, len(targets)) if needed else None
-            for index, (one, needed) in enumerate(zip(inputs, ctx.needs_input_grad[2:], strict=True))
+            for index, (one, needed) in enumerate(zip(inputs, needs, strict=True))
         ]
         total = torch.zeros((), dtype=exact, device=targets.device)
         size = chunk_rows(len(targets), num_classes)
@@ -157,7 +160,7 @@ class _SumOfLosses(torch.autograd.Function):
                 chunk = slice(start, start + size)
                 of_chunk = [Term(hidden[chunk], weight) for hidden, weight in terms]
                 logits = _product_into(room[: len(of_chunk[0].hidden)], of_chunk, added)
-                loss, of_logits = _of_chunk(logits, targets[chunk], settings, any(ctx.needs_input_grad))
+                loss, of_logits = _of_chunk(logits, targets[chunk], settings, any(needs))
                 total += loss
                 if of_logits is not None:
                     _add_gradients(gradients, of_logits, of_chunk, chunk)
@@ -191,7 +194,7 @@ def _product_into(room: torch.Tensor, terms: Sequence[Term], bias: torch.Tensor 
     else:
         torch.addmm(bias, hidden, weight.t(), out=room)
     for hidden, weight in others:
-        room.addmm_(hidden, weight.t())
+        torch.addmm(room, hidden, weight.t(), out=room)
     return room
 
 
@@ -248,7 +251,8 @@ def _add_gradients(
         if of_weight is None:
             continue
         if of_weight.dtype == dtype:
-            of_weight.addmm_(of_logits.t(), hidden.to(dtype), beta=0.0 if is_first else 1.0)
+            beta = 0 if is_first else 1
+            torch.addmm(of_weight, of_logits.t(), hidden.to(dtype), beta=beta, out=of_weight)
         else:  # products in half precision, their sum not
             _add(of_weight, of_logits.t() @ hidden.to(dtype), is_first)
 

@@ -48,16 +48,21 @@ class LinearLoss(Watcher):
         self.is_checked = self.is_active = False
         self.reason: str | None = None  # why this model is left alone
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether `run` does more than call its argument: not inside itself, and not for a model that is left alone."""
+        return self.reason is None and not self.is_active
+
     def run(self, compute: Callable[[], T]) -> T:
         """What `compute` returns; in it, the model's head gives deferred logits, unless this model is left alone.
 
         In the first call the loss is compared. Where it differs, `compute` is called again from the same random states,
         and from then on with logits.
         """
-        if self.is_checked and not self.is_active:
-            return self._deferring(compute)
-        if self.is_active or self.reason is not None:
+        if not self.is_wanted:
             return compute()
+        if self.is_checked:
+            return self._deferring(compute)
         self.reason = why_not_called(self._model, self._heads)
         if self.reason is None:
             random_states = RngState.capture(accelerators(), every_device=False)
