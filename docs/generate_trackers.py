@@ -36,9 +36,9 @@ tracker's real package, and reads what was stored with the package's own reader.
 Choose with `report_to="wandb"` or `report_to=["wandb", "tensorboard"]`. A package that is missing, a variable with a
 value that it cannot have, or a run that cannot be opened is an error before the first step, which says what to do.
 
-**Without `report_to`** every tracker whose package is installed is used, as with `"all"` (Flyte and Kubeflow where
-their service runs the program). One that nobody named and that cannot start costs a warning, never the training.
-**`report_to="none"`** uses none.
+**Without `report_to`** the default is that of the installed generation of `transformers`: none with 5, every tracker
+whose package is installed with 4, as with `"all"` (Flyte and Kubeflow where their service runs the program). One that
+nobody named and that cannot start costs a warning, never the training. **`report_to="none"`** uses none.
 
 What holds for all of them:
 
@@ -111,8 +111,8 @@ def _odd_values(readers: dict[str, Reader]) -> str:
     odd: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     settings = [label(name) for name in ODD_PARAMETERS if not name.startswith("many_")] + [MANY]
     parts = [
-        "\nWhat is stored of a log line. An empty cell: just that. A name is shown as the tracker has it; what is *left "
-        "out* costs a warning.\n\n",
+        "\nWhat is stored of a log line. An empty cell: just that. A name is shown as the tracker has it; *left out* "
+        "means with a warning.\n\n",
         _odd_table("values", [label(name) for name in ODD_SCALARS], _shown(ODD_SCALARS), odd),
         "\nWhat is stored of the arguments and of the model configuration:\n\n",
         _odd_table("settings", settings, _shown(ODD_PARAMETERS), odd),

@@ -56,7 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "convert", convert, "make a checkpoint with whole files of one that processes wrote in parts", "CKPT"
     )
     command.add_argument("target", metavar="OUT", help="directory to make; it must not exist")
-    _add(commands, "report", report, "write training_report.html with the loss curve and the numbers of a run", "RUN")
+    command = _add(
+        commands, "report", report, "write training_report.html with the loss curve and the numbers of a run", "RUN"
+    )
+    command.add_argument("--images", metavar="DIR", help="also write each curve as an SVG file into DIR")
     command = _add(
         commands, "push", push, "push what a run left to the Hugging Face Hub, as it would have itself", "RUN"
     )
@@ -250,6 +253,11 @@ def report(options: argparse.Namespace) -> int:
     for sentence in history.not_used:
         print(f"Not used: {sentence}", file=sys.stderr)
     print(write_report(options.path, history.lines, history.summary))
+    if options.images:
+        from trainwright.report.images import write_images
+
+        for path in write_images(options.images, history.lines):
+            print(path)
     return 0
 
 

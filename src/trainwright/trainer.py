@@ -313,8 +313,9 @@ class Trainer:
                 )
         finally:
             self.is_in_train = False
-            if self._hub is not None:  # after an error, too; but Ctrl-C is not waited for
-                self._hub.finish(wait=not isinstance(sys.exc_info()[1], KeyboardInterrupt))
+            if self._hub is not None:  # after an error, too; but Ctrl-C waits for nothing
+                error = sys.exc_info()[1]
+                self._hub.finish(wait=not isinstance(error, KeyboardInterrupt), hurry=error is not None)
 
     def _inner_training_loop(
         self,

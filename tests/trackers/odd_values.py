@@ -95,10 +95,10 @@ def _ends_with(key: str, name: str) -> bool:
 
 
 def _renamed(name: str, key: str) -> str:
-    inside = key.strip("/").rpartition("/")[2] if "/" not in name else key
     if len(key) > 100:
-        return f"cut to {len(key)} characters" if name.startswith(key.rpartition("/")[2][:50]) else "renamed"
-    return f"as `{inside}`"
+        return f"cut to {len(key)} characters"
+    is_below = name in key  # the name of something nested
+    return f"as `{key[key.index(name) :] if is_below else key}`"
 
 
 def _words(value: Any, found: Any) -> str:
@@ -112,4 +112,6 @@ def _words(value: Any, found: Any) -> str:
             return KEPT
     if isinstance(found, str) and isinstance(value, str) and len(found) != len(value):
         return f"cut to {len(found)} characters"
+    if isinstance(found, str) and found in (str(value), json.dumps(value)):
+        return "as text"
     return f"`{found!r}`" if len(repr(found)) < 60 else f"{len(repr(found))} characters"

@@ -78,6 +78,21 @@ def test_a_run_of_the_user_is_logged_into_and_not_ended(tmp_path):
     assert "after" in run.scalars and [step for step, _ in run.scalars["train/loss"]] == [1, 2]
 
 
+def test_models_are_artifacts_whose_aliases_best_and_last_move_on(tmp_path):
+    """The greater loss counts as better here, so that the first of two evaluations is the best."""
+
+    def action():
+        made = scenarios.trainer(READER, max_steps=4, load_best_model_at_end=True, greater_is_better=True)
+        made.train()
+        return made.state.best_global_step
+
+    assert program(READER, tmp_path, action) == 2
+    (run,) = stored(READER, tmp_path)
+    assert {"checkpoint-first:best", "checkpoint-first:last", "model-first:best"} <= set(run.artifacts)
+    assert "optimizer.pt" in run.artifacts["checkpoint-first:best"]
+    assert "checkpoint_global_step_2" in str(run.artifacts) and "model-first:last" not in run.artifacts
+
+
 def test_a_failed_run_has_an_alert(tmp_path):
     def action():
         failing = scenarios.At(1, scenarios.fail(RuntimeError("out of luck")))

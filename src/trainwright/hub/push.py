@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainwright.checkpoint.paths import relative_files
-from trainwright.hub.retry import with_retries
+from trainwright.hub.retry import MissingToken, with_retries
 from trainwright.hub.staging import IGNORED, files_in, stage
 from trainwright.interop.optional import require
 from trainwright.safe_write import earlier_bytes, write_bytes
@@ -35,7 +35,7 @@ def create_repository(
     name = repository_name(model_id, output_dir)
     hub = _library()
     if token is None and hub.get_token() is None:
-        raise RuntimeError(
+        raise MissingToken(
             f"Pushing to {name!r} needs a token with write access. Run `hf auth login`, set the environment variable "
             "HF_TOKEN, or pass hub_token= to TrainingArguments."
         )

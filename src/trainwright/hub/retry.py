@@ -20,13 +20,22 @@ Result = TypeVar("Result")
 
 # The newest `huggingface_hub` retries most requests itself, for some 20 s; older ones do not.
 RETRY_DELAYS_S: Sequence[float] = (2, 8, 30)
-LONGEST_WAIT_S = 300.0  # that a server may ask for; it has a window of five minutes
+LONGEST_WAIT_S = 300.0  # of all waits of one push; a server that limits the rate has a window of five minutes
 
 # Statuses of what another moment may answer differently: timeouts, a commit of others in between, a rate limit.
 _PASSING_STATUSES = frozenset((408, 409, 412, 423, 425, 429))
 _PASSING_KINDS = ("ConnectionError", "ConnectError", "NetworkError", "Timeout", "TransportError", "ProtocolError")
+
+
+class MissingToken(RuntimeError):
+    """Nobody has logged in."""
+
+
 # Without a status: what is wrong here, or with what was asked.
-_LASTING = (ValueError, TypeError, AttributeError, ImportError, FileNotFoundError, PermissionError, NotADirectoryError)
+_LASTING = (
+    MissingToken, ValueError, TypeError, AttributeError, ImportError, FileNotFoundError, PermissionError,
+    NotADirectoryError,
+)  # fmt: skip
 _LASTING_KINDS = frozenset(("OfflineModeIsEnabled", "LocalTokenNotFoundError"))
 
 
@@ -84,7 +93,7 @@ def with_retries(
     what: words for the log. stop: once it is set, nothing is waited for and the error is raised. delays_s: of the
     waits, None for the usual ones.
     """
-    stop = stop or threading.Event()
+    stop, left_s = stop or threading.Event(), LONGEST_WAIT_S
     for delay_s in _then_none(RETRY_DELAYS_S if delays_s is None else delays_s):
         try:
             return function()
@@ -92,8 +101,9 @@ def with_retries(
             if delay_s is None or not may_pass(error):
                 raise
             wait_s = max(delay_s, asked_wait_s(error))
-            if wait_s > LONGEST_WAIT_S or stop.is_set():
+            if wait_s > left_s or stop.is_set():
                 raise
+            left_s -= wait_s
             logger.info("%s failed (%s); again in %.0f s.", what, one_line(error), wait_s)
             if stop.wait(wait_s):
                 raise

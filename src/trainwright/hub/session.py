@@ -87,7 +87,7 @@ class HubSession:
 
     def finish(self, *, wait: bool = True, hurry: bool = False) -> None:
         """Wait until the Hub has what `hub_strategy` promises; what it lacks is a warning, with the command that pushes
-        it later. wait: False after Ctrl-C. hurry: wait for no retries, since the process is about to be ended.
+        it later. wait: False after Ctrl-C. hurry: wait for no retries, where a signal or an error ends the run.
         """
         if not wait:
             if self._queue.abandon():

@@ -217,6 +217,9 @@ class TrackerCallback(TrainerCallback):
                 self._switched_off = True
                 warn_of_unasked(name, self._describe(error))
                 return False
+            if self._record is not None and not self._is_training:  # it had started: this opens its run again
+                self._switch_off(error)
+                return False
             if isinstance(error, (EnvironmentValueError, MissingExtra)):
                 raise  # already names cause and remedy
             cause = None if self._holds_secret(error) else error
@@ -262,12 +265,15 @@ class TrackerCallback(TrainerCallback):
         try:
             action(*args, **kwargs)
         except Exception as error:
-            self._switched_off = True
-            logger.warning(
-                "The tracker %r failed and is switched off; training continues without it. %s",
-                self.tracker_name,
-                self._describe(error),
-            )
+            self._switch_off(error)
+
+    def _switch_off(self, error: Exception) -> None:
+        self._switched_off = True
+        logger.warning(
+            "The tracker %r failed and is switched off; training continues without it. %s",
+            self.tracker_name,
+            self._describe(error),
+        )
 
     def without(self, key: str, why: object) -> None:
         """Warn, once per key, that what is named `key` is not in the tracker."""

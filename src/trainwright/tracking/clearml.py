@@ -149,13 +149,17 @@ class ClearMLCallback(TrackerCallback):
 
     def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         problem = within(UPLOAD_LIMIT_S, lambda: self._clearml_task.flush(wait_for_uploads=True))
+        self._say("finished")  # now, because ClearML closes what is open before anybody else at the end of a process
         if problem is not None:
             raise problem
 
+    def _say(self, status: Status) -> None:
+        if self._clearml_task.is_offline():
+            self._clearml_task.set_user_properties(status=status)
+
     def end(self, status: Status) -> None:
         task = self._clearml_task
-        if task.is_offline():
-            task.set_user_properties(status=status)
+        self._say(status)
         before = _handlers()
         problem = within(CLOSE_LIMIT_S, task.close)
         self._restore(before)

@@ -83,7 +83,7 @@ class SwanLabCallback(TrackerCallback):
 
     def run_id(self) -> str | None:
         # What is only looked at on this machine is in a folder of its own for each process.
-        return self._run.id if self._run.mode in ("online", "offline") else None
+        return str(self._run.id) if self._run.mode in ("online", "offline") else None
 
     def arrived(self) -> Mapping[str, int]:
         # All may be sent again: the package drops what a continued run has, and of a process that crashed offline it

@@ -28,14 +28,18 @@ class TrackedRun:
     training: str | None  # which it is, as its checkpoints say; None: no training, or one that cannot be resumed
     id: str | None  # as `TrackerCallback.run_id` gives it; None: the run cannot be continued
     last_steps: dict[str, int] = field(default_factory=dict)  # name in the tracker -> step of its last value
+    _folder: str | None = field(default=None, init=False)  # once it was made
 
     def sent(self, names: Iterable[str], step: int) -> None:
         """The tracker has values for `names` at `step`."""
         self.last_steps.update(dict.fromkeys(names, step))
-        # Without that directory there is nothing to resume from.
-        if self.id is not None and self.training is not None and os.path.isdir(self.directory):
+        if self.id is None or self.training is None:
+            return
+        if self._folder is None and os.path.isdir(self.directory):  # else there is nothing to resume from
+            self._folder = folder_inside(self.directory, FOLDER)
+        if self._folder is not None:
             content = {"training": self.training, "id": self.id, "last_steps": self.last_steps}
-            write_text(_path(folder_inside(self.directory, FOLDER), self.tracker), json.dumps(content))
+            write_text(_path(self._folder, self.tracker), json.dumps(content))
 
 
 def read(directory: str, tracker: str, training: str | None) -> TrackedRun | None:

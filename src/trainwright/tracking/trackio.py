@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainwright.state import TrainerState
-from trainwright.tracking.base import Status, TrackerCallback, group_of, run_config, run_name_of
+from trainwright.tracking.base import Status, group_of, run_config, run_name_of
+from trainwright.tracking.model_artifacts import ModelArtifacts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,30 +23,34 @@ if TYPE_CHECKING:
 DEFAULT_PROJECT = "huggingface"
 
 
-class TrackioCallback(TrackerCallback):
+class TrackioCallback(ModelArtifacts):
     """Send log lines and settings to a Trackio project: on this machine, or in the Space `trackio_space_id`.
 
     Trackio keeps no status of a run: one that fails or is stopped has an alert that says so. A run that exists already
     (`trackio.init()` was called) is used and never ended here.
 
-    TRACKIO_PROJECT and TRACKIO_SPACE_ID, which scripts for older releases set, count where the arguments were not
-    given.
+    Environment:
+        TRACKIO_PROJECT, TRACKIO_SPACE_ID: what scripts for older releases set; they count where the arguments were not
+            given.
+        TRACKIO_LOG_MODEL: ours: "end" stores the trained model as an artifact when training ends (the best one with
+            `load_best_model_at_end`), "checkpoint" every checkpoint too, as versions of one artifact whose aliases
+            "last" and "best" move on, "false" (default) nothing.
     """
 
     tracker_name = "trackio"
     takes_any_value = True
+    log_model_variable = "TRACKIO_LOG_MODEL"
     end_limit_s = None  # it has limits of its own, and its current run is the thread's
 
     def __init__(self) -> None:
         super().__init__()
         self._trackio: Any = None
-        self._run: Any = None
         self._project = DEFAULT_PROJECT
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         import trackio
 
-        self._trackio = trackio
+        self._trackio = self._package = trackio
         self._project = getattr(args, "project", DEFAULT_PROJECT)
         if self._project == DEFAULT_PROJECT:
             self._project = os.environ.get("TRACKIO_PROJECT", DEFAULT_PROJECT)
@@ -91,6 +96,7 @@ class TrackioCallback(TrackerCallback):
         self._run.log(metrics, step=state.global_step)
 
     def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
+        super().finish(args, state, model, **kwargs)
         static_space = getattr(args, "trackio_static_space_id", None)
         if static_space:
             self.close()  # a later log line continues the run

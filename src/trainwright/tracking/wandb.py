@@ -7,15 +7,13 @@ all other WANDB_* variables, which the package reads itself. Source: seed 000.
 from __future__ import annotations
 
 import os
-import re
-import tempfile
-from pathlib import Path
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from trainwright.interop.environment import env_choice
 from trainwright.state import TrainerState
-from trainwright.tracking.base import TOTALS, Status, TrackerCallback, group_of, run_config, run_name_of
-from trainwright.tracking.model_files import model_files, trained_model_directory
+from trainwright.tracking.base import TOTALS, Status, group_of, run_config, run_name_of
+from trainwright.tracking.model_artifacts import ModelArtifacts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +26,7 @@ _FLUSH_INTERVAL = "x_transaction_log_flush_interval"
 _used_ids: set[str] = set()  # of runs of this process
 
 
-class WandbCallback(TrackerCallback):
+class WandbCallback(ModelArtifacts):
     """Send log lines, settings and, on request, models to Weights & Biases.
 
     Environment:
@@ -44,20 +42,18 @@ class WandbCallback(TrackerCallback):
 
     tracker_name = "wandb"
     takes_any_value = True
+    log_model_variable = "WANDB_LOG_MODEL"
+    newest_alias = ("latest",)
 
     def __init__(self) -> None:
         super().__init__()
         self._wandb: Any = None  # the package, for subclasses that log tables and images
-        self._run: Any = None
         self._watched: Any = None  # the model whose histograms are sent
-        modes = ("end", "checkpoint", "false", "true", "0", "1")
-        mode = env_choice("WANDB_LOG_MODEL", modes, default="false")
-        self._log_model = {"true": "end", "1": "end", "0": "false"}.get(mode, mode)
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         import wandb
 
-        self._wandb = wandb
+        self._wandb = self._package = wandb
         watch_mode = env_choice("WANDB_WATCH", ("gradients", "parameters", "all", "false"), default="false")
         if wandb.run is None:
             self._refuse_to_ask(args)
@@ -65,7 +61,7 @@ class WandbCallback(TrackerCallback):
             if self._resume_id is not None:
                 chosen.update(id=self._resume_id, resume="allow")
             elif os.environ.get("WANDB_RUN_ID") in _used_ids:  # of an earlier training in this process
-                chosen["id"] = wandb.util.generate_id()
+                chosen["id"] = uuid.uuid4().hex[:8]
             if _FLUSH_INTERVAL in getattr(wandb.Settings, "model_fields", {}):
                 # A process that is killed loses what is not yet in the file of an offline run: 15 s by default.
                 chosen["settings"] = wandb.Settings(**{_FLUSH_INTERVAL: 1.0})
@@ -103,27 +99,9 @@ class WandbCallback(TrackerCallback):
         self._run.summary.update(totals)
         self._run.log({**metrics, "train/global_step": state.global_step})
 
-    def log_checkpoint(self, directory: Path, args: TrainingArguments, state: TrainerState) -> None:
-        if self._log_model == "checkpoint":
-            artifact = self._artifact("checkpoint", args, state)
-            artifact.add_dir(str(directory))
-            aliases = [f"epoch_{round(state.epoch or 0, 2)}", f"checkpoint_global_step_{state.global_step}"]
-            is_best = os.path.basename(str(state.best_model_checkpoint)) == directory.name
-            aliases += ["last", "best"] if is_best else ["last"]
-            self._run.log_artifact(artifact, aliases=["latest", *aliases])
-
     def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         self._unwatch()
-        if self._log_model == "false":
-            return
-        with tempfile.TemporaryDirectory() as scratch:
-            processing_class = kwargs.get("processing_class") or kwargs.get("tokenizer")
-            directory = trained_model_directory(args, state, model, Path(scratch), processing_class)
-            artifact = self._artifact("model", args, state)
-            for path in model_files(directory):
-                artifact.add_file(str(path), name=path.name)
-            is_best = getattr(args, "load_best_model_at_end", False) and state.best_model_checkpoint
-            self._run.log_artifact(artifact, aliases=["latest", "best" if is_best else "last"])
+        super().finish(args, state, model, **kwargs)
 
     def _unwatch(self) -> None:
         watched, self._watched = self._watched, None
@@ -133,8 +111,3 @@ class WandbCallback(TrackerCallback):
     def end(self, status: Status) -> None:
         self._unwatch()
         self._run.finish(exit_code=_EXIT_CODES[status])
-
-    def _artifact(self, prefix: str, args: TrainingArguments, state: TrainerState) -> Any:
-        name = re.sub(r"[^\w.-]", "-", run_name_of(args, state) or self._run.id)
-        summary = {"global_step": state.global_step, "total_flos": state.total_flos, "best_metric": state.best_metric}
-        return self._wandb.Artifact(name=f"{prefix}-{name}", type="model", metadata=summary)

@@ -37,8 +37,8 @@ class Reader(battery.Reader):
                     metric = message["payload"]["metric"]
                     point = metric["step"], metric["metricValue"]
                     run.scalars.setdefault(metric["metricName"], []).append(point)
-                elif message["type"] == "parameter_msg" and "paramName" in message["payload"]["param"]:
-                    param = message["payload"]["param"]
+                elif message["type"] == "parameter_msg":  # "params": of lists
+                    param = message["payload"].get("param") or message["payload"]["params"]
                     run.parameters[param["paramName"]] = param["paramValue"]
             for name, upload in uploads(messages).items():
                 aliases = (upload.get("metadata") or {}).get("aliases") or [""]
@@ -60,8 +60,4 @@ def experiments(folder: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]]
 def uploads(messages: list[dict[str, Any]], kind: str = "asset") -> dict[str, dict[str, Any]]:
     """The files that an upload would send, by their names: `kind` is "asset" or "source_code"."""
     payloads = [message["payload"] for message in messages if message["type"] == "file_upload"]
-    return {
-        payload["additional_params"]["fileName"]: payload
-        for payload in payloads
-        if payload["additional_params"]["type"] == kind
-    }
+    return {payload["additional_params"]["fileName"]: payload for payload in payloads if payload["upload_type"] == kind}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import battery
 
@@ -39,10 +40,17 @@ def stored_in(directory: Path, folder: Path) -> battery.StoredRun:
         with open(file) as lines:
             rows = list(csv.DictReader(lines, delimiter="\t"))
         name = str(file.relative_to(root))[: -len(".tsv")]
-        scalars[name] = [(int(row["step"]), float(row[name.rpartition("/")[2]])) for row in rows]
+        scalars[name] = [(int(row["step"]), _number(row[name.rpartition("/")[2]])) for row in rows]
     inside = directory.relative_to(folder).parts
     group = "/".join(inside[:-1]) or None
     return battery.StoredRun("/".join(inside), None, scalars, load_yaml(directory / "params.yaml"), group=group)
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def summary_of(directory: Path) -> dict[str, object]:

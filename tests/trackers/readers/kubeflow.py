@@ -28,6 +28,8 @@ class Reader(battery.Reader):
         "later lines": "a TrainJob is over with its training",
     }
 
+    calls_per_step = 3  # is the interval over?
+
     def environment(self, folder: Path) -> dict[str, str]:
         folder.mkdir(parents=True, exist_ok=True)
         if folder not in _controllers:

@@ -79,6 +79,6 @@ def _empty_database() -> Path:
         os.chdir(folder)
         MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
 
-    (ended,) = forked.start([{"MLFLOW_DISABLE_TELEMETRY": "true"}], make, folder)
+    (ended,) = forked.start([{"MLFLOW_DISABLE_TELEMETRY": "true"}], make, folder, limit_s=battery.LIMIT_S)
     assert ended.code == 0, ended.output + ended.error
     return folder / "mlflow.db"

@@ -110,7 +110,7 @@ def test_the_model_of_the_last_step_is_there_where_no_checkpoint_has_it(hub, pus
 def test_the_final_model_is_there_also_of_a_run_that_saves_no_checkpoint(hub, pushing, tmp_path):
     pushing("checkpoint", save_strategy="no").train()
     assert messages(hub) == ["End of training"]
-    assert set(hub.files()) == {"model.safetensors", "training_args.bin", "README.md"}
+    assert set(hub.files()) == {"model.safetensors", "training_args.bin", "README.md", "training_curves.svg"}
 
 
 def test_the_best_model_is_there_where_it_is_loaded_at_the_end_and_the_last_checkpoint_too(hub, pushing, tmp_path):
@@ -136,7 +136,8 @@ def test_each_push_brings_a_card_with_what_was_measured_so_far(hub, pushing):
     trainer = pushing("every_save", [Reads()], eval_strategy="steps", eval_steps=2)
     trainer.train()
     card = hub.files()["README.md"].decode()
-    assert "learning_rate: 0.1" in card and "| " in card
+    assert "learning_rate: 0.1" in card and "| " in card and "(training_curves.svg)" in card
+    assert hub.files()["training_curves.svg"].startswith(b"<svg ")
 
 
 def test_a_card_that_an_override_cannot_write_costs_a_warning(hub, pushing, caplog):
@@ -269,6 +270,16 @@ def test_a_push_that_is_refused_is_tried_once_for_each_save_and_named_with_its_c
     assert sum("/commit/" in path for _, path, _, _ in hub.requests) == 3
     last = warnings_of(caplog)[-1]
     assert cure in last and "trainwright push" in last and TOKEN not in caplog.text
+
+
+def test_a_run_of_somebody_who_has_not_logged_in_is_an_error_before_training(hub, make_trainer, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(RuntimeError, match="hf auth login"):
+        make_trainer(push_to_hub=True)
+    assert hub.requests == []
 
 
 # -- runs that do not end well -----------------------------------------------------------------------------------------

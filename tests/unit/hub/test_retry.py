@@ -86,6 +86,10 @@ def test_a_server_may_ask_for_a_longer_wait_but_not_for_any():
         assert retry.asked_wait_s(Refused(429, **headers)) == 0
     with pytest.raises(Refused):
         retry.with_retries(failing(Refused(429, Retry_After="86400")), "it", stop=Waits())
+    stop = Waits()
+    with pytest.raises(Refused):
+        retry.with_retries(failing(*[Refused(429, Retry_After="200")] * 3), "it", stop=stop)
+    assert stop.waits == [200]  # a second one would exceed the most that is waited in all
 
 
 def test_a_run_that_is_about_to_end_waits_for_nothing():

@@ -14,8 +14,9 @@ import torch
 
 from recorder import Recorder
 from trainwright.args.training import TrainingArguments
+from trainwright.callbacks.handler import CallbackHandler
 from trainwright.interop.environment import EnvironmentValueError, env_choice, env_flag
-from trainwright.interop.trackers import resolve_report_to
+from trainwright.interop.trackers import ReportTo, Tracker, resolve_report_to
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.tracking.base import (
     _end_open_runs,
@@ -23,6 +24,7 @@ from trainwright.tracking.base import (
     arguments_of,
     group_of,
     numbers_of,
+    reporting_callbacks,
     rewrite_logs,
     run_config,
     run_name_of,
@@ -231,6 +233,16 @@ def test_an_evaluation_after_the_end_of_a_run_continues_it_and_keeps_its_status(
     assert [value for what, value in callback.told if what in ("setup", "end")] == [None, "failed", "run-1", "failed"]
 
 
+def test_a_run_that_cannot_be_opened_again_for_an_evaluation_costs_a_warning(caplog):
+    train(callback := Recorder())
+    callback.close()
+    callback.fails_in = "setup"
+    tell(callback, "on_log", logs={"eval_loss": 2.0})
+    tell(callback, "on_log", logs={"eval_loss": 2.0})
+    assert len(caplog.records) == 1 and "is switched off" in caplog.text
+    assert statuses(callback) == ["finished", "failed"]
+
+
 def test_a_second_attempt_of_a_training_logs_into_the_same_run_what_that_has_not_yet():
     callback = Recorder()
     with tracked_training(SimpleNamespace(callbacks=[callback])):
@@ -271,6 +283,17 @@ def test_a_tracker_that_nobody_named_may_not_end_a_training(caplog):
     callback.on_log(args, TrainerState(), TrainerControl(), logs={"loss": 1.0})
     assert words(callback) == ["setup", "end"]
     assert "kubeflow" in caplog.text and 'report_to="none"' in caplog.text and len(caplog.records) == 1
+
+
+def test_a_tracker_that_nobody_named_may_not_end_the_construction_of_a_trainer_either(monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_LOG_MODEL", "chekpoint")
+    monkeypatch.setattr(Tracker, "missing", None)
+    names = ReportTo(["wandb"])
+    with pytest.raises(EnvironmentValueError):
+        CallbackHandler(reporting_callbacks(names), None, None, None, None)
+    names.unasked = frozenset(names)
+    assert reporting_callbacks(names) == []
+    assert "'wandb'" in caplog.text and "chekpoint" in caplog.text and 'report_to="none"' in caplog.text
 
 
 def test_a_tracker_that_hangs_when_it_is_closed_is_left_after_a_limit(caplog):
