@@ -1205,8 +1205,9 @@ class Trainer:
         if num_items is None or self.label_smoother is not None or self.compute_loss_func is not None:
             honours = True
         else:
+            call = model if self._linear_loss is None else self._linear_loss.calling(model)
             with self.compute_loss_context_manager():
-                honours = models.honours_num_items(model, self._prepare_inputs(inputs), num_items)
+                honours = models.honours_num_items(model, self._prepare_inputs(inputs), num_items, call)
         self._must_probe_loss_kwargs = False
         if not honours:
             self.model_accepts_loss_kwargs = False
