@@ -975,8 +975,9 @@ class Trainer:
     # -- beginning a run -----------------------------------------------------------------------------------------------
 
     def _new_run(self, trial: Trial, ignore_keys_for_eval: list[str] | None) -> Run:
-        shares_weights = self.args.save_frozen_weights == "once" and not self.args.push_to_hub
-        saves = Saves(self._strategy, FrozenWeights(is_on=shares_weights))
+        shares = self.args.save_frozen_weights == "once" and not self.args.push_to_hub
+        # Weights that were gathered for a save are no longer known as the frozen ones.
+        saves = Saves(self._strategy, FrozenWeights(is_on=shares and not self._strategy.shards_weights))
         return Run(self.args, saves, trial, ignore_keys_for_eval)
 
     def _fresh_state(self) -> TrainerState:
@@ -1539,7 +1540,8 @@ class Trainer:
         """Make one batch of each evaluation set, to find what would end the run at its first evaluation."""
         for name in self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]:
             loader = self.get_eval_dataloader(name)
-            sanity_check.try_batch(loader, self.args, "eval_dataset" if name is None else f"eval_dataset[{name!r}]")
+            description = "eval_dataset" if name is None else f"eval_dataset[{name!r}]"
+            sanity_check.try_batch(loader, self.args, description, self._strategy.tp_size)
             self._evaluations.loaders.abandon(loader)
 
     def _check_best_metric(self, ignore_keys: list[str] | None) -> None:
@@ -1704,7 +1706,7 @@ class Trainer:
         sampler = sampler_fn(dataset) if sampler_fn is not None and not from_args.is_iterable(dataset) else None
         loader = from_args.loader_for(
             dataset, self.args, batch_size=batch_size, collate_fn=collator, sampler=sampler, is_training=is_training,
-            process_index=self._strategy.process_index,
+            process_index=self._strategy.process_index, tp_size=self._strategy.tp_size,
         )  # fmt: skip
         return self._strategy.prepare_dataloader(loader, is_training=is_training)  # type: ignore[no-any-return]
 
@@ -1933,11 +1935,10 @@ class Trainer:
         """
         from trainwright.interop.adapters import merged_copy
 
-        if self._strategy.shards_weights:
-            raise ValueError("save_merged_model cannot copy a sharded model: save the adapter, and merge it after.")
-        if self._strategy.should_save:
-            with self._weights_to_hand_out():
-                merged = merged_copy(self._strategy.unwrap(self.model))
+        with self._weights_to_hand_out():
+            whole = self._strategy.whole_copy(self.model)
+            merged = merged_copy(whole) if whole is not None and self._strategy.should_save else None
+        if merged is not None:
             with checkpoint_save.replacing(output_dir or folder_inside(self._output_dir, "merged")) as staging:
                 checkpoint_weights.save_weights(merged, staging, safe=bool(self.args.save_safetensors))
                 self._save_processing_files(staging)

@@ -80,7 +80,7 @@ def _reader(args: TrainingArguments) -> str:
     return ""
 
 
-def try_batch(loader: DataLoader[Any], args: TrainingArguments, description: str) -> None:
+def try_batch(loader: DataLoader[Any], args: TrainingArguments, description: str, tp_size: int = 1) -> None:
     """Make one batch of an evaluation set as `loader` would, so that what cannot be collated is found before training.
 
     Raises ValueError where it cannot, and where a metric is needed and `dataloader_drop_last` leaves no batch. Costs
@@ -89,7 +89,7 @@ def try_batch(loader: DataLoader[Any], args: TrainingArguments, description: str
     dataset, collator = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
     if dataset is None or collator is None or is_iterable(dataset) or not has_length(dataset) or not len(dataset):
         return
-    nothing = why_no_batch(dataset, args, args.eval_batch_size)
+    nothing = why_no_batch(dataset, args, args.eval_batch_size, tp_size)
     if nothing is not None:
         if needs_metric(args):
             name = args.metric_for_best_model
