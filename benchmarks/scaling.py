@@ -6,6 +6,7 @@ Owns: the loops by hand, starting the processes, the table. Leaves to others: th
     python benchmarks/scaling.py                      two processes, gloo, in about three minutes
     python benchmarks/scaling.py --rounds 0           counts only
     python benchmarks/scaling.py --memory             the peak of memory, FSDP2 beside DDP
+    python benchmarks/scaling.py --lost               the time that a killed rank and one that hangs cost
     python benchmarks/scaling.py --calls-of "trainwright, DDP"     the calls it makes above the loop by hand
 
 The loops take turns in the same two processes. Counts are those of rank 0, and exact; so is the number of collectives,
@@ -31,6 +32,7 @@ import torch
 from torch import distributed, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
+import lost_ranks
 import probes
 import toy
 from contenders import Contender, with_trainer
@@ -259,6 +261,7 @@ def main() -> None:
     parser.add_argument(
         "--memory", action="store_true", help="the peak of memory with DDP and with FSDP2 (Linux), only"
     )
+    parser.add_argument("--lost", action="store_true", help="the time that a rank costs that is killed or hangs, only")
     parser.add_argument("--into", help=argparse.SUPPRESS)  # in the processes
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -272,6 +275,9 @@ def main() -> None:
         return
     if options.memory:
         print_memory({engine: started(["--engine", engine]) for engine in ("DDP", "FSDP2")})
+        return
+    if options.lost:
+        print(lost_ranks.table(options.rounds))
         return
     found = started(sys.argv[1:])
     print_table(found)

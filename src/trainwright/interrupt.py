@@ -1,9 +1,9 @@
 """Signals that end a run: caught at once, handled after the step, with a checkpoint.
 
 Owns: `Interrupt` (the handlers, the signal agreed on by all ranks, the exit code), requeueing on Slurm, abandoned
-evaluations, and `rescue` (a checkpoint after an exception). Leaves to others: polling after each step and writing the
-checkpoint (the training loop), communication (`parallel/async_max`), keeping loader workers alive meanwhile
-(`data/workers`).
+evaluations, `rescue` (a checkpoint after an exception), `same_handlers` (for libraries that replace them). Leaves to
+others: polling after each step and writing the checkpoint (the training loop), communication
+(`parallel/signal_agreement`), keeping loader workers alive meanwhile (`data/workers`).
 """
 
 from __future__ import annotations
@@ -83,21 +83,23 @@ class Interrupt:
         names = SIGNALS if args.save_on_signal else ("SIGTERM",) if args.enable_jit_checkpoint else ()
         agreement = None
         if names and is_distributed:
-            from trainwright.parallel.async_max import AsyncMax
+            from trainwright.parallel.signal_agreement import SignalAgreement
 
-            agreement = AsyncMax(args.ddp_timeout_delta)
+            agreement = SignalAgreement.of_group(args.ddp_timeout_delta)
         is_main = args.process_index == 0
         return cls(names, args.exit_code_on_signal, agreement, is_main=is_main, requeues=args.requeue_on_signal)
 
     # -- while training ------------------------------------------------------------------------------------------------
 
     def start_agreement(self) -> None:
-        """Start the all-reduce of this rank's signal; does not wait. Called after the last backward pass."""
+        """Tell the other ranks of a signal, where there is one. Called before the last micro-batch of an update, whose
+        exchange of gradients no rank can pass without this one.
+        """
         if self._agreement is not None:
             self._agreement.start(self._signal)
 
     def end_agreement(self) -> None:
-        """Finish the all-reduce. Afterwards `asked` and the signal are the same on all ranks."""
+        """Called after the update. Afterwards `asked` and the signal are the same on all ranks."""
         if self._agreement is None:
             return
         agreed = self._agreement.result()
@@ -197,6 +199,21 @@ class Interrupt:
         if hasattr(sys, "ps1"):  # an interactive session, which continues
             raise KeyboardInterrupt
         raise InterruptedByUser(code)
+
+
+@contextlib.contextmanager
+def same_handlers() -> Iterator[None]:
+    """Context of a library's call that may replace signal handlers: they are put back."""
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                # None: a handler that was not installed from Python.
+                if handler is not None and signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
 
 
 def requeue() -> None:

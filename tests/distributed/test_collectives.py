@@ -1,4 +1,4 @@
-"""What processes exchange in a step, counted: nothing but the gradients and one number about signals."""
+"""What processes exchange in a step, counted: nothing but the gradients."""
 
 from __future__ import annotations
 
@@ -58,22 +58,17 @@ def scenarios(target: Path) -> dict[str, Any]:
     return {name: counted(target, **arguments) for name, arguments in RUNS.items()}
 
 
-GRADIENTS, SIGNALS, LOG_LINE = NUM_STEPS, NUM_STEPS, NUM_STEPS  # exchanges: of DDP, of the agreement, of means
+GRADIENTS, LOG_LINE = NUM_STEPS, NUM_STEPS  # exchanges: of DDP, of means
 
 
-@pytest.mark.parametrize("run", ["between two log lines", "with accumulation"])
-def test_processes_exchange_gradients_and_one_number_per_step_and_wait_for_nothing(two: Any, run: str) -> None:
+@pytest.mark.parametrize("run", ["between two log lines", "with accumulation", "without signals"])
+def test_processes_exchange_gradients_only_and_wait_for_nothing(two: Any, run: str) -> None:
     for rank in two:
-        assert rank[run] == {"exchanged": {"allreduce_": GRADIENTS + SIGNALS}, "syncs": {}}
-
-
-def test_without_signals_processes_exchange_gradients_only(two: Any) -> None:
-    for rank in two:
-        assert rank["without signals"] == {"exchanged": {"allreduce_": GRADIENTS}, "syncs": {}}
+        assert rank[run] == {"exchanged": {"allreduce_": GRADIENTS}, "syncs": {}}
 
 
 def test_a_log_line_adds_one_exchange_and_one_read(two: Any) -> None:
     for rank in two:
         run = rank["with a log line in each step"]
-        assert run["exchanged"] == {"allreduce_": GRADIENTS + SIGNALS + LOG_LINE}
+        assert run["exchanged"] == {"allreduce_": GRADIENTS + LOG_LINE}
         assert run["syncs"] == {"tolist": NUM_STEPS}

@@ -18,9 +18,9 @@ import pytest
 import torch
 from torch import nn
 
-import trainwright.parallel.async_max
 import trainwright.parallel.distributed
-import trainwright.parallel.lost_ranks  # noqa: F401
+import trainwright.parallel.lost_ranks
+import trainwright.parallel.signal_agreement  # noqa: F401
 from forked import start
 from trainwright import Trainer, TrainingArguments
 from trainwright.checkpoint.layout import sort_checkpoints

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from forked import Ended, start
 from trainwright.checkpoint.layout import sort_checkpoints
 from trainwright.checkpoint.manifest import problems
+from trainwright.parallel.lost_ranks import LostRanks
 
 HERE = Path(__file__).parent
 SCRIPT, ACCIDENT = HERE / "script.py", HERE / "accident.py"
@@ -104,6 +106,51 @@ def test_a_rank_that_fails_is_named_where_another_one_ends_because_of_it(tmp_pat
     assert "ValueError: a bad sample" in ended[1].error
     assert ended[0].output.count("Rank 1 of 2 failed first: ValueError: a bad sample") == 1
     assert "gone" not in ended[0].output and "took no part" not in ended[0].output
+
+
+def lost_ranks(folder: Path, of_rank: dict[int, Any]) -> list[Ended]:
+    """Processes that do `of_rank[rank](folder)` where they may lose each other, with a ddp_timeout of 4 s."""
+
+    def action(rank: int) -> None:
+        store = f"file://{folder}/store"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=len(of_rank))
+
+        def before_end(limit_s: float) -> None:
+            (folder / "before-end").write_text(f"{limit_s:g}")
+
+        with LostRanks(4.0, before_end):
+            torch.distributed.barrier()  # all have entered
+            of_rank[rank](folder)
+        (folder / f"left-{rank}").touch()
+
+    return start([{}] * len(of_rank), action, folder, limit_s=LIMIT_S)
+
+
+def dies(folder: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def waits_for_nobody(folder: Path) -> None:
+    """As with NCCL, where a process that has died ends no exchange."""
+    time.sleep(3600)
+
+
+def test_a_rank_that_waits_for_a_dead_one_of_its_machine_without_knowing_it_ends(tmp_path: Path) -> None:
+    ended = lost_ranks(tmp_path, {0: waits_for_nobody, 1: dies})
+    assert [one.code for one in ended] == [1, -signal.SIGKILL]
+    assert ended[0].output.count("rank 0 of 2 has not ended 1 s after rank 1 failed (its process ") == 1
+    assert "in waits_for_nobody" in ended[0].output
+    assert (tmp_path / "before-end").read_text() == "1"
+
+
+def test_a_rank_that_has_left_is_not_lost(tmp_path: Path) -> None:
+    def stays_longer(folder: Path) -> None:
+        while not (folder / "left-1").exists():
+            time.sleep(0.01)
+        time.sleep(2)  # four looks
+
+    ended = lost_ranks(tmp_path, {0: stays_longer, 1: lambda folder: None})
+    assert [(one.code, one.output) for one in ended] == [(0, ""), (0, "")]
 
 
 # -- signals -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "scaling.py"
-MOST_PYTHON_CALLS, MOST_C_CALLS, MOST_COLLECTIVES = 60, 40, 1  # per step
+MOST_PYTHON_CALLS, MOST_C_CALLS = 60, 40  # per step; a collective costs more than all of them
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,10 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("ours", "by_hand"), [("DDP", "DDP by hand"), ("FSDP2", "fully_shard by hand")])
-def test_a_step_over_two_processes_makes_few_calls_and_one_collective_above_a_loop_by_hand(
+def test_a_step_over_two_processes_makes_few_calls_and_no_collective_above_a_loop_by_hand(
     counts: dict[str, Any], ours: str, by_hand: str
 ) -> None:
     row, bare = counts[f"trainwright, {ours}"], counts[by_hand]
     assert row["python_calls"] - bare["python_calls"] <= MOST_PYTHON_CALLS
     assert row["c_calls"] - bare["c_calls"] <= MOST_C_CALLS
-    assert row["collectives"] - bare["collectives"] <= MOST_COLLECTIVES
+    assert row["collectives"] == bare["collectives"]

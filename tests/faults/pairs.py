@@ -28,7 +28,8 @@ class Pair:
         import datasets  # noqa: F401  what accelerate imports when it prepares a loader
 
         import trainwright.parallel.async_max
-        import trainwright.parallel.fsdp  # noqa: F401
+        import trainwright.parallel.fsdp
+        import trainwright.parallel.signal_agreement  # noqa: F401
 
         self.folder, self.numbers = folder, itertools.count()
         make_run(folder / "warm", max_steps=1, save_steps=1).train()

@@ -525,6 +525,25 @@ def test_five_steps_are_made_while_a_save_is_held_and_on_save_follows_it(tmp_pat
     assert step == 2 and stood_at >= 7 and was_there
 
 
+def test_what_is_in_flight_may_be_written_before_another_thread_ends_the_process(tmp_path, forks):
+    gate = Gate()
+    forks(gate.hold)
+    is_there = []
+
+    def at(step):
+        for limit_s in (0.1, 60) if step == 2 else ():  # step 1 is being saved
+            trainer._run.saves.hand_over(limit_s)
+            is_there.append(problems(tmp_path / "checkpoint-1") == [])
+            gate.open()
+
+    trainer = make_run(
+        tmp_path, trainer={"callbacks": [Heard(at)]}, async_save=True, save_steps=1, max_steps=2, save_total_limit=2
+    )
+    trainer.train()
+    assert is_there == [False, True]
+    trainer._run.saves.hand_over(60)  # nothing is in flight
+
+
 def test_one_save_is_in_flight_and_the_next_waits_for_it_and_says_so(tmp_path, forks, caplog, monkeypatch):
     gate = Gate()
     forks(gate.hold)

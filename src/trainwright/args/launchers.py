@@ -35,6 +35,7 @@ _MPI = (  # launcher, then the variables of rank, world size, local rank, local 
     ("mpiexec (MPICH)", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ("mpiexec (PALS)", "PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),
 )
+_adopted: dict[str, str] | None = None  # the variables as `adopt` last left them
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,21 @@ def adopt(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set what torch and accelerate read, where a launcher said it in other variables. Does nothing in a process that
     was started alone, nor in an interactive one.
 
+    Asked whenever a rank is read, more than a hundred times in a start: it looks again where a variable has changed.
     Raises ValueError where the variables contradict each other, or ask for processes that nobody started.
     """
+    global _adopted
+    raw = getattr(environ, "_data", environ)  # `os.environ` would decode each of them to be compared
+    if raw == _adopted or _is_interactive():
+        return
+    _adopt(environ)
+    _adopted = dict(raw)
+
+
+def _adopt(environ: MutableMapping[str, str]) -> None:
     given = environ.get("WORLD_SIZE")
     has_ranks = given is not None and "RANK" in environ and "LOCAL_RANK" in environ
-    if given == "1" or (has_ranks and "MASTER_ADDR" in environ) or _is_interactive():
+    if given == "1" or (has_ranks and "MASTER_ADDR" in environ):
         return
     found = find(environ)
     if given is None and (found is None or found.world_size == 1):
@@ -159,8 +170,8 @@ def _first_number(environ: Mapping[str, str], *names: str) -> int | None:
 
 def _is_interactive() -> bool:
     """Somebody types here, in a shell or notebook: this process is not one of several, whatever started its shell."""
-    ipython = sys.modules.get("IPython")
-    return hasattr(sys, "ps1") or (ipython is not None and ipython.get_ipython() is not None)
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", None)  # not there yet while another thread imports it
+    return hasattr(sys, "ps1") or (shell is not None and shell() is not None)
 
 
 # -- launchers ---------------------------------------------------------------------------------------------------------

@@ -323,6 +323,15 @@ class AsyncSaves:
             if self._agreement is not None:
                 self._agreement.close()
 
+    def hand_over(self, limit_s: float) -> None:
+        """Another thread is about to end the process: the writer gets what is in flight, and `limit_s` to write it."""
+        snapshot = self._snapshot
+        if snapshot is None or not self.in_flight or not self._send(wait=True):
+            return
+        deadline = time.monotonic() + limit_s
+        while os.path.lexists(snapshot.job.staging) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
     def let_go(self) -> None:
         """In a fork: the writer, and what it is to write and delete, belong to the run."""
         if self._line is not None:

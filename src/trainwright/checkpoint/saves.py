@@ -289,6 +289,11 @@ class Saves:
         if self.asynchronous is None or not self.asynchronous.delete(path):
             commit.delete(path)
 
+    def hand_over(self, limit_s: float) -> None:
+        """Another thread is about to end the process: what is in flight may be written first, for `limit_s`."""
+        if self.asynchronous is not None:
+            self.asynchronous.hand_over(limit_s)
+
     def close(self) -> None:
         """The run is over, however it ended."""
         if self.asynchronous is not None:

@@ -5,6 +5,7 @@ Owns: reading `args`. Leaves to others: building (loaders, samplers, collate), w
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable, Mapping
@@ -70,11 +71,19 @@ def default_collator_for(
     """
     if packs:
         from trainwright.data.collate_packing import DataCollatorForUnpacked
+        from trainwright.interop.loaded import is_pretrained_model
+        from trainwright.interop.models import base_model_of
+        from trainwright.interop.packed_attention import first_position, packed_inputs
 
         config = getattr(model, "config", None)
         known = (getattr(owner, "pad_token_id", None) for owner in (processing_class, config))
         pad = next((token for token in known if isinstance(token, int) and token >= 0), 0)
-        return DataCollatorForUnpacked(default_collator_for(processing_class), pad)
+        names: tuple[str, ...] = ()
+        if model is not None and not is_pretrained_model(base_model_of(model)):
+            with contextlib.suppress(ValueError):  # a model that cannot be packed: `train` says why
+                names = packed_inputs(model, 0).names
+        first = first_position(model) if names and model is not None else 0
+        return DataCollatorForUnpacked(default_collator_for(processing_class), pad, names, first)
     if hasattr(processing_class, "pad") and (
         hasattr(processing_class, "pad_token_id") or hasattr(processing_class, "padding_value")
     ):

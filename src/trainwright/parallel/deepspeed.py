@@ -13,13 +13,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import inspect
 import logging
 import os
+import re
 import shutil
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,6 +42,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SUPPORTED = "0.19"  # the release whose private names are used here, and tests run
+# What is used of an engine and of the optimizer that it wraps around the run's, beyond what DeepSpeed documents.
+_OF_ENGINE = ("_config", "_scheduler_from_config", "basic_optimizer", "set_gradient_accumulation_boundary")
+_OF_OPTIMIZER = ("averaged_gradients", "clip_grad", "loss_scale", "micro_step_id", "refresh_fp32_params")
 OLD_LOCK_S = 600.0  # three times what the slowest build of an operator took on two busy cores
 YOUNG_LOCK_S = 60.0
 
@@ -60,6 +67,7 @@ class DeepSpeedStrategy(DistributedStrategy):
     ) -> None:
         if not is_installed("deepspeed"):
             raise MissingExtra("deepspeed=", "deepspeed", "deepspeed")
+        check_age(version("deepspeed"))
         given = settings.requested(args)
         self._given, self._args = given, args
         _become_a_group(args)
@@ -121,6 +129,7 @@ class DeepSpeedStrategy(DistributedStrategy):
             model_parameters=groups_as_built(optimizer) if is_configured else None,
             config=config,
         )
+        check_release(self.engine, engine_optimizer, self._name_of_norm, version("deepspeed"))
         self._optimizer = engine_optimizer
         _tell_accelerate(self.accelerator, config)
         self.engine.lr_scheduler = self.engine.client_lr_scheduler = None  # this package steps it
@@ -157,9 +166,14 @@ class DeepSpeedStrategy(DistributedStrategy):
         named = {name: value if name.startswith("label") else cast(value) for name, value in kwargs.items()}
         return cast(args), named
 
+    @property
+    def _name_of_norm(self) -> str:
+        """The method of the engine's optimizer that takes the norm of the gradients."""
+        return "_get_norm_groups" if self.shards_weights else "scaled_global_norm"
+
     def _take_norm_before_step(self, optimizer: Any) -> None:
         """Have the engine's step use the norm that `clip_grad_norm` took, rather than take it again."""
-        name = "_get_norm_groups" if self.shards_weights else "scaled_global_norm"
+        name = self._name_of_norm
         take = getattr(optimizer, name)
 
         def held(*args: Any, **kwargs: Any) -> Any:
@@ -315,6 +329,21 @@ def drop_empty_groups(optimizer: Optimizer, scheduler: Any) -> None:
     groups[:] = [groups[index] for index in filled]
 
 
+def check_release(engine: Any, optimizer: Any, name_of_norm: str, release: str) -> None:
+    """Raise RuntimeError where DeepSpeed lacks a name that is used here: another release may have renamed it."""
+    wanted = {engine: _OF_ENGINE, optimizer: (*_OF_OPTIMIZER, name_of_norm)}
+    missing = [
+        f"{type(one).__name__}.{name}" for one, names in wanted.items() for name in names if not hasattr(one, name)
+    ]
+    if "scale_wrt_gas" not in inspect.signature(engine.backward).parameters:
+        missing.append(f"{type(engine).__name__}.backward(scale_wrt_gas=)")
+    if missing:
+        raise RuntimeError(
+            f"DeepSpeed {release} has no {', '.join(missing)}, which this Trainer needs to make an update through it. "
+            f"Releases {SUPPORTED}.* have it: pip install 'deepspeed=={SUPPORTED}.*'."
+        )
+
+
 # -- before the engine -------------------------------------------------------------------------------------------------
 
 
@@ -331,6 +360,15 @@ def _become_a_group(args: TrainingArguments) -> None:
         world_size=1,
         timeout=args.ddp_timeout_delta,
     )
+
+
+def check_age(release: str) -> None:
+    """Raise RuntimeError for a release that is too old. A newer one is tried: `check_release`."""
+    if tuple(map(int, re.findall(r"\d+", release)[:2])) < tuple(map(int, SUPPORTED.split("."))):
+        raise RuntimeError(
+            f"DeepSpeed {release} is installed, and this Trainer works with {SUPPORTED} or newer: "
+            f"pip install 'deepspeed=={SUPPORTED}.*'."
+        )
 
 
 def _check_accelerator(args: TrainingArguments) -> None:

@@ -1,8 +1,9 @@
 """A rank that is gone or hangs, named; and no rank left behind when one fails.
 
 Owns: `LostRanks`. Leaves to others: restarting processes, and the exit codes of dead ones (launchers). It costs nothing
-in a step: every second or so a thread asks the store of the process group whether a rank has failed. An exchange ends
-by itself after `ddp_timeout`, but neither says who was missing nor ends that one.
+in a step: every second or so a thread asks the store of the process group whether a rank has failed, and the machine
+whether the processes of its other ranks are there. An exchange ends by itself after `ddp_timeout`, or with gloo when a
+process has died, but neither says who was missing nor ends one that hangs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -37,11 +39,14 @@ class LostRanks:
     """A context manager, entered by all ranks of a distributed run of `timeout_s` per exchange.
 
     An exception that leaves it is reported to the other ranks. After one of an exchange, the ranks that report nothing
-    are named in one line. A rank that stays, although another one has failed, logs where it is and ends its process:
-    within twice `timeout_s`, all are gone.
+    are named in one line. A rank that stays, although another one has failed or died, logs where it is and ends its
+    process: within twice `timeout_s`, all are gone. Before that `before_end(limit_s)` is called, in a thread, and may
+    take `limit_s`.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, before_end: Callable[[float], None] = lambda _: None) -> None:
+        self._before_end = before_end
+        self._neighbours: list[int] = []  # other ranks of this machine, once they are known
         self._rank, self._size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         store: Any = torch.distributed.distributed_c10d._get_default_store()
         prefix = f"trainwright/lost_ranks/{next(_numbers)}"
@@ -62,10 +67,13 @@ class LostRanks:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._has_ended.set()
-        if isinstance(error, Exception):
+        if not isinstance(error, Exception):
+            with contextlib.suppress(Exception):  # of the store, which ends with rank 0 where torchrun has none
+                self._store.set(f"left/{self._rank}", "")  # its process may end before others leave
+        else:
             try:
                 self._report(error)
-            except Exception as failure:  # of the store, which ends with rank 0 where torchrun has none
+            except Exception as failure:
                 logger.error(
                     "Rank %d of %d failed, and nobody answers where the ranks meet: rank 0 is gone (%s).",
                     self._rank, self._size, type(failure).__name__,
@@ -136,11 +144,27 @@ class LostRanks:
     def _watch(self) -> None:
         with contextlib.suppress(Exception):  # of the store: rank 0 has ended, in whatever way
             while not self._has_ended.wait(self._poll_s):
+                if not self._store.check(["failed"]):
+                    self._look_for_dead()
                 if self._store.check(["failed"]):
                     other, text = self._store.get("failed").decode().split(" ", 1)
                     if not self._has_ended.wait(self._patience_s):
                         self._end(other, text)
                     return
+
+    def _look_for_dead(self) -> None:
+        """Report a rank of this machine whose process is no more, for it: with NCCL nothing else says so in time."""
+        if not self._neighbours:
+            if not self._store.check([f"process/{rank}" for rank in range(self._size)]):
+                return  # not all have entered
+            others = [rank for rank in range(self._size) if rank != self._rank]
+            self._neighbours = [rank for rank in others if self._process_of(rank)[0] == socket.gethostname()]
+        for rank in self._neighbours:
+            if self._is_gone(rank) and not self._store.check([f"left/{rank}"]):
+                host, pid = self._process_of(rank)
+                if self._store.add("num_failed", 1) == 1:
+                    self._store.set("failed", f"{rank} its process {pid} on {host} is gone")
+                return
 
     def _end(self, other: str, text: str) -> None:
         line = (
@@ -150,6 +174,8 @@ class LostRanks:
         with contextlib.suppress(Exception):
             os.write(2, line.encode())
             faulthandler.dump_traceback(2)
+        with contextlib.suppress(Exception):
+            self._before_end(self._timeout_s / 4)
         os._exit(1)
 
 

@@ -129,6 +129,27 @@ def test_a_process_that_was_started_alone_stays_alone(name):
     assert environ == ALONE[name]
 
 
+def test_the_variables_are_looked_at_once_and_again_where_one_has_changed(monkeypatch, tmp_path):
+    looks = []
+    find = launchers.find
+    monkeypatch.setattr(launchers, "find", lambda environ: looks.append(1) or find(environ))
+    for name, value in srun(0, 0, 0, SLURM_STEP_NUM_TASKS=1).items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+        assert (args.world_size, args.process_index, args.local_process_index, args.local_rank) == (1, 0, 0, -1)
+    assert len(looks) == 1
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.MonkeyPatch.context() as of_two:
+        for name in (*NAMES, "MASTER_ADDR", "MASTER_PORT"):  # which are taken back
+            of_two.setenv(name, "")
+            of_two.delenv(name)
+        assert (args.world_size, args.local_rank) == (2, 0)
+        assert len(looks) == 2
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert (args.world_size, args.local_rank) == (1, -1)
+
+
 def test_a_shell_that_somebody_types_into_stays_alone(monkeypatch):
     monkeypatch.setattr("sys.ps1", ">>> ", raising=False)
     environ = srun(0, 0, 0)

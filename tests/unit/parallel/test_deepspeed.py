@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,49 @@ def test_operators_are_looked_for_where_torch_builds_them(monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "makedirs", lambda *given, **options: None)
     wanted = cpp_extension._get_build_directory("x", verbose=False)
     assert os.path.dirname(wanted) == engine.build_root()
+
+
+# -- releases ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("release", "is_refused"), [("0.18.9", True), ("0.19.0", False), ("0.20", False), ("1.0", False)]
+)
+def test_a_release_that_is_too_old_is_named_with_the_command(release: str, is_refused: bool) -> None:
+    with pytest.raises(RuntimeError, match=f"{release} is installed.*pip install") if is_refused else nullcontext():
+        engine.check_age(release)
+
+
+class Engine:
+    """With every name that is used."""
+
+    _config = basic_optimizer = None
+
+    def _scheduler_from_config(self, optimizer: Any) -> None: ...
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None: ...
+
+    def backward(self, loss: Any, scale_wrt_gas: bool = True) -> None: ...
+
+
+class Part:
+    """An optimizer of DeepSpeed's, likewise."""
+
+    averaged_gradients, clip_grad, loss_scale, micro_step_id = None, 0.0, 1.0, 0
+
+    def refresh_fp32_params(self) -> None: ...
+
+    def scaled_global_norm(self) -> None: ...
+
+
+def test_a_release_with_every_name_is_used() -> None:
+    engine.check_release(Engine(), Part(), "scaled_global_norm", "0.21.0")
+
+
+def test_a_release_that_renamed_what_is_used_is_one_error_that_names_it_and_the_supported_ones() -> None:
+    class Renamed(Engine):
+        def backward(self, loss: Any, scale: bool = True) -> None: ...  # type: ignore[override]
+
+    says = r"0.21.0 has no Part._get_norm_groups, Renamed.backward\(scale_wrt_gas=\).*0.19.\* have it"
+    with pytest.raises(RuntimeError, match=says):
+        engine.check_release(Renamed(), Part(), "_get_norm_groups", "0.21.0")
