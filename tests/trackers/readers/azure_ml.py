@@ -29,11 +29,18 @@ class Reader(battery.Reader):
         return {}
 
     def runs(self, folder: Path) -> list[battery.StoredRun]:
-        scalars: dict[str, list[tuple[int | None, float]]] = {}
-        for file in sorted(folder.glob("printed-*")):
-            for name, value in re.findall(r"Attempted to log scalar metric (.*):\n(\S+)\n", file.read_text()):
-                scalars.setdefault(name, []).append((None, float(value)))
-        return [battery.StoredRun(None, None, scalars, {})]
+        files = sorted(folder.glob("printed-*"))
+        return [battery.StoredRun(None, None, _scalars(file.read_text()), {}) for file in files]
 
     def scalar(self, name: str) -> str:
         return name
+
+
+def _scalars(printed: str) -> dict[str, list[tuple[int | None, float]]]:
+    """Of the first training of a program, which ends with a flush."""
+    scalars: dict[str, list[tuple[int | None, float]]] = {}
+    for name, value in re.findall(r"log scalar metric (.*):\n(.*)\n", printed.partition("Attempted to flush")[0]):
+        scalars.setdefault(name, []).append(
+            (None, float(value == "True") if value in ("True", "False") else float(value))
+        )
+    return scalars
