@@ -319,9 +319,9 @@ class TrackerCallback(TrainerCallback):
                     errors[name] = error
             if len(errors) == len(metrics):
                 raise
-            for name, error in errors.items():
+            for name, refusal in errors.items():
                 self._refused().add(name)
-                self.without(name, self._describe(error))
+                self.without(name, self._describe(refusal))
 
     def _name_of(self, name: str) -> str:
         return _grouped(name) if self.rewrites_names else name

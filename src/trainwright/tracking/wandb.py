@@ -65,9 +65,9 @@ class WandbCallback(ModelArtifacts):
             if _FLUSH_INTERVAL in getattr(wandb.Settings, "model_fields", {}):
                 # A process that is killed loses what is not yet in the file of an offline run: 15 s by default.
                 chosen["settings"] = wandb.Settings(**{_FLUSH_INTERVAL: 1.0})
-            wandb.init(project=os.environ.get("WANDB_PROJECT", "huggingface"), **chosen)
+            opened: Any = wandb.init(project=os.environ.get("WANDB_PROJECT", "huggingface"), **chosen)
             self._owns_run = True
-            _used_ids.add(wandb.run.id)
+            _used_ids.add(opened.id)
         self._run = wandb.run
         self.optional(
             "the configuration", self._run.config.update, run_config(args, state, model), allow_val_change=True
