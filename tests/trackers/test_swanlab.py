@@ -57,6 +57,7 @@ def test_two_trainings_in_a_run_of_the_user_have_a_curve_each_and_leave_it_open(
     def action():
         import swanlab
 
+        del os.environ["SWANLAB_PROJECT"]  # which the package itself cannot read
         swanlab.init(name="theirs")
         histories = []
         for name in ("first", "second"):
