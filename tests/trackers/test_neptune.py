@@ -83,7 +83,7 @@ def test_a_value_below_one_that_is_a_curve_is_warned_of_and_cost_no_other_value(
 
     messages = program(reader, tmp_path, action)
     (run,) = stored(reader, tmp_path)
-    assert run.scalars["train/other"] == [(1, 0.5), (2, 0.5)] and len(run.scalars["train/loss"]) == 2
+    assert run.scalars["train/other"] == [(1, 0.5), (2, 0.5)] and run.scalars["train/a/b/c"][0] == (1, 1.0)
     assert len([message for message in messages if "does not get a/b" in message]) == 1
 
 
