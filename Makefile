@@ -10,6 +10,9 @@ DOWNSTREAM := .downstream
 MINIMAL := .minimal
 MUTMUT := .mutmut
 DEEPSPEED := .deepspeed
+TRACKERS := .trackers
+# Those that can share an environment: tests/trackers/requirements-GROUP.txt
+GROUPS ?= $(patsubst tests/trackers/requirements-%.txt,%,$(wildcard tests/trackers/requirements-*.txt))
 # Its operators are compiled by ninja, into a folder of this directory's own.
 WITH_DEEPSPEED = PYTHONPATH=$(DEEPSPEED) PATH="$(CURDIR)/$(DEEPSPEED)/bin:$$PATH" TORCH_EXTENSIONS_DIR=$(CURDIR)/$(DEEPSPEED)/built
 
@@ -17,7 +20,7 @@ DRAWS ?= 200
 BASE ?= main
 FIRST ?= $(shell date +%Y%m%d)000
 
-.PHONY: help demo digits test test-newest test-older test-minimal test-engines draws mutants downstream lint format docs bench compare clean
+.PHONY: help demo digits test test-newest test-older test-minimal test-engines test-trackers draws mutants downstream lint format docs bench compare clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +52,11 @@ test-minimal: .venv/installed ## fresh environments: nothing but the project, th
 test-engines: .venv/installed $(DEEPSPEED)/installed ## DeepSpeed in several processes on the CPU (minutes; a C++ compiler)
 	$(WITH_DEEPSPEED) $(PYTEST) tests/engines $(ARGS)
 
+test-trackers: $(GROUPS:%=$(TRACKERS)/%/installed) ## each tracker's real package, offline (minutes, downloads; GROUPS=main)
+	@set -e; for group in $(GROUPS); do echo "Trackers of $$group"; \
+		TRAINWRIGHT_TRACKERS=$$group $(OFFLINE) OMP_NUM_THREADS=1 $(TRACKERS)/$$group/bin/python -m pytest -q -n 2 --dist loadgroup \
+			tests/trackers $(ARGS); done
+
 draws: .venv/installed ## 200 random configurations, stopped and resumed (DRAWS=200, FIRST=a number; others each day)
 	TRAINWRIGHT_DRAWS=$(DRAWS) TRAINWRIGHT_FIRST_DRAW=$(FIRST) $(PYTEST) -n 2 tests/faults/test_any_configuration.py $(ARGS)
 
@@ -64,11 +72,12 @@ format: .venv/installed ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/installed ## write the pages of all arguments and of all optimizers from the code
+docs: .venv/installed ## write the pages of arguments, optimizers and trackers from the code
 	$(BIN)/python docs/generate_arguments.py
 	$(BIN)/python docs/generate_optimizers.py
+	$(BIN)/python docs/generate_trackers.py
 
-bench: .venv/installed $(OLDER)/installed ## all benchmarks, side by side with other trainers (ARGS=--quick: some minutes)
+bench: .venv/installed $(OLDER)/installed $(DOWNSTREAM)/installed ## all benchmarks, side by side with other trainers (ARGS=--quick: some minutes)
 	@$(OFFLINE) $(BIN)/python benchmarks/bench.py $(ARGS)
 
 compare: .venv/installed ## run 100 tiny configurations with two commits, compare bit by bit (BASE=main, ARGS="--only ema")
@@ -78,7 +87,7 @@ downstream: .venv/installed $(DOWNSTREAM)/installed ## libraries that build on t
 	PYTHONPATH=$(DOWNSTREAM) $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python downstream/compare.py $(ARGS)
 
 clean: ## remove what make made
-	rm -rf .venv $(OLDER) $(DOWNSTREAM) $(MINIMAL) $(MUTMUT) $(DEEPSPEED) .mutants demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(OLDER) $(DOWNSTREAM) $(MINIMAL) $(MUTMUT) $(DEEPSPEED) $(TRACKERS) .mutants demo-output .pytest_cache .mypy_cache .ruff_cache
 
 # torch first: later packages then find it and pull no other build.
 .venv/installed: pyproject.toml constraints.txt
@@ -104,6 +113,14 @@ $(DEEPSPEED)/installed: tests/requirements-deepspeed.txt .venv/installed
 	rm -rf $(DEEPSPEED)
 	$(BIN)/python -m pip install -q --no-deps --target $(DEEPSPEED) -r $<
 	$(WITH_DEEPSPEED) $(BIN)/python tests/engines/prebuild.py
+	touch $@
+
+# Over what .venv has, torch above all; what a tracker needs in another release lies in front of it.
+$(TRACKERS)/%/installed: tests/trackers/requirements-%.txt tests/trackers/constraints.txt .venv/installed
+	rm -rf $(TRACKERS)/$*
+	$(BIN)/python -m venv $(TRACKERS)/$*
+	$(TRACKERS)/$*/bin/python tests/trackers/lay_over.py $(BIN)/python
+	$(TRACKERS)/$*/bin/python -m pip install -q --no-compile -c tests/trackers/constraints.txt -r $<
 	touch $@
 
 $(MUTMUT)/installed: mutants/requirements.txt .venv/installed

@@ -6,6 +6,9 @@ which the progress line and the description of the machine come.
     python benchmarks/checkpoint_stall.py                      both tables, in about three minutes
     python benchmarks/checkpoint_stall.py --layers 12 --width 768 --vocabulary 50257 --batch 4 --length 128
                                                                the same for 124 million parameters
+    torchrun --nproc-per-node 2 benchmarks/checkpoint_stall.py --sharded
+                                                               another table: sharded checkpoints of FSDP2, beside one
+                                                               copy of the local shard, by both processes at once
     python benchmarks/checkpoint_stall.py --stagers            another table: our copy of the state in shared memory
                                                                beside torch's (torch.distributed.checkpoint.staging)
 
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -71,6 +75,7 @@ class Gaps:
     def __init__(self, model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
         self.gaps_s: list[float] = []
         self.ends_s: list[float] = []
+        self.cpu_gaps_s: list[float] = []
         model.on_forward = self._begin
         self.device = next(model.parameters()).device
         optimizer.register_step_post_hook(lambda *_: self._end())
@@ -78,9 +83,11 @@ class Gaps:
     def _begin(self) -> None:
         if len(self.gaps_s) < len(self.ends_s):
             self.gaps_s.append(self._now() - self.ends_s[-1])
+            self.cpu_gaps_s.append(time.process_time() - self._cpu_s)
 
     def _end(self) -> None:
         self.ends_s.append(self._now())
+        self._cpu_s = time.process_time()
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -99,11 +106,12 @@ def train(options: argparse.Namespace, package: str, num_steps: int, save_steps:
     gaps = Gaps(model, optimizer)
     row = torch.arange(options.length) % options.vocabulary
     with (
-        tempfile.TemporaryDirectory(dir=options.directory) as directory,
+        tempfile.TemporaryDirectory(dir=options.directory) as own_directory,
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
     ):
+        (directory,) = of_first([own_directory])
         saving = {"save_strategy": "steps", "save_steps": save_steps} if save_steps else {"save_strategy": "no"}
         args = library.TrainingArguments(
             directory, max_steps=num_steps, per_device_train_batch_size=options.batch, report_to="none",
@@ -118,9 +126,68 @@ def stall_s(options: argparse.Namespace, package: str, **arguments: Any) -> list
     """The stall of each save of a run, but for the first, in which memory and files are made."""
     interval = options.settle
     gaps = train(options, package, interval * (options.saves + 1) + 1, interval, **arguments).gaps_s
+    return above_the_others(gaps, interval)
+
+
+def above_the_others(gaps: list[float], interval: int) -> list[float]:
+    """What the gaps at saves are above those without one."""
     at_saves = [gap for step, gap in enumerate(gaps, start=1) if step % interval == 0]
     others = [gap for step, gap in enumerate(gaps, start=1) if step % interval and step > interval]
     return [gap - statistics.median(others) for gap in at_saves[1:]]
+
+
+def of_first(values: list[Any]) -> list[Any]:
+    """`values` as the first of several processes has them."""
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(values, src=0)
+    return values
+
+
+PARTS = {"fsdp": "full_shard", "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
+
+
+def measure_sharded(options: argparse.Namespace) -> dict[str, Any]:
+    """In each of several processes: stalls of sharded saves, and one copy of as many bytes by all of them at once."""
+    rows: dict[str, dict[str, list[float]]] = {}
+    interval, num_bytes = options.settle, 0
+    for _ in range(options.rounds):
+        copies = rows.setdefault("one copy of the local shard", {"wall_s": [], "cpu_s": []})
+        for name, arguments in {"waited for": {}, "async_save": {"async_save": True}}.items():
+            gaps = train(options, "trainwright", interval * (options.saves + 1) + 1, interval, **PARTS, **arguments)
+            row = rows.setdefault(f"trainwright, {name}", {"wall_s": [], "cpu_s": []})
+            row["wall_s"] += above_the_others(gaps.gaps_s, interval)
+            row["cpu_s"] += above_the_others(gaps.cpu_gaps_s, interval)
+        num_bytes = num_bytes or sum(t.nbytes for state in state_of(options) for t in tensors_in(state))
+        share = num_bytes // torch.distributed.get_world_size()
+        source, target = torch.ones(share, dtype=torch.uint8), torch.zeros(share, dtype=torch.uint8)
+        for _ in range(options.saves):
+            torch.distributed.barrier()
+            cpu_s = time.process_time()
+            copies["wall_s"].append(timed(functools.partial(target.copy_, source)))
+            copies["cpu_s"].append(time.process_time() - cpu_s)
+    return {"state_bytes": num_bytes, "rows": rows}
+
+
+def tensors_in(state: Any) -> list[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        return [state]
+    return [tensor for value in state.values() for tensor in tensors_in(value)] if isinstance(state, dict) else []
+
+
+def sharded_table(rows: dict[str, dict[str, list[float]]]) -> str:
+    lines = [
+        "| a sharded save keeps a step waiting for | ms: median (min to max) | copies | CPU, copies |",
+        "|---|---:|---:|---:|",
+    ]
+    base = {kind: statistics.median(values) for kind, values in rows["one copy of the local shard"].items()}
+    for name, row in rows.items():
+        times = [1e3 * value for value in row["wall_s"]]
+        ratios = [statistics.median(row[kind]) / base[kind] for kind in ("wall_s", "cpu_s")]
+        lines.append(
+            f"| {name} | {statistics.median(times):.1f} ({min(times):.1f} to {max(times):.1f}) | {ratios[0]:.2f} | "
+            f"{ratios[1]:.2f} |"
+        )
+    return "\n".join(lines)
 
 
 def state_of(options: argparse.Namespace) -> list[Any]:
@@ -339,6 +406,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12, help="steps of each run with a save at every step (12)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, all loops in turn (3)")
     parser.add_argument("--stagers", action="store_true", help="compare copies of the state, nothing else (Linux)")
+    parser.add_argument("--sharded", action="store_true", help="sharded saves, nothing else; under torchrun")
     parser.add_argument("--threads", type=int, default=1, help="threads torch may use (1: least disturbed)")
     parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is an accelerator")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="where checkpoints go (the system's scratch)")
@@ -359,6 +427,14 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     model = LanguageModel(options.layers, options.width, options.vocabulary, options.length)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    if options.sharded:
+        torch.distributed.init_process_group("gloo")
+        sharded = measure_sharded(options)
+        if torch.distributed.get_rank() == 0:
+            print(f"{num_parameters:,} parameters, {sharded['state_bytes'] / 1e6:.0f} MB of state\n")
+            print(sharded_table(sharded["rows"]))
+        torch.distributed.destroy_process_group()
+        return
     result = measure_stagers(options) if options.stagers else measure(options)
     about = {
         **environment(options),

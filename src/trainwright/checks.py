@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -68,6 +68,8 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
         function = None if streams and name == "compute_metrics" else getattr(trainer, name)
         if function is not None and not callable(function):
             raise TypeError(f"{name}= must be a function; got a {type(function).__name__}: {function!r}.")
+    if trainer.compute_metrics is not None and not streams:
+        _check_takes_one_argument(trainer.compute_metrics)
     _check_optimizers(trainer)
     if args.eval_strategy != "no" and trainer.eval_dataset is None and not makes_eval_loader:
         raise ValueError(
@@ -85,6 +87,24 @@ def check_given(trainer: Any, *, makes_eval_loader: bool) -> None:
             "batch_eval_metrics=True calls compute_metrics(prediction, compute_result=...) for each batch, but "
             "compute_metrics takes no argument compute_result. Add it, or set batch_eval_metrics=False."
         )
+
+
+def _check_takes_one_argument(compute_metrics: Callable[..., Any]) -> None:
+    """Raise TypeError where the call that every evaluation makes cannot work."""
+    try:
+        signature = inspect.signature(compute_metrics)
+    except (TypeError, ValueError):  # a function of C
+        return
+    names = {"compute_result": True} if "compute_result" in signature.parameters else {}
+    try:
+        signature.bind(object(), **names)
+    except TypeError as error:
+        name = getattr(compute_metrics, "__name__", type(compute_metrics).__name__)
+        raise TypeError(
+            f"compute_metrics is called with one argument, an EvalPrediction, and {name}{signature} cannot be: "
+            f"{error}. Write def {name if name.isidentifier() else 'compute_metrics'}(prediction): with "
+            "prediction.predictions and prediction.label_ids (a pair: predictions, labels = prediction)."
+        ) from None
 
 
 def _check_engine(args: Any) -> None:

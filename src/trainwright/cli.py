@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from trainwright import __version__
-from trainwright.names import CHECKPOINT_PREFIX, TRAINER_STATE_NAME
+from trainwright.names import CHECKPOINT_PREFIX
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +56,21 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "convert", convert, "make a checkpoint with whole files of one that processes wrote in parts", "CKPT"
     )
     command.add_argument("target", metavar="OUT", help="directory to make; it must not exist")
-    _add(commands, "report", report, "write training_report.html with the loss curve and the numbers of a run", "RUN")
+    command = _add(
+        commands, "report", report, "write training_report.html with the loss curve and the numbers of a run", "RUN"
+    )
+    command.add_argument("--images", metavar="DIR", help="also write each curve as an SVG file into DIR")
+    command = _add(
+        commands, "push", push, "push what a run left to the Hugging Face Hub, as it would have itself", "RUN"
+    )
+    command.add_argument("--repo", metavar="NAME", help="repository, user/name or name (default: the name of RUN)")
+    command.add_argument(
+        "--strategy",
+        choices=("end", "every_save", "checkpoint", "all_checkpoints"),
+        help="as hub_strategy (default: the model in RUN itself, else that of its newest checkpoint)",
+    )
+    command.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
+    command.add_argument("--private", action="store_true", default=None, help="create the repository private")
     _add(commands, "env", environment, "versions and devices, for a bug report")
     _add_run(commands)
     return parser
@@ -135,11 +149,27 @@ def list_checkpoints(options: argparse.Namespace) -> int:
     found = list_run(options.path) if os.path.isdir(options.path) else []
     if not found:
         print(f"{options.path} holds no {CHECKPOINT_PREFIX}-N directory of a Trainer.", file=sys.stderr)
+        _name_what_was_logged(options.path)
     else:
         rows = [(one.name, f"{one.num_bytes / 2**20:.1f} MiB  {' '.join(one.marks)}".rstrip()) for one in found]
         print(plan_table(rows))
     _name_those_set_aside(options.path)
     return int(not found)
+
+
+def _name_what_was_logged(path: str) -> None:
+    from trainwright.report.metrics_file import read_metrics
+
+    try:
+        lines = read_metrics(path)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return
+    if lines:
+        print(
+            f"Its last run logged {len(lines)} lines, up to step {lines[-1]['step']}: `trainwright report` draws them.",
+            file=sys.stderr,
+        )
 
 
 def check(options: argparse.Namespace) -> int:
@@ -212,38 +242,37 @@ def _name_those_set_aside(path: str) -> None:
 
 
 def report(options: argparse.Namespace) -> int:
-    from trainwright.checkpoint.json_files import read_trainer_state
-    from trainwright.checkpoint.layout import oldest_first, sort_checkpoints
-    from trainwright.checkpoint.manifest import problems
     from trainwright.report.html import write_report
+    from trainwright.report.run_history import read_history
 
-    wrong: list[str] = []
-    for directory in (options.path, *reversed(oldest_first(sort_checkpoints(options.path)))):
-        path = os.path.join(directory, TRAINER_STATE_NAME)
-        if not os.path.lexists(path):
-            continue
-        found = problems(directory, deep=False) if directory != options.path else []
-        try:
-            state = read_trainer_state(path)
-        except (ValueError, OSError) as error:
-            found = [str(error)]
-        if found:
-            wrong.append(f"{directory}: {'; '.join(found)}")
-            continue
-        for sentence in wrong:
-            print(f"Not used: {sentence}", file=sys.stderr)
-        summary = {
-            "steps": f"{state['global_step']} of {state.get('max_steps', 0)}",
-            "epochs": state.get("epoch"),
-            "best metric": state.get("best_metric"),
-        }
-        print(write_report(options.path, state.get("log_history") or [], summary))
-        return 0
-    if wrong:
-        print(f"{options.path} holds no {TRAINER_STATE_NAME} that can be used. {' '.join(wrong)}", file=sys.stderr)
-    else:
-        print(f"{options.path} holds no {TRAINER_STATE_NAME}, nor a checkpoint that does.", file=sys.stderr)
-    return 1
+    try:
+        history = read_history(options.path)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for sentence in history.not_used:
+        print(f"Not used: {sentence}", file=sys.stderr)
+    print(write_report(options.path, history.lines, history.summary))
+    if options.images:
+        from trainwright.report.images import write_images
+
+        for path in write_images(options.images, history.lines):
+            print(path)
+    return 0
+
+
+def push(options: argparse.Namespace) -> int:
+    from trainwright.hub.session import push_run
+
+    try:
+        commit = push_run(
+            options.path, options.repo, strategy=options.strategy, revision=options.revision, private=options.private
+        )
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(commit.commit_url)
+    return 0
 
 
 def environment(options: argparse.Namespace) -> int:

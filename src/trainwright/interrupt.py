@@ -1,9 +1,9 @@
 """Signals that end a run: caught at once, handled after the step, with a checkpoint.
 
 Owns: `Interrupt` (the handlers, the signal agreed on by all ranks, the exit code), requeueing on Slurm, abandoned
-evaluations, and `rescue` (a checkpoint after an exception). Leaves to others: polling after each step and writing the
-checkpoint (the training loop), communication (`parallel/signal_agreement`), keeping loader workers alive meanwhile
-(`data/workers`).
+evaluations, `rescue` (a checkpoint after an exception), `same_handlers` (for libraries that replace them). Leaves to
+others: polling after each step and writing the checkpoint (the training loop), communication
+(`parallel/signal_agreement`), keeping loader workers alive meanwhile (`data/workers`).
 """
 
 from __future__ import annotations
@@ -199,6 +199,21 @@ class Interrupt:
         if hasattr(sys, "ps1"):  # an interactive session, which continues
             raise KeyboardInterrupt
         raise InterruptedByUser(code)
+
+
+@contextlib.contextmanager
+def same_handlers() -> Iterator[None]:
+    """Context of a library's call that may replace signal handlers: they are put back."""
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                # None: a handler that was not installed from Python.
+                if handler is not None and signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
 
 
 def requeue() -> None:

@@ -7,9 +7,11 @@ outside the standard library.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Number
 from typing import Any, NamedTuple
+
+from trainwright.log_values import plain_line, plain_value
 
 MOST_COMPARED = 4096  # earlier lines that a save compares (0.1 to 0.4 us each, where encoding one takes 5)
 SMALL_BYTES = 1 << 18  # of a text that is copied
@@ -45,10 +47,11 @@ class LogText:
     compared, since their values could be mutated. Costs the memory of the text and of one shallow copy of the lines.
     """
 
-    def __init__(self, default: Callable[[Any], Any] | None = None) -> None:
+    def __init__(self, warn: Callable[[dict[str, str]], None] | None = None) -> None:
+        """`warn`: called with what `plain_line` changed in a line that code other than `Trainer.log` added."""
         self.num_encoded = self.num_compared = 0  # lines, since the beginning
         self.num_rewritten = 0  # how often existing text was changed
-        self._default = default  # as of `json.dumps`
+        self._warn = warn
         self._copies: list[Any] = []
         self._ends: list[int] = []  # of each line in `_text`
         self._text = bytearray()  # without the bracket that closes it
@@ -128,6 +131,13 @@ class LogText:
 
     def _encoded(self, line: Any) -> tuple[Any, bytes]:
         self.num_encoded += 1
-        text = json.dumps(line, indent=2, sort_keys=True, default=self._default)
-        is_plain = type(line) is dict and all(isinstance(v, (Number, str, type(None))) for v in line.values())
+        is_plain = type(line) is dict and all(
+            type(name) is str and isinstance(value, (Number, str, type(None))) for name, value in line.items()
+        )
+        written = line
+        if not is_plain and isinstance(line, Mapping):
+            written, changed = plain_line(line)
+            if changed and self._warn is not None:
+                self._warn(changed)
+        text = json.dumps(written, indent=2, sort_keys=True, default=plain_value)
         return (dict(line) if is_plain else _ALWAYS_ENCODE), (_INDENT + text.replace("\n", "\n" + _INDENT)).encode()

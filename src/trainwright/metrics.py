@@ -58,6 +58,9 @@ class StreamingMetric:
         labels = labels if labels is None else torch.as_tensor(labels, device=predictions.device)
         if self.shift_labels:
             predictions, labels = predictions[:, :-1], labels[:, 1:]
+        self._count(predictions, labels)
+
+    def _count(self, predictions: torch.Tensor, labels: Any) -> None:
         for key, value in self.measure(predictions, labels).items():
             if key in self._sums:
                 self._sums[key] += value
@@ -84,6 +87,15 @@ class StreamingMetric:
     def reset(self) -> None:
         """Forget all batches."""
         self._sums = {}
+
+
+def counts_labels(metric: Any) -> bool:
+    """Whether `metric` counts each label by its logits alone, whatever row it is in: so packs, and parts of a batch,
+    may be counted in any order. Not so where a subclass measures or updates otherwise."""
+    if not isinstance(metric, StreamingMetric):
+        return False
+    kind = type(metric)
+    return any(kind.measure is one.measure for one in COUNTING_LABELS) and kind.update is StreamingMetric.update
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
@@ -355,6 +367,9 @@ class Sum(Mean):
 
     def result(self, sums: Sums) -> float:
         return float(sums["sum"])
+
+
+COUNTING_LABELS: tuple[type[StreamingMetric], ...] = (Accuracy, TopK, Perplexity, F1, AUROC)
 
 
 def _histogram(values: torch.Tensor, counted: torch.Tensor, num_values: int) -> torch.Tensor:

@@ -25,6 +25,7 @@ OPTIMIZER_NAME = "optimizer.pt"
 SCHEDULER_NAME = "scheduler.pt"
 SCALER_NAME = "scaler.pt"
 TRAINER_STATE_NAME = "trainer_state.json"
+METRICS_NAME = "metrics.jsonl"
 TRAINING_ARGS_NAME = "training_args.bin"
 # Files that only we write; others ignore them.
 MANIFEST_NAME = "manifest.json"

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from trainwright.checkpoint.json_files import read_trainer_state
 from trainwright.log_text import LogText, StateText
+from trainwright.log_values import plain_line, plain_value
 from trainwright.safe_write import write_bytes
+
+logger = logging.getLogger(__name__)
 
 _EMPTY_LOG = '\n  "log_history": []'
 
@@ -81,14 +85,37 @@ class TrainerState:
 
     def __post_init__(self) -> None:
         # No fields: they are never saved, compared or printed.
-        self._log_text = LogText(default=_plain)
+        self._log_text = LogText(self._warn_of_changed)
+        self._named: set[str] = set()  # keys of log lines that a warning has named
         self.places_of_checkpoints: tuple[str, ...] = ()  # further directories that may hold the best checkpoint
+        self.training_id: str | None = None  # the same in a resumed training, another one in all others
         if self.log_history is None:
             self.log_history = []
         if self.stateful_callbacks is None:
             self.stateful_callbacks = {}
         elif not isinstance(self.stateful_callbacks, dict):
             self.stateful_callbacks = exported_states(self.stateful_callbacks)
+
+    def add_log_line(self, line: Mapping[Any, Any]) -> dict[str, Any]:
+        """Append `line` to `log_history`, with values that JSON holds; returns that. Where it had others, a warning
+        names the key, once.
+        """
+        plain, changed = plain_line(line)
+        if changed and self.is_world_process_zero:
+            self._warn_of_changed(changed)
+        self.log_history.append(plain)
+        return plain
+
+    def _warn_of_changed(self, changed: Mapping[str, str]) -> None:
+        for name, what in changed.items():
+            if name not in self._named:
+                self._named.add(name)
+                logger.warning(
+                    "The value logged as %r is %s: the history has it as a list or a text, which no curve shows. Log "
+                    "numbers: a mean, or each element under a name of its own. Said once for each name.",
+                    name,
+                    what,
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; `log_history` is shared, not copied, because it can be long."""
@@ -100,7 +127,7 @@ class TrainerState:
 
     def text_parts(self, *, thoroughly: bool = True) -> StateText:
         """`to_json` in parts; without `thoroughly`, not all lines of a long log are compared again (`LogText`)."""
-        rest = json.dumps(self.to_dict() | {"log_history": []}, indent=2, sort_keys=True, default=_plain)
+        rest = json.dumps(self.to_dict() | {"log_history": []}, indent=2, sort_keys=True, default=plain_value)
         # Only a field has this indent, and inside a JSON string a line break is escaped.
         head, _, tail = rest.partition(_EMPTY_LOG)
         lines = self.log_history if isinstance(self.log_history, list) else list(self.log_history)
@@ -183,13 +210,6 @@ def exported_states(objects: Iterable[Any]) -> dict[str, Any]:
         else:
             states[name] = [states[name], item.state()]
     return states
-
-
-def _plain(value: Any) -> Any:
-    """A NumPy or torch scalar of a log line as a Python number, for JSON."""
-    if hasattr(value, "item"):
-        return value.item()
-    return str(value)
 
 
 @dataclass

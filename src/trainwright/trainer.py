@@ -11,6 +11,7 @@ of `gradient_accumulation_steps` micro-batches.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 import logging
@@ -50,6 +51,7 @@ from trainwright.interop import models, neftune, signatures
 from trainwright.interop.loaded import has_adapters
 from trainwright.interop.model_facts import ModelFacts
 from trainwright.interrupt import EvaluationAbandoned, owed_evaluation
+from trainwright.linear_loss.heads import LinearLoss, linear_loss_of
 from trainwright.log_output import show_messages_of
 from trainwright.loss import SHIFTED_LABELS, LabelSmoother, count_items, loss_of, no_scalar
 from trainwright.micro_batch_weights import with_one_item
@@ -70,7 +72,7 @@ from trainwright.seeding import seed_run
 from trainwright.splitting import one_row
 from trainwright.state import TrainerControl, TrainerState
 from trainwright.techniques import precision
-from trainwright.tracking.base import get_reporting_integration_callbacks
+from trainwright.tracking.base import end_trial, reporting_callbacks, tracked_training
 from trainwright.window import LossWindow
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     from torch.optim.optimizer import Optimizer
     from torch.utils.data import DataLoader, Sampler
 
+    from trainwright.evaluation.packs import PackedSet
     from trainwright.hub.session import HubSession
     from trainwright.interop.packed_attention import PackedInputs
     from trainwright.parallel.strategy import Strategy
@@ -149,6 +152,7 @@ class Trainer:
     label_names: list[str]  # of a batch
     can_return_loss: bool
     label_smoother: LabelSmoother | None
+    _linear_loss: LinearLoss | None  # computes the loss without logits, where the model has a wide output layer
     is_model_parallel: bool
     place_model_on_device: bool
     # A subclass may set them.
@@ -223,8 +227,7 @@ class Trainer:
 
         self.state = self._fresh_state()
         self.control = TrainerControl()
-        reporting = get_reporting_integration_callbacks(self.args.report_to)
-        all_callbacks = [DefaultFlowCallback, *reporting, *given_callbacks]
+        all_callbacks = [DefaultFlowCallback, *reporting_callbacks(self.args.report_to), *given_callbacks]
         self.callback_handler = CallbackHandler(
             all_callbacks, self.model, processing_class, self.optimizer, self.lr_scheduler
         )
@@ -274,7 +277,7 @@ class Trainer:
         self.state = self._fresh_state()
         self._run = run = self._new_run(trial, ignore_keys_for_eval)
         try:
-            with run:
+            with tracked_training(self.callback_handler), run:
                 self._hp_search_setup(trial)
                 self._train_batch_size = self.args.train_batch_size
                 # With `model_init` each call trains a new model, and each trial of a search.
@@ -310,6 +313,10 @@ class Trainer:
                 )
         finally:
             self.is_in_train = False
+            if self._hub is not None:  # after an error, too; but Ctrl-C waits for nothing
+                raised = sys.exc_info()[0]  # the kind: the error itself would hold this frame, and the model
+                is_ctrl_c = raised is not None and issubclass(raised, KeyboardInterrupt)
+                self._hub.finish(wait=not is_ctrl_c, hurry=raised is not None)
 
     def _inner_training_loop(
         self,
@@ -328,6 +335,7 @@ class Trainer:
         if self._created_lr_scheduler:
             self.lr_scheduler, self._created_lr_scheduler = None, False
 
+        self._compare_data_with_model(run)
         train_dataloader = self.get_train_dataloader()
         if args.packs:
             from trainwright.data.packing_from_args import check_packed
@@ -441,7 +449,10 @@ class Trainer:
         run.begin_attempt(strategy, main_input_name=self._facts.main_input_name, pad_token_id=pad_token_id)
         self.current_flos = 0.0
         self.state = resume.initial_state(resume_from_checkpoint, run.output_dir, self.callback_handler, self.control)
-        if resume_from_checkpoint is not None:
+        is_resumed = resume_from_checkpoint is not None
+        if run.metrics_file is not None:
+            run.metrics_file.begin(self.state.log_history, self.state.global_step, is_resumed=is_resumed)
+        if is_resumed:
             self.compare_trainer_and_checkpoint_args(self.args, self.state)
             self._load_callback_state()
         resume.restore_loop(
@@ -453,6 +464,7 @@ class Trainer:
             samples_per_micro_batch=self._train_batch_size * strategy.num_batches_at_once,
             collator=self.data_collator,
         )
+        self.state.training_id = run.saves.run["id"] if run.saves.run is not None else None
         self.state.is_hyper_param_search = trial is not None
         self.state.init_training_references(self, run.plan.max_steps, run.plan.num_train_epochs, trial)
         return run.first_epoch, run.first_micro_batch
@@ -552,6 +564,7 @@ class Trainer:
             # A callback may have put another hook in the place of one that was bound.
             if instance_attributes & BOUND and not self._hooks.are_those_of(self):
                 self._bind_step(run, **run.of_epoch)
+            is_read = False
             try:
                 batch_samples, num_items = run.get_batch_samples(
                     epoch_iterator, num_batches, device=self._strategy.device
@@ -559,9 +572,14 @@ class Trainer:
                 if not batch_samples:
                     state.epoch = progress.data_ended()
                     break
+                is_read = True
+                if run.first_batch_is_unchecked:
+                    run.check_first_batch(batch_samples[0])
                 progress.last_update = learning_rate, grad_norm = run.update(model, batch_samples, num_items)
-            except BaseException:
+            except BaseException as error:
                 run.is_mid_step = True
+                if (explained := run.explained(error, batch_samples if is_read else [])) is not error:
+                    raise explained from error
                 raise
             state.global_step += 1
             if self._average is not None:
@@ -717,6 +735,10 @@ class Trainer:
         With `num_items_in_batch`, return the sum of the item losses divided by it; without, their mean. An override
         that takes no `num_items_in_batch` returns a mean, and the loop divides it for accumulation.
         """
+        linear_loss = self._linear_loss
+        if linear_loss is not None and linear_loss.is_wanted and not return_outputs:
+            again = functools.partial(Trainer.compute_loss, self, model, num_items_in_batch=num_items_in_batch)
+            return linear_loss.run(lambda: again(copy.copy(inputs)))
         if self.label_smoother is not None:
             self._check_label_smoothing(inputs)
         own_loss = self.compute_loss_func if self.compute_loss_func is not None else self.label_smoother
@@ -844,7 +866,9 @@ class Trainer:
             if start_time is not None:
                 num_tokens = self._run.tokens_of_process(self.state, self._strategy.num_processes)
                 logs.update(metric_text.speed_metrics("train", start_time, num_tokens=num_tokens))
-        self.state.log_history.append({**logs, "step": self.state.global_step})
+        line = self.state.add_log_line({**logs, "step": self.state.global_step})
+        if self._run.metrics_file is not None:
+            self._run.metrics_file.add(line)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _finalize_training(self, trial: Trial, num_train_samples: int, start_time: float) -> TrainOutput:
@@ -869,6 +893,9 @@ class Trainer:
             self._average.finalize()
         self._compatible("log")(metrics)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        if trial is None and not run.interrupt.asked:
+            is_best = wants_best and self.state.best_global_step not in (None, self.state.global_step)
+            self._push_final_model(is_another=is_best or self._average is not None)
         self._finish_current_push()
         run.undo.close()
         self.end()
@@ -940,6 +967,15 @@ class Trainer:
         smoothing = args.label_smoothing_factor
         self.label_smoother = LabelSmoother(epsilon=smoothing) if smoothing else None
         self._check_label_smoothing(None)
+        self._linear_loss = linear_loss_of(model, args.linear_cross_entropy, self._why_no_linear_loss())
+
+    def _why_no_linear_loss(self) -> str | None:
+        """Why a loss needs the logits of a batch, whatever the model is; None where it may not."""
+        if self.compute_loss_func is not None:
+            return "compute_loss_func is given them"
+        if self._facts.num_replicas > 1:
+            return "DataParallel replicates it"
+        return "it is compiled as a whole" if hasattr(models.unreplicated(self.model_wrapped), "_orig_mod") else None
 
     def _bind_hooks(self) -> None:
         """Find out once, before the first step, what each step would otherwise ask again: which hooks are overridden,
@@ -975,8 +1011,9 @@ class Trainer:
     # -- beginning a run -----------------------------------------------------------------------------------------------
 
     def _new_run(self, trial: Trial, ignore_keys_for_eval: list[str] | None) -> Run:
-        shares_weights = self.args.save_frozen_weights == "once" and not self.args.push_to_hub
-        saves = Saves(self._strategy, FrozenWeights(is_on=shares_weights))
+        shares = self.args.save_frozen_weights == "once" and not self.args.push_to_hub
+        # Weights that were gathered for a save are no longer known as the frozen ones.
+        saves = Saves(self._strategy, FrozenWeights(is_on=shares and not self._strategy.shards_weights))
         return Run(self.args, saves, trial, ignore_keys_for_eval)
 
     def _fresh_state(self) -> TrainerState:
@@ -988,7 +1025,7 @@ class Trainer:
         self.model = self.model_wrapped = self._model_to_evaluate = None
         self.optimizer = self.lr_scheduler = None
         self._strategy.release_model()
-        self._average = self._packed_inputs = self._past = None
+        self._average = self._packed_inputs = self._past = self._linear_loss = self._evaluations.packs = None
         self._facts = self._facts.without_model()
         if self._accelerator is not None:  # overrides may have had it prepare them
             self._accelerator.free_memory()
@@ -1148,6 +1185,8 @@ class Trainer:
         """Hook: labels in the loss of one update, over all processes; None when the loss does not need their number."""
         if self.label_smoother is not None and batch_samples:
             self._check_label_smoothing(batch_samples[0])
+        if self._linear_loss is not None:
+            self._linear_loss.check_labels(batch_samples)
         own_loss = self.compute_loss_func is not None or self.label_smoother is not None
         if not (own_loss or self.model_accepts_loss_kwargs or self._hooks.asks_for_items):
             return None
@@ -1167,8 +1206,9 @@ class Trainer:
         if num_items is None or self.label_smoother is not None or self.compute_loss_func is not None:
             honours = True
         else:
+            call = model if self._linear_loss is None else self._linear_loss.calling(model)
             with self.compute_loss_context_manager():
-                honours = models.honours_num_items(model, self._prepare_inputs(inputs), num_items)
+                honours = models.honours_num_items(model, self._prepare_inputs(inputs), num_items, call)
         self._must_probe_loss_kwargs = False
         if not honours:
             self.model_accepts_loss_kwargs = False
@@ -1263,6 +1303,8 @@ class Trainer:
 
     def _mixed_mesh_grad_norm(self, model: nn.Module, max_norm: float) -> torch.Tensor:
         """Clip gradients that lie on several device meshes; return the norm they had."""
+        if self._strategy.scaler is not None:
+            self._strategy.scaler.unscale_(self.optimizer)
         return mesh.clip_mixed_meshes(self._run.parameters or list(model.parameters()), max_norm)
 
     def _defer_fsdp_gradient_reduction(self) -> Context:
@@ -1431,9 +1473,9 @@ class Trainer:
                 metrics.update(self.evaluate(eval_dataset=one, ignore_keys=ignore_keys, metric_key_prefix=prefix))
             return metrics
         self._memory_tracker.start()
-        loader, start_time = self.get_eval_dataloader(chosen), time.time()
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
-        with self._new_evaluation(keep_predictions=False):
+        with self._new_evaluation(keep_predictions=False) as evaluation:
+            loader, start_time = self.get_eval_dataloader(chosen), time.time()
             output = loop(
                 loader,
                 description="Evaluation",
@@ -1442,7 +1484,7 @@ class Trainer:
                 ignore_keys=ignore_keys,
                 metric_key_prefix=metric_key_prefix,
             )
-        metrics = self._with_speed(output, metric_key_prefix, start_time)
+        metrics = self._with_speed(output, metric_key_prefix, start_time, evaluation.packed)
         self._compatible("log")(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._memory_tracker.stop_and_update_metrics(metrics)
@@ -1495,9 +1537,16 @@ class Trainer:
             or not self.place_model_on_device,
         )
 
-    def _with_speed(self, output: EvalLoopOutput, prefix: str, start_time: float) -> dict[str, float]:
-        batch_size = self.args.eval_batch_size * self._strategy.num_processes
-        speed = metric_text.evaluation_speed(prefix, start_time, output.num_samples or 0, batch_size)
+    def _with_speed(
+        self, output: EvalLoopOutput, prefix: str, start_time: float, packed: PackedSet | None = None
+    ) -> dict[str, float]:
+        num_rows, num_processes = output.num_samples or 0, self._strategy.num_processes
+        if packed is None:
+            batch_size = self.args.eval_batch_size * num_processes
+            speed = metric_text.evaluation_speed(prefix, start_time, num_rows, batch_size)
+        else:
+            batch_size = packed.packs_per_batch * num_processes
+            speed = metric_text.evaluation_speed(prefix, start_time, packed.num_samples, batch_size, num_rows)
         return {**(output.metrics or {}), **speed}
 
     def evaluation_loop(
@@ -1510,7 +1559,8 @@ class Trainer:
     ) -> EvalLoopOutput:
         """Hook: run the model over a loader and gather predictions, labels and metrics. With or without labels."""
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
-        num_samples = announced(dataloader, description, self.args)
+        under_way = self._evaluations.current
+        num_samples = announced(dataloader, description, self.args, under_way.packed if under_way else None)
         handler, interrupt = self.callback_handler, self._run.interrupt
         handler.eval_dataloader = dataloader
 
@@ -1521,7 +1571,9 @@ class Trainer:
                 interrupt.leave_evaluation()
 
         with contextlib.ExitStack() as during:
-            evaluation = self._evaluations.current or during.enter_context(self._new_evaluation())
+            evaluation = under_way or during.enter_context(self._new_evaluation())
+            if evaluation.packed is not None and self._packed_inputs is not None:
+                during.enter_context(self._packed_inputs.while_packed(self.model))
             during.enter_context(self._eval_weights())
             during.enter_context(evaluation.in_precision(self.args, self.model, self.is_in_train))
             model = self._model_for_evaluation(dataloader)
@@ -1535,11 +1587,38 @@ class Trainer:
         """What pads rows of integers among the predictions to the widest; None: -100, as everything else."""
         return None
 
+    def _compare_data_with_model(self, run: Run) -> None:
+        """Find labels that the model cannot learn, and be ready to look at the first batch and at one that fails."""
+        from trainwright.preflight.check import Preflight
+
+        run.preflight = preflight = Preflight(
+            self.model,
+            label_names=self.label_names,
+            loss_is_the_models="compute_loss" not in self._hooks.overridden and self.compute_loss_func is None,
+            is_packed=self.args.packs,
+            collator=self.data_collator,
+            dataset=self.train_dataset,
+        )
+        run.first_batch_is_unchecked = self.args.preflight
+        if not self.args.preflight:
+            return
+        if not self._is_overridden("get_train_dataloader"):
+            preflight.check_dataset(self.train_dataset, "train_dataset")
+        if self.args.eval_strategy != "no" and not self._is_overridden("get_eval_dataloader"):
+            sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+            for name, dataset in sets.items():
+                preflight.check_dataset(dataset, f"eval_dataset[{name!r}]" if name else "eval_dataset")
+
     def _try_evaluation_batches(self) -> None:
         """Make one batch of each evaluation set, to find what would end the run at its first evaluation."""
+        changes_batches = any(map(self._is_overridden, sanity_check.SEES_BATCHES))
+        forward = models.base_model_of(self.model).forward if self.args.packs and not changes_batches else None
         for name in self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]:
-            loader = self.get_eval_dataloader(name)
-            sanity_check.try_batch(loader, self.args, "eval_dataset" if name is None else f"eval_dataset[{name!r}]")
+            with self._evaluations.one(self.args, self._facts, self.label_names, keep_predictions=False) as evaluation:
+                loader = self.get_eval_dataloader(name)
+            description = "eval_dataset" if name is None else f"eval_dataset[{name!r}]"
+            tried = None if evaluation.packed else forward
+            sanity_check.try_batch(loader, self.args, description, tried, self._strategy.tp_size)
             self._evaluations.loaders.abandon(loader)
 
     def _check_best_metric(self, ignore_keys: list[str] | None) -> None:
@@ -1617,8 +1696,18 @@ class Trainer:
     ) -> Predictor:
         """What predicts batches with the hooks of this trainer, but for the `shortcuts`."""
         casts = self._evaluations.input_dtype is not None
+        is_models_loss = (
+            self.label_smoother is None and self._hooks.compute_loss_is_ours and not self.args.jit_mode_eval
+        )
+        linear_loss, evaluation = self._linear_loss, self._evaluations.current
+        needs_logits = not loss_only and (
+            evaluation is None
+            or not shortcuts.prediction_step
+            or self._strategy.shards_weights
+            or evaluation.needs_logits(self.compute_metrics, self.preprocess_logits_for_metrics)
+        )
         return Predictor(
-            model,
+            model if linear_loss is None or needs_logits or not is_models_loss else linear_loss.calling(model),
             label_names=self.label_names,
             can_return_loss=self.can_return_loss,
             ignore_keys=ignored_outputs(self.model, ignore_keys),
@@ -1664,14 +1753,31 @@ class Trainer:
             raise ValueError("Evaluation needs an eval_dataset: pass it to Trainer, or to evaluate().")
         if isinstance(dataset, str):
             dataset = checks.named_eval_set(self.eval_dataset, dataset)
-        size, sampler_fn = self.args.eval_batch_size, self._get_eval_sampler
+        size, sampler_fn, packed = self.args.eval_batch_size, self._get_eval_sampler, self._packed_evaluation(dataset)
+        rows, size = (dataset, size) if packed is None else (packed.dataset, packed.packs_per_batch)
         make = functools.partial(
-            self._get_dataloader, dataset, description="evaluation", batch_size=size, sampler_fn=sampler_fn
+            self._get_dataloader, rows, description="evaluation", batch_size=size, sampler_fn=sampler_fn
         )
         if not self.args.dataloader_persistent_workers:
             return make()
-        built_for = (self.data_collator, *from_args.evaluation_settings(self.args))
+        built_for = (self.data_collator, packed, *from_args.evaluation_settings(self.args))
         return self._evaluations.loaders.get(dataset, built_for, self.eval_dataset, make)
+
+    def _packed_evaluation(self, dataset: Dataset) -> PackedSet | None:
+        """`dataset` in packs, for an `evaluate` of a run that packs in which nothing needs the rows of samples."""
+        evaluation = self._evaluations.current
+        if not self.args.packs or evaluation is None or evaluation.keep_predictions:
+            return None
+        from trainwright.evaluation.packs import Evaluated, EvaluationPacks
+
+        packs = self._evaluations.packs = self._evaluations.packs or EvaluationPacks()
+        asked = Evaluated(
+            self.args, self.model, self.data_collator, self.processing_class, self.compute_metrics,
+            self.preprocess_logits_for_metrics, self.compute_loss_func is not None, self._is_overridden,
+            self._prepare_inputs, functools.partial(setattr, self, "_packed_inputs"),
+        )  # fmt: skip
+        evaluation.packed = packs.find(dataset, asked, self._packed_inputs)
+        return evaluation.packed
 
     def get_test_dataloader(self, test_dataset: Dataset) -> Loader:
         """Hook: the loader that `predict` reads."""
@@ -1696,6 +1802,8 @@ class Trainer:
             dataset, collator, self._packed_inputs = packed(
                 dataset, self.args, model=self.model, data_collator=collator, processing_class=self.processing_class
             )
+        elif getattr(dataset, "collate_whole", None) is not None:
+            collator = dataset.collate_whole
         elif self.args.remove_unused_columns:
             if from_args.has_columns(dataset):
                 dataset = self._remove_unused_columns(dataset, description=description)
@@ -1704,7 +1812,7 @@ class Trainer:
         sampler = sampler_fn(dataset) if sampler_fn is not None and not from_args.is_iterable(dataset) else None
         loader = from_args.loader_for(
             dataset, self.args, batch_size=batch_size, collate_fn=collator, sampler=sampler, is_training=is_training,
-            process_index=self._strategy.process_index,
+            process_index=self._strategy.process_index, tp_size=self._strategy.tp_size,
         )  # fmt: skip
         return self._strategy.prepare_dataloader(loader, is_training=is_training)  # type: ignore[no-any-return]
 
@@ -1868,7 +1976,7 @@ class Trainer:
         """Those of a checkpoint: in one file, or in parts, and of the best and the last checkpoint in both ways."""
         hooks = ("save_model", "_save")  # an override gets the whole weights
         if self._strategy.writes_parts and not (any(map(self._is_overridden, hooks)) or has_adapters(self.model)):
-            sharded.save_model_parts(directory, self.model, is_main=self.is_world_process_zero())
+            sharded.save_model_parts(directory, self.model, self._strategy)
             if self.state.global_step not in (self.state.best_global_step, self.state.max_steps):
                 if self._strategy.should_save:
                     checkpoint_weights.save_config(self.model, directory)
@@ -1909,7 +2017,12 @@ class Trainer:
                 with _given(output_dir) if _internal_call else checkpoint_save.replacing(output_dir) as staging:
                     self._save(staging, **gathered)
         if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+            from trainwright.hub.retry import PushFailed
+
+            try:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+            except PushFailed as error:  # the model is saved, as was asked
+                logger.warning("%s", error)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Hook: write weights, `processing_class` and `training_args.bin` into `output_dir`."""
@@ -1933,11 +2046,10 @@ class Trainer:
         """
         from trainwright.interop.adapters import merged_copy
 
-        if self._strategy.shards_weights:
-            raise ValueError("save_merged_model cannot copy a sharded model: save the adapter, and merge it after.")
-        if self._strategy.should_save:
-            with self._weights_to_hand_out():
-                merged = merged_copy(self._strategy.unwrap(self.model))
+        with self._weights_to_hand_out():
+            whole = self._strategy.whole_copy(self.model)
+            merged = merged_copy(whole) if whole is not None and self._strategy.should_save else None
+        if merged is not None:
             with checkpoint_save.replacing(output_dir or folder_inside(self._output_dir, "merged")) as staging:
                 checkpoint_weights.save_weights(merged, staging, safe=bool(self.args.save_safetensors))
                 self._save_processing_files(staging)
@@ -2078,7 +2190,7 @@ class Trainer:
         **kwargs: Any,
     ) -> Any:
         """Save the model and commit `output_dir` to `hub_model_id`. Returns the commit, or a future when not
-        `blocking`.
+        `blocking`. Where the hub is away, RuntimeError with the command that pushes later; the model is saved.
 
         `kwargs` go to `create_model_card`.
         """
@@ -2091,18 +2203,37 @@ class Trainer:
             return None
         self.create_model_card(**kwargs)
         assert self._hub is not None  # made above
-        return self._hub.push_output(commit_message or "End of training", token, revision, blocking)
+        commit = self._hub.push_output(commit_message or "End of training", token, revision, blocking)
+        self.hub_model_id = self._hub.repo_id
+        return commit
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Hook: start a push in the background after a save, as `hub_strategy` asks."""
         if self._hub is not None and self.args.hub_strategy != HubStrategy.END:
             self.control = self.callback_handler.on_push_begin(self.args, self.state, self.control)
-            self._hub.push_checkpoint(checkpoint_folder, self.state.global_step)
+            self._hub.push_checkpoint(checkpoint_folder, self.state.global_step, self.create_model_card)
+
+    def _push_final_model(self, *, is_another: bool) -> None:
+        """The last push of a run, where no save has pushed the final model: `is_another` than the last step's, or the
+        last step was not saved. All processes call it together."""
+        is_pushed = not is_another and self.state.global_step == self._run.saves.saved_step
+        if not self.args.push_to_hub or self.args.hub_strategy == HubStrategy.END or is_pushed:
+            return
+        try:
+            with self._weights_to_hand_out():
+                self.save_model(_internal_call=True)
+        except OSError as error:  # a full disk: training has its result
+            logger.warning("The final model could not be saved, and is not pushed: %s", error)
+            return
+        if self._hub is not None:
+            self.control = self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            self._hub.push_final_model(self._run.saves.last_checkpoint, self.create_model_card)
 
     def _finish_current_push(self) -> None:
-        """Wait for the pushes that run in the background."""
+        """Hook: wait until the hub has what `hub_strategy` promises, or until it is known not to."""
         if self._hub is not None:
-            self._hub.finish()
+            self._hub.finish(hurry=self._run.interrupt.asked)
+            self.hub_model_id = self._hub.repo_id
 
     def _add_sm_patterns_to_gitignore(self) -> None:
         """Keep SageMaker's own files out of pushes."""
@@ -2147,19 +2278,15 @@ class Trainer:
 
     def _run_trial(self, trial: Trial, checkpoint_dir: str | None = None) -> float | list[float]:
         """Train one trial; returns its objective."""
-        from trainwright.search.failures import is_trial_failure
-
         self.objective: float | list[float] | None = None
         try:
             self.train(resume_from_checkpoint=checkpoint_dir, trial=trial)
-        except Exception as error:
-            if is_trial_failure(error):  # the search continues, so trackers close the run of this trial
-                self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-            raise
-        if self.objective is None:
-            assert self._search is not None  # which runs this trial
-            self.objective = self._search.compute_objective(self.evaluate())
-        return self.objective
+            if self.objective is None:
+                assert self._search is not None  # which runs this trial
+                self.objective = self._search.compute_objective(self.evaluate())
+            return self.objective
+        finally:
+            end_trial(self.callback_handler)
 
     def _hp_search_setup(self, trial: Trial) -> None:
         """Hook: put a trial's hyper-parameters into `self.args`, each as the type of its field."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -261,6 +262,27 @@ def stopped_between_log_lines(folder: Path) -> dict[str, Any]:
     return runs
 
 
+def pushes(folder: Path) -> dict[str, Any]:
+    """A run that pushes; each process has a Hub of its own."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return {}
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    from local_hub import TOKEN, serve
+
+    with serve() as hub:
+        constants.ENDPOINT, constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_XET = hub.url, False, True
+        (getattr(_http, "close_session", None) or _http.reset_sessions)()
+        trainer = make_trainer(
+            folder / "pushes", LineModel(), LineData(40), save_strategy="steps", save_steps=4, ema_decay=0.5,
+            push_to_hub=True, hub_token=TOKEN, hub_model_id="model", hub_strategy="checkpoint",
+        )  # fmt: skip
+        trainer.train()
+        files = dict(hub.repositories.get("me/model", {}).get("main", {}))
+        return {"files": files, "num_requests": len(hub.requests), "messages": [commit[2] for commit in hub.commits]}
+
+
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     function.__name__: function
     for function in (
@@ -274,6 +296,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
         eval_token_losses,
         ragged_tokens,
         stopped_between_log_lines,
+        pushes,
     )
 }
 
@@ -324,7 +347,26 @@ def test_a_checkpoint_is_good_and_holds_the_random_states_of_each_process(folder
     checkpoint = folder / "several" / "checkpoint-4"
     assert problems(str(checkpoint)) == []
     assert {path.name for path in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
-    assert not [path for path in (folder / "several").iterdir() if not path.name.startswith("checkpoint-")]
+    others = [path.name for path in (folder / "several").iterdir() if not path.name.startswith("checkpoint-")]
+    assert others == ["metrics.jsonl"]
+
+
+def test_each_log_line_is_in_the_file_once(folder: Path, two: Any) -> None:
+    for name, run in (("several", two[0]["several_epochs"]), ("whole", two[0]["resumed"]["whole"])):
+        lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+        assert [line["loss"] for line in lines if "loss" in line] == run["losses"]
+
+
+def test_the_first_process_pushes_what_all_have_trained_and_the_other_asks_the_hub_for_nothing(
+    folder: Path, two: Any
+) -> None:
+    if not two[0]["pushes"]:
+        pytest.skip("huggingface_hub is not installed")
+    first, second = (rank["pushes"] for rank in two)
+    assert second["num_requests"] == 0 and first["messages"][-1] == "End of training"
+    assert json.loads(first["files"]["last-checkpoint/trainer_state.json"])["global_step"] == 9
+    assert {"last-checkpoint/rng_state_0.pth", "last-checkpoint/rng_state_1.pth"} <= set(first["files"])
+    assert first["files"]["model.safetensors"] == (folder / "pushes" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("scenario", ["resumed", "dispatched"])

@@ -29,6 +29,7 @@ WORKS = {
     "`neftune_noise_alpha`": "noisy",
     "`packing`": "packed",
     "`async_save` with whole files": "not waited for",
+    "`async_save` with parts": "parts not waited for",
     "`time_breakdown`, `log_speed`": "tokens",
     "`include_num_input_tokens_seen`": "tokens",
     "`torch_compile`": "compiled",
@@ -46,23 +47,24 @@ WORKS = {
     "forward passes of callbacks": "looked at",
     "a second `train()`": "twice",
     "`bf16`": "half",
+    "`fp16`": "scaled",
+    "`save_merged_model`": "adapter",
 }
 # Row -> the arguments that are refused by their name.
 REFUSED: dict[str, list[dict[str, object]]] = {
     "`auto_find_batch_size`": [{"auto_find_batch_size": True}],
     "`optimizer_in_backward`": [{"optimizer_in_backward": True, "max_grad_norm": 0.0}],
-    "`fp16`": [{"fp16": True, "half_precision_backend": "cpu_amp"}],
     "`bf16_full_eval`, `fp16_full_eval`": [{"bf16_full_eval": True}, {"fp16_full_eval": True}],
     "`jit_mode_eval`": [{"jit_mode_eval": True}],
     "`even_batches=False`": [{"accelerator_config": {"even_batches": False}}],
 }
 # Row -> where two processes are seen to refuse it.
 REFUSED_BY_TWO = {
-    "`async_save`, `save_on_each_node` with parts": (
-        test_sharded_checkpoints.test_parts_that_nobody_waits_for_or_on_each_machine_are_refused
-    ),
-    "`save_merged_model`": test_fsdp_models.test_merging_a_sharded_model_is_refused_by_name,
+    "`save_on_each_node` with parts": test_sharded_checkpoints.test_parts_on_each_machine_are_refused,
     "a given optimizer that has stepped": test_fsdp.test_what_cannot_work_is_one_clear_error_on_every_process,
+    "a given optimizer whose class cannot step shards": (
+        test_fsdp.test_what_cannot_work_is_one_clear_error_on_every_process
+    ),
     "tensor, context and sequence parallelism in `parallelism_config`": (
         test_fsdp.test_what_cannot_work_is_one_clear_error_on_every_process
     ),
@@ -81,7 +83,13 @@ def test_every_row_of_the_page_is_one_that_a_test_has_seen() -> None:
 
 
 def test_what_works_is_trained_with_by_two_processes() -> None:
-    scenarios = {*test_fsdp.RUNS, *test_fsdp.WAYS, *test_fsdp_models.SCENARIOS, "not waited for"}
+    scenarios = {
+        *test_fsdp.RUNS,
+        *test_fsdp.WAYS,
+        *test_fsdp_models.SCENARIOS,
+        "not waited for",
+        "parts not waited for",
+    }
     scenarios |= {f"{kind} best" for kind in test_sharded_checkpoints.KINDS}
     assert set(WORKS.values()) <= scenarios
 

@@ -36,7 +36,7 @@ class Model(nn.Module):
         logits = self.head(same @ self.embed(input_ids) / same.sum(-1, keepdim=True))
         kind = "mean" if num_items_in_batch is None else "sum"
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=kind)
-        return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch}
+        return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch, "logits": logits}
 
 
 def train(output_dir: Path, **arguments: Any) -> dict[str, Any]:
@@ -69,8 +69,28 @@ def train(output_dir: Path, **arguments: Any) -> dict[str, Any]:
     }
 
 
+def evaluate(output_dir: Path) -> dict[str, Any]:
+    """The loss of all samples, which fill 17 packs, so that the last round of two processes repeats one."""
+    from trainwright import Trainer, TrainingArguments
+
+    generator = torch.Generator().manual_seed(0)
+    data = [{"input_ids": torch.randint(1, 64, (length,), generator=generator)} for length in LENGTHS]
+    args = TrainingArguments(str(output_dir), packing=True, packing_length=PACK, report_to="none", use_cpu=True)
+    trainer = Trainer(Model(), args, eval_dataset=data)
+    found = trainer.evaluate()["eval_loss"]
+    return {"loss": found, "again": trainer.evaluate()["eval_loss"], "rows": len(trainer.predict(data).predictions)}
+
+
 def scenarios(folder: Path) -> dict[str, Any]:
-    return {str(number): train(folder, gradient_accumulation_steps=number) for number in (1, 2)}
+    found = {str(number): train(folder, gradient_accumulation_steps=number) for number in (1, 2)}
+    return {**found, "evaluated": evaluate(folder)}
+
+
+def test_two_processes_have_the_evaluation_loss_of_one_without_repeated_packs(one, two):
+    for of_rank in two:
+        assert of_rank["evaluated"]["loss"] == pytest.approx(one["evaluated"]["loss"], rel=1e-6)
+        assert of_rank["evaluated"]["again"] == of_rank["evaluated"]["loss"]
+        assert of_rank["evaluated"]["rows"] == one["evaluated"]["rows"] == len(LENGTHS)
 
 
 @pytest.mark.parametrize("accumulation", ["1", "2"])

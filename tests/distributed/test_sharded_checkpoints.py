@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +17,24 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 
+from runs import forked_writer
+from safetensors import safe_open
 from safetensors.torch import load_file
 from test_fsdp import Tiny, assert_sharded, make, result_of, weights_of
 from torch import nn
 
 from blocks import num_processes
-from trainwright.checkpoint import sharded
+from trainwright import TrainerCallback
+from trainwright.checkpoint import sharded, sink, writer
 from trainwright.checkpoint.manifest import problems
 
 PARTS = {"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
 KINDS: dict[str, dict[str, Any]] = {"whole": {}, "parts": PARTS}
 SAVING = {"save_strategy": "steps", "save_steps": 2}
+# Bytes that a file may have in the second process: less than a part has, and than the text that says so.
+FILE_LIMITS = (5000, 10)
 BEST = {
     "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss",
     "greater_is_better": True, "save_steps": 1,
@@ -64,7 +74,38 @@ def optimizer_of(trainer: Any) -> dict[str, torch.Tensor]:
 def train(folder: Path, resume: Path | None = None, **arguments: Any) -> dict[str, Any]:
     trainer = make(folder, Odd(), **arguments)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    return {**result_of(trainer), "optimizer": optimizer_of(trainer), "losses": result_of(trainer)["losses"][-2:]}
+    return {
+        **result_of(trainer),
+        "optimizer": optimizer_of(trainer),
+        "losses": result_of(trainer)["losses"][-2:],
+        "failures": trainer._run.saves.failures.num_failures,
+    }
+
+
+def written_by_dcp(folder: Path) -> dict[str, Any]:
+    """What DCP itself and this Trainer write of one model: the tensors and the metadata of each file, by its name."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    trainer = make(folder / "of DCP", Odd(), max_steps=1, **PARTS)
+    trainer.train()
+    weights = {name: one for name, one in trainer.model.state_dict().items() if name != "head.weight"}
+    (folder / "dcp").mkdir(exist_ok=True)
+    (folder / "ours" / sharded.FOLDER / sharded.MODEL).mkdir(parents=True, exist_ok=True)
+    dcp.save(weights, storage_writer=HuggingFaceStorageWriter(str(folder / "dcp"), save_distributed=True))
+    sharded.save_model_parts(folder / "ours", trainer.model, trainer._strategy)
+    trainer._strategy.barrier()
+    return {"dcp": contents_of(folder / "dcp"), "ours": contents_of(folder / "ours" / sharded.FOLDER / sharded.MODEL)}
+
+
+def contents_of(folder: Path) -> dict[str, Any]:
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            offsets = json.loads(file.metadata()["DCP_SHARDING_INFO"])
+            rest = {name: value for name, value in file.metadata().items() if name != "DCP_SHARDING_INFO"}
+            found[path.name] = offsets, rest, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return found
 
 
 def loaded(folder: Path, checkpoint: Path, **arguments: Any) -> dict[str, Any]:
@@ -76,6 +117,72 @@ def loaded(folder: Path, checkpoint: Path, **arguments: Any) -> dict[str, Any]:
         "optimizer": optimizer_of(trainer),
         "shares": result_of(trainer)["shares"],
     }
+
+
+class OfSecondProcess(TrainerCallback):
+    """Does something in one process, at the end of the step whose save is to meet it."""
+
+    step = 2
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.process_index == 1 and state.global_step == self.step:
+            self.act(**kwargs)
+
+    def act(self, **kwargs: Any) -> None:
+        raise NotImplementedError
+
+
+class HasNoRoom(OfSecondProcess):
+    """The writer, for files of more than so many bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def act(self, **kwargs: Any) -> None:
+        _, most = resource.prlimit(WRITERS[-1], resource.RLIMIT_FSIZE)
+        resource.prlimit(WRITERS[-1], resource.RLIMIT_FSIZE, (self.limit, most))
+
+
+class Poisons(OfSecondProcess):
+    step = 4
+
+    def act(self, model: Any, **kwargs: Any) -> None:
+        with torch.no_grad():
+            model.blocks[0].inner.weight.to_local().fill_(float("nan"))
+
+
+WRITERS: list[int] = []  # the processes that `forked` started here
+
+
+@contextmanager
+def forked(prepare: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Within, the processes that write are forks, which saves seconds of imports; `prepare` is called in the first."""
+    launch, WRITERS[:] = writer.launch, []
+
+    def fork() -> Any:
+        process, line = forked_writer(prepare if not WRITERS else lambda: None)()
+        WRITERS.append(process.pid)
+        return process, line
+
+    writer.launch = fork
+    try:
+        yield
+    finally:
+        writer.launch = launch
+
+
+def killed_after_one_file() -> None:
+    """Have the writer of the second process die when the first of its files has its name."""
+    if os.environ["RANK"] == "1":
+        write_now, names = sink.write_now, []
+
+        def write(kind: str, path: Any, *content: Any) -> None:
+            if names:
+                os.kill(os.getpid(), signal.SIGKILL)
+            names.append(path)
+            write_now(kind, path, *content)
+
+        sink.write_now = write
 
 
 def scenarios(folder: Path) -> dict[str, Any]:
@@ -92,8 +199,23 @@ def scenarios(folder: Path) -> dict[str, Any]:
     found["DDP run"] = train(folder / "DDP run", **SAVING, fsdp="")
     found["loaded of DDP"] = loaded(folder / "of DDP", folder / "DDP run" / "checkpoint-2", **PARTS)
     found["not waited for"] = train(folder / "not waited for", **SAVING, async_save=True)
+    beside = {**SAVING, "async_save": True, **PARTS}
+    found["parts not waited for"] = train(folder / "parts not waited for", **beside)
+    checkpoint = folder / "parts not waited for" / "checkpoint-2"
+    of_best = {**beside, **BEST, "save_total_limit": 2}
+    with forked():
+        found["parts not waited for resumed"] = train(folder / "parts resumed", checkpoint, **beside)
+        found["parts best not waited for"] = train(folder / "parts best not waited for", **of_best)
+        for limit in FILE_LIMITS:
+            found[f"no room {limit}"] = train(folder / f"no room {limit}", **beside, callbacks=[HasNoRoom(limit)])
+        poisoned = {**beside, "save_steps": 1, "nonfinite": "ignore", "callbacks": [Poisons()]}
+        found["not finite"] = train(folder / "not finite", **poisoned)
+    with forked(killed_after_one_file):
+        found["writer killed"] = train(folder / "writer killed", **beside)
+        found["writers"] = len(WRITERS)
+    found["as DCP writes"] = written_by_dcp(folder)
     found["refused"] = {}
-    for name in ("async_save", "save_on_each_node"):
+    for name in ("save_on_each_node",):
         with pytest.raises(ValueError) as caught:
             make(folder / "refused", **{name: True}, **SAVING, **PARTS)
         found["refused"][name] = str(caught.value)
@@ -193,7 +315,78 @@ def test_saves_that_are_not_waited_for_hold_the_same(folder: Path, two: Any) -> 
         assert all(torch.equal(tensor, files[1][name]) for name, tensor in files[0].items())
 
 
-def test_parts_that_nobody_waits_for_or_on_each_machine_are_refused(two: Any) -> None:
+def saves_in(folder: Path) -> list[str]:
+    """Checkpoints, and what is left of others."""
+    return sorted(name for name in os.listdir(folder) if "checkpoint" in name)
+
+
+def test_parts_that_are_not_waited_for_are_those_of_a_save_that_is(folder: Path, two: Any) -> None:
+    for rank in two:
+        assert_same_state(rank["parts not waited for"], rank["parts run"])
+        assert_same_state(rank["parts not waited for resumed"], rank["parts run"])
+        assert rank["parts not waited for resumed"]["losses"] == rank["parts run"]["losses"]
+    for step in (2, 4):
+        waited, beside = (folder / name / f"checkpoint-{step}" for name in ("parts run", "parts not waited for"))
+        assert problems(str(beside)) == []
+        names = [path.relative_to(waited) for path in sorted(waited.rglob("*")) if path.is_file()]
+        assert names == [path.relative_to(beside) for path in sorted(beside.rglob("*")) if path.is_file()]
+        for name in names:
+            if name.name == "optimizer.pt":
+                assert (beside / name).read_bytes() == (waited / name).read_bytes(), name
+            elif name.suffix == ".safetensors":
+                found, expected = load_file(beside / name), load_file(waited / name)
+                assert found.keys() == expected.keys()
+                assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items()), name
+    assert saves_in(folder / "parts not waited for") == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_the_best_of_parts_that_are_not_waited_for_is_kept_by_rotation_and_loaded(folder: Path, two: Any) -> None:
+    assert saves_in(folder / "parts best not waited for") == ["checkpoint-1", "checkpoint-4"]
+    file = load_file(folder / "parts best not waited for" / "checkpoint-1" / "model.safetensors")
+    for rank in two:
+        weights = rank["parts best not waited for"]["weights"]
+        assert all(torch.equal(weights[name], tensor) for name, tensor in file.items())
+
+
+def test_a_part_whose_writer_is_killed_is_written_by_its_process(folder: Path, two: Any) -> None:
+    for step in (2, 4):
+        checkpoint = folder / "writer killed" / f"checkpoint-{step}"
+        assert problems(str(checkpoint)) == []
+        whole, expected = (sharded.whole_model(one) for one in (checkpoint, folder / "parts run" / checkpoint.name))
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in whole.items())
+    assert saves_in(folder / "writer killed") == ["checkpoint-2", "checkpoint-4"]
+    assert [rank["writers"] for rank in two] == [1, 2]
+
+
+@pytest.mark.parametrize("limit", FILE_LIMITS)
+def test_a_part_that_one_disk_has_no_room_for_is_a_failure_in_both_and_no_checkpoint(
+    folder: Path, two: Any, limit: int
+) -> None:
+    for rank in two:
+        assert rank[f"no room {limit}"]["failures"] == 2
+        assert_same_state(rank[f"no room {limit}"], rank["parts run"])
+    assert saves_in(folder / f"no room {limit}") == []
+
+
+def test_a_part_that_is_not_finite_is_refused_by_both(folder: Path, two: Any) -> None:
+    assert saves_in(folder / "not finite") == [f"checkpoint-{step}" for step in (1, 2, 3)]
+    assert [rank["not finite"]["failures"] for rank in two] == [0, 0]
+
+
+def test_parts_are_the_files_that_dcp_writes(two: Any) -> None:
+    for rank in two:
+        ours, of_dcp = rank["as DCP writes"]["ours"], rank["as DCP writes"]["dcp"]
+        assert ours.keys() == of_dcp.keys() and len(ours) == 2
+        whole = {"shift", "num_calls"}  # buffers, which DCP has whichever process write that has least to write
+        for name, (offsets, metadata, tensors) in of_dcp.items():
+            assert ours[name][1] == metadata
+            for key in tensors.keys() - whole:
+                assert ours[name][0][key] == offsets[key] and torch.equal(ours[name][2][key], tensors[key])
+            assert ours[name][2].keys() - whole == tensors.keys() - whole
+        assert all(sum(key in file[2] for file in ours.values()) == 1 for key in whole)
+
+
+def test_parts_on_each_machine_are_refused(two: Any) -> None:
     for rank in two:
         for name, text in rank["refused"].items():
             assert text.startswith(f"{name}=True cannot be used with state_dict_type='sharded_state_dict'")

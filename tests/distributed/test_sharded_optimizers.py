@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "optim"))
 
 import battery
 from battery import NAMES, Model, built, train
-
 from trainwright import shards
 from trainwright.optim.fused_backward import updates_in_backward
 from trainwright.optim.registry import ROWS

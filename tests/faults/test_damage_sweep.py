@@ -111,7 +111,13 @@ def test_a_run_that_falls_back_ends_like_a_resume_from_the_older_checkpoint(fini
     assert resumed._run.first_step == expected._run.first_step == 4
     assert difference(end_of(expected), end_of(resumed)) == ""
     # The step is done again, so its checkpoint is there again, and whole; the damaged one is kept.
-    assert sorted(os.listdir(out)) == ["checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-6.damaged"]
+    assert sorted(os.listdir(out)) == [
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-6",
+        "checkpoint-6.damaged",
+        "metrics.jsonl",
+    ]
     assert problems(out / "checkpoint-6") == []
 
 

@@ -339,13 +339,21 @@ def test_a_running_mean_that_is_not_finite_is_found_before_it_is_saved(make_trai
     trainer = make_trainer(trainer={"model": Normed()}, save_strategy="steps", save_steps=1, max_steps=5)
     with pytest.raises(NonFiniteError, match=r"step 3: 1 of the model's tensors hold NaN or infinity: running_mean"):
         trainer.train()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "checkpoint-1",
+        "checkpoint-2",
+        "metrics.jsonl",
+    ]
 
 
 def test_infinity_that_was_there_before_training_and_buffers_that_are_not_saved_stand_in_no_way(make_trainer, tmp_path):
     trainer = make_trainer(trainer={"model": Normed(0)}, save_strategy="steps", save_steps=1, max_steps=2)
     trainer.train()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "checkpoint-1",
+        "checkpoint-2",
+        "metrics.jsonl",
+    ]
     trainer.train(resume_from_checkpoint=True)
 
 

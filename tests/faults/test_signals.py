@@ -88,7 +88,7 @@ def assert_same_end(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 def good_steps(out: Any) -> list[int]:
     """The steps that `out` holds complete checkpoints of; there must be no others, and nothing half-written."""
-    names = [path for path in Path(out).iterdir() if path.name != "runs"]
+    names = [path for path in Path(out).iterdir() if path.name not in ("runs", "metrics.jsonl")]
     assert all(path.name.startswith("checkpoint-") and problems(str(path)) == [] for path in names)
     return sorted(int(path.name.removeprefix("checkpoint-")) for path in names)
 
@@ -114,7 +114,7 @@ def child(spec: dict[str, Any]) -> None:
     pausing = [At(spec["event"], spec["number"], pause)] if spec["event"].startswith("on_") else []
     for out in [spec["out"], *spec.get("more", ())]:
         trainer = make(out, *pausing, cls=Saving, **spec["options"])
-        trainer.train(resume_from_checkpoint=os.path.isdir(out) and bool(os.listdir(out)))
+        trainer.train(resume_from_checkpoint=bool(list(Path(out).glob("checkpoint-*"))))
         torch.save(end_of(trainer), f"{out}.{os.environ.get('RANK', '0')}.pt")
 
 

@@ -1,5 +1,6 @@
 """The benchmarks run: with toy sizes on this machine, so that a script is no dead code when a GPU is there."""
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -57,6 +58,36 @@ def test_what_log_lines_cost_a_save_is_measured(benchmark, capsys):
 def test_memory_is_measured(benchmark, capsys):
     benchmark("memory").main(["--steps", "100", "--width", "64", "--only", "bare", "trainwright"])
     assert "| trainwright" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["bare loop", "bare loop, packed", "trainwright", "trainwright, packed"])
+def test_the_contenders_of_fine_tuning_train_on_the_same_labels_to_the_same_loss(benchmark, name, tmp_path):
+    fine_tuning = benchmark("fine_tuning")
+    sizes = {"vocabulary": 64, "width": 32, "layers": 1, "num_train": 24, "num_eval": 8, "longest": 128, "mean": 40.0}
+    work = dataclasses.replace(fine_tuning.PATH, **sizes)
+    train, valid = (fine_tuning.samples(work, number, seed) for number, seed in ((24, 0), (8, 1)))
+    untrained = fine_tuning.evaluated_by_hand(fine_tuning.model_of(work), fine_tuning.pad, valid, 8)
+    contender = next(one for one in fine_tuning.CONTENDERS if one.name == name)
+    found = contender.run(work, train, valid, str(tmp_path), fine_tuning.Meter())
+    assert found["cpu_s"] > 0 and found["num_steps"] >= 1
+    assert found["eval_loss"] == pytest.approx(untrained, rel=0.02)  # random tokens: there is little to learn
+    assert list(tmp_path.iterdir())  # saved
+
+
+def test_a_table_of_fine_tuning_compares_with_its_first_row(benchmark, monkeypatch, capsys):
+    fine_tuning = benchmark("fine_tuning")
+    costs = {"bare loop": 8.0, "bare loop, packed": 2.0}
+    monkeypatch.setattr(
+        fine_tuning,
+        "measure",
+        lambda work, name, package, quick: {"cpu_s": costs[name], "peak_mib": 10 * costs[name], "labels": 160},
+    )
+    fine_tuning.main(["--work", "path", "--only", "bare"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| bare")]
+    assert [row.split("|")[3:8] for row in rows] == [
+        [" 8.00 ", " 20 ", " 1.00 ", " 80 ", " 1.00 "],
+        [" 2.00 ", " 80 ", " 4.00 ", " 20 ", " 0.25 "],
+    ]
 
 
 def test_every_benchmark_is_found_and_says_what_it_measures(benchmark):

@@ -125,7 +125,7 @@ def push(make, monkeypatch, **_):
 
     monkeypatch.setattr(hub, "create_repository", lambda *args, **kwargs: "me/model")
     monkeypatch.setattr(hub, "push_folder", lambda *args, **kwargs: None)
-    monkeypatch.setattr("trainwright.hub.queue.PushQueue.push_checkpoint", lambda *args, **kwargs: None)
+    monkeypatch.setattr("trainwright.hub.push.push_staged", lambda *args, **kwargs: None)
     trainer = make(push_to_hub=True, max_steps=1, save_strategy="steps")
     trainer.train()
     trainer.push_to_hub()

@@ -24,7 +24,7 @@ def divided(trainer):
     loader = trainer.get_train_dataloader()
     check_packed(trainer.args, loader, trainer.model, trainer._packed_inputs, trainer._prepare_inputs)
     assert trainer._packed_inputs._can_divide
-    with trainer._packed_inputs.while_training(trainer.model):
+    with trainer._packed_inputs.while_packed(trainer.model):
         yield loader
 
 

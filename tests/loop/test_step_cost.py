@@ -64,6 +64,15 @@ def test_a_step_without_clipping_makes_few_calls_above_a_bare_loop_although_it_l
     assert unchecked[0] < ours[0] and unchecked[1] < ours[1]  # that it does look
 
 
+def test_a_tracker_adds_nothing_to_a_step_between_two_log_lines():
+    pytest.importorskip("tensorboard")  # tests/trackers/test_battery.py has the others
+    silent, tracked = (
+        calls_per_step(contenders.with_trainer("trainwright", logging_steps=1000, report_to=names))
+        for names in ("none", "tensorboard")
+    )
+    assert tracked[0] <= silent[0] and tracked[1] <= silent[1]
+
+
 def memory_of(run, num_steps=60):
     """(bytes of tensors at the start, most bytes above that) of `num_steps` steps in the middle of a run."""
     counter = probes.MemoryCounter()

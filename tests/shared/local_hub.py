@@ -24,12 +24,21 @@ class Hub:
         self.gate = threading.Event()  # commits wait for it
         self.gate.set()
         self.fail_commits = False
+        self.is_down = False  # each request is refused with 503
+        self.answers = []  # to the next commits, instead of making them: (status, headers)
+        self.denied = {}  # status of all requests whose path has this text
+        self.headers = {}  # of the answer under way
 
     def files(self, repository="me/model", branch="main"):
         return self.repositories[repository][branch]
 
     def answer(self, method, path, body):
         """(status, answer) to a request."""
+        if self.is_down:
+            return 503, {"error": "the Hub is down"}
+        for text, status in self.denied.items():
+            if text in path:
+                return status, {"error": f"denied with {status}"}
         if path == "/api/whoami-v2":
             return 200, {"name": "me", "type": "user", "orgs": []}
         if path == "/api/validate-yaml":
@@ -83,6 +92,9 @@ class Hub:
             return 200, {"files": modes}
         assert what == "commit"
         self.gate.wait(60)
+        if self.answers:
+            status, self.headers = self.answers.pop(0)
+            return status, {"error": f"answered with {status}"}
         if self.fail_commits:
             return 400, {"error": "the disk is full"}
         for line in body.decode().splitlines():
@@ -122,6 +134,9 @@ def serve() -> Iterator[Hub]:
             data = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
+            for name, value in state.headers.items():
+                self.send_header(name, value)
+            state.headers = {}
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if self.command != "HEAD":

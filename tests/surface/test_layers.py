@@ -11,9 +11,9 @@ from imports import FILES, PACKAGE, dotted, imported_modules, package_of
 
 # From the ground up. A shelf imports from those before it only.
 ORDER = """
-    names importing argtypes argparser forks outputs plan metrics window tokens log_text log_output redact safe_write
-    gradients shards overflow seeding nested loss interop micro_batch_weights splitting
-    optim args data parallel interrupt nonfinite checkpoint techniques oom_retry evaluation profiling
+    names importing argtypes argparser forks outputs plan metrics window tokens log_values log_text log_output redact
+    safe_write gradients shards overflow seeding nested loss interop linear_loss micro_batch_weights splitting
+    optim args data parallel interrupt nonfinite checkpoint techniques oom_retry preflight evaluation profiling
     state callbacks tracking report hub search
     hooks run checks trainer seq2seq
     compat tasks dropin cli __main__

@@ -13,7 +13,8 @@ import torch
 from trainwright import log_text
 from trainwright.checkpoint.save import save_trainer_state
 from trainwright.log_text import LogText
-from trainwright.state import TrainerState, _plain
+from trainwright.log_values import plain_value
+from trainwright.state import TrainerState
 
 
 def lines(number, start=0):
@@ -22,7 +23,7 @@ def lines(number, start=0):
 
 def whole(state):
     """What encoding everything at once gives."""
-    return json.dumps(state.to_dict(), indent=2, sort_keys=True, default=_plain) + "\n"
+    return json.dumps(state.to_dict(), indent=2, sort_keys=True, default=plain_value) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -239,8 +240,10 @@ def test_a_state_with_its_own_text_writes_that(tmp_path):
 def test_a_line_that_cannot_be_encoded_costs_no_change_of_another():
     text, history = LogText(), [{"loss": 1.0}, {"loss": 2.0}]
     text.update(history)
-    history[0]["loss"], history[1] = 5.0, {("a", "tuple"): 1}
-    with pytest.raises(TypeError, match="keys must be"):
+    circle = []
+    circle.append(circle)
+    history[0]["loss"], history[1] = 5.0, circle
+    with pytest.raises(ValueError, match="Circular"):
         text.update(history)
     history[1] = {"loss": 2.0}
     assert json.loads(bytes(text.update(history)) + text.closing) == [{"loss": 5.0}, {"loss": 2.0}]

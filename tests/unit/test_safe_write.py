@@ -27,11 +27,14 @@ from trainwright.hub.push import add_patterns_to_gitignore
 from trainwright.profiling.trace import StepProfiler
 from trainwright.report.curve import plot_history
 from trainwright.report.html import write_report
+from trainwright.report.images import write_images
+from trainwright.report.metrics_file import MetricsFile
 from trainwright.report.search_page import write_search_page
 from trainwright.report.trials import TrialRecord, write_csv
 from trainwright.state import TrainerState
 from trainwright.tasks import session
 from trainwright.tasks.classification import predictions_writer
+from trainwright.tracking.tracked_runs import TrackedRun
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links and named pipes")
 
@@ -74,6 +77,12 @@ def write_predictions(out):
     session.run(trainer, data, task="t", predict_dataset=[0, 1], write_predictions=predictions_writer(["a", "b"]))
 
 
+def write_metrics_line(out):
+    file = MetricsFile(out, "0" * 32)
+    file.add(LOG[0])
+    file.close()
+
+
 def write_alphabet(out):
     pytest.importorskip("transformers")
     from trainwright.tasks.speech import write_alphabet
@@ -106,6 +115,7 @@ WRITERS = {
     ),
     "trials": ("report/trials.py", lambda out: write_csv(out, TRIALS, ["minimize"]), ["search_trials.csv"], "error"),
     "curve": ("report/curve.py", write_plot, ["curve.png"], "error"),
+    "metrics file": ("report/metrics_file.py", write_metrics_line, ["metrics.jsonl"], "warning"),
     "save_state": ("state.py", lambda out: trainer_of(out).save_state(), ["trainer_state.json"], "error"),
     "state": ("state.py", lambda out: TrainerState().save_to_json(out / "state.json"), ["state.json"], "error"),
     "save_metrics": (
@@ -114,12 +124,24 @@ WRITERS = {
         ["eval_results.json", "all_results.json"],
         "error",
     ),
-    "model card": ("hub/model_card.py", lambda out: write_model_card(out, model_name="m"), ["README.md"], "error"),
+    "model card": (
+        "hub/model_card.py",
+        lambda out: write_model_card(out, model_name="m", log_history=LOG),
+        ["README.md", "training_curves.svg"],
+        "error",
+    ),
+    "images": ("report/images.py", lambda out: write_images(out, LOG), ["loss.svg"], "error"),
     "gitignore": ("hub/push.py", lambda out: add_patterns_to_gitignore(str(out), ["_*"]), [".gitignore"], "error"),
     "profile": ("profiling/trace.py", write_profile, TRACES, "warning"),
     "predictions": ("tasks/classification.py", write_predictions, ["predictions.tsv"], "error"),
     "alphabet": ("tasks/speech.py", write_alphabet, ["vocab.json", "tokenizer_config.json"], "error"),
     "lengths": ("data/lengths.py", write_lengths, ["trainwright-lengths-f-x.npy"], "nothing"),
+    "runs of trackers": (
+        "tracking/tracked_runs.py",
+        lambda out: TrackedRun(str(out), "wandb", "training", "run").sent(["loss"], 1),
+        ["tracker_runs/wandb.json"],
+        "error",  # which the tracker turns into a warning
+    ),
     "mark": ("checkpoint/commit.py", lambda out: commit._empty_under_mark(str(out)), [".incomplete"], "error"),
     "save_model": (
         "checkpoint/save.py",
@@ -313,8 +335,9 @@ JUDGED = {
     ("checkpoint/weights.py", "save_tensors"): STAGED,
     ("evaluation/spill.py", "_nameless_file"): "a file without a name",
     ("evaluation/spill.py", "mapped"): "maps a file without a name",
-    ("hub/staging.py", "stage"): STAGED,
+    ("hub/staging.py", "_put"): STAGED,
     ("log_text.py", "write"): STAGED,
+    ("report/metrics_file.py", "_open"): "appends, without following a link or waiting for a named pipe",
     ("tracking/dagshub.py", "_write_artifacts"): SCRATCH,
     ("tracking/model_files.py", "write_model"): SCRATCH,
     ("trainer.py", "_save_processing_files"): STAGED,

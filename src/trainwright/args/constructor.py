@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from trainwright.args.renamed import RENAMED, RENAMED_VALUES, TWINS, Renamed, twin_value
+from trainwright.args.renamed import OF_OTHERS, RENAMED, RENAMED_VALUES, TWINS, Renamed, twin_value
 from trainwright.names import closest
 from trainwright.redact import is_hidden, is_secret, without_passwords
 
@@ -38,8 +38,7 @@ class ArgumentsMeta(type):
         if not open_ended:
             unknown = [name for name in given if name not in parameters]
             if unknown:
-                options = [*parameters, *RENAMED]
-                hints = "".join(closest(name, options) for name in unknown)
+                hints = "".join(_meant(name, list(parameters)) for name in unknown)
                 raise TypeError(f"{cls.__name__} has no argument {', '.join(map(repr, unknown))}.{hints}")
         return super().__call__(*args, **given)
 
@@ -60,6 +59,18 @@ class ArgumentsMeta(type):
             cached = signature.replace(parameters=list(signature.parameters.values())[1:])
             cls._signature = cached
         return cached  # type: ignore[no-any-return]
+
+
+def _meant(name: str, current: list[str]) -> str:
+    """The hint about a name that is no argument: a current one, also where an older one is a little nearer."""
+    if name in OF_OTHERS and OF_OTHERS[name] in current:
+        return f" Did you mean {OF_OTHERS[name]!r}?"
+    if not (nearest := closest(name, [*current, *RENAMED])):
+        return ""
+    older = nearest.split("'")[1]
+    if older in current or older not in RENAMED:
+        return nearest
+    return f" Did you mean {RENAMED[older].instead}, once called {older!r}?"
 
 
 def accept(cls: type, given: dict[str, Any]) -> dict[str, Any]:

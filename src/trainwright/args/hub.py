@@ -24,14 +24,15 @@ class HubArguments(RunArguments):
     )
     hub_strategy: HubStrategy | str = option(
         "every_save",
-        "What is pushed: the model at the 'end' or at 'every_save', also the last 'checkpoint', or 'all_checkpoints'.",
+        "What is pushed: the model when it is saved by hand ('end'), or at 'every_save' and the end of training; also "
+        "the last 'checkpoint', or 'all_checkpoints'.",
     )
     hub_token: str | None = option(
         None, "Token to push with. None: the one stored by logging in. Never written anywhere.", repr=False
     )
     hub_private_repo: bool | None = option(None, "Create the repository private. None: as the organisation prefers.")
     hub_always_push: bool = option(
-        False, "Push even while the previous push is still running, instead of skipping this one."
+        False, "Push each save; else, of those made while a push runs, only the newest one, after it."
     )
     hub_revision: str | None = option(None, "Branch to push to. None: the main branch.")
     push_to_hub_model_id: str | None = option(None, "Older way to write the last part of hub_model_id.")

@@ -174,8 +174,8 @@ def _first_number(environ: Mapping[str, str], *names: str) -> int | None:
 
 def _is_interactive() -> bool:
     """Somebody types here, in a shell or notebook: this process is not one of several, whatever started its shell."""
-    ipython = sys.modules.get("IPython")
-    return hasattr(sys, "ps1") or (ipython is not None and ipython.get_ipython() is not None)
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", None)  # not there yet while another thread imports it
+    return hasattr(sys, "ps1") or (shell is not None and shell() is not None)
 
 
 # -- launchers ---------------------------------------------------------------------------------------------------------

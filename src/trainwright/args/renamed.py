@@ -147,3 +147,36 @@ def twin_value(name: str, value: Any, current: Any) -> Any:
     if name == "train_sampling_strategy":
         return value == "group_by_length"
     return value
+
+
+# What other libraries and scripts call an argument: only for the hint of an error.
+OF_OTHERS: dict[str, str] = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "max_epochs": "num_train_epochs",
+    "n_epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "num_train_steps": "max_steps",
+    "num_training_steps": "max_steps",
+    "batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "grad_accum_steps": "gradient_accumulation_steps",
+    "accumulate_grad_batches": "gradient_accumulation_steps",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "clip_grad": "max_grad_norm",
+    "grad_clip": "max_grad_norm",
+    "gradient_clip_val": "max_grad_norm",
+    "optimizer": "optim",
+    "scheduler": "lr_scheduler_type",
+    "lr_scheduler": "lr_scheduler_type",
+    "num_workers": "dataloader_num_workers",
+    "save_every": "save_steps",
+    "eval_every": "eval_steps",
+    "val_check_interval": "eval_steps",
+    "log_every_n_steps": "logging_steps",
+    "default_root_dir": "output_dir",
+    "save_dir": "output_dir",
+    "logger": "report_to",
+}

@@ -17,6 +17,7 @@ from typing import Any
 from trainwright.args.checks import check_choice, check_number, check_switch, parse_enum, parse_json, typed
 from trainwright.args.options import option
 from trainwright.args.run import RunArguments
+from trainwright.interop.optional import installed_version
 from trainwright.interop.trackers import resolve_report_to
 from trainwright.log_output import library_logger
 from trainwright.names import DebugOption, closest
@@ -38,7 +39,9 @@ class ReportingArguments(RunArguments):
     """Reporting: log level, progress, trackers, counters."""
 
     report_to: list[str] | str | None = option(
-        None, "Trackers that receive the logs: names, 'all' installed ones, or 'none'. Without it: 'all'."
+        None,
+        "Trackers that receive the logs: names, 'all' installed ones, or 'none'. Without it: 'all' where transformers "
+        "4 is installed, else 'none'.",
     )
     run_name: str | None = option(None, "Name of the run in the trackers. Without it: output_dir.")
     logging_dir: str | None = option(None, "Folder of TensorBoard's files. Without it: output_dir/runs/<date>_<host>.")
@@ -107,7 +110,7 @@ class ReportingArguments(RunArguments):
 
     def _check_reporting(self) -> None:
         assert self.output_dir is not None  # _check_run comes first
-        self.report_to = resolve_report_to(self.report_to)
+        self.report_to = resolve_report_to(self.report_to if self.report_to is not None else default_report_to())
         if self.run_name is None:
             self.run_name = self.output_dir
         if self.logging_dir is None:
@@ -150,6 +153,12 @@ class ReportingArguments(RunArguments):
                 "log_speed=True, or leave it out."
             )
         self.profile_steps = parse_profile_steps(self.profile_steps)
+
+
+def default_report_to() -> str:
+    """That of the installed generation of `transformers`, and of the newest one without it."""
+    installed = installed_version("transformers")
+    return "all" if installed is not None and installed < (5,) else "none"
 
 
 def parse_profile_steps(value: Any) -> dict[str, Any] | None:

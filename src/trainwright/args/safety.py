@@ -70,6 +70,13 @@ class SafetyArguments(RunArguments):
         extension=True,
     )
 
+    preflight: bool = option(
+        True,
+        "Before the first step, compare the data with the model: the column of labels, the first batch, and "
+        "compute_metrics on a batch of the evaluation set. False: mistakes are found where they end the run.",
+        extension=True,
+    )
+
     def _check_safety(self) -> None:
         check_choice(self, "nonfinite", ("raise", "skip", "rollback", "ignore"))
         check_number(self, "max_save_failures", 1, whole=True)
@@ -78,6 +85,7 @@ class SafetyArguments(RunArguments):
         check_switch(self, "save_on_signal")
         check_switch(self, "save_on_exception")
         check_switch(self, "requeue_on_signal")
+        check_switch(self, "preflight")
         if self.requeue_on_signal and not self.save_on_signal:
             raise ValueError(
                 "requeue_on_signal=True needs save_on_signal=True: a job that is requeued without a checkpoint would "

@@ -26,6 +26,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EVENT_KEYWORDS = {"on_log": "logs", "on_evaluate": "metrics", "on_predict": "metrics", "on_save": "checkpoint_dir"}
+# What other libraries call the events.
+OTHER_NAMES = {
+    "on_train_start": "on_train_begin",
+    "on_fit_start": "on_train_begin",
+    "on_fit_end": "on_train_end",
+    "on_epoch_start": "on_epoch_begin",
+    "on_train_epoch_start": "on_epoch_begin",
+    "on_train_epoch_end": "on_epoch_end",
+    "on_batch_begin": "on_step_begin",
+    "on_batch_start": "on_step_begin",
+    "on_train_batch_begin": "on_step_begin",
+    "on_train_batch_start": "on_step_begin",
+    "on_batch_end": "on_step_end",
+    "on_train_batch_end": "on_step_end",
+    "on_before_optimizer_step": "on_pre_optimizer_step",
+    "on_validation_end": "on_evaluate",
+    "on_validation_epoch_end": "on_evaluate",
+    "on_test_end": "on_predict",
+    "on_save_checkpoint": "on_save",
+}
 CONTROL_FIELDS = tuple(field.name for field in dataclasses.fields(TrainerControl))
 
 
@@ -102,6 +122,7 @@ class CallbackHandler(TrainerCallback):
             )
         if not type(instance).__module__.startswith("trainwright."):
             keywords = {event: [*self._shared, *filter(None, [EVENT_KEYWORDS.get(event)])] for event in EVENTS}
+            _warn_of_near_events(instance)
             warn_of_events(instance, [event for event in EVENTS if _listens(instance, event)], keywords)
         if any(type(present) is type(instance) for present in self.callbacks):
             logger.warning(
@@ -243,6 +264,18 @@ def _is_meant(present: Any, wanted: Any) -> bool:
 
 def _is_reference(class_: type) -> bool:
     return class_.__module__.partition(".")[0] == "transformers"
+
+
+def _warn_of_near_events(callback: Any) -> None:
+    """Say which methods look like an event and are none, so that nothing calls them."""
+    for name in dir(type(callback)):
+        if not name.startswith("on_") or name in EVENTS or not callable(getattr(callback, name, None)):
+            continue
+        meant = f" Did you mean {OTHER_NAMES[name]!r}?" if name in OTHER_NAMES else closest(name, EVENTS)
+        if meant:
+            logger.warning(
+                "%s.%s is no event, so the Trainer does not call it.%s", type(callback).__name__, name, meant
+            )
 
 
 def _listens(callback: Any, event: str) -> bool:

@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import reduction
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from trainwright.args.training import TrainingArguments
     from trainwright.checkpoint.frozen import FrozenWeights
     from trainwright.parallel.async_max import AsyncMax
+    from trainwright.parallel.strategy import Strategy
 
 logger = logging.getLogger(__name__)
 
@@ -48,18 +49,28 @@ class AsyncSaves:
 
     `staged` takes the place of `save.staged`: it ends when the state is copied. `begin` starts the writing, and from
     then on `in_flight` is true, until `finish`. Of several ranks only the first (`is_main`) has a writer; `agreement`
-    lets the others know when it is done, so that all continue from the same step.
+    lets the others know when it is done, so that all continue from the same step. With `writes_parts` each has one, for
+    its part, and that of the first commits when the parts of all are on the disk.
     """
 
-    def __init__(self, num_bytes: int = 0, *, is_main: bool = True, agreement: AsyncMax | None = None) -> None:
+    def __init__(
+        self,
+        num_bytes: int = 0,
+        *,
+        is_main: bool = True,
+        agreement: AsyncMax | None = None,
+        writes_parts: bool = False,
+        rank: int = 0,
+    ) -> None:
         self.in_flight = False
+        self._has_writer, self._writes_parts, self._rank = is_main or writes_parts, writes_parts, rank
         self.num_saves = self.num_waits = self.num_deaths = 0
         self.waited_s = 0.0
         self._is_main, self._agreement = is_main, agreement
-        if is_main:
+        if self._has_writer:
             check_room(num_bytes)
         try:
-            self._arena = Arena(num_bytes if is_main else 0)  # the memory is made now
+            self._arena = Arena(num_bytes if self._has_writer else 0)  # the memory is made now
         except OSError as error:
             raise RuntimeError(
                 f"async_save=True needs about {num_bytes / 2**30:.1f} GiB of shared memory, which the system refused: "
@@ -75,7 +86,7 @@ class AsyncSaves:
         self._is_answered = False
         self._doomed: list[str] = []  # directories sent to the writer to be deleted, since its last answer
         hold_alone(self)
-        if is_main:
+        if self._has_writer:
             try:
                 self._start()
             except OSError as error:
@@ -86,19 +97,13 @@ class AsyncSaves:
 
     @classmethod
     def for_run(
-        cls,
-        args: TrainingArguments,
-        name: str,
-        overridden: list[str],
-        num_bytes: int,
-        *,
-        is_main: bool,
-        is_distributed: bool,
+        cls, args: TrainingArguments, name: str, overridden: list[str], num_bytes: int, *, strategy: Strategy
     ) -> AsyncSaves | None:
         """What `args` ask for; None where there is nothing to write asynchronously.
 
         `name`: of the Trainer's class, `overridden`: those of `saves.HOOKS_THAT_WRITE` that it overrides. `num_bytes`:
-        predicted size of a checkpoint. All ranks call it together. Raises MemoryError where the memory will not do.
+        predicted size of what this rank writes. All ranks call it together. Raises MemoryError where the memory will
+        not do.
         """
         if not args.async_save or args.save_strategy == SaveStrategy.NO:
             return None
@@ -114,19 +119,26 @@ class AsyncSaves:
                 "async_save: %s overrides %s; training waits for what these write.", name, ", ".join(overridden)
             )
         agreement = None
-        if is_distributed:
+        if strategy.is_distributed:
             from trainwright.parallel.async_max import AsyncMax
 
             agreement = AsyncMax(args.ddp_timeout_delta)
-        return cls(num_bytes, is_main=is_main, agreement=agreement)
+        return cls(
+            num_bytes,
+            is_main=strategy.is_main,
+            agreement=agreement,
+            writes_parts=strategy.writes_parts,
+            rank=strategy.process_index,
+        )
 
     @property
     def checks_weights(self) -> bool:
         """Whether saves refuse weights that are not finite (NonFiniteWeights), at the latest when they are over.
 
-        Each of several ranks looks at its weights before the save, because all must refuse together.
+        Each of several ranks looks at its weights before the save, because all must refuse together; where each has a
+        writer, one that finds some makes the save fail in all.
         """
-        return self._agreement is None
+        return self._agreement is None or self._writes_parts
 
     # -- a save --------------------------------------------------------------------------------------------------------
 
@@ -139,6 +151,7 @@ class AsyncSaves:
         world_size: int,
         position: dict[str, Any],
         frozen: FrozenWeights | None = None,
+        folders: Iterable[str] = (),
         to_check: dict[str, torch.Tensor] | None = None,
     ) -> Iterator[str]:
         """As `save.staged`, but it ends when the state is copied; the directory gets its name when that is written.
@@ -155,6 +168,8 @@ class AsyncSaves:
         shutil.rmtree(staging, ignore_errors=True)
         os.mkdir(staging)
         try:
+            for folder in folders:
+                os.makedirs(os.path.join(staging, folder))
             self._arena.clear()
             job = Job(staging, final, step, world_size, position)
             self._snapshot = Snapshot(self._arena, job, to_check, self._layouts)
@@ -174,17 +189,45 @@ class AsyncSaves:
             shutil.rmtree(staging, ignore_errors=True)
             raise
 
+    @contextlib.contextmanager
+    def part_in(self, directory: str, to_check: dict[str, torch.Tensor]) -> Iterator[None]:
+        """With `writes_parts`, around what each rank writes into `directory`, which the first has `staged`: all copy
+        their parts at once, and before the first one's `staged` ends.
+        """
+        if self._is_main:
+            yield
+            assert self._snapshot is not None
+            self._snapshot.finish()
+            return
+        self._ensure_writer()
+        self._arena.clear()
+        job = Job(directory, "", 0, 0, {}, rank=self._rank)
+        self._snapshot = Snapshot(self._arena, job, to_check, self._layouts)
+        with sink.opened(directory, sink.Sink(self._snapshot)):
+            yield
+        self._snapshot.finish()
+        names = nonfinite_tensors(self._snapshot.to_check)
+        if names:
+            raise NonFiniteWeights(names)
+
     def _drop(self) -> None:
         """Forget the save that was begun, and what was staged for it."""
-        if self._snapshot is not None:
+        if self._snapshot is not None and self._is_main:
             shutil.rmtree(self._snapshot.job.staging, ignore_errors=True)
         self._snapshot, self.in_flight = None, False
 
-    def begin(self) -> None:
-        """What was staged is in flight from now on; called by every rank, after the last has written."""
+    def begin(self, gather: Callable[[Any], list[Any]]) -> None:
+        """What was staged is in flight from now on; called by every rank, after the last has written. `gather`: one
+        value of each rank, in rank order.
+        """
+        if self._writes_parts:
+            assert self._snapshot is not None
+            of_all = gather([file.name for file in self._snapshot.job.files])
+            if self._is_main:
+                self._snapshot.job.others = [name for names in of_all[1:] for name in names]
         self.in_flight, self._is_sent, self._is_answered, self._answer = True, False, False, None
         self.num_saves += 1
-        if not self._is_main:
+        if not self._has_writer:
             return
         try:
             self._send(wait=False)
@@ -195,9 +238,10 @@ class AsyncSaves:
     def is_done(self, wait: bool = False) -> bool:
         """Whether the save in flight is over, well or not. Costs two calls of the system while there is one."""
         if self._agreement is not None and not wait:
-            self._agreement.start(int(self._is_main and self._is_over(wait=False)))
+            is_over = self._has_writer and self._is_over(wait=False)  # asked by each: a writer may have died
+            self._agreement.start(int(self._is_main and is_over))
             return bool(self._agreement.result())
-        return self._is_over(wait) if self._is_main else wait
+        return self._is_over(wait) if self._has_writer else wait
 
     def result(self) -> None:
         """End the save in flight; waits for it. Raises what its writing raised, after removing what was staged.
@@ -205,7 +249,7 @@ class AsyncSaves:
         A writer that died is named in the log, and the save is made here.
         """
         self.in_flight = False
-        if not self._is_main:
+        if not self._has_writer:
             return
         self._is_over(wait=True)
         assert self._snapshot is not None
@@ -214,18 +258,21 @@ class AsyncSaves:
             snapshot.is_copied(wait=True)
             self._write_here(snapshot.job)
         elif self._answer is not None:
-            shutil.rmtree(snapshot.job.staging, ignore_errors=True)
+            if not self._writes_parts:
+                shutil.rmtree(snapshot.job.staging, ignore_errors=True)
             raise writer.rebuilt(self._answer)
 
     def finish(self, first_error: Callable[[Exception | None], Exception | None]) -> None:
         """`result` for all ranks; raises in each what one of them raised (`Strategy.first_error`)."""
-        error: Exception | None = None
+        staging, error = self._snapshot.job.staging if self._snapshot is not None else "", None
         try:
             self.result()
         except Exception as caught:
             error = caught
         failed = first_error(error)
         if failed is not None:
+            if self._is_main:  # now that nobody writes there any more
+                shutil.rmtree(staging, ignore_errors=True)
             raise failed
 
     def wait_before(self, step: int) -> None:
@@ -259,7 +306,7 @@ class AsyncSaves:
         """
         is_idle = not self.in_flight
         try:
-            if self.in_flight and self._is_main:
+            if self.in_flight and self._has_writer:
                 with contextlib.suppress(Exception):  # the run is over: nothing is left that could tolerate it
                     self.result() if wait else self._send(wait=True)
                 is_idle = wait
@@ -345,7 +392,10 @@ class AsyncSaves:
 
     def _is_over(self, wait: bool) -> bool:
         """Whether the writer answered, or died; `wait` until it does."""
-        if self._is_answered or self._process is None:
+        if self._is_answered:
+            return True
+        if self._process is None:
+            self._make_part()
             return True
         if not self._send(wait):
             return False
@@ -356,7 +406,20 @@ class AsyncSaves:
             self._doomed = []
         except (EOFError, OSError):
             self._note_death("while it wrote a checkpoint", "This run makes that save itself")
+            self._make_part()
         return True
+
+    def _make_part(self) -> None:
+        """Without a writer: what the one that commits waits for is written at once."""
+        assert self._snapshot is not None
+        if self._snapshot.job.rank is None:
+            return
+        self._snapshot.is_copied(wait=True)
+        try:
+            self._write_here(self._snapshot.job)
+        except Exception as error:
+            self._answer = writer.described(error)
+        self._is_answered = True
 
     def _has_answer(self, wait: bool) -> bool:
         """Whether the line holds an answer, or its end; `wait` until it does. EOFError where the writer just died."""
@@ -404,13 +467,15 @@ class AsyncSaves:
         try:
             if os.path.lexists(job.staging):  # else it died after the checkpoint had got its name
                 writer.write_and_commit(job, self._arena)
-            else:
+            elif job.rank is None:
                 flush_parents(job.final)
         except BaseException:
-            shutil.rmtree(job.staging, ignore_errors=True)
+            if not self._writes_parts:
+                shutil.rmtree(job.staging, ignore_errors=True)
             raise
         finally:
-            self._remove_leftovers(job)
+            if job.rank is None:
+                self._remove_leftovers(job)
 
     def _remove_leftovers(self, job: Job) -> None:
         """What the dead writer had moved aside, now that the new checkpoint has its name."""

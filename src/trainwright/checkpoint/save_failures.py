@@ -22,6 +22,7 @@ from trainwright.checkpoint.paths import INCOMPLETE_NAME, is_ours
 from trainwright.interop.loaded import is_peft_model
 from trainwright.names import SaveStrategy
 from trainwright.nested import strided_parts
+from trainwright.shards import local_part
 
 if TYPE_CHECKING:
     from torch.optim.optimizer import Optimizer
@@ -134,21 +135,23 @@ class SaveFailures:
         return True
 
 
-def predicted_bytes(model: nn.Module, optimizer: Optimizer | None = None) -> tuple[int, int]:
-    """(surely, probably) the size of a checkpoint: weights, and what `optimizer` (None: not saved) keeps.
+def predicted_bytes(model: nn.Module, optimizer: Optimizer | None = None, *, of_part: bool = False) -> tuple[int, int]:
+    """(surely, probably) the size of a checkpoint: weights, and what `optimizer` (None: not saved) keeps. `of_part`:
+    the size of this process's part of it.
 
     A state that exists is measured. Else it is what the optimizer is known to keep per parameter; of an unknown one it
     is surely nothing and probably two numbers.
     """
-    found = [tensor for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)]
+    own = local_part if of_part else lambda tensor: tensor
+    found = [own(tensor) for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)]
     tensors = {part.data_ptr(): part for tensor in found for part in strided_parts(tensor)}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    of_training = sum(parameter.nbytes for parameter in trainable)
+    of_training = sum(own(parameter).nbytes for parameter in trainable)
     weights = of_training if is_peft_model(model) else sum(tensor.nbytes for tensor in tensors.values())
     if optimizer is None:
         return weights, weights
     kept = sum(
-        value.nbytes
+        own(value).nbytes
         for state in optimizer.state.values()
         for value in (state.values() if isinstance(state, dict) else ())
         if isinstance(value, torch.Tensor)

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -145,9 +145,8 @@ class Saves:
             args,
             trainer_class,
             list(overridden),
-            predicted_bytes(model, None if args.save_only_model else optimizer)[1],
-            is_main=strategy.is_main,
-            is_distributed=strategy.is_distributed,
+            predicted_bytes(model, None if args.save_only_model else optimizer, of_part=strategy.writes_parts)[1],
+            strategy=strategy,
         )
 
     # -- making one ----------------------------------------------------------------------------------------------------
@@ -201,19 +200,23 @@ class Saves:
         exception, which is raised in all ranks, `final` is as it was. `position`: see `save.staged`.
         """
         current, background = self._current, self.asynchronous if self._current is not None else None
-        stage: Callable[..., AbstractContextManager[str]] = functools.partial(
-            staged, folders=PART_FOLDERS if self._strategy.writes_parts else ()
-        )
+        stage: Callable[..., AbstractContextManager[str]] = staged
+        checked: dict[str, Any] = {}
         if background is not None:
-            checked = checkable_tensors(self._model, self._exempt) if self._model and background.checks_weights else {}
+            if self._model is not None and background.checks_weights:
+                checked = checkable_tensors(self._model, self._exempt)
             stage = functools.partial(background.staged, to_check=checked)
         num_ranks, frozen = self._strategy.num_processes, self.frozen if self._shares_weights() else None
-        with self._strategy.staged(
-            functools.partial(stage, final, step=step, world_size=num_ranks, position=position, frozen=frozen)
-        ) as directory:
+        writes_parts = self._strategy.writes_parts
+        stage = functools.partial(stage, folders=PART_FOLDERS if writes_parts else ())
+        stage = functools.partial(stage, final, step=step, world_size=num_ranks, position=position, frozen=frozen)
+        with (
+            self._strategy.staged(stage) as directory,
+            background.part_in(directory, checked) if background is not None and writes_parts else nullcontext(),
+        ):
             yield directory
         if background is not None:  # after the last rank has written
-            background.begin()
+            background.begin(self._strategy.gather_objects)
         if current is not None:
             current.is_staged = True
 
@@ -294,7 +297,10 @@ class Saves:
     def close(self) -> None:
         """The run is over, however it ended."""
         if self.asynchronous is not None:
-            self.asynchronous.close(wait=not isinstance(sys.exc_info()[1], KeyboardInterrupt))
+            error = sys.exc_info()[1]
+            # After an error the other processes may be gone: the writer waits for their parts, not the run.
+            has_others = error is not None and self._strategy.writes_parts
+            self.asynchronous.close(wait=not has_others and not isinstance(error, KeyboardInterrupt))
             self.asynchronous = self._in_flight = None
         self._finished = []
         self._model = self._guard = None  # `model_init` may need their memory

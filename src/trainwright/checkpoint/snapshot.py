@@ -74,6 +74,8 @@ class Job:
     files: list[FileSnapshot] = field(default_factory=list)
     checked: list[CheckedTensor] = field(default_factory=list)
     frozen: dict[str, dict[str, Any]] = field(default_factory=dict)  # as for `manifest.write_manifest`
+    rank: int | None = None  # of the process whose part of a checkpoint this is; None: it commits
+    others: list[str] = field(default_factory=list)  # files that other processes write there, which it waits for
 
 
 class Snapshot:

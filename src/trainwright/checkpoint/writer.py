@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import errno
+import json
 import os
 import pickle
 import shutil
@@ -22,7 +24,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from multiprocessing import reduction
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, Protocol
@@ -30,13 +34,18 @@ from typing import Any, Protocol
 import torch
 
 from trainwright.checkpoint import manifest, sink, snapshot
-from trainwright.checkpoint.commit import delete
+from trainwright.checkpoint.commit import delete, flush
+from trainwright.checkpoint.paths import relative_files
 from trainwright.checkpoint.save import commit
 from trainwright.checkpoint.shared_memory import Arena, Place
-from trainwright.names import SIGNALS
+from trainwright.names import SIGNALS, some
 from trainwright.nonfinite.weights import NonFiniteWeights
 
 LOOK_FOR_RUN_S = 1.0  # how often a writer that has nothing to do asks whether its run is still there
+PATIENCE_S = 30.0  # for parts of other processes that do not grow, when the run is over
+_LOOK_FOR_PARTS_S = 0.02
+_UNFINISHED = ".unfinished"  # behind the name of a file that another process waits for
+_FAILED = "FAILED-"
 _PROGRAM = "from trainwright.checkpoint.writer import main; main()"  # layout.py finds the process by this text
 
 
@@ -58,19 +67,83 @@ class ProcessLike(Protocol):
         ...
 
 
-def write_and_commit(job: snapshot.Job, arena: Arena) -> None:
-    """Write the files of `job` into its staging directory and give the checkpoint its name.
+def write_and_commit(job: snapshot.Job, arena: Arena, is_run_over: Callable[[], bool] = lambda: False) -> None:
+    """Write the files of `job` into its staging directory and give the checkpoint its name, once those of other
+    processes are there; where the job is a part, the process that commits waits for it.
 
-    Raises NonFiniteWeights before anything is written where a parameter is not finite.
+    Raises NonFiniteWeights before anything is written where a parameter is not finite, and what another process raised.
     """
-    names = snapshot.nonfinite(arena, job.checked)
-    if names:
-        raise NonFiniteWeights(names)
+    if job.rank is not None:
+        _write_part(job, arena)
+        return
+    _check(job, arena)
     for file in job.files:
         path = os.path.join(job.staging, file.name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         sink.write_now(file.kind, path, snapshot.read(arena, file), file.metadata)
+    _wait_for_parts(job, is_run_over)
     commit(job.staging, job.final, step=job.step, world_size=job.world_size, position=job.position, frozen=job.frozen)
+
+
+def _check(job: snapshot.Job, arena: Arena) -> None:
+    names = snapshot.nonfinite(arena, job.checked)
+    if names:
+        raise NonFiniteWeights(names)
+
+
+# -- parts, of several processes ---------------------------------------------------------------------------------------
+
+
+def _write_part(job: snapshot.Job, arena: Arena) -> None:
+    """Each file gets its name once the disk has it; `FAILED-<rank>`, a file, says why one does not come, or where there
+    is no room for that, a directory that none does.
+
+    A second call, after a first that was killed, writes what is missing: what has its name may be in use.
+    """
+    try:
+        _check(job, arena)
+        for file in job.files:
+            path = os.path.join(job.staging, file.name)
+            if not os.path.lexists(path):
+                sink.write_now(file.kind, path + _UNFINISHED, snapshot.read(arena, file), file.metadata)
+                flush(path + _UNFINISHED)
+                os.rename(path + _UNFINISHED, path)
+    except BaseException as error:
+        if not os.path.lexists(job.staging):  # it has its name, or was given up; the process that commits knows
+            return
+        try:
+            for file in job.files:
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(os.path.join(job.staging, file.name + _UNFINISHED))  # a disk that is full has room then
+            path = os.path.join(job.staging, f"{_FAILED}{job.rank}")
+            sink.write_now("json", path + _UNFINISHED, described(error))
+            os.rename(path + _UNFINISHED, path)
+        except OSError:  # a directory needs less room than a file
+            os.mkdir(path)
+        raise
+
+
+def _wait_for_parts(job: snapshot.Job, is_run_over: Callable[[], bool]) -> None:
+    """Return when the files of all other processes have their names.
+
+    While the run is there, it ends this wait where another process is lost. Later, PATIENCE_S without a sign of life.
+    """
+    missing, seen, since = job.others, None, time.monotonic()
+    while missing := [name for name in missing if not os.path.lexists(os.path.join(job.staging, name))]:
+        for name in os.listdir(job.staging):
+            path = os.path.join(job.staging, name)
+            if name.startswith(_FAILED) and os.path.isdir(path):
+                raise OSError(errno.EIO, "Another process could not write its part, nor say why", path)
+            if name.startswith(_FAILED) and not name.endswith(_UNFINISHED):
+                with open(path, encoding="utf-8") as file:
+                    raise rebuilt(json.load(file))
+        if is_run_over():
+            now = [(name, os.path.getsize(os.path.join(job.staging, name))) for name in relative_files(job.staging)]
+            if now != seen:
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since > PATIENCE_S:
+                raise WriterError(f"{some(missing, 5)} of other processes did not come")
+        time.sleep(_LOOK_FOR_PARTS_S)
 
 
 # -- starting it -------------------------------------------------------------------------------------------------------
@@ -148,13 +221,13 @@ def serve(connection: Connection[Any, Any], run_pid: int) -> None:
         job = pickle.loads(arena.read(Place(*rest)))
         answer = None
         try:
-            write_and_commit(job, arena)
+            write_and_commit(job, arena, lambda: os.getppid() != run_pid or connection.poll(0))
         except BaseException as error:
             answer = described(error)
         try:
             connection.send(answer)
         except OSError:  # nothing is left that would clean up
-            if answer is not None:
+            if answer is not None and job.rank is None:
                 shutil.rmtree(job.staging, ignore_errors=True)
             return
 

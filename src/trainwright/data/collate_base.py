@@ -109,6 +109,10 @@ def whole_labels(values: list[Any], framework: str = "pt", name: str = "labels")
     return tensor if framework == "pt" else tensor.numpy()
 
 
+def _has_none(value: Any) -> bool:
+    return value is None or (isinstance(value, (list, tuple)) and any(map(_has_none, value)))
+
+
 def _stack(name: str, values: list[Any], framework: Any, dtype: Any = None) -> Any:
     """One column of a batch: `values` of equal shape joined along a new first axis, in a type that holds them all."""
     try:
@@ -119,7 +123,13 @@ def _stack(name: str, values: list[Any], framework: Any, dtype: Any = None) -> A
         if isinstance(values[0], (np.ndarray, np.bool_)):  # of NumPy's scalars torch refuses to read these alone
             return torch.from_numpy(np.stack(values)).to(dtype)
         return torch.tensor(values, dtype=dtype)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, TypeError) as error:
+        if (row := next((row for row, value in enumerate(values) if _has_none(value)), None)) is not None:
+            raise ValueError(
+                f"The samples' {name!r} cannot be stacked into one batch: in row {row} of the batch "
+                f"{'it is' if values[row] is None else 'it holds'} None. Leave such samples out, "
+                f"dataset.filter(lambda sample: sample[{name!r}] is not None), or give them a value."
+            ) from error
         raise ValueError(
             f"The samples' {name!r} cannot be stacked into one batch: {error}. Samples of different lengths need a "
             "collator that pads: DataCollatorWithPadding(tokenizer), or DataCollatorForTokenClassification / "

@@ -23,7 +23,8 @@ OFFSETS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "cu
 
 
 class DataCollatorForPacking:
-    """Lays packs out as sequences of exactly `packing_length` tokens; the few places that stay free are padded.
+    """Lays packs out as sequences of `packing_length` tokens, or of the longest where a sample is longer. The few
+    places that stay free are padded.
 
     A pack is a list of samples: dicts of `input_ids` and, where they differ, `labels`, arrays `(num_tokens,)`. `names`:
     what a batch holds besides both.
@@ -67,7 +68,8 @@ class DataCollatorForPacking:
         if self.copies_labels and "_has_looked_at_labels" not in vars(self):
             samples = [sample for pack in packs for sample in pack]
             warn_of_replaced_labels(self, samples, "Leave data_collator out: packing then uses the labels of samples.")
-        shape = (len(packs), self.packing_length)
+        longest = max(sum(len(sample["input_ids"]) for sample in pack) for pack in packs)
+        shape = (len(packs), max(self.packing_length, longest))
         tokens = np.full(shape, self.pad_token_id, dtype=np.int64)
         labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
         positions = np.zeros(shape, dtype=np.int64)
@@ -87,7 +89,7 @@ class DataCollatorForPacking:
                 sizes.append(len(ids))
                 begin = end
             mask[row, :begin] = 1
-            free = self.packing_length - begin
+            free = shape[1] - begin
             if free:
                 numbers[row, begin:] = len(pack)
                 sizes.append(free)
@@ -119,16 +121,36 @@ class DataCollatorForUnpacked:
 
     A sample without `labels` is its own label, as in a pack. The batch holds `input_ids`, `attention_mask` and
     `labels`, int64 `(batch, longest)`. Samples with other columns, or labels that are not one per token, are batched by
-    `otherwise`.
+    `otherwise`. `names`: what a model that is no `transformers` one takes to keep packed samples apart. It gets that
+    here too, each sample as a pack of its own, and nothing that it does not take.
     """
 
-    def __init__(self, otherwise: Callable[[list[Any]], Any], pad_token_id: int = 0) -> None:
+    def __init__(
+        self,
+        otherwise: Callable[[list[Any]], Any],
+        pad_token_id: int = 0,
+        names: Iterable[str] = (),
+        first_position: int = 0,
+    ) -> None:
         self.otherwise = otherwise
         self.pad_token_id = pad_token_id
+        self.apart = None
+        if names:
+            self.apart = DataCollatorForPacking(0, names, pad_token_id=pad_token_id, first_position=first_position)
 
     def __call__(self, features: list[Any]) -> Any:
         if not all(map(_has_tokens_alone, features)):
             return self.otherwise(features)
+        if self.apart is not None:
+            if self.apart.is_one_row and len(features) > 1:
+                raise ValueError(
+                    f"The model takes offsets of samples ({[n for n in self.apart.names if n in OFFSETS]}), so that a "
+                    "batch is one row, and this evaluation needs a row for each sample. Set "
+                    "per_device_eval_batch_size=1."
+                )
+            columns = {"input_ids", "labels"}
+            samples = [{name: to_numpy(s[name]) for name in columns if s.get(name) is not None} for s in features]
+            return self.apart([[sample] for sample in samples])
         rows = [to_numpy(sample["input_ids"]) for sample in features]
         shape = (len(rows), max(map(len, rows)))
         tokens = np.full(shape, self.pad_token_id, dtype=np.int64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from trainwright.interop.models import base_model_of
@@ -46,12 +46,20 @@ def can_return_loss(model_or_class: Any) -> bool:
     return parameter is not None and parameter.default is True
 
 
-def _check_something_left(names: Iterable[str], accepted: Iterable[str], description: str | None) -> None:
+def _check_something_left(
+    names: Iterable[str], accepted: Iterable[str], description: str | None, texts: Sequence[str] = ()
+) -> None:
     names, accepted = list(names), list(accepted)
     left = set(names) & set(accepted)
     if not names or not left <= _LABELS or (left and set(accepted) <= _LABELS):
         return
-    hints = {hint for name in names if (hint := closest(name, accepted))}
+    hints = {hint for name in names if name not in _LABELS and (hint := closest(name, accepted))}
+    if texts and "input_ids" in accepted:
+        raise ValueError(
+            f"The {description or 'given'} set holds text ({', '.join(map(repr, texts))}), and the model takes tokens: "
+            f"tokenise it first, dataset.map(lambda rows: tokenizer(rows[{texts[0]!r}], truncation=True), "
+            f"batched=True). Columns: {names}. Pass remove_unused_columns=False if your data_collator tokenises."
+        )
     raise ValueError(
         f"No column of the {description or 'given'} set is a parameter of the model's forward, so nothing "
         f"{'but labels ' if left else ''}would be left of a sample. Columns: {names}. forward and the labels accept: "
@@ -93,7 +101,9 @@ def remove_unused_columns(
     ignored = [name for name in present if name not in set(accepted)]
     if not ignored:
         return dataset
-    _check_something_left(present, accepted, description)
+    features = getattr(dataset, "features", None) or {}
+    texts = [name for name in ignored if str(getattr(features.get(name), "dtype", "")).endswith("string")]
+    _check_something_left(present, accepted, description, texts)
     _log_ignored(ignored, description, model_name)
     form = getattr(dataset, "format", None)
     if isinstance(form, dict) and form.get("columns") is not None:
@@ -127,7 +137,8 @@ class RemoveColumnsCollator:
             return feature
         passed = {name: value for name, value in feature.items() if name in self._kept}
         if passed.keys() <= _LABELS:
-            _check_something_left(feature, self.signature_columns, self.description)
+            texts = [name for name, value in feature.items() if isinstance(value, str) and name not in _LABELS]
+            _check_something_left(feature, self.signature_columns, self.description, texts)
         if not self.message_logged and len(passed) < len(feature):
             self.message_logged = True
             ignored = [name for name in feature if name not in self._kept]

@@ -32,12 +32,17 @@ class PackedDataset(Dataset[list[Piece]]):
     """Packs of the samples of an indexed data set, by a plan that was made from their lengths.
 
     `refused`: columns that a sample must not have, because the model takes them and they cannot be packed.
+    `collate_whole`: makes the batches of an evaluation, whose samples are whole, whatever the length they were planned
+    with.
     """
 
-    def __init__(self, dataset: Any, plan: PackingPlan, refused: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, dataset: Any, plan: PackingPlan, refused: frozenset[str] = frozenset(), collate_whole: Any = None
+    ) -> None:
         self.dataset = dataset
         self.plan = plan
         self.refused = refused
+        self.collate_whole = collate_whole
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -63,6 +68,8 @@ class PackedDataset(Dataset[list[Piece]]):
     def _piece(self, sample: Any, place: int) -> Piece:
         number, begin, end = (int(values[place]) for values in (self.plan.samples, self.plan.begins, self.plan.ends))
         tokens = token_columns(sample, number, self.refused)
+        if self.collate_whole is not None:
+            return tokens
         found, planned = len(tokens["input_ids"]), int(self.plan.lengths[number])
         if found != planned:
             raise ValueError(

@@ -23,6 +23,7 @@ from trainwright.data.resumable_sampler import seeded
 logger = logging.getLogger(__name__)
 
 LONG_SAMPLES = ("split", "truncate", "error")
+ALONE = "alone"  # of an evaluation, whose losses are those of whole samples: a long one is a pack of its length
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -31,7 +32,7 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 class PackingPlan:
     """Pack `p` holds the pieces `offsets[p]` to `offsets[p + 1]`; a piece is tokens `begins` to `ends` of a sample."""
 
-    packing_length: int  # tokens a pack has room for
+    packing_length: int  # tokens a pack has room for, where its one sample is not longer
     samples: Integers  # (num_pieces,) the sample each piece is of
     begins: Integers  # (num_pieces,) first token
     ends: Integers  # (num_pieces,) one after the last token
@@ -58,8 +59,9 @@ def plan_packs(
     """Pack samples of `lengths` tokens into sequences of `packing_length`. Equal arguments give equal plans.
 
     `long_samples`, for those longer than a pack: "split" cuts them into pieces of `packing_length` and a rest, no token
-    is lost; "truncate" keeps the first `packing_length` tokens; "error" raises ValueError. `seed` decides which samples
-    of equal length meet. Samples without tokens are left out. What is cut or left out is counted in a warning.
+    is lost; "truncate" keeps the first `packing_length` tokens; "error" raises ValueError; "alone" makes each a pack of
+    its own length. `seed` decides which samples of equal length meet. Samples without tokens are left out. What is cut
+    or left out is counted in a warning.
     """
     sizes = np.asarray(torch.as_tensor(lengths, dtype=torch.int64))  # (num_samples,)
     samples, begins, ends = _pieces(sizes, packing_length, long_samples)
@@ -85,13 +87,14 @@ def _pieces(sizes: Integers, packing_length: int, long_samples: str) -> tuple[In
     if num_empty:
         logger.warning("packing leaves out %d of %d samples: they have no token.", num_empty, len(sizes))
     num_pieces = -(-sizes // packing_length)  # (num_samples,)
-    if long_samples == "truncate":
+    if long_samples in ("truncate", ALONE):
         num_pieces = np.minimum(num_pieces, 1)
     samples = np.repeat(np.arange(len(sizes)), num_pieces)
     firsts = np.cumsum(num_pieces) - num_pieces  # the place of each sample's first piece
     begins = (np.arange(len(samples)) - firsts[samples]) * packing_length
-    ends = np.minimum(begins + packing_length, sizes[samples])
-    if num_long:
+    longest = max(packing_length, int(sizes.max())) if long_samples == ALONE and num_long else packing_length
+    ends = np.minimum(begins + longest, sizes[samples])
+    if num_long and long_samples != ALONE:
         num_lost = int(sizes.sum() - (ends - begins).sum())
         logger.warning(
             "%d of %d samples are longer than packing_length=%d and are %s.",
@@ -128,7 +131,7 @@ def _best_fit(sizes: Integers, room: int, seed: int) -> Integers:
             pack, left = num_packs, room - size
             num_packs += 1
         packs[piece] = pack
-        if left:
+        if left > 0:
             by_room[left].append(pack)
             rooms |= 1 << left
     return packs

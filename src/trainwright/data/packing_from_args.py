@@ -6,6 +6,7 @@ Owns: reading `args`, what contradicts packing. Leaves to others: plans (packing
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 MOST_BY_DEFAULT = 2048  # tokens; models of today name limits of 100,000 and more, which no one means to fill
 PACKED_COLUMNS = frozenset({"input_ids", "labels", "attention_mask"})
+TRIED_PADDING = 5  # places of the pack that is tried before the first step
 SETTINGS = ("packing", "packing_length", "packing_long_samples")  # with others a pack holds other samples
 
 # What collators that may be replaced do: pad, and perhaps make labels of the tokens.
@@ -54,21 +56,16 @@ def packed(
 
     Raises ValueError for a model, collator or setting that packing contradicts, before a sample is read.
     """
-    config = getattr(base_model_of(model), "config", None)
-    most, first = getattr(config, "max_position_embeddings", None), first_position(model)
-    most = most - first if isinstance(most, int) else None
-    length = args.packing_length or _default_length(most, processing_class)
-    inputs = packed_inputs(model, length)
-    collator = DataCollatorForPacking(
-        length,
-        inputs.names,
-        pad_token_id=getattr(processing_class, "pad_token_id", None) or 0,
-        names_lengths=not _is_dispatched(args, is_iterable(dataset)),  # which joins tensors and nothing else
-        first_position=first,
-        **_label_rules(data_collator),
+    collator, inputs = laid_out(
+        args,
+        model=model,
+        data_collator=data_collator,
+        processing_class=processing_class,
+        is_stream=is_iterable(dataset),
     )
+    length, first, most = collator.packing_length, collator.first_position, most_positions(model)
     _check_settings(args, is_one_row=collator.is_one_row, is_stream=is_iterable(dataset))
-    refused = frozenset(inspect.signature(base_model_of(model).forward).parameters) - PACKED_COLUMNS
+    refused = refused_columns(model)
     options: dict[str, Any] = {"long_samples": args.packing_long_samples, "seed": data_seed(args)}
     if is_iterable(dataset):
         return PackedStream(dataset, length, refused=refused, **options), collator, inputs
@@ -81,10 +78,44 @@ def packed(
             f"(max_position_embeddings{f' without the first {first}' if first else ''}). Set packing_length to at most "
             f"{most}."
         )
+    return PackedDataset(token_table(dataset, refused), plan, refused), collator, inputs
+
+
+def laid_out(
+    args: TrainingArguments, *, model: nn.Module, data_collator: Any, processing_class: Any, is_stream: bool
+) -> tuple[DataCollatorForPacking, PackedInputs]:
+    """How packs become batches for this model. Raises ValueError for a model or a collator that cannot be packed."""
+    length = args.packing_length or _default_length(most_positions(model), processing_class)
+    inputs = packed_inputs(model, length)
+    collator = DataCollatorForPacking(
+        length,
+        inputs.names,
+        pad_token_id=getattr(processing_class, "pad_token_id", None) or 0,
+        names_lengths=not _is_dispatched(args, is_stream),  # which joins tensors and nothing else
+        first_position=first_position(model),
+        **_label_rules(data_collator),
+    )
+    return collator, inputs
+
+
+def most_positions(model: nn.Module) -> int | None:
+    """The tokens of the longest sample that the model has positions for, where it says so."""
+    most = getattr(getattr(base_model_of(model), "config", None), "max_position_embeddings", None)
+    return most - first_position(model) if isinstance(most, int) else None
+
+
+def refused_columns(model: nn.Module) -> frozenset[str]:
+    """Columns that samples must not have: the model takes them, and they cannot be joined."""
+    return frozenset(inspect.signature(base_model_of(model).forward).parameters) - PACKED_COLUMNS
+
+
+def token_table(dataset: Any, refused: frozenset[str]) -> Any:
+    """A `datasets.Dataset` that is not transformed without the columns that are not read, as arrays; others as they
+    are."""
     if is_hf_dataset(dataset) and "input_ids" in dataset.column_names and dataset.format["type"] is None:
         wanted = PACKED_COLUMNS | refused  # a refused one is left to be named in the error
-        dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted]).with_format("numpy")
-    return PackedDataset(dataset, plan, refused), collator, inputs
+        return dataset.select_columns([name for name in dataset.column_names if name in wanted]).with_format("numpy")
+    return dataset
 
 
 def _default_length(most_positions: Any, processing_class: Any) -> int:
@@ -179,13 +210,24 @@ def check_packed(
     if not isinstance(collator, DataCollatorForPacking) or inputs is None:
         return
 
+    check_separation(model, inputs, collator, prepare)
+
+
+def check_separation(
+    model: nn.Module, inputs: PackedInputs, collator: DataCollatorForPacking, prepare: Callable[[Any], Any]
+) -> None:
+    """Choose how attention is computed, and raise ValueError for a model that is given which samples belong together
+    and ignores it. Costs some forward passes of one small pack: those of a whole one would make its logits."""
+    small = copy.copy(collator)
+    small.packing_length = min(collator.packing_length, SHORTEST_PACK + TRIED_PADDING)
+
     def make_batch(samples: list[list[int]]) -> Any:
-        return prepare(collator([[{"input_ids": np.array(tokens)} for tokens in samples]]))
+        return prepare(small([[{"input_ids": np.array(tokens)} for tokens in samples]]))
 
     inputs.choose(model, make_batch, collator.packing_length)
     if collator.packing_length < SHORTEST_PACK:
         return
-    with inputs.while_training(model):
+    with inputs.while_packed(model):
         sees_others = leaks_across_samples(model, make_batch)
     if sees_others:
         name = type(base_model_of(model)).__name__

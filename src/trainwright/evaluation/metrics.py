@@ -47,9 +47,12 @@ def speed_metrics(
     return speeds
 
 
-def evaluation_speed(prefix: str, start_time: float, num_samples: int, samples_per_batch: int) -> dict[str, float]:
-    """`speed_metrics` of an evaluation; a step is a batch of `samples_per_batch`, over all processes."""
-    num_steps = math.ceil(num_samples / samples_per_batch)
+def evaluation_speed(
+    prefix: str, start_time: float, num_samples: int, rows_per_batch: int, num_rows: int | None = None
+) -> dict[str, float]:
+    """`speed_metrics` of an evaluation; a step is a batch of `rows_per_batch`, over all processes. `num_rows`: where
+    samples are packed, else each is a row."""
+    num_steps = math.ceil((num_samples if num_rows is None else num_rows) / rows_per_batch)
     return speed_metrics(prefix, start_time, num_samples=num_samples, num_steps=num_steps)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from trainwright.evaluation.shortcuts import Shortcuts
 from trainwright.interop.loaded import is_pretrained_config
+from trainwright.linear_loss.deferred import DeferredLogits
 from trainwright.loss import loss_of, no_scalar
 from trainwright.nested import nested_detach
 
@@ -33,7 +34,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Callable[..., Any],
         *,
         label_names: Sequence[str],
         can_return_loss: bool,
@@ -155,7 +156,7 @@ def predictions_in(outputs: Any, ignore_keys: Sequence[str], holds_loss: bool) -
         values = []
         for key, value in outputs.items():
             if key not in ignore_keys and not (holds_loss and key == "loss"):
-                has_graph = type(value) is not torch.Tensor or value.requires_grad
+                has_graph = type(value) not in (torch.Tensor, DeferredLogits) or value.requires_grad
                 values.append(nested_detach(value) if has_graph else value)
     elif isinstance(outputs, torch.Tensor):
         values = [] if holds_loss and outputs.ndim == 0 else [_detached(outputs)]
@@ -170,7 +171,8 @@ def predictions_in(outputs: Any, ignore_keys: Sequence[str], holds_loss: bool) -
 
 def _detached(value: Any) -> Any:
     """`value` without its graph; what has none, as under `no_grad`, is not touched."""
-    return value if type(value) is torch.Tensor and not value.requires_grad else nested_detach(value)
+    is_detached = type(value) in (torch.Tensor, DeferredLogits) and not value.requires_grad
+    return value if is_detached else nested_detach(value)
 
 
 def ignored_outputs(model: Any, ignore_keys: Sequence[str] | None = None) -> list[str]:

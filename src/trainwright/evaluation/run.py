@@ -30,7 +30,8 @@ from trainwright.evaluation.losses import weighted_mean
 from trainwright.evaluation.metrics import prefixed
 from trainwright.evaluation.shortcuts import NO_SHORTCUTS, Shortcuts
 from trainwright.evaluation.spill import MemoryBudget
-from trainwright.evaluation.streaming import StreamingMetrics, is_streaming
+from trainwright.evaluation.streaming import StreamingMetrics, is_streaming, only_counts_labels
+from trainwright.linear_loss.deferred import DeferredLogits
 from trainwright.nested import Nested, denumpify_detensorize
 from trainwright.outputs import EvalLoopOutput, EvalPrediction
 from trainwright.techniques import precision
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from trainwright.args.training import TrainingArguments
+    from trainwright.evaluation.packs import EvaluationPacks, PackedSet
     from trainwright.interop.model_facts import ModelFacts
     from trainwright.oom_retry import OomSafePrediction
     from trainwright.parallel.strategy import Strategy
@@ -57,11 +59,17 @@ class Evaluation:
 
     # Asked
     keep_predictions: bool = True  # also where the metrics need none: all but `evaluate` ask for them
+    packed: PackedSet | None = None  # the data set in packs; None: each sample is a row
     # Found out
     in_parts: OomSafePrediction | None = None  # predicts batches that are too large for memory; None: an error passes
     # While batches are predicted
     dtype: torch.dtype | None = None  # of floating-point inputs, as of the weights (`*_full_eval`); None: as they are
     past: Any = None  # what the model returned for the next batch (`past_index`)
+
+    def needs_logits(self, compute_metrics: Metrics | None, preprocess_logits: Any) -> bool:
+        """Whether the logits of a batch are read all at once, and not label by label."""
+        only_counts = compute_metrics is not None and only_counts_labels(compute_metrics)
+        return self.keep_predictions or preprocess_logits is not None or not only_counts
 
     @contextlib.contextmanager
     def in_precision(self, args: TrainingArguments, model: nn.Module, is_in_train: bool) -> Iterator[None]:
@@ -158,6 +166,8 @@ class Evaluation:
                     logits = preprocess(logits, labels)
                 if count is not None and logits is not None and labels is not None:
                     count(logits, labels, to_all)
+                    if isinstance(logits, DeferredLogits):  # whose chunks were counted: nothing else reads them
+                        logits = None
                 add(inputs, loss, logits, labels)
                 if after_batch is not None:
                     after_batch()
@@ -186,6 +196,7 @@ class Evaluations:
     def __init__(self) -> None:
         self.current: Evaluation | None = None
         self.loaders = EvalLoaderCache()
+        self.packs: EvaluationPacks | None = None  # of a run that packs, once one was asked for
         self.samples_at_once: int | None = None  # that fit into memory; None: no batch was too large yet
         self._past_of_training: Any = None
 
@@ -205,7 +216,7 @@ class Evaluations:
                 batch_size=args.eval_batch_size,
                 limit=self.samples_at_once,
             )
-        self.current = evaluation = Evaluation(keep_predictions, in_parts)
+        self.current = evaluation = Evaluation(keep_predictions, in_parts=in_parts)
         try:
             yield evaluation
         finally:
@@ -232,13 +243,19 @@ class Evaluations:
         return None if self.current is None else self.current.dtype
 
 
-def announced(dataloader: DataLoader[Any], description: str, args: TrainingArguments) -> int | None:
-    """Say what begins, and return how many samples it has; None where that is not known. ValueError for none."""
+def announced(
+    dataloader: DataLoader[Any], description: str, args: TrainingArguments, packed: PackedSet | None = None
+) -> int | None:
+    """Say what begins, and return how many rows it has; None where that is not known. ValueError for none."""
     found = num_samples(dataloader)
     if found == 0:
         raise ValueError(f"{description} of an empty data set: eval_dataset or test_dataset has no sample.")
     shown = "?" if found is None else found
-    logger.info("%s: %s samples, batches of %s.", description, shown, args.eval_batch_size)
+    if packed is not None:
+        text = "%s: %s samples in %s packs, batches of %s."
+        logger.info(text, description, packed.num_samples, shown, packed.packs_per_batch)
+    else:
+        logger.info("%s: %s samples, batches of %s.", description, shown, args.eval_batch_size)
     return found
 
 

@@ -1,16 +1,19 @@
 """Finding out before the first step that no evaluation will have `metric_for_best_model`, or that there will be none.
 
-Owns: making one batch of an evaluation set; what reads the metric, which names an evaluation is known to return, trying
-the rest on one batch, and what follows from a name that was not found. Leaves to others: the evaluation itself (`run`),
-copies of the user's functions (`copies`), the metrics of real evaluations (`checkpoint/best.py`).
+Owns: making one batch of an evaluation set, trying compute_metrics on it; what reads the metric, which names an
+evaluation is known to return, and what follows from a name that was not found. Leaves to others: the
+evaluation itself (`run`), copies of the user's functions (`copies`), the metrics of real evaluations
+(`checkpoint/best.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -36,7 +39,11 @@ _PREFIX = "eval_"
 # Hooks of a Trainer that see or make the metrics of an evaluation: an override may add some.
 HOOKS = ("evaluate", "_evaluate", "evaluation_loop", "prediction_loop", "log")
 # Hooks that a try would call with a batch more: an override may count what it sees.
+CALLS_METRICS = HOOKS[:4]  # an override may not call compute_metrics, or on something else
 SEES_BATCHES = ("compute_loss", "prediction_step", "_prepare_inputs")
+
+# A program's mistakes, which more data do not mend; a metric may refuse a single batch (ValueError: only one class).
+_MISTAKES = (TypeError, AttributeError, NameError, ImportError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Tried:
     preprocess_logits: Any
     is_seen: bool  # by an override that may count batches
     has_labels: Callable[[Any], bool]  # of an evaluation set, as far as that is known; False: it has no loss
+    found: dict[tuple[str | None, bool], set[str] | None] = field(default_factory=dict)  # by what was tried already
 
 
 def needs_metric(args: TrainingArguments) -> bool:
@@ -80,16 +88,23 @@ def _reader(args: TrainingArguments) -> str:
     return ""
 
 
-def try_batch(loader: DataLoader[Any], args: TrainingArguments, description: str) -> None:
+def try_batch(
+    loader: DataLoader[Any],
+    args: TrainingArguments,
+    description: str,
+    forward: Callable[..., Any] | None = None,
+    tp_size: int = 1,
+) -> None:
     """Make one batch of an evaluation set as `loader` would, so that what cannot be collated is found before training.
 
     Raises ValueError where it cannot, and where a metric is needed and `dataloader_drop_last` leaves no batch. Costs
     the fetching of one batch; random states are restored. Streams, which may give each sample once, are left alone.
+    `forward`: of a model that is packed, whose training batches are made elsewhere: it must take these too.
     """
     dataset, collator = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
     if dataset is None or collator is None or is_iterable(dataset) or not has_length(dataset) or not len(dataset):
         return
-    nothing = why_no_batch(dataset, args, args.eval_batch_size)
+    nothing = why_no_batch(dataset, args, args.eval_batch_size, tp_size)
     if nothing is not None:
         if needs_metric(args):
             name = args.metric_for_best_model
@@ -100,9 +115,10 @@ def try_batch(loader: DataLoader[Any], args: TrainingArguments, description: str
     rng = RngState.capture()
     try:
         if args.dataloader_num_workers:
-            next(iter(loader))
+            batch = next(iter(loader))
         else:
-            collator([dataset[number] for number in range(min(args.eval_batch_size, len(dataset)))])
+            size = getattr(loader, "batch_size", None) or args.eval_batch_size
+            batch = collator([dataset[number] for number in range(min(size, len(dataset)))])
     except Exception as error:
         raise ValueError(
             f"{description} cannot be made into batches, so the first evaluation would end the run: "
@@ -116,6 +132,24 @@ def try_batch(loader: DataLoader[Any], args: TrainingArguments, description: str
         ) from error
     finally:
         rng.restore()
+    if forward is not None and isinstance(batch, Mapping):
+        _check_taken(batch, forward, description)
+
+
+def _check_taken(batch: Mapping[str, Any], forward: Callable[..., Any], description: str) -> None:
+    parameters = inspect.signature(forward).parameters.values()
+    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    missing = [one.name for one in named if one.default is one.empty and one.name not in batch]
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    others = [] if takes_any else sorted(set(batch) - {one.name for one in named} - {"labels"})
+    if missing or others:
+        found = [f"lack {missing}, which the model needs"] if missing else []
+        found += [f"have {others}, which the model does not take"] if others else []
+        raise ValueError(
+            f"{description}: its batches {' and '.join(found)}, so the first evaluation would end the run. "
+            "packing=True makes training batches itself, and those of an evaluation are made by data_collator: leave "
+            "it out."
+        )
 
 
 def wanted_metric(
@@ -225,6 +259,8 @@ def check_best_metric(
 ) -> None:
     """`find_metric` for the metric that this run wants, if any. `is_overridden`: of the hooks of `trainer_class`."""
     wanted = wanted_metric(args, callbacks, schedule, schedule_waits=waits_for_metric(schedule))
+    if args.preflight and not any(map(is_overridden, (*CALLS_METRICS, "get_eval_dataloader"))):
+        try_metrics(args, eval_dataset, tried)
     if wanted is None or is_overridden("_determine_best_metric"):
         return
     adders = [f"{trainer_class.__name__}.{hook}" for hook in HOOKS if is_overridden(hook)]
@@ -248,31 +284,82 @@ def _metrics_of_set(
     function = None if args.prediction_loss_only else tried.compute_metrics
     if not wanted.bare.startswith(prefix) or (function is None and not lacks_labels):
         return set(), True
-    from trainwright.evaluation.copies import CannotCopy, copied, strings_of
+    from trainwright.evaluation.copies import CannotCopy, strings_of
 
     texts = strings_of([function]) if function is not None else set()
     shown = any(text in texts for text in (wanted.bare, wanted.name, wanted.bare.removeprefix(prefix)))
     if shown and tried.is_seen:
         return {wanted.bare}, True
     try:
-        function, preprocess = copied((function, tried.preprocess_logits))
+        names = _names_found(args, name, prefix, function, tried)
     except CannotCopy as error:
         if not shown:
             logger.info("compute_metrics is not tried before training, which would change it: %s.", error)
         return ({wanted.bare} if shown else set()), shown
-    try:
-        rng = RngState.capture()
-        output = tried.run(name, f"eval_{prefix}".removesuffix("_"), function, preprocess)
-        rng.restore()
-    except Exception as error:
-        logger.warning(
-            "compute_metrics failed on one batch, tried before training: %s: %s. If it cannot work on the whole set "
-            "either, the first evaluation will stop the run.",
-            type(error).__name__,
-            error,
+    return ({wanted.bare} if names is None else names), True
+
+
+def try_metrics(args: TrainingArguments, eval_dataset: Any, tried: Tried) -> None:
+    """Call a copy of compute_metrics on one batch of the (first) evaluation set, to find the mistakes of a program.
+
+    Not for what cannot be copied, for streams, and where an override counts batches. Raises TypeError, AttributeError,
+    NameError, ImportError or KeyError where the first evaluation would.
+    """
+    from trainwright.evaluation.copies import CannotCopy
+
+    name = next(iter(eval_dataset), None) if isinstance(eval_dataset, dict) else None
+    dataset = eval_dataset if name is None else eval_dataset[name]
+    if args.eval_strategy == "no" or args.prediction_loss_only or tried.compute_metrics is None or tried.is_seen:
+        return
+    if is_iterable(dataset) or not has_length(dataset) or why_no_batch(dataset, args, args.eval_batch_size):
+        return
+    with contextlib.suppress(CannotCopy):
+        _names_found(args, name, "" if name is None else f"{name}_", tried.compute_metrics, tried)
+
+
+def _names_found(
+    args: TrainingArguments, name: str | None, prefix: str, function: Any, tried: Tried
+) -> set[str] | None:
+    """Names of the metrics that an evaluation of one batch returned; None: it failed, as one of all data may not.
+
+    Raises CannotCopy where trying would change `function`.
+    """
+    from trainwright.evaluation.copies import copied
+
+    if (name, function is None) not in tried.found:
+        function, preprocess = copied((function, tried.preprocess_logits))
+        try:
+            rng = RngState.capture()
+            output = tried.run(name, f"eval_{prefix}".removesuffix("_"), function, preprocess)
+            rng.restore()
+            found: set[str] | None = set(output.metrics or {})
+        except Exception as error:
+            cause = f"{type(error).__name__}: {str(error).rstrip('.')}"
+            failed = f"compute_metrics failed on one batch, tried before training: {cause}."
+            if function is not None and args.preflight and isinstance(error, _MISTAKES):
+                raise _mistake(error, failed) from error
+            logger.warning(
+                "%s If it cannot work on the whole set either, the first evaluation will stop the run.", failed
+            )
+            found = None
+        tried.found[name, function is None] = found
+    return tried.found[name, function is None]
+
+
+def _mistake(error: Exception, failed: str) -> Exception:
+    """The error that ends a run before its first step, of the type that the first evaluation would have raised."""
+    cure = ""
+    if isinstance(error, ImportError):
+        cure = (
+            f" Install it (pip install {(error.name or '').partition('.')[0] or 'it'}), or use trainwright.metrics, "
+            "which needs no other package: compute_metrics=Accuracy()."
         )
-        return {wanted.bare}, True
-    return set(output.metrics or {}), True
+    elif isinstance(error, AttributeError) and "EvalPrediction" in str(error):
+        cure = " An EvalPrediction has predictions, label_ids, inputs and losses."
+    message = f"{failed} The first evaluation would end the run.{cure} preflight=False leaves out the try."
+    if isinstance(error, KeyError):  # which would show its message in quotes
+        return ValueError(message)
+    return ImportError(message) if isinstance(error, ImportError) else type(error)(message)
 
 
 def first(batches: Iterable[Any]) -> Iterable[Any]:

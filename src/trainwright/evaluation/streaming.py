@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from trainwright.interop.loaded import is_instance_of
-from trainwright.metrics import StreamingMetric
+from trainwright.linear_loss.deferred import DeferredLogits
+from trainwright.metrics import StreamingMetric, counts_labels
+from trainwright.names import IGNORE_INDEX
 from trainwright.nested import Nested, find_batch_size, nested_numpify
 
 ToAll = Callable[[Nested], Nested]  # rows of all processes
@@ -31,6 +33,11 @@ def is_streaming(metric: Any) -> bool:
         # A function object for batch_eval_metrics may have methods of these names for itself.
         return not (callable(metric) and _takes_compute_result(metric))
     return callable(getattr(metric, "add_batch", None))
+
+
+def only_counts_labels(metrics: Any) -> bool:
+    """Whether `metrics` are streaming ones that count each label by its logits alone (`counts_labels`)."""
+    return is_streaming(metrics) and all(map(counts_labels, named_metrics(metrics).values()))
 
 
 def is_streaming_class(class_: type) -> bool:
@@ -91,7 +98,9 @@ class StreamingMetrics:
             own_predictions, own_labels = predictions, labels
             if self.without_repeats is not None:
                 own_predictions, own_labels = self.without_repeats((predictions, labels))
-            for metric in self._summed.values():
+            if isinstance(own_predictions, DeferredLogits):
+                own_predictions = self._count_in_chunks(own_predictions, own_labels)
+            for metric in self._summed.values() if own_predictions is not None else ():
                 if self.labels_are_shifted and getattr(metric, "shift_labels", False) is None:
                     metric.update(*shifted(own_predictions, own_labels))
                 elif isinstance(metric, StreamingMetric) or find_batch_size(own_predictions) != 0:
@@ -103,6 +112,31 @@ class StreamingMetrics:
                     metric.update(predictions, labels)
                 else:
                     metric.add_batch(predictions=nested_numpify(predictions), references=nested_numpify(labels))
+
+    @torch.no_grad()
+    def _count_in_chunks(self, logits: DeferredLogits, labels: Nested) -> torch.Tensor | None:
+        """Count the labels of a batch whose logits are computed a chunk of rows at a time: None. The logits themselves
+        where a metric needs them.
+        """
+        if not all(map(counts_labels, self.metrics.values())) or not isinstance(labels, torch.Tensor):
+            return logits.real()
+        of_shift: dict[bool, list[StreamingMetric]] = {}
+        for metric in self._summed.values():
+            shifts = self.labels_are_shifted if metric.shift_labels is None else bool(metric.shift_labels)
+            of_shift.setdefault(shifts, []).append(metric)
+        for shifts, metrics in of_shift.items():
+            rows, targets = shifted(logits, labels) if shifts else (logits, labels)
+            if rows.shape[:-1] != targets.shape:
+                return logits.real()  # for the metric to refuse
+            # Elsewhere than on a CPU the host would wait for their number.
+            mask = targets != IGNORE_INDEX if targets.is_cpu else None
+            targets, start = targets.flatten() if mask is None else targets[mask], 0
+            none = torch.empty(0, logits.shape[-1], device=targets.device)
+            for part in rows.chunks(mask) if len(targets) else [none]:
+                for metric in metrics:
+                    metric._count(part, targets[start : start + len(part)])
+                start += len(part)
+        return None
 
     def compute(self) -> dict[str, Any]:
         """The metrics of all batches, by name; empty where no batch had predictions and labels."""

@@ -1,6 +1,7 @@
 """The model card: README.md with a metadata header, the hyper-parameters and the results of a run.
 
-Owns: wording, table and header of the card. Leaves to others: collecting the values, and pushing the file.
+Owns: wording, table and header of the card, and the image of its curves. Leaves to others: collecting the values, and
+pushing the files.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 from urllib.parse import quote
 
 from trainwright.hub.yaml import to_yaml
+from trainwright.report.images import overview_image
 from trainwright.safe_write import earlier_bytes, write_text
 
 logger = logging.getLogger(__name__)
 
+CURVES_NAME = "training_curves.svg"
 MARK = "<!-- Generated automatically by Trainwright."
 # A card with one of these was written by a program, so it may be replaced; any other was written by a person.
 _BY_A_PROGRAM = ("generated automatically", "# Model Card for Model ID")
@@ -58,6 +61,7 @@ class TrainingSummary:
     log_history: Sequence[Mapping[str, Any]] = ()
     eval_metrics: Mapping[str, Any] | None = None  # None: those of the last evaluation in `log_history`
     framework_versions: Mapping[str, str] = field(default_factory=dict)
+    curves: str | None = None  # file of an image of the curves, next to the card
 
     @property
     def results(self) -> dict[str, Any]:
@@ -113,9 +117,10 @@ class TrainingSummary:
         parts.append(
             "## Training procedure\n\n### Hyper-parameters\n\n" + (_bullets(self.hyperparameters) or "Not recorded.")
         )
-        table = results_table(self.log_history)
-        if table:
-            parts.append(f"### Results during training\n\n{table}")
+        image = f"![Loss and metrics over the steps of the training]({self.curves})" if self.curves else ""
+        shown = "\n\n".join(part for part in (image, results_table(self.log_history)) if part)
+        if shown:
+            parts.append(f"### Results during training\n\n{shown}")
         if self.framework_versions:
             versions = "\n".join(f"- {_text(f'{name} {v}')}" for name, v in self.framework_versions.items())
             parts.append(f"### Versions\n\n{versions}")
@@ -137,16 +142,23 @@ class TrainingSummary:
 
 
 def write_model_card(path: str | os.PathLike[str], **values: Any) -> bool:
-    """Write the card of `TrainingSummary(**values)` to `path`, a file, or README.md in a directory.
+    """Write the card of `TrainingSummary(**values)` to `path`, a file, or README.md in a directory, and next to it the
+    image of the curves in its `log_history`.
 
     False, and nothing is written, where the existing card was edited by a person (its mark is gone).
     """
     path = os.path.join(path, "README.md") if os.path.isdir(path) else os.fspath(path)
     present = earlier_bytes(path).decode("utf-8", "replace")
+    curves, image = os.path.join(os.path.dirname(path), CURVES_NAME), overview_image(values.get("log_history", ()))
     if present.strip() and not any(mark.lower() in present.lower() for mark in _BY_A_PROGRAM):
         logger.info("%s was edited by a person and is not overwritten.", path)
+        if image and os.path.lexists(curves):  # which that card may still show
+            write_text(curves, image)
         return False
     # Replaced, not rewritten: a push in the background may hold a hard link to the existing file.
+    if image:
+        write_text(curves, image)
+        values = {"curves": CURVES_NAME, **values}
     write_text(path, TrainingSummary(**values).to_model_card())
     return True
 

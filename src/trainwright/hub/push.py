@@ -8,15 +8,16 @@ A token is passed with each call and kept in memory only: no file, no git config
 from __future__ import annotations
 
 import functools
-import glob
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Any
 
-from trainwright.hub.staging import IGNORED, files_and_foreign, files_in, stage
+from trainwright.checkpoint.paths import relative_files
+from trainwright.hub.retry import MissingToken, with_retries
+from trainwright.hub.staging import IGNORED, files_in, stage
 from trainwright.interop.optional import require
 from trainwright.safe_write import earlier_bytes, write_bytes
 
@@ -31,15 +32,20 @@ def create_repository(
     `model_id` without a "/" is created in the namespace of the token's owner; None means the name of `output_dir`.
     `private=None` leaves the choice to the namespace's default; it does not change a repository that exists.
     """
-    name = model_id or os.path.basename(os.path.abspath(output_dir))
+    name = repository_name(model_id, output_dir)
     hub = _library()
     if token is None and hub.get_token() is None:
-        raise RuntimeError(
+        raise MissingToken(
             f"Pushing to {name!r} needs a token with write access. Run `hf auth login`, set the environment variable "
             "HF_TOKEN, or pass hub_token= to TrainingArguments."
         )
     created: str = _api(token).create_repo(name, private=private, exist_ok=True).repo_id
     return created
+
+
+def repository_name(model_id: str | None, output_dir: str) -> str:
+    """What a repository is asked for by; without a "/" the Hub puts the owner of the token in front."""
+    return model_id or os.path.basename(os.path.abspath(output_dir))
 
 
 def push_folder(
@@ -53,19 +59,22 @@ def push_folder(
     path_in_repo: str | None = None,
     ignore_patterns: Sequence[str] = IGNORED,
 ) -> Any:
-    """Commit the files of `folder`: a `CommitInfo`, or a `Future` of one where not `blocking`.
+    """Commit a snapshot of the files of `folder`: a `CommitInfo`, or a `Future` of one where not `blocking`.
 
-    In the background, a snapshot of the files is pushed. `revision` names a branch, which is created where it is
-    missing; None is the main branch.
+    `revision` names a branch, which is created where it is missing; None is the main branch. What may pass by itself
+    is tried again; then the error of `huggingface_hub` is raised.
     """
-    files = {path: os.path.join(folder, path) for path in files_in(folder, ignore_patterns)}
-    if blocking:
-        # The library follows links: those that were left out above are excluded by literal patterns.
-        left_out = files_and_foreign(folder, ignore_patterns)[1]
-        patterns = [*ignore_patterns, *(escaped for path in left_out for escaped in _as_patterns(path))]
-        return _commit(token, repo_id, folder, message, revision, path_in_repo, patterns)
+    prefix = f"{path_in_repo.strip('/')}/" if path_in_repo else ""
+    files = {f"{prefix}{path}": os.path.join(folder, path) for path in files_in(folder, ignore_patterns)}
     staged = stage(files, directory=folder)
-    return push_staged(repo_id, staged, message=message, token=token, revision=revision, path_in_repo=path_in_repo)
+
+    def commit() -> Any:
+        try:
+            return push_staged(repo_id, staged, message=message, token=token, revision=revision)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    return commit() if blocking else _api(token).run_as_future(commit)
 
 
 def push_staged(
@@ -75,23 +84,29 @@ def push_staged(
     message: str,
     token: str | None = None,
     revision: str | None = None,
-    path_in_repo: str | None = None,
-    delete_patterns: Sequence[str] | None = None,
-) -> Future[Any]:
-    """Commit a directory that `staging.stage` made, in the background, then remove it.
+    replaces: str | None = None,
+    stop: threading.Event | None = None,
+) -> Any:
+    """Commit a directory that `staging.stage` made, as one commit: all of it is there, or nothing.
 
-    Pushes with the same token run one after the other, so commits appear in the order of the calls. `delete_patterns`
-    name files of the repository that are deleted unless this push contains them.
+    replaces: a folder of the repository whose files are deleted unless this push contains them. stop: see
+    `with_retries`.
     """
+    hub, api = _library(), _api(token)
 
     def commit() -> Any:
-        try:
-            return _commit(token, repo_id, staged, message, revision, path_in_repo, (), delete_patterns)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+        if revision is not None and revision != "main" and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        files = relative_files(staged)
+        # Not `upload_folder`: its newest releases divide a folder over several commits.
+        operations = [hub.CommitOperationAdd(path, os.path.join(staged, *path.split("/"))) for path in files]
+        if replaces is not None:
+            there = api.list_repo_files(repo_id, revision=revision)
+            gone = {path for path in there if path.startswith(f"{replaces}/")}.difference(files)
+            operations += [hub.CommitOperationDelete(path) for path in sorted(gone)]
+        return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
 
-    future: Future[Any] = _api(token).run_as_future(commit)
-    return future
+    return with_retries(commit, f"The push to {repo_id}", stop=stop)
 
 
 def license_on_hub(repo_id: str, token: str | None = None) -> str | None:
@@ -114,11 +129,6 @@ def add_patterns_to_gitignore(output_dir: str, patterns: Sequence[str]) -> None:
         write_bytes(path, present + end_of_line + "".join(f"{pattern}\n" for pattern in missing).encode())
 
 
-def _as_patterns(path: str) -> tuple[str, str]:
-    """Patterns of the Hub that match `path`, and what is below it where it is a link to a directory."""
-    return glob.escape(path), f"{glob.escape(path)}/*"
-
-
 def _library() -> Any:
     return require("huggingface_hub", "push_to_hub", extra="hub")
 
@@ -127,27 +137,3 @@ def _library() -> Any:
 def _api(token: str | None) -> Any:
     """One client per token: its background pushes wait for each other."""
     return _library().HfApi(token=token)
-
-
-def _commit(
-    token: str | None,
-    repo_id: str,
-    folder: str,
-    message: str,
-    revision: str | None,
-    path_in_repo: str | None,
-    ignore_patterns: Sequence[str],
-    delete_patterns: Sequence[str] | None = None,
-) -> Any:
-    api = _api(token)
-    if revision is not None and revision != "main" and not revision.startswith("refs/"):
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    return api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        path_in_repo=path_in_repo,
-        commit_message=message,
-        revision=revision,
-        ignore_patterns=list(ignore_patterns),
-        delete_patterns=list(delete_patterns) if delete_patterns else None,
-    )

@@ -1,109 +1,152 @@
 """Pushes that run in the background during training.
 
-Owns: whether the next push may start, and handling one that fails. Leaves to others: the upload (push) and the files in
-it (staging). A failed push is a warning, because the next one or the final one has the same files.
+Owns: the order of pushes, which snapshots are superseded, what of them has failed. Leaves to others: the upload (push),
+the files in a snapshot (staging), what is said at the end (session).
+
+One push runs at a time, in a thread. A snapshot that is added meanwhile waits; with `always_push` each one is pushed,
+else only the newest: it holds all that those before it had. One that fails is tried again at the end, unless a newer
+one was pushed. The thread ends with the process, so that Ctrl-C is not waited for.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from concurrent.futures import Future, wait
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from trainwright.hub.push import push_staged
-from trainwright.hub.staging import LAST_CHECKPOINT, checkpoint_files, checkpoints_in, remove_stale_stages, stage
-from trainwright.names import HubStrategy
+from trainwright.hub.retry import may_pass, one_line
 
 logger = logging.getLogger(__name__)
 
 
-class PushInProgress:
-    """Background pushes that may not be done yet."""
+@dataclass
+class Snapshot:
+    """Files of one push, in a directory that nobody else writes into."""
 
-    def __init__(self, jobs: list[Future[Any]] | None = None) -> None:
-        self.jobs = list(jobs or [])
+    directory: str
+    message: str
+    checkpoints: tuple[str, ...] = ()  # names of directories in it, which later pushes leave out
+    replaces: str | None = None  # a folder of the repository whose other files are deleted
 
-    def is_done(self) -> bool:
-        """Whether all of them have ended, successfully or not."""
-        return all(job.done() for job in self.jobs)
+    def leave_out(self, checkpoints: set[str]) -> None:
+        """Remove those of `checkpoints`, which were pushed since it was made."""
+        for name in checkpoints.intersection(self.checkpoints):
+            shutil.rmtree(os.path.join(self.directory, name), ignore_errors=True)
 
-    def wait_until_done(self) -> None:
-        """Return when all of them have ended."""
-        wait(self.jobs)
+    def discard(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
 
 
-class PushQueue(PushInProgress):
-    """The pushes of one run, in order."""
+class PushQueue:
+    """The pushes of one session, in order."""
 
-    def __init__(self, always_push: bool = False) -> None:
-        """`always_push`: start a push although the last one still runs (`hub_always_push`)."""
-        super().__init__()
-        self.always_push = always_push
-        self._checkpoints_in: dict[Future[Any], tuple[str, ...]] = {}  # a running push -> names of checkpoints in it
-        self._pushed_checkpoints: set[str] = set()
-        self._is_clean = False
-
-    def add(self, job: Future[Any], checkpoints: tuple[str, ...] = ()) -> None:
-        """Track `job`; it contains `checkpoints` (names of directories), which later pushes then leave out."""
-        self._collect_finished()
-        self.jobs.append(job)
-        self._checkpoints_in[job] = checkpoints
-
-    def is_done(self) -> bool:
-        """Whether all pushes have ended; each that failed is a warning."""
-        self._collect_finished()
-        return not self.jobs
-
-    def wait_until_done(self) -> None:
-        """Return when all pushes have ended; each that failed is a warning."""
-        super().wait_until_done()
-        self._collect_finished()
-
-    def _collect_finished(self) -> None:
-        """Remove pushes that have ended; warn of failed ones."""
-        for job in [job for job in self.jobs if job.done()]:
-            self.jobs.remove(job)
-            checkpoints = self._checkpoints_in.pop(job)
-            error = job.exception()
-            if error is None:
-                self._pushed_checkpoints.update(checkpoints)
-            else:
-                logger.warning("A push to the Hub failed; the next one brings the same files: %s", error)
-
-    def push_checkpoint(
-        self,
-        repo_id: str,
-        output_dir: str,
-        checkpoint_dir: str,
-        *,
-        strategy: HubStrategy | str,
-        message: str,
-        token: str | None = None,
-        revision: str | None = None,
-    ) -> bool:
-        """Push the files of `strategy` after a save, as one commit. False where nothing was started.
-
-        Nothing starts with strategy "end", or while the last push still runs unless `always_push`.
+    def __init__(self, upload: Callable[[Snapshot, threading.Event], Any], always_push: bool = False) -> None:
+        """upload: pushes a snapshot, or raises; it waits for nothing once the event is set. always_push: push each
+        snapshot, also those that a newer one supersedes (`hub_always_push`).
         """
-        strategy = HubStrategy(strategy)
-        if strategy is HubStrategy.END or not (self.is_done() or self.always_push):
-            return False
-        if not self._is_clean:
-            remove_stale_stages(output_dir)
-            self._is_clean = True
-        checkpoints: tuple[str, ...] = ()
-        if strategy is HubStrategy.ALL_CHECKPOINTS:
-            checkpoints = tuple(name for name in checkpoints_in(output_dir) if name not in self._pushed_checkpoints)
-        files = checkpoint_files(output_dir, checkpoint_dir, strategy, self._pushed_checkpoints)
-        job = push_staged(
-            repo_id,
-            stage(files, directory=os.fspath(output_dir)),
-            message=message,
-            token=token,
-            revision=revision,
-            # Files that only the previous checkpoint has would be mixed with this one's.
-            delete_patterns=[f"{LAST_CHECKPOINT}/*"] if strategy is HubStrategy.CHECKPOINT else None,
-        )
-        self.add(job, checkpoints)
-        return True
+        self.always_push = always_push
+        self.pushed_checkpoints: set[str] = set()
+        self._upload = upload
+        self._changed = threading.Condition()  # of what follows
+        self._waiting: list[Snapshot] = []
+        self._running: Snapshot | None = None
+        self._failed: Snapshot | None = None  # the newest, unless one was pushed after it
+        self._error: BaseException | None = None
+        self._hurry = threading.Event()
+        self._said: set[str] = set()
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Push `snapshot` as soon as those before it are done. It is discarded then."""
+        with self._changed:
+            self._hurry.clear()
+            if not self.always_push:
+                self._discard_waiting()
+            self._discard_failed()
+            self._waiting.append(snapshot)
+            self._start()
+
+    def is_done(self) -> bool:
+        """Whether nothing runs or waits; a push may have failed."""
+        with self._changed:
+            return self._running is None and not self._waiting
+
+    def wait_until_done(self, *, again: bool = False, hurry: bool = False) -> BaseException | None:
+        """Return when all pushes have ended: the error of the newest one, None where that is on the Hub.
+
+        again: try one that failed once more, where that may help. hurry: wait for no retries.
+        """
+        if hurry:
+            self._hurry.set()
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._running is None and not self._waiting)
+                if again and self._failed is not None and self._error is not None and may_pass(self._error):
+                    snapshot, self._failed = self._failed, None
+                    self._waiting.append(snapshot)
+                    self._start()
+                    self._changed.wait_for(lambda: self._running is None and not self._waiting)
+                return self._error if self._failed is not None else None
+        finally:
+            self._hurry.clear()
+
+    def abandon(self) -> bool:
+        """Push nothing more, and wait for nothing. Whether something is not on the Hub."""
+        with self._changed:
+            self._hurry.set()
+            is_missing = self._running is not None or bool(self._waiting) or self._failed is not None
+            self._discard_waiting()
+            self._discard_failed()
+            return is_missing
+
+    def forget_failure(self) -> None:
+        """It was said."""
+        with self._changed:
+            self._discard_failed()
+
+    def _discard_waiting(self) -> None:
+        for snapshot in self._waiting:
+            snapshot.discard()
+        self._waiting.clear()
+
+    def _discard_failed(self) -> None:
+        if self._failed is not None:
+            self._failed.discard()
+        self._failed = self._error = None
+
+    def _start(self) -> None:
+        if self._running is None:
+            self._running = self._waiting.pop(0)
+            threading.Thread(target=self._work, name="trainwright-hub-push", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            snapshot = self._running
+            assert snapshot is not None  # this thread's
+            snapshot.leave_out(self.pushed_checkpoints)
+            error: BaseException | None = None
+            try:
+                self._upload(snapshot, self._hurry)
+            except BaseException as raised:  # whatever it is, somebody may wait for this thread
+                error = raised
+                self._warn(raised)
+            with self._changed:
+                if error is None:
+                    self.pushed_checkpoints.update(snapshot.checkpoints)
+                if error is None or self._waiting:  # a newer one has the same files
+                    snapshot.discard()
+                else:
+                    self._failed, self._error = snapshot, error
+                self._running = self._waiting.pop(0) if self._waiting else None
+                self._changed.notify_all()
+                if self._running is None:
+                    return
+
+    def _warn(self, error: BaseException) -> None:
+        text = one_line(error)
+        say = logger.info if text in self._said else logger.warning
+        self._said.add(text)
+        say("A push to the Hub failed; training continues, and the next push brings the same files: %s", text)

@@ -54,9 +54,10 @@ class PackedInputs:
         self.names = names
         self._is_masked, self._dtype, self._refusal = is_masked, dtype, refusal
         self._divides = self._can_divide = False
+        self.loss_is_mean: bool | None = None  # over the labels of a pack, in a trial; None: not tried
 
     def __call__(self, inputs: Any) -> Any:
-        """A batch as the model takes it. A batch without `seq_idx` (evaluation, which is not packed) is unchanged."""
+        """A batch as the model takes it. A batch without `seq_idx` (of an evaluation that needs rows) is unchanged."""
         if SAMPLE_LENGTHS not in inputs and not (self._is_masked and "seq_idx" in inputs):
             return inputs
         rest = {name: value for name, value in inputs.items() if name != SAMPLE_LENGTHS}
@@ -109,22 +110,22 @@ class PackedInputs:
                 f"{text} Its training would not be that of the unpacked samples. Use "
                 "train_sampling_strategy='group_by_length', which wastes little on padding with any model."
             )
-        logger.warning("%s Evaluation, which is not packed, will differ from training.", text)
+        logger.warning("%s Where it is used without positions, it will differ from training.", text)
 
     @contextlib.contextmanager
-    def while_training(self, model: nn.Module) -> Iterator[None]:
+    def while_packed(self, model: nn.Module) -> Iterator[None]:
         """Within the block the model is switched as `choose` decided; after it, it is restored."""
         with self._dividing(model) if self._can_divide else contextlib.nullcontext():
             yield
 
     @contextlib.contextmanager
     def _dividing(self, model: nn.Module) -> Iterator[None]:
-        self._divides = True
+        divided, self._divides = self._divides, True  # already in an evaluation within training
         try:
             with per_sample_attention(model):
                 yield
         finally:
-            self._divides = False
+            self._divides = divided
 
 
 def first_position(model: nn.Module) -> int:

@@ -95,6 +95,30 @@ def difference_from_alone(model: nn.Module, make_batch: Callable[[list[list[int]
     return "predicts differently for a sample in a pack than for the same sample alone"
 
 
+def loss_is_no_mean(model: nn.Module, make_batch: Callable[[list[list[list[int]]]], Any]) -> bool:
+    """Whether the loss of packs is another than the mean over their labels, each weighing the same, or cannot be had.
+
+    A module may average the rows of a batch, and a router adds a term for all tokens of it. `make_batch`: the inputs of
+    packs, each a list of samples. Costs four forward passes of small packs, once, without side effects.
+    """
+    base: Any = base_model_of(getattr(model, "_orig_mod", model))
+    parameters = inspect.signature(base.forward).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    sample, other = _tokens(model, SAMPLE, OTHERS[0])
+    losses, counts = [], []
+    for packs in ([[other]], [[sample]], [[other, sample]], [[other], [sample]]):
+        try:
+            batch = {name: value for name, value in make_batch(packs).items() if takes_any or name in parameters}
+            with undisturbed(model, batch):
+                losses.append(loss_of(model(**batch), batch).float().mean())
+            counts.append(int((batch["labels"] != IGNORE_INDEX).sum()))
+        except Exception as error:  # a model that needs other inputs or another precision
+            logger.info("Whether the loss of a pack is a mean over its labels cannot be checked: %s", error)
+            return True
+    mean = (losses[0] * counts[0] + losses[1] * counts[1]) / (counts[0] + counts[1])
+    return not all(_is_close(loss, mean, base) for loss in losses[2:])
+
+
 def _is_close(together: torch.Tensor, alone: torch.Tensor, model: nn.Module) -> bool:
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     bound = LARGEST_CHANGE if dtypes <= {torch.float32, torch.float64} else LARGEST_CHANGE_IN_HALF

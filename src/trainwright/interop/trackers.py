@@ -87,7 +87,15 @@ def installed_trackers() -> list[str]:
     return [name for name, tracker in TRACKERS.items() if tracker.belongs_to_all]
 
 
-def resolve_report_to(value: str | Sequence[str] | None) -> list[str]:
+class ReportTo(list[str]):
+    """Names of trackers. `unasked`: those that are here because "all" includes whatever is installed, so that one which
+    does not work may not end a training.
+    """
+
+    unasked: frozenset[str] = frozenset()
+
+
+def resolve_report_to(value: str | Sequence[str] | None) -> ReportTo:
     """Turn `report_to` into tracker names, each once, in the order given.
 
     None and "all" mean every installed tracker; "none" and [] no tracker. Raises ValueError for a name that is
@@ -97,7 +105,7 @@ def resolve_report_to(value: str | Sequence[str] | None) -> list[str]:
     if "none" in names:
         if len(set(names)) > 1:
             raise ValueError(f"report_to={value!r} asks for no tracker and for some; leave out either.")
-        return []
+        return ReportTo()
     resolved: dict[str, None] = {}
     for name in names:
         if name == "all":
@@ -107,4 +115,7 @@ def resolve_report_to(value: str | Sequence[str] | None) -> list[str]:
         else:
             allowed = [*TRACKERS, "all", "none"]
             raise ValueError(f"report_to={value!r}: {name!r} is not one of {allowed}.{closest(str(name), allowed)}")
-    return list(resolved)
+    result = ReportTo(resolved)
+    named = frozenset(names) - getattr(value, "unasked", frozenset())
+    result.unasked = frozenset(resolved) - named
+    return result

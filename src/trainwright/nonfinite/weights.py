@@ -73,9 +73,14 @@ def infinite_by_design(model: nn.Module) -> frozenset[str]:
 class NonFiniteWeights(ValueError):
     """The weights of a checkpoint that is being written hold NaN or infinity; `names` says which."""
 
+    concerns_all = True  # of several processes each raises it as it is
+
     def __init__(self, names: list[str]) -> None:
         super().__init__(f"{len(names)} tensors hold NaN or infinity: {some(names, MAX_NAMED)}")
         self.names = names
+
+    def __reduce__(self) -> tuple[type[NonFiniteWeights], tuple[list[str]]]:
+        return NonFiniteWeights, (self.names,)
 
 
 def may_be_saved(names: Sequence[str], is_bad: bool, step: int, policy: str) -> bool:

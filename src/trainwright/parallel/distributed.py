@@ -224,6 +224,8 @@ class DistributedStrategy(Strategy):
         found: Exception | None = None
         if isinstance(error, OSError):
             found = OSError(error.errno, f"{error} {where}")
+        elif getattr(error, "concerns_all", False):
+            found = error
         elif error is not None:
             found = RuntimeError(f"{type(error).__name__}: {error} {where}")
         of_all = _of_all(found)  # also where this rank has an error: the others wait for it

@@ -46,7 +46,7 @@ def plot_history(
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     if title:
-        figure.suptitle(title, fontsize=14, fontweight="bold", color=INK)
+        figure.suptitle(_shown(title), fontsize=14, fontweight="bold", color=INK)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with fresh(path) as staged:
@@ -59,9 +59,9 @@ def _draw(axes: Any, panel: Panel) -> None:
         # A marker per point shows where a value was measured, as long as the markers stay apart.
         marker = "o" if len(curve.steps) <= MAX_MARKERS else None
         shown = thinned(curve, MAX_POINTS)
-        label = label_of(curve.name)
+        label = _shown(label_of(curve.name))
         axes.plot(shown.steps, shown.values, color=color, linewidth=1.6, marker=marker, markersize=3.5, label=label)
-    axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=16)
+    axes.set_title(_shown(panel.title), loc="left", fontsize=11, fontweight="bold", color=INK, pad=16)
     axes.set_xlabel("step", fontsize=9, color=INK)
     axes.grid(True, axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -73,3 +73,8 @@ def _draw(axes: Any, panel: Panel) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
     if len(panel.curves) > 1:
         axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+
+
+def _shown(text: str) -> str:
+    """`text` without what the drawing library would take for a formula, or cannot draw."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text).replace("$", r"\$")

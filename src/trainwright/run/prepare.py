@@ -44,7 +44,7 @@ def change_for_training(
     undo.close()  # of an attempt that ran out of memory
     undo.enter_context(precision.float32_products(args.tf32))
     if packed_inputs is not None:
-        undo.enter_context(packed_inputs.while_training(model))
+        undo.enter_context(packed_inputs.while_packed(model))
     if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
         from trainwright.overflow import OverflowDetector
 

@@ -35,6 +35,7 @@ from trainwright.oom_retry import FoundBatchSize, OomSplitting
 from trainwright.optim import lomo
 from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan
+from trainwright.report.metrics_file import MetricsFile
 from trainwright.run import loop_state
 from trainwright.run.loop_state import Batching, LoopState
 from trainwright.state import TrainerState
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from trainwright.args.training import TrainingArguments
     from trainwright.checkpoint.saves import Saves
     from trainwright.data.prefetch import DevicePrefetcher
+    from trainwright.preflight.check import Preflight
     from trainwright.profiling.phases import Profilers
     from trainwright.profiling.speed import SpeedMeter
 
@@ -99,6 +101,7 @@ class Run:
     total_loss: float = 0.0  # sum of the losses of all updates that were logged
     last_logged_step: int = 0  # updates done at the last log line
     said_no_items: bool = False  # that an update had no label was said
+    metrics_file: MetricsFile | None = None  # of its log lines, also those after it; None: not yet, or another rank's
 
     # -- safety --------------------------------------------------------------------------------------------------------
     interrupt: Interrupt = field(default_factory=Interrupt)  # signals
@@ -106,6 +109,8 @@ class Run:
     excluded: list[tuple[int, range]] = field(default_factory=list)  # (epoch, samples) that a rollback found to be bad
     found_size: FoundBatchSize = field(init=False)  # samples of a micro-batch that fit, from an earlier run
     splitting: OomSplitting | None = None  # runs a micro-batch in parts; None without `auto_find_batch_size`
+    preflight: Preflight | None = None  # compares data with the model; None before an attempt
+    first_batch_is_unchecked: bool = False
     undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # of what is changed for training only
 
     # -- step functions: what each step calls, found out once ----------------------------------------------------------
@@ -167,6 +172,9 @@ class Run:
         self.checkpoint, self.output_dir = checkpoint, output_dir
         self.saves.begin_run(checkpoint, output_dir, list(self.jobs))
         self._opened.callback(self.saves.close)
+        if self.args.process_index == 0 and self.saves.run is not None:
+            self.metrics_file = MetricsFile(output_dir, self.saves.run["id"])
+            self._opened.callback(self.metrics_file.close)
         self.interrupt = Interrupt.for_run(self.args, is_distributed)
         self._opened.enter_context(self.interrupt)
         self._opened.callback(self.close_guard)
@@ -202,7 +210,7 @@ class Run:
         self.parameters, self.of_epoch, self.exempt = [], {}, ()
         self.training_step = self.get_batch_samples = self.update = self.log_save_evaluate = _not_bound
         self.backward, self.fused_backward, self.backward_is_update = None, lomo.fused_backward, False
-        self.splitting = self.prefetch = None
+        self.splitting = self.prefetch = self.preflight = None
         self.profilers = self.speed_meter = None
 
     # -- an attempt ----------------------------------------------------------------------------------------------------
@@ -214,6 +222,18 @@ class Run:
             str(self.args.include_num_input_tokens_seen), main_input_name, pad_token_id, strategy.num_processes
         )
         self.first_step, self.owes_epoch_end = None, False
+
+    def check_first_batch(self, batch: Any) -> None:
+        """Raise ValueError for what the model cannot be given. Later batches are looked at where they fail."""
+        self.first_batch_is_unchecked = False
+        if self.preflight is not None:
+            self.preflight.check_batch(batch)
+
+    def explained(self, error: BaseException, batches: Sequence[Any]) -> BaseException:
+        """What to raise where an update of `batches` failed: a clearer error, if the batches explain it, or `error`."""
+        if self.preflight is None or not isinstance(error, Exception):
+            return error
+        return self.preflight.explained(error, batches)
 
     def weights_of(
         self, batch_samples: Sequence[Any], num_items: torch.Tensor | int | None, kind: LossKind, step: int

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainwright.interop.environment import EnvironmentValueError, env_flag
 from trainwright.state import TrainerState
+from trainwright.tracking.base import within
 from trainwright.tracking.mlflow import MLflowCallback
 from trainwright.tracking.model_files import write_model
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trainwright.args.training import TrainingArguments
+
+UPLOAD_LIMIT_S = 3600.0  # its client has none
 
 
 class DagsHubCallback(MLflowCallback):
@@ -65,14 +68,22 @@ class DagsHubCallback(MLflowCallback):
 
     def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         super().finish(args, state, model, **kwargs)
-        if not self._upload_files or self._repository is None:
+        repository = self._repository
+        if not self._upload_files or repository is None:
             return
         from dagshub.upload import Repo
 
         branch = os.environ.get("BRANCH") or "main"
         with tempfile.TemporaryDirectory() as scratch:
             self._write_artifacts(Path(scratch), model, kwargs)
-            Repo(*self._repository, branch=branch).upload(scratch, "Training data and model", remote_path="artifacts")
+            problem = within(
+                UPLOAD_LIMIT_S,
+                lambda: Repo(*repository, branch=branch).upload(
+                    scratch, "Training data and model", remote_path="artifacts"
+                ),
+            )
+        if problem is not None:
+            raise problem
 
     def _write_artifacts(self, directory: Path, model: nn.Module | None, kwargs: dict[str, Any]) -> None:
         import torch

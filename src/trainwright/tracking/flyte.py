@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainwright.state import TrainerState
-from trainwright.tracking.base import TrackerCallback
+from trainwright.tracking.base import Status, TrackerCallback
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,17 +23,20 @@ class FlyteCallback(TrackerCallback):
     """Sync checkpoints with Flyte and show the log history as a Deck. Works within a Flyte task only.
 
     Args:
-        save_log_history: show the log lines as a Deck of the task when training ends.
+        save_log_history: show the log lines as a Deck of the task when training ends, in whichever way.
         sync_checkpoints: hand every checkpoint to Flyte, from where an interrupted task resumes.
     """
 
     tracker_name = "flyte"
+    stays_open = False
+    end_limit_s = None  # the Decks of a task are those of its thread
 
     def __init__(self, save_log_history: bool = True, sync_checkpoints: bool = True) -> None:
         super().__init__()
         self.save_log_history = save_log_history
         self.sync_checkpoints = sync_checkpoints
         self._checkpoint: Any = None
+        self._state: TrainerState | None = None
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         if self.sync_checkpoints:
@@ -46,13 +49,15 @@ class FlyteCallback(TrackerCallback):
                     "there is no Flyte checkpoint here: FlyteCallback works within a Flyte task only; "
                     "outside of one pass sync_checkpoints=False"
                 ) from error
+        self._state, self._owns_run = state, True
 
     def log_checkpoint(self, directory: Path, args: TrainingArguments, state: TrainerState) -> None:
         if self._checkpoint is not None:
             self._checkpoint.save(str(directory))
 
-    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
-        if self.save_log_history:
+    def end(self, status: Status) -> None:
+        state, self._state = self._state, None
+        if self.save_log_history and state is not None:
             from flytekit import Deck
 
             Deck("Log History", log_history_table(state.log_history))

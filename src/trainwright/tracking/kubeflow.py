@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainwright.state import TrainerControl, TrainerState
-from trainwright.tracking.base import TrackerCallback, numbers_of
+from trainwright.tracking.base import Status, TrackerCallback, numbers_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,19 +34,25 @@ TIMEOUT_S = 5.0
 class KubeflowCallback(TrackerCallback):
     """Report progress, remaining time and the newest metrics to the TrainJob that this pod belongs to.
 
-    Environment (set by the controller): KUBEFLOW_TRAINER_SERVER_URL, KUBEFLOW_TRAINER_SERVER_CA_CERT (a file),
-    KUBEFLOW_TRAINER_SERVER_TOKEN (a file). DISABLE_KUBEFLOW_INTEGRATION=true sends nothing.
-
     Messages are sent by a background thread, so a slow controller costs no training time; one that does not arrive is
-    forgotten, because the next one replaces it.
+    forgotten, because the next one replaces it. The last one says 100 percent, or, of a training that failed or was
+    killed, how far it came, with that word as the metric "status".
+
+    Environment:
+        KUBEFLOW_TRAINER_SERVER_URL: where messages go; set by the controller, as the two that follow.
+        KUBEFLOW_TRAINER_SERVER_CA_CERT: file of the certificate.
+        KUBEFLOW_TRAINER_SERVER_TOKEN: file of the token.
+        DISABLE_KUBEFLOW_INTEGRATION: true sends nothing.
     """
 
     tracker_name = "kubeflow"
     rewrites_names = False
+    stays_open = False
 
     def __init__(self) -> None:
         super().__init__()
         self._url = ""
+        self._state: TrainerState | None = None
         self._metrics: dict[str, float] = {}
         self._sender: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
@@ -60,8 +66,10 @@ class KubeflowCallback(TrackerCallback):
         if not self._url:
             raise RuntimeError("KUBEFLOW_TRAINER_SERVER_URL is not set, so this is no pod of a Kubeflow TrainJob")
         self._started_at = time.monotonic()
-        self._first_step = state.global_step
+        self._state, self._first_step = state, state.global_step
+        self._metrics = {}
         self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kubeflow-status")
+        self._owns_run = True
         self._report(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -71,24 +79,21 @@ class KubeflowCallback(TrackerCallback):
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
         self._metrics.update(numbers_of(metrics))
 
-    def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
-        if self._pending is not None:
-            self._pending.exception(timeout=2 * TIMEOUT_S)
-        # A run that was stopped early is at its end too, whatever share of its steps it took.
-        self._pending = None
-        self._report(state, progress=100)
-        self.close()
-        self._initialized = False
+    def end(self, status: Status) -> None:
+        if self._state is not None:
+            if self._pending is not None:
+                self._pending.exception(timeout=2 * TIMEOUT_S)
+            self._pending = None
+            # A run that was stopped early is at its end too, whatever share of its steps it took.
+            self._report(self._state, status)
+        sender, self._sender, self._state = self._sender, None, None
+        if sender is not None:
+            sender.shutdown(wait=True)
 
-    def close(self) -> None:
-        if self._sender is not None:
-            self._sender.shutdown(wait=True)
-            self._sender = None
-
-    def _report(self, state: TrainerState, progress: int | None = None) -> None:
+    def _report(self, state: TrainerState, ended_as: Status | None = None) -> None:
         if self._sender is None or (self._pending is not None and not self._pending.done()):
             return
-        message = status(state, self._metrics, time.monotonic() - self._started_at, self._first_step, progress)
+        message = status(state, self._metrics, time.monotonic() - self._started_at, self._first_step, ended_as)
         self._sent_at = time.monotonic()
         self._pending = self._sender.submit(self._post, message)
 
@@ -102,19 +107,23 @@ class KubeflowCallback(TrackerCallback):
 
 
 def status(
-    state: TrainerState, metrics: dict[str, float], elapsed_s: float, first_step: int, progress: int | None = None
+    state: TrainerState, metrics: dict[str, float], elapsed_s: float, first_step: int, ended_as: Status | None = None
 ) -> dict[str, Any]:
     """The message: progress in percent (below 100 until the end), remaining seconds, metrics as name and text."""
-    if progress is None:
-        progress = min(99, 100 * state.global_step // max(1, state.max_steps))
+    is_finished = ended_as == "finished"
+    progress = 100 if is_finished else min(99, 100 * state.global_step // max(1, state.max_steps))
     values: dict[str, Any] = {"progressPercentage": progress}
     done = state.global_step - first_step
-    if progress == 100:
+    if is_finished:
         values["estimatedRemainingSeconds"] = 0
-    elif done > 0:
+    elif done > 0 and ended_as is None:
         values["estimatedRemainingSeconds"] = int(elapsed_s / done * (state.max_steps - state.global_step))
-    if metrics:
-        values["metrics"] = [{"name": name, "value": str(value)} for name, value in metrics.items()]
+    # The message has no field for it, and the pod may go on after the exception.
+    texts = {name: str(value) for name, value in metrics.items()}
+    if ended_as in ("failed", "killed"):
+        texts["status"] = ended_as
+    if texts:
+        values["metrics"] = [{"name": name, "value": value} for name, value in texts.items()]
     values["lastUpdatedTime"] = datetime.now(timezone.utc).isoformat()
     return {"trainerStatus": values}
 

@@ -7,15 +7,13 @@ all other WANDB_* variables, which the package reads itself. Source: seed 000.
 from __future__ import annotations
 
 import os
-import re
-import tempfile
-from pathlib import Path
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from trainwright.interop.environment import env_choice
 from trainwright.state import TrainerState
-from trainwright.tracking.base import TOTALS, TrackerCallback, run_config, run_name_of
-from trainwright.tracking.model_files import model_files, trained_model_directory
+from trainwright.tracking.base import TOTALS, Status, group_of, run_config, run_name_of
+from trainwright.tracking.model_artifacts import ModelArtifacts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,12 +21,18 @@ if TYPE_CHECKING:
     from trainwright.args.training import TrainingArguments
 
 
-class WandbCallback(TrackerCallback):
+_EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255}  # 255 is what the package gives after Ctrl-C
+_FLUSH_INTERVAL = "x_transaction_log_flush_interval"
+_used_ids: set[str] = set()  # of runs of this process
+
+
+class WandbCallback(ModelArtifacts):
     """Send log lines, settings and, on request, models to Weights & Biases.
 
     Environment:
         WANDB_LOG_MODEL: "end" uploads the trained model when training ends (the best one with
-            `load_best_model_at_end`), "checkpoint" every checkpoint too, "false" (default) nothing.
+            `load_best_model_at_end`), "checkpoint" every checkpoint too, as versions of one artifact whose aliases
+            "last" and "best" move on, "false" (default) nothing.
         WANDB_WATCH: "gradients", "parameters" or "all" for histograms; "false" by default.
         WANDB_PROJECT: project, "huggingface" by default.
         WANDB_DISABLED: true sends nothing at all.
@@ -38,66 +42,72 @@ class WandbCallback(TrackerCallback):
 
     tracker_name = "wandb"
     takes_any_value = True
+    log_model_variable = "WANDB_LOG_MODEL"
+    newest_alias = ("latest",)
 
     def __init__(self) -> None:
         super().__init__()
         self._wandb: Any = None  # the package, for subclasses that log tables and images
-        self._owns_run = False
-        modes = ("end", "checkpoint", "false", "true", "0", "1")
-        mode = env_choice("WANDB_LOG_MODEL", modes, default="false")
-        self._log_model = {"true": "end", "1": "end", "0": "false"}.get(mode, mode)
+        self._watched: Any = None  # the model whose histograms are sent
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         import wandb
 
-        self._wandb = wandb
+        self._wandb = self._package = wandb
         watch_mode = env_choice("WANDB_WATCH", ("gradients", "parameters", "all", "false"), default="false")
         if wandb.run is None:
-            wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "huggingface"),
-                name=run_name_of(args, state),
-                group=getattr(args, "run_name", None) if state.trial_name else None,
-            )
+            self._refuse_to_ask(args)
+            chosen: dict[str, Any] = {"name": run_name_of(args, state), "group": group_of(args, state)}
+            if self._resume_id is not None:
+                chosen.update(id=self._resume_id, resume="allow")
+            elif os.environ.get("WANDB_RUN_ID") in _used_ids:  # of an earlier training in this process
+                chosen["id"] = uuid.uuid4().hex[:8]
+            if _FLUSH_INTERVAL in getattr(wandb.Settings, "model_fields", {}):
+                # A process that is killed loses what is not yet in the file of an offline run: 15 s by default.
+                chosen["settings"] = wandb.Settings(**{_FLUSH_INTERVAL: 1.0})
+            wandb.init(project=os.environ.get("WANDB_PROJECT", "huggingface"), **chosen)
             self._owns_run = True
-        wandb.run.config.update(run_config(args, state, model), allow_val_change=True)
+            _used_ids.add(wandb.run.id)
+        self._run = wandb.run
+        self.optional(
+            "the configuration", self._run.config.update, run_config(args, state, model), allow_val_change=True
+        )
         # The x axis is the step of training, also where other code logs to the same run in between.
         wandb.define_metric("train/global_step")
         wandb.define_metric("*", step_metric="train/global_step", step_sync=True)
         if model is not None:
-            wandb.run.config["model/num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
+            self._run.config.update(
+                {"model/num_parameters": sum(parameter.numel() for parameter in model.parameters())},
+                allow_val_change=True,
+            )
             if watch_mode != "false":
-                wandb.watch(model, log=watch_mode, log_freq=max(100, int(state.logging_steps)))
+                self._run.watch(model, log=watch_mode, log_freq=max(100, int(state.logging_steps)))
+                self._watched = model
+
+    def _refuse_to_ask(self, args: TrainingArguments) -> None:
+        """The package would ask for a key, or wait for a minute, in the middle of a training that nobody watches."""
+        wandb = self._wandb
+        settings = wandb.setup().settings
+        if "wandb" in getattr(args.report_to, "unasked", ()) and not (settings._offline or wandb.api.api_key):
+            raise RuntimeError("there is no API key (wandb login) and WANDB_MODE is not offline")
+
+    def run_id(self) -> str | None:
+        return str(self._run.id)
 
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
         totals = {name: metrics.pop(f"train/{name}") for name in TOTALS if f"train/{name}" in metrics}
-        self._wandb.run.summary.update(totals)
-        self._wandb.log({**metrics, "train/global_step": state.global_step})
-
-    def log_checkpoint(self, directory: Path, args: TrainingArguments, state: TrainerState) -> None:
-        if self._log_model == "checkpoint":
-            artifact = self._artifact("checkpoint", args, state)
-            artifact.add_dir(str(directory))
-            aliases = [f"epoch_{round(state.epoch or 0, 2)}", f"checkpoint_global_step_{state.global_step}"]
-            self._wandb.run.log_artifact(artifact, aliases=["latest", *aliases])
+        self._run.summary.update(totals)
+        self._run.log({**metrics, "train/global_step": state.global_step})
 
     def finish(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
-        if self._log_model == "false":
-            return
-        with tempfile.TemporaryDirectory() as scratch:
-            processing_class = kwargs.get("processing_class") or kwargs.get("tokenizer")
-            directory = trained_model_directory(args, state, model, Path(scratch), processing_class)
-            artifact = self._artifact("model", args, state)
-            for path in model_files(directory):
-                artifact.add_file(str(path), name=path.name)
-            self._wandb.run.log_artifact(artifact)
+        self._unwatch()
+        super().finish(args, state, model, **kwargs)
 
-    def close(self) -> None:
-        if self._owns_run and self._wandb.run is not None:
-            self._wandb.finish()
-        self._owns_run = False
+    def _unwatch(self) -> None:
+        watched, self._watched = self._watched, None
+        if watched is not None:  # its hooks would stay on the model, and in the next training be there twice
+            self._run.unwatch(watched)
 
-    def _artifact(self, prefix: str, args: TrainingArguments, state: TrainerState) -> Any:
-        chosen = run_name_of(args, state)
-        name = re.sub(r"[^\w.-]", "-", self._wandb.run.name if chosen else self._wandb.run.id)
-        summary = {"global_step": state.global_step, "total_flos": state.total_flos, "best_metric": state.best_metric}
-        return self._wandb.Artifact(name=f"{prefix}-{name}", type="model", metadata=summary)
+    def end(self, status: Status) -> None:
+        self._unwatch()
+        self._run.finish(exit_code=_EXIT_CODES[status])

@@ -174,9 +174,20 @@ def test_run_name_and_logging_dir_follow_the_folder():
 def test_report_to_is_resolved_to_tracker_names():
     assert TrainingArguments("out", report_to="none").report_to == []
     assert TrainingArguments("out", report_to="tensorboard").report_to == ["tensorboard"]
-    assert TrainingArguments("out").report_to == TrainingArguments("out", report_to="all").report_to
     with pytest.raises(ValueError, match="tensorboard"):
         TrainingArguments("out", report_to="tensorbord")
+
+
+@pytest.mark.parametrize("installed, default", [((4, 55, 4), "all"), ((5, 23, 0), "none"), (None, "none")])
+def test_report_to_has_the_default_of_the_installed_generation(installed, default, monkeypatch):
+    monkeypatch.setattr("trainwright.args.reporting.installed_version", lambda _: installed)
+    assert TrainingArguments("out").report_to == TrainingArguments("out", report_to=default).report_to
+
+
+def test_a_tracker_that_is_there_because_all_includes_it_is_known_as_such_in_every_copy():
+    args = TrainingArguments("out", report_to=["all", "wandb"])
+    for copied in (args, dataclasses.replace(args, seed=7), copy.deepcopy(args), pickle.loads(pickle.dumps(args))):
+        assert "tensorboard" in copied.report_to.unasked and "wandb" not in copied.report_to.unasked
 
 
 def test_progress_is_hidden_only_when_warnings_are_too(monkeypatch):

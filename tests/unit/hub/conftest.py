@@ -1,7 +1,19 @@
+import time
+
 import pytest
 
 from local_hub import serve
-from trainwright.hub import push
+from trainwright.hub import push, retry, session
+
+
+class Unhurried:
+    """The module `time`, for a client that waits between its retries."""
+
+    def __getattr__(self, name):
+        return getattr(time, name)
+
+    def sleep(self, seconds):
+        """Not here."""
 
 
 @pytest.fixture
@@ -15,7 +27,12 @@ def hub(monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         fresh_session()  # one made while offline refuses every request
+        if hasattr(http, "time"):
+            monkeypatch.setattr(http, "time", Unhurried())
+        monkeypatch.setattr(retry, "RETRY_DELAYS_S", (0, 0))
+        monkeypatch.setattr(session, "FIRST_DELAYS_S", (0,))
         push._api.cache_clear()
+        session._license_of.cache_clear()
         yield state
     fresh_session()
     push._api.cache_clear()

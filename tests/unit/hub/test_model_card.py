@@ -213,7 +213,8 @@ def test_the_body_of_a_card_shows_text_of_others_as_text(text, tmp_path):
     shown = "".join(reader.texts)
     wanted = "".join(c if c.isprintable() else f"(U+{ord(c):04X})" for c in " ".join(text.split()))
     assert shown.count(wanted) >= 6  # the title, the base, a data set, name and value of a setting, a version
-    assert not {"img", "em", "strong", "code", "del", "s", "h4"} & set(reader.tags)
+    assert not {"em", "strong", "code", "del", "s", "h4"} & set(reader.tags)
+    assert reader.tags.count("img") == 1  # that of the curves
     assert reader.tags.count("h1") == 1 and reader.tags.count("a") == 1 and reader.tags.count("table") == 1
     lengths = {len(re.split(r"(?<!\\)\|", line)) for line in body.splitlines() if line.startswith("|")}
     assert len(lengths) == 1
@@ -225,3 +226,51 @@ def test_usual_names_are_not_escaped():
     ).to_model_card()
     assert "# bert-base_v1.0\n" in card
     assert "- learning_rate: 5e-05\n- optim: adamw_torch (betas 0.9, 1e-08)\n" in card
+
+
+# -- the image of the curves -------------------------------------------------------------------------------------------
+
+
+def test_a_card_shows_the_curves_from_a_file_next_to_it(tmp_path):
+    import xml.etree.ElementTree as ElementTree
+
+    markdown = pytest.importorskip("markdown_it")
+    assert write_model_card(tmp_path / "README.md", model_name="m", log_history=HISTORY)
+    card = (tmp_path / "README.md").read_text()
+    rendered = markdown.MarkdownIt("commonmark").render(card.split("\n---\n", 1)[1])
+    (source,) = re.findall(r'<img src="([^"]+)" alt="[^"]+"', rendered)
+    drawing = ElementTree.fromstring((tmp_path / source).read_text())
+    labels = [element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"Loss", "Training loss", "Validation loss", "F1"} <= set(labels) and "Learning rate" not in labels
+
+
+def test_a_card_of_a_run_that_logged_nothing_has_no_image(tmp_path):
+    assert write_model_card(tmp_path, model_name="m", log_history=[{"train_runtime": 1.0, "step": 2}])
+    assert "![" not in (tmp_path / "README.md").read_text() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_image_of_a_card_that_a_person_edited_stays_current(tmp_path):
+    write_model_card(tmp_path, model_name="m", log_history=HISTORY[:2])
+    (tmp_path / "README.md").write_text("Mine: ![](training_curves.svg)")
+    before = (tmp_path / "training_curves.svg").read_text()
+    assert not write_model_card(tmp_path, model_name="m", log_history=HISTORY)
+    assert (tmp_path / "README.md").read_text() == "Mine: ![](training_curves.svg)"
+    assert (tmp_path / "training_curves.svg").read_text() != before
+    (tmp_path / "training_curves.svg").unlink()
+    assert not write_model_card(tmp_path, model_name="m", log_history=HISTORY)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_the_reader_of_huggingface_hub_understands_the_header(text, tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    log = [{"loss": 1.0, "step": 1}, {"eval_loss": 0.5, f"eval_{text}": 1.0, "step": 1, "epoch": 1.0}]
+    write_model_card(
+        tmp_path, model_name=text, tags=[text], dataset=text, dataset_tags=text, dataset_args=text, tasks=text,
+        log_history=log, hyperparameters={text: text}, language="en", license="mit",
+    )  # fmt: skip
+    card = hub.ModelCard.load(tmp_path / "README.md")
+    assert (card.data.license, card.data.library_name) == ("mit", "transformers")
+    assert card.data.tags[0] == text.encode("utf-8", "backslashreplace").decode() or card.data.tags[0] == text
+    (result,) = [result for result in card.data.eval_results or [] if result.metric_value == 1.0]
+    assert result.metric_type and result.dataset_name

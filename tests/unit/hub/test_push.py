@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +13,7 @@ huggingface_hub = pytest.importorskip("huggingface_hub")
 constants = pytest.importorskip("huggingface_hub.constants")
 
 from trainwright.hub import push  # noqa: E402 - after the skip
-from trainwright.hub.queue import PushInProgress, PushQueue  # noqa: E402
+from trainwright.hub.session import HubSession  # noqa: E402
 
 
 @pytest.fixture
@@ -33,14 +35,23 @@ MODEL = {"model.safetensors", "config.json", "vocab.txt", "training_args.bin"}
 RESUME = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "manifest.json"}
 
 
-def start(hub, output_dir, step, strategy, queue=None, **kwargs):
-    repository = push.create_repository("model", TOKEN, None, str(output_dir))
-    queue = queue or PushQueue()
-    checkpoint = str(output_dir / f"checkpoint-{step}")
-    started = queue.push_checkpoint(
-        repository, str(output_dir), checkpoint, strategy=strategy, message=f"step {step}", token=TOKEN, **kwargs
+def session_of(output_dir, strategy="every_save", **settings):
+    given = {"hub_private_repo": None, "hub_always_push": False, "hub_revision": None, **settings}
+    args = SimpleNamespace(
+        hub_model_id="model", hub_token=TOKEN, hub_strategy=strategy, output_dir=str(output_dir), **given
     )
-    return queue, started
+    return HubSession(args)
+
+
+def save(session, step):
+    """What the Trainer does after a save."""
+    session.push_checkpoint(os.path.join(session.args.output_dir, f"checkpoint-{step}"), step, lambda: None)
+
+
+def start(output_dir, step, strategy, **settings):
+    session = session_of(output_dir, strategy, **settings)
+    save(session, step)
+    return session
 
 
 def test_a_name_without_owner_lands_in_the_namespace_of_the_token(hub, tmp_path):
@@ -142,17 +153,14 @@ def test_links_that_leave_the_directory_are_not_pushed_and_named(blocking, hub, 
 @pytest.mark.parametrize("strategy", ["every_save", "all_checkpoints"])
 def test_links_that_leave_a_checkpoint_are_not_pushed_after_a_save(strategy, hub, output_dir, tmp_path_factory, caplog):
     prepared(output_dir, tmp_path_factory.mktemp("private"))
-    queue, _ = start(hub, output_dir, 1, strategy)
-    queue.wait_until_done()
+    start(output_dir, 1, strategy).finish()
     assert "model.safetensors" in hub.files() and "same" in hub.files()
     assert not [name for name, content in hub.files().items() if content == b"private"]
     assert f"'vocab.txt' (a link that leaves {output_dir})" in caplog.text
 
 
 def test_every_save_pushes_the_model_of_the_checkpoint_without_what_only_resuming_needs(hub, output_dir):
-    queue, started = start(hub, output_dir, 2, "every_save")
-    queue.wait_until_done()
-    assert started and queue.is_done()
+    start(output_dir, 2, "every_save").finish()
     assert set(hub.files()) == MODEL | {"README.md"}
     assert hub.files()["model.safetensors"] == b"model.safetensors of step 2"
     assert len(hub.commits) == 1
@@ -160,74 +168,107 @@ def test_every_save_pushes_the_model_of_the_checkpoint_without_what_only_resumin
 
 def test_the_last_checkpoint_is_pushed_whole_and_replaces_the_one_before(hub, output_dir):
     (output_dir / "checkpoint-1" / "rng_state_1.pth").write_bytes(b"of a second process")
-    queue, _ = start(hub, output_dir, 1, "checkpoint")
-    queue.wait_until_done()
+    session = start(output_dir, 1, "checkpoint")
+    session.finish()
     assert "last-checkpoint/rng_state_1.pth" in hub.files()
-    start(hub, output_dir, 2, "checkpoint", queue)
-    queue.wait_until_done()
+    save(session, 2)
+    session.finish()
     assert set(hub.files()) == MODEL | {"README.md"} | {f"last-checkpoint/{name}" for name in MODEL | RESUME}
     assert hub.files()["last-checkpoint/optimizer.pt"] == b"optimizer.pt of step 2"
 
 
 def test_all_checkpoints_are_pushed_under_their_own_names_each_once(hub, output_dir):
-    queue, _ = start(hub, output_dir, 2, "all_checkpoints")
-    queue.wait_until_done()
+    session = start(output_dir, 2, "all_checkpoints")
+    session.finish()
     both = {f"checkpoint-{step}/{name}" for step in (1, 2) for name in MODEL | RESUME}
     assert set(hub.files()) == MODEL | {"README.md"} | both
     before = len(hub.requests)
-    start(hub, output_dir, 2, "all_checkpoints", queue)
-    queue.wait_until_done()
+    save(session, 2)
+    session.finish()
     assert not any(b"checkpoint-" in body for _, _, _, body in hub.requests[before:])
 
 
-def test_strategy_end_pushes_nothing_after_a_save(hub, output_dir):
-    _, started = start(hub, output_dir, 1, "end")
-    assert not started and hub.commits == []
-
-
-def test_a_push_is_skipped_while_the_last_one_runs_unless_it_is_asked_for(hub, output_dir):
+def test_a_save_during_a_push_is_pushed_after_it_and_the_newest_is_enough(hub, output_dir):
     hub.gate.clear()
-    queue, _ = start(hub, output_dir, 1, "every_save")
-    assert not queue.is_done()
-    assert not start(hub, output_dir, 2, "every_save", queue)[1]
-    queue.always_push = True
-    assert start(hub, output_dir, 2, "every_save", queue)[1]
+    session = start(output_dir, 1, "checkpoint")
+    for step in (1, 2):
+        save(session, step)
+    assert len([name for name in os.listdir(output_dir) if name.startswith(".hub-push")]) == 2
     hub.gate.set()
-    queue.wait_until_done()
-    assert [summary for _, _, summary in hub.commits] == ["step 1", "step 2"]
+    session.finish()
+    assert [summary for _, _, summary in hub.commits] == [f"Training in progress, step {step}" for step in (1, 2)]
+    assert hub.files()["last-checkpoint/optimizer.pt"] == b"optimizer.pt of step 2"
+    assert not [name for name in os.listdir(output_dir) if name.startswith(".hub-push")]
+
+
+def test_each_save_is_pushed_where_that_is_asked_for(hub, output_dir):
+    hub.gate.clear()
+    session = start(output_dir, 1, "every_save", hub_always_push=True)
+    for step in (1, 2):
+        save(session, step)
+    hub.gate.set()
+    session.finish()
+    assert [summary for _, _, summary in hub.commits] == [f"Training in progress, step {step}" for step in (1, 1, 2)]
     assert hub.files()["model.safetensors"] == b"model.safetensors of step 2"
+
+
+def test_checkpoints_that_were_pushed_while_others_waited_are_not_uploaded_again(hub, output_dir):
+    hub.gate.clear()
+    session = start(output_dir, 2, "all_checkpoints")
+    shutil.copytree(output_dir / "checkpoint-2", output_dir / "checkpoint-3")
+    save(session, 3)
+    hub.gate.set()
+    session.finish()
+    last = hub.requests[-1][3]
+    assert b"checkpoint-3/config.json" in last and b"checkpoint-2/" not in last
+    assert {f"checkpoint-{step}/optimizer.pt" for step in (1, 2, 3)} <= set(hub.files())
 
 
 def test_a_checkpoint_that_is_rotated_away_during_its_push_arrives_whole(hub, output_dir):
     hub.gate.clear()
-    queue, _ = start(hub, output_dir, 1, "checkpoint")
+    session = start(output_dir, 1, "checkpoint")
     for path in (output_dir / "checkpoint-1").iterdir():
         path.unlink()
     (output_dir / "checkpoint-1").rmdir()
     hub.gate.set()
-    queue.wait_until_done()
+    session.finish()
     assert hub.files()["last-checkpoint/model.safetensors"] == b"model.safetensors of step 1"
 
 
 def test_a_failed_push_is_a_warning_and_its_checkpoints_come_with_the_next(hub, output_dir, caplog):
     hub.fail_commits = True
-    with caplog.at_level(logging.WARNING, logger="trainwright.hub.queue"):
-        queue, _ = start(hub, output_dir, 1, "all_checkpoints")
-        queue.wait_until_done()
-    assert "the disk is full" in caplog.text
-    assert queue.jobs == []
+    session = start(output_dir, 1, "all_checkpoints")
+    session._queue.wait_until_done()
+    assert caplog.text.count("the disk is full") == 1
     hub.fail_commits = False
-    start(hub, output_dir, 2, "all_checkpoints", queue)
-    queue.wait_until_done()
+    save(session, 2)
+    session.finish()
     assert {"checkpoint-1/optimizer.pt", "checkpoint-2/optimizer.pt"} <= set(hub.files())
+    assert "trainwright push" not in caplog.text
+
+
+def test_files_that_are_appended_to_during_a_push_arrive_as_they_were(hub, output_dir):
+    (output_dir / "events.log").write_text("first line\n")
+    hub.gate.clear()
+    session = start(output_dir, 1, "every_save")
+    with open(output_dir / "events.log", "a") as file:
+        file.write("second line\n")
+    hub.gate.set()
+    session.finish()
+    assert hub.files()["events.log"] == b"first line\n"
+
+
+def test_the_log_lines_of_the_run_stay_here(hub, output_dir):
+    (output_dir / "metrics.jsonl").write_text("{}\n")
+    start(output_dir, 1, "every_save").finish()
+    assert "metrics.jsonl" not in hub.files()
 
 
 def test_a_stage_left_by_a_killed_process_is_removed_and_never_pushed(hub, output_dir):
     left = output_dir / ".hub-push-dead"
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"old")
-    queue, _ = start(hub, output_dir, 1, "every_save")
-    queue.wait_until_done()
+    start(output_dir, 1, "every_save").finish()
     assert not left.exists()
     assert set(hub.files()) == MODEL | {"README.md"}
 
@@ -237,8 +278,7 @@ def test_a_checkpoint_that_is_still_written_replaced_or_deleted_is_never_pushed(
         (output_dir / name / "adapter").mkdir(parents=True)
         (output_dir / name / "model.safetensors").write_bytes(b"half of it")
         (output_dir / name / "adapter" / "adapter_model.safetensors").write_bytes(b"half of it")
-    queue, _ = start(hub, output_dir, 2, "all_checkpoints")
-    queue.wait_until_done()
+    start(output_dir, 2, "all_checkpoints").finish()
     push.push_folder("me/model", str(output_dir), message="End of training", token=TOKEN)
     steps = {f"checkpoint-{step}/{name}" for step in (1, 2) for name in MODEL | RESUME}
     assert set(hub.files()) == MODEL | {"README.md"} | steps
@@ -247,8 +287,7 @@ def test_a_checkpoint_that_is_still_written_replaced_or_deleted_is_never_pushed(
 def test_the_token_is_in_the_authorization_header_and_nowhere_else(hub, output_dir, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("HOME", str(tmp_path))
     with caplog.at_level(logging.DEBUG, logger="trainwright"):
-        queue, _ = start(hub, output_dir, 2, "checkpoint", revision="try-2")
-        queue.wait_until_done()
+        start(output_dir, 2, "checkpoint", hub_revision="try-2").finish()
         push.push_folder("me/model", str(output_dir), message="End of training", token=TOKEN)
     secret = TOKEN.encode()
     assert {authorization for _, path, authorization, _ in hub.requests if path.startswith("/api")} == {
@@ -277,8 +316,3 @@ def test_patterns_are_added_to_gitignore_once_and_what_stands_there_stays(tmp_pa
     for _ in range(2):
         push.add_patterns_to_gitignore(str(tmp_path), ["*.sagemaker-uploading", "*.log"])
     assert (tmp_path / ".gitignore").read_text() == "*.log\n*.sagemaker-uploading\n"
-
-
-def test_nothing_in_progress_is_done():
-    assert PushInProgress().is_done()
-    PushInProgress().wait_until_done()

@@ -11,6 +11,7 @@ from local_hub import TOKEN
 pytest.importorskip("huggingface_hub")
 
 SAVED = {"model.safetensors", "training_args.bin"}
+CARD = {"README.md", "training_curves.svg"}
 RESUME = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "loop_state.json", "manifest.json"}
 
 
@@ -45,7 +46,7 @@ def test_strategy_end_pushes_only_when_told_and_brings_model_and_card(hub, pushi
     assert hub.commits == []
     commit = trainer.push_to_hub()
     assert messages(hub) == ["End of training"] and commit.commit_url.startswith(hub.url)
-    assert set(hub.files()) == SAVED | {"README.md"}
+    assert set(hub.files()) == SAVED | CARD
     assert hub.files()["model.safetensors"] == (Path(trainer.args.output_dir) / "model.safetensors").read_bytes()
     assert "learning_rate: 0.1" in hub.files()["README.md"].decode()
 
@@ -54,7 +55,7 @@ def test_strategy_every_save_pushes_the_model_after_each_save(hub, pushing):
     trainer = pushing("every_save")
     trainer.train()
     assert messages(hub) == [f"Training in progress, step {step}" for step in (1, 2, 3)]
-    assert set(hub.files()) == SAVED
+    assert set(hub.files()) == SAVED | CARD
     last = Path(trainer.args.output_dir) / "checkpoint-3" / "model.safetensors"
     assert hub.files()["model.safetensors"] == last.read_bytes()
 
@@ -62,7 +63,7 @@ def test_strategy_every_save_pushes_the_model_after_each_save(hub, pushing):
 def test_strategy_checkpoint_also_keeps_the_last_checkpoint_from_which_training_resumes(hub, pushing, tmp_path):
     trainer = pushing("checkpoint", save_total_limit=1)
     trainer.train()
-    assert set(hub.files()) == SAVED | {f"last-checkpoint/{name}" for name in SAVED | RESUME}
+    assert set(hub.files()) == SAVED | CARD | {f"last-checkpoint/{name}" for name in SAVED | RESUME}
     state = json.loads(hub.files()["last-checkpoint/trainer_state.json"])
     assert state["global_step"] == 3
     downloaded = tmp_path / "downloaded" / "checkpoint-3"
@@ -77,7 +78,7 @@ def test_strategy_checkpoint_also_keeps_the_last_checkpoint_from_which_training_
 def test_strategy_all_checkpoints_keeps_each_under_its_own_name(hub, pushing):
     pushing("all_checkpoints").train()
     expected = {f"checkpoint-{step}/{name}" for step in (1, 2, 3) for name in SAVED | RESUME}
-    assert set(hub.files()) == SAVED | expected
+    assert set(hub.files()) == SAVED | CARD | expected
 
 
 def test_saving_the_model_by_hand_pushes_it_to_the_revision_of_the_arguments(hub, pushing):

@@ -28,7 +28,6 @@ from battery import (
     train,
     update,
 )
-
 from trainwright.interop.optional import MissingExtra, is_installed
 from trainwright.optim.fused_backward import is_lomo
 from trainwright.optim.registry import ROWS, check_device, optimizer_class_and_kwargs

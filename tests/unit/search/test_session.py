@@ -88,7 +88,7 @@ def test_a_pruned_trial_stops_at_the_step_where_it_was_pruned_and_ends_its_train
 def test_each_trial_saves_into_a_directory_of_its_own(searching, tmp_path):
     arguments = {"save_strategy": "steps", "save_steps": 4}
     searching(**arguments).hyperparameter_search(rates, n_trials=2)
-    found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").glob("*/*"))
+    found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").glob("*/checkpoint-*"))
     assert found == ["run-0/checkpoint-4", "run-1/checkpoint-4"]
 
 

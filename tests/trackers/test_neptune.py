@@ -1,0 +1,145 @@
+"""What only Neptune does: types of fields, its arguments, what it drops."""
+
+from __future__ import annotations
+
+import pytest
+
+from battery import needs, program, reader_of, stored
+from readers.neptune import offline_runs
+from scenarios import trainer
+from trainwright import TrainerCallback
+from trainwright.tracking.neptune import NeptuneCallback
+from warned import warned
+
+NAME = "neptune"
+pytestmark = pytest.mark.xdist_group(NAME)
+
+
+@pytest.fixture
+def reader():
+    needs(NAME)
+    return reader_of(NAME)
+
+
+def trained(reader, folder, constructor, **arguments):
+    """What one training with these arguments of the callback leaves: the run and its operations."""
+    reader.constructor = constructor
+    program(reader, folder, lambda: trainer(reader, **arguments).train() and None)
+    (run,) = stored(reader, folder)
+    (operations,) = offline_runs(folder)
+    return run, operations
+
+
+def test_a_second_training_in_a_run_keeps_the_fraction_of_a_value_that_was_zero(reader, tmp_path):
+    reader.constructor = {}
+
+    def action():
+        import neptune
+
+        with neptune.init_run(name="theirs") as run:
+            for name, decay, dropout in (("first", 0, 0), ("second", 0.1, 0.25)):
+                made = trainer(reader, name, (NeptuneCallback(run=run),), weight_decay=decay, report_to="none")
+                made.model.config.attention_dropout = dropout
+                made.train()
+            assert run.get_state() == "started"
+            run["mine"] = 1
+
+    program(reader, tmp_path, action)
+    (run,) = stored(reader, tmp_path)
+    assert (run.name, run.status) == ("theirs", "finished")
+    assert run.parameters["trainer_parameters/weight_decay"] == 0.1
+    assert run.parameters["model_parameters/attention_dropout"] == 0.25
+    (operations,) = offline_runs(tmp_path)
+    kinds = [op["type"] for op in operations if op["path"][-1] in ("weight_decay", "attention_dropout")]
+    assert kinds == ["AssignFloat"] * 4
+
+
+def test_nan_and_infinity_which_it_drops_are_warned_of_and_cost_no_other_value(reader, tmp_path):
+    class Odd(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            self.made.log({"nan": float("nan"), "inf": float("inf"), "finite": 0.5})
+
+    def action():
+        odd = Odd()
+        odd.made = trainer(reader, callbacks=(odd,), max_steps=2)
+        return warned(odd.made.train)
+
+    messages = program(reader, tmp_path, action)
+    (run,) = stored(reader, tmp_path)
+    assert run.scalars["train/finite"] == [(1, 0.5), (2, 0.5)] and "train/nan" not in run.scalars
+    for name in ("nan", "inf"):
+        assert len([message for message in messages if f"does not get train/{name}:" in message]) == 1
+
+
+def test_a_value_below_one_that_is_a_curve_is_warned_of_and_cost_no_other_value(reader, tmp_path):
+    class Odd(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            self.made.log({"a/b/c": 1.0, "a/b": 2.0, "other": 0.5})
+
+    def action():
+        odd = Odd()
+        odd.made = trainer(reader, callbacks=(odd,), max_steps=2)
+        return warned(odd.made.train)
+
+    messages = program(reader, tmp_path, action)
+    (run,) = stored(reader, tmp_path)
+    assert run.scalars["train/other"] == [(1, 0.5), (2, 0.5)] and len(run.scalars["train/loss"]) == 2
+    assert len([message for message in messages if "does not get a/b" in message]) == 1
+
+
+def test_name_namespace_and_further_arguments_reach_the_run(reader, tmp_path):
+    given = {"name": "mine", "base_namespace": "/deep/er/", "description": "words", "log_parameters": False}
+    run, operations = trained(reader, tmp_path, given, max_steps=2)
+    assert run.name == "mine" and "deep/er/train/loss" in run.scalars
+    assert [op["value"] for op in operations if op["path"] == ["sys", "description"]] == ["words"]
+    assert not [op for op in operations if "trainer_parameters" in op["path"] or "model_parameters" in op["path"]]
+
+
+@pytest.mark.parametrize("mode", ["same", "last", "best", None])
+def test_the_checkpoints_are_uploaded_that_log_checkpoints_names(mode, reader, tmp_path):
+    run, operations = trained(reader, tmp_path, {"log_checkpoints": mode}, metric_for_best_model="loss")
+    places = {
+        "same": ["checkpoints/checkpoint-2", "checkpoints/checkpoint-4", "checkpoints/checkpoint-6"],
+        "last": ["checkpoints/last"],
+        "best": ["checkpoints/best"],
+        None: [],
+    }[mode]
+    assert sorted(run.artifacts) == places
+    for place in places:
+        assert {f"{place}/model.safetensors", f"{place}/optimizer.pt"} <= set(run.artifacts[place])
+    saves = 3 if mode in ("same", "last") else 1 if mode else 0
+    assert len([op for op in operations if op["path"][-1:] == ["model.safetensors"]]) == saves or mode != "last"
+
+
+def test_an_unknown_way_to_upload_is_refused_with_the_nearest(reader):
+    with pytest.raises(ValueError, match=r"log_checkpoints='lst' must be one of.*Did you mean 'last'"):
+        NeptuneCallback(log_checkpoints="lst")
+
+
+@pytest.mark.parametrize("mode, value", [("best", "xyz")])
+def test_the_token_is_never_part_of_an_error(mode, value, reader, tmp_path):
+    reader.constructor = {"api_token": "not-a-real-token", "project": "team/project", "mode": "async"}
+
+    def action():
+        with pytest.raises(RuntimeError, match="'neptune' could not start") as error:
+            trainer(reader).train()
+        return str(error.value)
+
+    assert "not-a-real-token" not in program(reader, tmp_path, action)
+
+
+def test_the_variable_names_the_run_of_the_first_training(reader, tmp_path):
+    reader.constructor = {"mode": "debug"}
+
+    def action():
+        names = []
+        for name in ("first", "second"):
+            made = trainer(reader, name, max_steps=2)
+            made.train()
+            (callback,) = [c for c in made.callback_handler.callbacks if isinstance(c, NeptuneCallback)]
+            names.append((callback.run_id(), callback.run._custom_run_id))
+        return names
+
+    first, second = program(reader, tmp_path, action, {"NEPTUNE_CUSTOM_RUN_ID": "of-the-user"})
+    assert first == ("of-the-user", "of-the-user")
+    assert second[0] == second[1] != "of-the-user"
