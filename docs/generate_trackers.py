@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,6 @@ from battery import Reader, reader_of  # noqa: E402
 from odd_values import FILE, KEPT, LEFT_OUT, MANY, label  # noqa: E402
 from scenarios import ODD_PARAMETERS, ODD_SCALARS  # noqa: E402
 from trainwright.interop import trackers as registry  # noqa: E402
-
-FOLDER = "FOLDER"
 
 HEAD = """# Experiment trackers
 
@@ -70,12 +69,19 @@ def _reader(name: str) -> Reader | None:
 
 
 def _overview(readers: dict[str, Reader]) -> str:
-    head = ("`report_to`", "Package tried", "After an exception", "After Ctrl-C or a signal", "Resumes its run")
+    head = (
+        "`report_to`",
+        "Package tried",
+        "After an exception",
+        "After Ctrl-C or a signal",
+        "Continues its run after a crash",
+    )
     rows = []
     for name in registry.TRACKERS:
         reader = readers.get(name)
         failed, killed = _statuses(reader)
-        resumes = "" if reader is None else "no" if "resume" in reader.lacks else "yes"
+        why_not = "it stores nothing" if reader is None else reader.lacks.get("resume")
+        resumes = "yes" if why_not is None else "not offline" if "offline" in why_not else "no"
         rows.append((f"`{name}`", _package(name), failed, killed, resumes))
     return _table(head, rows)
 
@@ -161,9 +167,10 @@ def _section(name: str, reader: Reader | None) -> str:
     if row.extra is not None:
         lines.append(f"\nInstall with `pip install 'trainwright[{row.extra}]'`.\n")
     if reader is not None and reader.distribution:
-        offline = reader.environment(Path(FOLDER))
+        with tempfile.TemporaryDirectory() as folder:
+            offline = reader.environment(Path(folder))
         if offline:
-            variables = ", ".join(f"`{key}={_place(value)}`" for key, value in offline.items())
+            variables = ", ".join(f"`{key}={value.replace(folder, '...')}`" for key, value in offline.items())
             lines.append(f"\nThe tests keep it on their machine with {variables}.\n")
     if environment:
         lines.append("\n" + _table(("Variable", "Effect"), environment))
@@ -174,10 +181,6 @@ def _section(name: str, reader: Reader | None) -> str:
         rows = [(what, why) for what, why in lacks.items()]
         lines.append("\nWhat it has no room for:\n\n" + "".join(f"- {what}: {why}.\n" for what, why in rows))
     return "".join(lines)
-
-
-def _place(value: str) -> str:
-    return value.replace(FOLDER, "...")
 
 
 def _split(text: str) -> tuple[str, list[tuple[str, str]]]:

@@ -92,9 +92,10 @@ class StreamingMetric:
 def counts_labels(metric: Any) -> bool:
     """Whether `metric` counts each label by its logits alone, whatever row it is in: so packs, and parts of a batch,
     may be counted in any order. Not so where a subclass measures or updates otherwise."""
+    if not isinstance(metric, StreamingMetric):
+        return False
     kind = type(metric)
-    counts = getattr(kind, "measure", None) in (one.measure for one in COUNTING_LABELS)
-    return counts and kind.update is StreamingMetric.update
+    return any(kind.measure is one.measure for one in COUNTING_LABELS) and kind.update is StreamingMetric.update
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:

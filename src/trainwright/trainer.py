@@ -314,8 +314,9 @@ class Trainer:
         finally:
             self.is_in_train = False
             if self._hub is not None:  # after an error, too; but Ctrl-C waits for nothing
-                error = sys.exc_info()[1]
-                self._hub.finish(wait=not isinstance(error, KeyboardInterrupt), hurry=error is not None)
+                raised = sys.exc_info()[0]  # the kind: the error itself would hold this frame, and the model
+                is_ctrl_c = raised is not None and issubclass(raised, KeyboardInterrupt)
+                self._hub.finish(wait=not is_ctrl_c, hurry=raised is not None)
 
     def _inner_training_loop(
         self,
@@ -1010,8 +1011,9 @@ class Trainer:
     # -- beginning a run -----------------------------------------------------------------------------------------------
 
     def _new_run(self, trial: Trial, ignore_keys_for_eval: list[str] | None) -> Run:
-        shares_weights = self.args.save_frozen_weights == "once" and not self.args.push_to_hub
-        saves = Saves(self._strategy, FrozenWeights(is_on=shares_weights))
+        shares = self.args.save_frozen_weights == "once" and not self.args.push_to_hub
+        # Weights that were gathered for a save are no longer known as the frozen ones.
+        saves = Saves(self._strategy, FrozenWeights(is_on=shares and not self._strategy.shards_weights))
         return Run(self.args, saves, trial, ignore_keys_for_eval)
 
     def _fresh_state(self) -> TrainerState:
@@ -1204,8 +1206,9 @@ class Trainer:
         if num_items is None or self.label_smoother is not None or self.compute_loss_func is not None:
             honours = True
         else:
+            call = model if self._linear_loss is None else self._linear_loss.calling(model)
             with self.compute_loss_context_manager():
-                honours = models.honours_num_items(model, self._prepare_inputs(inputs), num_items)
+                honours = models.honours_num_items(model, self._prepare_inputs(inputs), num_items, call)
         self._must_probe_loss_kwargs = False
         if not honours:
             self.model_accepts_loss_kwargs = False
@@ -1300,6 +1303,8 @@ class Trainer:
 
     def _mixed_mesh_grad_norm(self, model: nn.Module, max_norm: float) -> torch.Tensor:
         """Clip gradients that lie on several device meshes; return the norm they had."""
+        if self._strategy.scaler is not None:
+            self._strategy.scaler.unscale_(self.optimizer)
         return mesh.clip_mixed_meshes(self._run.parameters or list(model.parameters()), max_norm)
 
     def _defer_fsdp_gradient_reduction(self) -> Context:
@@ -1612,7 +1617,8 @@ class Trainer:
             with self._evaluations.one(self.args, self._facts, self.label_names, keep_predictions=False) as evaluation:
                 loader = self.get_eval_dataloader(name)
             description = "eval_dataset" if name is None else f"eval_dataset[{name!r}]"
-            sanity_check.try_batch(loader, self.args, description, None if evaluation.packed else forward)
+            tried = None if evaluation.packed else forward
+            sanity_check.try_batch(loader, self.args, description, tried, self._strategy.tp_size)
             self._evaluations.loaders.abandon(loader)
 
     def _check_best_metric(self, ignore_keys: list[str] | None) -> None:
@@ -1690,7 +1696,9 @@ class Trainer:
     ) -> Predictor:
         """What predicts batches with the hooks of this trainer, but for the `shortcuts`."""
         casts = self._evaluations.input_dtype is not None
-        is_models = self.label_smoother is None and self._hooks.compute_loss_is_ours and not self.args.jit_mode_eval
+        is_models_loss = (
+            self.label_smoother is None and self._hooks.compute_loss_is_ours and not self.args.jit_mode_eval
+        )
         linear_loss, evaluation = self._linear_loss, self._evaluations.current
         needs_logits = not loss_only and (
             evaluation is None
@@ -1699,7 +1707,7 @@ class Trainer:
             or evaluation.needs_logits(self.compute_metrics, self.preprocess_logits_for_metrics)
         )
         return Predictor(
-            model if linear_loss is None or needs_logits or not is_models else linear_loss.calling(model),
+            model if linear_loss is None or needs_logits or not is_models_loss else linear_loss.calling(model),
             label_names=self.label_names,
             can_return_loss=self.can_return_loss,
             ignore_keys=ignored_outputs(self.model, ignore_keys),
@@ -1804,7 +1812,7 @@ class Trainer:
         sampler = sampler_fn(dataset) if sampler_fn is not None and not from_args.is_iterable(dataset) else None
         loader = from_args.loader_for(
             dataset, self.args, batch_size=batch_size, collate_fn=collator, sampler=sampler, is_training=is_training,
-            process_index=self._strategy.process_index,
+            process_index=self._strategy.process_index, tp_size=self._strategy.tp_size,
         )  # fmt: skip
         return self._strategy.prepare_dataloader(loader, is_training=is_training)  # type: ignore[no-any-return]
 
@@ -2038,11 +2046,10 @@ class Trainer:
         """
         from trainwright.interop.adapters import merged_copy
 
-        if self._strategy.shards_weights:
-            raise ValueError("save_merged_model cannot copy a sharded model: save the adapter, and merge it after.")
-        if self._strategy.should_save:
-            with self._weights_to_hand_out():
-                merged = merged_copy(self._strategy.unwrap(self.model))
+        with self._weights_to_hand_out():
+            whole = self._strategy.whole_copy(self.model)
+            merged = merged_copy(whole) if whole is not None and self._strategy.should_save else None
+        if merged is not None:
             with checkpoint_save.replacing(output_dir or folder_inside(self._output_dir, "merged")) as staging:
                 checkpoint_weights.save_weights(merged, staging, safe=bool(self.args.save_safetensors))
                 self._save_processing_files(staging)

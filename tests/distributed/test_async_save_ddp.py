@@ -88,7 +88,10 @@ def test_the_checkpoint_holds_the_files_of_both_processes(folder: Path) -> None:
         assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(os.listdir(beside))
         for name in ("model.safetensors", "optimizer.pt", "rng_state_1.pth", "scheduler.pt"):
             assert (beside / name).read_bytes() == (waited / name).read_bytes()
-    assert sorted(os.listdir(folder / "beside")) == sorted(f"checkpoint-{step}" for step in GROUP_STEPS)
+    assert sorted(os.listdir(folder / "beside")) == [
+        *sorted(f"checkpoint-{step}" for step in GROUP_STEPS),
+        "metrics.jsonl",
+    ]
 
 
 def test_both_hear_of_each_save_after_the_same_step_when_it_is_there(two: list[dict[str, Any]]) -> None:

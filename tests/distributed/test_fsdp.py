@@ -236,9 +236,13 @@ def refused(folder: Path) -> dict[str, str]:
         "sizes": {"parallelism_config": {"dp_replicate_size": 2, "dp_shard_size": 3}},
         "tensor parallel": {"parallelism_config": {"tp_size": 2}},
         "memory retry": {"auto_find_batch_size": True},
+        "a class that cannot": {"optimizers": "Adafactor"},
     }
     found = {}
     for name, arguments in attempts.items():
+        if arguments.get("optimizers") == "Adafactor":
+            model = Tiny()
+            arguments = {"model": model, "optimizers": (torch.optim.Adafactor(model.parameters()), None)}
         with pytest.raises(ValueError) as caught:
             run(folder / name, **arguments)
         found[name] = str(caught.value)
@@ -422,6 +426,7 @@ def test_tokens_are_counted_over_both_processes(two: Any, one: Any) -> None:
         ("an unknown class", r"transformer_layer_cls_to_wrap=\['Blok'\].*'Blok'.*Did you mean 'Block'"),
         ("sizes", r"dp_replicate_size=2 x dp_shard_size=3 is 6 processes, and this run has 2"),
         ("tensor parallel", r"tp_size=2 together with fsdp is not in this release"),
+        ("a class that cannot", r"Adafactor cannot be used with fsdp: it does not step parameters"),
         ("memory retry", r"auto_find_batch_size=True cannot be used with fsdp.*Lower per_device_train_batch_size"),
     ],
 )

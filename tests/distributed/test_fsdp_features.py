@@ -47,12 +47,13 @@ WORKS = {
     "forward passes of callbacks": "looked at",
     "a second `train()`": "twice",
     "`bf16`": "half",
+    "`fp16`": "scaled",
+    "`save_merged_model`": "adapter",
 }
 # Row -> the arguments that are refused by their name.
 REFUSED: dict[str, list[dict[str, object]]] = {
     "`auto_find_batch_size`": [{"auto_find_batch_size": True}],
     "`optimizer_in_backward`": [{"optimizer_in_backward": True, "max_grad_norm": 0.0}],
-    "`fp16`": [{"fp16": True, "half_precision_backend": "cpu_amp"}],
     "`bf16_full_eval`, `fp16_full_eval`": [{"bf16_full_eval": True}, {"fp16_full_eval": True}],
     "`jit_mode_eval`": [{"jit_mode_eval": True}],
     "`even_batches=False`": [{"accelerator_config": {"even_batches": False}}],
@@ -60,8 +61,10 @@ REFUSED: dict[str, list[dict[str, object]]] = {
 # Row -> where two processes are seen to refuse it.
 REFUSED_BY_TWO = {
     "`save_on_each_node` with parts": test_sharded_checkpoints.test_parts_on_each_machine_are_refused,
-    "`save_merged_model`": test_fsdp_models.test_merging_a_sharded_model_is_refused_by_name,
     "a given optimizer that has stepped": test_fsdp.test_what_cannot_work_is_one_clear_error_on_every_process,
+    "a given optimizer whose class cannot step shards": (
+        test_fsdp.test_what_cannot_work_is_one_clear_error_on_every_process
+    ),
     "tensor, context and sequence parallelism in `parallelism_config`": (
         test_fsdp.test_what_cannot_work_is_one_clear_error_on_every_process
     ),

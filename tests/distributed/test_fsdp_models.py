@@ -89,13 +89,9 @@ def with_adapter(folder: Path, **arguments: Any) -> dict[str, Any]:
     result["resumed"] = weights_of(resumed.model)
     again = make(folder / "again", resumed.model, data=rows(), data_collator=padded, max_steps=3, **arguments)
     again.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
-    try:
-        trainer.save_merged_model()
-        merged = ""
-    except ValueError as error:
-        merged = str(error)
+    trainer.save_merged_model()
     losses = result_of(again)["losses"]
-    return {**result, "again": losses, "merged": merged}
+    return {**result, "again": losses, "after": weights_of(trainer.model)}
 
 
 def generated(folder: Path, **arguments: Any) -> dict[str, Any]:
@@ -121,6 +117,40 @@ def packed(folder: Path, **arguments: Any) -> dict[str, Any]:
     return run(folder, llama(), None, packing=True, packing_length=16, **arguments)[1]
 
 
+class Overflows:
+    """Callbacks that make the part of the second process overflow in the second update."""
+
+    def __new__(cls) -> Any:
+        from trainwright import TrainerCallback
+
+        class Callback(TrainerCallback):
+            def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+                if state.global_step == 1 and args.process_index == 1:
+                    gradient = next(model.parameters()).grad
+                    getattr(gradient, "to_local", lambda: gradient)().fill_(float("inf"))
+
+        return Callback()
+
+
+def scaled(folder: Path, **arguments: Any) -> dict[str, Any]:
+    model = llama()
+    settings = {"fp16": True, "half_precision_backend": "cpu_amp", "save_strategy": "steps", "save_steps": 2}
+    trainer, result = run(folder, model, **settings, **arguments)
+    resumed = make(folder / "resumed", llama(), data=rows(), data_collator=padded, **settings, **arguments)
+    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    result["resumed"] = weights_of(resumed.model)
+    if "fsdp" in arguments:
+        return result
+    overflowing, _ = run(folder / "overflows", llama(), callbacks=[Overflows()], max_grad_norm=0.0, **settings)
+    scale = overflowing._strategy.scaler.get_scale()
+    return {
+        **result,
+        "scale": scale,
+        "overflowing": weights_of(overflowing.model),
+        "first": trainer._strategy.scaler.get_scale(),
+    }
+
+
 def half(folder: Path, **arguments: Any) -> dict[str, Any]:
     model = llama()
     dtypes: set[str] = set()
@@ -136,6 +166,7 @@ SCENARIOS: dict[str, Any] = {
     "noisy": noisy,
     "packed": packed,
     "half": half,
+    "scaled": scaled,
 }
 ENGINES: dict[str, dict[str, Any]] = {"fsdp": {}, "ddp": {"fsdp": ""}}
 
@@ -148,7 +179,7 @@ def scenarios(folder: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "half"])
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name not in ("half", "scaled")])
 def test_shards_train_to_what_whole_copies_do(two: Any, name: str) -> None:
     for rank in two:
         assert_sharded(rank[f"{name} fsdp"])
@@ -191,9 +222,35 @@ def test_weights_are_loaded_into_a_model_that_is_sharded_already(two: Any) -> No
         assert rank["adapter fsdp"]["again"] == rank["adapter fsdp"]["losses"][:3]
 
 
-def test_merging_a_sharded_model_is_refused_by_name(two: Any) -> None:
+def test_a_sharded_model_is_merged_as_a_whole_one_is_and_stays_as_it_was(folder: Path, two: Any) -> None:
+    from safetensors.torch import load_file
+
+    merged, expected = (
+        load_file(folder / f"adapter {engine}" / "merged" / "model.safetensors") for engine in ("fsdp", "ddp")
+    )
+    assert merged.keys() == expected.keys() and not any("lora" in name for name in merged)
+    assert all(torch.allclose(tensor, expected[name], rtol=0, atol=2e-5) for name, tensor in merged.items())
+    changed = [name for name, tensor in merged.items() if not torch.equal(tensor, llama().state_dict()[name])]
+    assert changed
     for rank in two:
-        assert "save_merged_model cannot copy a sharded model" in rank["adapter fsdp"]["merged"]
+        assert_sharded(rank["adapter fsdp"])
+        assert all(torch.equal(rank["adapter fsdp"]["after"][k], v) for k, v in rank["adapter fsdp"]["weights"].items())
+
+
+def test_in_float16_the_loss_is_scaled_and_a_resume_is_bit_exact(two: Any) -> None:
+    for rank in two:
+        assert_sharded(rank["scaled fsdp"])
+        assert rank["scaled fsdp"]["losses"] == pytest.approx(rank["scaled ddp"]["losses"], rel=1e-3)
+        assert rank["scaled fsdp"]["losses"] != rank["whole file fsdp"]["losses"]
+        resumed = rank["scaled fsdp"]["resumed"]
+        assert all(torch.equal(weight, resumed[name]) for name, weight in rank["scaled fsdp"]["weights"].items())
+
+
+def test_an_overflow_in_the_part_of_one_process_skips_the_update_in_both(two: Any) -> None:
+    for rank in two:
+        undisturbed, scale = rank["scaled fsdp"]["scales"]
+        assert scale == undisturbed / 2
+        assert all(weight.isfinite().all() for weight in rank["scaled fsdp"]["overflowing"].values())
 
 
 def test_generated_tokens_are_those_of_whole_copies(two: Any) -> None:

@@ -171,6 +171,26 @@ def test_two_processes_with_one_rank_are_named(tmp_path: Path) -> None:
     assert sum("Two processes that meet at" in one.error and "have RANK=1" in one.error for one in others) == 1
 
 
+@pytest.mark.parametrize("sizes", [(2, 3), (3, 2)])
+def test_processes_that_were_told_different_numbers_of_processes_are_named(tmp_path: Path, sizes: Any) -> None:
+    port = free_port()
+    for ended in errors_of(tmp_path, *(ranks(rank, WORLD_SIZE=sizes[rank], MASTER_PORT=port) for rank in (0, 1))):
+        assert f"WORLD_SIZE={sizes[0]} in rank 0 at 127.0.0.1:{port}, but rank 1 has {sizes[1]}" in ended.error
+
+
+@pytest.mark.parametrize(
+    ("backend", "says"), [("nccl", "'cuda', and this run is on the CPU"), ("mpi", "no backend 'mpi'")]
+)
+def test_a_backend_that_cannot_be_used_here_is_named_before_processes_meet(
+    tmp_path: Path, backend: str, says: str
+) -> None:
+    def join_by_backend(_: int) -> None:
+        _ = TrainingArguments("out", report_to="none", use_cpu=True, ddp_backend=backend).device
+
+    (ended,) = start([ranks(1, MASTER_PORT=free_port())], join_by_backend, tmp_path, limit_s=60)
+    assert ended.code == 1 and says in ended.error
+
+
 def test_rank_0_that_does_not_listen_is_named(tmp_path: Path) -> None:
     (ended,) = errors_of(tmp_path, ranks(1, MASTER_PORT=free_port()))
     assert "Rank 1 of 2 could not reach rank 0 at 127.0.0.1:" in ended.error and "Connection refused" in ended.error

@@ -68,7 +68,7 @@ def samples(count: int = 40) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "labels": (row * 7 + 3) % 32} for row in rows]
 
 
-def make(folder: Path, model: nn.Module | None = None, cls: Any = None, **given: Any) -> Any:
+def make(folder: Path, model: nn.Module | None = None, cls: Any = None, data: Any = None, **given: Any) -> Any:
     from trainwright import Trainer, TrainingArguments
 
     of_trainer = ("optimizers", "callbacks", "model_init", "compute_metrics")
@@ -81,7 +81,7 @@ def make(folder: Path, model: nn.Module | None = None, cls: Any = None, **given:
     args = TrainingArguments(str(folder), **{**values, **given})
     if model is None and "model_init" not in others:
         model = divided(Tiny())
-    data = samples()
+    data = samples() if data is None else data
     return (cls or Trainer)(model, args, train_dataset=data, eval_dataset=data[:10], **others)
 
 
@@ -119,7 +119,7 @@ def run(folder: Path, model: nn.Module | None = None, resume: Any = None, **argu
 # -- scenarios ---------------------------------------------------------------------------------------------------------
 
 
-def llama(folder: Path) -> dict[str, Any]:
+def llama_model(folder: Path) -> Any:
     """A model of transformers, saved here and divided by its plan."""
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -136,18 +136,33 @@ def llama(folder: Path) -> dict[str, Any]:
         mesh = init_device_mesh("cpu", (num_processes(),), mesh_dim_names=("tp",))
         torch.distributed.barrier()
         options = {"tp_plan": "auto", "device_mesh": mesh}
-    model = AutoModelForCausalLM.from_pretrained(pretrained, **options)
-    trainer = make(folder, model, save_strategy="steps", save_steps=3)
+    return AutoModelForCausalLM.from_pretrained(pretrained, **options)
+
+
+def llama(folder: Path) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM
+
+    trainer = make(folder, llama_model(folder), save_strategy="steps", save_steps=3)
     trainer.train()
     result = result_of(trainer)
     trainer.save_model(str(folder / "saved"))
     if num_processes() > 1:
         torch.distributed.barrier()
     result["read again"] = AutoModelForCausalLM.from_pretrained(folder / "saved").state_dict()
-    model = AutoModelForCausalLM.from_pretrained(pretrained, **options)
-    resumed = make(folder / "resumed", model)
+    resumed = make(folder / "resumed", llama_model(folder))
     resumed.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
     return {**result, "resumed": result_of(resumed)}
+
+
+def packed(folder: Path) -> dict[str, Any]:
+    rows = [{"input_ids": row["input_ids"][: 2 + number % 4].tolist()} for number, row in enumerate(samples(120))]
+    return run(folder, llama_model(folder), data=rows, packing=True, packing_length=16)
+
+
+def adapted(folder: Path) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(llama_model(folder), LoraConfig(target_modules=["q_proj"]))
 
 
 def saved(folder: Path, **arguments: Any) -> dict[str, Any]:
@@ -224,12 +239,17 @@ def refused(folder: Path) -> dict[str, str]:
         "fsdp": {"fsdp": "full_shard"},
         "optimizer": {"optim": "adafactor"},
         "merged": {},
+        "a class that cannot": {},
+        **({"adapters": {"model": adapted(folder)}} if HAS_PLANS else {}),
     }
     found = {}
     for name, arguments in attempts.items():
         with pytest.raises(ValueError) as caught:
             if name == "merged":
                 make(folder / name).save_merged_model()
+            if name == "a class that cannot":
+                model = divided(Tiny())
+                arguments = {"model": model, "optimizers": (torch.optim.Adafactor(model.parameters()), None)}
             run(folder / name, **arguments)
         found[name] = str(caught.value)
     return found
@@ -244,9 +264,11 @@ RUNS: dict[str, Any] = {
     "noisy": lambda folder: run(folder, neftune_noise_alpha=5.0),
     "recomputed": lambda folder: run(folder, gradient_checkpointing=True),
     "half": lambda folder: run(folder, bf16=True),
+    "scaled": lambda folder: run(folder, fp16=True, half_precision_backend="cpu_amp"),
+    "compiled": lambda folder: run(folder, torch_compile=True, torch_compile_backend="eager"),
     "tokens": lambda folder: run(folder, include_num_input_tokens_seen="all", log_speed=True, time_breakdown=True),
     "schedule-free": lambda folder: run(folder, optim="schedule_free_adamw", lr_scheduler_type="constant"),
-    **({"llama": llama} if HAS_PLANS else {}),
+    **({"llama": llama, "packed": packed} if HAS_PLANS else {}),
     "saved": saved,
     "not waited for": lambda folder: saved(folder, async_save=True),
     "best": best,
@@ -279,7 +301,7 @@ def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.T
     return max(float((first[name].float() - second[name].float()).abs().max()) for name in first)
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("noisy", "half")])
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("noisy", "half", "scaled")])
 def test_two_processes_train_to_what_one_does(name: str, one: Any, two: list[Any]) -> None:
     for result in (each[name] for each in two):
         assert result["steps"] == NUM_STEPS
@@ -293,6 +315,12 @@ def test_half_precision_is_close_to_one_process_and_equal_in_both(one: Any, two:
     assert largest_difference(two[0]["half"]["weights"], two[1]["half"]["weights"]) == 0
     assert two[0]["half"]["losses"] == pytest.approx(one["half"]["losses"], abs=5e-3)
     assert two[0]["half"]["losses"] == two[1]["half"]["losses"] != two[0]["plain"]["losses"]
+
+
+def test_with_a_scaled_loss_it_is_close_to_one_process_and_equal_in_both(one: Any, two: list[Any]) -> None:
+    assert largest_difference(two[0]["scaled"]["weights"], two[1]["scaled"]["weights"]) == 0
+    assert two[0]["scaled"]["losses"] == pytest.approx(one["scaled"]["losses"], abs=5e-3)
+    assert two[0]["scaled"]["losses"] == two[1]["scaled"]["losses"] != two[0]["plain"]["losses"]
 
 
 def test_noise_is_the_same_in_both_processes(two: list[Any]) -> None:
@@ -389,7 +417,9 @@ def test_what_cannot_work_is_one_clear_error_on_every_process(two: list[Any]) ->
         "late": r"blocks\.0\.inner\.weight is divided over processes, in a model that the Trainer did not get",
         "fsdp": r"fsdp with a model that is divided already \(blocks\.0\.inner\.weight\), by tensor parallel",
         "optimizer": r"optim='adafactor' cannot be used with tensor parallel: it does not step parameters",
-        "merged": r"save_merged_model cannot copy a sharded model",
+        "merged": r"save_merged_model cannot copy a model that is divided",
+        "a class that cannot": r"Adafactor cannot be used with tensor parallel: it does not step parameters",
+        **({"adapters": r"PeftModel.*: adapters on a model that is divided by tensor parallel"} if HAS_PLANS else {}),
     }
     for result in two:
         assert result["refused"].keys() == patterns.keys()
@@ -403,6 +433,9 @@ def test_what_cannot_work_is_one_clear_error_on_every_process(two: list[Any]) ->
 WORKS = {
     "`max_grad_norm`": "plain",
     "`bf16`": "half",
+    "`fp16`": "scaled",
+    "`torch_compile`": "compiled",
+    "`packing`": "packed",
     "`gradient_accumulation_steps`": "accumulated",
     "evaluation during training": "evaluated",
     "`predict`": "predicted",
@@ -421,17 +454,20 @@ WORKS = {
 }
 REFUSED: dict[str, dict[str, Any]] = {
     "`auto_find_batch_size`": {"auto_find_batch_size": True},
-    "`fp16`": {"fp16": True, "half_precision_backend": "cpu_amp"},
     "`bf16_full_eval`, `fp16_full_eval`": {"bf16_full_eval": True},
     "`optimizer_in_backward`": {"optimizer_in_backward": True, "max_grad_norm": 0.0},
-    "`torch_compile`": {"torch_compile": True},
-    "`packing`": {"packing": True},
     "`jit_mode_eval`": {"jit_mode_eval": True},
     "`even_batches=False`": {"accelerator_config": {"even_batches": False}},
     "`dispatch_batches`": {"accelerator_config": {"dispatch_batches": True}},
     "`batch_rebalance`": {"train_sampling_strategy": "batch_rebalance"},
 }
-REFUSED_BY_TWO = {"`save_merged_model`": "merged", "`fsdp`": "fsdp", "context and sequence parallel": "context"}
+REFUSED_BY_TWO = {
+    "`save_merged_model`": "merged",
+    "adapters (LoRA)": "adapters",
+    "a given optimizer whose class cannot step shards": "a class that cannot",
+    "`fsdp`": "fsdp",
+    "context and sequence parallel": "context",
+}
 
 
 def test_every_row_of_the_page_is_one_that_a_test_has_seen() -> None:
@@ -440,7 +476,7 @@ def test_every_row_of_the_page_is_one_that_a_test_has_seen() -> None:
     lines = [line for line in section.splitlines() if line.startswith("| ")][1:]
     rows = dict(re.fullmatch(r"\| (.+) \| (\w+) \|", line).groups() for line in lines)  # type: ignore[union-attr]
     assert rows == dict.fromkeys(WORKS, "works") | dict.fromkeys([*REFUSED, *REFUSED_BY_TWO], "refused")
-    assert set(WORKS.values()) <= RUNS.keys()
+    assert set(WORKS.values()) - RUNS.keys() <= (set() if HAS_PLANS else {"packed"})
 
 
 @pytest.mark.parametrize("row", REFUSED)

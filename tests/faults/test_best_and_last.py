@@ -176,7 +176,10 @@ def test_the_checkpoint_just_written_stays_where_a_run_went_back_and_left_higher
     make_run(tmp_path, max_steps=4, save_steps=2).train()
     run = make_run(tmp_path, max_steps=3, save_steps=1, save_total_limit=1)
     run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert problems(tmp_path / "checkpoint-3") == [] and os.listdir(tmp_path) == ["checkpoint-3"]
+    assert problems(tmp_path / "checkpoint-3") == [] and sorted(os.listdir(tmp_path)) == [
+        "checkpoint-3",
+        "metrics.jsonl",
+    ]
 
 
 # ------------------------------------------------------------------------------------------- several runs in one place

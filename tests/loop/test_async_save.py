@@ -586,7 +586,7 @@ def test_what_rotation_drops_is_deleted_by_the_writer(tmp_path, forks, monkeypat
     deleted = []
     monkeypatch.setattr(commit, "delete", lambda path: deleted.append(path))  # the run's own
     trainer = train(tmp_path, async_save=True, save_steps=1, max_steps=4, save_total_limit=1)
-    assert deleted == [] and os.listdir(tmp_path) == ["checkpoint-4"]
+    assert deleted == [] and sorted(os.listdir(tmp_path)) == ["checkpoint-4", "metrics.jsonl"]
     assert trainer._run.saves.asynchronous is None
 
 
@@ -594,7 +594,10 @@ def test_a_writer_that_dies_while_it_deletes_leaves_nothing_behind(tmp_path, for
     forks(lambda: setattr(writer, "delete", lambda path: os._exit(3)))
     heard = Heard()
     train(tmp_path, trainer={"callbacks": [heard]}, async_save=True, save_steps=1, max_steps=4, save_total_limit=1)
-    assert [step for step, _, _ in heard.saves] == [1, 2, 3, 4] and os.listdir(tmp_path) == ["checkpoint-4"]
+    assert [step for step, _, _ in heard.saves] == [1, 2, 3, 4] and sorted(os.listdir(tmp_path)) == [
+        "checkpoint-4",
+        "metrics.jsonl",
+    ]
 
 
 def test_a_signal_leaves_with_the_checkpoint_durable(tmp_path, forks):
@@ -701,7 +704,7 @@ def test_a_disk_that_fails_costs_that_checkpoint_only(tmp_path, forks, caplog, n
     trainer = train(tmp_path, trainer={"callbacks": [heard]}, async_save=True, **SAVING)
     assert [step for step, _, _ in heard.saves] == [2, 6]
     assert "The checkpoint of step 4 could not be saved" in caplog.text and "TRAINING GOES ON" in caplog.text
-    assert sorted(os.listdir(tmp_path)) == ["checkpoint-2", "checkpoint-6"]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-2", "checkpoint-6", "metrics.jsonl"]
     assert trainer._run.saves.failures.num_failures == 0
 
 
@@ -754,7 +757,10 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path, forks, caplog, 
     heard = Heard()
     options = {"async_save": True, "save_steps": 2, "max_steps": 5, "nonfinite": "ignore"}
     train(tmp_path / "a", trainer={"callbacks": [Spoil(), heard]}, cls=cls, **options)
-    assert [step for step, _, _ in heard.saves] == [2] and os.listdir(tmp_path / "a") == ["checkpoint-2"]
+    assert [step for step, _, _ in heard.saves] == [2] and sorted(os.listdir(tmp_path / "a")) == [
+        "checkpoint-2",
+        "metrics.jsonl",
+    ]
     assert "No checkpoint was written at step 4: 1 of the model's tensors hold NaN or infinity" in caplog.text
     with pytest.raises(NonFiniteError, match=r"step 4.*linear\.weight"):
         train(
@@ -763,7 +769,7 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path, forks, caplog, 
             cls=cls,
             **(options | {"max_steps": 4, "nonfinite": "raise"}),
         )
-    assert os.listdir(tmp_path / "b") == ["checkpoint-2"]
+    assert sorted(os.listdir(tmp_path / "b")) == ["checkpoint-2", "metrics.jsonl"]
 
 
 def test_a_writer_that_was_killed_is_named_and_the_save_is_made_all_the_same(tmp_path, forks, caplog):
@@ -997,7 +1003,7 @@ def test_a_writer_that_does_not_end_is_ended_and_that_is_said(tmp_path, forks, m
     assert "was asked to delete" in caplog.text and ".checkpoint-3.deleted-" in caplog.text
     assert problems(tmp_path / "checkpoint-6") == [] and len(hidden(tmp_path)) == 1
     make_run(tmp_path, save_steps=3, max_steps=6).train(resume_from_checkpoint=True)
-    assert os.listdir(tmp_path) == ["checkpoint-6"]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-6", "metrics.jsonl"]
 
 
 def test_a_save_that_takes_long_is_waited_for_and_that_is_said(tmp_path, forks, monkeypatch, caplog):

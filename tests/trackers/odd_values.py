@@ -95,7 +95,7 @@ def _ends_with(key: str, name: str) -> bool:
 
 
 def _renamed(name: str, key: str) -> str:
-    if len(key) > 100:
+    if len(name) > 200:
         return f"cut to {len(key)} characters"
     is_below = name in key  # the name of something nested
     return f"as `{key[key.index(name) :] if is_below else key}`"

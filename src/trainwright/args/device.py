@@ -31,7 +31,8 @@ def _from_group_or_environment(ask: str, variable: str, default: int) -> int:
     if _group_is_ready():
         return int(getattr(sys.modules["torch.distributed"], ask)())
     launchers.adopt()
-    return int(os.environ.get(variable, default))
+    value = launchers.number(os.environ, variable)
+    return default if value is None else value
 
 
 def world_size() -> int:
@@ -49,7 +50,7 @@ def local_process_index(local_rank: int = -1) -> int:
     if local_rank >= 0:
         return local_rank
     launchers.adopt()
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return launchers.number(os.environ, "LOCAL_RANK") or 0
 
 
 def find_device(args: TrainingArguments) -> torch.device:
@@ -131,6 +132,14 @@ def _join_process_group(args: TrainingArguments, kind: str) -> None:
     backend = args.ddp_backend or BACKENDS.get(kind, "gloo")
     if not distributed.is_available():
         raise ValueError("WORLD_SIZE asks for several processes, but this build of torch has no torch.distributed.")
+    of_devices = {name: device for device, name in BACKENDS.items()}
+    if kind == "cpu" and backend in of_devices:
+        raise ValueError(
+            f"ddp_backend={backend!r} exchanges between devices of type {of_devices[backend]!r}, and this run is on "
+            "the CPU: leave it out, which is 'gloo' here."
+        )
+    if not distributed.is_backend_available(backend):
+        raise ValueError(f"This build of torch has no backend {backend!r} (ddp_backend) for {kind}: choose another.")
     from trainwright.args import rendezvous  # a process that trains alone does not need it
 
     rendezvous.join(backend, args.ddp_timeout_delta, args.ddp_start_timeout)

@@ -117,7 +117,7 @@ def find(environ: Mapping[str, str]) -> Launch | None:
 
 def check(environ: Mapping[str, str] = os.environ) -> None:
     """Raise ValueError for ranks that cannot be, and for some that are set without the others."""
-    values = {name: _number(environ, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    values = {name: number(environ, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
     size = values["WORLD_SIZE"]
     if size is not None and size < 1:
         raise ValueError(f"WORLD_SIZE={size} must be 1 or more: it is the number of processes.")
@@ -135,7 +135,10 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
             )
     if size is None or size == 1:
         return
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environ]
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not environ.get(name)]
+    port = None if missing else number(environ, "MASTER_PORT")
+    if port is not None and not 0 < port < 2**16:
+        raise ValueError(f"MASTER_PORT={port} is no port: set it to a free one from 1024 to 65535, the same in all.")
     if missing:
         raise ValueError(f"WORLD_SIZE={size}, but {', '.join(missing)} not set: {_remedy(missing, find(environ))}")
 
@@ -154,7 +157,8 @@ def _remedy(missing: list[str], launch: Launch | None) -> str:
     )
 
 
-def _number(environ: Mapping[str, str], name: str) -> int | None:
+def number(environ: Mapping[str, str], name: str) -> int | None:
+    """The variable `name`; None where it is not set."""
     text = environ.get(name)
     if text is None:
         return None
@@ -165,7 +169,7 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
 
 
 def _first_number(environ: Mapping[str, str], *names: str) -> int | None:
-    return next((number for number in (_number(environ, name) for name in names) if number is not None), None)
+    return next((found for found in (number(environ, name) for name in names) if found is not None), None)
 
 
 def _is_interactive() -> bool:
@@ -180,7 +184,7 @@ def _is_interactive() -> bool:
 def _mpi(environ: Mapping[str, str]) -> Launch | None:
     for launcher, rank, size, local_rank, local_size in _MPI:
         if rank in environ and size in environ and local_rank in environ:
-            numbers = [_number(environ, name) for name in (rank, size, local_rank, local_size)]
+            numbers = [number(environ, name) for name in (rank, size, local_rank, local_size)]
             job = environ.get("PMIX_NAMESPACE") or environ.get("OMPI_MCA_ess_base_jobid") or _slurm_job(environ)
             host = _host_of_batch_system(environ)
             return Launch(launcher, numbers[0] or 0, numbers[1] or 1, numbers[2], numbers[3], host, job)
@@ -190,7 +194,7 @@ def _mpi(environ: Mapping[str, str]) -> Launch | None:
 def _pmi_alone(environ: Mapping[str, str]) -> Launch | None:
     """Process managers that do not say the local rank, or not even how many processes there are."""
     if "PMI_RANK" in environ and "PMI_SIZE" in environ:
-        rank, size = _number(environ, "PMI_RANK"), _number(environ, "PMI_SIZE")
+        rank, size = number(environ, "PMI_RANK"), number(environ, "PMI_SIZE")
         return Launch("the process manager (PMI)", rank or 0, size or 1, host=_host_of_batch_system(environ))
     if "PMIX_RANK" in environ and "WORLD_SIZE" not in environ:
         raise ValueError(
@@ -204,7 +208,7 @@ def _pmi_alone(environ: Mapping[str, str]) -> Launch | None:
 def _slurm(environ: Mapping[str, str]) -> Launch | None:
     """A task of srun. The script of sbatch and the shell of salloc have the variables of the job, too, but are no task:
     they have no step, or a special one."""
-    rank = _number(environ, "SLURM_PROCID")
+    rank = number(environ, "SLURM_PROCID")
     if rank is None:
         return None
     step = _first_number(environ, "SLURM_STEP_ID", "SLURM_STEPID")
@@ -213,8 +217,8 @@ def _slurm(environ: Mapping[str, str]) -> Launch | None:
     size = _first_number(environ, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS") or 1
     counts = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE") or ""
     num_nodes = _first_number(environ, "SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
-    here = size if num_nodes == 1 else _tasks_of_node(counts, _number(environ, "SLURM_NODEID"))
-    local_rank = _number(environ, "SLURM_LOCALID")
+    here = size if num_nodes == 1 else _tasks_of_node(counts, number(environ, "SLURM_NODEID"))
+    local_rank = number(environ, "SLURM_LOCALID")
     return Launch("srun", rank, size, local_rank, here, _host_of_batch_system(environ), _slurm_job(environ))
 
 
@@ -256,8 +260,8 @@ def _submitit(environ: Mapping[str, str]) -> Launch | None:
     """submitit's local executor; on Slurm it starts tasks by srun."""
     if "SUBMITIT_LOCAL_GLOBALID" not in environ:
         return None
-    size = _number(environ, "SUBMITIT_LOCAL_NTASKS") or 1
-    rank, local_rank = (_number(environ, f"SUBMITIT_LOCAL_{name}") for name in ("GLOBALID", "LOCALID"))
+    size = number(environ, "SUBMITIT_LOCAL_NTASKS") or 1
+    rank, local_rank = (number(environ, f"SUBMITIT_LOCAL_{name}") for name in ("GLOBALID", "LOCALID"))
     return Launch("submitit", rank or 0, size, local_rank, size, job=environ.get("SUBMITIT_LOCAL_JOB_ID", ""))
 
 
@@ -266,7 +270,7 @@ def _kubeflow(environ: Mapping[str, str]) -> Launch | None:
     nodes, per_node = environ.get("PET_NNODES", "1"), environ.get("PET_NPROC_PER_NODE", "1")
     if "WORLD_SIZE" in environ or (nodes == "1" and not (per_node.isdigit() and int(per_node) > 1)):
         return None
-    rank = _number(environ, "PET_NODE_RANK")
+    rank = number(environ, "PET_NODE_RANK")
     if not nodes.isdigit() or per_node != "1" or rank is None:
         raise ValueError(
             f"PET_NNODES={nodes} and PET_NPROC_PER_NODE={per_node} tell torchrun to start the processes, and plain "
@@ -277,10 +281,10 @@ def _kubeflow(environ: Mapping[str, str]) -> Launch | None:
 
 def _skypilot(environ: Mapping[str, str]) -> Launch | None:
     """A command that SkyPilot runs on each of several machines."""
-    size, rank = _number(environ, "SKYPILOT_NUM_NODES"), _number(environ, "SKYPILOT_NODE_RANK")
+    size, rank = number(environ, "SKYPILOT_NUM_NODES"), number(environ, "SKYPILOT_NODE_RANK")
     if rank is None or size is None or size < 2:
         return None
-    num_gpus = _number(environ, "SKYPILOT_NUM_GPUS_PER_NODE") or 0
+    num_gpus = number(environ, "SKYPILOT_NUM_GPUS_PER_NODE") or 0
     hosts = environ.get("SKYPILOT_NODE_IPS", "").split()
     if num_gpus > 1 and "WORLD_SIZE" not in environ:
         raise ValueError(
@@ -296,7 +300,7 @@ def _skypilot(environ: Mapping[str, str]) -> Launch | None:
 def _by_hand(environ: Mapping[str, str]) -> Launch | None:
     """WORLD_SIZE and RANK without LOCAL_RANK: one process in each of several pods (Kubeflow's PyTorchJob), or all on
     this machine."""
-    size, rank = _number(environ, "WORLD_SIZE"), _number(environ, "RANK")
+    size, rank = number(environ, "WORLD_SIZE"), number(environ, "RANK")
     if size is None or rank is None:
         return None
     if "KUBERNETES_SERVICE_HOST" in environ or "PET_NNODES" in environ:
@@ -318,9 +322,9 @@ def jobs(environ: Mapping[str, str] = os.environ) -> dict[str, bool]:
         began = _start_of_parent()
         run = f"{environ.get('MASTER_ADDR')}:{environ.get('MASTER_PORT')} {began}" if began else None
     if run:
-        found[f"torchrun {run}"] = (_number(environ, "TORCHELASTIC_RESTART_COUNT") or 0) > 0
+        found[f"torchrun {run}"] = (number(environ, "TORCHELASTIC_RESTART_COUNT") or 0) > 0
     if job := _slurm_job(environ):
-        found[f"slurm {job}"] = (_number(environ, "SLURM_RESTART_COUNT") or 0) > 0
+        found[f"slurm {job}"] = (number(environ, "SLURM_RESTART_COUNT") or 0) > 0
     return found
 
 

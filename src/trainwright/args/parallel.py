@@ -202,7 +202,8 @@ class _LocalRank:
         stored: int = instance.__dict__.get("local_rank", -1)
         if stored == -1:
             launchers.adopt()
-            stored = int(os.environ.get("LOCAL_RANK", -1))
+            found = launchers.number(os.environ, "LOCAL_RANK")
+            stored = -1 if found is None else found
         return stored
 
     def __set__(self, instance: Any, value: int) -> None:

@@ -112,19 +112,25 @@ def _wait_for_all(store: Store, rank: int, size: int, limit_s: float, where: str
             f"Two processes that meet at {where} have RANK={rank} (of {size}): each needs another one, from 0 to "
             f"{size - 1}. If they are of two runs, give one of these another MASTER_PORT."
         )
-    store.set(f"here/{rank}", f"{socket.gethostname()} {os.getpid()}")
+    store.set(f"here/{rank}", str(size))
     wait = _Wait(limit_s if rank == 0 else limit_s + 30)
     absent = list(range(size))
     while True:
         if rank == 0:
-            absent = [other for other in absent if not store.check([f"here/{other}"])]
+            arrived = [other for other in absent if store.check([f"here/{other}"])]
+            sizes = {other: int(store.get(f"here/{other}")) for other in arrived}
+            if text := _differing(sizes, size, where):
+                _refuse(store, text)
+            absent = [other for other in absent if other not in arrived]
             if not absent:
-                store.set("verdict", "all")
+                store.set("verdict", f"all {size}")
                 return
             wait.say(f"Rank 0 waits for {ranks(absent)} of {size} to start")
         elif store.check(["verdict"]):
             text = store.get("verdict").decode()
-            if text != "all":
+            if not text.startswith("all "):
+                raise RuntimeError(text)
+            if text := _differing({rank: size}, int(text.split()[1]), where):
                 raise RuntimeError(text)
             return
         if not wait.go_on():
@@ -135,9 +141,24 @@ def _wait_for_all(store: Store, rank: int, size: int, limit_s: float, where: str
         "under args.main_process_first(), or raise ddp_start_timeout."
     )
     if rank == 0:
-        store.set("verdict", text)
-        time.sleep(10 * POLL_S)  # the store ends with this process, and the others must have read it
+        _refuse(store, text)
     raise RuntimeError(text)
+
+
+def _refuse(store: Store, text: str) -> None:
+    """Raise RuntimeError, here in rank 0 and in the others."""
+    store.set("verdict", text)
+    time.sleep(10 * POLL_S)  # the store ends with this process, and the others must have read it
+    raise RuntimeError(text)
+
+
+def _differing(sizes: dict[int, int], size: int, where: str) -> str:
+    """What to say of ranks that were told of another number of processes than rank 0; "" where there are none."""
+    others = {rank: other for rank, other in sizes.items() if other != size}
+    if not others:
+        return ""
+    told = ", ".join(f"rank {rank} has {other}" for rank, other in others.items())
+    return f"WORLD_SIZE={size} in rank 0 at {where}, but {told}: set it to the same number in all processes."
 
 
 class _Wait:

@@ -119,11 +119,13 @@ def accelerator_config_of(args: TrainingArguments) -> AcceleratorConfig:
     return cast("AcceleratorConfig", args.accelerator_config)
 
 
-def why_no_batch(dataset: Any, args: TrainingArguments, batch_size: int) -> str | None:
-    """Why an evaluation of `dataset` gives no batch though there are samples, and what to do; None: it gives some."""
+def why_no_batch(dataset: Any, args: TrainingArguments, batch_size: int, tp_size: int = 1) -> str | None:
+    """Why an evaluation of `dataset` gives no batch though there are samples, and what to do; None: it gives some.
+    `tp_size`: processes that read one batch together.
+    """
     if not args.dataloader_drop_last or is_iterable(dataset) or not has_length(dataset):
         return None
-    shares = 1 if accelerator_config_of(args).split_batches else args.world_size
+    shares = 1 if accelerator_config_of(args).split_batches else args.world_size // tp_size
     if not 0 < len(dataset) < batch_size * shares:
         return None
     return (
@@ -205,6 +207,7 @@ def loader_for(
     sampler: Any,
     is_training: bool,
     process_index: int,
+    tp_size: int = 1,
 ) -> DataLoader[Any]:
     """A `DataLoader` with the run's workers. An evaluation draws nothing from the global generator, so that evaluating
     in between does not change what training sees. Workers outlive signals where the run answers those itself."""
@@ -217,7 +220,7 @@ def loader_for(
                 f"and the evaluation data ({type(dataset).__name__}) has no length. Use a map-style data set, or leave "
                 "it unset."
             )
-    nothing = None if is_training else why_no_batch(dataset, args, batch_size)
+    nothing = None if is_training else why_no_batch(dataset, args, batch_size, tp_size)
     if nothing is not None:
         logger.warning("%s", nothing)
     loader = build_dataloader(

@@ -6,6 +6,7 @@ Owns: reading `args`, what contradicts packing. Leaves to others: plans (packing
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 MOST_BY_DEFAULT = 2048  # tokens; models of today name limits of 100,000 and more, which no one means to fill
 PACKED_COLUMNS = frozenset({"input_ids", "labels", "attention_mask"})
+TRIED_PADDING = 5  # places of the pack that is tried before the first step
 SETTINGS = ("packing", "packing_length", "packing_long_samples")  # with others a pack holds other samples
 
 # What collators that may be replaced do: pad, and perhaps make labels of the tokens.
@@ -215,10 +217,12 @@ def check_separation(
     model: nn.Module, inputs: PackedInputs, collator: DataCollatorForPacking, prepare: Callable[[Any], Any]
 ) -> None:
     """Choose how attention is computed, and raise ValueError for a model that is given which samples belong together
-    and ignores it. Costs some forward passes of one pack."""
+    and ignores it. Costs some forward passes of one small pack: those of a whole one would make its logits."""
+    small = copy.copy(collator)
+    small.packing_length = min(collator.packing_length, SHORTEST_PACK + TRIED_PADDING)
 
     def make_batch(samples: list[list[int]]) -> Any:
-        return prepare(collator([[{"input_ids": np.array(tokens)} for tokens in samples]]))
+        return prepare(small([[{"input_ids": np.array(tokens)} for tokens in samples]]))
 
     inputs.choose(model, make_batch, collator.packing_length)
     if collator.packing_length < SHORTEST_PACK:

@@ -10,6 +10,7 @@ batches) is evaluated with a row for each sample.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -225,13 +226,9 @@ def _check_table(table: Any) -> None:
 def _check_loss(asked: Evaluated, inputs: PackedInputs, collator: DataCollatorForPacking) -> None:
     """Raise ValueError where the loss of a pack is not the mean over its labels, of small packs as a trial."""
     if inputs.loss_is_mean is None:
-        small = DataCollatorForPacking(
-            SHORTEST_PACK,
-            collator.names,
-            pad_token_id=collator.pad_token_id,
-            names_lengths=collator.names_lengths,
-            first_position=collator.first_position,
-        )
+        small = copy.copy(collator)
+        small.packing_length = SHORTEST_PACK
+        small.copies_labels, small.ignored_label = False, None  # of the tokens that are tried, each is a label
 
         def make_batch(packs: list[list[list[int]]]) -> Any:
             samples = [[{"input_ids": np.array(tokens)} for tokens in pack] for pack in packs]

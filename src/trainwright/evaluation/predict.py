@@ -34,7 +34,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Callable[..., Any],
         *,
         label_names: Sequence[str],
         can_return_loss: bool,

@@ -89,7 +89,11 @@ def _reader(args: TrainingArguments) -> str:
 
 
 def try_batch(
-    loader: DataLoader[Any], args: TrainingArguments, description: str, forward: Callable[..., Any] | None = None
+    loader: DataLoader[Any],
+    args: TrainingArguments,
+    description: str,
+    forward: Callable[..., Any] | None = None,
+    tp_size: int = 1,
 ) -> None:
     """Make one batch of an evaluation set as `loader` would, so that what cannot be collated is found before training.
 
@@ -100,7 +104,7 @@ def try_batch(
     dataset, collator = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
     if dataset is None or collator is None or is_iterable(dataset) or not has_length(dataset) or not len(dataset):
         return
-    nothing = why_no_batch(dataset, args, args.eval_batch_size)
+    nothing = why_no_batch(dataset, args, args.eval_batch_size, tp_size)
     if nothing is not None:
         if needs_metric(args):
             name = args.metric_for_best_model

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -102,7 +102,9 @@ def undisturbed(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
                 module.training = was_training
 
 
-def honours_num_items(model: nn.Module, inputs: Mapping[str, Any], num_items: torch.Tensor | int) -> bool:
+def honours_num_items(
+    model: nn.Module, inputs: Mapping[str, Any], num_items: torch.Tensor | int, call: Callable[..., Any] | None = None
+) -> bool:
     """Whether the model divides its loss by `num_items_in_batch`: called with n and 2n, the second must be half.
 
     Many models ignore the keyword and return the mean over the micro-batch; used as already normalised, their loss and
@@ -110,10 +112,12 @@ def honours_num_items(model: nn.Module, inputs: Mapping[str, Any], num_items: to
     side effects.
 
     A term of the loss that is not divided (an auxiliary loss of a router) makes the answer False. The halves are the
-    same float but for the exponent, so the tolerance is for nondeterministic kernels.
+    same float but for the exponent, so the tolerance is for nondeterministic kernels. `call`: calls the model, where
+    that is done in another way than by itself.
     """
+    call = model if call is None else call
     with undisturbed(model, inputs):
-        once, twice = (loss_value(model(**inputs, num_items_in_batch=num_items * factor)) for factor in (1, 2))
+        once, twice = (loss_value(call(**inputs, num_items_in_batch=num_items * factor)) for factor in (1, 2))
     return once is not None and twice is not None and abs(once - 2 * twice) <= 1e-5 * abs(once)
 
 

@@ -34,7 +34,7 @@ def difference_from_logits(logits: DeferredLogits, targets: torch.Tensor, **sett
         for number, (hidden, weight) in enumerate(terms):
             inputs |= {f"hidden states {number}": hidden, f"weight {number}": weight}
         asked = {name: one for name, one in inputs.items() if one is not None and one.requires_grad}
-        real = logits.changed(terms=terms, bias=bias).real()
+        real = logits.changed(terms=terms, bias=bias).materialized()
         alike = {name: settings[name] for name in ("ignore_index", "reduction", "label_smoothing")}
         ours, theirs = cross_entropy_of(terms, targets, bias, **settings), F.cross_entropy(real, targets, **alike)
         is_half = min(real.dtype.itemsize, settings["dtype"].itemsize) < 4

@@ -39,7 +39,7 @@ class DeferredLogits(torch.Tensor):
     """Logits (..., classes) that are a sum of products of hidden states and weights, not computed yet.
 
     terms: those products, hidden states (..., width) and weight (classes, width). bias: (classes,). pointwise: what is
-    done to each number, in order. `real()` computes them, `chunks()` a part of the rows at a time.
+    done to each number, in order. `materialized()` computes them, `chunks()` a part of the rows at a time.
     """
 
     terms: tuple[Term, ...]
@@ -85,7 +85,7 @@ class DeferredLogits(torch.Tensor):
         }
         return DeferredLogits(**{**now, **changes})
 
-    def real(self) -> torch.Tensor:
+    def materialized(self) -> torch.Tensor:
         """The logits, (..., classes), as the model computes them. From then on these are no longer deferred, so that
         what writes into them is seen by what reads them later.
         """
@@ -130,7 +130,7 @@ class DeferredLogits(torch.Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Reached from C++ only, where no `__torch_function__` is asked."""
@@ -142,7 +142,7 @@ def _computed(value: Any, operation: str) -> Any:
     """`value` with the logits themselves in the place of deferred ones, for `operation`."""
     if isinstance(value, DeferredLogits):
         value.watcher.needs_logits(operation.strip("_"))
-        return value.real()
+        return value.materialized()
     if isinstance(value, (tuple, list)):
         return type(value)([_computed(item, operation) for item in value])
     if isinstance(value, dict):
@@ -293,7 +293,7 @@ def _cross_entropy(
         dtype, ndim = logits.dtype, logits.ndim
     if ndim != 2 or targets.ndim != 1 or targets.dtype != torch.int64 or isinstance(targets, DeferredLogits):
         return NotImplemented
-    settings = {
+    settings: dict[str, Any] = {
         "pointwise": logits.pointwise,
         "dtype": logits.of_product,
         "ignore_index": ignore_index,
@@ -305,15 +305,11 @@ def _cross_entropy(
     return loss if torch.is_autocast_enabled(loss.device.type) else loss.to(dtype)
 
 
-def _same(logits: Any, *args: Any, **kwargs: Any) -> Any:
-    return logits
-
-
 _T = torch.Tensor
 _COMMUTE = {_T.add, _T.__add__, _T.__radd__, torch.add, _T.mul, _T.__mul__, _T.__rmul__, torch.mul}
 _SUMS = {_T.add, _T.__add__, _T.__radd__, torch.add}
 _PRODUCTS = {_T.mul, _T.__mul__, _T.__rmul__, torch.mul, _T.div, _T.__truediv__, torch.div, torch.true_divide}
-_POINTWISE = {
+_POINTWISE: set[Any] = {
     *_COMMUTE, _T.div, _T.__truediv__, torch.div, torch.true_divide, _T.sub, _T.__sub__, torch.sub, torch.tanh, _T.tanh,
 }  # fmt: skip
 _STAYS_DEFERRED: dict[Any, Callable[..., Any]] = {
@@ -321,8 +317,9 @@ _STAYS_DEFERRED: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((_T.view, _T.reshape, torch.reshape), _view),
     **dict.fromkeys((_T.flatten, torch.flatten), _flatten),
     _T.__getitem__: _item,
-    **dict.fromkeys((_T.to, _T.type), _cast),
+    _T.to: _cast,
     _T.float: lambda logits: _to(logits, torch.float32),
-    **dict.fromkeys((_T.contiguous, _T.clone, torch.clone), _same),
+    _T.contiguous: lambda logits, **_: logits,
+    **dict.fromkeys((_T.clone, torch.clone), lambda logits, **_: logits.changed()),
     **{func: _pointwise(func) for func in _POINTWISE},
 }

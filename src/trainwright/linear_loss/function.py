@@ -146,7 +146,7 @@ class _SumOfLosses(torch.autograd.Function):
         needs = [settings.makes_gradients and needed for needed in ctx.needs_input_grad[2:]]
         # Those of hidden states are written row by row, the others are sums over the chunks.
         gradients = [
-            _room(one, exact if index % 2 == 0 else one.dtype, len(targets)) if needed else None
+            _room(one, exact if index % 2 == 0 else one.dtype, len(targets)) if needed and one is not None else None
             for index, (one, needed) in enumerate(zip(inputs, needs, strict=True))
         ]
         total = torch.zeros((), dtype=exact, device=targets.device)
@@ -166,7 +166,8 @@ class _SumOfLosses(torch.autograd.Function):
                     _add_gradients(gradients, of_logits, of_chunk, chunk)
                 del of_logits  # before the next chunk
         ctx.gradients = [
-            None if sum_ is None else sum_.to(one.dtype) for sum_, one in zip(gradients, inputs, strict=True)
+            None if sum_ is None or one is None else sum_.to(one.dtype)
+            for sum_, one in zip(gradients, inputs, strict=True)
         ]
         return total
 

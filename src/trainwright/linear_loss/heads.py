@@ -77,7 +77,7 @@ class LinearLoss(Watcher):
         logger.info(refusal(self._model, self.reason))
         return result
 
-    def calling(self, model: Callable[..., Any]) -> Callable[..., Any]:
+    def calling(self, model: Callable[..., Any]) -> Any:
         """`model`, called within `run`."""
         return lambda *args, **inputs: self.run(lambda: model(*args, **inputs))
 

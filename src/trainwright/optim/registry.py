@@ -236,6 +236,22 @@ def check_sharded(args: Any, engine: str) -> None:
         )
 
 
+_PACKAGES_NOT_SHARDED = ("bitsandbytes", "torchao", "galore_torch", "apollo_torch", "lomo_optim")
+
+
+def check_sharded_class(cls: type, engine: str) -> None:
+    """Raise ValueError for the class of a given optimizer that is known, from the rows above, not to step the shards of
+    `engine`; any other is taken as it is.
+    """
+    for base in cls.__mro__:
+        if base.__module__.partition(".")[0] in _PACKAGES_NOT_SHARDED or base.__name__ == "Adafactor":
+            raise ValueError(
+                f"{cls.__module__}.{cls.__qualname__} cannot be used with {engine}: it does not step parameters of "
+                "which each process has a part. Pass torch.optim.AdamW or another that treats each number alone, or "
+                "leave it out and set optim."
+            )
+
+
 def check_device(args: Any) -> None:
     """Raise RuntimeError where the optimizer that `args.optim` names cannot run on this machine."""
     name = args.optim.value if isinstance(args.optim, Enum) else str(args.optim)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
-import inspect
 import logging
 import os
 import re
@@ -335,8 +334,6 @@ def check_release(engine: Any, optimizer: Any, name_of_norm: str, release: str) 
     missing = [
         f"{type(one).__name__}.{name}" for one, names in wanted.items() for name in names if not hasattr(one, name)
     ]
-    if "scale_wrt_gas" not in inspect.signature(engine.backward).parameters:
-        missing.append(f"{type(engine).__name__}.backward(scale_wrt_gas=)")
     if missing:
         raise RuntimeError(
             f"DeepSpeed {release} has no {', '.join(missing)}, which this Trainer needs to make an update through it. "

@@ -6,12 +6,14 @@ engines, and the settings that they read.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from trainwright.args.device import world_size
+from trainwright.args.parallel import FSDP_CONFIG_DEFAULTS
 from trainwright.interop.environment import env_flag
 from trainwright.names import ParallelMode
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
     from trainwright.args.training import TrainingArguments
     from trainwright.parallel.strategy import Strategy
+
+logger = logging.getLogger(__name__)
 
 Engine = Literal["plain", "ddp", "fsdp", "deepspeed"]
 
@@ -83,6 +87,8 @@ def strategy_for(
     """
     engine: Engine = asked_engine(args)
     strategy: Strategy
+    if engine != "fsdp" and args.fsdp_config != FSDP_CONFIG_DEFAULTS:
+        logger.warning("fsdp_config has settings, but fsdp is not set, so nothing is sharded: say fsdp='full_shard'.")
     if engine == "deepspeed":
         from trainwright.parallel.deepspeed import DeepSpeedStrategy
 

@@ -13,6 +13,7 @@ pass. So nobody may hold a list of parameters that was made in between, nor swap
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import logging
 import os
@@ -26,7 +27,7 @@ from torch.optim import Optimizer
 from trainwright import gradients, shards
 from trainwright.args.fsdp_config import FsdpConfig
 from trainwright.names import some
-from trainwright.optim.registry import check_sharded
+from trainwright.optim.registry import check_sharded, check_sharded_class
 from trainwright.parallel.distributed import DistributedStrategy
 from trainwright.parallel.engine_choice import parallel_size
 from trainwright.parallel.fsdp_units import units_to_shard
@@ -61,7 +62,7 @@ class FsdpStrategy(DistributedStrategy):
             self.checkpointing = {"offload": True} if self.config.activation_checkpointing_offload else {}
         self.repeats_alone = False
         self.mesh = make_mesh(self.device.type, self.config, args.parallelism_config, self.num_processes)
-        self._dtype = torch.bfloat16 if args.bf16 else None
+        self._dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self._num_forward_only = 0  # blocks under way in which no backward pass follows
         self._modules: list[Any] = []  # that are gathered one at a time; the model itself is the last
 
@@ -110,6 +111,12 @@ class FsdpStrategy(DistributedStrategy):
     def prepare_model(self, model: nn.Module) -> nn.Module:
         self.shard_weights(model)
         return model
+
+    def prepare(
+        self, model: Any, optimizer: Any, scheduler: Any, *, num_training_steps: int, micro_batch: int
+    ) -> tuple[Any, Any, Any]:
+        check_sharded_class(type(optimizer), "fsdp")
+        return model, optimizer, scheduler
 
     def _after_forward(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
         """A forward pass that no backward pass follows, such as a callback's, must not leave whole weights behind:
@@ -211,6 +218,8 @@ class FsdpStrategy(DistributedStrategy):
 
     @torch.no_grad()
     def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float, optimizer: Optimizer) -> torch.Tensor:
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)  # torch's, which knows DTensors: an overflow in one part is one in all
         local = [shards.local_part(one) for one in gradients.gradients_of(parameters)]
         norm = self._norm(local)
         # Multiplied also where nothing is clipped: a condition would be a host sync.
@@ -238,27 +247,66 @@ class FsdpStrategy(DistributedStrategy):
 
     # -- saving and loading --------------------------------------------------------------------------------------------
 
+    def whole_copy(self, model: nn.Module) -> nn.Module | None:
+        self.reshard(model)
+        weights = shards.whole_weights(model, self.should_save)
+        return _copy_with(model, weights) if self.should_save else None
+
     def whole_weights(self, model: nn.Module) -> dict[str, Any] | None:
         self.reshard(model)
         return shards.whole_weights(model, self.should_save, _names_to_save(model))
+
+
+def _copy_with(model: nn.Module, weights: dict[str, Any]) -> nn.Module:
+    """A copy of a sharded `model` that has whole `weights` and nothing of what sharded it: no hooks, and its own class.
+
+    FSDP2 refuses `copy.deepcopy`: what is not to be copied is named to it as copied already.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    copied: dict[int, Any] = {
+        id(one): nn.Parameter(weights[name], requires_grad=one.requires_grad)
+        for name, one in model.named_parameters(remove_duplicate=False)
+    }
+    classes = {module: type(module) for module in model.modules() if isinstance(module, FSDPModule)}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, dict) and ("hooks" in name or not isinstance(name, str) or "composable" in name):
+                copied[id(value)] = type(value)()
+    try:
+        for module, cls in classes.items():
+            module.__class__ = cls.__mro__[2]  # behind the one that `fully_shard` made, and FSDPModule
+        result = copy.deepcopy(model, copied)
+    finally:
+        for module, cls in classes.items():
+            module.__class__ = cls
+    vars(result).pop("generate", None)  # ours, which gathers
+    return result
 
 
 def check_arguments(args: Any) -> None:
     """Raise ValueError for arguments that shards cannot do, each by its name, with what to do instead."""
     even = getattr(args.accelerator_config, "even_batches", True)
     reasons = {
-        "fp16=True": (args.fp16, "a loss scale over shards is not in this release. Use bf16=True, or float32"),
         "auto_find_batch_size=True": (
             args.auto_find_batch_size,
-            "a process that repeats its share alone would gather weights from others that do not. Lower "
-            "per_device_train_batch_size",
+            "a process that runs out of memory amid a pass leaves the others in an exchange of weights, where nothing "
+            "can tell them to repeat it. Lower per_device_train_batch_size",
         ),
         "accelerator_config even_batches=False": (
             not even,
             "each batch gathers weights from all processes, so all need as many batches",
         ),
-        "bf16_full_eval=True": (args.bf16_full_eval, "shards have one type. Train with bf16=True, which gathers it"),
-        "fp16_full_eval=True": (args.fp16_full_eval, "shards have one type. Train with bf16=True"),
+        "bf16_full_eval=True": (
+            args.bf16_full_eval,
+            "weights are gathered in the type that they were sharded for. With bf16=True that is bfloat16, also in "
+            "evaluations",
+        ),
+        "fp16_full_eval=True": (
+            args.fp16_full_eval,
+            "weights are gathered in the type that they were sharded for. With fp16=True that is float16, also in "
+            "evaluations",
+        ),
         "jit_mode_eval=True": (args.jit_mode_eval, "a trace does not gather weights"),
         "optimizer_in_backward=True": (args.optimizer_in_backward, "gradients are summed after the backward pass"),
     }

@@ -181,6 +181,14 @@ class Strategy:
         """
         return None
 
+    def whole_copy(self, model: nn.Module) -> nn.Module | None:
+        """`model` as one that can be copied and changed: where its weights are in parts, a copy with whole ones, in a
+        process that writes (others: None); all processes call it together. Raises ValueError where there is none.
+        """
+        if self.shards_weights:
+            raise ValueError("save_merged_model cannot copy a model that is divided: save the adapter, merge it after.")
+        return self.unwrap(model)
+
     def gathered(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
         """Context in which each process has whole weights, to load others into them."""
         return contextlib.nullcontext()

@@ -21,9 +21,10 @@ from torch.optim import Optimizer
 from torch.utils.data import IterableDataset
 
 from trainwright import shards
+from trainwright.interop.loaded import is_peft_model
 from trainwright.names import some
 from trainwright.nested import first_samples, num_samples_in
-from trainwright.optim.registry import check_sharded
+from trainwright.optim.registry import check_sharded, check_sharded_class
 from trainwright.parallel import mesh
 from trainwright.parallel.distributed import DistributedStrategy
 from trainwright.parallel.engine_choice import parallel_size
@@ -62,6 +63,8 @@ class TensorParallelStrategy(DistributedStrategy):
             self._peer_group = subgroup(self._peers, self._timeout)
         self.repeats_alone = False
         self.averages_gradients = self.num_processes > 1
+        if self.scaler is not None:
+            self.scaler = accelerator.scaler = _DividedScaler(self.device.type, init_scale=self.scaler.get_scale())
 
     # -- preparing -----------------------------------------------------------------------------------------------------
 
@@ -74,6 +77,11 @@ class TensorParallelStrategy(DistributedStrategy):
             raise ValueError(
                 "parallelism_config asks for tensor parallel, and no weight of the model is divided: build it with "
                 "tp_plan='auto', or call parallelize_module before it is given to the Trainer."
+            )
+        if is_peft_model(model):
+            raise ValueError(
+                f"{type(model).__name__}: adapters on a model that is divided by tensor parallel cannot be trained "
+                "here, since peft computes them on parts of features as if these were whole. Use fsdp='full_shard'."
             )
         _check_whole_ones(model, device_mesh)
         self._checked = weakref.ref(model)
@@ -96,6 +104,7 @@ class TensorParallelStrategy(DistributedStrategy):
         self, model: Any, optimizer: Any, scheduler: Any, *, num_training_steps: int, micro_batch: int
     ) -> tuple[Any, Any, Any]:
         """torch's kernels for many tensors at once cannot mix divided and whole ones: its optimizers update each."""
+        check_sharded_class(type(optimizer), "tensor parallel")
         _update_one_by_one(optimizer)
         if hasattr(optimizer, "register_load_state_dict_post_hook"):
             optimizer.register_load_state_dict_post_hook(_update_one_by_one)
@@ -130,6 +139,8 @@ class TensorParallelStrategy(DistributedStrategy):
         return contextlib.nullcontext()  # the groups exchange gradients once per update
 
     def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float, optimizer: Optimizer) -> torch.Tensor:
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
         return mesh.clip_mixed_meshes(parameters, max_norm)
 
     @torch.no_grad()
@@ -234,14 +245,10 @@ def group_mesh(model: Any) -> DeviceMesh | None:
     return found[0]  # type: ignore[no-any-return]
 
 
-_NOT_TRIED = "it was not tried with divided weights in this release"
-
-
 def check_arguments(args: Any) -> None:
     """Raise ValueError for arguments that divided matrices cannot do, each by its name, with what to do instead."""
     config = args.accelerator_config
     reasons = {
-        "fp16=True": (args.fp16, "a loss scale over divided weights is not in this release. Use bf16=True"),
         "auto_find_batch_size=True": (
             args.auto_find_batch_size,
             "a process that repeats its share alone would wait for the others of its group. Lower "
@@ -262,8 +269,6 @@ def check_arguments(args: Any) -> None:
         "bf16_full_eval=True": (args.bf16_full_eval, "divided weights have one type"),
         "fp16_full_eval=True": (args.fp16_full_eval, "divided weights have one type"),
         "jit_mode_eval=True": (args.jit_mode_eval, "a trace does not hold collectives"),
-        "torch_compile=True": (args.torch_compile, _NOT_TRIED),
-        "packing=True": (args.packs, _NOT_TRIED),
         "optimizer_in_backward=True": (
             args.optimizer_in_backward,
             "the norm of all gradients is known after the backward pass",
@@ -305,10 +310,28 @@ def _check_whole_ones(model: nn.Module, device_mesh: DeviceMesh) -> None:
         )
 
 
+class _DividedScaler(torch.amp.GradScaler):
+    """A loss scale over divided and whole gradients, which torch's own cannot look at together: an overflow in one part
+    is one in all processes. Each unscales its part.
+    """
+
+    def _unscale_grads_(
+        self, optimizer: Optimizer, inv_scale: torch.Tensor, found_inf: torch.Tensor, allow_fp16: bool
+    ) -> dict[torch.device, torch.Tensor]:
+        found = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if found:
+            parts = [shards.local_part(one) for one in found]
+            torch._amp_foreach_non_finite_check_and_unscale_(parts, found_inf, inv_scale)
+        torch.distributed.all_reduce(found_inf, torch.distributed.ReduceOp.MAX)
+        return {found_inf.device: found_inf}
+
+
 def _update_one_by_one(optimizer: Any) -> None:
     groups = getattr(optimizer, "param_groups", None) or []
     if len({shards.is_sharded(parameter) for group in groups for parameter in group["params"]}) < 2:
         return
+    if getattr(optimizer, "_step_supports_amp_scaling", False):  # of fused kernels: the loss scale asks
+        optimizer._step_supports_amp_scaling = False
     for group in groups:
         for name in ("fused", "foreach"):
             if name in group:

@@ -1,6 +1,6 @@
-"""The curves of a run as image files: beside a model card, for a tracker, for slides.
+"""The curves of a run as image files: for a model card, a tracker, slides.
 
-Owns: drawings that stand in a file of their own. Leaves to others: scales and lines (`svg`), which values (`history`),
+Owns: drawings as separate files. Leaves to others: scales and lines (`svg`), which values (`history`),
 the PNG (`curve`). An SVG needs no library, and the Hub, GitHub, MLflow and every browser show it; its colours are those
 of the light page on white, since not every viewer knows CSS variables.
 """

@@ -141,14 +141,14 @@ class MetricsFile:
         here = [item for item in mine if item[0]["step"] == step]
         num_known = sum(line.get("step") == step for line in history)
         end = next((i for i in range(num_known, len(here)) if _LAST_LINE in here[i][0]), len(here))
-        kept = [item for item in mine if item[0]["step"] < step] + here[:num_known] + here[end:]
-        known = {_key(line) for line, _ in kept}
+        left = [item for item in mine if item[0]["step"] < step] + here[:num_known] + here[end:]
+        known = {_key(line) for line, _ in left}
         missing = [(dict(line), self._encoded(line)) for line in history if _key(line) not in known]
-        if len(kept) == len(mine) and not missing:
+        if len(left) == len(mine) and not missing:
             return whole
         # Stable: the lines of a step stay in order.
-        kept = sorted([*kept, *missing], key=lambda item: item[0].get("step", 0))
-        return b"".join((*others, *(text for _, text in kept)))
+        left = sorted([*left, *missing], key=lambda item: item[0].get("step", 0))
+        return b"".join((*others, *(text for _, text in left)))
 
     def _warn(self, error: Exception) -> None:
         if not self._has_warned:

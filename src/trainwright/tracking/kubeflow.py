@@ -34,12 +34,15 @@ TIMEOUT_S = 5.0
 class KubeflowCallback(TrackerCallback):
     """Report progress, remaining time and the newest metrics to the TrainJob that this pod belongs to.
 
-    Environment (set by the controller): KUBEFLOW_TRAINER_SERVER_URL, KUBEFLOW_TRAINER_SERVER_CA_CERT (a file),
-    KUBEFLOW_TRAINER_SERVER_TOKEN (a file). DISABLE_KUBEFLOW_INTEGRATION=true sends nothing.
-
     Messages are sent by a background thread, so a slow controller costs no training time; one that does not arrive is
     forgotten, because the next one replaces it. The last one says 100 percent, or, of a training that failed or was
     killed, how far it came, with that word as the metric "status".
+
+    Environment:
+        KUBEFLOW_TRAINER_SERVER_URL: where messages go; set by the controller, as the two that follow.
+        KUBEFLOW_TRAINER_SERVER_CA_CERT: file of the certificate.
+        KUBEFLOW_TRAINER_SERVER_TOKEN: file of the token.
+        DISABLE_KUBEFLOW_INTEGRATION: true sends nothing.
     """
 
     tracker_name = "kubeflow"

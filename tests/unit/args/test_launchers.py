@@ -190,6 +190,7 @@ def test_the_first_host_of_slurms_list_is_found(nodes, first):
     assert launchers.first_host(nodes) == first
 
 
+TWO = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
 WRONG = {
     "RANK=2 and WORLD_SIZE=2 do not fit": {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
     "LOCAL_RANK=1 and LOCAL_WORLD_SIZE=1 do not fit": {
@@ -203,6 +204,9 @@ WRONG = {
     },
     "WORLD_SIZE=8, but srun says 6": {**srun(0, 0, 0), "WORLD_SIZE": "8"},
     "RANK=0, but srun says 5": {**srun(5, 1, 1), "RANK": "0"},
+    "MASTER_ADDR not set: start": {**TWO, "MASTER_ADDR": "", "MASTER_PORT": "29500"},
+    "MASTER_PORT='http' must be a whole number": {**TWO, "MASTER_ADDR": "a", "MASTER_PORT": "http"},
+    "MASTER_PORT=99999 is no port": {**TWO, "MASTER_ADDR": "a", "MASTER_PORT": "99999"},
     "MASTER_ADDR, MASTER_PORT not set: mpirun (Open MPI) does not say it": mpi(OPEN_MPI, 5, 8, 1, 4),
     "PMIX_RANK=1 says that a process manager started this process, but not how many": {"PMIX_RANK": "1"},
     "make the command `torchrun script.py`": {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "8", "PET_NODE_RANK": "0"},
@@ -222,6 +226,22 @@ def test_variables_that_do_not_fit_are_named_with_a_remedy(message):
         launchers.adopt(environ)
         launchers.check(environ)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("WORLD_SIZE", "world_size"),
+        ("RANK", "process_index"),
+        ("LOCAL_RANK", "local_process_index"),
+        ("LOCAL_RANK", "local_rank"),
+    ],
+)
+def test_a_rank_that_is_no_number_is_named_wherever_it_is_read(monkeypatch, name, read):
+    for variable, value in {**TWO, "MASTER_ADDR": "a", "MASTER_PORT": "29500", name: "1.0"}.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=rf"{name}='1\.0' must be a whole number"):
+        getattr(TrainingArguments("out", report_to="none"), read)
 
 
 def test_a_script_that_reads_its_local_rank_gets_that_of_srun(monkeypatch):

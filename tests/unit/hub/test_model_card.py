@@ -231,7 +231,7 @@ def test_usual_names_are_not_escaped():
 # -- the image of the curves -------------------------------------------------------------------------------------------
 
 
-def test_a_card_shows_the_curves_from_a_file_beside_it(tmp_path):
+def test_a_card_shows_the_curves_from_a_file_next_to_it(tmp_path):
     import xml.etree.ElementTree as ElementTree
 
     markdown = pytest.importorskip("markdown_it")

@@ -108,8 +108,6 @@ class Engine:
 
     def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None: ...
 
-    def backward(self, loss: Any, scale_wrt_gas: bool = True) -> None: ...
-
 
 class Part:
     """An optimizer of DeepSpeed's, likewise."""
@@ -126,9 +124,6 @@ def test_a_release_with_every_name_is_used() -> None:
 
 
 def test_a_release_that_renamed_what_is_used_is_one_error_that_names_it_and_the_supported_ones() -> None:
-    class Renamed(Engine):
-        def backward(self, loss: Any, scale: bool = True) -> None: ...  # type: ignore[override]
-
-    says = r"0.21.0 has no Part._get_norm_groups, Renamed.backward\(scale_wrt_gas=\).*0.19.\* have it"
+    says = r"0.21.0 has no Part._get_norm_groups, which .*0.19.\* have it"
     with pytest.raises(RuntimeError, match=says):
-        engine.check_release(Renamed(), Part(), "_get_norm_groups", "0.21.0")
+        engine.check_release(Engine(), Part(), "_get_norm_groups", "0.21.0")

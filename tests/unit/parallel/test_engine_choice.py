@@ -37,6 +37,12 @@ def test_arguments_and_accelerate_launch_ask_for_an_engine(monkeypatch):
     assert asked(monkeypatch, ACCELERATE_USE_DEEPSPEED="true") == "deepspeed"
 
 
+@pytest.mark.parametrize(("config", "is_said"), [({"min_num_params": 5}, True), ({}, False), (None, False)])
+def test_settings_of_fsdp_without_fsdp_are_said_to_shard_nothing(make_trainer, caplog, config, is_said):
+    make_trainer(fsdp_config=config)
+    assert ("fsdp_config has settings, but fsdp is not set, so nothing is sharded" in caplog.text) == is_said
+
+
 def test_two_engines_at_once_are_an_error_that_names_who_asks(monkeypatch):
     with pytest.raises(ValueError, match=r"^fsdp and ACCELERATE_USE_DEEPSPEED=true .* ask for two engines"):
         asked(monkeypatch, fsdp=["full_shard"], ACCELERATE_USE_DEEPSPEED="true")
