@@ -1,7 +1,8 @@
 """Write `docs/trackers.md` from the registry, the callbacks' docstrings and what the tests read back.
 
-What each tracker keeps of odd names and values is in `tests/trackers/odd_values.json`; what it has no room for, and the
-variables that keep it offline, in its reader (`tests/trackers/readers`); the releases in `tests/trackers`.
+What each tracker keeps of odd names and values, and the variables that keep it offline, are in
+`tests/trackers/odd_values.json`; what it has no room for in its reader (`tests/trackers/readers`); the releases in
+`tests/trackers/constraints.txt`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import inspect
 import json
 import re
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -166,12 +166,10 @@ def _section(name: str, reader: Reader | None) -> str:
     lines = [f"\n## `{name}`\n\n`{row.class_name}`: {row.summary}. {about}\n"]
     if row.extra is not None:
         lines.append(f"\nInstall with `pip install 'trainwright[{row.extra}]'`.\n")
-    if reader is not None and reader.distribution:
-        with tempfile.TemporaryDirectory() as folder:
-            offline = reader.environment(Path(folder))
-        if offline:
-            variables = ", ".join(f"`{key}={value.replace(folder, '...')}`" for key, value in offline.items())
-            lines.append(f"\nThe tests keep it on their machine with {variables}.\n")
+    offline: dict[str, str] = json.loads(FILE.read_text(encoding="utf-8")).get(name, {}).get("offline", {})
+    if offline:
+        variables = ", ".join(f"`{key}={value}`" for key, value in offline.items())
+        lines.append(f"\nThe tests keep it on their machine with {variables}.\n")
     if environment:
         lines.append("\n" + _table(("Variable", "Effect"), environment))
     if row.off_switch is not None and not any(variable == f"`{row.off_switch}`" for variable, _ in environment):

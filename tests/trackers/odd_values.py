@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import math
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ MANY = "120 more settings"
 def release(reader: Reader) -> str:
     """The installed release; "" of a tracker without a package."""
     return importlib.metadata.version(reader.distribution) if reader.distribution else ""
+
+
+def offline(reader: Reader) -> dict[str, str]:
+    """The variables that keep it on its machine, with "..." for the folder it writes to."""
+    if not reader.distribution:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        return {name: value.replace(folder, "...") for name, value in reader.environment(Path(folder)).items()}
 
 
 def kept(reader: Reader, run: StoredRun) -> dict[str, dict[str, str]]:
@@ -46,7 +55,7 @@ def kept(reader: Reader, run: StoredRun) -> dict[str, dict[str, str]]:
 def check(reader: Reader, run: StoredRun) -> None:
     """Compare with the file, or write it."""
     everything: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
-    now = {"release": release(reader), **kept(reader, run)}
+    now = {"release": release(reader), "offline": offline(reader), **kept(reader, run)}
     if WRITES:
         text = json.dumps(everything | {reader.name: now}, indent=1, sort_keys=True, ensure_ascii=False)
         FILE.write_text(text + "\n", encoding="utf-8")

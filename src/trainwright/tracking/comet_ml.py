@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from trainwright.args.training import TrainingArguments
 
 logger = logging.getLogger(__name__)
+
+_EMPTY_ZIP_BYTES = 22
 
 
 class CometCallback(TrackerCallback):
@@ -70,7 +73,9 @@ class CometCallback(TrackerCallback):
         if running is not None and not running.ended:  # the package returns the last one, of an earlier training
             self._experiment = running
         else:
-            self._experiment = _from_script(comet_ml.start, **self._start_arguments(comet_ml, state))
+            arguments = self._start_arguments(comet_ml, state)
+            with _random_names():
+                self._experiment = _from_script(comet_ml.start, **arguments)
             self._owns_run = True
             self._used_keys.add(self._experiment.get_key())
             if name := run_name_of(args, state):
@@ -102,11 +107,10 @@ class CometCallback(TrackerCallback):
         return key
 
     def arrived(self) -> Mapping[str, int] | None:
-        # The archive of an offline experiment is written at its end: a process that crashed left none.
+        # The archive of an offline experiment is written at its end: a process that crashed left an empty one.
         directory = getattr(self._experiment, "offline_directory", None)
-        if directory is None or any(Path(directory).glob(f"{self.run_id()}*.zip")):
-            return None
-        return {}
+        archives = Path(directory).glob(f"{self.run_id()}*.zip") if directory is not None else ()
+        return None if directory is None or any(path.stat().st_size > _EMPTY_ZIP_BYTES for path in archives) else {}
 
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
         with self._same_step():
@@ -148,6 +152,21 @@ class CometCallback(TrackerCallback):
             yield
         finally:
             experiment.curr_step, experiment.curr_epoch = before
+
+
+@contextlib.contextmanager
+def _random_names() -> Iterator[None]:
+    """Context in which `random` is not seeded as the training is.
+
+    Comet tells the offline archives of one experiment apart by characters that it draws from there: those of two
+    trainings with one seed are the same, and the second archive would replace the first.
+    """
+    state = random.getstate()
+    random.seed()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _from_script(start: Callable[..., Any], **arguments: Any) -> Any:

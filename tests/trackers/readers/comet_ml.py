@@ -52,6 +52,8 @@ def experiments(folder: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]]
     found = []
     for file in (folder / "comet").glob("*.zip"):
         with zipfile.ZipFile(file) as archive:
+            if not archive.namelist():  # of a process that crashed
+                continue
             meta = json.loads(archive.read("experiment.json"))
             found.append((meta, [json.loads(line) for line in archive.read("messages.json").splitlines()]))
     return sorted(found, key=lambda pair: pair[0]["start_time"])
