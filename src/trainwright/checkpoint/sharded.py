@@ -118,7 +118,7 @@ def _offsets(tensor: Any) -> tuple[int, ...]:
     if not shards.is_sharded(tensor):
         return (0,) * tensor.ndim
     key = tensor.shape, tensor.device_mesh, tensor.placements
-    found = _known_offsets.get(key)
+    found: tuple[int, ...] | None = _known_offsets.get(key)
     if found is None:
         from torch.distributed.checkpoint.default_planner import create_default_local_save_plan
 
