@@ -116,7 +116,7 @@ def _offsets(tensor: Any) -> tuple[int, ...]:
     that it is remembered for tensors that are divided alike.
     """
     if not shards.is_sharded(tensor):
-        return (0,) * tensor.ndim
+        return (0,) * int(tensor.ndim)
     key = tensor.shape, tensor.device_mesh, tensor.placements
     found: tuple[int, ...] | None = _known_offsets.get(key)
     if found is None:
