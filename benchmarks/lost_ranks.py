@@ -54,12 +54,12 @@ def train(directory: str, accident: str, ddp_timeout: int) -> None:
             file.write(json.dumps(line) + "\n")
 
     args = TrainingArguments(
-        directory, max_steps=10_000, per_device_train_batch_size=toy.BATCH_SIZE, save_steps=SAVE_STEPS,
+        directory, max_steps=1_000, per_device_train_batch_size=toy.BATCH_SIZE, save_steps=SAVE_STEPS,
         report_to="none", use_cpu=True, disable_tqdm=True, ddp_timeout=ddp_timeout, logging_steps=1000,
     )  # fmt: skip
     note("begin", time=BEGAN)
     note("imported", time=imported)
-    Trainer(toy.ToyModel(), args, train_dataset=toy.ToyData(100_000)).train()
+    Trainer(toy.ToyModel(), args, train_dataset=toy.ToyData(100_000), callbacks=[Notes()]).train()
 
 
 def by_torchrun(*more: str) -> Callable[[list[str], Path], list[subprocess.Popen[bytes]]]:

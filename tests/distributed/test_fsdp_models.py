@@ -142,13 +142,8 @@ def scaled(folder: Path, **arguments: Any) -> dict[str, Any]:
     if "fsdp" in arguments:
         return result
     overflowing, _ = run(folder / "overflows", llama(), callbacks=[Overflows()], max_grad_norm=0.0, **settings)
-    scale = overflowing._strategy.scaler.get_scale()
-    return {
-        **result,
-        "scale": scale,
-        "overflowing": weights_of(overflowing.model),
-        "first": trainer._strategy.scaler.get_scale(),
-    }
+    scales = [one._strategy.scaler.get_scale() for one in (trainer, overflowing)]
+    return {**result, "scales": scales, "overflowing": weights_of(overflowing.model)}
 
 
 def half(folder: Path, **arguments: Any) -> dict[str, Any]:

@@ -264,7 +264,8 @@ class AsyncSaves:
 
     def finish(self, first_error: Callable[[Exception | None], Exception | None]) -> None:
         """`result` for all ranks; raises in each what one of them raised (`Strategy.first_error`)."""
-        staging, error = self._snapshot.job.staging if self._snapshot is not None else "", None
+        staging = self._snapshot.job.staging if self._snapshot is not None else ""
+        error: Exception | None = None
         try:
             self.result()
         except Exception as caught:

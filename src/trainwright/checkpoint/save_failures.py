@@ -11,7 +11,8 @@ import logging
 import os
 import re
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -135,6 +136,10 @@ class SaveFailures:
         return True
 
 
+def _itself(tensor: Any) -> Any:
+    return tensor
+
+
 def predicted_bytes(model: nn.Module, optimizer: Optimizer | None = None, *, of_part: bool = False) -> tuple[int, int]:
     """(surely, probably) the size of a checkpoint: weights, and what `optimizer` (None: not saved) keeps. `of_part`:
     the size of this process's part of it.
@@ -142,7 +147,7 @@ def predicted_bytes(model: nn.Module, optimizer: Optimizer | None = None, *, of_
     A state that exists is measured. Else it is what the optimizer is known to keep per parameter; of an unknown one it
     is surely nothing and probably two numbers.
     """
-    own = local_part if of_part else lambda tensor: tensor
+    own: Callable[[Any], Any] = local_part if of_part else _itself
     found = [own(tensor) for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)]
     tensors = {part.data_ptr(): part for tensor in found for part in strided_parts(tensor)}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -116,9 +116,9 @@ def _offsets(tensor: Any) -> tuple[int, ...]:
     that it is remembered for tensors that are divided alike.
     """
     if not shards.is_sharded(tensor):
-        return (0,) * tensor.ndim
+        return (0,) * int(tensor.ndim)
     key = tensor.shape, tensor.device_mesh, tensor.placements
-    found = _known_offsets.get(key)
+    found: tuple[int, ...] | None = _known_offsets.get(key)
     if found is None:
         from torch.distributed.checkpoint.default_planner import create_default_local_save_plan
 

@@ -111,15 +111,15 @@ def _write_part(job: snapshot.Job, arena: Arena) -> None:
     except BaseException as error:
         if not os.path.lexists(job.staging):  # it has its name, or was given up; the process that commits knows
             return
+        failed = os.path.join(job.staging, f"{_FAILED}{job.rank}")
         try:
             for file in job.files:
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(os.path.join(job.staging, file.name + _UNFINISHED))  # a disk that is full has room then
-            path = os.path.join(job.staging, f"{_FAILED}{job.rank}")
-            sink.write_now("json", path + _UNFINISHED, described(error))
-            os.rename(path + _UNFINISHED, path)
+            sink.write_now("json", failed + _UNFINISHED, described(error))
+            os.rename(failed + _UNFINISHED, failed)
         except OSError:  # a directory needs less room than a file
-            os.mkdir(path)
+            os.mkdir(failed)
         raise
 
 
@@ -128,7 +128,8 @@ def _wait_for_parts(job: snapshot.Job, is_run_over: Callable[[], bool]) -> None:
 
     While the run is there, it ends this wait where another process is lost. Later, PATIENCE_S without a sign of life.
     """
-    missing, seen, since = job.others, None, time.monotonic()
+    missing, since = job.others, time.monotonic()
+    seen: list[tuple[str, int]] = []
     while missing := [name for name in missing if not os.path.lexists(os.path.join(job.staging, name))]:
         for name in os.listdir(job.staging):
             path = os.path.join(job.staging, name)

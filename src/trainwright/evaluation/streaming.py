@@ -119,7 +119,7 @@ class StreamingMetrics:
         where a metric needs them.
         """
         if not all(map(counts_labels, self.metrics.values())) or not isinstance(labels, torch.Tensor):
-            return logits.real()
+            return logits.materialized()
         of_shift: dict[bool, list[StreamingMetric]] = {}
         for metric in self._summed.values():
             shifts = self.labels_are_shifted if metric.shift_labels is None else bool(metric.shift_labels)
@@ -127,7 +127,7 @@ class StreamingMetrics:
         for shifts, metrics in of_shift.items():
             rows, targets = shifted(logits, labels) if shifts else (logits, labels)
             if rows.shape[:-1] != targets.shape:
-                return logits.real()  # for the metric to refuse
+                return logits.materialized()  # for the metric to refuse
             # Elsewhere than on a CPU the host would wait for their number.
             mask = targets != IGNORE_INDEX if targets.is_cpu else None
             targets, start = targets.flatten() if mask is None else targets[mask], 0

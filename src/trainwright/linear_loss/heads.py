@@ -71,7 +71,11 @@ class LinearLoss(Watcher):
             except NotPossible as error:
                 self.reason = str(error)
             random_states.restore()
-        result = compute()
+        try:
+            result = compute()
+        except BaseException:
+            self.reason = None  # the error has nothing to do with deferred logits
+            raise
         if self._is_required:
             raise ValueError(f"{refusal(self._model, self.reason)} Set linear_cross_entropy='auto' or False.")
         logger.info(refusal(self._model, self.reason))

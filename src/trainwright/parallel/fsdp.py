@@ -268,7 +268,7 @@ def _copy_with(model: nn.Module, weights: dict[str, Any]) -> nn.Module:
         id(one): nn.Parameter(weights[name], requires_grad=one.requires_grad)
         for name, one in model.named_parameters(remove_duplicate=False)
     }
-    classes = {module: type(module) for module in model.modules() if isinstance(module, FSDPModule)}
+    classes: dict[Any, Any] = {one: type(one) for one in model.modules() if isinstance(one, FSDPModule)}
     for module in model.modules():
         for name, value in vars(module).items():
             if isinstance(value, dict) and ("hooks" in name or not isinstance(name, str) or "composable" in name):
