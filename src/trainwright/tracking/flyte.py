@@ -51,6 +51,12 @@ class FlyteCallback(TrackerCallback):
                 ) from error
         self._state, self._owns_run = state, True
 
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """No-op: the history is shown when training ends."""
+
+    def on_predict(self, *args: Any, **kwargs: Any) -> None:
+        """No-op, as `on_log`."""
+
     def log_checkpoint(self, directory: Path, args: TrainingArguments, state: TrainerState) -> None:
         if self._checkpoint is not None:
             self._checkpoint.save(str(directory))

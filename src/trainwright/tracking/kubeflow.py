@@ -76,6 +76,14 @@ class KubeflowCallback(TrackerCallback):
         if self._initialized and time.monotonic() - self._sent_at >= INTERVAL_S:
             self._attempt(self._report, state)
 
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """A log line outside of training is no progress of the TrainJob."""
+        if self._initialized:
+            super().on_log(*args, **kwargs)
+
+    def on_predict(self, *args: Any, **kwargs: Any) -> None:
+        """No-op, as `on_log` outside of training."""
+
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
         self._metrics.update(numbers_of(metrics))
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import weakref
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainwright.interrupt import same_handlers
@@ -23,6 +25,28 @@ if TYPE_CHECKING:
     from trainwright.args.training import TrainingArguments
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Curves:
+    """What a run has."""
+
+    steps: dict[str, list[int]] = field(default_factory=dict)  # name -> last step of each of "x", "x#2", ...
+    latest: dict[str, tuple[int, Any]] = field(default_factory=dict)  # name -> step and value that were sent last
+
+    def place(self, name: str, step: int, value: Any) -> str | None:
+        """Under which name the value has a step that is free; None: it was the last one to be sent."""
+        if self.latest.get(name) == (step, value):
+            return None
+        self.latest[name] = (step, value)
+        steps = self.steps.setdefault(name, [])
+        number = next((number for number, last in enumerate(steps) if step > last), len(steps))
+        steps[number : number + 1] = [step]
+        return f"{name}#{number + 1}" if number else name
+
+
+# Of runs, not of callbacks: several trainings may log into a run of the user's.
+_curves_of_runs: weakref.WeakKeyDictionary[Any, Curves] = weakref.WeakKeyDictionary()
 
 
 class SwanLabCallback(TrackerCallback):
@@ -47,14 +71,13 @@ class SwanLabCallback(TrackerCallback):
     def __init__(self) -> None:
         super().__init__()
         self._run: Any = None
-        # Name -> for each of its series ("x", "x#2", ...) the last step and value.
-        self._series: dict[str, list[tuple[int, float]]] = {}
+        self._curves = Curves()
         self._said_repeated = False
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:
         import swanlab
 
-        self._series, self._said_repeated = {}, False
+        self._said_repeated = False
         if swanlab.has_run():
             self._run = swanlab.get_run()
         else:
@@ -65,6 +88,7 @@ class SwanLabCallback(TrackerCallback):
                 self._run = swanlab.init(**chosen)
             self._owns_run = True
             self._used_ids.add(self._run.id)
+        self._curves = _curves_of_runs.setdefault(self._run, Curves())
         self._run.config.update(run_config(args, state, model))
 
     def _chosen(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
@@ -91,7 +115,7 @@ class SwanLabCallback(TrackerCallback):
         return {}
 
     def log_metrics(self, metrics: dict[str, Any], state: TrainerState) -> None:
-        points = {name: self._place(name, state.global_step, value) for name, value in metrics.items()}
+        points = {name: self._curves.place(name, state.global_step, value) for name, value in metrics.items()}
         repeated = {name: place for name, place in points.items() if place not in (name, None)}
         if repeated and not self._said_repeated:
             self._said_repeated = True
@@ -101,18 +125,6 @@ class SwanLabCallback(TrackerCallback):
                 ", ".join(map(str, repeated.values())),
             )
         self._run.log({place: metrics[name] for name, place in points.items() if place}, step=state.global_step)
-
-    def _place(self, name: str, step: int, value: Any) -> str | None:
-        """Under which name SwanLab keeps the value; None: it has the same one at this step."""
-        series = self._series.setdefault(name, [])
-        for number, (last_step, last_value) in enumerate(series):
-            if step == last_step and value == last_value:
-                return None
-            if step > last_step:
-                series[number] = (step, value)
-                return f"{name}#{number + 1}" if number else name
-        series.append((step, value))
-        return f"{name}#{len(series)}" if len(series) > 1 else name
 
     def end(self, status: Status) -> None:
         run, self._run = self._run, None

@@ -1,14 +1,13 @@
 """What trackers do themselves, where their packages are not installed."""
 
 import signal
-from types import SimpleNamespace
 
 import pytest
 
 from trainwright import TrainingArguments
 from trainwright.interrupt import same_handlers
 from trainwright.tracking.neptune import floats_as_annotated
-from trainwright.tracking.swanlab import SwanLabCallback
+from trainwright.tracking.swanlab import Curves
 
 
 def test_handlers_that_a_library_takes_are_put_back_also_when_it_fails():
@@ -29,17 +28,6 @@ def test_neptune_gets_a_float_where_the_arguments_take_one(tmp_path):
 
 
 def test_swanlab_has_a_curve_of_its_own_for_values_at_a_step_that_has_one():
-    callback = SwanLabCallback.__new__(SwanLabCallback)
-    callback._series, callback._said_repeated = {}, False
-    sent = []
-    callback._run = SimpleNamespace(log=lambda values, step: sent.append((step, values)))
-    for step, value in ((1, 1.0), (2, 2.0), (2, 2.0), (2, 3.0), (2, 4.0), (1, 5.0), (3, 6.0)):
-        callback.log_metrics({"x": value}, SimpleNamespace(global_step=step))
-    assert [(step, values) for step, values in sent if values] == [
-        (1, {"x": 1.0}),
-        (2, {"x": 2.0}),
-        (2, {"x#2": 3.0}),
-        (2, {"x#3": 4.0}),
-        (1, {"x#4": 5.0}),
-        (3, {"x": 6.0}),
-    ]
+    curves = Curves()
+    points = ((1, 1.0), (2, 2.0), (2, 2.0), (2, 3.0), (2, 4.0), (1, 5.0), (3, 6.0))
+    assert [curves.place("x", step, value) for step, value in points] == ["x", "x", None, "x#2", "x#3", "x#4", "x"]
