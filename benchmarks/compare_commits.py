@@ -18,9 +18,9 @@ hooks that were called, evaluations, predictions, errors with their messages, an
 tensors by `torch.equal`, JSON and pickles by content, the rest byte by byte. Numbers must be the same to the bit.
 
 Left out, because two runs of one commit differ in it: times and speeds (names with `runtime`, `_per_second`, `time_`,
-`mfu`, `tflops`), the run's id and start (`loop_state.json`), sizes, hashes and the writer's version (`manifest.json`;
-the files themselves are compared), and the content of traces and of reports on a search. Exit code 1 where anything
-else differs.
+`mfu`, `tflops`), the run's id and start (`loop_state.json`), times and ids of log lines (`metrics.jsonl`), sizes, hashes
+and the writer's version (`manifest.json`; the files themselves are compared), and the content of traces and of reports
+on a search. Exit code 1 where anything else differs.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ TIMES = re.compile(r"runtime|_per_second|(^|_)time_|mfu|tflops")
 LEFT_OUT = {  # file -> names of fields in which two runs of one commit differ
     "loop_state.json": ("run.id", "run.started_ns"),
     "manifest.json": ("checksum", "writer", "files.*.sha256", "files.*.size"),
+    "metrics.jsonl": ("time", "run_id"),  # of each line
 }
 TRACES = "profile"  # a folder of files that hold times
 REPORTS = ("search_report.html", "search_trials.csv")  # of a search, with the duration of each trial
@@ -139,11 +140,13 @@ def content_of(path: Path, root: Path) -> Any:
     """What a file holds, as nested values; without the fields of LEFT_OUT. Paths below `root` become relative to it."""
     if path.parent.name == TRACES or path.name in REPORTS:
         return "times"
-    if path.suffix == ".json":
-        content = json.loads(path.read_text(encoding="utf-8").replace(str(root), "."))
-        for field in LEFT_OUT.get(path.name, ()):
-            _leave_out(content, field.split("."))
-        return content
+    if path.suffix in (".json", ".jsonl"):
+        text = path.read_text(encoding="utf-8").replace(str(root), ".")
+        parts = [json.loads(part) for part in (text.splitlines() if path.suffix == ".jsonl" else [text])]
+        for content in parts:
+            for field in LEFT_OUT.get(path.name, ()):
+                _leave_out(content, field.split("."))
+        return parts if path.suffix == ".jsonl" else parts[0]
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             return {"metadata": file.metadata(), **{name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
