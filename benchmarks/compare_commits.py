@@ -18,8 +18,8 @@ hooks that were called, evaluations, predictions, errors with their messages, an
 tensors by `torch.equal`, JSON and pickles by content, the rest byte by byte. Numbers must be the same to the bit.
 
 Left out, because two runs of one commit differ in it: times and speeds (names with `runtime`, `_per_second`, `time_`,
-`mfu`, `tflops`), the run's id and start (`loop_state.json`), times and ids of log lines (`metrics.jsonl`), sizes, hashes
-and the writer's version (`manifest.json`; the files themselves are compared), and the content of traces and of reports
+`mfu`, `tflops`), the run's id and start (`loop_state.json`), times and ids of log lines (`metrics.jsonl`), sizes,
+hashes and the writer's version (`manifest.json`; the files themselves are compared), and the content of traces and of reports
 on a search. Exit code 1 where anything else differs.
 """
 
