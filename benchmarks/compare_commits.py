@@ -19,8 +19,8 @@ tensors by `torch.equal`, JSON and pickles by content, the rest byte by byte. Nu
 
 Left out, because two runs of one commit differ in it: times and speeds (names with `runtime`, `_per_second`, `time_`,
 `mfu`, `tflops`), the run's id and start (`loop_state.json`), times and ids of log lines (`metrics.jsonl`), sizes,
-hashes and the writer's version (`manifest.json`; the files themselves are compared), and the content of traces and of reports
-on a search. Exit code 1 where anything else differs.
+hashes and the writer's version (`manifest.json`; the files themselves are compared), and the content of traces and of
+reports on a search. Exit code 1 where anything else differs.
 """
 
 from __future__ import annotations
