@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-MOST_MODULES_OF_OURS = 165  # about 1 ms each; five ask which launcher and engine there is, five are the loss without logits
+MOST_MODULES_OF_OURS = 165  # about 1 ms each; five ask which launcher and engine there is, five are for wide heads
 OF_OTHERS = {"safetensors", "html"}  # beyond what torch has imported itself
 
 BARE_LOOP = """
