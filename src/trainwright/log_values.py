@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Set
-from decimal import Decimal
 from numbers import Real
 from typing import Any
 
@@ -71,6 +70,8 @@ def _converted(value: Any, depth: int) -> tuple[Any, str | None]:
         return [item for item, _ in items], _first(what for _, what in items)
     if hasattr(value, "shape") and hasattr(value, "tolist"):  # NumPy, torch, JAX ...
         return _array(value, depth)
+    from decimal import Decimal  # its module is loaded where there is one already, or for a value as odd as that
+
     if isinstance(value, (Real, Decimal)):  # a fraction, a number of another library
         return float(value), None
     if isinstance(value, (bytes, bytearray)):
