@@ -329,7 +329,6 @@ JUDGED = {
     ("checkpoint/sink.py", "write_now"): STAGED,
     ("checkpoint/shared_memory.py", "new"): "a temporary file of a fresh name, opened exclusively and unlinked at once",
     ("checkpoint/sharded.py", "convert"): STAGED,
-    ("checkpoint/sharded.py", "save_model_parts"): STAGED,
     ("checkpoint/weights.py", "_save_pretrained"): STAGED,
     ("checkpoint/weights.py", "save_config"): STAGED,
     ("checkpoint/weights.py", "save_tensors"): STAGED,
