@@ -1594,7 +1594,8 @@ class Trainer:
         run.preflight = preflight = Preflight(
             self.model,
             label_names=self.label_names,
-            loss_is_the_models="compute_loss" not in self._hooks.overridden and self.compute_loss_func is None,
+            model_gets_batches=not any(map(self._is_overridden, ("training_step", "compute_loss", "_prepare_inputs"))),
+            loss_is_the_models=self.compute_loss_func is None,
             is_packed=self.args.packs,
             collator=self.data_collator,
             dataset=self.train_dataset,

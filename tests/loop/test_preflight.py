@@ -287,6 +287,31 @@ def test_a_loss_of_ones_own_needs_no_labels(tmp_path):
     assert Mean(llama(), args, train_dataset=sentences()).train().global_step == 1
 
 
+class OfPairs(Trainer):
+    """Its batches are no inputs of a model, as those of trainers of preferences."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return model(input_ids=inputs["chosen"]).logits.mean() - model(input_ids=inputs["rejected"]).logits.mean()
+
+
+def test_batches_that_an_override_turns_into_inputs_are_its_matter(tmp_path):
+    args = TrainingArguments(
+        str(tmp_path), report_to="none", use_cpu=True, max_steps=1, save_strategy="no", remove_unused_columns=False
+    )
+    pairs = [{"chosen": torch.arange(20), "rejected": torch.arange(20)}] * 8
+    assert OfPairs(llama(), args, train_dataset=pairs).train().global_step == 1
+
+
+def test_labels_of_a_model_with_a_forward_of_its_own_are_its_matter(train):
+    class Ordinal(transformers.BertForSequenceClassification):
+        def forward(self, input_ids=None, attention_mask=None, labels=None):
+            scores = super().forward(input_ids, attention_mask).logits[:, 0]
+            return {"loss": (scores - labels).square().mean(), "logits": scores}
+
+    model = Ordinal(classifier().config)
+    assert train(model, table(label=lambda row: row)).global_step == 2
+
+
 # -------------------------------------------------------------------------------------------------------- inputs ----
 
 
@@ -296,6 +321,20 @@ def test_a_token_outside_the_vocabulary_names_both_numbers(train):
         f"input_ids holds the token 60 in row 2 of the batch, and the embedding of {OF_BERT} has 50 rows (0..49). Use "
         "the tokenizer of this model, or, where tokens were added to it, model.resize_token_embeddings(len(tokenizer))."
     )
+
+
+def test_a_token_that_the_model_replaces_needs_no_row(train):
+    model = llama()
+    model.config.image_token_id = 50
+
+    class Replaces(transformers.LlamaForCausalLM):
+        def forward(self, input_ids=None, labels=None, **kwargs):
+            return super().forward(input_ids=input_ids.where(input_ids != 50, 0), labels=labels, **kwargs)
+
+    model.__class__ = Replaces
+    data = [{"input_ids": [50, 50, 3, 4], "labels": [-100, -100, 3, 4]}] * 8
+    assert train(model, data).global_step == 2
+    assert "holds the token 51" in refused(train, model, [{"input_ids": [50, 51, 3, 4], "labels": [3] * 4}] * 8)
 
 
 def test_a_label_outside_the_vocabulary_names_both_numbers(train):

@@ -269,7 +269,7 @@ def _is_reference(class_: type) -> bool:
 def _warn_of_near_events(callback: Any) -> None:
     """Say which methods look like an event and are none, so that nothing calls them."""
     for name in dir(type(callback)):
-        if not name.startswith("on_") or name in EVENTS or not callable(getattr(callback, name, None)):
+        if not name.startswith("on_") or name in EVENTS or not callable(getattr(type(callback), name, None)):
             continue
         meant = f" Did you mean {OTHER_NAMES[name]!r}?" if name in OTHER_NAMES else closest(name, EVENTS)
         if meant:

@@ -38,8 +38,8 @@ _PREFIX = "eval_"
 
 # Hooks of a Trainer that see or make the metrics of an evaluation: an override may add some.
 HOOKS = ("evaluate", "_evaluate", "evaluation_loop", "prediction_loop", "log")
-# Hooks that a try would call with a batch more: an override may count what it sees.
 CALLS_METRICS = HOOKS[:4]  # an override may not call compute_metrics, or on something else
+# Hooks that a try would call with a batch more: an override may count what it sees.
 SEES_BATCHES = ("compute_loss", "prediction_step", "_prepare_inputs")
 
 # A program's mistakes, which more data do not mend; a metric may refuse a single batch (ValueError: only one class).

@@ -14,7 +14,6 @@ import torch
 from trainwright.names import IGNORE_INDEX
 from trainwright.preflight.model_limits import ModelLimits
 
-_TOKENS = ("input_ids", "decoder_input_ids")
 COLLATOR_OF = {
     "causal": "DataCollatorForLanguageModeling(tokenizer, mlm=False), which makes them of input_ids",
     "masked": "DataCollatorForLanguageModeling(tokenizer), which masks tokens and makes them of input_ids",
@@ -33,18 +32,17 @@ def problems(
 ) -> Iterator[str]:
     """What the model cannot be given in `batch`, each with value, row and cure. Nothing for what is no mapping.
 
-    loss_is_the_models: it is computed inside the model, so labels must be as the model takes them. is_packed: several
+    loss_is_the_models: it is computed inside the model, so labels are as the model takes them. is_packed: several
     samples are one row. label_like: columns of the data set that may be labels under another name.
     """
     if not isinstance(batch, Mapping) or not limits.is_known:
         return
     yield from _missing_inputs(batch, limits)
-    for name in _TOKENS:
-        tokens = batch.get(name)
-        if isinstance(tokens, torch.Tensor) and not tokens.is_floating_point() and tokens.numel():
-            yield from _bad_tokens(name, tokens, limits)
+    tokens = batch.get("input_ids")
+    if isinstance(tokens, torch.Tensor) and not tokens.is_floating_point() and tokens.numel():
+        yield from _bad_tokens(tokens, limits)
     yield from _too_long(batch, limits, is_packed)
-    if loss_is_the_models:
+    if loss_is_the_models and limits.computes_usual_loss:
         yield from _bad_labels(batch, limits, label_names, label_like)
 
 
@@ -74,14 +72,19 @@ def _missing_inputs(batch: Mapping[str, Any], limits: ModelLimits) -> Iterator[s
     )
 
 
-def _bad_tokens(name: str, tokens: torch.Tensor, limits: ModelLimits) -> Iterator[str]:
+def _bad_tokens(tokens: torch.Tensor, limits: ModelLimits) -> Iterator[str]:
     if limits.vocabulary is None:
         return
+    low, high = (int(value) for value in torch.aminmax(tokens))
+    if low >= 0 and high < limits.vocabulary:
+        return
+    for token in limits.placeholders:
+        tokens = tokens.where(tokens != token, 0)
     low, high = (int(value) for value in torch.aminmax(tokens))
     if high >= limits.vocabulary:
         row, place = _first(tokens >= limits.vocabulary)
         yield (
-            f"{name} holds the token {int(tokens[tuple(place)])} in row {row} of the batch, and the embedding of "
+            f"input_ids holds the token {int(tokens[tuple(place)])} in row {row} of the batch, and the embedding of "
             f"{limits.class_name} has {limits.vocabulary} rows (0..{limits.vocabulary - 1}). Use the tokenizer of this "
             "model, or, where tokens were added to it, model.resize_token_embeddings(len(tokenizer))."
         )
@@ -89,7 +92,7 @@ def _bad_tokens(name: str, tokens: torch.Tensor, limits: ModelLimits) -> Iterato
         row, place = _first(tokens < 0)
         cause = " -100 belongs into labels, not into inputs." if low == IGNORE_INDEX else ""
         yield (
-            f"{name} holds {int(tokens[tuple(place)])} in row {row} of the batch; tokens are "
+            f"input_ids holds {int(tokens[tuple(place)])} in row {row} of the batch; tokens are "
             f"0..{limits.vocabulary - 1}.{cause} Pad with the tokenizer's pad_token_id."
         )
 

@@ -46,7 +46,8 @@ _MEANINGS = (
 class Preflight:
     """What one run knows of its model, to look at data with. `check_*` raise ValueError before anything is trained.
 
-    loss_is_the_models: no override or function of the user computes it. collator_is_known: it is ours or of
+    model_gets_batches: no override changes or reads them before. loss_is_the_models: nor does a function of the user
+    compute the loss. collator_is_known: it is ours or of
     transformers, and hands on labels as they are. dataset: the training data, for what they hold besides a batch.
     """
 
@@ -55,6 +56,7 @@ class Preflight:
         model: nn.Module,
         *,
         label_names: Sequence[str],
+        model_gets_batches: bool,
         loss_is_the_models: bool,
         is_packed: bool,
         collator: object,
@@ -62,7 +64,8 @@ class Preflight:
     ) -> None:
         self.limits = ModelLimits.of(model)
         self._label_names, self._is_packed = label_names, is_packed
-        self._loss_is_the_models, self._dataset = loss_is_the_models, dataset
+        self._model_gets_batches, self._dataset = model_gets_batches, dataset
+        self._loss_is_the_models = model_gets_batches and loss_is_the_models
         self._collator_is_known = _module_of(collator).partition(".")[0] in ("trainwright", "transformers")
 
     def check_dataset(self, dataset: Any, name: str) -> None:
@@ -75,7 +78,7 @@ class Preflight:
         """One batch, as the collator made it, on whatever device."""
         for problem in self._problems(batch):
             raise ValueError(problem)
-        if remark := of_batch.too_long_for_training(batch, self.limits, self._is_packed):
+        if self._model_gets_batches and (remark := of_batch.too_long_for_training(batch, self.limits, self._is_packed)):
             logger.warning("%s", remark)
 
     def explained(self, error: Exception, batches: Sequence[Any]) -> Exception:
@@ -95,6 +98,8 @@ class Preflight:
         return error
 
     def _problems(self, batch: Any) -> Sequence[str]:
+        if not self._model_gets_batches:
+            return []
         try:
             found = list(
                 of_batch.problems(

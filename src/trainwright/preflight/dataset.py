@@ -62,7 +62,7 @@ def problems(dataset: Any, name: str, limits: ModelLimits) -> Iterator[str]:
             f"row[{column!r}] is not None), or give them a label."
         )
         return
-    if missing or not limits.is_known or limits.num_labels is None or limits.labels_tokens:
+    if missing or not limits.computes_usual_loss or limits.num_labels is None or limits.labels_tokens:
         return
     texts = [value for value in values[:_MOST_ROWS] if isinstance(value, str)] if isinstance(values, list) else []
     if texts:
