@@ -54,35 +54,33 @@ def test_a_second_training_in_a_run_keeps_the_fraction_of_a_value_that_was_zero(
     assert kinds == ["AssignFloat"] * 4
 
 
-def test_nan_and_infinity_which_it_drops_are_warned_of_and_cost_no_other_value(reader, tmp_path):
-    class Odd(TrainerCallback):
+def logged_at_each_step(reader, tmp_path, values):
+    """(warnings, the stored run) of a training of two steps in which a callback logs `values` at each."""
+
+    class Logs(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            self.made.log({"nan": float("nan"), "inf": float("inf"), "finite": 0.5})
+            self.made.log(values)
 
     def action():
-        odd = Odd()
-        odd.made = trainer(reader, callbacks=(odd,), max_steps=2)
-        return warned(odd.made.train)
+        logs = Logs()
+        logs.made = trainer(reader, callbacks=(logs,), max_steps=2)
+        return warned(logs.made.train)
 
     messages = program(reader, tmp_path, action)
     (run,) = stored(reader, tmp_path)
+    return messages, run
+
+
+def test_nan_and_infinity_which_it_drops_are_warned_of_and_cost_no_other_value(reader, tmp_path):
+    values = {"nan": float("nan"), "inf": float("inf"), "finite": 0.5}
+    messages, run = logged_at_each_step(reader, tmp_path, values)
     assert run.scalars["train/finite"] == [(1, 0.5), (2, 0.5)] and "train/nan" not in run.scalars
     for name in ("nan", "inf"):
         assert len([message for message in messages if f"does not get train/{name}:" in message]) == 1
 
 
 def test_a_value_below_one_that_is_a_curve_is_warned_of_and_cost_no_other_value(reader, tmp_path):
-    class Odd(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            self.made.log({"a/b/c": 1.0, "a/b": 2.0, "other": 0.5})
-
-    def action():
-        odd = Odd()
-        odd.made = trainer(reader, callbacks=(odd,), max_steps=2)
-        return warned(odd.made.train)
-
-    messages = program(reader, tmp_path, action)
-    (run,) = stored(reader, tmp_path)
+    messages, run = logged_at_each_step(reader, tmp_path, {"a/b/c": 1.0, "a/b": 2.0, "other": 0.5})
     assert run.scalars["train/other"] == [(1, 0.5), (2, 0.5)] and run.scalars["train/a/b/c"][0] == (1, 1.0)
     assert len([message for message in messages if "does not get a/b" in message]) == 1
 
