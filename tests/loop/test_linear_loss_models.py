@@ -45,6 +45,8 @@ def test_the_table_has_every_class_that_is_tried_here():
 def test_loss_gradients_and_ten_steps_are_those_of_the_logits(name, tmp_path):
     if not hasattr(transformers, name):
         pytest.skip(f"this release of transformers has no {name}")
+    if name.startswith("Qwen2VL") and not hasattr(model_of(name).config, "vocab_size"):
+        pytest.skip("Qwen2VL of transformers 4.55 cannot compute its own loss: it reads config.vocab_size")
     theirs = trainer_for(name, tmp_path / "theirs", False)
     if TABLE[name] != "used":
         reason = TABLE[name].removeprefix("left alone: ")

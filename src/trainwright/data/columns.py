@@ -54,7 +54,7 @@ def _check_something_left(
     if not names or not left <= _LABELS or (left and set(accepted) <= _LABELS):
         return
     hints = {hint for name in names if name not in _LABELS and (hint := closest(name, accepted))}
-    if texts and "input_ids" in accepted:
+    if texts and not hints and "input_ids" in accepted:
         raise ValueError(
             f"The {description or 'given'} set holds text ({', '.join(map(repr, texts))}), and the model takes tokens: "
             f"tokenise it first, dataset.map(lambda rows: tokenizer(rows[{texts[0]!r}], truncation=True), "

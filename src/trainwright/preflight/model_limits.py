@@ -82,6 +82,7 @@ def _rows_of(model: Any, getter: str) -> int | None:
         layer = getattr(model, getter)()
     except (AttributeError, NotImplementedError):  # a model of images
         return None
+    layer = getattr(layer, "base_layer", layer)  # of an adapter, whose own weights have other shapes
     rows = getattr(layer, "num_embeddings", None)  # of an output layer: its classes
     return rows if rows is not None else getattr(layer, "out_features", None)
 
