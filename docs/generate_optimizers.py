@@ -90,12 +90,15 @@ scales all rates by the same factor. At the start the groups are logged (`log_le
 A class that is built from parameter groups and `lr`:
 
 ```python
+import torch
+
 from trainwright import register_optimizer
 
 
 @register_optimizer("my_adam")
-class MyAdam(torch.optim.Optimizer):
-    def __init__(self, params, lr, beta=0.9): ...
+class MyAdam(torch.optim.Adam):
+    def __init__(self, params, lr, beta=0.9):
+        super().__init__(params, lr, betas=(beta, 0.999))
 ```
 
 After that module is imported, `optim="my_adam"` and `--optim my_adam --optim_args beta=0.95` choose it. A function gets
@@ -113,10 +116,28 @@ def build(request):  # OptimizerRequest: name, args, model, and the options of o
 Several optimizers act as one in a `CombinedOptimizer`: one schedule, one saved state, one object for `optimizers=`.
 
 ```python
-from trainwright import CombinedOptimizer
+from torch import nn
 
-optimizer = CombinedOptimizer([torch.optim.Muon(matrices, lr=0.02), torch.optim.AdamW(others, lr=3e-4)])
-Trainer(model, args, train_dataset=data, optimizers=(optimizer, None))
+from trainwright import CombinedOptimizer, Trainer, TrainingArguments
+
+
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, x, labels):
+        predictions = self.layer(x)
+        return {"loss": nn.functional.mse_loss(predictions, labels), "logits": predictions}
+
+
+model = Line()
+data = [{"x": x, "labels": x.sum(dim=0, keepdim=True)} for x in torch.randn(64, 2)]
+optimizer = CombinedOptimizer(
+    [torch.optim.Muon([model.layer.weight], lr=0.02), torch.optim.AdamW([model.layer.bias], lr=3e-4)]
+)
+Trainer(model, TrainingArguments("out"), train_dataset=data, optimizers=(optimizer, None)).train()
+Trainer(model, TrainingArguments("out", optim="my_adam", optim_args="beta=0.95"), train_dataset=data).train()
 ```
 """
 
@@ -230,7 +251,7 @@ def _schedules() -> str:
         settings = _settings(kind, build)
         parts.append(
             f"\n### `{kind.value}`\n\n{inspect.getdoc(build).partition(chr(10) * 2)[0]} "  # type: ignore[union-attr]
-            f"`{build.__name__}`{': ' + settings if settings else ''}\n\n```\n{_formula(kind, build)}\n```\n"
+            f"`{build.__name__}`{': ' + settings if settings else ''}\n\n```text\n{_formula(kind, build)}\n```\n"
         )
     return "".join(parts)
 
