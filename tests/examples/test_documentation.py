@@ -1,4 +1,4 @@
-"""Every block of code of README (both languages) and docs: Python runs, page by page; commands are read by their own parsers."""
+"""Every block of code of README and docs: Python runs, page by page; commands are read by their programs' parsers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import ast
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import forked
 import pytest
 import torch  # noqa: F401  # once, for the processes of all pages
-from pages import LANGUAGES, ROOT, Block, blocks_of, commands_of, pages
 
+import forked
 import trainwright
+from pages import LANGUAGES, ROOT, Block, blocks_of, commands_of, pages
 from trainwright import Seq2SeqTrainingArguments, cli
 
 # Blocks that are not run, by page. Each says why, in a comment before it; a new one has to be counted here.
@@ -162,7 +163,7 @@ def check_installation(words: list[str], block: Block) -> None:
     """Extras that `pip install` names are those of the project, and files of requirements are there."""
     assert words[0] == "install", block.place
     extras = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
-    for before, word in zip(words, words[1:], strict=False):
+    for before, word in itertools.pairwise(words):
         if before in ("-r", "-c"):
             assert (ROOT / word).is_file(), block.place
         if named_extras := re.fullmatch(r"(?:\.|trainwright)\[([\w,]+)\]", word):
