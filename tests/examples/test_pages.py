@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -83,3 +84,29 @@ def test_the_numbers_beside_other_trainers_are_those_of_the_benchmarks_page(page
         assert command.strip("`") in measured, words
         for cell in filter(None, cells):
             assert cell.removesuffix(" %") in numbers, cell
+
+
+def texts_of_the_source() -> list[str]:
+    """Texts of two words and more in src; "…" for what is filled in."""
+    texts = []
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+                parts = [re.sub(r"%(?:\.\d)?[sdrf]", "…", node.value)]
+            else:
+                continue
+            texts.append("".join(parts))
+    return texts
+
+
+def test_every_message_that_troubleshooting_quotes_is_one_of_the_source():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^> (.+)$", page, re.MULTILINE)
+    assert len(quoted) > 20
+    texts = texts_of_the_source()
+    for message in quoted:
+        fixed = [re.escape(part.strip()) for part in message.split("…") if part.strip()]
+        pattern = re.compile(".*".join(fixed), re.DOTALL)
+        assert any(pattern.search(text) for text in texts), message

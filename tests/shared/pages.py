@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def blocks_of(page: Path) -> list[Block]:
             end = next(after for after in range(number + 1, len(lines)) if lines[after].strip() == fence[1])
             why = re.match(r" *<!-- not run: (.+) -->$", lines[number - 1]) if number else None
             language = fence[2].split()[0] if fence[2].strip() else ""
-            text = "\n".join(lines[number + 1 : end])
+            text = textwrap.dedent("\n".join(lines[number + 1 : end]))
             blocks.append(Block(page, number + 2, language, text, why[1] if why else ""))
             number = end + 1
         elif lines[number].startswith("    ") and number and not lines[number - 1].strip():
@@ -72,4 +73,4 @@ def prose_of(page: Path) -> str:
     for block in blocks_of(page):
         for number in range(block.line - 1, block.line - 1 + block.text.count("\n") + 1):
             lines[number] = ""
-    return "\n".join(lines)
+    return "\n".join("" if line.strip().startswith(("```", "~~~")) else line for line in lines)
