@@ -11,6 +11,7 @@ MINIMAL := .minimal
 MUTMUT := .mutmut
 DEEPSPEED := .deepspeed
 TRACKERS := .trackers
+SITE := .site
 # Those that can share an environment: tests/trackers/requirements-GROUP.txt
 GROUPS ?= $(patsubst tests/trackers/requirements-%.txt,%,$(wildcard tests/trackers/requirements-*.txt))
 # Its operators are compiled by ninja, into a folder of this directory's own.
@@ -20,7 +21,7 @@ DRAWS ?= 200
 BASE ?= main
 FIRST ?= $(shell date +%Y%m%d)000
 
-.PHONY: help demo digits test test-newest test-older test-minimal test-engines test-trackers draws mutants downstream lint format docs bench compare clean
+.PHONY: help demo digits test test-newest test-older test-minimal test-engines test-trackers draws mutants downstream lint format docs site bench compare clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -78,6 +79,9 @@ docs: .venv/installed ## write the pages of arguments, optimizers and trackers f
 	$(BIN)/python docs/generate_optimizers.py
 	$(BIN)/python docs/generate_trackers.py
 
+site: $(SITE)/installed ## the documentation as a site, in .site/html (half a minute the first time; any warning fails)
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build -q --strict
+
 bench: .venv/installed $(OLDER)/installed $(DOWNSTREAM)/installed ## all benchmarks, side by side with other trainers (ARGS=--quick: some minutes)
 	@$(OFFLINE) $(BIN)/python benchmarks/bench.py $(ARGS)
 
@@ -88,7 +92,7 @@ downstream: .venv/installed $(DOWNSTREAM)/installed ## libraries that build on t
 	PYTHONPATH=$(DOWNSTREAM) $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python downstream/compare.py $(ARGS)
 
 clean: ## remove what make made
-	rm -rf .venv $(OLDER) $(DOWNSTREAM) $(MINIMAL) $(MUTMUT) $(DEEPSPEED) $(TRACKERS) .mutants demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(OLDER) $(DOWNSTREAM) $(MINIMAL) $(MUTMUT) $(DEEPSPEED) $(TRACKERS) $(SITE) .mutants demo-output .pytest_cache .mypy_cache .ruff_cache
 
 # torch first: later packages then find it and pull no other build.
 .venv/installed: pyproject.toml constraints.txt
@@ -122,6 +126,13 @@ $(TRACKERS)/%/installed: tests/trackers/requirements-%.txt tests/trackers/constr
 	$(BIN)/python -m venv $(TRACKERS)/$*
 	$(TRACKERS)/$*/bin/python tests/trackers/lay_over.py $(BIN)/python
 	$(TRACKERS)/$*/bin/python -m pip install -q --no-compile -c tests/trackers/constraints.txt -r $<
+	touch $@
+
+# Without torch and the project: pages are text.
+$(SITE)/installed: docs/requirements-site.txt
+	rm -rf $(SITE)
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install -q -r $<
 	touch $@
 
 $(MUTMUT)/installed: mutants/requirements.txt .venv/installed

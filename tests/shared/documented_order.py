@@ -10,13 +10,13 @@ def documented_events() -> list[str]:
     return list(dict.fromkeys(re.findall(r"<(on_\w+)>", base.__doc__)))
 
 
-def documented_order(heading: str) -> re.Pattern[str]:
-    """The events that a part of the loop above ("train", "evaluate", ...) may fire, as a pattern.
+def documented_order(heading: str, text: str = base.__doc__ or "") -> re.Pattern[str]:
+    """The events that a part of the loop ("train", "evaluate", ...; by default that of `base.py`) may fire, as a pattern.
 
     It matches event names joined by one space, each followed by one: `"".join(f"{event} " for event in recorded)`.
     A line that starts with "for" repeats its block, with "if" makes it optional; a heading stands for its block.
     """
-    lines = [(len(line) - len(line.lstrip()), line.strip()) for line in (base.__doc__).splitlines()]
+    lines = [(len(line) - len(line.lstrip()), line.strip()) for line in text.splitlines()]
     loop = [(indent, text) for indent, text in lines if indent >= 4 and text]
 
     def block_after(position: int) -> str:
@@ -30,8 +30,8 @@ def documented_order(heading: str) -> re.Pattern[str]:
 
     def pattern_of(position: int) -> str:
         text = loop[position][1]
-        if text.startswith("<"):
-            return text[1:-1] + " "
+        if name := re.match(r"<(\w+)>", text):
+            return name[1] + " "
         if text.endswith(":"):
             return f"(?:{block_after(position)}){'*' if text.startswith('for ') else '?'}"
         return block_after(headings[text]) if text in headings else ""
