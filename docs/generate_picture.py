@@ -1,7 +1,8 @@
 """Write `first_run.svg`: README's example as it runs in a terminal, and two curves of its report.
 
-The first block of Python in README.md is run in a pseudo-terminal, then `trainwright list` and `trainwright report`. What the terminal shows
-at their end is drawn as it is; the curves are those of the report, as `--images` writes them. About a minute:
+The first block of Python in README.md is run in a pseudo-terminal, then `trainwright list` and `trainwright report`.
+What the terminal shows at their end is drawn as it is; the curves are those of the report, as `--images` writes them.
+About a minute:
 
     python docs/generate_picture.py
 """
@@ -21,8 +22,15 @@ DOCS = Path(__file__).parent
 COLUMNS, MAX_LINES = 108, 26
 CHARACTER, LINE, MARGIN = 7.7, 17, 16  # px
 COLOURS = {
-    30: "#475569", 31: "#f87171", 32: "#86efac", 33: "#fde68a", 34: "#93c5fd", 35: "#f0abfc", 36: "#67e8f9", 90: "#94a3b8",
-}  # fmt: skip
+    30: "#475569",
+    31: "#f87171",
+    32: "#86efac",
+    33: "#fde68a",
+    34: "#93c5fd",
+    35: "#f0abfc",
+    36: "#67e8f9",
+    90: "#94a3b8",
+}
 INK, PAPER = "#e2e8f0", "#0f172a"
 SEQUENCE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|\x1b\][^\x07]*\x07")
 
@@ -75,7 +83,13 @@ class Screen:
 def shown_by(command: list[str], folder: str) -> str:
     """What `command` writes to a terminal."""
     parent, child = pty.openpty()
-    environment = {**os.environ, "COLUMNS": str(COLUMNS), "LINES": "40", "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "COLUMNS": str(COLUMNS),
+        "LINES": "40",
+        "TERM": "xterm-256color",
+        "OMP_NUM_THREADS": "1",
+    }
     subprocess.run(["stty", "cols", str(COLUMNS), "rows", "40"], stdin=child, check=True)
     process = subprocess.Popen(command, cwd=folder, stdin=child, stdout=child, stderr=child, env=environment)
     os.close(child)
@@ -109,10 +123,14 @@ def drawn(lines: list[list[tuple[str, str]]], images: list[str]) -> str:
             text = html.escape("".join(character for character, _ in line[at:end]))
             spans.append(f'<tspan fill="{line[at][1]}">{text}</tspan>')
             at = end
-        rows.append(f'<text x="{MARGIN}" y="{MARGIN + (number + 0.8) * LINE:.0f}" xml:space="preserve">{"".join(spans)}</text>')
+        rows.append(
+            f'<text x="{MARGIN}" y="{MARGIN + (number + 0.8) * LINE:.0f}" xml:space="preserve">{"".join(spans)}</text>'
+        )
     curves = []
     for number, image in enumerate(images):
-        inner = image[image.index("<svg") :].replace('width="560" height="304"', f'width="{curve}" height="{curve_height}"', 1)
+        inner = image[image.index("<svg") :].replace(
+            'width="560" height="304"', f'width="{curve}" height="{curve_height}"', 1
+        )
         place = f'<svg x="{number * (curve + MARGIN)}" y="{height + MARGIN}" '
         curves.append(inner.replace("<svg ", place, 1))
     total = height + MARGIN + curve_height
@@ -143,7 +161,9 @@ def main() -> None:
             screen.write(f"$ {words}\n\r")
             screen.colour = INK
             screen.write(shown_by(command, folder))
-        subprocess.run([*of_command, "report", "out", "--images", "images"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*of_command, "report", "out", "--images", "images"], cwd=folder, check=True, stdout=subprocess.DEVNULL
+        )
         images = [Path(folder, "images", f"{name}.svg").read_text() for name in ("loss", "eval_accuracy")]
     lines = screen.lines[: max(number for number, line in enumerate(screen.lines) if line) + 1]
     if len(lines) > MAX_LINES:

@@ -38,7 +38,9 @@ def linked_from(page: Path) -> list[Path]:
 
 def on_config(config: Any) -> Any:
     """The navigation: a section for each heading of index.md, a page for each link below it."""
-    sections: list[dict[str, Any]] = [{"Overview": ["index.md", {"Introduction": "readme.md"}, {"简体中文": "README.zh.md"}]}]
+    sections: list[dict[str, Any]] = [
+        {"Overview": ["index.md", {"Introduction": "readme.md"}, {"简体中文": "README.zh.md"}]}
+    ]
     for part in re.split(r"^## ", (DOCS / "index.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
         heading, _, body = part.partition("\n")
         links = re.findall(r"\[([^\]]+)\]\(([^)#\s]+)\)", body)

@@ -6,9 +6,9 @@ import re
 import textwrap
 
 import pytest
-from pages import ROOT, blocks_of
 
 from documented_order import documented_order
+from pages import ROOT, blocks_of
 from trainwright import Trainer, TrainerCallback
 from trainwright.callbacks.base import EVENTS
 
@@ -19,11 +19,19 @@ RUNS = {
     "accumulation, with an uneven last update": {"gradient_accumulation_steps": 4, "num_train_epochs": 2},
     "evaluation on start": {"eval_on_start": True, "max_steps": 2},
     "everything by steps, and the best at the end": {
-        **{"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "logging_steps": 1},
-        **{"max_steps": 5, "load_best_model_at_end": True},
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "logging_steps": 1,
+        "max_steps": 5,
+        "load_best_model_at_end": True,
     },
     "everything by epochs": {
-        **{"eval_strategy": "epoch", "save_strategy": "epoch", "logging_strategy": "epoch", "num_train_epochs": 2}
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_strategy": "epoch",
+        "num_train_epochs": 2,
     },
 }
 

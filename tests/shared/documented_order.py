@@ -11,7 +11,7 @@ def documented_events() -> list[str]:
 
 
 def documented_order(heading: str, text: str = base.__doc__ or "") -> re.Pattern[str]:
-    """The events that a part of the loop ("train", "evaluate", ...; by default that of `base.py`) may fire, as a pattern.
+    """The events that a part of the loop ("train", "evaluate", ...; `base.py` has it) may fire, as a pattern.
 
     It matches event names joined by one space, each followed by one: `"".join(f"{event} " for event in recorded)`.
     A line that starts with "for" repeats its block, with "if" makes it optional; a heading stands for its block.
