@@ -80,7 +80,7 @@ docs: .venv/installed ## write the pages of arguments, optimizers and trackers f
 	$(BIN)/python docs/generate_trackers.py
 
 site: $(SITE)/installed ## the documentation as a site, in .site/html (half a minute the first time; any warning fails)
-	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build -q --strict
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict
 
 bench: .venv/installed $(OLDER)/installed $(DOWNSTREAM)/installed ## all benchmarks, side by side with other trainers (ARGS=--quick: some minutes)
 	@$(OFFLINE) $(BIN)/python benchmarks/bench.py $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import dataclasses
 import importlib.util
 import itertools
@@ -14,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch  # noqa: F401  # once, for the processes of all pages
+import torch  # once, for the processes of all pages
 
 import forked
 import trainwright
 from pages import LANGUAGES, ROOT, Block, blocks_of, commands_of, pages
-from trainwright import Seq2SeqTrainingArguments, cli
+from trainwright import Seq2SeqTrainingArguments, Trainer, cli
 
 # Blocks that are not run, by page. Each says why, in a comment before it; a new one has to be counted here.
 NOT_RUN = {"docs/distributed.md": 1, "docs/fsdp.md": 1}
@@ -177,3 +178,41 @@ def test_every_name_that_a_page_imports_from_trainwright_is_there_also_where_it_
                 if isinstance(node, ast.ImportFrom) and node.module == "trainwright":
                     missing = [name.name for name in node.names if not hasattr(trainwright, name.name)]
                     assert missing == [], block.place
+
+
+class PerToken(torch.nn.Module):
+    """A class for each token; the mean loss of those with a label."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 2)
+
+    def forward(self, x, labels):
+        logits = self.layer(x)  # (batch, length, 2)
+        return {"loss": torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
+
+
+def test_the_recipe_of_migrating_for_equal_micro_batches_gives_the_mean_of_their_means(
+    make_trainer, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(python_of(ROOT / "docs" / "migrating.md")[-1].text, names)
+    model, x = PerToken(), torch.randn(4, 5, 3)
+    labels = torch.randint(2, (4, 5))
+    labels[:2, 1:] = -100  # the first micro-batch has 2 labels, the second 10
+    first, second = (model(x[rows], labels[rows])["loss"].item() for rows in (slice(2), slice(2, 4)))
+    samples = [{"x": each, "labels": label} for each, label in zip(x, labels, strict=True)]
+    for cls, expected in (
+        (names["EqualMicroBatches"], (first + second) / 2),
+        (Trainer, (2 * first + 10 * second) / 12),
+    ):
+        trainer = make_trainer(
+            trainer={"model": copy.deepcopy(model), "train_dataset": samples, "eval_dataset": None},
+            cls=cls,
+            gradient_accumulation_steps=2,
+            per_device_train_batch_size=2,
+            max_steps=1,
+            train_sampling_strategy="sequential",
+        )
+        assert trainer.train().training_loss == pytest.approx(expected, rel=1e-5)
