@@ -115,6 +115,10 @@ def drawn(lines: list[list[tuple[str, str]]], images: list[str]) -> str:
     curve_height = round(curve * 304 / 560)
     rows = []
     for number, line in enumerate(lines):
+        while line and line[-1][0] == " ":
+            line.pop()
+        if not line:
+            continue
         spans, at = [], 0
         while at < len(line):
             end = at
@@ -123,9 +127,9 @@ def drawn(lines: list[list[tuple[str, str]]], images: list[str]) -> str:
             text = html.escape("".join(character for character, _ in line[at:end]))
             spans.append(f'<tspan fill="{line[at][1]}">{text}</tspan>')
             at = end
-        rows.append(
-            f'<text x="{MARGIN}" y="{MARGIN + (number + 0.8) * LINE:.0f}" xml:space="preserve">{"".join(spans)}</text>'
-        )
+        length = round(len(line) * CHARACTER)  # also where a reader's font is not monospaced
+        place = f'x="{MARGIN}" y="{MARGIN + (number + 0.8) * LINE:.0f}" textLength="{length}"'
+        rows.append(f'<text {place} xml:space="preserve">{"".join(spans)}</text>')
     curves = []
     for number, image in enumerate(images):
         inner = image[image.index("<svg") :].replace(
