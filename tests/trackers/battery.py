@@ -159,7 +159,6 @@ def _as_program(action: Callable[[], Any], folder: Path, variables: dict[str, st
     os.chdir(folder)
     sys.argv = [str(folder / "train.py")]  # of the user
     atexit._clear()  # what is left of the parent
-    threading._threading_atexits.clear()
     for given, named in _AT_EXIT:
         atexit.register(*given, **named)
     try:
@@ -172,12 +171,20 @@ def _as_program(action: Callable[[], Any], folder: Path, variables: dict[str, st
         raise
     finally:
         sys.stdout.flush()
-        for thread in threading.enumerate():  # as Python does
-            if thread is not threading.current_thread() and not thread.daemon:
-                thread.join(60)
-        for hook in reversed(threading._threading_atexits):  # before the others; Comet's is one
-            hook()
-        atexit._run_exitfuncs()
+        _end_as_python_does()
+
+
+def _end_as_python_does() -> None:
+    """Tell thread pools (and Comet) to end, wait for the threads that are not daemons, then what is to be called."""
+    for hook in reversed(threading._threading_atexits):
+        hook()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(60)
+            if thread.is_alive():
+                print(f"{thread} would keep this program from ending.")
+                raise SystemExit(97)
+    atexit._run_exitfuncs()
 
 
 def stored(reader: Reader, folder: Path) -> list[StoredRun]:
