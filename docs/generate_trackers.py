@@ -54,7 +54,7 @@ What holds for all of them:
 - `eval_loss` is `eval/loss` in the tracker, `loss` is `train/loss`, unless it says otherwise below. Arguments and model
   configuration are sent without tokens.
 
-There is no screenshot here: the tests read what is stored, and the page that shows it is the package's or its service's.
+There is no screenshot here: the tests read what is stored, and how it looks is up to the package or its service.
 """
 
 
