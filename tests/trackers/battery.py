@@ -126,7 +126,8 @@ def program(
     if ended.result is None:
         return None
     returned, modules = ended.result
-    _import_for_others(reader, modules, own)
+    if GROUP is not None:  # else other tests run in this process, too
+        _import_for_others(reader, modules, own)
     return returned
 
 
