@@ -153,7 +153,7 @@ def plan(options: argparse.Namespace) -> int:
         return 2
     if code := _why_no_program(options, "plan"):
         return code
-    from trainwright.compat import plan_script
+    from trainwright import plan_script
 
     return plan_script.plan(
         lambda: _run_program(options, needs_transformers=False), options.steps, as_json=options.json

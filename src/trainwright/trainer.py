@@ -901,8 +901,8 @@ class Trainer:
     # -- the plan ------------------------------------------------------------------------------------------------------
 
     def plan_report(self, num_steps: int = 0) -> PlanReport:
-        """What `train()` would do: its length, events, memory, disk, data, and the mistakes that would end it, which are
-        listed and not raised. Nothing is changed or written. `num_steps`: real updates that are timed, and undone.
+        """What `train()` would do: its length, events, memory, disk, data, and what looks like a mistake; nothing of
+        that is raised, nothing is changed or written. `num_steps`: real updates that are timed, and undone.
         """
         from trainwright.plan_report import build
         from trainwright.plan_report.unchanged import unchanged

@@ -95,7 +95,7 @@ class _Looks:
 
 def report_of(asked: Asked, num_steps: int = 0) -> PlanReport:
     """Everything that is found out about a run without changing anything. num_steps: real updates that are timed."""
-    args, model = asked.args, asked.model
+    args = asked.args
     look = _Looks(asked.explained)
     values: dict[str, Any] = {"version": VERSION}
     with Collected() as warnings:
@@ -320,8 +320,9 @@ def _remarks(values: dict[str, Any], args: TrainingArguments) -> list[str]:
         left = needed - of_memory["weights_bytes"]  # these are there already
         if left > free:
             found.append(
-                f"The training needs {size(left)} besides its weights, and {of_memory['device']} has {size(free)} free: "
-                "set a smaller per_device_train_batch_size with more gradient_accumulation_steps, gradient_checkpointing=True, or docs/techniques.md."
+                f"The training needs {size(left)} besides weights, and {of_memory['device']} has {size(free)} free: "
+                "set a smaller per_device_train_batch_size with more gradient_accumulation_steps, or "
+                "gradient_checkpointing=True; docs/techniques.md has more."
             )
     if disk is not None and disk["needed_bytes"] is not None and disk["free_bytes"] is not None:
         if disk["needed_bytes"] > disk["free_bytes"]:

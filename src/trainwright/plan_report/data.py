@@ -43,7 +43,7 @@ def columns_of(dataset: Any, accepted: Collection[str] | None) -> dict[str, list
 
 
 def lengths_of(dataset: Any, name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
-    """(tokens, places) of some samples, each (num_read,): `name` has as many places, of which a mask may leave out some.
+    """(tokens, places) of some samples, each (num_read,): `name` has as many places, some of them masked.
 
     None where samples have no such sequence of one dimension, or cannot be read in any order.
     """

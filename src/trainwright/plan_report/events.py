@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def events_of(args: TrainingArguments, plan: TrainingPlan) -> dict[str, dict[str, Any]]:
-    """ "log", "evaluate" and "save", each with `strategy`, `every_steps` (None: no interval in steps) and `count` (None:
-    not known before). Callbacks of the user may ask for others.
+    """Of "log", "evaluate" and "save": `strategy`, `every_steps` (None: no interval in steps) and `count` (None: not
+    known before). Callbacks of the user may ask for more.
     """
     intervals = TrainerState()
     intervals.compute_steps(args, plan.max_steps)

@@ -57,7 +57,7 @@ def gradient_bytes(model: nn.Module, *, freed_in_backward: bool) -> int:
 
 
 def optimizer_bytes(optimizer: Any) -> int | None:
-    """Bytes that `optimizer` keeps from one step to the next; None where that cannot be found out. It is not changed."""
+    """Bytes that `optimizer`, which is not changed, keeps from one step to the next; None where that stays unknown."""
     inner = getattr(optimizer, "optimizers", None)
     if isinstance(inner, list):
         found = [optimizer_bytes(one) for one in inner]

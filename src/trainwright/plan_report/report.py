@@ -265,7 +265,7 @@ def _time(values: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             "time",
-            f"about {duration(time['updates_seconds'])} for the updates: {each} each (median of {time['timed_updates']} "
-            "that were made and undone); evaluations and saves come on top",
+            f"about {duration(time['updates_seconds'])} for the updates: {each} each (median of "
+            f"{time['timed_updates']} that were made and undone); evaluations and saves come on top",
         )
     ]

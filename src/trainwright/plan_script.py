@@ -1,7 +1,7 @@
 """A program that is run up to its first `train()`, whose plan is printed instead.
 
 Owns: stopping it there, and keeping its Trainers from writing before. Leaves to others: the plan (`plan_report`),
-running the program (`run_script`), the command line (`cli.py`).
+running the program (`compat/run_script`), the command line (`cli.py`).
 """
 
 from __future__ import annotations
