@@ -23,7 +23,7 @@ class Model(torch.nn.Module):
         return {"loss": (self.linear(x) - labels).pow(2).mean()}
 
 data = [{"x": torch.ones(2), "labels": torch.ones(1)}] * 40
-args = TrainingArguments(sys.argv[1], report_to="none", use_cpu=True, num_train_epochs=3, disable_tqdm=True, logging_steps=5)
+args = TrainingArguments(sys.argv[1], report_to="none", use_cpu=True, num_train_epochs=3, logging_steps=5)
 print("before train()")
 Trainer(Model(), args, train_dataset=data).train()
 print("trained")
@@ -48,7 +48,10 @@ print("trained")
 """
 
 
-def run(*arguments, cwd, code="from trainwright.cli import main\nraise SystemExit(main())"):
+COMMAND = "from trainwright.cli import main\nraise SystemExit(main())"
+
+
+def run(*arguments, cwd, code=COMMAND):
     paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -58,10 +61,8 @@ def run(*arguments, cwd, code="from trainwright.cli import main\nraise SystemExi
 
 def test_a_script_is_planned_without_transformers_and_leaves_no_file(tmp_path):
     (tmp_path / "train.py").write_text(PLAIN)
-    hidden = (
-        "import sys\nsys.modules['transformers'] = None\nfrom trainwright.cli import main\nraise SystemExit(main())"
-    )
-    done = run("plan", "train.py", "out", cwd=tmp_path, code=hidden)
+    hides = "import sys\nsys.modules['transformers'] = None\n"
+    done = run("plan", "train.py", "out", cwd=tmp_path, code=hides + COMMAND)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
     assert lines[0] == "before train()" and lines[1] == "Plan of a training of Model" and "trained" not in lines

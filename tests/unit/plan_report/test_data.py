@@ -76,8 +76,8 @@ def test_a_bounded_number_of_samples_is_read():
 
 
 @pytest.mark.parametrize(
-    "samples", [[], [(1, 2)], [{"x": [1]}], [{"input_ids": 3}], [{"input_ids": [[1], [2]]}], [{"input_ids": torch.ones(2, 2)}]]
-)  # fmt: skip
+    "samples", [[], [(1, 2)], [{"x": [1]}], *([{"input_ids": value}] for value in (3, [[1], [2]], torch.ones(2, 2)))]
+)
 def test_samples_without_sequences_have_no_lengths(samples):
     assert lengths_of(samples, "input_ids") is None
 

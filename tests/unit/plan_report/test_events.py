@@ -23,10 +23,10 @@ class Counted(TrainerCallback):
     "arguments",
     [
         {"logging_steps": 4, "eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 5},
-        {"logging_steps": 0.3, "eval_strategy": "steps", "eval_steps": 0.25, "save_strategy": "steps", "save_steps": 0.5},
+        {"logging_steps": 0.3, "eval_strategy": "steps", "eval_steps": 0.25, "save_strategy": "no"},
         {"logging_strategy": "epoch", "eval_strategy": "epoch", "save_strategy": "epoch", "logging_first_step": True},
         {"logging_strategy": "no", "logging_first_step": True, "eval_strategy": "no", "eval_on_start": False},
-        {"logging_steps": 5, "logging_first_step": True, "eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True},
+        {"logging_steps": 5, "logging_first_step": True, "eval_strategy": "epoch", "eval_on_start": True},
         {"eval_strategy": "steps", "eval_steps": 4, "eval_delay": 5},
         {"eval_strategy": "steps", "eval_steps": 4, "eval_delay": 99},
         {"eval_strategy": "epoch", "eval_delay": 1.5},

@@ -168,7 +168,7 @@ def test_hooks_that_a_subclass_overrides_are_asked(make_trainer):
     assert plan["memory"]["activations_bytes"] > 0 and trainer.optimizer is None
 
 
-def test_a_model_from_model_init_and_a_seq2seq_trainer_can_be_planned(make_trainer, line_model):
+def test_a_model_from_model_init_can_be_planned(make_trainer, line_model):
     trainer = make_trainer(trainer={"model_init": line_model}, num_train_epochs=1)
     model = trainer.model
     assert trainer.plan_report(num_steps=1).problems == [] and trainer.model is model
