@@ -22,6 +22,7 @@ from trainwright.plan_report.disk import disk_of
 from trainwright.plan_report.events import events_of
 from trainwright.plan_report.learning_rates import groups_of, schedule_of
 from trainwright.plan_report.report import PlanReport, size
+from trainwright.plan_report.timing import NotTimed
 from trainwright.plan_report.unchanged import Collected
 from trainwright.techniques.averaging import AveragedWeights
 from trainwright.techniques.checkpointing import prepare_for_training
@@ -84,6 +85,8 @@ class _Looks:
         """What `look()` returns; None where it raises."""
         try:
             return look()
+        except NotTimed:
+            raise
         except Exception as error:
             found = self._explained(error)
             kind = "" if isinstance(found, (ValueError, OSError)) else f"{type(found).__name__}: "
@@ -126,12 +129,19 @@ def report_of(asked: Asked, num_steps: int = 0) -> PlanReport:
         values["evaluation"] = _evaluation(asked)
         values["memory"] = _memory(asked, optimizer, batch if not look.problems else None, look.problems)
         values["disk"] = _disk(asked, optimizer, values)
-        values["data"] = look(lambda: _data(asked))
-        values["time"] = None
+        remarks = []
+        values["data"] = values["time"] = None
+        try:
+            values["data"] = _data(asked)
+        except Exception as error:  # of a data set that is read in another way than a loader does
+            remarks.append(f"The data could not be looked at: {type(error).__name__}: {error}")
         if num_steps and found is not None and not look.problems:
-            values["time"] = look(lambda: _time(asked, num_steps, found.max_steps))
+            try:
+                values["time"] = look(lambda: _time(asked, num_steps, found.max_steps))
+            except NotTimed as reason:
+                remarks.append(str(reason))
     values["problems"] = look.problems
-    values["warnings"] = [*warnings.messages, *_remarks(values, args)]
+    values["warnings"] = [*warnings.messages, *remarks, *_remarks(values, args)]
     return PlanReport(values)
 
 
@@ -286,7 +296,7 @@ def _data(asked: Asked) -> dict[str, Any]:
             is_stream=False,
         )  # fmt: skip
         length: int | None = collator.packing_length
-    except ValueError:  # this model or collator cannot
+    except Exception:  # this model or collator cannot
         length = None
     found["packing_length"] = length
     found["padding"] = data.padding_of(
@@ -306,7 +316,7 @@ def _data(asked: Asked) -> dict[str, Any]:
 def _time(asked: Asked, num_steps: int, max_steps: int) -> dict[str, Any]:
     seconds = asked.time_steps(num_steps)
     if not seconds:
-        raise ValueError("No update could be timed.")
+        raise NotTimed("No update was timed: the data ended before.")
     per_update = float(np.median(seconds))
     return {"timed_updates": len(seconds), "seconds_per_update": per_update, "updates_seconds": per_update * max_steps}
 

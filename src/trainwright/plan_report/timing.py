@@ -47,6 +47,10 @@ class Enough(Exception):
     """As many updates as were asked for are made."""
 
 
+class NotTimed(Exception):
+    """No update can be timed here; the training itself is fine."""
+
+
 class StepTimer(TrainerCallback):
     """Stops the run, by `Enough`, after one update that is not counted (it compiles, allocates, fills caches) and
     `num_steps` that are. `seconds`: how long each of these took.
@@ -77,11 +81,11 @@ def arguments_for(args: TrainingArguments, num_steps: int) -> TrainingArguments:
 
 
 def check_can_be_undone(strategy: Strategy, dataset: Any) -> None:
-    """Raise ValueError where updates would leave a trace."""
+    """Raise NotTimed where updates would leave a trace."""
     if strategy.shards_weights or strategy.places_model:
-        raise ValueError("Updates are timed where each process has the whole model: leave out the steps.")
+        raise NotTimed("Updates were not timed: processes that divide the weights cannot put them back.")
     if is_iterable(dataset):
-        raise ValueError("Updates are not timed on a stream: what they read would be gone. Leave out the steps.")
+        raise NotTimed("Updates were not timed: a stream cannot be read again.")
 
 
 def timed(train: Callable[[], object], timer: StepTimer) -> list[float]:

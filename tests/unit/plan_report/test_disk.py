@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainwright import TrainerCallback
+from trainwright import Trainer
 
 SMALL_FILES = 64 << 10  # generators, arguments, states, manifest
 
@@ -37,20 +37,19 @@ def test_a_checkpoint_is_as_large_as_planned(make_trainer, tmp_path, arguments):
 
 
 def test_as_many_checkpoints_lie_there_at_once_as_planned(make_trainer, tmp_path):
-    class Most(TrainerCallback):
+    class Watched(Trainer):
         found = 0
 
-        def on_save(self, args, state, control, **kwargs):
-            self.found = max(
-                self.found, 1 + sum(name.startswith("checkpoint-") for name in os.listdir(args.output_dir))
-            )
+        def _rotate_checkpoints(self, use_mtime=False, output_dir=None):
+            there = [name for name in os.listdir(output_dir) if name.startswith("checkpoint-")]
+            self.found = max(self.found, len(there))
+            super()._rotate_checkpoints(use_mtime, output_dir)
 
-    most = Most()
     arguments = {"max_steps": 5, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
-    trainer = make_trainer(trainer={"callbacks": [most]}, **arguments)
+    trainer = make_trainer(cls=Watched, **arguments)
     planned = trainer.plan_report().as_dict()["disk"]
     trainer.train()
-    assert planned["checkpoints"] == 5 and planned["checkpoints_at_once"] == most.found == 3
+    assert planned["checkpoints"] == 5 and planned["checkpoints_at_once"] == trainer.found == 3
     assert planned["needed_bytes"] == 3 * planned["checkpoint_bytes"]
 
 
