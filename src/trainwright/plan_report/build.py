@@ -66,9 +66,7 @@ class Asked:
     explained: Callable[[BaseException], BaseException]
     get_train_dataloader: Callable[[], Any]
     length_of: Callable[[Any], Any]  # loader -> TrainingPlan, or its fields
-    create_optimizer: Callable[
-        [int | None], tuple[Any, Any]
-    ]  # updates -> (optimizer, schedule), of which it has copies
+    create_optimizer: Callable[[int | None], tuple[Any, Any]]  # updates -> (optimizer, schedule)
     prepare_inputs: Callable[[Any], Any]
     loss_of: Callable[[nn.Module, Any], torch.Tensor]
     time_steps: Callable[[int], list[float]]
@@ -103,9 +101,9 @@ def report_of(asked: Asked, num_steps: int = 0) -> PlanReport:
     values: dict[str, Any] = {"version": VERSION}
     with Collected() as warnings:
         look(asked.check_model)
-        num_before = len(look.problems)
+        nothing_to_train = bool(look.problems)
         look(asked.check_data)
-        data_is_wrong = len(look.problems) > num_before
+        data_is_wrong = len(look.problems) > nothing_to_train
         loader = look(asked.get_train_dataloader)
         if loader is not None:
             look(lambda: asked.check_packs(loader))
@@ -117,14 +115,17 @@ def report_of(asked: Asked, num_steps: int = 0) -> PlanReport:
             if batch is not None and not data_is_wrong:  # which the batch would show again
                 look(lambda: asked.check_batch(batch))
         num_updates = found.max_steps if found is not None else None
-        optimizer, scheduler = look(lambda: asked.create_optimizer(num_updates)) or (None, None)
+        optimizer = scheduler = None
+        if not nothing_to_train:
+            optimizer, scheduler = look(lambda: asked.create_optimizer(num_updates)) or (None, None)
         values["run"] = _run(asked, found)
         values["model"] = _model(asked)
         values["optimizer"] = _optimizer(asked, optimizer)
         values["schedule"] = None
         if scheduler is not None and num_updates is not None:
             values["schedule"] = schedule_of(args, scheduler, num_updates, is_given=asked.schedule_is_given)
-        look(asked.check_metric)
+        if not look.problems:  # it evaluates two batches, which would show them again
+            look(asked.check_metric)
         values["events"] = events_of(args, found) if found is not None else None
         values["evaluation"] = _evaluation(asked)
         values["memory"] = _memory(asked, optimizer, batch if not look.problems else None, look.problems)

@@ -96,9 +96,9 @@ def text_of(values: dict[str, Any]) -> str:
 def _run(values: dict[str, Any]) -> list[tuple[str, str]]:
     run = values["run"]
     rows_are = "packs" if run["rows_are_packs"] else "examples"
-    rows = [("examples", f"{run['examples']:,}" if run["examples"] is not None else "a stream without a length")]
-    if run["rows_are_packs"] and run["examples"] is not None:
-        rows = [("packs", f"{run['examples']:,}")]
+    number = "a stream without a length" if run["updates"] is not None else "not known"
+    number = f"{run['examples']:,}" if run["examples"] is not None else number
+    rows = [(rows_are, number)]
     if run["updates"] is None:
         rows.append(("updates", "not known: see the mistakes below"))
     elif run["epochs"] is None:
@@ -109,7 +109,8 @@ def _run(values: dict[str, Any]) -> list[tuple[str, str]]:
     factors = [f"{run['per_device_batch_size']} per device"]
     if run["devices_per_process"] > 1:
         factors.append(f"{run['devices_per_process']} devices")
-    factors += [f"{run['gradient_accumulation_steps']} accumulated", f"{run['processes']} processes"]
+    processes = f"{run['processes']} process{'es' if run['processes'] > 1 else ''}"
+    factors += [f"{run['gradient_accumulation_steps']} accumulated", processes]
     rows.append(("batch of an update", f"{run['samples_per_update']:,} {rows_are} = {' x '.join(factors)}"))
     return rows
 
