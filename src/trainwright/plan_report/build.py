@@ -14,7 +14,6 @@ import numpy as np
 from trainwright.data.from_args import data_seed, is_iterable
 from trainwright.data.packing_from_args import PACKED_COLUMNS, laid_out
 from trainwright.data.samplers import has_length
-from trainwright.interop.loaded import is_pretrained_model
 from trainwright.plan import TrainingPlan
 from trainwright.plan_report import data, memory
 from trainwright.plan_report.activations import activation_bytes
@@ -24,6 +23,7 @@ from trainwright.plan_report.learning_rates import groups_of, schedule_of
 from trainwright.plan_report.report import PlanReport, size
 from trainwright.plan_report.timing import NotTimed
 from trainwright.plan_report.unchanged import Collected
+from trainwright.preflight.model_limits import ModelLimits
 from trainwright.techniques.averaging import AveragedWeights
 from trainwright.techniques.checkpointing import prepare_for_training
 
@@ -193,7 +193,7 @@ def _model(asked: Asked) -> dict[str, Any]:
         "parameters": counts["total"],
         "weight_types": list(dtypes),
         "autocast": precision,
-        "num_labels": getattr(asked.model.config, "num_labels", None) if is_pretrained_model(asked.model) else None,
+        "num_labels": ModelLimits.of(asked.model).num_labels,
     }
 
 
