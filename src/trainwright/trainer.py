@@ -908,7 +908,7 @@ class Trainer:
         from trainwright.plan_report.unchanged import unchanged
 
         given, is_wide = (self.optimizer, self.lr_scheduler), self._linear_loss is not None
-        with unchanged(self.model, self):
+        with unchanged(self.model, self, self.data_collator):
             run = self._run = self._new_run(None, None)
             self._linear_loss = None  # what it finds out about the first batch, a run finds out
             asked = build.Asked(

@@ -13,17 +13,18 @@ from typing import Any
 
 from torch import nn
 
+from trainwright.data import collator_rng
 from trainwright.seeding import RngState, accelerators
 
 
 @contextlib.contextmanager
-def unchanged(model: nn.Module, *objects: Any) -> Iterator[None]:
-    """Within, attributes of `objects`, the mode of each part of `model` and random generators may change. Attributes
-    are the same objects afterwards: what changes inside them stays changed.
+def unchanged(model: nn.Module, owner: object, collator: Any) -> Iterator[None]:
+    """Within, attributes of `owner` and `collator`, the mode of each part of `model`, random generators and those of
+    the collator may change. Attributes are the same objects afterwards: what changes inside them stays changed.
     """
-    attributes = [(one, dict(vars(one))) for one in objects]
+    attributes = [(one, dict(vars(one))) for one in (owner, collator) if hasattr(one, "__dict__")]
     modes = [(module, module.training) for module in model.modules()]
-    generators = RngState.capture(accelerators())
+    generators, of_collator = RngState.capture(accelerators()), collator_rng.states(collator)
     try:
         yield
     finally:
@@ -33,6 +34,7 @@ def unchanged(model: nn.Module, *objects: Any) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
         generators.restore()
+        collator_rng.restore(collator, of_collator)
 
 
 class Collected(logging.Handler):
