@@ -217,15 +217,14 @@ def _disk(values: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     parts = [("weights", disk["weights_bytes"]), ("optimizer", disk["optimizer_bytes"])]
     parts += [("average", disk["average_bytes"])] if disk["average_bytes"] else []
-    each = " + ".join(f"{name} {size(value)}" for name, value in parts if value)
+    each = ", ".join(f"{name} {size(value)}" for name, value in parts if value)
     number = disk["checkpoints_at_once"]
     at_once = "an unknown number of checkpoints" if number is None else f"{number} checkpoints at once"
-    at_once = at_once.replace("1 checkpoints", "1 checkpoint") if number == 1 else at_once
+    at_once = "1 checkpoint" if number == 1 else at_once
     shared = f", {size(disk['shared_bytes'])} of them shared" if disk["shared_bytes"] else ""
     needed = "" if disk["needed_bytes"] is None else f" = {size(disk['needed_bytes'])}"
-    return [
-        ("disk", f"{at_once}, each {each}{shared}{needed}; {size(disk['free_bytes'])} free in {disk['output_dir']}")
-    ]
+    text = f"{at_once} of {size(disk['checkpoint_bytes'])} ({each}{shared}){needed}"
+    return [("disk", f"{text}; {size(disk['free_bytes'])} free in {disk['output_dir']}")]
 
 
 def _data(values: dict[str, Any]) -> list[tuple[str, str]]:
