@@ -53,13 +53,13 @@ def activation_bytes(
         return None, f"a forward and backward pass ended in {type(error).__name__}: {error}"
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the memory that is allocated within it and not freed yet. `peak`: the most, without gradients that are
     complete.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._live = self._gradients = 0
         self._known: dict[int, Any] = {}  # by the address of a storage in C++, which is free for another after it

@@ -34,14 +34,15 @@ def events_of(args: TrainingArguments, plan: TrainingPlan) -> dict[str, dict[str
     else:
         logs["count"] = first
 
+    delay = args.eval_delay or 0
     evaluations = _event(args.eval_strategy, intervals.eval_steps)
     if args.eval_strategy == IntervalStrategy.STEPS:
         every, last = evaluations["every_steps"] or 1, plan.max_steps
-        before = _multiples(every, int(-(-args.eval_delay // 1)) - 1)  # steps below the delay
-        also_last = getattr(args, "_evaluates_last_step", True) and last % every and args.eval_delay <= last
+        before = _multiples(every, int(-(-delay // 1)) - 1)  # steps below the delay
+        also_last = getattr(args, "_evaluates_last_step", True) and last % every and delay <= last
         evaluations["count"] = max(0, _multiples(every, last) - before) + bool(also_last)
     elif args.eval_strategy == IntervalStrategy.EPOCH:
-        evaluations["count"] = None if epochs is None else sum(args.eval_delay <= end for end in epochs)
+        evaluations["count"] = None if epochs is None else sum(delay <= end for end in epochs)
     if args.eval_on_start and evaluations["count"] is not None:
         evaluations["count"] += 1
     evaluations["on_start"] = bool(args.eval_on_start)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,6 +157,21 @@ def test_the_text_fits_and_the_dict_is_json(make_trainer):
     assert report.as_dict().keys() == SECTIONS and report.as_dict()["version"] == 1
     assert json.loads(report.as_json()) == report.as_dict() and "12 updates" in repr(report)
     assert section(report, "evaluated").endswith("9 examples in 2 batches of 8")
+
+
+def keys_of(value):
+    if isinstance(value, list):
+        return {key for one in value for key in keys_of(one)}
+    if not isinstance(value, dict):
+        return set()
+    return set(value).union(*map(keys_of, value.values()))
+
+
+def test_each_key_of_the_dict_is_documented(make_trainer):
+    arguments = {"eval_strategy": "epoch", "save_strategy": "epoch", "num_train_epochs": 1}
+    keys = keys_of(make_trainer(**arguments).plan_report(num_steps=1).as_dict())
+    page = (Path(__file__).parents[3] / "docs" / "plan.md").read_text(encoding="utf-8")
+    assert len(keys) > 60 and sorted(key for key in keys if f"`{key}`" not in page) == []
 
 
 def test_several_evaluation_sets_are_named(make_trainer, line_data):
