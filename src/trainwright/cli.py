@@ -73,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--private", action="store_true", default=None, help="create the repository private")
     _add(commands, "env", environment, "versions and devices, for a bug report")
     _add_run(commands)
+    _add_plan(commands)
     return parser
 
 
@@ -114,32 +115,87 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "What differs from the installed transformers: docs/compatibility.md and docs/parity.md.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_program(command, run)
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "plan",
+        help="what a script's training would do: length, memory, disk, data, mistakes; nothing is trained or written",
+        usage="trainwright plan [--json] [--steps N] [--] SCRIPT.py [ARGUMENTS...]\n"
+        "       trainwright plan [--json] [--steps N] -m MODULE [ARGUMENTS...]",
+        description="Run a program, written for trainwright or for transformers.Trainer, up to its first train(), and\n"
+        "print instead of training what that would do: updates, batch, schedule, when it logs, evaluates and\n"
+        "saves, memory and disk against what there is, columns, lengths, padding, and what looks like a mistake.\n"
+        "The Trainer writes no file and opens no tracker; what the program does before train(), it does.",
+        epilog="examples:\n"
+        "  trainwright plan train.py --output_dir out --learning_rate 1e-4\n"
+        "  trainwright plan --steps 3 train.py      (times three real updates, too, and undoes them)\n"
+        "  trainwright plan --json train.py | python -m json.tool\n\n"
+        "exit codes: 0 planned; 1 the program ended before train(); 2 a mistake was found that would end train(),\n"
+        "or the command line is wrong. In a process of your own: print(trainer.plan_report()). See docs/plan.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--json", action="store_true", help="print JSON; what the program prints goes to stderr")
+    command.add_argument("--steps", metavar="N", type=int, default=0, help="time N real updates, on one machine")
+    _add_program(command, plan)
+
+
+def _add_program(command: argparse.ArgumentParser, function: object) -> None:
     command.add_argument("-m", dest="is_module", action="store_true", help="PROGRAM is a module, as in `python -m`")
     command.add_argument("program", metavar="PROGRAM", nargs=argparse.REMAINDER, help="the program and its arguments")
-    command.set_defaults(command=run)
+    command.set_defaults(command=function)
+
+
+def plan(options: argparse.Namespace) -> int:
+    if options.steps < 0:
+        print(f"trainwright plan: --steps {options.steps} is no number of updates.", file=sys.stderr)
+        return 2
+    if code := _why_no_program(options, "plan"):
+        return code
+    from trainwright import plan_script
+
+    return plan_script.plan(
+        lambda: _run_program(options, needs_transformers=False), options.steps, as_json=options.json
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    program: list[str] = options.program[1:] if options.program[:1] == ["--"] else options.program
-    if not program:
-        print("trainwright run needs a program: trainwright run train.py --output_dir out", file=sys.stderr)
-        return 2
-    name, *arguments = program
+    if code := _why_no_program(options, "run"):
+        return code
+    _run_program(options, needs_transformers=True)
+    return 0
+
+
+def _why_no_program(options: argparse.Namespace, command: str) -> int:
+    """The exit code of a command line that names no program, which is printed; 0 where it names one."""
+    options.program = options.program[1:] if options.program[:1] == ["--"] else options.program
+    name = options.program[0] if options.program else None
+    if name is None:
+        text = f"trainwright {command} needs a program: trainwright {command} train.py --output_dir out"
+    elif options.is_module:
+        from trainwright.compat import run_script as programs
+
+        options.spec = programs.module_spec(name)
+        text = "" if options.spec is not None else f"there is no module {name!r} here that can be run."
+    elif os.path.isfile(name):
+        text = ""
+    else:
+        what = f"{name} is a directory" if os.path.isdir(name) else f"there is no file {name}"
+        text = f"{what}. A module is run with -m."
+    if text:
+        print(text if name is None else f"trainwright {command}: {text}", file=sys.stderr)
+    return 2 if text else 0
+
+
+def _run_program(options: argparse.Namespace, *, needs_transformers: bool) -> None:
     from trainwright.compat import run_script as programs
 
+    name, *arguments = options.program
     if options.is_module:
-        spec = programs.module_spec(name)
-        if spec is None:
-            print(f"trainwright run: there is no module {name!r} here that can be run.", file=sys.stderr)
-            return 2
-        programs.run_module(spec, arguments)
-        return 0
-    if not os.path.isfile(name):
-        what = f"{name} is a directory" if os.path.isdir(name) else f"there is no file {name}"
-        print(f"trainwright run: {what}. A module is run with -m.", file=sys.stderr)
-        return 2
-    programs.run_script(name, arguments)
-    return 0
+        programs.run_module(options.spec, arguments, needs_transformers=needs_transformers)
+    else:
+        programs.run_script(name, arguments, needs_transformers=needs_transformers)
 
 
 def list_checkpoints(options: argparse.Namespace) -> int:
