@@ -121,8 +121,8 @@ def key_numbers(history: RunHistory) -> dict[str, Any]:
         numbers[_best_label(best)] = f"{number_text(best.value)} at step {best.step:,}"
     if seconds := duration_s(history):
         numbers["duration"] = duration_text(seconds)
-    last = next((line for line in reversed(history.lines) if LAST_LINE in line), {})
-    if speed := finite(last.get("train_samples_per_second")):
+    ends = [line for line in history.lines if LAST_LINE in line]
+    if ends and (speed := finite(ends[-1].get("train_samples_per_second"))):
         numbers["throughput"] = f"{number_text(speed)} samples/s"
     return {**numbers, **_facts(history.about)}
 

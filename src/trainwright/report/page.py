@@ -59,6 +59,7 @@ svg { display: block; width: 100%; height: auto; }
 th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 .words th, .words td { text-align: left; } .words td { white-space: normal; min-width: 6rem; }
+.words td:first-child { white-space: nowrap; }
 tr.best td { background: var(--mark); font-weight: 600; }
 .none { color: var(--soft); }
 .uplot { width: 100% !important; } .uplot .u-legend { text-align: left; font-size: .85rem; margin: 0; width: 100%; }
@@ -68,7 +69,7 @@ tr.best td { background: var(--mark); font-weight: 600; }
 .u-over { touch-action: pan-y; }
 @media (max-width: 30rem) { body { padding: 1.2rem .8rem 3rem; } figure { padding: .6rem .5rem; }
   .numbers { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .5rem; } .numbers div { padding: .5rem .6rem; }
-  th, td { padding: .35rem .45rem; } }
+  th, td { padding: .35rem .45rem; } .words td:first-child { white-space: normal; } }
 """
 )
 

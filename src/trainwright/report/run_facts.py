@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft")
-NOT_SETTINGS = ("output_dir", "logging_dir", "run_name", "seed")  # have a place of their own, or say nothing
+# Have a place of their own, follow from another one, or are secrets.
+NOT_SETTINGS = ("output_dir", "logging_dir", "run_name", "seed", "do_eval")
 LONGEST_VALUE = 200  # characters of a setting
 
 
@@ -66,7 +67,9 @@ def differing_settings(args: TrainingArguments) -> dict[str, Any]:
     values = args.to_dict()
     differing = {}
     for field in dataclasses.fields(args):
-        if field.name not in values or field.name in NOT_SETTINGS:
+        if field.name not in values or field.name in NOT_SETTINGS or field.name.endswith("_token"):
+            continue
+        if field.default is None and _is_filled_in(args, field.name):
             continue
         value, default = values[field.name], field.default
         if field.default_factory is not dataclasses.MISSING:
@@ -75,6 +78,19 @@ def differing_settings(args: TrainingArguments) -> dict[str, Any]:
         if value != default and value not in (None, {}, []):
             differing[field.name] = _shown(value)
     return differing
+
+
+def _is_filled_in(args: TrainingArguments, name: str) -> bool:
+    """Whether an argument that was not given has what the others make of that: off, or a configuration of defaults."""
+    value = getattr(args, name)
+    if value is False or (name == "fsdp_config" and not args.fsdp):
+        return True
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return False
+    try:
+        return bool(value == type(value)())
+    except (TypeError, ValueError):  # one that cannot be made of defaults
+        return False
 
 
 def _shown(value: Any) -> Any:

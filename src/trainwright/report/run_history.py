@@ -61,7 +61,7 @@ def _best(lines: Sequence[Mapping[str, Any]], about: Mapping[str, Any], state: M
     if about:
         return best_of(lines, about.get("metric"), about.get("greater_is_better"))
     value, step = state.get("best_metric"), state.get("best_global_step")
-    if value is None:
+    if value is None or not isinstance(step, int):
         return best_of(lines, None)
     # A state does not name its metric: it is the one that had this value at this step.
     for curve in curves_of(lines).values():

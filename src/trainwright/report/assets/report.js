@@ -68,8 +68,8 @@
       context.arc(x, y, 6 * unit, 0, 2 * Math.PI);
       context.stroke();
       context.font = `600 ${12 * unit}px system-ui, sans-serif`;
-      // Beyond the curve: above a highest value, below a lowest one; with a rim, where another curve is there.
-      const words = `best ${text(best.value)}`, isLow = y > top + height * 0.5;
+      // Beyond the curve: above a highest value, below a lowest one if there is room; with a rim, where another curve is.
+      const words = `best ${text(best.value)}`, isLow = y > top + height * 0.5 && y + 26 * unit < top + height;
       const half = context.measureText(words).width / 2;
       const at = Math.min(Math.max(x, left + half), left + width - half), down = y + (isLow ? 9 : -9) * unit;
       context.textAlign = "center";
