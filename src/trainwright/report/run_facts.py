@@ -75,7 +75,7 @@ def differing_settings(args: TrainingArguments) -> dict[str, Any]:
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         default = getattr(default, "value", default)  # of an enum
-        if value != default and not (default is None and value in ({}, [])):
+        if value != default and not (default in (None, "") and value in ({}, [])):  # nothing, in another form
             differing[field.name] = _shown(value)
     return differing
 
