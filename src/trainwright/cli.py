@@ -61,6 +61,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--images", metavar="DIR", help="also write each curve as an SVG file into DIR")
     command = _add(
+        commands, "compare", compare, "lay runs over each other: results, settings that differ, curves in one HTML file"
+    )
+    command.add_argument("paths", metavar="RUN", nargs="+", help="directories of runs (their output_dir)")
+    command.add_argument(
+        "--output", metavar="FILE", default="comparison.html", help="the page to write (default: comparison.html)"
+    )
+    command = _add(
+        commands, "watch", watch, "show a run while it lasts: its report, served on this machine only", "RUN"
+    )
+    command.add_argument("--terminal", action="store_true", help="draw its curves here instead of serving a page")
+    command.add_argument("--port", type=int, default=0, metavar="N", help="port of the page (default: a free one)")
+    command.add_argument("--no-browser", action="store_true", help="only print the address of the page")
+    command = _add(
         commands, "push", push, "push what a run left to the Hugging Face Hub, as it would have itself", "RUN"
     )
     command.add_argument("--repo", metavar="NAME", help="repository, user/name or name (default: the name of RUN)")
@@ -298,7 +311,7 @@ def _name_those_set_aside(path: str) -> None:
 
 
 def report(options: argparse.Namespace) -> int:
-    from trainwright.report.html import write_report
+    from trainwright.report.html import write_run_report
     from trainwright.report.run_history import read_history
 
     try:
@@ -308,12 +321,43 @@ def report(options: argparse.Namespace) -> int:
         return 1
     for sentence in history.not_used:
         print(f"Not used: {sentence}", file=sys.stderr)
-    print(write_report(options.path, history.lines, history.summary))
+    print(write_run_report(options.path, history))
     if options.images:
         from trainwright.report.images import write_images
 
         for path in write_images(options.images, history.lines):
             print(path)
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    from trainwright.report.compare import comparison_text, read_runs, write_comparison
+
+    for path in options.paths:
+        if not os.path.isdir(path):
+            print(f"{path} is no directory.", file=sys.stderr)
+            return 1
+    try:
+        runs = read_runs(options.paths)
+        path = write_comparison(options.output, runs)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{comparison_text(runs)}\n\n{path}")
+    return 0
+
+
+def watch(options: argparse.Namespace) -> int:
+    from trainwright.report.watch import serve, watch_in_terminal
+
+    try:
+        if options.terminal:
+            watch_in_terminal(options.path)
+        else:
+            serve(options.path, options.port, opens_browser=not options.no_browser)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

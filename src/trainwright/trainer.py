@@ -449,6 +449,7 @@ class Trainer:
         is_resumed = resume_from_checkpoint is not None
         if run.metrics_file is not None:
             run.metrics_file.begin(self.state.log_history, self.state.global_step, is_resumed=is_resumed)
+        run.record_facts(self.model)
         if is_resumed:
             self.compare_trainer_and_checkpoint_args(self.args, self.state)
             self._load_callback_state()

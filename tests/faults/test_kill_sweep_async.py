@@ -114,7 +114,8 @@ def test_a_writer_that_dies_at_any_of_its_calls_costs_nothing(tmp_path, monkeypa
     monkeypatch.setattr(writer, "launch", forked_writer())
     whole = make_run(out, **options)
     whole.train()
-    expected, left = end_of(whole), [name for name in sorted(os.listdir(out)) if name != "metrics.jsonl"]
+    logged = ["metrics.jsonl", "training_report.html"]
+    expected, left = end_of(whole), [name for name in sorted(os.listdir(out)) if name not in logged]
     shutil.rmtree(out)
     num_calls, first = num_calls_of_writer(monkeypatch, out, options)
     assert num_calls - first > 30
@@ -126,7 +127,7 @@ def test_a_writer_that_dies_at_any_of_its_calls_costs_nothing(tmp_path, monkeypa
         where = f"writer died at call {point}"
         assert caplog.text.count("ended with exit code 7") == 1, where
         assert difference(expected, end_of(run)) == "", where
-        assert sorted(os.listdir(out)) == [*left, "metrics.jsonl"] and len(complete_steps(out)) == len(left), where
+        assert sorted(os.listdir(out)) == [*left, *logged] and len(complete_steps(out)) == len(left), where
         again = make_run(out, **options)
         again.train(resume_from_checkpoint=True)
         assert difference(expected, end_of(again), but=("random",)) == "", where
