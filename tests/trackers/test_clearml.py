@@ -35,6 +35,7 @@ def in_one_process():
     from trainwright.tracking import clearml as ours
 
     seen = {}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a fork of a background process lacks
     trainer("plain").train()
     os.environ.update(CLEARML_PROJECT="Mine", CLEARML_TASK="My task", CLEARML_LOG_MODEL="false")
     trainer("named", save_strategy="steps", save_steps=2).train()
