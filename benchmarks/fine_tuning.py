@@ -227,9 +227,10 @@ def with_trainer(package: str, collate: Any = pad, **more: Any) -> Any:
 
     def run(work: Work, train: list[Any], valid: list[Any], output_dir: str, meter: Meter) -> dict[str, float]:
         library = importlib.import_module(package)
-        cls, callback, data, model = library.Trainer, library.TrainerCallback, tables(train, valid), model_of(work)
+        cls, args_cls, callback = library.Trainer, library.TrainingArguments, library.TrainerCallback
+        data, model = tables(train, valid), model_of(work)
         meter.start()
-        args = library.TrainingArguments(**arguments(work, output_dir, **more))
+        args = args_cls(**arguments(work, output_dir, **more))
         return trained(cls, callback, work, meter, data, model=model, args=args, data_collator=collate)
 
     return run
@@ -407,20 +408,13 @@ def forward_without_head(work: Work, rows: list[Any], output_dir: str, meter: Me
 def perplexity_with(package: str) -> Any:
     def run(work: Work, rows: list[Any], output_dir: str, meter: Meter) -> dict[str, float]:
         library = importlib.import_module(package)
+        cls, args_cls, metrics = library.Trainer, library.TrainingArguments, None
         table, model = tables(rows, [])[0], model_of(work)
-        metrics: Any = None
         if package == "trainwright":
-            metrics = [library.metrics.Perplexity()] if hasattr(library, "metrics") else None
-            metrics = metrics or [importlib.import_module("trainwright.metrics").Perplexity()]
+            metrics = [importlib.import_module("trainwright.metrics").Perplexity()]
         meter.start()
-        values = arguments(work, output_dir, eval_strategy="no", save_strategy="no")
-        trainer = library.Trainer(
-            model=model,
-            args=library.TrainingArguments(**values),
-            eval_dataset=table,
-            data_collator=pad,
-            compute_metrics=metrics,
-        )
+        args = args_cls(**arguments(work, output_dir, eval_strategy="no", save_strategy="no"))
+        trainer = cls(model=model, args=args, eval_dataset=table, data_collator=pad, compute_metrics=metrics)
         found = trainer.evaluate()
         return meter.stop() | {"perplexity": found.get("eval_perplexity", math.exp(found["eval_loss"]))}
 

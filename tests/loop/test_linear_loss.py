@@ -238,7 +238,8 @@ def test_of_a_frozen_head_no_gradient_is_computed(tmp_path):
 def test_an_evaluation_without_metrics_computes_no_logits_and_the_same_loss(tmp_path):
     ours, theirs = (trainer_for(tmp_path, setting=asked) for asked in (True, False))
     first = ours.evaluate()["eval_loss"]
-    assert ours._linear_loss.is_checked
+    with torch.no_grad():
+        assert ours._linear_loss.is_checked
     with Largest() as largest:
         again = ours.evaluate()["eval_loss"]
     assert max(largest.rows) <= 8
@@ -363,6 +364,16 @@ def test_a_wrong_loss_is_found_on_the_first_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(function, "_product_into", lambda room, terms, bias: room.fill_(0.5))
     with pytest.raises(ValueError, match="differs from that of the logits"):
         trainer_for(tmp_path).train()
+
+
+def test_gradients_are_compared_in_the_first_step_after_an_evaluation(tmp_path, monkeypatch):
+    trainer = trainer_for(tmp_path)
+    monkeypatch.setattr(
+        function, "_add_gradients", lambda gradients, *others: [one.fill_(0.5) for one in gradients[1:]]
+    )
+    trainer.evaluate()
+    with pytest.raises(ValueError, match="the gradient of hidden states 0 differs from that of the logits"):
+        trainer.train()
 
 
 def test_a_narrow_head_is_left_alone_without_a_word(tmp_path, caplog):

@@ -115,7 +115,8 @@ class DeferredLogits(torch.Tensor):
         if mask is not None:
             terms = [Term(hidden[mask.flatten()], weight) for hidden, weight in terms]
         rows = len(terms[0].hidden)
-        size = chunk_rows(rows, terms[0].weight.shape[0], is_on_host(terms[0].hidden))
+        # Half as many as of a loss, which works in place: a metric makes at least one more tensor as large.
+        size = -(-chunk_rows(rows, terms[0].weight.shape[0], is_on_host(terms[0].hidden)) // 2)
         for start in range(0, rows, size):
             yield self._changed_product([Term(hidden[start : start + size], weight) for hidden, weight in terms])
 

@@ -45,8 +45,9 @@ class LinearLoss(Watcher):
         self.num_classes = heads[0].out_features
         self._trusts_counts = True
         self._ignore_index = IGNORE_INDEX
-        self._num_calls = self._num_losses = 0  # in the first call
-        self.is_checked = self.is_active = False
+        self._num_calls = self._num_losses = 0  # in a trial
+        self._compared = 0  # 1: losses, as where no gradients are made; 2: gradients, too
+        self._is_tried = self.is_active = False
         self.reason: str | None = None  # why this model is left alone
 
     @property
@@ -54,11 +55,16 @@ class LinearLoss(Watcher):
         """Whether `run` does more than call its argument: not inside itself, and not for a model that is left alone."""
         return self.reason is None and not self.is_active
 
+    @property
+    def is_checked(self) -> bool:
+        """Whether all that a call makes now was compared: the loss, and where they are made, its gradients."""
+        return self._compared > torch.is_grad_enabled()
+
     def run(self, compute: Callable[[], T]) -> T:
         """What `compute` returns; in it, the model's head gives deferred logits, unless this model is left alone.
 
-        In the first call the loss is compared. Where it differs, `compute` is called again from the same random states,
-        and from then on with logits.
+        In the first call the loss is compared, and in the first that makes gradients, these. Where it differs,
+        `compute` is called again from the same random states, and from then on with logits.
         """
         if not self.is_wanted:
             return compute()
@@ -99,7 +105,7 @@ class LinearLoss(Watcher):
     def _check(self, batch: Any, where: str) -> None:
         for name, labels in _labels_on_host(batch):
             is_wrong = labels >= self.num_classes
-            if self.is_checked:  # before, it is not known what the model ignores
+            if self._compared:  # before, it is not known what the model ignores
                 is_wrong |= (labels < 0) & (labels != self._ignore_index) & (labels != IGNORE_INDEX)
             if is_wrong.any():
                 place = is_wrong.nonzero()[0].tolist()
@@ -120,11 +126,11 @@ class LinearLoss(Watcher):
             self.most_labels = max(counts) + 1 if counts else None  # one may be lent to a batch without any
 
     def needs_logits(self, operation: str) -> None:
-        if not self.is_checked:
+        if self._is_tried:
             raise NotPossible(f"torch's {operation} is applied to them")
 
     def before_loss(self, logits: DeferredLogits, targets: torch.Tensor, **settings: Any) -> None:
-        if self.is_checked:
+        if not self._is_tried:
             return
         if any(weight.untyped_storage().size() == 0 for _, weight in logits.terms):
             raise NotPossible("its loss is computed when its weights are divided again, after the model's call")
@@ -139,15 +145,19 @@ class LinearLoss(Watcher):
     def _try(self, compute: Callable[[], T]) -> T:
         """As `_deferring`, with everything that can show that logits are needed. Raises NotPossible."""
         self._num_calls = self._num_losses = 0
+        self._is_tried = True
         try:
             result = self._deferring(compute)
         except (NotPossible, torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:  # its code does something with deferred logits; or the error is its own, then again
             raise NotPossible(f"a trial ended in {type(error).__name__}: {error}") from error
+        finally:
+            self._is_tried = False
         if not self._num_calls:
             raise NotPossible("it does not call its output layer")
-        self.is_checked = self._num_losses > 0  # not without labels
+        if self._num_losses:  # not without labels
+            self._compared = 1 + torch.is_grad_enabled()
         return result
 
     def _deferring(self, compute: Callable[[], T]) -> T:
