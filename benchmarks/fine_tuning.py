@@ -458,6 +458,7 @@ def measure(work_name: str, name: str, package: str, quick: bool) -> dict[str, f
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [*path, os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": "1",
+        "MALLOC_TRIM_THRESHOLD_": "1000000",  # bytes: the peak is what is in use, not what glibc holds on to
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
