@@ -31,7 +31,8 @@ demo: .venv/installed ## train a small language model on Python's own source tex
 digits: .venv/installed ## train a plain torch module on handwritten digits, without transformers
 	@$(OFFLINE) $(BIN)/python examples/digits.py $(ARGS)
 
-test: test-older test-newest ## the whole suite: with transformers 4.55, then with the newest
+test: ## the whole suite: with transformers 4.55, then (also where that failed) with the newest
+	@failed=; for each in test-older test-newest; do $(MAKE) --no-print-directory $$each || failed=1; done; test -z "$$failed"
 
 test-newest: .venv/installed $(OLDER)/installed ## the whole suite with the newest transformers
 	$(PYTEST) -n 2 $(ARGS)
@@ -53,9 +54,9 @@ test-engines: .venv/installed $(DEEPSPEED)/installed ## DeepSpeed in several pro
 	$(WITH_DEEPSPEED) $(PYTEST) tests/engines $(ARGS)
 
 test-trackers: $(GROUPS:%=$(TRACKERS)/%/installed) ## each tracker's real package, offline (minutes, downloads; GROUPS=main)
-	@set -e; for group in $(GROUPS); do echo "Trackers of $$group"; \
+	@failed=0; for group in $(GROUPS); do echo "Trackers of $$group"; \
 		TRAINWRIGHT_TRACKERS=$$group $(OFFLINE) OMP_NUM_THREADS=1 $(TRACKERS)/$$group/bin/python -m pytest -q -n 2 --dist loadgroup \
-			tests/trackers $(ARGS); done
+			tests/trackers $(ARGS) || failed=1; done; exit $$failed
 
 draws: .venv/installed ## 200 random configurations, stopped and resumed (DRAWS=200, FIRST=a number; others each day)
 	TRAINWRIGHT_DRAWS=$(DRAWS) TRAINWRIGHT_FIRST_DRAW=$(FIRST) $(PYTEST) -n 2 tests/faults/test_any_configuration.py $(ARGS)

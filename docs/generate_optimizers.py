@@ -31,7 +31,7 @@ from trainwright.optim.groups import parameter_groups
 from trainwright.optim.lomo import fused_backward
 from trainwright.optim.registry import ROWS, check_device, optimizer_class_and_kwargs
 from trainwright.report.history import Curve, Panel
-from trainwright.report.html import STYLE
+from trainwright.report.page import STYLE
 from trainwright.report.svg import HEIGHT, WIDTH, panel_svg
 
 DOCS = Path(__file__).parent

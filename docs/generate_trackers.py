@@ -53,6 +53,8 @@ What holds for all of them:
   that hangs when it is closed is left alone after five minutes.
 - `eval_loss` is `eval/loss` in the tracker, `loss` is `train/loss`, unless it says otherwise below. Arguments and model
   configuration are sent without tokens.
+
+There is no screenshot here: the tests read what is stored, and how it looks is up to the package or its service.
 """
 
 

@@ -61,6 +61,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--images", metavar="DIR", help="also write each curve as an SVG file into DIR")
     command = _add(
+        commands, "compare", compare, "lay runs over each other: results, settings that differ, curves in one HTML file"
+    )
+    command.add_argument("paths", metavar="RUN", nargs="+", help="directories of runs (their output_dir)")
+    command.add_argument(
+        "--output", metavar="FILE", default="comparison.html", help="the page to write (default: comparison.html)"
+    )
+    command = _add(
+        commands, "watch", watch, "show a run while it lasts: its report, served on this machine only", "RUN"
+    )
+    command.add_argument("--terminal", action="store_true", help="draw its curves here instead of serving a page")
+    command.add_argument("--port", type=int, default=0, metavar="N", help="port of the page (default: a free one)")
+    command.add_argument("--no-browser", action="store_true", help="only print the address of the page")
+    command = _add(
         commands, "push", push, "push what a run left to the Hugging Face Hub, as it would have itself", "RUN"
     )
     command.add_argument("--repo", metavar="NAME", help="repository, user/name or name (default: the name of RUN)")
@@ -73,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--private", action="store_true", default=None, help="create the repository private")
     _add(commands, "env", environment, "versions and devices, for a bug report")
     _add_run(commands)
+    _add_plan(commands)
     return parser
 
 
@@ -114,32 +128,87 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "What differs from the installed transformers: docs/compatibility.md and docs/parity.md.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_program(command, run)
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "plan",
+        help="what a script's training would do: length, memory, disk, data, mistakes; nothing is trained or written",
+        usage="trainwright plan [--json] [--steps N] [--] SCRIPT.py [ARGUMENTS...]\n"
+        "       trainwright plan [--json] [--steps N] -m MODULE [ARGUMENTS...]",
+        description="Run a program, written for trainwright or for transformers.Trainer, up to its first train(), and\n"
+        "print instead of training what that would do: updates, batch, schedule, when it logs, evaluates and\n"
+        "saves, memory and disk against what there is, columns, lengths, padding, and what looks like a mistake.\n"
+        "The Trainer writes no file and opens no tracker; what the program does before train(), it does.",
+        epilog="examples:\n"
+        "  trainwright plan train.py --output_dir out --learning_rate 1e-4\n"
+        "  trainwright plan --steps 3 train.py      (times three real updates, too, and undoes them)\n"
+        "  trainwright plan --json train.py | python -m json.tool\n\n"
+        "exit codes: 0 planned; 1 the program ended before train(); 2 a mistake was found that would end train(),\n"
+        "or the command line is wrong. In a process of your own: print(trainer.plan_report()). See docs/plan.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--json", action="store_true", help="print JSON; what the program prints goes to stderr")
+    command.add_argument("--steps", metavar="N", type=int, default=0, help="time N real updates, on one machine")
+    _add_program(command, plan)
+
+
+def _add_program(command: argparse.ArgumentParser, function: object) -> None:
     command.add_argument("-m", dest="is_module", action="store_true", help="PROGRAM is a module, as in `python -m`")
     command.add_argument("program", metavar="PROGRAM", nargs=argparse.REMAINDER, help="the program and its arguments")
-    command.set_defaults(command=run)
+    command.set_defaults(command=function)
+
+
+def plan(options: argparse.Namespace) -> int:
+    if options.steps < 0:
+        print(f"trainwright plan: --steps {options.steps} is no number of updates.", file=sys.stderr)
+        return 2
+    if code := _why_no_program(options, "plan"):
+        return code
+    from trainwright import plan_script
+
+    return plan_script.plan(
+        lambda: _run_program(options, needs_transformers=False), options.steps, as_json=options.json
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    program: list[str] = options.program[1:] if options.program[:1] == ["--"] else options.program
-    if not program:
-        print("trainwright run needs a program: trainwright run train.py --output_dir out", file=sys.stderr)
-        return 2
-    name, *arguments = program
+    if code := _why_no_program(options, "run"):
+        return code
+    _run_program(options, needs_transformers=True)
+    return 0
+
+
+def _why_no_program(options: argparse.Namespace, command: str) -> int:
+    """The exit code of a command line that names no program, which is printed; 0 where it names one."""
+    options.program = options.program[1:] if options.program[:1] == ["--"] else options.program
+    name = options.program[0] if options.program else None
+    if name is None:
+        text = f"trainwright {command} needs a program: trainwright {command} train.py --output_dir out"
+    elif options.is_module:
+        from trainwright.compat import run_script as programs
+
+        options.spec = programs.module_spec(name)
+        text = "" if options.spec is not None else f"there is no module {name!r} here that can be run."
+    elif os.path.isfile(name):
+        text = ""
+    else:
+        what = f"{name} is a directory" if os.path.isdir(name) else f"there is no file {name}"
+        text = f"{what}. A module is run with -m."
+    if text:
+        print(text if name is None else f"trainwright {command}: {text}", file=sys.stderr)
+    return 2 if text else 0
+
+
+def _run_program(options: argparse.Namespace, *, needs_transformers: bool) -> None:
     from trainwright.compat import run_script as programs
 
+    name, *arguments = options.program
     if options.is_module:
-        spec = programs.module_spec(name)
-        if spec is None:
-            print(f"trainwright run: there is no module {name!r} here that can be run.", file=sys.stderr)
-            return 2
-        programs.run_module(spec, arguments)
-        return 0
-    if not os.path.isfile(name):
-        what = f"{name} is a directory" if os.path.isdir(name) else f"there is no file {name}"
-        print(f"trainwright run: {what}. A module is run with -m.", file=sys.stderr)
-        return 2
-    programs.run_script(name, arguments)
-    return 0
+        programs.run_module(options.spec, arguments, needs_transformers=needs_transformers)
+    else:
+        programs.run_script(name, arguments, needs_transformers=needs_transformers)
 
 
 def list_checkpoints(options: argparse.Namespace) -> int:
@@ -242,7 +311,7 @@ def _name_those_set_aside(path: str) -> None:
 
 
 def report(options: argparse.Namespace) -> int:
-    from trainwright.report.html import write_report
+    from trainwright.report.html import write_run_report
     from trainwright.report.run_history import read_history
 
     try:
@@ -252,12 +321,43 @@ def report(options: argparse.Namespace) -> int:
         return 1
     for sentence in history.not_used:
         print(f"Not used: {sentence}", file=sys.stderr)
-    print(write_report(options.path, history.lines, history.summary))
+    print(write_run_report(options.path, history))
     if options.images:
         from trainwright.report.images import write_images
 
         for path in write_images(options.images, history.lines):
             print(path)
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    from trainwright.report.compare import comparison_text, read_runs, write_comparison
+
+    for path in options.paths:
+        if not os.path.isdir(path):
+            print(f"{path} is no directory.", file=sys.stderr)
+            return 1
+    try:
+        runs = read_runs(options.paths)
+        path = write_comparison(options.output, runs)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{comparison_text(runs)}\n\n{path}")
+    return 0
+
+
+def watch(options: argparse.Namespace) -> int:
+    from trainwright.report.watch import serve, watch_in_terminal
+
+    try:
+        if options.terminal:
+            watch_in_terminal(options.path)
+        else:
+            serve(options.path, options.port, opens_browser=not options.no_browser)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

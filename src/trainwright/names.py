@@ -26,6 +26,7 @@ SCHEDULER_NAME = "scheduler.pt"
 SCALER_NAME = "scaler.pt"
 TRAINER_STATE_NAME = "trainer_state.json"
 METRICS_NAME = "metrics.jsonl"
+REPORT_NAME = "training_report.html"
 TRAINING_ARGS_NAME = "training_args.bin"
 # Files that only we write; others ignore them.
 MANIFEST_NAME = "manifest.json"

@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from trainwright.hub.session import HubSession
     from trainwright.interop.packed_attention import PackedInputs
     from trainwright.parallel.strategy import Strategy
+    from trainwright.plan_report.report import PlanReport
     from trainwright.run.loop_state import LoopState
     from trainwright.search.session import SearchSession
     from trainwright.techniques.averaging import AveragedWeights
@@ -337,13 +338,9 @@ class Trainer:
 
         self._compare_data_with_model(run)
         train_dataloader = self.get_train_dataloader()
-        if args.packs:
-            from trainwright.data.packing_from_args import check_packed
-
-            check_packed(args, train_dataloader, self.model, self._packed_inputs, self._prepare_inputs)
-        # What would end the run at its first evaluation, hours later, ends it now.
-        if args.eval_strategy != "no" and not resume_from_checkpoint and not self._is_overridden("get_eval_dataloader"):
-            self._try_evaluation_batches()
+        self._check_packs(train_dataloader)
+        if not resume_from_checkpoint:
+            self._check_evaluation_data()
         run.plan = TrainingPlan.of(self.set_initial_training_values(args, train_dataloader))
         epochs_trained, steps_trained = self._init_training_state(
             run.plan.max_steps,
@@ -452,6 +449,7 @@ class Trainer:
         is_resumed = resume_from_checkpoint is not None
         if run.metrics_file is not None:
             run.metrics_file.begin(self.state.log_history, self.state.global_step, is_resumed=is_resumed)
+        run.record_facts(self.model)
         if is_resumed:
             self.compare_trainer_and_checkpoint_args(self.args, self.state)
             self._load_callback_state()
@@ -902,6 +900,85 @@ class Trainer:
         run.undo.close()
         self.end()
         return TrainOutput(self.state.global_step, train_loss, metrics)
+
+    # -- the plan ------------------------------------------------------------------------------------------------------
+
+    def plan_report(self, num_steps: int = 0) -> PlanReport:
+        """What `train()` would do: its length, events, memory, disk, data, and what looks like a mistake; nothing of
+        that is raised, nothing is changed or written. `num_steps`: real updates that are timed, and undone.
+        """
+        from trainwright.plan_report import build
+        from trainwright.plan_report.unchanged import unchanged
+
+        given, is_wide = (self.optimizer, self.lr_scheduler), self._linear_loss is not None
+        with unchanged(self.model, self, self.data_collator):
+            run = self._run = self._new_run(None, None)
+            self._linear_loss = None  # what it finds out about the first batch, a run finds out
+            asked = build.Asked(
+                args=self.args,
+                model=self.model,
+                strategy=self._strategy,
+                train_dataset=self.train_dataset,
+                eval_dataset=self.eval_dataset,
+                data_collator=self.data_collator,
+                processing_class=self.processing_class,
+                label_names=list(self.label_names),
+                length_input=self._length_input_name(),
+                samples_per_update=self.get_total_train_batch_size(self.args),
+                optimizer_is_given=given[0] is not None,
+                schedule_is_given=given[1] is not None,
+                has_linear_loss=is_wide,
+                shared_bytes=run.saves.frozen.num_bytes_shared(self.model),
+                makes_loader=self._is_overridden("get_train_dataloader"),
+                signature_columns=self._columns_kept,
+                check_model=functools.partial(checks.check_something_to_train, self.model),
+                check_data=functools.partial(self._compare_data_with_model, run),
+                check_batch=run.check_first_batch if self.args.preflight else lambda batch: None,
+                check_packs=self._check_packs,
+                check_evaluation=self._check_evaluation_data,
+                check_metric=functools.partial(self._check_best_metric, None),
+                explained=functools.partial(run.explained, batches=[]),
+                get_train_dataloader=self.get_train_dataloader,
+                length_of=functools.partial(self.set_initial_training_values, self.args),
+                create_optimizer=self._optimizer_to_look_at,
+                prepare_inputs=self._prepare_inputs,
+                loss_of=self._loss_of_copy,
+                time_steps=functools.partial(self._time_steps, given),
+            )
+            return build.report_of(asked, num_steps)
+
+    def _columns_kept(self) -> list[str]:
+        self._set_signature_columns_if_needed()
+        return self._signature_columns or []
+
+    def _optimizer_to_look_at(self, num_training_steps: int | None) -> tuple[Any, Any]:
+        """(optimizer, schedule) as a run builds them; a given optimizer is not changed by the schedule."""
+        from trainwright.plan_report.memory import shadow_of
+
+        if self._strategy.shards_weights or self._strategy.places_model:
+            return None, None
+        if isinstance(self.optimizer, torch.optim.Optimizer):
+            checks.check_optimizer(self.optimizer, self.model)
+            self.optimizer = shadow_of(self.optimizer)
+        if num_training_steps is None:
+            return self.create_optimizer(), None
+        self.create_optimizer_and_scheduler(num_training_steps=num_training_steps)
+        return self.optimizer, self.lr_scheduler
+
+    def _loss_of_copy(self, model: nn.Module, inputs: Inputs) -> torch.Tensor:
+        packed = _NOTHING if self._packed_inputs is None else self._packed_inputs.while_packed(model)
+        with packed, self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs)  # type: ignore[no-any-return]
+
+    def _time_steps(self, given: tuple[Any, Any], num_steps: int) -> list[float]:
+        from trainwright.plan_report import timing
+
+        timing.check_can_be_undone(self._strategy, self.train_dataset)
+        self.optimizer, self.lr_scheduler = given
+        self.args, timer, self._hub = timing.arguments_for(self.args, num_steps), timing.StepTimer(num_steps), None
+        self.callback_handler = CallbackHandler([DefaultFlowCallback, timer], self.model, self.processing_class, *given)
+        with timing.restored(self.model, *given, self._strategy.scaler):
+            return timing.timed(functools.partial(_OURS["train"], self), timer)
 
     # -- what the constructor does -------------------------------------------------------------------------------------
 
@@ -1611,6 +1688,17 @@ class Trainer:
             sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
             for name, dataset in sets.items():
                 preflight.check_dataset(dataset, f"eval_dataset[{name!r}]" if name else "eval_dataset")
+
+    def _check_packs(self, dataloader: Loader) -> None:
+        if self.args.packs:
+            from trainwright.data.packing_from_args import check_packed
+
+            check_packed(self.args, dataloader, self.model, self._packed_inputs, self._prepare_inputs)
+
+    def _check_evaluation_data(self) -> None:
+        """What would end the run at its first evaluation, hours later, ends it now."""
+        if self.args.eval_strategy != "no" and not self._is_overridden("get_eval_dataloader"):
+            self._try_evaluation_batches()
 
     def _try_evaluation_batches(self) -> None:
         """Make one batch of each evaluation set, to find what would end the run at its first evaluation."""

@@ -91,6 +91,7 @@ def test_the_checkpoint_holds_the_files_of_both_processes(folder: Path) -> None:
     assert sorted(os.listdir(folder / "beside")) == [
         *sorted(f"checkpoint-{step}" for step in GROUP_STEPS),
         "metrics.jsonl",
+        "training_report.html",
     ]
 
 

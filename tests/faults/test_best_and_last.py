@@ -179,6 +179,7 @@ def test_the_checkpoint_just_written_stays_where_a_run_went_back_and_left_higher
     assert problems(tmp_path / "checkpoint-3") == [] and sorted(os.listdir(tmp_path)) == [
         "checkpoint-3",
         "metrics.jsonl",
+        "training_report.html",
     ]
 
 

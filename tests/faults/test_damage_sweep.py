@@ -117,6 +117,7 @@ def test_a_run_that_falls_back_ends_like_a_resume_from_the_older_checkpoint(fini
         "checkpoint-6",
         "checkpoint-6.damaged",
         "metrics.jsonl",
+        "training_report.html",
     ]
     assert problems(out / "checkpoint-6") == []
 

@@ -400,7 +400,7 @@ def test_a_run_on_a_disk_that_is_full_for_a_while_ends_like_one_that_saves_nothi
     full, free = script(small_disk, "steps"), script(tmp_path / "free", "no")
     assert full.stdout.split()[0] == free.stdout.split()[0]
     assert full.stderr.count("TRAINING GOES ON") == 2 and "Failure 2 of at most 3" in full.stderr
-    assert "checkpoint-4', 'checkpoint-5', 'metrics.jsonl']" in full.stdout
+    assert "checkpoint-4', 'checkpoint-5', 'metrics.jsonl'" in full.stdout
     assert problems(small_disk / "checkpoint-5") == [] and not hidden(small_disk)
 
 

@@ -152,7 +152,9 @@ def test_a_run_killed_while_it_replaces_a_checkpoint_of_the_same_step_keeps_one_
         assert resume_or_start(resumed)
         assert resumed._run.first_step == 4, where
         assert difference(expected, end_of(resumed), but=("random",)) == "", where
-        assert sorted(os.listdir(out)) == ["checkpoint-2", "checkpoint-4", "metrics.jsonl"], where
+        assert sorted(os.listdir(out)) == ["checkpoint-2", "checkpoint-4", "metrics.jsonl", "training_report.html"], (
+            where
+        )
 
     assert sweep(again, out, 4, check, patch_tree=before) > 35
 

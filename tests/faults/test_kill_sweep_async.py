@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from runs import FrozenLine, complete_steps, difference, end_of, forked_writer, 
 
 from trainwright import Trainer
 from trainwright.checkpoint import asynchronous, frozen, writer
+from trainwright.checkpoint.layout import sort_checkpoints
 
 OPTIONS = {"max_steps": 6, "save_steps": 2, "save_total_limit": 2, "async_save": True}
 BEST = {
@@ -112,7 +114,8 @@ def test_a_writer_that_dies_at_any_of_its_calls_costs_nothing(tmp_path, monkeypa
     monkeypatch.setattr(writer, "launch", forked_writer())
     whole = make_run(out, **options)
     whole.train()
-    expected, left = end_of(whole), [name for name in sorted(os.listdir(out)) if name != "metrics.jsonl"]
+    logged = ["metrics.jsonl", "training_report.html"]
+    expected, left = end_of(whole), [name for name in sorted(os.listdir(out)) if name not in logged]
     shutil.rmtree(out)
     num_calls, first = num_calls_of_writer(monkeypatch, out, options)
     assert num_calls - first > 30
@@ -124,7 +127,7 @@ def test_a_writer_that_dies_at_any_of_its_calls_costs_nothing(tmp_path, monkeypa
         where = f"writer died at call {point}"
         assert caplog.text.count("ended with exit code 7") == 1, where
         assert difference(expected, end_of(run)) == "", where
-        assert sorted(os.listdir(out)) == [*left, "metrics.jsonl"] and len(complete_steps(out)) == len(left), where
+        assert sorted(os.listdir(out)) == [*left, *logged] and len(complete_steps(out)) == len(left), where
         again = make_run(out, **options)
         again.train(resume_from_checkpoint=True)
         assert difference(expected, end_of(again), but=("random",)) == "", where
@@ -212,7 +215,8 @@ def test_a_run_that_dies_at_any_of_its_own_calls_resumes_and_ends_the_same(tmp_p
         resume_or_start(again)
         assert difference(expected, end_of(again), but=("random",)) == "", where
         assert hidden(out) == [], where
-        assert all((out / name / "notes.txt").read_text() == "mine" for name in os.listdir(out)), where
+        notes = [Path(checkpoint, "notes.txt").read_text() for checkpoint in sort_checkpoints(out)]
+        assert notes and set(notes) == {"mine"}, where
         shutil.rmtree(out)
     assert num_died > 15
 

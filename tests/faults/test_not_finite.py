@@ -343,6 +343,7 @@ def test_a_running_mean_that_is_not_finite_is_found_before_it_is_saved(make_trai
         "checkpoint-1",
         "checkpoint-2",
         "metrics.jsonl",
+        "training_report.html",
     ]
 
 
@@ -353,6 +354,7 @@ def test_infinity_that_was_there_before_training_and_buffers_that_are_not_saved_
         "checkpoint-1",
         "checkpoint-2",
         "metrics.jsonl",
+        "training_report.html",
     ]
     trainer.train(resume_from_checkpoint=True)
 

@@ -50,6 +50,7 @@ def test_a_run_rotates_resumes_and_ends_as_on_a_disk(tmp_path, storage):
         "metrics.jsonl",
         "model.safetensors",
         "training_args.bin",
+        "training_report.html",
     ]
     shutil.rmtree(out / "checkpoint-4")
     again = make_run(out, **ROTATING)
@@ -85,7 +86,7 @@ def test_what_is_in_the_way_and_not_ours_is_an_error_that_says_so(tmp_path, stor
     with pytest.raises(FileExistsError, match=r"checkpoint-1 is in the way .* not written by a Trainer"):
         make_run(tmp_path, **ROTATING).train()
     assert (
-        sorted(os.listdir(tmp_path)) == ["checkpoint-1", "metrics.jsonl"]
+        sorted(os.listdir(tmp_path)) == ["checkpoint-1", "metrics.jsonl", "training_report.html"]
         and (tmp_path / "checkpoint-1" / "thesis.txt").exists()
     )
 
@@ -125,6 +126,6 @@ def test_a_run_killed_at_any_call_resumes_from_the_newest_complete_copy(tmp_path
         assert difference(expected, end_of(again), but) == "", point
         seen.add(max(complete))
         if len(complete) > 1 and again._run.first_step == 1:  # nothing half is left once the run is through
-            assert sorted(os.listdir(out)) == ["checkpoint-2", "metrics.jsonl"], point
+            assert sorted(os.listdir(out)) == ["checkpoint-2", "metrics.jsonl", "training_report.html"], point
         assert not any(".staged" in name or ".deleted" in name for name in os.listdir(out)), point
     assert seen == {1, 2} and point > 80

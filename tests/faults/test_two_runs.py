@@ -91,7 +91,11 @@ def test_a_run_that_was_killed_leaves_nothing_in_the_way(tmp_path, caplog):
     trainer = make_run(out, max_steps=1, save_steps=1)
     trainer.train(resume_from_checkpoint="auto")
     assert WARNING not in caplog.text
-    assert sorted(path.name for path in out.iterdir()) == ["checkpoint-1", "metrics.jsonl"]  # no lock file either
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoint-1",
+        "metrics.jsonl",
+        "training_report.html",
+    ]  # no lock file either
 
 
 def test_loader_workers_that_outlive_training_do_not_keep_the_directory(tmp_path, caplog):

@@ -586,7 +586,7 @@ def test_what_rotation_drops_is_deleted_by_the_writer(tmp_path, forks, monkeypat
     deleted = []
     monkeypatch.setattr(commit, "delete", lambda path: deleted.append(path))  # the run's own
     trainer = train(tmp_path, async_save=True, save_steps=1, max_steps=4, save_total_limit=1)
-    assert deleted == [] and sorted(os.listdir(tmp_path)) == ["checkpoint-4", "metrics.jsonl"]
+    assert deleted == [] and sorted(os.listdir(tmp_path)) == ["checkpoint-4", "metrics.jsonl", "training_report.html"]
     assert trainer._run.saves.asynchronous is None
 
 
@@ -597,6 +597,7 @@ def test_a_writer_that_dies_while_it_deletes_leaves_nothing_behind(tmp_path, for
     assert [step for step, _, _ in heard.saves] == [1, 2, 3, 4] and sorted(os.listdir(tmp_path)) == [
         "checkpoint-4",
         "metrics.jsonl",
+        "training_report.html",
     ]
 
 
@@ -704,7 +705,7 @@ def test_a_disk_that_fails_costs_that_checkpoint_only(tmp_path, forks, caplog, n
     trainer = train(tmp_path, trainer={"callbacks": [heard]}, async_save=True, **SAVING)
     assert [step for step, _, _ in heard.saves] == [2, 6]
     assert "The checkpoint of step 4 could not be saved" in caplog.text and "TRAINING GOES ON" in caplog.text
-    assert sorted(os.listdir(tmp_path)) == ["checkpoint-2", "checkpoint-6", "metrics.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-2", "checkpoint-6", "metrics.jsonl", "training_report.html"]
     assert trainer._run.saves.failures.num_failures == 0
 
 
@@ -718,7 +719,7 @@ def test_too_many_failures_end_the_run_and_an_error_in_code_does_at_once(tmp_pat
     forks(always)
     with pytest.raises(SavingFailed, match=r"max_save_failures=2"):
         train(tmp_path / "a", async_save=True, save_steps=1, max_steps=9, max_save_failures=2)
-    assert os.listdir(tmp_path / "a") == ["metrics.jsonl"]
+    assert sorted(os.listdir(tmp_path / "a")) == ["metrics.jsonl", "training_report.html"]
 
     def mistake():
         def fail(*args, **kwargs):
@@ -760,6 +761,7 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path, forks, caplog, 
     assert [step for step, _, _ in heard.saves] == [2] and sorted(os.listdir(tmp_path / "a")) == [
         "checkpoint-2",
         "metrics.jsonl",
+        "training_report.html",
     ]
     assert "No checkpoint was written at step 4: 1 of the model's tensors hold NaN or infinity" in caplog.text
     with pytest.raises(NonFiniteError, match=r"step 4.*linear\.weight"):
@@ -769,7 +771,7 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path, forks, caplog, 
             cls=cls,
             **(options | {"max_steps": 4, "nonfinite": "raise"}),
         )
-    assert sorted(os.listdir(tmp_path / "b")) == ["checkpoint-2", "metrics.jsonl"]
+    assert sorted(os.listdir(tmp_path / "b")) == ["checkpoint-2", "metrics.jsonl", "training_report.html"]
 
 
 def test_a_writer_that_was_killed_is_named_and_the_save_is_made_all_the_same(tmp_path, forks, caplog):
@@ -1004,7 +1006,7 @@ def test_a_writer_that_does_not_end_is_ended_and_that_is_said(tmp_path, forks, m
     assert "was asked to delete" in caplog.text and ".checkpoint-3.deleted-" in caplog.text
     assert problems(tmp_path / "checkpoint-6") == [] and len(hidden(tmp_path)) == 1
     make_run(tmp_path, save_steps=3, max_steps=6).train(resume_from_checkpoint=True)
-    assert sorted(os.listdir(tmp_path)) == ["checkpoint-6", "metrics.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-6", "metrics.jsonl", "training_report.html"]
 
 
 def test_a_save_that_takes_long_is_waited_for_and_that_is_said(tmp_path, forks, monkeypatch, caplog):

@@ -327,7 +327,7 @@ def test_where_directories_cannot_be_renamed_each_checkpoint_has_its_copy(tmp_pa
 
     monkeypatch.setattr(os, "rename", fails)
     run = train(tmp_path, save_total_limit=2, **SAVING)
-    assert sorted(os.listdir(tmp_path)) == ["checkpoint-2", "checkpoint-3", "metrics.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-2", "checkpoint-3", "metrics.jsonl", "training_report.html"]
     assert all(problems(tmp_path / f"checkpoint-{step}") == [] for step in (2, 3))
     assert os.stat(tmp_path / "checkpoint-3" / FROZEN).st_nlink == 1
     assert_loads(tmp_path / "checkpoint-3", run.model)

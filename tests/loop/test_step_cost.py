@@ -23,6 +23,14 @@ MOST_PYTHON_CALLS_PER_MICRO_BATCH, MOST_C_CALLS_PER_MICRO_BATCH = 5, 7  # for ea
 toy, probes, contenders, memory = (benchmark_module(name) for name in ("toy", "probes", "contenders", "memory"))
 
 
+@pytest.fixture(autouse=True)
+def no_page_is_due(monkeypatch):
+    """One is written at a log line every ten seconds, which a slow machine may reach (unit/report/test_live.py)."""
+    from trainwright.report import live
+
+    monkeypatch.setattr(live, "INTERVAL_S", 1e9)
+
+
 def calls_per_step(run, micro_batches=1):
     """(Python calls, C calls) of one step, from `NUM_STEPS` steps in the middle of a run."""
     counter = probes.CallCounter()

@@ -126,7 +126,13 @@ def test_a_whole_run_on_a_plain_module_imports_nothing_optional():
 
 
 def test_nothing_but_the_seq2seq_trainer_and_the_tasks_import_the_trainer():
-    allowed = {"trainwright.seq2seq", "trainwright", "trainwright.cli", "trainwright.compat.dropin"}
+    allowed = {
+        "trainwright.seq2seq",
+        "trainwright",
+        "trainwright.cli",
+        "trainwright.compat.dropin",
+        "trainwright.plan_script",
+    }
     importing = {dotted(path) for path in FILES if "trainwright.trainer" in all_imports(path)}
     importing = {name for name in importing if not name.startswith("trainwright.tasks.")}  # a client, as users are
     assert "trainwright.seq2seq" in importing

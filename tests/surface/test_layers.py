@@ -15,8 +15,8 @@ ORDER = """
     safe_write gradients shards overflow seeding nested loss interop linear_loss micro_batch_weights splitting
     optim args data parallel interrupt nonfinite checkpoint techniques oom_retry preflight evaluation profiling
     state callbacks tracking report hub search
-    hooks run checks trainer seq2seq
-    compat tasks dropin cli __main__
+    hooks run checks plan_report trainer seq2seq
+    compat tasks plan_script dropin cli __main__
 """.split()  # noqa: SIM905
 
 # `Trainer(...)` and `train(...)` accept older names of their arguments, which are translated where they enter.

@@ -2,22 +2,26 @@
 
 A tracker's `Reader` is in `readers/NAME.py`. A scenario (`scenarios.py`) runs in a fork of this process, which has
 torch, transformers and trainwright imported and no tracker: packages keep the first directory, run or connection they
-see until the process ends. What was stored is read in another fork, when that process is gone.
+see until the process ends. What was stored is read in another fork, when that process is gone. What a tracker imports
+besides itself (pandas, pydantic ...) is imported here after its first program, for those that follow.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib
 import os
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 import pytest
 
@@ -58,6 +62,8 @@ class Reader:
     sends_within_s: ClassVar[float] = 0.0  # what a process that crashes has not sent by then is lost
     calls_per_step: ClassVar[int] = 0  # between two log lines
     constructor: ClassVar[dict[str, Any]] = {}  # arguments of the callback, which is given to the Trainer then
+    # Packages of trackers that remember nothing from when they are imported: not anew in each program.
+    imported_once: ClassVar[tuple[str, ...]] = ()
 
     def environment(self, folder: Path) -> dict[str, str]:
         """Variables that keep it offline, writing below `folder`, which is the working directory."""
@@ -111,11 +117,39 @@ def program(
     `environ`: further variables. `code`: its exit code; other than 0, nothing is returned.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    variables = {"HOME": str(folder / "home"), **reader.environment(folder), **(environ or {})}
-    (ended,) = forked.start([variables], lambda _: _as_program(action, folder, variables), folder, limit_s=LIMIT_S)
+    own = reader.environment(folder)
+    variables = {"HOME": str(folder / "home"), **own, **(environ or {})}
+    in_process = lambda _: (_as_program(action, folder, variables), list(sys.modules))  # noqa: E731
+    (ended,) = forked.start([variables], in_process, folder, limit_s=LIMIT_S)
     assert ended.code == code, f"{reader.name}: exit code {ended.code}\n{ended.output}\n{ended.error}"
     assert "Traceback" not in ended.output or code, ended.output
-    return ended.result
+    if ended.result is None:
+        return None
+    returned, modules = ended.result
+    if GROUP is not None:  # else other tests run in this process, too
+        _import_for_others(reader, modules, own)
+    return returned
+
+
+def _import_for_others(reader: Reader, names: list[str], variables: dict[str, str]) -> None:
+    """Import what a program of `reader` has imported, but for the tracker itself: half of the time of most programs."""
+    not_here = {"trainwright", "readers", "azureml", *TRACKERS} - {*reader.imported_once}
+    register = lambda *given, **named: _AT_EXIT.append((given, named))  # noqa: E731
+    with (
+        warnings.catch_warnings(),
+        mock.patch.dict(os.environ, variables),
+        mock.patch.object(atexit, "register", register),
+    ):
+        warnings.simplefilter("ignore")
+        for name in names:
+            if name not in _TRIED and name.partition(".")[0] not in not_here:
+                with contextlib.suppress(Exception):  # a module that is made, not imported
+                    importlib.import_module(name)
+    _TRIED.update(names)
+
+
+_TRIED: set[str] = set()  # names of modules that were imported here, or should be
+_AT_EXIT: list[tuple[Any, Any]] = []  # what these want called when a program ends
 
 
 def _as_program(action: Callable[[], Any], folder: Path, variables: dict[str, str]) -> Any:
@@ -126,7 +160,8 @@ def _as_program(action: Callable[[], Any], folder: Path, variables: dict[str, st
     os.chdir(folder)
     sys.argv = [str(folder / "train.py")]  # of the user
     atexit._clear()  # what is left of the parent
-    threading._threading_atexits.clear()
+    for given, named in _AT_EXIT:
+        atexit.register(*given, **named)
     try:
         return action()
     except BaseException as error:
@@ -137,12 +172,20 @@ def _as_program(action: Callable[[], Any], folder: Path, variables: dict[str, st
         raise
     finally:
         sys.stdout.flush()
-        for thread in threading.enumerate():  # as Python does
-            if thread is not threading.current_thread() and not thread.daemon:
-                thread.join(60)
-        for hook in reversed(threading._threading_atexits):  # before the others; Comet's is one
-            hook()
-        atexit._run_exitfuncs()
+        _end_as_python_does()
+
+
+def _end_as_python_does() -> None:
+    """Tell thread pools (and Comet) to end, wait for the threads that are not daemons, then what is to be called."""
+    for hook in reversed(threading._threading_atexits):
+        hook()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(60)
+            if thread.is_alive():
+                print(f"{thread} would keep this program from ending.")
+                raise SystemExit(97)
+    atexit._run_exitfuncs()
 
 
 def stored(reader: Reader, folder: Path) -> list[StoredRun]:

@@ -5,6 +5,7 @@ The battery checks it, and writes it with TRAINWRIGHT_WRITE_ODD_VALUES=1.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import math
@@ -54,18 +55,22 @@ def kept(reader: Reader, run: StoredRun) -> dict[str, dict[str, str]]:
 
 def check(reader: Reader, run: StoredRun) -> None:
     """Compare with the file, or write it."""
-    everything: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     now = {"release": release(reader), "offline": offline(reader), **kept(reader, run)}
-    if WRITES:
+    with FILE.open("r+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another worker writes what it found of another tracker
+        everything: dict[str, Any] = json.load(file)
+        if not WRITES:
+            assert everything.get(reader.name) == now, "TRAINWRIGHT_WRITE_ODD_VALUES=1 writes it; then `make docs`"
+            return
         text = json.dumps(everything | {reader.name: now}, indent=1, sort_keys=True, ensure_ascii=False)
-        FILE.write_text(text + "\n", encoding="utf-8")
-    else:
-        assert everything.get(reader.name) == now, "TRAINWRIGHT_WRITE_ODD_VALUES=1 writes it; then `make docs`"
+        file.seek(0)
+        file.truncate()
+        file.write(text + "\n")
 
 
 def is_of_this_release(reader: Reader) -> bool:
     """Whether the file tells of the installed release."""
-    everything = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+    everything = json.loads(FILE.read_text(encoding="utf-8"))
     return bool(everything.get(reader.name, {}).get("release") == release(reader))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from battery import Reader
+from battery import Reader, StoredRun, program, stored
 from of_runs import benchmark_module
 from trainwright import Trainer, TrainerCallback, TrainingArguments
 from trainwright.tracking.base import tracker_class
@@ -137,6 +137,15 @@ def resumed(reader: Reader) -> History:
     made = trainer(reader, "resumed")
     made.train(resume_from_checkpoint=True)
     return made.state.log_history
+
+
+def failed_and_resumed(reader: Reader, folder: Path) -> tuple[StoredRun, list[tuple[int, float]]]:
+    """Two programs in `folder`, the second resumes: the one run that is stored, and the (step, loss) it should have."""
+    fails = At(3, fail(RuntimeError("out of luck")))
+    program(reader, folder, lambda: trainer(reader, "resumed", (fails,)).train(), code=1)
+    history = program(reader, folder, lambda: resumed(reader))
+    (run,) = stored(reader, folder)
+    return run, [(line["step"], line["loss"]) for line in history if "loss" in line]
 
 
 def search(reader: Reader) -> list[float]:

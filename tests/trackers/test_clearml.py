@@ -39,7 +39,8 @@ def in_one_process():
     os.environ.update(CLEARML_PROJECT="Mine", CLEARML_TASK="My task", CLEARML_LOG_MODEL="false")
     trainer("named", save_strategy="steps", save_steps=2).train()
     os.environ["CLEARML_LOG_MODEL"] = "true"
-    odd = trainer("odd", save_strategy="steps", save_steps=2)
+    best = {"eval_strategy": "steps", "metric_for_best_model": "loss"}
+    odd = trainer("odd", save_strategy="steps", save_steps=2, **best)
     odd.train()
     odd.log({"not_a_number": float("nan"), "infinite": float("inf"), "huge": 2**70, "yes": True})
     odd.callback_handler.callbacks[1].close()
@@ -93,11 +94,11 @@ def test_project_and_task_have_their_names_from_variables(told):
     assert (named["project_name"], named["name"]) == ("Mine", "My task")
 
 
-def test_checkpoints_are_uploaded_where_a_variable_asks_for_it_and_properties_name_the_last(told):
+def test_checkpoints_are_uploaded_where_a_variable_asks_for_it_and_properties_name_the_last_and_the_best(told):
     assert told.found["named"].task["execution"]["artifacts"] == []
     odd = told.found["odd"]
     assert [artifact["key"] for artifact in odd.task["execution"]["artifacts"]] == ["checkpoint-2"]
-    assert odd.properties["checkpoint_last"] == "checkpoint-2"
+    assert odd.properties["checkpoint_last"] == odd.properties["checkpoint_best"] == "checkpoint-2"
 
 
 def test_nan_and_infinity_are_on_the_console_and_not_zero_on_a_curve(told):

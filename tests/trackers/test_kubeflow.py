@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from battery import program, reader_of
+from battery import needs, program, reader_of
 from readers.kubeflow import metrics_of, received
 from scenarios import At, fail, trainer
 from trainwright.state import TrainerState
@@ -17,6 +17,7 @@ pytestmark = pytest.mark.xdist_group(NAME)
 
 @pytest.fixture
 def reader():
+    needs(NAME)
     return reader_of(NAME)
 
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
+
 import pytest
 
 from battery import needs, program, reader_of, stored
@@ -124,6 +130,59 @@ def test_the_token_is_never_part_of_an_error(mode, value, reader, tmp_path):
         return str(error.value)
 
     assert "not-a-real-token" not in program(reader, tmp_path, action)
+
+
+class Refuses(BaseHTTPRequestHandler):
+    """A server that knows nobody."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        self.send_error(401)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_the_token_of_the_variable_says_which_server_is_asked_and_is_no_part_of_its_error(reader, tmp_path):
+    server = HTTPServer(("127.0.0.1", 0), Refuses)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    token = base64.b64encode(
+        json.dumps({"api_address": address, "api_url": address, "key": "x" * 40}).encode()
+    ).decode()
+    reader.constructor = {"mode": "async"}
+
+    def action():
+        with pytest.raises(RuntimeError, match="'neptune' could not start") as error:
+            trainer(reader).train()
+        return str(error.value)
+
+    said = program(reader, tmp_path, action, {"NEPTUNE_API_TOKEN": token, "NEPTUNE_PROJECT": "team/mine"})
+    server.shutdown()
+    assert Refuses.asked and token not in said
+
+
+def test_the_project_is_that_of_the_variable_unless_an_argument_names_one(reader, tmp_path):
+    def action():
+        from neptune.internal.backends.neptune_backend_mock import NeptuneBackendMock
+        from neptune.metadata_containers import metadata_container
+
+        asked = []
+
+        class Backend(NeptuneBackendMock):
+            def get_project(self, project_id):
+                asked.append(str(project_id))
+                return super().get_project(project_id)
+
+        metadata_container.get_backend = lambda **_: Backend()
+        for arguments in ({}, {"project": "team/other"}):
+            reader.constructor = {"mode": "async", **arguments}
+            trainer(reader, max_steps=2, save_strategy="no").train()
+        return asked
+
+    assert program(reader, tmp_path, action, {"NEPTUNE_PROJECT": "team/mine"}) == ["team/mine", "team/other"]
 
 
 def test_the_variable_names_the_run_of_the_first_training(reader, tmp_path):

@@ -25,10 +25,12 @@ from trainwright.evaluation.metrics import write_metrics
 from trainwright.hub.model_card import write_model_card
 from trainwright.hub.push import add_patterns_to_gitignore
 from trainwright.profiling.trace import StepProfiler
+from trainwright.report.compare import ComparedRun, write_comparison
 from trainwright.report.curve import plot_history
 from trainwright.report.html import write_report
 from trainwright.report.images import write_images
 from trainwright.report.metrics_file import MetricsFile
+from trainwright.report.run_history import RunHistory
 from trainwright.report.search_page import write_search_page
 from trainwright.report.trials import TrialRecord, write_csv
 from trainwright.state import TrainerState
@@ -103,6 +105,7 @@ def write_lengths(out):
 
 TRACES = ["profile/steps-1-1-rank-0.json", "profile/steps-1-1-rank-0.txt"]
 
+LOGGED = RunHistory(LOG, {}, [], {}, [], None)
 # Writer -> (module that writes, function of the directory, files, what a named pipe in the place of one becomes: an
 # error, a warning where the file is not worth a failed run, or nothing where it only saves time).
 WRITERS = {
@@ -111,6 +114,14 @@ WRITERS = {
         "report/search_page.py",
         lambda out: write_search_page(out, TRIALS, ["minimize"]),
         ["search_report.html"],
+        "error",
+    ),
+    "comparison": (
+        "report/compare.py",
+        lambda out: write_comparison(
+            out / "comparison.html", [ComparedRun("a", RunHistory(LOG, {}, [], {}, [], None))]
+        ),
+        ["comparison.html"],
         "error",
     ),
     "trials": ("report/trials.py", lambda out: write_csv(out, TRIALS, ["minimize"]), ["search_trials.csv"], "error"),

@@ -19,13 +19,16 @@ from typing import Any
 from trainwright.compat import dropin
 
 
-def run_script(path: str, arguments: Sequence[str] = ()) -> None:
-    """Run the file `path` as `python path arguments...` does. Its exceptions, SystemExit included, propagate."""
+def run_script(path: str, arguments: Sequence[str] = (), *, needs_transformers: bool = True) -> None:
+    """Run the file `path` as `python path arguments...` does. Its exceptions, SystemExit included, propagate.
+
+    needs_transformers: else a program is run without the drop-in where there is no transformers.
+    """
     loader = SourceFileLoader("__main__", os.path.abspath(path))
     code = loader.get_code("__main__")
     assert code is not None
     sys.path[0] = os.path.dirname(os.path.realpath(path))
-    _run(code, [path, *arguments], loader.path, None, loader)
+    _run(code, [path, *arguments], loader.path, None, loader, needs_transformers)
 
 
 def module_spec(name: str) -> ModuleSpec | None:
@@ -40,16 +43,19 @@ def module_spec(name: str) -> ModuleSpec | None:
     return spec if hasattr(getattr(spec, "loader", None), "get_code") else None
 
 
-def run_module(spec: ModuleSpec, arguments: Sequence[str] = ()) -> None:
-    """Run the module of `module_spec` as `python -m` does."""
+def run_module(spec: ModuleSpec, arguments: Sequence[str] = (), *, needs_transformers: bool = True) -> None:
+    """Run the module of `module_spec` as `python -m` does; `needs_transformers` as of `run_script`."""
     loader: Any = spec.loader
     code: CodeType = loader.get_code(spec.name)
-    _run(code, [spec.origin or spec.name, *arguments], spec.origin, spec, loader)
+    _run(code, [spec.origin or spec.name, *arguments], spec.origin, spec, loader, needs_transformers)
 
 
-def _run(code: CodeType, argv: list[str], file: str | None, spec: ModuleSpec | None, loader: Any) -> None:
-    dropin.install()
-    _install_in_spawned_processes()
+def _run(
+    code: CodeType, argv: list[str], file: str | None, spec: ModuleSpec | None, loader: Any, needs_transformers: bool
+) -> None:
+    if needs_transformers or importlib.util.find_spec("transformers") is not None:
+        dropin.install()
+        _install_in_spawned_processes()
     program = ModuleType("__main__")
     vars(program).update(
         __file__=file,

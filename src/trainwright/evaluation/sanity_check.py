@@ -328,10 +328,9 @@ def _names_found(
 
     if (name, function is None) not in tried.found:
         function, preprocess = copied((function, tried.preprocess_logits))
+        rng = RngState.capture()
         try:
-            rng = RngState.capture()
             output = tried.run(name, f"eval_{prefix}".removesuffix("_"), function, preprocess)
-            rng.restore()
             found: set[str] | None = set(output.metrics or {})
         except Exception as error:
             cause = f"{type(error).__name__}: {str(error).rstrip('.')}"
@@ -342,6 +341,8 @@ def _names_found(
                 "%s If it cannot work on the whole set either, the first evaluation will stop the run.", failed
             )
             found = None
+        finally:
+            rng.restore()
         tried.found[name, function is None] = found
     return tried.found[name, function is None]
 

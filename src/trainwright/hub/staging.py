@@ -25,6 +25,7 @@ from trainwright.names import (
     MANIFEST_NAME,
     METRICS_NAME,
     OPTIMIZER_NAME,
+    REPORT_NAME,
     SCALER_NAME,
     SCHEDULER_NAME,
     TRAINER_STATE_NAME,
@@ -47,6 +48,7 @@ IGNORED = (
     "*.tmp/*",
     "tracker_runs/*",
     METRICS_NAME,
+    REPORT_NAME,
 )
 # Outside checkpoints: what a save replaces and never changes, so that a hard link preserves it. Others may be appended
 # to or rewritten while they are uploaded (event files of a tracker), so they are copied.

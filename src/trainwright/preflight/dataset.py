@@ -99,18 +99,19 @@ def texts_of(dataset: Any) -> list[str]:
     """Columns of text, as far as a data set's first sample or its features show."""
     if is_hf_dataset(dataset):
         return [name for name, kind in dataset.features.items() if getattr(kind, "dtype", "").endswith("string")]
-    sample = dataset[0] if isinstance(dataset, (list, tuple)) and dataset else None
-    return [name for name, value in sample.items() if isinstance(value, str)] if isinstance(sample, Mapping) else []
+    return [name for name, value in _first_of(dataset).items() if isinstance(value, str)]
 
 
 def label_like(dataset: Any) -> list[str]:
     """Columns that are named as labels often are, and not as this package and its models name them."""
-    if is_hf_dataset(dataset):
-        names = dataset.column_names
-    else:
-        sample = dataset[0] if isinstance(dataset, (list, tuple)) and dataset else None
-        names = list(sample) if isinstance(sample, Mapping) else []
+    names = dataset.column_names if is_hf_dataset(dataset) else list(_first_of(dataset))
     return [name for name in names if str(name).lower() in _OTHER_NAMES]
+
+
+def _first_of(dataset: Any) -> Mapping[str, Any]:
+    """The first sample of a list of dicts. Of a subclass nothing: its `__getitem__` may be counted, or random."""
+    first = dataset[0] if type(dataset) in (list, tuple) and dataset else None
+    return first if isinstance(first, Mapping) else {}
 
 
 def _row_of(values: Any, wanted: Any) -> int:
@@ -131,9 +132,9 @@ def _labels_of(dataset: Any) -> tuple[str, Any, list[str]] | None:
         holds_text = kind.dtype.endswith("string") or kind.dtype == "null"
         plain: Any = values.to_pylist() if values.null_count or holds_text else values.to_numpy()
         return column, plain, list(getattr(kind, "names", None) or [])
-    if isinstance(dataset, (list, tuple)) and dataset and isinstance(dataset[0], Mapping):
-        column = next((name for name in LABELS if name in dataset[0]), None)
-        if column is None or not (dataset[0][column] is None or isinstance(dataset[0][column], (str, int, float))):
+    if first := _first_of(dataset):
+        column = next((name for name in LABELS if name in first), None)
+        if column is None or not (first[column] is None or isinstance(first[column], (str, int, float))):
             return None
         return column, [sample.get(column) for sample in dataset[:_MOST_ROWS] if isinstance(sample, Mapping)], []
     return None

@@ -13,10 +13,9 @@ from typing import Any
 
 from trainwright.interop.optional import require
 from trainwright.report.history import Panel, label_of, panels_of, thinned
+from trainwright.report.palette import LIGHT
 from trainwright.safe_write import fresh
 
-# Distinct for colour-blind readers, too.
-COLORS = ("#2b6cb0", "#dd6b20", "#2f855a", "#b83280", "#6b46c1", "#b7791f")
 INK, FAINT = "#2d3748", "#e2e8f0"
 MAX_MARKERS = 40
 MAX_POINTS = 2000  # per curve; about one per pixel of the widest figure
@@ -55,7 +54,7 @@ def plot_history(
 
 
 def _draw(axes: Any, panel: Panel) -> None:
-    for curve, color in zip(panel.curves, COLORS * len(panel.curves)):
+    for curve, color in zip(panel.curves, LIGHT * len(panel.curves)):
         # A marker per point shows where a value was measured, as long as the markers stay apart.
         marker = "o" if len(curve.steps) <= MAX_MARKERS else None
         shown = thinned(curve, MAX_POINTS)

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 COST_SUFFIXES = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
 
 
-SPEEDS = ("samples_per_second", "tokens_per_second", "steps_per_second", "mfu")  # of `log_speed`, one panel each
+# Of `log_speed`: three measures of one thing, of which a page draws the first that was logged.
+SPEEDS = ("tokens_per_second", "samples_per_second", "steps_per_second")
 LARGEST_DRAWN = 1e300  # of a value: differences and margins of larger ones are infinite
 MOST_PHASES = 6  # curves of one panel that can still be distinguished
 
@@ -32,6 +33,14 @@ class Panel(NamedTuple):
 
     title: str
     curves: list[Curve]
+
+
+class Best(NamedTuple):
+    """The best value of the metric that a run is judged by: its name, the value, the step (updates) that has it."""
+
+    name: str
+    value: float
+    step: int
 
 
 def curves_of(log_history: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
@@ -65,15 +74,16 @@ def finite(value: Any) -> float | None:
 
 
 def panels_of(log_history: Iterable[Mapping[str, Any]]) -> list[Panel]:
-    """The panels to draw: losses, each evaluation metric, learning rate, gradient norm, speeds, time by phase.
+    """The panels to draw: losses, each evaluation metric, learning rate, gradient norm, throughput, time by phase.
 
     Training loss and the losses of all evaluation datasets share a panel. What is no finite number is left out, and so
     is a panel without values.
     """
     curves = curves_of(log_history)
+    speed = next((name for name in SPEEDS if name in curves), "")
     losses = [curve for name, curve in curves.items() if name == "loss" or is_eval_loss(name)]
     panels = [Panel("Loss", losses)] if losses else []
-    for name in (*metrics_in(curves), "learning_rate", "grad_norm", *SPEEDS):
+    for name in (*metrics_in(curves), "learning_rate", "grad_norm", speed, "mfu"):
         if name in curves:
             panels.append(Panel(label_of(name), [curves[name]]))
     phases = [curve for name, curve in curves.items() if phase_in(name, "time_") and any(curve.values)]
@@ -81,6 +91,23 @@ def panels_of(log_history: Iterable[Mapping[str, Any]]) -> list[Panel]:
         phases.sort(key=lambda curve: -sum(curve.values))
         panels.append(Panel("Seconds between two log lines", phases[:MOST_PHASES]))
     return panels
+
+
+def best_of(log_history: Iterable[Mapping[str, Any]], metric: str | None, rises: bool | None = None) -> Best | None:
+    """The best value of `metric` (`metric_for_best_model`, "eval_" may be left out), else of the validation loss.
+
+    `rises`: whether larger is better; None: unless its name ends in "loss". None where no such value was logged.
+    """
+    curves = curves_of(log_history)
+    wanted = metric or "loss"
+    # The prefix is that of an evaluation: "loss" alone is the validation loss here, as in `metric_for_best_model`.
+    name = wanted if wanted.startswith("eval_") else f"eval_{wanted}"
+    curve = curves.get(name) or (curves.get(wanted) if metric and metric != "loss" else None)
+    if curve is None:
+        return None
+    rises = not name.endswith("loss") if rises is None else rises
+    value = max(curve.values) if rises else min(curve.values)
+    return Best(curve.name, value, curve.steps[curve.values.index(value)])
 
 
 def time_of_phases(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

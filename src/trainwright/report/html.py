@@ -1,48 +1,37 @@
-"""One HTML file about a run: its key numbers, its curves, its evaluations.
+"""One HTML file about a run: what it is, its key numbers, its curves, evaluations and checkpoints.
 
-Owns: the look of that file. Leaves to others: which values belong into it (`history`) and the key numbers (the caller).
-The file needs nothing from outside: style and drawings are inside it, and there is no script.
+Owns: what that page says, and in which order. Leaves to others: which curves there are (`history`), where the values
+come from (`run_history`), the look of its pieces (`page`).
 """
 
 from __future__ import annotations
 
 import html
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from trainwright.report.history import is_eval_loss, label_of, metrics_in, panels_of, time_of_phases
-from trainwright.report.svg import panel_svg, shares_svg
+from trainwright.checkpoint.best import Listed, list_run
+from trainwright.names import REPORT_NAME
+from trainwright.report.history import (
+    Best,
+    best_of,
+    finite,
+    is_eval_loss,
+    label_of,
+    metrics_in,
+    panels_of,
+    time_of_phases,
+)
+from trainwright.report.metrics_file import LAST_LINE, is_same_run, read_run
+from trainwright.report.page import Figure, duration_text, figures_html, keys_html, number_text, page, table
+from trainwright.report.run_history import RunHistory, history_of_lines
+from trainwright.report.svg import shares_svg
 from trainwright.safe_write import write_text
 
-REPORT_NAME = "training_report.html"
 MAX_ROWS = 200  # of the table of evaluations; the last ones are shown
-
-STYLE = """
-:root { --ink: #1a202c; --soft: #64748b; --line: #e2e8f0; --paper: #ffffff; --card: #f8fafc;
-        --c0: #2b6cb0; --c1: #dd6b20; --c2: #2f855a; --c3: #b83280; --c4: #6b46c1; --c5: #b7791f; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e2e8f0; --soft: #94a3b8; --line: #334155; --paper: #0f172a; --card: #1e293b;
-          --c0: #63b3ed; --c1: #f6ad55; --c2: #68d391; --c3: #f687b3; --c4: #b794f4; --c5: #f6e05e; } }
-body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 68rem; background: var(--paper); color: var(--ink);
-       font: 15px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
-h1 { font-size: 1.6rem; margin: 0 0 1.2rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .8rem; }
-.numbers { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .7rem; margin: 0; }
-.numbers div, figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-                       padding: .7rem .9rem; }
-.numbers dt { color: var(--soft); font-size: .8rem; }
-.numbers dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(28rem, 100%), 1fr)); gap: .9rem; }
-figure { margin: 0; } figcaption { font-weight: 600; } svg { display: block; width: 100%; height: auto; }
-.key { font-weight: 400; font-size: .85rem; color: var(--soft); margin-left: .9rem; }
-.key::before { content: ""; display: inline-block; width: .9rem; height: 3px; margin-right: .35rem;
-               vertical-align: middle; background: var(--c); }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-.none { color: var(--soft); }
-"""
 
 
 def write_report(
@@ -50,58 +39,156 @@ def write_report(
 ) -> Path:
     """Write `training_report.html` into `output_dir` and return its path.
 
-    summary: key numbers by name, in the order to show them; `"title"` is the heading of the page.
+    summary: key numbers by name, in the order to show them; `"title"` is the heading of the page. What the run is, and
+    its warnings, come from `metrics.jsonl` there, if that is of the same run.
     """
-    title = str(summary.get("title", "Training report"))
-    text = page(
-        title,
-        {name: value for name, value in summary.items() if name != "title"},
-        f"{_time(log_history)}"
-        f"<h2>Curves</h2>\n{_figures(log_history)}\n"
-        f"<h2>Evaluations</h2>\n{_evaluations(log_history)}\n",
-    )
+    try:
+        found = read_run(output_dir)
+    except (ValueError, OSError):
+        found = None
+    is_known = found is not None and is_same_run(found.lines, log_history)
+    about, warnings = (found.about, found.warnings) if found is not None and is_known else ({}, [])
+    history = RunHistory(log_history, {}, [], about, warnings, best_of(log_history, about.get("metric")))
+    return _write(output_dir, _page(history, _checkpoints_in(output_dir), summary=summary))
+
+
+def write_run_report(
+    run_dir: str | os.PathLike[str], history: RunHistory | None = None, *, is_running: bool = False
+) -> Path:
+    """Write the page about the run in `run_dir`; returns its path. Without a `history`, that of `metrics.jsonl`."""
+    return _write(run_dir, run_page(run_dir, history, is_running=is_running))
+
+
+def run_page(
+    run_dir: str | os.PathLike[str],
+    history: RunHistory | None = None,
+    *,
+    is_running: bool = False,
+    is_watched: bool = False,
+) -> str:
+    """The page about the run in `run_dir`, as text."""
+    if history is None:
+        history = history_of_lines(read_run(run_dir))
+    name = os.path.basename(os.path.abspath(run_dir))
+    checkpoints = _checkpoints_in(run_dir)
+    return _page(history, checkpoints, fallback_name=name, is_running=is_running, is_watched=is_watched)
+
+
+def _write(output_dir: str | os.PathLike[str], text: str) -> Path:
     path = Path(output_dir) / REPORT_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return path
 
 
-def page(title: str, numbers: Mapping[str, Any], body: str) -> str:
-    """A page with its key `numbers` by name, in the order to show them; `body` is HTML."""
-    shown = "".join(
-        f"<div><dt>{html.escape(str(name))}</dt><dd>{html.escape(number_text(value))}</dd></div>"
-        for name, value in numbers.items()
+def _checkpoints_in(run_dir: str | os.PathLike[str]) -> list[Listed]:
+    try:
+        return list_run(run_dir)
+    except (OSError, ValueError):  # one is being deleted, or the directory cannot be read
+        return []
+
+
+def _page(
+    history: RunHistory,
+    checkpoints: Sequence[Listed],
+    *,
+    summary: Mapping[str, Any] | None = None,
+    fallback_name: str = "Training report",
+    is_running: bool = False,
+    is_watched: bool = False,
+) -> str:
+    lines, about, best = history.lines, history.about, history.best
+    panels = panels_of(lines)
+    steps = [step for panel in panels for curve in panel.curves for step in curve.steps]
+    figures = [Figure.of(panel, best) for panel in panels]
+    title, numbers = str(about.get("name") or fallback_name), key_numbers(history)
+    if summary is not None:
+        title = str(summary.get("title", title))
+        numbers = {**{name: value for name, value in summary.items() if name != "title"}, **_facts(about)}
+    body = (
+        f"{_warnings(history.warnings)}{_time(lines)}"
+        f"<h2>Curves</h2>\n{figures_html(figures, min(steps, default=0), max(steps, default=0))}\n"
+        f"<h2>Evaluations</h2>\n{_evaluations(lines, best)}\n{_checkpoints(checkpoints)}{_settings(about)}"
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n"
-        f'<dl class="numbers">{shown}</dl>\n{body}</body>\n</html>\n'
-    )
+    return page(title, numbers, body, about=_status(history, is_running), figures=figures, is_watched=is_watched)
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """An HTML table; None is an empty cell."""
-    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in header)
-    body = ""
-    for row in rows:
-        cells = ("" if value is None else number_text(value) for value in row)
-        body += "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>\n"
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
+def key_numbers(history: RunHistory) -> dict[str, Any]:
+    """The key numbers of a run by name, in the order to show them."""
+    numbers = dict(history.summary)
+    if history.best is not None:
+        best = history.best
+        numbers[_best_label(best)] = f"{number_text(best.value)} at step {best.step:,}"
+    if seconds := duration_s(history):
+        numbers["duration"] = duration_text(seconds)
+    ends = [line for line in history.lines if LAST_LINE in line]
+    if ends and (speed := finite(ends[-1].get("train_samples_per_second"))):
+        numbers["throughput"] = f"{number_text(speed)} samples/s"
+    return {**numbers, **_facts(history.about)}
 
 
-def number_text(value: Any) -> str:
-    """
-    >>> number_text(12800), number_text(0.123456789), number_text(2e-05), number_text(True), number_text("bf16")
-    ('12,800', '0.1235', '2e-05', 'yes', 'bf16')
-    """
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.1f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
-    return str(value)
+def _best_label(best: Best) -> str:
+    label = label_of(best.name)
+    return f"best {label.lower() if label[1:].islower() else label}"  # not of an abbreviation, such as F1
+
+
+def _facts(about: Mapping[str, Any]) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    if about.get("device"):
+        num = about.get("num_processes", 1)
+        facts["device"] = f"{num} x {about['device']}" if isinstance(num, int) and num > 1 else about["device"]
+    if about.get("model"):
+        facts["model"] = about["model"]
+    total, trained = about.get("num_parameters"), about.get("num_trainable_parameters")
+    if isinstance(total, int):
+        is_part = isinstance(trained, int) and trained != total
+        facts["parameters"] = f"{total:,}, of which {trained:,} are trained" if is_part else total
+    if "seed" in about:
+        facts["seed"] = str(about["seed"])
+    return facts
+
+
+def duration_s(history: RunHistory) -> float | None:
+    """Seconds of the run so far: `train_runtime`, or from its start to its last line, pauses included."""
+    for line in reversed(history.lines):
+        if (seconds := finite(line.get(LAST_LINE))) is not None:
+            return seconds
+    times = [number for line in history.lines if (number := finite(line.get("time"))) is not None]
+    start = finite(history.about.get("started"))
+    start = start if start is not None else min(times, default=None)
+    return None if start is None or not times else max(times[-1] - start, 0.0) or None
+
+
+def _status(history: RunHistory, is_running: bool) -> str:
+    lines = history.lines
+    times = [number for line in lines if (number := finite(line.get("time"))) is not None]
+    parts = []
+    if (start := finite(history.about.get("started"))) is not None:
+        parts.append(f"started {_date(start)}")
+    if is_running:
+        parts.append("running")
+    elif any(LAST_LINE in line and line.get("step") == lines[-1].get("step") for line in lines):
+        parts.append("finished")
+    elif lines:
+        parts.append("has not reached its end")
+    if times:
+        parts.append(f"last log line {_date(times[-1])}")
+    return ", ".join(parts)
+
+
+def _date(seconds: float) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):
+        return "at an unknown time"
+
+
+def _warnings(texts: Sequence[str]) -> str:
+    if not texts:
+        return ""
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
+    count = f"{len(texts)} warning{'s' if len(texts) > 1 else ''}"
+    return f'<details class="warnings" open><summary>{count} of this run</summary><ul>{items}</ul></details>\n'
 
 
 def _time(log_history: Sequence[Mapping[str, Any]]) -> str:
@@ -110,34 +197,12 @@ def _time(log_history: Sequence[Mapping[str, Any]]) -> str:
     if not seconds:
         return ""
     total = sum(seconds.values())
-    keys = "".join(
-        f'<span class="key" style="--c: var(--c{index % 6})">{html.escape(part)} {value / total:.1%} '
-        f"({number_text(value)} s)</span>"
-        for index, (part, value) in enumerate(seconds.items())
-    )
+    keys = keys_html(f"{part} {value / total:.1%} ({number_text(value)} s)" for part, value in seconds.items())
     bar = shares_svg(seconds, "Where the time went")
-    return f"<h2>Where the time went</h2>\n<figure>{bar}<figcaption>{keys}</figcaption></figure>\n"
+    return f"<h2>Where the time went</h2>\n<figure>{bar}{keys}</figure>\n"
 
 
-def _figures(log_history: Sequence[Mapping[str, Any]]) -> str:
-    panels = panels_of(log_history)
-    steps = [step for panel in panels for curve in panel.curves for step in curve.steps]
-    figures = []
-    for panel in panels:
-        keys = ""
-        if len(panel.curves) > 1:
-            keys = "".join(
-                f'<span class="key" style="--c: var(--c{index % 6})">{html.escape(label_of(curve.name))}</span>'
-                for index, curve in enumerate(panel.curves)
-            )
-        caption = f"<figcaption>{html.escape(panel.title)}{keys}</figcaption>"
-        figures.append(f"<figure>{caption}{panel_svg(panel, min(steps), max(steps))}</figure>")
-    if not figures:
-        return '<p class="none">Nothing was logged.</p>'
-    return f'<div class="figures">{"".join(figures)}</div>'
-
-
-def _evaluations(log_history: Sequence[Mapping[str, Any]]) -> str:
+def _evaluations(log_history: Sequence[Mapping[str, Any]], best: Best | None) -> str:
     """One row per step that was evaluated; several datasets of a step share its row."""
     rows: dict[Any, dict[str, Any]] = {}
     names: dict[str, None] = {}  # an ordered set
@@ -149,8 +214,29 @@ def _evaluations(log_history: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return '<p class="none">No evaluation was run.</p>'
     header = ("Step", "Epoch", *map(label_of, names))
-    shown_rows = [
-        (step, *(row.get(name) for name in ("epoch", *names))) for step, row in list(rows.items())[-MAX_ROWS:]
-    ]
+    last = list(rows.items())[-MAX_ROWS:]
+    shown_rows = [(step, *(row.get(name) for name in ("epoch", *names))) for step, row in last]
     note = f'<p class="none">The last {MAX_ROWS} of {len(rows)}.</p>' if len(rows) > MAX_ROWS else ""
-    return f"{note}{table(header, shown_rows)}"
+    marked = next((i for i, (step, _) in enumerate(last) if best and best.name in names and step == best.step), None)
+    if marked is not None and best is not None:
+        note = f'<p class="none">Marked: the {html.escape(_best_label(best))}.</p>{note}'
+    return f"{note}{table(header, shown_rows, best=marked)}"
+
+
+def _checkpoints(found: Sequence[Listed]) -> str:
+    if not found:
+        return ""
+    rows = [(one.name, f"{one.num_bytes / 2**20:,.1f} MiB", " ".join(one.marks)) for one in found]
+    best = next((index for index, one in enumerate(found) if "best" in one.marks), None)
+    return f"<h2>Checkpoints</h2>\n{table(('Name', 'Size', ''), rows, best=best)}\n"
+
+
+def _settings(about: Mapping[str, Any]) -> str:
+    """What differs from the defaults, and versions."""
+    text = ""
+    for name, heading in (("settings", "Settings that differ from their defaults"), ("versions", "Versions")):
+        values = about.get(name)
+        if isinstance(values, Mapping) and values:
+            rows = [(key, str(value)) for key, value in values.items()]
+            text += f"<h2>{heading}</h2>\n{table(('Name', 'Value'), rows, kind='words')}\n"
+    return text

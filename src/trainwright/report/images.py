@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.interop.optional import is_installed
-from trainwright.report.curve import COLORS, plot_history
+from trainwright.report.curve import plot_history
 from trainwright.report.history import Panel, is_eval_loss, label_of, metrics_in, panels_of
+from trainwright.report.palette import LIGHT, color_of
 from trainwright.report.svg import HEIGHT, LEFT, WIDTH, panel_svg
 from trainwright.safe_write import write_text
 
@@ -25,7 +26,7 @@ MOST_PANELS = 4  # of an overview
 CHARACTER = 7.2  # width, about, of a letter of the key
 LONGEST_NAME = 80  # characters of a file's name, before its ending
 
-_LIGHT = {"ink": "#1a202c", "soft": "#64748b", "line": "#e2e8f0"} | {f"c{i}": color for i, color in enumerate(COLORS)}
+_LIGHT = {"ink": "#1a202c", "soft": "#64748b", "line": "#e2e8f0"} | {f"c{i}": color for i, color in enumerate(LIGHT)}
 _VARIABLE = re.compile(r"var\(--(\w+)\)")
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
@@ -92,7 +93,7 @@ def _head(panel: Panel, x: float, y: float) -> str:
         at = x + LEFT
         for index, curve in enumerate(panel.curves):
             label = label_of(curve.name)
-            color = f"var(--c{index % len(COLORS)})"
+            color = color_of(index)
             parts.append(f'<rect x="{at:.0f}" y="{y + 32}" width="14" height="3" fill="{color}"/>')
             parts.append(_words(at + 19, y + 37, label, 12, "soft"))
             at += 33 + CHARACTER * len(label)

@@ -4,10 +4,12 @@ Owns: the file: what a line is called in it, what a resumed run cuts off, readin
 (`Trainer.log`), drawing it (`history`).
 
 A line holds `step`, `epoch`, `time` (seconds since 1970), the values, and `run_id`, the first digits of the record that
-the checkpoints of the run have; NaN and infinity are the texts "NaN", "Infinity" and "-Infinity", which JSON can hold
-and `float` reads. It costs one write to an open file and no fsync: what was logged outlives the process, not a power
-failure. The file is appended to, by one run after the other; a run that is resumed cuts what it will log again. It
-never ends a run: what cannot be written is one warning.
+the checkpoints of the run have. The first line of each attempt also says in `about_run` what the run is (`run_facts`),
+and `run_warnings` of a line are the warnings since the one before: no line is there that the history lacks. NaN and
+infinity are the texts "NaN", "Infinity" and "-Infinity", which JSON can hold and `float` reads. It costs one write to
+an open file and no fsync: what was logged outlives the process, not a power failure. The file is appended to, by one
+run after the other; a run that is resumed cuts what it will log again. It never ends a run: what cannot be written is
+one warning.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from trainwright.checkpoint.json_files import MOST_STEPS
 from trainwright.checkpoint.paths import MAX_JSON_BYTES, Damaged, inside
 from trainwright.log_values import plain_value
 from trainwright.names import METRICS_NAME
+from trainwright.redact import without_passwords
 from trainwright.safe_write import check_place, earlier_bytes, write_bytes
 
 logger = logging.getLogger(__name__)
@@ -31,19 +34,57 @@ logger = logging.getLogger(__name__)
 Path = str | os.PathLike[str]
 
 ID_DIGITS = 8
-_LAST_LINE = "train_runtime"  # is in the last line that `train()` logs
-_OURS = ("time", "run_id")  # which the history does not have
+LAST_LINE = "train_runtime"  # is in the last line that `train()` logs
+ABOUT, WARNINGS = "about_run", "run_warnings"
+_OURS = ("time", "run_id", ABOUT, WARNINGS)  # which the history does not have
 # No link is followed, and a named pipe that was put there is not waited for.
 _CAREFULLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 _encode = json.JSONEncoder(allow_nan=False, default=plain_value).encode
 
 
+class Watcher(Protocol):
+    """What follows the file of a run: the page that shows it."""
+
+    def added(self) -> None:
+        """A line was added."""
+
+    def closed(self) -> None:
+        """The run is over, or a line came after its end."""
+
+
+class SeenWarnings(logging.NullHandler):
+    """Collects the warnings of this package's loggers while it is attached. It shows none, as its base class says, so
+    that they are still written where no other handler shows them.
+    """
+
+    MOST, LONGEST = 50, 1000  # texts, and characters of one
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.new: list[str] = []  # since they were last written
+        self._seen: set[str] = set()
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        try:
+            text = without_passwords(record.getMessage())[: self.LONGEST]
+        except Exception:  # a broken record is the business of those who show it
+            return False
+        if text not in self._seen and len(self._seen) < self.MOST:
+            self._seen.add(text)
+            self.new.append(text)
+        return True
+
+
 class MetricsFile:
     """The lines of one run, on its first process. Opened at the first line; after `close` each line opens it anew."""
 
-    def __init__(self, directory: Path, run_id: str) -> None:
+    def __init__(
+        self, directory: Path, run_id: str, watcher: Watcher | None = None, warnings: SeenWarnings | None = None
+    ) -> None:
         """`run_id`: of the record of the run; a resumed run continues the lines with that of its checkpoint."""
+        self.about: Mapping[str, Any] = {}  # facts of the run, for the next line
+        self._watcher, self._warnings = watcher, warnings
         self.path = os.path.join(os.fspath(directory), METRICS_NAME)
         self.num_writes = 0
         self._run_id = run_id[:ID_DIGITS]
@@ -54,13 +95,19 @@ class MetricsFile:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Append `line`, an element of the history."""
+        texts = list(self._warnings.new) if self._warnings is not None else []
+        more = {name: value for name, value in ((ABOUT, self.about), (WARNINGS, texts)) if value and name not in line}
         try:
-            self._write(self._encoded({**line, "time": line.get("time", round(time.time(), 3))}))
-            self._has_lines = True
+            self._write(self._encoded({**line, "time": line.get("time", round(time.time(), 3)), **more}))
+            self._has_lines, self.about = True, {}
+            if self._warnings is not None:
+                del self._warnings.new[: len(texts)]
         except OSError as error:
             self._warn(error)
         if self._is_closed:
             self.close()
+        elif self._watcher is not None:
+            self._watcher.added()
 
     def begin(self, history: Sequence[Mapping[str, Any]], step: int, *, is_resumed: bool) -> None:
         """An attempt begins after `step` updates, with the `history` that its checkpoint has; empty: anew.
@@ -72,7 +119,7 @@ class MetricsFile:
         """
         if not (is_resumed or self._has_lines):
             return
-        self.close()
+        self._close_file()
         try:
             before = _read(self.path) if os.path.lexists(self.path) else b""
             after = self._cut(before, history, step)
@@ -86,6 +133,11 @@ class MetricsFile:
     def close(self) -> None:
         """The run is over, however it ended."""
         self._is_closed = True
+        self._close_file()
+        if self._watcher is not None and self._has_lines:
+            self._watcher.closed()
+
+    def _close_file(self) -> None:
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
             try:
@@ -140,7 +192,7 @@ class MetricsFile:
                 others.append(text)
         here = [item for item in mine if item[0]["step"] == step]
         num_known = sum(line.get("step") == step for line in history)
-        end = next((i for i in range(num_known, len(here)) if _LAST_LINE in here[i][0]), len(here))
+        end = next((i for i in range(num_known, len(here)) if LAST_LINE in here[i][0]), len(here))
         left = [item for item in mine if item[0]["step"] < step] + here[:num_known] + here[end:]
         known = {_key(line) for line, _ in left}
         missing = [(dict(line), self._encoded(line)) for line in history if _key(line) not in known]
@@ -161,16 +213,39 @@ class MetricsFile:
             )
 
 
+class RunLines(NamedTuple):
+    """The log lines of a run, what it is (`run_facts`; the last attempt counts), its warnings in their order."""
+
+    lines: list[dict[str, Any]]
+    about: dict[str, Any]
+    warnings: list[str]
+
+
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """The lines of the run that logged last into `directory`, in the order of the file, as the history has them, with
     `time` and `run_id`. Empty without a file. What is no line of ours, or torn, is left out. Raises ValueError where
     the file is a link, no plain file, or larger than any run writes.
     """
+    return read_run(directory).lines
+
+
+def read_run(directory: Path) -> RunLines:
+    """`read_metrics`, with what the lines say of the run itself. Errors as there."""
     path = os.path.join(os.fspath(directory), METRICS_NAME)
     if not os.path.lexists(path):
-        return []
-    lines = [line for text in _read(path).splitlines() if (line := _parsed(text)) is not None]
-    return [line for line in lines if line.get("run_id") == lines[-1].get("run_id")]
+        return RunLines([], {}, [])
+    every = [line for text in _read(path).splitlines() if (line := _parsed(text)) is not None]
+    lines = [line for line in every if line.get("run_id") == every[-1].get("run_id")]
+    about: dict[str, Any] = {}
+    warnings: dict[str, None] = {}  # an ordered set
+    for line in lines:
+        facts, texts = line.pop(ABOUT, None), line.pop(WARNINGS, None)
+        if isinstance(facts, dict):
+            # A resumed run began when its first attempt did.
+            about = {**facts, **{name: about[name] for name in ("started",) if name in about}}
+        if isinstance(texts, list):
+            warnings.update(dict.fromkeys(map(str, texts)))
+    return RunLines(lines, about, list(warnings))
 
 
 def is_same_run(lines: Iterable[Mapping[str, Any]], history: Iterable[Mapping[str, Any]]) -> bool:

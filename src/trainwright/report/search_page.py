@@ -1,6 +1,6 @@
 """One HTML file about a hyper-parameter search: its trials, the best value so far, each hyper-parameter's effect.
 
-Owns: the look of that file. Leaves to others: the trials (`trials`), style and scales (`html`, `svg`).
+Owns: the look of that file. Leaves to others: the trials (`trials`), style and scales (`page`, `svg`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainwright.report.history import Curve, Panel, finite
-from trainwright.report.html import page, table
+from trainwright.report.page import page, table
 from trainwright.report.svg import panel_svg, scatter_svg
 from trainwright.report.trials import TrialRecord, best_first, objective_names, rows_of
 from trainwright.safe_write import write_text
@@ -80,4 +80,4 @@ def _effect(objective: str, name: str, points: Sequence[Point]) -> str:
     if smallest == largest:
         return ""
     is_log = smallest > 0 and largest / smallest >= LOG_RATIO
-    return scatter_svg(drawn, f"{objective} over {name}", is_log=is_log)
+    return scatter_svg(drawn, f"{objective} over {name}", name, is_log=is_log)

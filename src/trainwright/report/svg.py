@@ -1,7 +1,7 @@
 """One panel of curves or dots as an SVG drawing inside an HTML page.
 
-Owns: scales, ticks, lines and dots. Leaves to others: captions, colours (CSS variables --c0 to --c5, --ink, --soft,
---line).
+Owns: scales, ticks, lines and dots. Leaves to others: captions, which colour a number has (`palette`; --ink, --soft and
+--line are CSS variables of the page).
 """
 
 from __future__ import annotations
@@ -10,30 +10,34 @@ import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from trainwright.report.history import Panel, label_of, thinned
+from trainwright.report.history import Best, Panel, label_of, thinned
+from trainwright.report.palette import color_of
 
 WIDTH, HEIGHT = 560, 260  # in units of the drawing; the page scales it
-LEFT, RIGHT, TOP, BOTTOM = 58, 26, 10, 30  # room for the numbers of the axes
+LEFT, RIGHT, TOP, BOTTOM = 58, 26, 14, 46  # room for the numbers of the axes, and the name of the horizontal one
 BAR_HEIGHT = 34
 MAX_POINTS = 800  # per curve; more than one per unit of width cannot be seen
 MAX_DOTS = 40  # points that still get a dot, which shows its value under the pointer
 
 
-def panel_svg(panel: Panel, first: int, last: int, horizontal: str = "step") -> str:
-    """An `<svg>` element with the curves of `panel` from `first` to `last`, which count what `horizontal` names."""
+def panel_svg(panel: Panel, first: int, last: int, horizontal: str = "step", best: Best | None = None) -> str:
+    """An `<svg>` element with the curves of `panel` from `first` to `last`, which count what `horizontal` names.
+
+    `best` is marked by a ring where one of the curves has it.
+    """
     all_values = [value for curve in panel.curves for value in curve.values]
     if first == last:
         first, last = first - 1, last + 1
-    y_of, parts = _frame(f"{panel.title} over {horizontal}s", all_values)
+    y_of, parts = _frame(f"{panel.title} over {horizontal}s", all_values, horizontal)
 
     def x_of(step: float) -> float:
         return LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT)
 
     for step in ticks(first, last, 6):
         if step == int(step):
-            parts.append(_text(x_of(step), HEIGHT - 8, f"{int(step):,}", "middle"))
+            parts.append(_text(x_of(step), HEIGHT - BOTTOM + 18, f"{int(step):,}", "middle"))
     for index, curve in enumerate(panel.curves):
-        color = f"var(--c{index % 6})"
+        color = color_of(index)
         points = [(x_of(step), y_of(value)) for step, value in zip(*thinned(curve, MAX_POINTS)[1:])]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(
@@ -43,28 +47,36 @@ def panel_svg(panel: Panel, first: int, last: int, horizontal: str = "step") -> 
             name = label_of(curve.name)
             for (x, y), step, value in zip(points, curve.steps, curve.values):
                 parts.append(_dot(x, y, color, f"{name} {value:.6g} at {horizontal} {step:,}"))
+        if best is not None and best.name == curve.name:
+            place = f'cx="{x_of(best.step):.1f}" cy="{y_of(best.value):.1f}"'
+            parts.append(
+                f'<circle class="best" {place} r="6" fill="none" stroke="{color}" stroke-width="2">'
+                f"<title>best: {best.value:.6g} at {horizontal} {best.step:,}</title></circle>"
+            )
     return "".join(parts) + "</svg>"
 
 
-def scatter_svg(points: Sequence[tuple[float, float, str]], title: str, *, is_log: bool = False) -> str:
+def scatter_svg(
+    points: Sequence[tuple[float, float, str]], title: str, horizontal: str, *, is_log: bool = False
+) -> str:
     """An `<svg>` element with one dot per (horizontal value, vertical value, text that the pointer shows).
 
     The horizontal values are not all the same; with `is_log` they are positive, and their axis is logarithmic.
     """
     scale = math.log10 if is_log else float
     low, high = _widened(min(scale(x) for x, *_ in points), max(scale(x) for x, *_ in points))
-    y_of, parts = _frame(title, [y for _, y, _ in points])
+    y_of, parts = _frame(title, [y for _, y, _ in points], horizontal)
 
     def x_of(value: float) -> float:
         return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     for value in ticks(low, high, 4):
-        parts.append(_text(x_of(value), HEIGHT - 8, f"{10**value if is_log else value:.3g}", "middle"))
+        parts.append(_text(x_of(value), HEIGHT - BOTTOM + 18, f"{10**value if is_log else value:.3g}", "middle"))
     parts += [_dot(x_of(scale(x)), y_of(y), "var(--c0)", text) for x, y, text in points]
     return "".join(parts) + "</svg>"
 
 
-def _frame(title: str, values: Sequence[float]) -> tuple[Callable[[float], float], list[str]]:
+def _frame(title: str, values: Sequence[float], horizontal: str) -> tuple[Callable[[float], float], list[str]]:
     """The beginning of a drawing with a vertical axis for `values`: where a value is, and its pieces so far."""
     low, high = _widened(min(values), max(values))
 
@@ -72,6 +84,7 @@ def _frame(title: str, values: Sequence[float]) -> tuple[Callable[[float], float
         return TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">']
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, html.escape(horizontal), "middle"))
     for value in ticks(low, high, 5):
         y = y_of(value)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
@@ -91,7 +104,7 @@ def shares_svg(shares: Mapping[str, float], title: str) -> str:
         width = value / total * WIDTH
         tip = f"<title>{html.escape(name)} {value / total:.1%}</title>"
         place = f'x="{x:.2f}" y="0" width="{width:.2f}" height="{BAR_HEIGHT}"'
-        parts.append(f'<rect {place} fill="var(--c{index % 6})" opacity="{1 if index < 6 else 0.5}">{tip}</rect>')
+        parts.append(f'<rect {place} fill="{color_of(index)}">{tip}</rect>')
         x += width
     return "".join(parts) + "</svg>"
 

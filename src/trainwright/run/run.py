@@ -28,6 +28,7 @@ from trainwright.data import collator_rng
 from trainwright.data.data_position import DataPosition
 from trainwright.evaluation.metrics import speed_metrics
 from trainwright.interrupt import Interrupt
+from trainwright.log_output import LIBRARY
 from trainwright.micro_batch_weights import NO_ITEMS, LossKind, MicroBatchWeights, Weight
 from trainwright.names import SaveStrategy
 from trainwright.nonfinite.guard import NonFiniteGuard
@@ -35,7 +36,7 @@ from trainwright.oom_retry import FoundBatchSize, OomSplitting
 from trainwright.optim import lomo
 from trainwright.parallel.strategy import Strategy
 from trainwright.plan import TrainingPlan
-from trainwright.report.metrics_file import MetricsFile
+from trainwright.report.metrics_file import MetricsFile, SeenWarnings
 from trainwright.run import loop_state
 from trainwright.run.loop_state import Batching, LoopState
 from trainwright.state import TrainerState
@@ -173,8 +174,7 @@ class Run:
         self.saves.begin_run(checkpoint, output_dir, list(self.jobs))
         self._opened.callback(self.saves.close)
         if self.args.process_index == 0 and self.saves.run is not None:
-            self.metrics_file = MetricsFile(output_dir, self.saves.run["id"])
-            self._opened.callback(self.metrics_file.close)
+            self._open_metrics_file(output_dir, self.saves.run["id"])
         self.interrupt = Interrupt.for_run(self.args, is_distributed)
         self._opened.enter_context(self.interrupt)
         self._opened.callback(self.close_guard)
@@ -184,6 +184,22 @@ class Run:
             from trainwright.parallel.lost_ranks import LostRanks
 
             self._opened.enter_context(LostRanks(self.args.ddp_timeout, self.saves.hand_over))
+
+    def _open_metrics_file(self, output_dir: str, run_id: str) -> None:
+        from trainwright.report.live import LiveReport
+
+        warnings, library = SeenWarnings(), logging.getLogger(LIBRARY)
+        self.metrics_file = MetricsFile(output_dir, run_id, LiveReport(output_dir), warnings)
+        self._opened.callback(self.metrics_file.close)
+        library.addHandler(warnings)
+        self._opened.callback(library.removeHandler, warnings)
+
+    def record_facts(self, model: nn.Module) -> None:
+        """The next line of `metrics.jsonl` says what this run is."""
+        if self.metrics_file is not None and self.plan is not None:
+            from trainwright.report.run_facts import facts_of_run
+
+            self.metrics_file.about = facts_of_run(self.args, model, self.output_dir, self.plan.max_steps)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

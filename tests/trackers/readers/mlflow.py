@@ -19,6 +19,7 @@ EXPERIMENT = "Tests"
 class Reader(battery.Reader):
     name = "mlflow"
     distribution = "mlflow"
+    imported_once = ("mlflow",)
     sends_within_s = 1.0
 
     def environment(self, folder: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ class Reader(battery.Reader):
     distribution = "swanlab"
     lacks = {
         "artifacts": "no variable of the integration asks for files",
-        "resume": "the package writes when a run ends: what an offline process has that crashes is lost",
+        "resume": "the package writes in blocks: most of what an offline process has that crashes is lost",
     }
 
     def environment(self, folder: Path) -> dict[str, str]:

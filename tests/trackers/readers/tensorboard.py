@@ -11,6 +11,7 @@ import battery
 class Reader(battery.Reader):
     name = "tensorboard"
     distribution = "tensorboard"
+    imported_once = ("tensorboard",)
     lacks = {"status": "event files have none", "artifacts": "event files hold none"}
 
     def environment(self, folder: Path) -> dict[str, str]:

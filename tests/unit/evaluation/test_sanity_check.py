@@ -21,6 +21,7 @@ def arguments(**changes):
         "save_strategy": SaveStrategy.STEPS,
         "lr_scheduler_type": SchedulerType.LINEAR,
         "prediction_loss_only": False,
+        "preflight": True,
     }
     return types.SimpleNamespace(**{**values, **changes})
 

@@ -258,10 +258,11 @@ def test_files_that_are_appended_to_during_a_push_arrive_as_they_were(hub, outpu
     assert hub.files()["events.log"] == b"first line\n"
 
 
-def test_the_log_lines_of_the_run_stay_here(hub, output_dir):
-    (output_dir / "metrics.jsonl").write_text("{}\n")
+def test_the_log_lines_and_the_report_of_the_run_stay_here(hub, output_dir):
+    for name in ("metrics.jsonl", "training_report.html"):
+        (output_dir / name).write_text("{}\n")
     start(output_dir, 1, "every_save").finish()
-    assert "metrics.jsonl" not in hub.files()
+    assert not {"metrics.jsonl", "training_report.html"} & set(hub.files())
 
 
 def test_a_stage_left_by_a_killed_process_is_removed_and_never_pushed(hub, output_dir):

@@ -190,18 +190,10 @@ class Diverges(torch.nn.Module):
         return {"loss": loss}
 
 
-class Ends(TrainerCallback):
-    def __init__(self):
-        self.ended = []
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.ended.append(args.learning_rate)
-
-
 @pytest.mark.parametrize("kind", ["NaN", "memory"])
 def test_a_trial_that_fails_by_itself_does_not_end_the_search(searching, caplog, kind):
-    ends, states = Ends(), []
-    parts = {"model_init": lambda: Diverges(trainer, kind) if made else torch.nn.Linear(1, 1), "callbacks": [ends]}
+    states = []
+    parts = {"model_init": lambda: Diverges(trainer, kind) if made else torch.nn.Linear(1, 1)}
     made = []
     trainer = searching(trainer=parts)
     made.append(True)
@@ -209,7 +201,6 @@ def test_a_trial_that_fails_by_itself_does_not_end_the_search(searching, caplog,
         rates, n_trials=3, callbacks=[lambda study, trial: states.append(trial.state.name)]
     )
     assert states == ["COMPLETE", "FAIL", "COMPLETE"] and best.run_id in ("0", "2")
-    assert ends.ended == RATES  # so that trackers close the failed trial's run too
     assert "TRIAL 1 FAILED and has no result; the search continues." in caplog.text
     assert {"NaN": "NonFiniteError: NaN or infinity", "memory": "OutOfMemoryError: CUDA"}[kind] in caplog.text
 

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import threading
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,7 +31,6 @@ from trainwright.tracking.base import (
     tracked_training,
     without_secrets,
 )
-from trainwright.tracking.mlflow import MLflowCallback
 
 ARGS = SimpleNamespace(output_dir="out", run_name="out", to_dict=lambda: {"seed": 1, "hub_token": "hf_secret"})
 
@@ -435,25 +434,6 @@ def test_a_token_reaches_no_tracker_under_either_of_its_names(name, sanitized):
     plain = SimpleNamespace(to_dict=lambda: {"seed": 1, name: "hf_secret"})  # as another library's arguments give it
     for given in (args, plain):
         assert "hf_secret" not in str(run_config(given, TrainerState(), None, sanitized))
-
-
-def test_mlflow_gets_nested_settings_flat_only_where_asked_for(monkeypatch):
-    """Without the package: what it would be given is held here also where the tests of real trackers are skipped."""
-    validation = SimpleNamespace(MAX_PARAM_VAL_LENGTH=500, MAX_PARAMS_TAGS_PER_BATCH=2)
-    for name in ("mlflow", "mlflow.utils"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, "mlflow.utils.validation", validation)
-    values = {"a": {"b": {"c": 1}, "d": 2}, "empty": {}, "seed": 3, "known": 4}
-
-    def logged(flatten):
-        monkeypatch.setenv("MLFLOW_FLATTEN_PARAMS", flatten)
-        params, callback = {}, MLflowCallback.__new__(MLflowCallback)
-        callback._ml_flow = SimpleNamespace(log_params=params.update)
-        callback._log_params(values, already={"known": "4"})
-        return params
-
-    assert logged("1") == {"a.b.c": 1, "a.d": 2, "empty": {}, "seed": 3}
-    assert logged("0") == {"a": {"b": {"c": 1}, "d": 2}, "empty": {}, "seed": 3}
 
 
 def test_the_run_name_is_the_trial_or_what_the_user_chose():
