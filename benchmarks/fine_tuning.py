@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -212,8 +212,10 @@ def arguments(work: Work, output_dir: str, **more: Any) -> dict[str, Any]:
     return values | more
 
 
-def finished(trainer: Any, meter: Meter) -> dict[str, float]:
-    """Train, and what it cost; the last evaluation loss shows that the same was learned."""
+def trained(cls: Any, callback: Any, work: Work, meter: Meter, data: Sequence[Any], **given: Any) -> dict[str, float]:
+    """Train with a Trainer `cls`, and what it cost; the last evaluation loss shows that the same was learned."""
+    callbacks = [marking(callback, work, meter)]
+    trainer = cls(train_dataset=data[0], eval_dataset=data[1], callbacks=callbacks, **given)
     trainer.train()
     found = meter.stop(trainer.state.global_step)
     losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
@@ -225,18 +227,11 @@ def with_trainer(package: str, collate: Any = pad, **more: Any) -> Any:
 
     def run(work: Work, train: list[Any], valid: list[Any], output_dir: str, meter: Meter) -> dict[str, float]:
         library = importlib.import_module(package)
-        table = tables(train, valid)
-        model = model_of(work)
+        cls, args_cls, callback = library.Trainer, library.TrainingArguments, library.TrainerCallback
+        data, model = tables(train, valid), model_of(work)
         meter.start()
-        trainer = library.Trainer(
-            model=model,
-            args=library.TrainingArguments(**arguments(work, output_dir, **more)),
-            train_dataset=table[0],
-            eval_dataset=table[1],
-            data_collator=collate,
-            callbacks=[marking(library.TrainerCallback, work, meter)],
-        )
-        return finished(trainer, meter)
+        args = args_cls(**arguments(work, output_dir, **more))
+        return trained(cls, callback, work, meter, data, model=model, args=args, data_collator=collate)
 
     return run
 
@@ -251,23 +246,15 @@ def with_trl(**more: Any) -> Any:
     """TRL's SFTTrainer; its loss is computed in chunks by default."""
 
     def run(work: Work, train: list[Any], valid: list[Any], output_dir: str, meter: Meter) -> dict[str, float]:
-        import transformers
+        from transformers import TrainerCallback
         from trl import SFTConfig, SFTTrainer
 
-        table = [None if rows is None else rows.map(_for_trl).select_columns(["input_ids", "completion_mask"])
-                 for rows in tables(train, valid)]  # fmt: skip
-        model = model_of(work)
-        processing_class = tokenizer()
+        data = [rows and rows.map(_for_trl).select_columns(["input_ids", "completion_mask"])
+                for rows in tables(train, valid)]  # fmt: skip
+        model, tokens = model_of(work), tokenizer()
         meter.start()
-        trainer = SFTTrainer(
-            model=model,
-            args=SFTConfig(**arguments(work, output_dir, max_length=work.longest, **more)),
-            train_dataset=table[0],
-            eval_dataset=table[1],
-            processing_class=processing_class,
-            callbacks=[marking(transformers.TrainerCallback, work, meter)],
-        )
-        return finished(trainer, meter)
+        args = SFTConfig(**arguments(work, output_dir, max_length=work.longest, **more))
+        return trained(SFTTrainer, TrainerCallback, work, meter, data, model=model, args=args, processing_class=tokens)
 
     return run
 
@@ -421,20 +408,13 @@ def forward_without_head(work: Work, rows: list[Any], output_dir: str, meter: Me
 def perplexity_with(package: str) -> Any:
     def run(work: Work, rows: list[Any], output_dir: str, meter: Meter) -> dict[str, float]:
         library = importlib.import_module(package)
+        cls, args_cls, metrics = library.Trainer, library.TrainingArguments, None
         table, model = tables(rows, [])[0], model_of(work)
-        metrics: Any = None
         if package == "trainwright":
-            metrics = [library.metrics.Perplexity()] if hasattr(library, "metrics") else None
-            metrics = metrics or [importlib.import_module("trainwright.metrics").Perplexity()]
+            metrics = [importlib.import_module("trainwright.metrics").Perplexity()]
         meter.start()
-        values = arguments(work, output_dir, eval_strategy="no", save_strategy="no")
-        trainer = library.Trainer(
-            model=model,
-            args=library.TrainingArguments(**values),
-            eval_dataset=table,
-            data_collator=pad,
-            compute_metrics=metrics,
-        )
+        args = args_cls(**arguments(work, output_dir, eval_strategy="no", save_strategy="no"))
+        trainer = cls(model=model, args=args, eval_dataset=table, data_collator=pad, compute_metrics=metrics)
         found = trainer.evaluate()
         return meter.stop() | {"perplexity": found.get("eval_perplexity", math.exp(found["eval_loss"]))}
 
@@ -478,6 +458,7 @@ def measure(work_name: str, name: str, package: str, quick: bool) -> dict[str, f
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [*path, os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": "1",
+        "MALLOC_TRIM_THRESHOLD_": "1000000",  # bytes: the peak is what is in use, not what glibc holds on to
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",

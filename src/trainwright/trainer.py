@@ -691,6 +691,8 @@ class Trainer:
         """Hook: forward and backward of one micro-batch. Returns its share of the update's loss, (), on the device."""
         if not self.model.training:  # an evaluation or a callback left it so; a wrapper would not know
             self._set_training_mode(model, True)
+        if self._linear_loss is not None:
+            self._linear_loss.count_labels(inputs)
         inputs = self._prepare_inputs(inputs)
         split: Callable[[], Context] = self.compute_loss_context_manager
         run, hooks = self._run, self._hooks
@@ -1805,6 +1807,7 @@ class Trainer:
             compute_loss=self.compute_loss,
             loss_context=self.compute_loss_context_manager,
             remember=None if self.args.past_index < 0 else self._remember_past_without_loss,
+            look_at=None if linear_loss is None else linear_loss.look_at_evaluated,
             shortcuts=shortcuts,
         )
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tiny_language_models import CLASSES, LENGTH, model_of, samples
 from trainwright import Trainer, TrainerCallback, TrainingArguments
-from trainwright.linear_loss import function
+from trainwright.linear_loss import function, heads
 from trainwright.linear_loss.deferred import DeferredLogits
 from trainwright.linear_loss.heads import heads_of, why_not_called
 
@@ -82,6 +82,12 @@ def tied():
     return model_of("Qwen2ForCausalLM")
 
 
+def with_frozen_head():
+    model = model_of("LlamaForCausalLM")
+    model.lm_head.requires_grad_(False)
+    return model
+
+
 TOGETHER = {
     "plain": {},
     "tied": {"model": tied},
@@ -98,6 +104,7 @@ TOGETHER = {
         "model": tied, "optimizer_in_backward": True, "max_grad_norm": 0.0,
     },
     "anomalies looked for": {"nonfinite": "skip"},
+    "frozen head": {"model": with_frozen_head},
 }  # fmt: skip
 
 
@@ -221,8 +228,7 @@ def test_the_products_of_the_head_are_those_of_labelled_tokens(tmp_path):
 
 
 def test_of_a_frozen_head_no_gradient_is_computed(tmp_path):
-    model = model_of("LlamaForCausalLM")
-    model.lm_head.requires_grad_(False)
+    model = with_frozen_head()
     trainer, batch = checked(trainer_for(tmp_path, model)), batch_of()
     labelled = int((batch["labels"][:, 1:] != -100).sum())
     assert flops_of_heads(trainer, batch) == 2 * 2 * labelled * model.config.hidden_size * CLASSES
@@ -232,7 +238,8 @@ def test_of_a_frozen_head_no_gradient_is_computed(tmp_path):
 def test_an_evaluation_without_metrics_computes_no_logits_and_the_same_loss(tmp_path):
     ours, theirs = (trainer_for(tmp_path, setting=asked) for asked in (True, False))
     first = ours.evaluate()["eval_loss"]
-    assert ours._linear_loss.is_checked
+    with torch.no_grad():
+        assert ours._linear_loss.is_checked
     with Largest() as largest:
         again = ours.evaluate()["eval_loss"]
     assert max(largest.rows) <= 8
@@ -335,8 +342,6 @@ def test_a_plain_module_that_names_its_head_is_used(tmp_path, tie):
 
 
 def test_a_model_that_is_left_alone_draws_the_random_numbers_that_it_would_have_drawn(tmp_path, monkeypatch):
-    from trainwright.linear_loss import heads
-
     monkeypatch.setattr(heads, "FEWEST_CLASSES", 1)
     ours = trainer_for(tmp_path, Dropping(is_odd=True), setting="auto")
     result = result_of(ours)
@@ -359,6 +364,16 @@ def test_a_wrong_loss_is_found_on_the_first_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(function, "_product_into", lambda room, terms, bias: room.fill_(0.5))
     with pytest.raises(ValueError, match="differs from that of the logits"):
         trainer_for(tmp_path).train()
+
+
+def test_gradients_are_compared_in_the_first_step_after_an_evaluation(tmp_path, monkeypatch):
+    trainer = trainer_for(tmp_path)
+    monkeypatch.setattr(
+        function, "_add_gradients", lambda gradients, *others: [one.fill_(0.5) for one in gradients[1:]]
+    )
+    trainer.evaluate()
+    with pytest.raises(ValueError, match="the gradient of hidden states 0 differs from that of the logits"):
+        trainer.train()
 
 
 def test_a_narrow_head_is_left_alone_without_a_word(tmp_path, caplog):
@@ -398,15 +413,67 @@ def test_a_model_whose_blocks_are_compiled_is_used(tmp_path):
     assert_same(*both(tmp_path, use_regional_compilation=True, torch_compile_backend="eager"))
 
 
-def test_a_label_that_is_no_class_is_named_with_its_row(tmp_path):
-    data = samples(2)
+def with_a_wrong_label(num=2):
+    data = samples(num)
     data[0]["labels"] = data[0]["labels"].clone()
     data[0]["labels"][7] = CLASSES
-    given = {"trainer": {"train_dataset": data}, "train_sampling_strategy": "sequential"}
-    with pytest.raises(
-        ValueError, match=rf"labels\[0, 7\] of micro-batch 0 is {CLASSES}.*has {CLASSES}, 0 to {CLASSES - 1}"
-    ):
+    return data
+
+
+NAMED = rf"is {CLASSES}, which is no class: the output layer of LlamaForCausalLM has {CLASSES}, 0 to {CLASSES - 1}"
+
+
+def test_a_label_that_is_no_class_is_named_with_its_row(tmp_path):
+    given = {"trainer": {"train_dataset": with_a_wrong_label()}, "train_sampling_strategy": "sequential"}
+    with pytest.raises(ValueError, match=rf"labels\[0, 7\] of micro-batch 0 {NAMED}"):
         trainer_for(tmp_path, **given).train()
+
+
+@pytest.mark.parametrize("metrics", [None, lambda prediction: {}], ids=["loss only", "with metrics"])
+def test_a_label_that_is_no_class_is_named_with_its_row_in_an_evaluation(tmp_path, metrics):
+    trainer = trainer_for(tmp_path, trainer={"compute_metrics": metrics})
+    trainer.evaluate()
+    for evaluate in (trainer.evaluate, trainer.predict):
+        with pytest.raises(ValueError, match=rf"labels\[0, 7\] of a batch to evaluate {NAMED}"):
+            evaluate(with_a_wrong_label())
+
+
+def test_on_a_device_only_labelled_rows_go_through_the_head_and_the_training_is_the_same(tmp_path, monkeypatch):
+    """Their number is counted before the batch is moved, so that the host does not wait for it."""
+    for module in (function, heads):
+        monkeypatch.setattr(module, "is_on_host", lambda tensor: False)
+    monkeypatch.setattr(function, "FEWEST_ROWS_ON_DEVICE", 8)
+    assert_same(*both(tmp_path, gradient_accumulation_steps=2))
+    trainer, batch = checked(trainer_for(tmp_path)), batch_of()
+    labelled = int((batch["labels"] != -100).sum())
+    width = trainer.model.config.hidden_size
+    assert flops_of_heads(trainer, batch) == 3 * 2 * (labelled + 1) * width * CLASSES
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(
+        trainer_for(tmp_path, setting=False, model=trainer.model).evaluate()["eval_loss"], rel=1e-5
+    )
+
+
+class LabelsTwice(nn.Module):
+    """A plain module whose loss has each label of its batch twice."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = nn.Embedding(CLASSES, 16), nn.Linear(16, CLASSES)
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def forward(self, input_ids, labels=None, attention_mask=None):
+        hidden = self.embedding(input_ids)
+        logits = self.head(torch.cat([hidden, hidden.flip(0)]))
+        return {"loss": nn.functional.cross_entropy(logits.view(-1, CLASSES), labels.repeat(2, 1).view(-1))}
+
+
+def test_a_loss_of_more_labels_than_its_batch_has_computes_all_rows_of_a_device(tmp_path, monkeypatch):
+    for module in (function, heads):
+        monkeypatch.setattr(module, "is_on_host", lambda tensor: False)
+    assert_same(*both(tmp_path, LabelsTwice))
 
 
 def test_the_model_has_its_own_head_before_and_after_each_call(tmp_path):

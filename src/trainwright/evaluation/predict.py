@@ -44,6 +44,7 @@ class Predictor:
         compute_loss: Callable[..., Any],
         loss_context: Callable[[], AbstractContextManager[Any]],
         remember: Callable[[Any], None] | None = None,
+        look_at: Callable[[Any], None] | None = None,
         shortcuts: Shortcuts,
     ) -> None:
         self._model = model
@@ -54,9 +55,11 @@ class Predictor:
         self._prepare, self._prepares = prepare, not shortcuts.prepare_inputs
         self._compute_loss, self._loss_context = compute_loss, loss_context
         self._is_plain = shortcuts.compute_loss  # whether the loss is what the model itself returns
-        self._remember = remember
+        self._remember, self._look_at = remember, look_at
 
     def __call__(self, inputs: Any) -> tuple[torch.Tensor | None, Any, Any]:
+        if self._look_at is not None:
+            self._look_at(inputs)
         labels = None
         if self._label_name is not None:  # as nearly always
             labels = inputs.get(self._label_name)

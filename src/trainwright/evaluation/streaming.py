@@ -136,6 +136,7 @@ class StreamingMetrics:
                 for metric in metrics:
                     metric._count(part, targets[start : start + len(part)])
                 start += len(part)
+                del part  # before the next
         return None
 
     def compute(self) -> dict[str, Any]:

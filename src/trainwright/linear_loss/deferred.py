@@ -19,12 +19,25 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from trainwright.linear_loss.function import Pointwise, Term, chunk_rows, cross_entropy_of, product, product_dtype
+from trainwright.linear_loss.function import (
+    Pointwise,
+    Term,
+    chunk_rows,
+    cross_entropy_of,
+    is_on_host,
+    product,
+    product_dtype,
+)
 from trainwright.names import IGNORE_INDEX
 
 
 class Watcher:
-    """What is done with deferred logits. A subclass acts on it."""
+    """What is done with deferred logits. A subclass acts on it.
+
+    most_labels: see `cross_entropy_of`; of the batch of which they are the logits.
+    """
+
+    most_labels: int | None = None
 
     def needs_logits(self, operation: str) -> None:
         """`operation`, of torch, needs the logits themselves."""
@@ -102,7 +115,8 @@ class DeferredLogits(torch.Tensor):
         if mask is not None:
             terms = [Term(hidden[mask.flatten()], weight) for hidden, weight in terms]
         rows = len(terms[0].hidden)
-        size = chunk_rows(rows, terms[0].weight.shape[0])
+        # Half as many as of a loss, which works in place: a metric makes at least one more tensor as large.
+        size = -(-chunk_rows(rows, terms[0].weight.shape[0], is_on_host(terms[0].hidden)) // 2)
         for start in range(0, rows, size):
             yield self._changed_product([Term(hidden[start : start + size], weight) for hidden, weight in terms])
 
@@ -301,7 +315,8 @@ def _cross_entropy(
         "label_smoothing": label_smoothing,
     }
     logits.watcher.before_loss(logits, targets, **settings)
-    loss = cross_entropy_of(logits.terms, targets, logits.bias, **settings)
+    most_labels = logits.watcher.most_labels
+    loss = cross_entropy_of(logits.terms, targets, logits.bias, most_labels=most_labels, **settings)
     return loss if torch.is_autocast_enabled(loss.device.type) else loss.to(dtype)
 
 

@@ -10,6 +10,7 @@ torch's `linear_cross_entropy`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,9 @@ Pointwise = Callable[[torch.Tensor], torch.Tensor]  # logits -> logits, each fro
 # benchmarks/linear_loss.py.
 CHUNK_BYTES = 32 * 2**20
 FEWEST_ROWS = 128  # below, the products of a CPU take twice as long
+# Calculated from data sheets, not measured: with 360 rows, adding up the gradient of the weight takes as long as the
+# products do.
+FEWEST_ROWS_ON_DEVICE = 1024
 
 TWICE = (
     "The backward pass of linear_cross_entropy ran {how}, and its gradients are made once, in the forward pass, and "
@@ -75,24 +79,40 @@ def cross_entropy_of(
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    most_labels: int | None = None,
 ) -> torch.Tensor:
     """As `linear_cross_entropy`, of the sum of `terms`, each with hidden states (rows, width), changed by `pointwise`.
 
-    dtype: of the products; None: that of autocast, else of the hidden states.
+    dtype: of the products; None: that of autocast, else of the hidden states. most_labels: how many rows have a label
+    at most, for a device whose host is not to wait for their number: as many rows go through the head, all of them
+    where it is None. With more labels than that the loss is NaN.
     """
     labelled = targets != ignore_index  # (rows,)
-    if targets.is_cpu:  # elsewhere the host would wait for their number, and ignored rows go through the head
+    num_labels, num_chosen = labelled.sum(), len(targets)
+    if is_on_host(targets):
         rows = labelled.nonzero().squeeze(-1)
-        if len(rows) < len(targets):
-            targets = targets.index_select(0, rows)
-            terms = [Term(hidden.index_select(0, rows), weight) for hidden, weight in terms]
+    elif most_labels is not None and most_labels < num_chosen:
+        rows = labelled.logical_not().to(torch.uint8).argsort(stable=True)[:most_labels]  # labelled ones first
+    else:
+        rows = None
+    if rows is not None and len(rows) < num_chosen:
+        num_chosen = len(rows)
+        targets = targets.index_select(0, rows)
+        terms = [Term(hidden.index_select(0, rows), weight) for hidden, weight in terms]
     if dtype is None:
         dtype = product_dtype(terms[0].hidden)
     # Within a function of autograd, gradients are off, and what inputs ask for is not what they will be asked for.
     settings = _Settings(tuple(pointwise), dtype, ignore_index, label_smoothing, torch.is_grad_enabled())
     pairs = [tensor for term in terms for tensor in term]
     total: torch.Tensor = _SumOfLosses.apply(targets, settings, bias, *pairs)  # type: ignore[no-untyped-call]
-    return total if reduction == "sum" else total / labelled.sum()
+    if not is_on_host(targets) and rows is not None:
+        total = total.where(num_labels <= num_chosen, math.nan)
+    return total if reduction == "sum" else total / num_labels
+
+
+def is_on_host(tensor: torch.Tensor) -> bool:
+    """Whether the host reads `tensor` without waiting for a device."""
+    return tensor.is_cpu
 
 
 def product_dtype(hidden: torch.Tensor) -> torch.dtype:
@@ -113,9 +133,9 @@ def product(terms: Sequence[Term], bias: torch.Tensor | None, dtype: torch.dtype
     return logits
 
 
-def chunk_rows(num_rows: int, num_classes: int) -> int:
+def chunk_rows(num_rows: int, num_classes: int, on_host: bool = True) -> int:
     """How many rows go through a head of `num_classes` at once: chunks of one size, as `CHUNK_BYTES` allows."""
-    most = max(FEWEST_ROWS, CHUNK_BYTES // (4 * num_classes))
+    most = max(FEWEST_ROWS if on_host else FEWEST_ROWS_ON_DEVICE, CHUNK_BYTES // (4 * num_classes))
     num_chunks = max(1, -(-num_rows // most))
     return max(1, -(-num_rows // num_chunks))
 
@@ -150,7 +170,7 @@ class _SumOfLosses(torch.autograd.Function):
             for index, (one, needed) in enumerate(zip(inputs, needs, strict=True))
         ]
         total = torch.zeros((), dtype=exact, device=targets.device)
-        size = chunk_rows(len(targets), num_classes)
+        size = chunk_rows(len(targets), num_classes, is_on_host(targets))
         # One for all chunks: the system clears memory that is new, which takes as long as exp().
         room = torch.empty(min(size, len(targets)), num_classes, dtype=dtype, device=targets.device)
         with torch.autocast(targets.device.type, enabled=False):
@@ -229,7 +249,7 @@ def _of_chunk(
         grad -= spread
     right = torch.full_like(classes, settings.label_smoothing - 1.0, dtype=grad.dtype)
     grad.scatter_add_(1, classes, right)
-    if not targets.is_cpu:
+    if not is_on_host(targets):  # rows without a label are among them
         grad *= is_labelled[:, None]
     if settings.pointwise:
         (grad,) = torch.autograd.grad(logits, raw, grad.to(logits.dtype))

@@ -7,7 +7,7 @@ others: what is done with deferred logits (`deferred`), what is called (Trainer)
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 from trainwright.interop.models import base_model_of
 from trainwright.linear_loss.check import difference_from_logits
 from trainwright.linear_loss.deferred import DeferredLogits, Watcher
-from trainwright.linear_loss.function import Term
+from trainwright.linear_loss.function import Term, is_on_host
 from trainwright.loss import SHIFTED_LABELS
 from trainwright.names import IGNORE_INDEX
 from trainwright.seeding import RngState, accelerators
@@ -43,9 +43,11 @@ class LinearLoss(Watcher):
     def __init__(self, model: nn.Module, heads: list[nn.Linear], *, is_required: bool) -> None:
         self._model, self._heads, self._is_required = model, heads, is_required
         self.num_classes = heads[0].out_features
+        self._trusts_counts = True
         self._ignore_index = IGNORE_INDEX
-        self._num_calls = self._num_losses = 0  # in the first call
-        self.is_checked = self.is_active = False
+        self._num_calls = self._num_losses = 0  # in a trial
+        self._compared = 0  # 1: losses, as where no gradients are made; 2: gradients, too
+        self._is_tried = self.is_active = False
         self.reason: str | None = None  # why this model is left alone
 
     @property
@@ -53,11 +55,16 @@ class LinearLoss(Watcher):
         """Whether `run` does more than call its argument: not inside itself, and not for a model that is left alone."""
         return self.reason is None and not self.is_active
 
+    @property
+    def is_checked(self) -> bool:
+        """Whether all that a call makes now was compared: the loss, and where they are made, its gradients."""
+        return self._compared > torch.is_grad_enabled()
+
     def run(self, compute: Callable[[], T]) -> T:
         """What `compute` returns; in it, the model's head gives deferred logits, unless this model is left alone.
 
-        In the first call the loss is compared. Where it differs, `compute` is called again from the same random states,
-        and from then on with logits.
+        In the first call the loss is compared, and in the first that makes gradients, these. Where it differs,
+        `compute` is called again from the same random states, and from then on with logits.
         """
         if not self.is_wanted:
             return compute()
@@ -88,33 +95,49 @@ class LinearLoss(Watcher):
     def check_labels(self, batches: Iterable[Any]) -> None:
         """Raise ValueError for a label that is no class, of batches whose labels are in the host's memory."""
         for number, batch in enumerate(batches):
-            for name in (SHIFTED_LABELS, "labels"):
-                labels = batch.get(name) if isinstance(batch, Mapping) or hasattr(batch, "get") else None
-                if not isinstance(labels, torch.Tensor) or not labels.is_cpu or labels.is_floating_point():
-                    continue
-                is_wrong = labels >= self.num_classes
-                if self.is_checked:  # before, it is not known what the model ignores
-                    is_wrong |= (labels < 0) & (labels != self._ignore_index) & (labels != IGNORE_INDEX)
-                if is_wrong.any():
-                    place = is_wrong.nonzero()[0].tolist()
-                    raise ValueError(
-                        f"{name}{place} of micro-batch {number} is {int(labels[tuple(place)])}, which is no class: the "
-                        f"output layer of {_name(self._model)} has {self.num_classes}, 0 to {self.num_classes - 1}. A "
-                        "label that is to be left out is -100. A tokenizer with added tokens needs "
-                        "model.resize_token_embeddings(len(tokenizer))."
-                    )
+            self._check(batch, f"micro-batch {number}")
+
+    def look_at_evaluated(self, batch: Any) -> None:
+        """`check_labels` and `count_labels` of one batch of an evaluation."""
+        self._check(batch, "a batch to evaluate")
+        self.count_labels(batch)
+
+    def _check(self, batch: Any, where: str) -> None:
+        for name, labels in _labels_on_host(batch):
+            is_wrong = labels >= self.num_classes
+            if self._compared:  # before, it is not known what the model ignores
+                is_wrong |= (labels < 0) & (labels != self._ignore_index) & (labels != IGNORE_INDEX)
+            if is_wrong.any():
+                place = is_wrong.nonzero()[0].tolist()
+                raise ValueError(
+                    f"{name}{place} of {where} is {int(labels[tuple(place)])}, which is no class: the output layer of "
+                    f"{_name(self._model)} has {self.num_classes}, 0 to {self.num_classes - 1}. A label that is to be "
+                    "left out is -100. A tokenizer with added tokens needs "
+                    "model.resize_token_embeddings(len(tokenizer))."
+                )
+
+    def count_labels(self, batch: Any) -> None:
+        """Before `run` computes the loss of `batch` on a device, while its labels are in the host's memory: count them,
+        so that rows without a label need not go through the head. Without this call all rows do.
+        """
+        self.most_labels = None
+        if self._trusts_counts and not is_on_host(self._heads[0].weight):
+            counts = [int((labels != IGNORE_INDEX).sum()) for _, labels in _labels_on_host(batch)]
+            self.most_labels = max(counts) + 1 if counts else None  # one may be lent to a batch without any
 
     def needs_logits(self, operation: str) -> None:
-        if not self.is_checked:
+        if self._is_tried:
             raise NotPossible(f"torch's {operation} is applied to them")
 
     def before_loss(self, logits: DeferredLogits, targets: torch.Tensor, **settings: Any) -> None:
-        if self.is_checked:
+        if not self._is_tried:
             return
         if any(weight.untyped_storage().size() == 0 for _, weight in logits.terms):
             raise NotPossible("its loss is computed when its weights are divided again, after the model's call")
         self._num_losses += 1
         self._ignore_index = settings["ignore_index"]
+        if self.most_labels is not None and int((targets != self._ignore_index).sum()) > self.most_labels:
+            self._trusts_counts, self.most_labels = False, None  # its loss has more labels than its batch
         difference = difference_from_logits(logits, targets, **settings)
         if difference is not None:
             raise NotPossible(difference)
@@ -122,15 +145,19 @@ class LinearLoss(Watcher):
     def _try(self, compute: Callable[[], T]) -> T:
         """As `_deferring`, with everything that can show that logits are needed. Raises NotPossible."""
         self._num_calls = self._num_losses = 0
+        self._is_tried = True
         try:
             result = self._deferring(compute)
         except (NotPossible, torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:  # its code does something with deferred logits; or the error is its own, then again
             raise NotPossible(f"a trial ended in {type(error).__name__}: {error}") from error
+        finally:
+            self._is_tried = False
         if not self._num_calls:
             raise NotPossible("it does not call its output layer")
-        self.is_checked = self._num_losses > 0  # not without labels
+        if self._num_losses:  # not without labels
+            self._compared = 1 + torch.is_grad_enabled()
         return result
 
     def _deferring(self, compute: Callable[[], T]) -> T:
@@ -142,7 +169,7 @@ class LinearLoss(Watcher):
         try:
             return compute()
         finally:
-            self.is_active = False
+            self.is_active, self.most_labels = False, None
             for head in self._heads:
                 vars(head).pop("forward", None)
 
@@ -152,6 +179,14 @@ class LinearLoss(Watcher):
         if type(weight) not in PLAIN_WEIGHTS:
             raise NotPossible(f"its output layer has a weight of type {type(weight).__name__}")
         return DeferredLogits([Term(hidden, weight)], head.bias, watcher=self)
+
+
+def _labels_on_host(batch: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The class indices of a batch that the host can read at once, by their names."""
+    for name in (SHIFTED_LABELS, "labels"):
+        labels = batch.get(name) if isinstance(batch, Mapping) or hasattr(batch, "get") else None
+        if isinstance(labels, torch.Tensor) and labels.is_cpu and not labels.is_floating_point():
+            yield name, labels
 
 
 class _Forward:

@@ -176,6 +176,39 @@ def test_without_a_labelled_row_the_loss_is_that_of_torch_and_its_gradients_are_
     assert all(not one.nan_to_num().any() for one in gradients)
 
 
+@pytest.fixture
+def device(monkeypatch):
+    """As on a device, where the host does not read what is computed."""
+    monkeypatch.setattr(function, "is_on_host", lambda tensor: False)
+    monkeypatch.setattr(function, "FEWEST_ROWS_ON_DEVICE", 16)
+
+
+@pytest.mark.parametrize("most_labels", [33, 40, ROWS, None])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_bound_of_labels_changes_nothing_but_the_rows_that_are_computed(device, reduction, most_labels):
+    hidden, weight, bias = head()
+    labelled = int((targets() != -100).sum())
+    assert labelled == 33
+    inputs, settings = (hidden, weight, bias), {"reduction": reduction, "label_smoothing": 0.1}
+    theirs = F.cross_entropy(F.linear(*inputs), targets(), **settings)
+    ours = cross_entropy_of([Term(hidden, weight)], targets(), bias, most_labels=most_labels, **settings)
+    assert torch.allclose(ours, theirs, rtol=1e-12)
+    assert relative(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs)) < 1e-12
+    counted = flops(lambda: cross_entropy_of([Term(hidden, weight)], targets(), most_labels=most_labels))
+    assert counted == 3 * 2 * (most_labels or ROWS) * WIDTH * CLASSES
+
+
+def test_more_labels_than_their_bound_are_never_left_out_silently(device):
+    hidden, weight, _ = head()
+    for reduction in ("mean", "sum"):
+        assert cross_entropy_of([Term(hidden, weight)], targets(), reduction=reduction, most_labels=32).isnan()
+
+
+def test_on_a_device_chunks_have_more_rows(monkeypatch):
+    monkeypatch.setattr(function, "FEWEST_ROWS_ON_DEVICE", 25)
+    assert chunk_rows(50, CLASSES, on_host=False) == 25
+
+
 def test_a_second_backward_pass_is_an_error_with_a_remedy():
     hidden, weight, _ = head()
     loss = linear_cross_entropy(hidden, weight, targets())
