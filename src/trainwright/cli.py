@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not os.path.isdir(getattr(options, "path", ".")):
         print(f"{options.path} is no directory.", file=sys.stderr)
         return 1
-    if options.traceback or options.command is run:  # a program's errors are shown as `python` shows them
+    # A command without a name runs a program, whose errors are shown as `python` shows them.
+    if options.traceback or not hasattr(options, "name"):
         code: int = options.command(options)
         return code
     try:
