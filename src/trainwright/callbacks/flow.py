@@ -71,13 +71,13 @@ def scheduled(args: Any, state: TrainerState) -> tuple[int, int | None]:
     return evaluations, None if args.save_strategy == SaveStrategy.BEST else saves
 
 
-def _multiples_left(state: TrainerState, interval: int, *, first: float, at_end: bool) -> int:
+def _multiples_left(state: TrainerState, interval: float, *, first: float, at_end: bool) -> int:
     """Steps after this one, from `first` on, that are a multiple of `interval`, and the last step `at_end`."""
     done, last = state.global_step, state.max_steps
     if done >= last or first > last:
         return 0
     before = max(done, math.ceil(first) - 1)
-    multiples = last // interval - before // interval if interval > 0 else 0
+    multiples = int(last // interval - before // interval) if interval > 0 else 0
     return multiples + (at_end and (interval <= 0 or last % interval != 0))
 
 

@@ -98,8 +98,9 @@ class RunDurations:
         step_s = self.step_s
         if step_s is None:
             return None, False
-        evaluations, saves = scheduled(self.args, self.state)
-        if saves is None:  # those of `save_strategy="best"` follow a share of the evaluations
+        evaluations, foreseen = scheduled(self.args, self.state)
+        saves: float = foreseen or 0
+        if foreseen is None:  # those of `save_strategy="best"` follow a share of the evaluations
             saves = evaluations * self.num_saves / self.num_evaluations if self.num_evaluations else 0
         if not self._times_saves:
             saves = 0
@@ -161,7 +162,7 @@ class _Bar(tqdm):  # type: ignore[type-arg]
     @property
     def format_dict(self) -> dict[str, Any]:
         """Read once for each drawing."""
-        values: dict[str, Any] = super().format_dict
+        values = dict(super().format_dict)
         if values["ncols"] is not None:
             if values["ncols"] < POSTFIX_WIDTH:
                 values["postfix"] = None  # the log lines above have them
