@@ -11,16 +11,22 @@ import importlib.metadata
 import os
 import platform
 import sys
+import time
 from collections.abc import Sequence
 
 from trainwright import __version__
 from trainwright.names import CHECKPOINT_PREFIX
 
+EXIT_CODES = """exit codes:
+  0    all is well
+  1    what was looked at is damaged, absent or cannot be used
+  2    the command line is wrong
+  130  Ctrl-C
+`trainwright run` ends with the exit code of the program."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 when all is well, 1 when something is wrong, 2 for a bad
-    command line.
-    """
+    """Run one command; returns the exit code (`EXIT_CODES`). An error is one line; --traceback shows where it arose."""
     parser = build_parser()
     options = parser.parse_args(arguments)
     if not hasattr(options, "command"):
@@ -29,22 +35,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not os.path.isdir(getattr(options, "path", ".")):
         print(f"{options.path} is no directory.", file=sys.stderr)
         return 1
-    code: int = options.command(options)
-    return code
+    # A command without a name runs a program, whose errors are shown as `python` shows them.
+    if options.traceback or not hasattr(options, "name"):
+        code: int = options.command(options)
+        return code
+    try:
+        code = options.command(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `trainwright list out | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        expected = isinstance(error, (ValueError, OSError, RuntimeError, ImportError))
+        text = " ".join(f"{'' if expected else type(error).__name__ + ': '}{error}".split())
+        print(f"trainwright {options.name}: {text} (--traceback shows where)", file=sys.stderr)
+        return 1
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trainwright",
         description="Run a program on this Trainer; inspect the files of a training run.",
-        epilog="To train: from trainwright import Trainer, TrainingArguments. Start with `make demo` in the "
-        "repository.",
+        epilog=f"`trainwright COMMAND --help` has an example of each.\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"trainwright {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where an error arose, not one line")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    _add(commands, "list", list_checkpoints, "the checkpoints of a run: step, size, best, last, damaged", "RUN")
+    _add(
+        commands,
+        "list",
+        list_checkpoints,
+        "the checkpoints of a run: size, metric, age, best, last, damaged",
+        "RUN",
+        example="trainwright list out",
+        more="Damage is looked for in the sizes of the files only; `trainwright check` reads every byte.",
+    )
     command = _add(
-        commands, "check", check, "verify a checkpoint, or every checkpoint of a run, against its hashes", "DIR"
+        commands,
+        "check",
+        check,
+        "verify a checkpoint, or every checkpoint of a run, against its hashes",
+        "DIR",
+        example="trainwright check out\n  trainwright check out/checkpoint-500",
     )
     command.add_argument(
         "--accept",
@@ -53,28 +89,52 @@ def build_parser() -> argparse.ArgumentParser:
         "read; one that a resume has set aside gets its name back",
     )
     command = _add(
-        commands, "convert", convert, "make a checkpoint with whole files of one that processes wrote in parts", "CKPT"
+        commands,
+        "convert",
+        convert,
+        "make a checkpoint with whole files of one that processes wrote in parts",
+        "CKPT",
+        example="trainwright convert out/checkpoint-500 whole",
     )
     command.add_argument("target", metavar="OUT", help="directory to make; it must not exist")
     command = _add(
-        commands, "report", report, "write training_report.html with the loss curve and the numbers of a run", "RUN"
+        commands,
+        "report",
+        report,
+        "write training_report.html with the loss curve and the numbers of a run",
+        "RUN",
+        example="trainwright report out --images curves",
     )
     command.add_argument("--images", metavar="DIR", help="also write each curve as an SVG file into DIR")
     command = _add(
-        commands, "compare", compare, "lay runs over each other: results, settings that differ, curves in one HTML file"
+        commands,
+        "compare",
+        compare,
+        "lay runs over each other: results, settings that differ, curves in one HTML file",
+        example="trainwright compare out-a out-b --output both.html",
     )
     command.add_argument("paths", metavar="RUN", nargs="+", help="directories of runs (their output_dir)")
     command.add_argument(
         "--output", metavar="FILE", default="comparison.html", help="the page to write (default: comparison.html)"
     )
     command = _add(
-        commands, "watch", watch, "show a run while it lasts: its report, served on this machine only", "RUN"
+        commands,
+        "watch",
+        watch,
+        "show a run while it lasts: its report, served on this machine only",
+        "RUN",
+        example="trainwright watch out --terminal",
     )
     command.add_argument("--terminal", action="store_true", help="draw its curves here instead of serving a page")
     command.add_argument("--port", type=int, default=0, metavar="N", help="port of the page (default: a free one)")
     command.add_argument("--no-browser", action="store_true", help="only print the address of the page")
     command = _add(
-        commands, "push", push, "push what a run left to the Hugging Face Hub, as it would have itself", "RUN"
+        commands,
+        "push",
+        push,
+        "push what a run left to the Hugging Face Hub, as it would have itself",
+        "RUN",
+        example="trainwright push out --repo me/my-model --private",
     )
     command.add_argument("--repo", metavar="NAME", help="repository, user/name or name (default: the name of RUN)")
     command.add_argument(
@@ -85,6 +145,15 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
     command.add_argument("--private", action="store_true", default=None, help="create the repository private")
     _add(commands, "env", environment, "versions and devices, for a bug report")
+    command = _add(
+        commands,
+        "completion",
+        completion,
+        "a script that completes this command in a shell",
+        example='eval "$(trainwright completion bash)"       (in ~/.bashrc; zsh the same)\n'
+        "  trainwright completion fish | source           (in config.fish)",
+    )
+    command.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
     _add_run(commands)
     _add_plan(commands)
     return parser
@@ -96,8 +165,20 @@ def _add(
     function: object,
     text: str,
     path: str = "",
+    *,
+    example: str = "",
+    more: str = "",
 ) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command = commands.add_parser(
+        name,
+        help=text,
+        description="\n".join(filter(None, [text[0].upper() + text[1:] + ".", more])),
+        epilog=f"example:\n  {example or f'trainwright {name} {path}'.strip()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error arose, not one line"
+    )
     if path:
         command.add_argument(
             "path",
@@ -106,7 +187,7 @@ def _add(
             if path == "RUN"
             else "a checkpoint, or the directory of a run",
         )
-    command.set_defaults(command=function)
+    command.set_defaults(command=function, name=name)
     return command
 
 
@@ -220,10 +301,32 @@ def list_checkpoints(options: argparse.Namespace) -> int:
         print(f"{options.path} holds no {CHECKPOINT_PREFIX}-N directory of a Trainer.", file=sys.stderr)
         _name_what_was_logged(options.path)
     else:
-        rows = [(one.name, f"{one.num_bytes / 2**20:.1f} MiB  {' '.join(one.marks)}".rstrip()) for one in found]
+        now_s = time.time()
+        cells = [
+            (f"{one.num_bytes / 2**20:.1f} MiB", one.metric, age(now_s - one.written_s), " ".join(one.marks))
+            for one in found
+        ]
+        widths = [max(map(len, column)) for column in zip(*cells)]
+        rows = [
+            (one.name, "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+            for one, row in zip(found, cells)
+        ]
         print(plan_table(rows))
+        print("Only sizes were compared: `trainwright check` reads every byte.", file=sys.stderr)
     _name_those_set_aside(options.path)
     return int(not found)
+
+
+def age(duration_s: float) -> str:
+    """
+    >>> age(30), age(150), age(7300), age(200_000)
+    ('now', '2 min ago', '2 h ago', '2 days ago')
+    """
+    for unit_s, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if duration_s >= unit_s:
+            number = int(duration_s // unit_s)
+            return f"{number} {'day' if unit == 'days' and number == 1 else unit} ago"
+    return "now"
 
 
 def _name_what_was_logged(path: str) -> None:
@@ -272,7 +375,7 @@ def check(options: argparse.Namespace) -> int:
 
 
 def _accept(path: str) -> int:
-    from trainwright.checkpoint.accept import Unreadable, accept
+    from trainwright.checkpoint.accept import accept
     from trainwright.checkpoint.layout import sort_checkpoints
     from trainwright.checkpoint.manifest import problems
 
@@ -280,11 +383,7 @@ def _accept(path: str) -> int:
         print(f"{path} is the directory of a run: name the checkpoint in it that you edited.", file=sys.stderr)
         return 1
     changes = problems(path)
-    try:
-        final = accept(path)
-    except (Unreadable, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    final = accept(path)
     print(f"{final}: accepted as it is")
     for change in changes:
         print(f"  {change}")
@@ -294,11 +393,7 @@ def _accept(path: str) -> int:
 def convert(options: argparse.Namespace) -> int:
     from trainwright.checkpoint import sharded
 
-    try:
-        written = sharded.convert(options.path, options.target)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    written = sharded.convert(options.path, options.target)
     print(f"{options.target}: {', '.join(written)}")
     return 0
 
@@ -314,11 +409,7 @@ def report(options: argparse.Namespace) -> int:
     from trainwright.report.html import write_run_report
     from trainwright.report.run_history import read_history
 
-    try:
-        history = read_history(options.path)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
+    history = read_history(options.path)
     for sentence in history.not_used:
         print(f"Not used: {sentence}", file=sys.stderr)
     print(write_run_report(options.path, history))
@@ -337,12 +428,8 @@ def compare(options: argparse.Namespace) -> int:
         if not os.path.isdir(path):
             print(f"{path} is no directory.", file=sys.stderr)
             return 1
-    try:
-        runs = read_runs(options.paths)
-        path = write_comparison(options.output, runs)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    runs = read_runs(options.paths)
+    path = write_comparison(options.output, runs)
     print(f"{comparison_text(runs)}\n\n{path}")
     return 0
 
@@ -350,28 +437,27 @@ def compare(options: argparse.Namespace) -> int:
 def watch(options: argparse.Namespace) -> int:
     from trainwright.report.watch import serve, watch_in_terminal
 
-    try:
-        if options.terminal:
-            watch_in_terminal(options.path)
-        else:
-            serve(options.path, options.port, opens_browser=not options.no_browser)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    if options.terminal:
+        watch_in_terminal(options.path)
+    else:
+        serve(options.path, options.port, opens_browser=not options.no_browser)
     return 0
 
 
 def push(options: argparse.Namespace) -> int:
     from trainwright.hub.session import push_run
 
-    try:
-        commit = push_run(
-            options.path, options.repo, strategy=options.strategy, revision=options.revision, private=options.private
-        )
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    commit = push_run(
+        options.path, options.repo, strategy=options.strategy, revision=options.revision, private=options.private
+    )
     print(commit.commit_url)
+    return 0
+
+
+def completion(options: argparse.Namespace) -> int:
+    from trainwright.completion import completion_script
+
+    print(completion_script(options.shell, build_parser()), end="")
     return 0
 
 

@@ -1,8 +1,8 @@
 """Signals that end a run: caught at once, handled after the step, with a checkpoint.
 
-Owns: `Interrupt` (the handlers, the signal agreed on by all ranks, the exit code), requeueing on Slurm, abandoned
-evaluations, `rescue` (a checkpoint after an exception), `same_handlers` (for libraries that replace them). Leaves to
-others: polling after each step and writing the checkpoint (the training loop), communication
+Owns: `Interrupt` (the handlers, the signal agreed on by all ranks, what is said, the exit code), requeueing on Slurm,
+abandoned evaluations, `rescue` (a checkpoint after an exception), `same_handlers` (for libraries that replace them).
+Leaves to others: polling after each step and writing the checkpoint (the training loop), communication
 (`parallel/signal_agreement`), keeping loader workers alive meanwhile (`data/workers`).
 """
 
@@ -20,9 +20,15 @@ from types import FrameType
 from typing import Any
 
 from trainwright.forks import hold_alone
+from trainwright.log_output import ERASE_DRAWN, can_erase
 from trainwright.names import SIGNALS
 
 logger = logging.getLogger(__name__)
+
+# What a signal leads to, by where the run is.
+BEFORE_STEPS = "the run stops before its first step, with nothing to save"
+AMONG_STEPS = "the run stops after this step and saves a checkpoint"
+AFTER_STEPS = "the run is at its end, which is completed first"
 
 
 class EvaluationAbandoned(BaseException):
@@ -40,7 +46,8 @@ class Interrupt:
 
     In a run with one process the handler sets `asked`. Several ranks receive a signal at different moments, so there
     `asked` becomes True in `end_agreement`, after the same step on each. One line is written to stderr: by the handler
-    of the first rank, or by that rank after the agreement. A second SIGINT raises KeyboardInterrupt at once.
+    of the first rank, or by that rank after the agreement: what the signal leads to (`what_follows`), and at the end
+    what came of it (`outcome`). A second SIGINT raises KeyboardInterrupt at once.
 
     Signals are caught in the main thread only, since Python allows no handlers elsewhere; a signal that the program
     ignores (as under nohup) stays ignored. Leaving restores the earlier handlers and, after a signal, ends the process:
@@ -60,6 +67,8 @@ class Interrupt:
         self.asked = False
         self.in_evaluation = False  # whether `leave_evaluation` may be called
         self.exit_code = exit_code
+        self.what_follows = BEFORE_STEPS
+        self.outcome = ""  # which checkpoint there is, and how to go on; set by the loop once it is known
         self._names, self._agreement, self._is_main, self._requeues = names, agreement, is_main, requeues
         self._signal = 0  # the signal that this rank received, or that all agreed on
         self._had_sigint = self._has_said = False
@@ -172,9 +181,10 @@ class Interrupt:
 
     def _say(self, what: str, again: str = "") -> None:
         self._has_said = True
-        text = f"\ntrainwright: {what}; the run stops after this step and saves a checkpoint.{again}\n"
-        with contextlib.suppress(OSError):  # stderr may be closed
-            os.write(2, text.encode())
+        # Bars, and the "^C" of the terminal, give way to the message, and are drawn again below it.
+        _write_now(
+            (ERASE_DRAWN if can_erase(sys.__stderr__) else "\n") + f"trainwright: {what}; {self.what_follows}.{again}\n"
+        )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         self._has_ended = True
@@ -186,6 +196,8 @@ class Interrupt:
             self._leave_process(self._of_callbacks.get(self._signal), self._previous.get(self._signal))
 
     def _leave_process(self, of_callback: Any, previous: Any) -> None:
+        if self.outcome and self._is_main:
+            _write_now(f"trainwright: {self.outcome}\n")
         if self._requeues and self._is_main and self._signal == getattr(signal, "SIGUSR1", None):
             requeue()
         if callable(of_callback):
@@ -199,6 +211,12 @@ class Interrupt:
         if hasattr(sys, "ps1"):  # an interactive session, which continues
             raise KeyboardInterrupt
         raise InterruptedByUser(code)
+
+
+def _write_now(text: str) -> None:
+    """Write to stderr past Python's buffers, which a signal handler may have interrupted."""
+    with contextlib.suppress(OSError):  # stderr may be closed
+        os.write(2, text.encode())
 
 
 @contextlib.contextmanager

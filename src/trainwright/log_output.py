@@ -10,13 +10,19 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from trainwright.args.training import TrainingArguments
 
 LIBRARY = "trainwright"
+ERASE_DRAWN = "\r\x1b[J"  # the line of the cursor, where tqdm leaves it, and the bars below it
 library = LIBRARY  # whose level applies: that of `transformers` under the drop-in
+
+
+def can_erase(stream: TextIO | None) -> bool:
+    """Whether `stream` is a terminal that obeys `ERASE_DRAWN`."""
+    return stream is not None and os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
 def library_logger() -> logging.Logger:

@@ -30,6 +30,7 @@ from trainwright.callbacks.base import TrainerCallback
 from trainwright.callbacks.flow import DefaultFlowCallback
 from trainwright.callbacks.handler import CallbackHandler, exported_callbacks, restore_callbacks
 from trainwright.callbacks.notebook import default_progress
+from trainwright.callbacks.progress import nothing_left_open
 from trainwright.checkpoint import best, layout, sharded, sink
 from trainwright.checkpoint import load as checkpoint_load
 from trainwright.checkpoint import save as checkpoint_save
@@ -50,7 +51,7 @@ from trainwright.hooks import ours as methods_of
 from trainwright.interop import models, neftune, signatures
 from trainwright.interop.loaded import has_adapters
 from trainwright.interop.model_facts import ModelFacts
-from trainwright.interrupt import EvaluationAbandoned, owed_evaluation
+from trainwright.interrupt import AFTER_STEPS, AMONG_STEPS, EvaluationAbandoned, owed_evaluation
 from trainwright.linear_loss.heads import LinearLoss, linear_loss_of
 from trainwright.log_output import show_messages_of
 from trainwright.loss import SHIFTED_LABELS, LabelSmoother, count_items, loss_of, no_scalar
@@ -278,7 +279,7 @@ class Trainer:
         self.state = self._fresh_state()
         self._run = run = self._new_run(trial, ignore_keys_for_eval)
         try:
-            with tracked_training(self.callback_handler), run:
+            with tracked_training(self.callback_handler), run, nothing_left_open(self.callback_handler.callbacks):
                 self._hp_search_setup(trial)
                 self._train_batch_size = self.args.train_batch_size
                 # With `model_init` each call trains a new model, and each trial of a search.
@@ -405,9 +406,11 @@ class Trainer:
                 break
         self._after_saves(wait=True)
         # After a signal, a checkpoint of the last step, unless it has one.
-        if run.interrupt.asked and self.state.global_step != run.saves.saved_step:
-            self._make_save(model, trial)
-            self._after_saves(wait=True)
+        if run.interrupt.asked:
+            if self.state.global_step != run.saves.saved_step:
+                self._make_save(model, trial)
+                self._after_saves(wait=True)
+            run.interrupt.outcome = run.outcome_of_signal(self.state.global_step)
         return self._finalize_training(trial, plan.num_train_samples, run.start_time)
 
     def _make_up_for(self, run: Run, model: nn.Module, owes_evaluation: bool, checkpoint: str | None) -> None:
@@ -548,6 +551,7 @@ class Trainer:
         if args.past_index >= 0:
             self._past = None
         progress.begin_epoch(epoch, steps_trained_in_current_epoch)
+        interrupt.what_follows = AMONG_STEPS
         run.parameters = self._strategy.parameters(model)  # once per epoch: the walk costs milliseconds in a deep model
         self.control = handler.on_epoch_begin(args, state, self.control)
 
@@ -874,6 +878,7 @@ class Trainer:
     def _finalize_training(self, trial: Trial, num_train_samples: int, start_time: float) -> TrainOutput:
         """The end of a run: mean loss, speed, the best weights back in the model, the last log line."""
         run = self._run
+        run.interrupt.what_follows = AFTER_STEPS
         self._past = None
         run.mean_loss_since_log(self.state, self._strategy, None)
         train_loss = run.total_loss / max(self.state.global_step, 1)
@@ -1650,6 +1655,7 @@ class Trainer:
                 interrupt.leave_evaluation()
 
         with contextlib.ExitStack() as during:
+            during.enter_context(nothing_left_open(handler.callbacks, description))
             evaluation = under_way or during.enter_context(self._new_evaluation())
             if evaluation.packed is not None and self._packed_inputs is not None:
                 during.enter_context(self._packed_inputs.while_packed(self.model))

@@ -609,5 +609,74 @@ def test_saving_on_exceptions_is_refused_with_several_processes() -> None:
         Interrupt.for_run(args, is_distributed=True)
 
 
+# -- what is said ------------------------------------------------------------------------------------------------------
+
+
+def said(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    lines = capfd.readouterr().err.splitlines()
+    return [line.removeprefix("trainwright: ") for line in lines if line.startswith("trainwright: ")]
+
+
+STOPS = "SIGTERM received; the run stops after this step and saves a checkpoint."
+
+
+def test_a_stop_names_its_checkpoint_and_says_whether_the_same_command_resumes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stop = functools.partial(send, signal.SIGTERM)
+    resumed = {"a new run": None, "resumed by the same command": "auto", "from a path": str(tmp_path / "checkpoint-5")}
+    found = {}
+    for step, (name, wanted) in zip((3, 5, 7), resumed.items()):
+        with pytest.raises(SystemExit):
+            make(tmp_path, At("on_step_end", 3 if step == 3 else 2, stop)).train(resume_from_checkpoint=wanted)
+        found[name] = said(capfd)
+    by_hand = "to resume, run it with train(resume_from_checkpoint=True)."
+    assert found == {
+        "a new run": [STOPS, f"checkpoint-3 saved; {by_hand}"],
+        "resumed by the same command": [STOPS, "checkpoint-5 saved; run the same command to resume."],
+        "from a path": [STOPS, f"checkpoint-7 saved; {by_hand}"],
+    }
+    with pytest.raises(SystemExit):
+        make(tmp_path, At("on_train_begin", 1, stop)).train(resume_from_checkpoint=True)
+    assert said(capfd)[1] == "no step was done since checkpoint-7; run the same command to resume."
+
+
+def test_no_resume_is_promised_before_the_first_step_nor_of_weights_alone_nor_at_the_end(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stop = functools.partial(send, signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        make(tmp_path / "one", At("on_prediction_step", 1, stop), eval_on_start=True).train()
+    assert said(capfd) == [
+        "SIGTERM received; the run stops before its first step, with nothing to save.",
+        "no step was done and nothing was saved; run the same command to start again.",
+    ]
+    with pytest.raises(SystemExit):
+        make(tmp_path / "two", At("on_step_begin", 1, stop), save_only_model=True).train()  # in the first step
+    assert said(capfd) == [
+        STOPS,
+        "checkpoint-1 saved, without what a resume needs (save_only_model=True): a run can start from its weights.",
+    ]
+    with pytest.raises(SystemExit):
+        make(tmp_path / "three", At("on_train_end", 1, stop), max_steps=1).train()
+    assert said(capfd) == ["SIGTERM received; the run is at its end, which is completed first."]
+
+
+def test_a_stop_whose_save_fails_does_not_promise_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(Trainer):
+        def _save_scaler(self, output_dir: str) -> None:
+            if self.state.global_step == 3:
+                raise OSError(28, "No space left on device")
+            super()._save_scaler(output_dir)
+
+    options = {"save_strategy": "steps", "save_steps": 2}
+    with pytest.raises(SystemExit):
+        make(tmp_path, At("on_step_end", 3, lambda: send(signal.SIGTERM)), cls=Full, **options).train()
+    by_hand = "to resume, run it with train(resume_from_checkpoint=True)."
+    assert said(capfd)[-1] == f"step 3 could not be saved, the last checkpoint is checkpoint-2; {by_hand}"
+
+
 if __name__ == "__main__":
     child(json.loads(sys.argv[1]))

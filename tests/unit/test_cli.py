@@ -1,12 +1,16 @@
 """The `trainwright` command, on what a real run left behind."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
-from trainwright.cli import main
+from trainwright.cli import build_parser, main
+from trainwright.completion import SHELLS, completion_script
 
 
 @pytest.fixture
@@ -32,6 +36,33 @@ def test_list_shows_each_checkpoint_with_its_size_and_marks_the_best_and_the_las
     assert all(re.search(r"\d\.\d MiB", line) for line in lines)
     assert ["last" in line for line in lines] == [False, False, True]
     assert ["best" in line for line in lines] == [step == trainer.best_step for step in (1, 2, 3)]
+
+
+def test_list_shows_the_metric_and_the_age_of_each_checkpoint_and_says_what_it_compared(run_dir, capsys):
+    out, trainer = run_dir
+    for step, age_s in ((1, 3 * 86400), (2, 7200 + 60), (3, 5)):
+        os.utime(out / f"checkpoint-{step}" / "trainer_state.json", (time.time() - age_s,) * 2)
+    assert main(["list", str(out)]) == 0
+    printed = capsys.readouterr()
+    values = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
+    for line, value, age in zip(printed.out.splitlines(), values, ("3 days ago", "2 h ago", "now")):
+        assert f"  eval_loss {value:.4g}  " in line and f"  {age}" in line
+    assert "Only sizes were compared" in printed.err and "trainwright check" in printed.err
+
+
+def test_list_shows_the_metric_that_decides_on_the_best_and_without_evaluations_the_training_loss(
+    make_trainer, tmp_path, capsys
+):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    asked = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "f1", "greater_is_better": True}
+    trainer = make_trainer({"compute_metrics": lambda outputs: {"f1": 0.75}}, **options, **asked)
+    trainer.train()
+    assert main(["list", str(tmp_path / "out")]) == 0
+    assert "  eval_f1 0.75  " in capsys.readouterr().out
+    trainer = make_trainer(output_dir=str(tmp_path / "other"), **options)
+    trainer.train()
+    assert main(["list", str(tmp_path / "other")]) == 0
+    assert f"  loss {trainer.state.log_history[1]['loss']:.4g}  " in capsys.readouterr().out
 
 
 def test_check_of_a_run_or_of_one_checkpoint_says_good(run_dir, capsys):
@@ -146,3 +177,89 @@ def test_help_needs_no_torch():
     assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
     done = subprocess.run([sys.executable, "-m", "trainwright", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "usage: trainwright" in done.stdout
+
+
+def test_an_error_is_one_line_and_with_traceback_it_is_all(run_dir, capsys):
+    out, _ = run_dir
+    line = ["convert", str(out / "checkpoint-1"), str(out / "checkpoint-2")]
+    assert main(line) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert printed.err.startswith("trainwright convert: ") and printed.err.endswith("(--traceback shows where)\n")
+    for with_traceback in ([*line, "--traceback"], ["--traceback", *line]):
+        with pytest.raises((ValueError, OSError)) as raised:
+            main(with_traceback)
+        assert " ".join(str(raised.value).split()) in printed.err
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_with_its_kind(run_dir, capsys, monkeypatch):
+    import trainwright.checkpoint.best as best
+
+    def fail(path):
+        raise KeyError("two\nlines")
+
+    monkeypatch.setattr(best, "list_run", fail)
+    assert main(["list", str(run_dir[0])]) == 1
+    assert capsys.readouterr().err.startswith("trainwright list: KeyError: ")
+
+
+def test_ctrl_c_ends_a_command_with_its_exit_code_and_no_traceback(run_dir, capsys, monkeypatch):
+    import trainwright.checkpoint.best as best
+
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(best, "list_run", interrupted)
+    assert main(["list", str(run_dir[0])]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def commands():
+    return list(build_parser()._subparsers._group_actions[0].choices)
+
+
+def test_the_help_of_every_command_has_an_example_and_none_needs_torch():
+    code = (
+        "import sys\nfrom trainwright.cli import main\n"
+        f"for line in [[name, '--help'] for name in {commands()}] + [['completion', 'bash'], ['--help']]:\n"
+        "    try: main(line)\n"
+        "    except SystemExit as end: assert not end.code\n"
+        "    print('=====')\n"
+        "print(sorted({'torch', 'numpy', 'transformers', 'accelerate'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    *pages, last = done.stdout.split("=====\n")
+    assert last == "[]\n", done.stderr
+    for name, page in zip(commands(), pages):
+        assert re.search(rf"\nexamples?:\n.*trainwright {name}\b", page), page
+    assert "exit codes:" in pages[-1] and re.search(r"\b130\b", pages[-1])
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["lis"], {"list"}),
+        (["list", ""], set()),  # the shell completes names of files
+        (["push", "--re"], {"--repo", "--revision"}),
+        (["push", "out", "--strategy", "e"], {"end", "every_save"}),
+        (["completion", ""], set(SHELLS)),
+        (["--ver"], {"--version"}),
+    ],
+)
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_bash_completes_commands_options_and_choices(words, expected):
+    script = completion_script("bash", build_parser())
+    line = " ".join(f"'{word}'" for word in ["trainwright", *words])
+    ask = f'COMP_WORDS=({line}); COMP_CWORD={len(words)}; _trainwright; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "--norc", "-c", f"{script}\n{ask}"], capture_output=True, text=True)
+    assert set(done.stdout.split()) == expected, done.stderr
+
+
+def test_the_scripts_of_the_shells_know_every_command_and_option():
+    scripts = {shell: completion_script(shell, build_parser()) for shell in SHELLS}
+    assert completion_script("bash", build_parser()) in scripts["zsh"] and "bashcompinit" in scripts["zsh"]
+    fish = scripts["fish"].splitlines()
+    for name in commands():
+        assert sum(f"-f -a {name} -d " in line for line in fish) == 1
+    (strategy,) = (line for line in fish if "-l strategy" in line)
+    assert "__fish_seen_subcommand_from push" in strategy and "'end every_save checkpoint all_checkpoints'" in strategy

@@ -56,7 +56,9 @@ class ReportingArguments(RunArguments):
         None, "Space for a static copy of the dashboard, made when training ends. False: none. None: chosen by Trackio."
     )
     disable_tqdm: bool | None = option(
-        None, "Show no progress bar and no table in notebooks. None: shown unless only errors are logged."
+        None,
+        "Show no progress bar and no table in notebooks; log lines are printed as dicts, in a terminal too. None: "
+        "shown unless only errors are logged.",
     )
     log_level: str = option(
         "passive",

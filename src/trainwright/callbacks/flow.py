@@ -9,6 +9,8 @@ evaluated; under the drop-in the installed generation decides (`_evaluates_last_
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Any
 
 from trainwright.callbacks.base import TrainerCallback
@@ -48,3 +50,39 @@ class DefaultFlowCallback(TrainerCallback):
         if args.save_strategy == SAVE_EPOCH:
             control.should_save = True
         return control
+
+
+def scheduled(args: Any, state: TrainerState) -> tuple[int, int | None]:
+    """How many evaluations and saves the arguments ask for after `state.global_step`. Saves are None where each follows
+    a new best metric, so that nobody knows.
+    """
+    ends_left = _epoch_ends_left(state)
+    evaluations = saves = 0
+    if args.eval_strategy == STEPS:
+        at_end = getattr(args, "_evaluates_last_step", True)
+        evaluations = _multiples_left(state, state.eval_steps, first=args.eval_delay, at_end=at_end)
+    elif args.eval_strategy == EPOCH:
+        too_early = math.ceil(args.eval_delay) - 1 - math.floor(state.epoch or 0.0)  # of the ends that are left
+        evaluations = max(ends_left - max(too_early, 0), 0)
+    if args.save_strategy == SAVE_STEPS:
+        saves = _multiples_left(state, state.save_steps, first=0, at_end=True)
+    elif args.save_strategy == SAVE_EPOCH:
+        saves = ends_left
+    return evaluations, None if args.save_strategy == SaveStrategy.BEST else saves
+
+
+def _multiples_left(state: TrainerState, interval: float, *, first: float, at_end: bool) -> int:
+    """Steps after this one, from `first` on, that are a multiple of `interval`, and the last step `at_end`."""
+    done, last = state.global_step, state.max_steps
+    if done >= last or first > last:
+        return 0
+    before = max(done, math.ceil(first) - 1)
+    multiples = int(last // interval - before // interval) if interval > 0 else 0
+    return multiples + (at_end and (interval <= 0 or last % interval != 0))
+
+
+def _epoch_ends_left(state: TrainerState) -> int:
+    """Ends of epochs that are to come; a stream's pass is taken to be as long as the run."""
+    if state.num_train_epochs == sys.maxsize:
+        return int(state.global_step < state.max_steps)
+    return max(state.num_train_epochs - math.floor(state.epoch or 0.0), 0)

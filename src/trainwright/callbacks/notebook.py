@@ -8,13 +8,23 @@ Source: seed 001 (`disable_tqdm` names the table), seed 003 (which events it use
 
 from __future__ import annotations
 
+import functools
 import html
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from trainwright.callbacks.base import TrainerCallback
-from trainwright.callbacks.progress import PrinterCallback, ProgressCallback, length_of, total_epochs_text
+from trainwright.callbacks.progress import (
+    PrinterCallback,
+    ProgressBase,
+    ProgressCallback,
+    RunDurations,
+    knows_epoch,
+    length_of,
+    total_epochs_text,
+)
 from trainwright.interop.optional import require
 from trainwright.names import IntervalStrategy
 from trainwright.state import TrainerControl, TrainerState
@@ -76,6 +86,7 @@ class NotebookProgressBar:
         self._start_s: float | None = None
         self._elapsed_s = 0.0
         self._drawn_s = 0.0
+        self.left_text: Callable[[], str] | None = None  # the remaining time; None: at the speed so far
         self._output: Any = None
 
     def update(self, value: int, force_update: bool = False, comment: str | None = None) -> None:
@@ -100,7 +111,9 @@ class NotebookProgressBar:
         text += f" {format_time(self._elapsed_s)}"
         if num_done > 0 and self._elapsed_s > 0:
             per_s = num_done / self._elapsed_s
-            if self.total:
+            if self.left_text is not None:
+                text += f" < {self.left_text()}"
+            elif self.total:
                 text += f" < {format_time(max(self.total - self.value, 0) / per_s)}"
             text += f", {per_s:.2f} it/s" if per_s >= 1 else f", {1 / per_s:.2f} s/it"
         return f"[{text}{', ' if self.comment else ''}{self.comment}]"
@@ -174,7 +187,7 @@ class NotebookTrainingTracker(NotebookProgressBar):
         self.display()
 
 
-class NotebookProgressCallback(TrainerCallback):
+class NotebookProgressCallback(ProgressBase):
     """Shows a run in a notebook: progress, and a table of training loss, validation loss and metrics."""
 
     def __init__(self) -> None:
@@ -193,10 +206,16 @@ class NotebookProgressCallback(TrainerCallback):
             columns.append("Validation Loss")
         self.prediction_bar = None
         self.training_tracker = NotebookTrainingTracker(state.max_steps, columns)
+        self.durations = RunDurations(args, state)
+        self.training_tracker.left_text = functools.partial(self.durations.left_text, format_time)
         self.training_tracker.update(state.global_step, comment=_epoch_text(state))
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.training_tracker is not None:
+        if self.training_tracker is not None and self.durations is not None:
+            if self.durations.first_step is None:
+                self.durations.begin()
+            if control.should_evaluate or control.should_save:
+                self.durations.pause()
             self.training_tracker.update(state.global_step, comment=_epoch_text(state))
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
@@ -214,10 +233,12 @@ class NotebookProgressCallback(TrainerCallback):
             return
         if self.prediction_bar is None:
             total = length_of(eval_dataloader)
+            if self.durations is not None:
+                self.durations.pause()
             if self.training_tracker is not None:
-                self.prediction_bar = self.training_tracker.add_child(total, prefix="Evaluating")
+                self.prediction_bar = self.training_tracker.add_child(total, prefix=self.prediction_name)
             else:
-                self.prediction_bar = NotebookProgressBar(total, prefix="Predicting")
+                self.prediction_bar = NotebookProgressBar(total, prefix=self.prediction_name)
         self.prediction_bar.update(self.prediction_bar.value + 1)
 
     def on_predict(
@@ -229,6 +250,8 @@ class NotebookProgressCallback(TrainerCallback):
         self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
     ) -> None:
         self._close_prediction_bar()
+        if self.durations is not None:
+            self.durations.evaluated()
         if self.training_tracker is None:
             return
         position = state.global_step if self.first_column == "Step" else round(state.epoch or 0.0, 2)
@@ -240,7 +263,12 @@ class NotebookProgressCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.training_tracker is not None:
             self.training_tracker.update(state.global_step, force_update=True, comment=_epoch_text(state))
-            self.training_tracker = None
+        self.training_tracker = self.durations = None
+
+    def abandon(self, *, training: bool) -> None:
+        self._close_prediction_bar()
+        if training:
+            self.training_tracker = self.durations = None
 
     def _close_prediction_bar(self) -> None:
         if self.prediction_bar is not None:
@@ -278,4 +306,4 @@ def _is_shown(metric: str) -> bool:
 
 
 def _epoch_text(state: TrainerState) -> str:
-    return f"Epoch {state.epoch or 0.0:.2f}{total_epochs_text(state)}"
+    return f"Epoch {state.epoch or 0.0:.2f}{total_epochs_text(state)}" if knows_epoch(state) else ""

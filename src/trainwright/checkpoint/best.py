@@ -13,11 +13,12 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trainwright.checkpoint.json_files import read_trainer_state
+from trainwright.checkpoint.json_files import read_loop_state, read_trainer_state
 from trainwright.checkpoint.layout import (
     Record,
     checkpoint_name,
     linked_checkpoints,
+    modified_ns,
     of_earlier_runs,
     oldest_first,
     same_place,
@@ -26,7 +27,7 @@ from trainwright.checkpoint.layout import (
 )
 from trainwright.checkpoint.manifest import how_to_accept, problems
 from trainwright.checkpoint.paths import is_ours, relative_files, shown, step_of
-from trainwright.names import TRAINER_STATE_NAME, SaveStrategy, closest
+from trainwright.names import LOOP_STATE_NAME, TRAINER_STATE_NAME, SaveStrategy, closest
 
 if TYPE_CHECKING:
     from trainwright.args.training import TrainingArguments
@@ -49,6 +50,8 @@ class Listed(NamedTuple):
 
     name: str
     num_bytes: int
+    metric: str  # the metric that decides on the best, or a loss, with its name; "" where none was logged
+    written_s: float  # when, in seconds since 1970
     marks: list[str]  # "best", "last", "DAMAGED", "(an earlier run)", "(a link, not followed)"
 
 
@@ -70,6 +73,8 @@ def list_run(output_dir: str | os.PathLike[str]) -> list[Listed]:
         Listed(
             os.path.basename(path),
             sum(os.lstat(os.path.join(path, name)).st_size for name in relative_files(path)),
+            _metric_of(path, states[path] or {}),
+            modified_ns(path) / 1e9,
             ["last"] * (path == last)
             + ["best"] * same_place(path, best)
             + ["DAMAGED"] * (path in damaged)
@@ -78,7 +83,8 @@ def list_run(output_dir: str | os.PathLike[str]) -> list[Listed]:
         for path in paths
     ]
     return found + [
-        Listed(os.path.basename(path), 0, ["(a link, not followed)"]) for path in linked_checkpoints(output_dir)
+        Listed(os.path.basename(path), 0, "", os.lstat(path).st_mtime, ["(a link, not followed)"])
+        for path in linked_checkpoints(output_dir)
     ]
 
 
@@ -90,6 +96,22 @@ def _state_of(checkpoint: str) -> dict[str, Any] | None:
         return {}
     except (ValueError, OSError):
         return None
+
+
+def _metric_of(checkpoint: str, state: Mapping[str, Any]) -> str:
+    """ "eval_f1 0.75": what was measured at the step of `checkpoint`, or the last training loss before it."""
+    try:
+        asked = read_loop_state(os.path.join(checkpoint, LOOP_STATE_NAME)).get("arguments") or {}
+    except (ValueError, OSError):
+        asked = {}
+    names = [*_spellings(str(asked.get("metric_for_best_model") or "loss")), *_spellings("loss")]
+    lines = state.get("log_history") or []
+    at_step = [line for line in lines if line.get("step") == state.get("global_step")]
+    for name, among in [*((name, at_step) for name in names), ("loss", lines)]:
+        for line in reversed(among):
+            if isinstance(value := line.get(name), (int, float)):
+                return f"{shown(name, 40)} {value:.4g}"
+    return ""
 
 
 def has_metric(metrics: Mapping[str, Any], name: str) -> bool:

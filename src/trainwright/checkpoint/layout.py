@@ -233,11 +233,12 @@ def _started_ns(checkpoints: list[str]) -> dict[str, int]:
     records = {path: record_of(path) for path in checkpoints}
     _remember(records)
     without = [path for path, record in records.items() if record is None]
-    newest = max((_modified_ns(path) for path in without if is_ours(path)), default=0)
+    newest = max((modified_ns(path) for path in without if is_ours(path)), default=0)
     return {path: record["started_ns"] if record is not None else newest for path, record in records.items()}
 
 
-def _modified_ns(checkpoint: str) -> int:
+def modified_ns(checkpoint: str) -> int:
+    """When `checkpoint` was written, in nanoseconds since 1970; 0 where that cannot be seen."""
     for path in (os.path.join(checkpoint, TRAINER_STATE_NAME), checkpoint):
         try:
             return os.stat(path).st_mtime_ns

@@ -70,6 +70,7 @@ def restore_weights(
     """Find the checkpoint that is `wanted` (see `find_checkpoint`), put its weights into the model, and the batch size
     that fitted into `run`. Returns it, None for a run that starts anew and saves into `run_dir`.
     """
+    run.resumes_newest = wanted is True or wanted == AUTO
     checkpoint = find_checkpoint(wanted, output_dir, is_main_process, run.restarted_jobs())
     if checkpoint is not None:
         load_weights(checkpoint)

@@ -79,6 +79,7 @@ class Run:
     trial: Any = None  # of a hyper-parameter search
     ignore_keys_for_eval: list[str] | None = None  # keys of the model's outputs that predictions leave out
     checkpoint: str | None = None  # directory that it is resumed from, verified; None: it starts anew
+    resumes_newest: bool = False  # train(resume_from_checkpoint=True or "auto"): what the same command does again
     output_dir: str = ""  # directory of its checkpoints
     jobs: dict[str, bool] = field(default_factory=dict)  # of which it is part, and whether they were restarted
 
@@ -228,6 +229,27 @@ class Run:
         self.backward, self.fused_backward, self.backward_is_update = None, lomo.fused_backward, False
         self.splitting = self.prefetch = self.preflight = None
         self.profilers = self.speed_meter = None
+
+    def outcome_of_signal(self, step: int) -> str:
+        """What there is after a signal ended the run at update `step`, and how to go on from there."""
+        last = self.saves.last_checkpoint
+        if step == self.first_step:
+            if last is None:
+                return "no step was done and nothing was saved; run the same command to start again."
+            what = f"no step was done since {os.path.basename(last)}"
+        elif self.saves.saved_step == step and last is not None:
+            what = f"{os.path.basename(last)} saved"
+        elif last is not None:
+            what = f"step {step} could not be saved, the last checkpoint is {os.path.basename(last)}"
+        else:
+            return f"step {step} could not be saved, and there is no checkpoint."
+        if self.trial is not None:  # whose search decides what is tried again
+            return f"{what}."
+        if self.args.save_only_model:
+            return f"{what}, without what a resume needs (save_only_model=True): a run can start from its weights."
+        if self.resumes_newest:
+            return f"{what}; run the same command to resume."
+        return f"{what}; to resume, run it with train(resume_from_checkpoint=True)."
 
     # -- an attempt ----------------------------------------------------------------------------------------------------
 

@@ -1,12 +1,13 @@
 """When the default flow asks for a log line, an evaluation, a checkpoint, the end, compared with the reference."""
 
 import itertools
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from trainwright.callbacks.flow import DefaultFlowCallback
+from trainwright.callbacks.flow import DefaultFlowCallback, scheduled
 from trainwright.names import IntervalStrategy, SaveStrategy
 from trainwright.state import TrainerControl, TrainerState
 
@@ -135,3 +136,39 @@ def test_a_generation_that_does_not_evaluate_at_the_last_step_still_does_where_i
     options = {"eval_strategy": IntervalStrategy.STEPS, "_evaluates_last_step": evaluates}
     asked_for = flags("on_step_end", step, max_steps=step, **options)
     assert ("should_evaluate" in asked_for) == expected and "should_training_stop" in asked_for
+
+
+STRATEGIES = [IntervalStrategy.NO, IntervalStrategy.STEPS, IntervalStrategy.EPOCH]
+
+
+@pytest.mark.parametrize("evaluates", STRATEGIES)
+@pytest.mark.parametrize("saves", [SaveStrategy.NO, SaveStrategy.STEPS, SaveStrategy.EPOCH])
+@pytest.mark.parametrize("delay", [0, 2, 7])
+@pytest.mark.parametrize("at_end", [True, False])
+def test_what_is_still_scheduled_is_what_the_flow_asks_for_in_the_rest_of_the_run(
+    evaluates: Any, saves: Any, delay: int, at_end: bool
+) -> None:
+    steps_per_epoch, num_epochs = 4, 3
+    args = arguments(eval_strategy=evaluates, save_strategy=saves, eval_delay=delay, _evaluates_last_step=at_end)
+    for eval_steps, save_steps in ((3, 5), (4, 4), (50, 1)):
+        state = TrainerState(
+            max_steps=num_epochs * steps_per_epoch, num_train_epochs=num_epochs, epoch=0.0, logging_steps=1,
+            eval_steps=eval_steps, save_steps=save_steps,
+        )  # fmt: skip
+        expected, found = [], []
+        for step in range(1, state.max_steps + 1):
+            state.global_step, state.epoch = step, step / steps_per_epoch
+            asked_for = asked(DefaultFlowCallback(), "on_step_end", args, state, TrainerControl())
+            if step % steps_per_epoch == 0:
+                asked_for |= asked(DefaultFlowCallback(), "on_epoch_end", args, state, TrainerControl())
+            expected.append(("should_evaluate" in asked_for, "should_save" in asked_for))
+            found.append(scheduled(args, state))
+        for step in range(1, state.max_steps + 1):
+            rest = expected[step:]
+            assert found[step - 1] == tuple(sum(one[kind] for one in rest) for kind in (0, 1)), step
+
+
+def test_saves_of_the_best_cannot_be_foreseen_and_a_stream_ends_once() -> None:
+    args = arguments(eval_strategy=IntervalStrategy.EPOCH, save_strategy=SaveStrategy.BEST)
+    state = TrainerState(max_steps=10, num_train_epochs=sys.maxsize, epoch=0.5, global_step=5)
+    assert scheduled(args, state) == (1, None)

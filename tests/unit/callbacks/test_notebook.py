@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,10 @@ from trainwright.names import IntervalStrategy
 from trainwright.state import TrainerControl, TrainerState
 
 CONTROL = TrainerControl()
+
+
+def arguments(eval_strategy: IntervalStrategy) -> SimpleNamespace:
+    return SimpleNamespace(eval_strategy=eval_strategy, eval_delay=0, save_strategy="no", async_save=False)
 
 
 @pytest.fixture
@@ -78,7 +83,7 @@ def test_a_table_grows_by_rows_and_by_columns_and_completes_a_row_of_the_same_st
 
 
 def test_a_run_with_evaluations_has_a_row_for_each_with_the_metrics_of_the_model_only(shown: list[str]) -> None:
-    callback, args = NotebookProgressCallback(), SimpleNamespace(eval_strategy=IntervalStrategy.STEPS)
+    callback, args = NotebookProgressCallback(), arguments(IntervalStrategy.STEPS)
     state = begun(callback, args)
     metrics = {
         "eval_loss": 0.5,
@@ -100,7 +105,7 @@ def test_a_run_with_evaluations_has_a_row_for_each_with_the_metrics_of_the_model
 
 
 def test_a_run_without_evaluations_has_a_row_for_each_log_line(shown: list[str]) -> None:
-    callback, args = NotebookProgressCallback(), SimpleNamespace(eval_strategy=IntervalStrategy.NO)
+    callback, args = NotebookProgressCallback(), arguments(IntervalStrategy.NO)
     state = begun(callback, args)
     for step in (1, 2):
         state.global_step = step
@@ -110,7 +115,7 @@ def test_a_run_without_evaluations_has_a_row_for_each_log_line(shown: list[str])
 
 
 def test_a_run_that_evaluates_by_epoch_counts_epochs_and_keeps_datasets_apart(shown: list[str]) -> None:
-    callback, args = NotebookProgressCallback(), SimpleNamespace(eval_strategy=IntervalStrategy.EPOCH)
+    callback, args = NotebookProgressCallback(), arguments(IntervalStrategy.EPOCH)
     state = begun(callback, args)
     state.epoch = 1.0
     callback.on_evaluate(args, state, CONTROL, metrics={"eval_a_loss": 0.5})
@@ -121,7 +126,7 @@ def test_a_run_that_evaluates_by_epoch_counts_epochs_and_keeps_datasets_apart(sh
 
 
 def test_an_evaluation_shows_a_second_bar_below_the_table_while_it_runs(shown: list[str]) -> None:
-    callback, args = NotebookProgressCallback(), SimpleNamespace(eval_strategy=IntervalStrategy.STEPS)
+    callback, args = NotebookProgressCallback(), arguments(IntervalStrategy.STEPS)
     state = begun(callback, args)
     callback.on_prediction_step(args, state, CONTROL, eval_dataloader=[1, 2, 3])
     assert shown[-1].count("<progress") == 2 and "Evaluating" in shown[-1] and "[1/3" in shown[-1]
@@ -130,7 +135,7 @@ def test_an_evaluation_shows_a_second_bar_below_the_table_while_it_runs(shown: l
 
 
 def test_the_end_of_training_shows_the_last_step_and_frees_the_table(shown: list[str]) -> None:
-    callback, args = NotebookProgressCallback(), SimpleNamespace(eval_strategy=IntervalStrategy.NO)
+    callback, args = NotebookProgressCallback(), arguments(IntervalStrategy.NO)
     state = begun(callback, args)
     state.global_step, state.epoch = 3, 1.5
     callback.on_step_end(args, state, CONTROL)
@@ -142,15 +147,54 @@ def test_the_end_of_training_shows_the_last_step_and_frees_the_table(shown: list
 
 def test_a_prediction_outside_training_has_a_bar_of_its_own(shown: list[str]) -> None:
     callback = NotebookProgressCallback()
-    for _ in range(2):
-        callback.on_prediction_step(None, TrainerState(), CONTROL, eval_dataloader=[1, 2])
+    with progress.nothing_left_open([callback], "Prediction"):
+        for _ in range(2):
+            callback.on_prediction_step(None, TrainerState(), CONTROL, eval_dataloader=[1, 2])
     callback.on_predict(None, TrainerState(), CONTROL, metrics={})
     assert "[2/2" in shown[-1] and "Predicting" in shown[-1]
     assert callback.prediction_bar is None
 
 
+def test_an_evaluation_outside_training_is_not_called_a_prediction(shown: list[str], make_trainer: Any) -> None:
+    trainer = make_trainer()
+    trainer.add_callback(NotebookProgressCallback)
+    trainer.predict(trainer.eval_dataset)
+    assert "Predicting" in shown[-1]
+    shown.clear()
+    trainer.evaluate()
+    assert shown and all("Evaluating" in text for text in shown)
+
+
+def test_the_time_that_is_left_of_a_run_counts_its_evaluations(shown: list[str]) -> None:
+    callback, args = NotebookProgressCallback(), arguments(IntervalStrategy.STEPS)
+    state = TrainerState(max_steps=4, num_train_epochs=1, epoch=0.0, eval_steps=2)
+    callback.on_train_begin(args, state, CONTROL)
+    assert callback.durations is not None and callback.training_tracker is not None
+    now_s = [0.0]
+    callback.durations._clock = lambda: now_s[0]
+    for step in (1, 2):
+        now_s[0] += 1.0
+        state.global_step = step
+        callback.on_step_end(args, state, CONTROL)
+    callback.on_prediction_step(args, state, CONTROL, eval_dataloader=[1])
+    now_s[0] += 10.0
+    callback.on_evaluate(args, state, CONTROL, metrics={"eval_loss": 1.0})
+    left_s = (4 - 2) * 1.0 + 10.0
+    assert f" < 00:{left_s:.0f}, " in callback.training_tracker.label
+
+
+def test_the_first_pass_over_a_stream_shows_no_epoch(shown: list[str]) -> None:
+    callback, args = NotebookProgressCallback(), arguments(IntervalStrategy.NO)
+    state = TrainerState(max_steps=4, num_train_epochs=sys.maxsize, epoch=0.5)
+    callback.on_train_begin(args, state, CONTROL)
+    assert "Epoch" not in shown[-1]
+    state.epoch, state.global_step = 1.5, 3
+    callback.on_train_end(args, state, CONTROL)
+    assert "Epoch 1.50]" in shown[-1]
+
+
 def test_other_processes_show_nothing(shown: list[str]) -> None:
-    callback, args = NotebookProgressCallback(), SimpleNamespace(eval_strategy=IntervalStrategy.STEPS)
+    callback, args = NotebookProgressCallback(), arguments(IntervalStrategy.STEPS)
     state = TrainerState(max_steps=4, is_world_process_zero=False)
     callback.on_train_begin(args, state, CONTROL)
     callback.on_step_end(args, state, CONTROL)

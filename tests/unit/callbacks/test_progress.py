@@ -3,19 +3,28 @@
 import ast
 import io
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from trainwright.callbacks.progress import PrinterCallback, ProgressCallback, length_of, readable_logs
+from trainwright.callbacks.progress import (
+    PrinterCallback,
+    ProgressCallback,
+    RunDurations,
+    length_of,
+    nothing_left_open,
+    readable_logs,
+)
 from trainwright.state import TrainerControl, TrainerState
 
 CONTROL = TrainerControl()
+ARGS = SimpleNamespace(eval_strategy="no", save_strategy="no", eval_delay=0, async_save=False)
 
 
 def begun(callback: ProgressCallback, **fields: Any) -> TrainerState:
     state = TrainerState(**{"max_steps": 4, "num_train_epochs": 2, "epoch": 0.0, **fields})
-    callback.on_train_begin(None, state, CONTROL)
+    callback.on_train_begin(ARGS, state, CONTROL)
     return state
 
 
@@ -110,7 +119,7 @@ def test_where_nothing_can_be_redrawn_each_state_of_a_bar_is_a_line(capsys: pyte
         callback.on_log(None, state, CONTROL, logs={"loss": 0.5})
     callback.on_train_end(None, state, CONTROL)
     captured = capsys.readouterr()
-    assert captured.out == "{'loss': 0.5}\n" * 4
+    assert captured.out == "{'loss': 0.5}\n" * 4  # which programs parse
     assert not set("\r\x1b") & set(captured.err)
     first, last = captured.err.splitlines()  # an evaluation shorter than the interval has no line
     assert "0/4" in first and "4/4" in last and "loss=0.5" in last
@@ -174,3 +183,168 @@ def test_the_length_of_a_dataloader_is_unknown_where_its_dataset_has_none() -> N
 
     assert length_of(data.DataLoader(Stream())) is None
     assert length_of(data.DataLoader(range(5), batch_size=2)) == 3
+
+
+class Clock:
+    """Shows the seconds that a test sets."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_what_is_left_counts_steps_evaluations_and_saves_at_their_measured_durations() -> None:
+    num_steps, eval_steps, save_steps, step_s, evaluation_s, save_s, start_s = 20, 4, 5, 2.0, 7.0, 3.0, 50.0
+    args = SimpleNamespace(**{**vars(ARGS), "eval_strategy": "steps", "save_strategy": "steps"})
+    state = TrainerState(max_steps=num_steps, eval_steps=eval_steps, save_steps=save_steps)
+    clock = Clock()
+    durations = RunDurations(args, state, clock)
+    found = {}
+    for step in range(1, num_steps + 1):
+        clock.now_s += step_s + (start_s if step == 1 else 0.0)  # the first one compiles, too
+        state.global_step = step
+        if step == 1:
+            durations.begin()
+        evaluates, saves = step % eval_steps == 0, step % save_steps == 0
+        if evaluates or saves:
+            durations.pause()
+        found[step] = durations.left()
+        for is_due, duration_s, done in (
+            (evaluates, evaluation_s, durations.evaluated),
+            (saves, save_s, durations.saved),
+        ):
+            if is_due:
+                clock.now_s += duration_s
+                done()
+    assert found[1] == (None, False)  # nothing was measured
+    assert found[3] == ((num_steps - 3) * step_s, True)  # and evaluations and saves, nobody knows how long
+    for step in range(6, num_steps + 1):
+        num_evaluations = num_steps // eval_steps - step // eval_steps
+        num_saves = num_steps // save_steps - step // save_steps
+        left_s = (num_steps - step) * step_s + num_evaluations * evaluation_s + num_saves * save_s
+        assert found[step] == (pytest.approx(left_s), False)
+
+
+def test_an_evaluation_of_several_sets_is_one_and_one_before_the_first_step_delays_no_step() -> None:
+    args = SimpleNamespace(**{**vars(ARGS), "eval_strategy": "steps"})
+    state, clock = TrainerState(max_steps=4, eval_steps=2), Clock()
+    durations = RunDurations(args, state, clock)
+    durations.pause()
+    for _ in range(2):
+        clock.now_s += 5.0
+        durations.evaluated()
+    for step in (1, 2, 3):
+        clock.now_s += 1.0
+        state.global_step = step
+        if step == 1:
+            durations.begin()
+    assert durations.num_evaluations == 1 and durations.left() == (1.0 + 2 * 5.0, False)
+
+
+def test_what_a_background_writer_does_is_not_waited_for() -> None:
+    args = SimpleNamespace(**{**vars(ARGS), "save_strategy": "steps", "async_save": True})
+    state, clock = TrainerState(max_steps=10, save_steps=1), Clock()
+    durations = RunDurations(args, state, clock)
+    for step in (1, 2, 3):
+        clock.now_s += 2.0
+        state.global_step = step
+        if step == 1:
+            durations.begin()
+        durations.pause()
+        durations.saved()
+    assert durations.left() == ((10 - 3) * 2.0, False)
+
+
+def test_a_bar_shows_speed_without_evaluations_and_a_plus_for_what_was_not_timed_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    callback = ProgressCallback()
+    state = TrainerState(max_steps=100, eval_steps=50, num_train_epochs=1)
+    callback.on_train_begin(SimpleNamespace(**{**vars(ARGS), "eval_strategy": "steps"}), state, CONTROL)
+    assert callback.durations is not None
+    clock = callback.durations._clock = Clock()
+    for step in (1, 2, 3):
+        clock.now_s += 0.5
+        state.global_step = step
+        callback.on_step_end(None, state, CONTROL)
+    left_s = (100 - 3) * 0.5
+    assert f"<00:{int(left_s)}+, " in str(callback.training_bar) and "2.00step/s" in str(callback.training_bar)
+    callback.on_prediction_step(None, state, CONTROL, eval_dataloader=[1])
+    clock.now_s += 60.0
+    callback.on_evaluate(None, state, CONTROL, metrics={})
+    assert "<02:48, " in str(callback.training_bar)  # two more, at 50 and at 100
+    assert left_s + 2 * 60 == 168.5
+    assert "2.00step/s" in str(callback.training_bar)
+    callback.on_train_end(None, state, CONTROL)
+
+
+def test_the_first_pass_over_a_stream_is_no_epoch_and_later_ones_are() -> None:
+    callback = ProgressCallback()
+    state = begun(callback, num_train_epochs=sys.maxsize)
+    assert callback.training_bar.desc == "Training"
+    state.epoch = 1.0
+    callback.on_epoch_begin(None, state, CONTROL)
+    assert callback.training_bar.desc == "Epoch 2: "
+    callback.on_train_end(None, state, CONTROL)
+
+
+def test_a_bar_leaves_room_for_the_echo_of_ctrl_c_and_no_losses_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    for columns in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("LINES", "20")
+        callback = ProgressCallback()
+        state = begun(callback)
+        callback.training_bar.dynamic_ncols = lambda _, columns=columns: (columns, 20)
+        callback.on_log(None, state, CONTROL, logs={"loss": 0.5})
+        assert len(str(callback.training_bar)) <= columns - len("^C")
+        assert ("loss=0.5" in str(callback.training_bar)) == (columns >= 100)
+        callback.on_train_end(None, state, CONTROL)
+
+
+@pytest.mark.parametrize("description, word", [("Evaluation", "Evaluating"), ("Prediction", "Predicting")])
+def test_a_prediction_that_an_exception_ends_leaves_no_bar_open_and_is_called_what_it_is(
+    monkeypatch: pytest.MonkeyPatch, description: str, word: str
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    callback = ProgressCallback()
+    with pytest.raises(KeyboardInterrupt), nothing_left_open([object(), callback], description):
+        callback.on_prediction_step(None, TrainerState(), CONTROL, eval_dataloader=[1, 2])
+        raise KeyboardInterrupt
+    assert callback.prediction_bar is None
+    assert f"\r{word}: " in terminal.getvalue() and terminal.getvalue().endswith("\n")
+
+
+def test_a_training_that_an_exception_ends_leaves_no_bar_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    callback = ProgressCallback()
+    with pytest.raises(RuntimeError), nothing_left_open([callback]):
+        state = begun(callback)
+        callback.on_prediction_step(None, state, CONTROL, eval_dataloader=[1, 2])
+        raise RuntimeError
+    assert callback.prediction_bar is None and callback.training_bar is None
+    assert terminal.getvalue().endswith("\n")
+
+
+def test_force_color_asks_for_the_lines_of_a_terminal_everywhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    callback = ProgressCallback()
+    state = begun(callback)
+    callback.on_log(None, state, CONTROL, logs={"loss": 0.5})
+    callback.on_train_end(None, state, CONTROL)
+    assert capsys.readouterr().out == "0/4  \x1b[2mloss\x1b[0m    0.5000\n"
+
+
+def test_the_printer_prints_dicts_in_a_terminal_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    PrinterCallback().on_log(None, TrainerState(), CONTROL, logs={"loss": 0.5})
+    assert terminal.getvalue() == "{'loss': 0.5}\n"

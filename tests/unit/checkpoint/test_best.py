@@ -91,7 +91,7 @@ def listed(output_dir):
 def test_a_run_is_listed_with_its_best_and_its_last_and_the_size_of_each(tmp_path):
     folders = [make(tmp_path, step, best="elsewhere/checkpoint-4") for step in (2, 4, 10)]
     (tmp_path / "checkpoint-1").mkdir()  # not ours
-    assert list_run(tmp_path) == [
+    assert [(one.name, one.num_bytes, one.marks) for one in list_run(tmp_path)] == [
         ("checkpoint-2", num_bytes(folders[0]), []),
         ("checkpoint-4", num_bytes(folders[1]), ["best"]),
         ("checkpoint-10", num_bytes(folders[2]), ["last"]),
@@ -140,7 +140,8 @@ def test_a_link_is_listed_and_not_followed(tmp_path):
     make(tmp_path / "other", 4)
     make(tmp_path, 5)
     (tmp_path / "checkpoint-4").symlink_to(tmp_path / "other" / "checkpoint-4")
-    assert list_run(tmp_path)[1:] == [("checkpoint-4", 0, ["(a link, not followed)"])]
+    (link,) = list_run(tmp_path)[1:]
+    assert (link.name, link.num_bytes, link.metric, link.marks) == ("checkpoint-4", 0, "", ["(a link, not followed)"])
     assert list_run(tmp_path / "other" / "checkpoint-4") == []
 
 
