@@ -21,8 +21,9 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "optim"))
 
-import battery
-from battery import NAMES, Model, built, train
+import optimizer_battery
+from optimizer_battery import NAMES, Model, built, train
+
 from trainwright import shards
 from trainwright.optim.fused_backward import updates_in_backward
 from trainwright.optim.registry import ROWS
@@ -101,7 +102,10 @@ def scenarios(folder: Path) -> dict[str, Any]:
         torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
     found = {}
     # Compiling takes half a minute for torchao. Half of 128 x 128 numbers is more than it keeps in 32 bits.
-    with mock.patch.object(torch, "compile", lambda f, **options: f), mock.patch.object(battery, "WIDTH", 128):
+    with (
+        mock.patch.object(torch, "compile", lambda f, **options: f),
+        mock.patch.object(optimizer_battery, "WIDTH", 128),
+    ):
         for optim in NAMES:
             # Muon orthogonalises in bfloat16, whose rounding would hide a matrix that is taken for two.
             is_exact = optim == "muon"

@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-from battery import (
+from optimizer_battery import (
     BETAS,
     BY_HAND,
     DECAYING,
@@ -28,6 +28,7 @@ from battery import (
     train,
     update,
 )
+
 from trainwright.interop.optional import MissingExtra, is_installed
 from trainwright.optim.fused_backward import is_lomo
 from trainwright.optim.registry import ROWS, check_device, optimizer_class_and_kwargs
@@ -59,7 +60,7 @@ def test_steps_lower_a_quadratic(optim: str) -> None:
 def test_training_equals_the_package_used_directly(optim: str) -> None:
     model, optimizer = built(optim)
     if optim not in BY_HAND:
-        pytest.fail(f"{optim!r} runs here: add to BY_HAND in battery.py how its own package builds it.")
+        pytest.fail(f"{optim!r} runs here: add to BY_HAND in optimizer_battery.py how its own package builds it.")
     other = Model()
     direct = BY_HAND[optim](other)
     if hasattr(direct, "train"):

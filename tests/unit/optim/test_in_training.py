@@ -15,7 +15,8 @@ from torch import nn
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-from battery import BETAS, DECAY, LR, NAMES, OPTIONS, WIDTH, Model, built, make_args
+from optimizer_battery import BETAS, DECAY, LR, NAMES, OPTIONS, WIDTH, Model, built, make_args
+
 from trainwright import CombinedOptimizer, Trainer, TrainerCallback, TrainingArguments
 from trainwright.interop.optional import MissingExtra
 from trainwright.names import ParallelMode
