@@ -61,7 +61,8 @@ def test_a_run_after_a_plan_is_the_run_without_one(make_trainer, tmp_path, line_
     assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator) and trainer.model.training == mode
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
-    assert os.listdir(tmp_path / "out") == ["metrics.jsonl"]  # of the run that was expected
+    # Of the run that was expected.
+    assert sorted(os.listdir(tmp_path / "out")) == ["metrics.jsonl", "training_report.html"]
     lines = (tmp_path / "out" / "metrics.jsonl").read_text()
     assert trainer.state.global_step == 0 and trainer.state.log_history == []
     trainer.train()
