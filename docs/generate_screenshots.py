@@ -1,7 +1,7 @@
 """Write `trackers/NAME.png`: what a tracker's own page shows of a tiny run, where its package has one that is offline.
 
 Owns: the pictures of docs/trackers.md. The run is trained with the package in `.trackers` (`make test-trackers`), its
-page is on 127.0.0.1, and Chromium, which reaches nothing else, photographs it. Needs `chromium`, Pillow and a minute:
+page is on 127.0.0.1, and Chromium, which reaches nothing else, photographs it. Needs `chromium`, Pillow, minutes:
 
     python docs/generate_screenshots.py [NAME ...]
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import os
 import signal
@@ -22,14 +23,10 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).resolve().parent
-LIMIT_S, DRAWN_AFTER_S = 300, 15  # for an answer; what a page takes to draw its curves
+LIMIT_S, DRAWN_AFTER_S = 300, 30  # for an answer; what a page takes to draw its curves on a busy machine
 OFFLINE = {"HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-PLACES = {
-    "TRACKIO_DIR": "trackio",
-    "TENSORBOARD_LOGGING_DIR": "out/first",
-    "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
-}
-NAMES = {"MLFLOW_EXPERIMENT_NAME": "tiny", "LOGNAME": "someone"}
+RUN = {"TRACKIO_DIR": "trackio", "TENSORBOARD_LOGGING_DIR": "out/first", "LOGNAME": "someone"}
+MLFLOW = {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db", "MLFLOW_EXPERIMENT_NAME": "tiny"}
 SHOW = "import trackio; trackio.show('tiny', host='127.0.0.1', server_port=int('{port}'), open_browser=False)"
 HOST = "--host|127.0.0.1|--port|{port}"
 CHARTS = "#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART"
@@ -38,7 +35,8 @@ PAGES = {  # environment in .trackers, what its Python runs (| between arguments
     "tensorboard": ("main", f"-m|tensorboard.main|--logdir|out|{HOST}", "?tagFilter=loss&smoothing=0#timeseries"),
     "trackio": ("main", f"-c|{SHOW}", "?project=tiny"),
 }
-CLOSE = "document.querySelectorAll('[aria-label=Close]').forEach(button => button.click())"  # opened by a first visit
+# Panels of a first visit, and the tool bars that Plotly shows under a mouse only.
+CLOSE = "document.querySelectorAll('[aria-label=Close], .modebar').forEach(e => e.type ? e.click() : e.remove())"
 
 
 def train(name: str) -> None:
@@ -53,9 +51,8 @@ def train(name: str) -> None:
             return {"loss": torch.nn.functional.mse_loss(predicted, labels), "logits": predicted}
 
     torch.manual_seed(0)
-    inputs = torch.randn(576, 4)
-    labels = inputs @ torch.tensor([1.0, -2.0, 3.0, 0.5]) + 0.3 * torch.randn(576)
-    rows = [{"x": x, "labels": label} for x, label in zip(inputs, labels)]
+    weights = torch.tensor([1.0, -2.0, 3.0, 0.5])
+    rows = [{"x": x, "labels": x @ weights + 0.3 * torch.randn(())} for x in torch.randn(576, 4)]
     args = TrainingArguments("out", report_to=[name], run_name="first", project="tiny", max_steps=60, learning_rate=0.1)
     args.logging_steps, args.eval_strategy, args.eval_steps = 2, "steps", 10
     Trainer(Regression(4, 1), args, train_dataset=rows[64:], eval_dataset=rows[:64]).train()
@@ -78,22 +75,19 @@ def photographed(url: str, folder: str) -> bytes:
     flags = ["--headless", "--no-sandbox", "--enable-unsafe-swiftshader", "--hide-scrollbars", "--no-proxy-server"]
     flags += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--user-data-dir={folder}/browser"]
     shell = ["sh", "-c", f'exec chromium "$@" 3<&{number} 4>&{number}', "sh", *flags, "--remote-debugging-pipe"]
-    with theirs:
-        chromium = subprocess.Popen(shell, pass_fds=[number], stderr=subprocess.DEVNULL)
+    chromium = subprocess.Popen(shell, pass_fds=[number], stderr=subprocess.DEVNULL)
 
     def ask(method: str, session: dict[str, str] | None = None, **params: Any) -> dict[str, str]:
         ours.sendall(json.dumps({"id": 1, "method": method, "params": params, **(session or {})}).encode() + b"\0")
-        while "id" not in (answer := json.loads(b"".join(iter(lambda: answers.read(1), b"\0")))):
-            pass  # an event
-        return dict(answer["result"])
+        replies = (json.loads(b"".join(iter(lambda: answers.read(1), b"\0"))) for _ in itertools.count())
+        return next(reply["result"] for reply in replies if "id" in reply)  # others are events
 
     try:
-        target = ask("Target.createTarget", url=url)
-        session = {"sessionId": ask("Target.attachToTarget", flatten=True, **target)["sessionId"]}
+        session = ask("Target.attachToTarget", flatten=True, **ask("Target.createTarget", url=url))
         ask("Emulation.setDeviceMetricsOverride", session, width=1280, height=800, deviceScaleFactor=0.8, mobile=False)
-        time.sleep(DRAWN_AFTER_S)
-        ask("Runtime.evaluate", session, expression=CLOSE)
-        time.sleep(DRAWN_AFTER_S)
+        for _ in range(2):
+            time.sleep(DRAWN_AFTER_S)
+            ask("Runtime.evaluate", session, expression=CLOSE)
         return base64.b64decode(ask("Page.captureScreenshot", session)["data"])
     finally:
         chromium.terminate()
@@ -104,19 +98,19 @@ def write(name: str) -> None:
     from PIL import Image
 
     group, serve, address = PAGES[name]
-    python = str(DOCS.parent / ".trackers" / group / "bin" / "python")
+    python = str(DOCS.parent / ".trackers" / group / "bin/python")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        where: dict[str, Any] = {"cwd": folder, "env": {**os.environ, **OFFLINE, **PLACES, **NAMES}}
+        where: dict[str, Any] = {"cwd": folder, "env": {**os.environ, **OFFLINE, **RUN, **MLFLOW}}
         subprocess.run([python, __file__, "--train", name], check=True, **where)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        server = subprocess.Popen([python, *serve.format(port=port).split("|")], start_new_session=True, **where)
-        try:
-            wait_for(port)
-            png = photographed(f"http://127.0.0.1:{port}/{address}", folder)
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            server.wait()
+        command = [python, *serve.format(port=port).split("|")]
+        with subprocess.Popen(command, start_new_session=True, **where) as server:
+            try:
+                wait_for(port)
+                png = photographed(f"http://127.0.0.1:{port}/{address}", folder)
+            finally:
+                os.killpg(server.pid, signal.SIGTERM)
     file = DOCS / "trackers" / f"{name}.png"
     Image.open(io.BytesIO(png)).convert("RGB").quantize(64).save(file, optimize=True)
     print(f"Wrote trackers/{file.name}: {file.stat().st_size} bytes.")
