@@ -51,8 +51,7 @@ def train(name: str) -> None:
             return {"loss": torch.nn.functional.mse_loss(predicted, labels), "logits": predicted}
 
     torch.manual_seed(0)
-    weights = torch.tensor([1.0, -2.0, 3.0, 0.5])
-    rows = [{"x": x, "labels": x @ weights + 0.3 * torch.randn(())} for x in torch.randn(576, 4)]
+    rows = [{"x": x, "labels": x @ torch.arange(4.0) + 0.3 * torch.randn(())} for x in torch.randn(576, 4)]
     args = TrainingArguments("out", report_to=[name], run_name="first", project="tiny", max_steps=60, learning_rate=0.1)
     args.logging_steps, args.eval_strategy, args.eval_steps = 2, "steps", 10
     Trainer(Regression(4, 1), args, train_dataset=rows[64:], eval_dataset=rows[:64]).train()
@@ -111,9 +110,8 @@ def write(name: str) -> None:
                 png = photographed(f"http://127.0.0.1:{port}/{address}", folder)
             finally:
                 os.killpg(server.pid, signal.SIGTERM)
-    file = DOCS / "trackers" / f"{name}.png"
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(64).save(file, optimize=True)
-    print(f"Wrote trackers/{file.name}: {file.stat().st_size} bytes.")
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(64).save(DOCS / "trackers" / f"{name}.png", optimize=True)
+    print(f"Wrote trackers/{name}.png.")
 
 
 if __name__ == "__main__":
