@@ -2,7 +2,7 @@
 
 What each tracker keeps of odd names and values, and the variables that keep it offline, are in
 `tests/trackers/odd_values.json`; what it has no room for in its reader (`tests/trackers/readers`); the releases in
-`tests/trackers/constraints.txt`.
+`tests/trackers/constraints.txt`; the screenshots in `docs/trackers` (`generate_screenshots.py`).
 """
 
 from __future__ import annotations
@@ -54,8 +54,14 @@ What holds for all of them:
 - `eval_loss` is `eval/loss` in the tracker, `loss` is `train/loss`, unless it says otherwise below. Arguments and model
   configuration are sent without tokens.
 
-There is no screenshot here: the tests read what is stored, and how it looks is up to the package or its service.
+Below is a screenshot, of 60 steps of a linear regression, where the package has a page that works offline.
 """
+
+NO_SCREENSHOT = {
+    "codecarbon": "its `carbonboard` is in an extra of the package, and shows energy, no curves of the training",
+    "dvclive": "its `report.html` fetches what draws the curves from the network",
+    "swanlab": "`swanlab watch` needs the package `swanboard`, which is no longer maintained",
+}
 
 
 def page() -> str:
@@ -166,6 +172,10 @@ def _section(name: str, reader: Reader | None) -> str:
     text = inspect.getdoc(getattr(module, row.class_name)) or ""
     about, environment = _split(text)
     lines = [f"\n## `{name}`\n\n`{row.class_name}`: {row.summary}. {about}\n"]
+    if (DOCS / "trackers" / f"{name}.png").exists():
+        lines.append(f"\n![{row.class_name.removesuffix('Callback')}](trackers/{name}.png)\n")
+    elif name in NO_SCREENSHOT:
+        lines.append(f"\nNo screenshot: {NO_SCREENSHOT[name]}.\n")
     if row.extra is not None:
         lines.append(f"\nInstall with `pip install 'trainwright[{row.extra}]'`.\n")
     offline: dict[str, str] = json.loads(FILE.read_text(encoding="utf-8")).get(name, {}).get("offline", {})
