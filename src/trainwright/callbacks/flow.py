@@ -32,7 +32,7 @@ class DefaultFlowCallback(TrainerCallback):
         is_log_step = args.logging_strategy == STEPS and step % state.logging_steps == 0
         if is_log_step or (step == 1 and args.logging_first_step):
             control.should_log = True
-        if args.eval_strategy == STEPS and args.eval_delay <= step:
+        if args.eval_strategy == STEPS and (args.eval_delay or 0) <= step:
             is_end = is_last and getattr(args, "_evaluates_last_step", True)
             if is_end or step % state.eval_steps == 0:
                 control.should_evaluate = True
@@ -45,7 +45,7 @@ class DefaultFlowCallback(TrainerCallback):
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         if args.logging_strategy == EPOCH:
             control.should_log = True
-        if args.eval_strategy == EPOCH and args.eval_delay <= (state.epoch or 0.0):
+        if args.eval_strategy == EPOCH and (args.eval_delay or 0) <= (state.epoch or 0.0):
             control.should_evaluate = True
         if args.save_strategy == SAVE_EPOCH:
             control.should_save = True
@@ -60,9 +60,9 @@ def scheduled(args: Any, state: TrainerState) -> tuple[int, int | None]:
     evaluations = saves = 0
     if args.eval_strategy == STEPS:
         at_end = getattr(args, "_evaluates_last_step", True)
-        evaluations = _multiples_left(state, state.eval_steps, first=args.eval_delay, at_end=at_end)
+        evaluations = _multiples_left(state, state.eval_steps, first=args.eval_delay or 0, at_end=at_end)
     elif args.eval_strategy == EPOCH:
-        too_early = math.ceil(args.eval_delay) - 1 - math.floor(state.epoch or 0.0)  # of the ends that are left
+        too_early = math.ceil(args.eval_delay or 0) - 1 - math.floor(state.epoch or 0.0)  # of the ends that are left
         evaluations = max(ends_left - max(too_early, 0), 0)
     if args.save_strategy == SAVE_STEPS:
         saves = _multiples_left(state, state.save_steps, first=0, at_end=True)

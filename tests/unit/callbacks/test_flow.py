@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from trainwright import TrainingArguments
 from trainwright.callbacks.flow import DefaultFlowCallback, scheduled
 from trainwright.names import IntervalStrategy, SaveStrategy
 from trainwright.state import TrainerControl, TrainerState
@@ -79,6 +80,16 @@ def test_eval_delay_counts_steps_or_epochs_and_holds_at_the_last_step_too() -> N
     assert flags("on_step_end", 6, max_steps=6, eval_strategy="steps", eval_delay=7) == {"should_training_stop"}
     assert flags("on_epoch_end", 3, epoch=1.0, eval_strategy="epoch", eval_delay=1.5) == set()
     assert flags("on_epoch_end", 6, epoch=2.0, eval_strategy="epoch", eval_delay=1.5) == {"should_evaluate"}
+
+
+def test_a_delay_of_none_as_set_evaluate_leaves_it_is_no_delay() -> None:
+    assert TrainingArguments("out").set_evaluate("steps", 3).eval_delay is None
+    assert flags("on_step_end", 3, eval_strategy="steps", eval_delay=None) == {"should_evaluate"}
+    assert flags("on_epoch_end", 3, epoch=1.0, eval_strategy="epoch", eval_delay=None) == {"should_evaluate"}
+    state = TrainerState(global_step=2, epoch=0.5, max_steps=6, num_train_epochs=2, eval_steps=3, save_steps=3)
+    for strategy in ("steps", "epoch"):
+        none, zero = (arguments(eval_strategy=strategy, eval_delay=delay) for delay in (None, 0))
+        assert scheduled(none, state) == scheduled(zero, state)
 
 
 def test_a_save_interval_of_zero_saves_at_the_last_step_only() -> None:
