@@ -46,15 +46,13 @@ class Job:
 def check(settings: Settings) -> Job:
     """The job that `settings` ask for. ConfigFileError with a line for each mistake."""
     values = settings.values
-    problems = [
-        _unknown(settings, str(name), values[name], SECTIONS, "section") for name in values if name not in SECTIONS
-    ]
+    unknown = [str(name) for name in values if name not in SECTIONS]
+    problems = [_unknown(settings, name, values.get(name), SECTIONS, "section") for name in unknown]
     problems += [_missing(settings, name) for name in ("task", "model", "data") if values.get(name) is None]
     task = values.get("task")
-    if task is not None and task not in TASKS:
-        problems.append(
-            f"{settings.place('task')}: task={task!r} is none of {', '.join(TASKS)}.{closest(str(task), TASKS)}"
-        )
+    if task is not None and str(task) not in TASKS:
+        near = closest(str(task), TASKS)
+        problems.append(f"{settings.place('task')}: task={task!r} is none of {', '.join(TASKS)}.{near}")
     for name in ("model", "data", "training", "lora"):
         if values.get(name) is not None and not isinstance(values[name], dict):
             problems.append(f"{settings.place(name)}: {name}={_shown(name, values[name])} is no section of options.")

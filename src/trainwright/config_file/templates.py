@@ -1,7 +1,7 @@
 """Files to start from, one for each task, with every option that is mostly set explained.
 
-Owns: where they are, and writing one. Leaves to others: the options (`sections.py`). Each was written for reading; tests
-hold that every option in them is a real one.
+Owns: where they are, and writing one. Leaves to others: the options (`sections.py`). Tests hold that every option
+in a template is a real one.
 """
 
 from __future__ import annotations
