@@ -193,6 +193,8 @@ def _lora_problems(settings: Settings, lora: dict[str, Any]) -> list[str]:
 
 
 def _converted(value: Any, option: Option) -> Any:
+    if isinstance(value, bool) and str in members(option.hint) and bool not in members(option.hint):
+        value = str(value).lower()  # resume_from_checkpoint: false
     found = convert(value, option.hint)
     if not fits(found, option.hint):
         raise ValueError

@@ -73,9 +73,7 @@ def _read_file(path: str) -> dict[str, Any]:
         except ValueError as error:
             raise ConfigFileError(f"{path} is not valid YAML: {error}.") from None
     if not isinstance(found, dict):
-        raise ConfigFileError(
-            f"{path} holds no sections, such as `task:` and `model:`. `trainwright init` writes some."
-        )
+        raise ConfigFileError(f"{path} holds no sections, such as task and model. `trainwright init` writes some.")
     return found
 
 
@@ -174,8 +172,6 @@ def _put(settings: Settings, name: str, value: Any) -> None:
         inner = inner[part]
         if not isinstance(inner, dict):
             outer = ".".join(sections[:number])
-            raise ConfigFileError(
-                f"{COMMAND_LINE}: --{name} sets an option of {outer}, which is {inner!r}, no section."
-            )
+            raise ConfigFileError(f"{COMMAND_LINE}: --{name} is to set an option of {outer}={inner!r}, no section.")
     inner[last] = value
     settings.overridden.add(name)

@@ -52,6 +52,11 @@ def test_what_is_not_said_is_done_where_there_are_data_for_it(tmp_path, monkeypa
     assert (training.do_train, training.do_eval, training.do_predict) == (False, True, True)
 
 
+@pytest.mark.parametrize(("value", "expected"), [(False, "false"), ("auto", "auto"), (None, None)])
+def test_a_run_is_started_anew_where_the_file_says_so(value, expected):
+    assert check(settings(training__resume_from_checkpoint=value)).training.resume_from_checkpoint == expected
+
+
 def test_text_to_text_has_the_arguments_that_generate():
     data = {"name": "x", "task": "summarization"}
     job = check(settings(task="sequence_to_sequence", data=data, training__generation_max_length=9))
@@ -126,10 +131,10 @@ MODEL_OPTIONS = (
         ),
         (
             {"data__max_train_samples": 0},
-            "data.max_train_samples=0 is not allowed: it must be a whole number at least 1.",
+            "data.max_train_samples=0 is not allowed: it must be a finite whole number at least 1 or None.",
         ),
         ({"data__max_seq_length": None}, "data.max_seq_length=null is not allowed: it takes a whole number."),
-        ({"data__text_column": ["a"]}, 'a.yaml: data.text_column=["a"] is not allowed: it takes text or null.'),
+        ({"data__text_column": ["a"]}, 'data.text_column=["a"] is not allowed: it takes text or null.'),
         ({"data__task_name": "mrcp"}, None),
         (
             {"training__learning_rat": 1},

@@ -51,7 +51,7 @@ def problems_of(value, rule, place="file"):
 
 def with_every_option(text):
     """A template whose options that are not set are set, too."""
-    return re.sub(r"^((?:  )?)# ((?:  )*\w+:(?: .*)?)$", r"\1\2", text, flags=re.MULTILINE)
+    return re.sub(r"^((?:  )?)# ((?:  )*[a-z]\w*:(?: .*)?)$", r"\1\2", text, flags=re.MULTILINE)
 
 
 def test_each_task_has_a_template_and_the_command_line_knows_it():
