@@ -64,7 +64,7 @@ def run(model_args: TrainedModelArguments, data: PairDataArguments, args: PairTr
     is_qa = data.task == "question-answering"
     scores = {"translation": ("sacrebleu",), "summarization": ("rouge_score",)}
     session.begin(args, *(scores.get(data.task, ()) if args.predict_with_generate else ()))
-    readers = {".json": answers.read_squad} if is_qa else None
+    readers: dict[str, sources.Reader] | None = {".json": answers.read_squad} if is_qa else None
     splits = sources.load_splits(data, needs=session.needed_splits(args), readers=readers)
     config = models.load_config(model_args)
     if not config.is_encoder_decoder:

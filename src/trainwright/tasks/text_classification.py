@@ -81,6 +81,7 @@ def run(model_args: TrainedModelArguments, data: TextDataArguments, args: Traini
     else:  # predictions alone: the model knows what it was trained for
         names = [config.id2label[number] for number in sorted(config.id2label)]
         kind = next((kind for kind, name in PROBLEM_TYPES.items() if name == config.problem_type), "single")
+    classes = names or []  # none where labels are numbers
     tokenizer = models.load_processor(model_args)
     models.fit_vocabulary(model_args, config, tokenizer)
     model = models.load_model(model_args, HEAD, config)
@@ -88,11 +89,11 @@ def run(model_args: TrainedModelArguments, data: TextDataArguments, args: Traini
 
     def prepare(split: sources.Split) -> Any:
         rows = split.rows
-        numbers = None
+        numbers: list[Any] | None = None
         if split in labelled:
             numbers = checks.label_ids(split, label, names, first.origin) if names else [float(x) for x in rows[label]]
             if kind == "several":
-                numbers = [[float(number in row) for number in range(len(names))] for row in numbers]
+                numbers = [[float(number in row) for number in range(len(classes))] for row in numbers]
         length = min(data.max_seq_length, tokenizer.model_max_length)
         encoded = rows.map(
             lambda batch: tokenizer(*(batch[column] for column in texts), truncation=True, max_length=length),
@@ -120,9 +121,9 @@ def run(model_args: TrainedModelArguments, data: TextDataArguments, args: Traini
         if kind == "number":
             words = [f"{value:.4f}" for value in logits[:, 0]]
         elif kind == "several":
-            words = ["|".join(name for name, value in zip(names, row) if value > 0) for row in logits]
+            words = ["|".join(name for name, value in zip(classes, row) if value > 0) for row in logits]
         else:
-            words = [names[number] for number in logits.argmax(-1)]
+            words = [classes[number] for number in logits.argmax(-1)]
         lines = [f"{index}\t{word}" for index, word in enumerate(words)]
         session.write_lines(directory, "predictions.tsv", ["index\tprediction", *lines])
 
