@@ -255,9 +255,7 @@ def _add_file_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
         "classification or text to text, with a model and data from files or the hub. The same command again\n"
         "resumes a run that was stopped. Options of the file can be overridden, each by its dotted name.",
         epilog="examples:\n"
-        "  trainwright init text_classification config.yaml     (writes a file to start from)\n"
-        "  trainwright plan config.yaml                         (what the training would do)\n"
-        "  trainwright train config.yaml\n"
+        "  trainwright train config.yaml            (after: trainwright init text_classification config.yaml)\n"
         "  trainwright train config.yaml --training.learning_rate 1e-4 --model.path bert-base-cased --lora.r 8\n"
         "  torchrun --nproc-per-node 2 -m trainwright train config.yaml\n\n"
         "exit codes: 0 done; 2 the file, the command line, the data or the model is wrong, which stderr explains;\n"
@@ -265,7 +263,9 @@ def _add_file_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("file", metavar="FILE", help="a .yaml or .json file; `trainwright init TASK` writes one")
-    command.add_argument("overrides", nargs=argparse.REMAINDER, help="--SECTION.OPTION VALUE, instead of the file's")
+    command.add_argument(
+        "overrides", metavar="OVERRIDE", nargs=argparse.REMAINDER, help="--SECTION.OPTION VALUE, instead of the file's"
+    )
     command.set_defaults(command=train_from_file, parser=command)
     command = _add(
         commands,
