@@ -12,158 +12,17 @@ Own data: columns "sentence" or "text" (a second text in "sentence2"), and "labe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
-from trainwright import DataCollatorWithPadding, Trainer, TrainingArguments
-from trainwright.args.options import option
-from trainwright.tasks import checks, models, session, sources
-from trainwright.tasks.arguments import DataArguments, ModelArguments, parse
-from trainwright.tasks.classification import HUB_NAMES, metric_for, task_columns
+from trainwright import TrainingArguments
+from trainwright.tasks import text_classification
+from trainwright.tasks.arguments import TrainedModelArguments, parse
 from trainwright.tasks.errors import as_script
-
-USUAL_TEXTS = ("sentence", "text", "sentence1", "premise", "question")
-PROBLEM_TYPES = {
-    "single": "single_label_classification",
-    "several": "multi_label_classification",
-    "number": "regression",
-}
-
-
-@dataclass
-class TextDataArguments(DataArguments):
-    """The texts and their labels."""
-
-    task_name: str | None = option(
-        None, "A GLUE task (cola, mnli, mrpc, ...) or xnli; read from the hub, or from files."
-    )
-    language: str | None = option(None, "XNLI: the language to evaluate in, such as de.")
-    train_language: str | None = option(None, "XNLI: the language to train in. None: the same.")
-    text_column: str | None = option(None, "Column of the text. None: sentence, text, sentence1, premise or question.")
-    second_text_column: str | None = option(None, "Column of a second text. None: sentence2 or hypothesis, if there.")
-    label_column: str | None = option(None, "Column of the label. None: label or labels.")
-    label_separator: str | None = option(None, "Sign between several labels in one cell, such as '|'. None: one label.")
-    max_seq_length: int = option(128, "Tokens of a text; the rest is cut off.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.task_name is None:
-            return
-        self.task_name = self.task_name.lower()
-        task_columns(self.task_name)  # an unknown name is an error here, before anything is loaded
-        if self.task_name == "xnli" and not self.train_file and self.language is None:
-            raise ValueError("task_name='xnli' needs --language, such as --language de.")
-        if not (self.train_file or self.validation_file or self.test_file or self.dataset_name):
-            self.dataset_name = HUB_NAMES[self.task_name]
-            self.dataset_config_name = self.language if self.task_name == "xnli" else self.task_name
-
-
-def read(data: TextDataArguments, args: TrainingArguments) -> dict[str, sources.Split]:
-    splits = sources.load_splits(data, needs=session.needed_splits(args))
-    if data.task_name == "xnli" and data.train_language not in (None, data.language) and data.dataset_name:
-        other = TextDataArguments(dataset_name=data.dataset_name, dataset_config_name=data.train_language)
-        splits["train"] = sources.load_splits(other)["train"]
-    return splits
-
-
-def text_columns(data: TextDataArguments, split: sources.Split) -> list[str]:
-    usual = task_columns(data.task_name) if data.task_name else USUAL_TEXTS
-    names = usual[:1] if data.task_name else usual
-    first = checks.pick_column(split, "text_column", data.text_column, names, "the text")
-    second = data.second_text_column
-    if second is None:
-        candidates = usual[1:] if data.task_name else ("sentence2", "hypothesis")
-        second = next((name for name in candidates if name in split.rows.column_names), None)
-    return [first] if second is None else [first, checks.pick_column(split, "second_text_column", second, (), "")]
-
-
-def read_labels(data: TextDataArguments, splits: list[sources.Split]) -> tuple[str, list[str] | None, str]:
-    """(column, names of the classes or None for numbers, kind: "single", "several" or "number")."""
-    label = checks.pick_column(splits[0], "label_column", data.label_column, ("label", "labels"), "the label")
-    checks.require_columns(splits, [label])
-    for split in splits:
-        checks.check_filled(split, label)
-        if data.label_separator:
-            cells = [[one for one in str(cell).split(data.label_separator) if one] for cell in split.rows[label]]
-            split.rows = split.rows.remove_columns(label).add_column(label, cells)
-    names = checks.label_names(splits[0], label)
-    if isinstance(splits[0].rows[0][label], list):
-        return label, names, "several"
-    return label, names, "number" if names is None else "single"
+from trainwright.tasks.task_arguments import TextDataArguments
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
-    model_args, data, args = parse((ModelArguments, TextDataArguments, TrainingArguments), __doc__, arguments)
-    session.begin(args)
-    splits = read(data, args)
-    first = next(iter(splits.values()))
-    texts = text_columns(data, first)
-    checks.require_columns(splits.values(), texts)
-    for split in splits.values():
-        for column in texts:
-            checks.check_filled(split, column)
-    labelled = [split for split in splits.values() if split.name != "test"]
-    config = models.load_config(model_args)
-    if labelled:
-        label, names, kind = read_labels(data, labelled)
-        if names is None:
-            config.num_labels = 1
-        else:
-            checks.check_model_labels(config, names, first.origin, model_args.ignore_mismatched_sizes)
-        config.problem_type = PROBLEM_TYPES[kind]
-    else:  # predictions alone: the model knows what it was trained for
-        names = [config.id2label[number] for number in sorted(config.id2label)]
-        kind = next((kind for kind, name in PROBLEM_TYPES.items() if name == config.problem_type), "single")
-    tokenizer = models.load_processor(model_args)
-    model = models.load_model(model_args, "AutoModelForSequenceClassification", config)
-
-    def prepare(split: sources.Split) -> object:
-        rows = split.rows
-        numbers = None
-        if split in labelled:
-            numbers = checks.label_ids(split, label, names, first.origin) if names else [float(x) for x in rows[label]]
-            if kind == "several":
-                numbers = [[float(number in row) for number in range(len(names))] for row in numbers]
-        length = min(data.max_seq_length, tokenizer.model_max_length)
-        encoded = rows.map(
-            lambda batch: tokenizer(*(batch[column] for column in texts), truncation=True, max_length=length),
-            batched=True,
-            num_proc=data.preprocessing_num_workers,
-            load_from_cache_file=not data.overwrite_cache,
-            remove_columns=rows.column_names,
-            desc=f"Tokenizing {split.name}",
-        )
-        return encoded if numbers is None else encoded.add_column("labels", numbers)
-
-    ready = {name: prepare(split) for name, split in splits.items()}
-    trainer = Trainer(
-        model,
-        args,
-        DataCollatorWithPadding(tokenizer),
-        train_dataset=ready.get("train"),
-        eval_dataset=ready.get("validation"),
-        processing_class=tokenizer,
-        compute_metrics=metric_for(data.task_name, kind),
-    )
-
-    def write(output: object, directory: str) -> None:
-        logits = output.predictions
-        if kind == "number":
-            words = [f"{value:.4f}" for value in logits[:, 0]]
-        elif kind == "several":
-            words = ["|".join(name for name, value in zip(names, row) if value > 0) for row in logits]
-        else:
-            words = [names[number] for number in logits.argmax(-1)]
-        lines = [f"{index}\t{word}" for index, word in enumerate(words)]
-        Path(directory, "predictions.tsv").write_text("\n".join(["index\tprediction", *lines, ""]), encoding="utf-8")
-
-    return session.run(
-        trainer,
-        data,
-        task="text-classification",
-        predict_dataset=ready.get("test"),
-        write_predictions=write,
-        plan_rows=[("texts", ", ".join(texts)), ("labels", ", ".join(names) if names else "a number")],
+    """Read the command line; `trainwright.tasks.text_classification` has the parts, in their order."""
+    return text_classification.run(
+        *parse((TrainedModelArguments, TextDataArguments, TrainingArguments), __doc__, arguments)
     )
 
 

@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from trainwright import __version__
 from trainwright.names import CHECKPOINT_PREFIX
 
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")  # of a file of `train`
+TEMPLATES = ("language_modeling", "text_classification", "token_classification", "sequence_to_sequence")
+
 EXIT_CODES = """exit codes:
   0    all is well
   1    what was looked at is damaged, absent or cannot be used
@@ -156,6 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
     _add_run(commands)
     _add_plan(commands)
+    _add_file_commands(commands)
     return parser
 
 
@@ -225,7 +229,8 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         epilog="examples:\n"
         "  trainwright plan train.py --output_dir out --learning_rate 1e-4\n"
         "  trainwright plan --steps 3 train.py      (times three real updates, too, and undoes them)\n"
-        "  trainwright plan --json train.py | python -m json.tool\n\n"
+        "  trainwright plan --json train.py | python -m json.tool\n"
+        "  trainwright plan config.yaml             (a file of `trainwright train`)\n\n"
         "exit codes: 0 planned; 1 the program ended before train(); 2 a mistake was found that would end train(),\n"
         "or the command line is wrong. In a process of your own: print(trainer.plan_report()). See docs/plan.md.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -241,6 +246,73 @@ def _add_program(command: argparse.ArgumentParser, function: object) -> None:
     command.set_defaults(command=function)
 
 
+def _add_file_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "train",
+        help="train as a file says: task, model, data, arguments; no script is needed",
+        usage="trainwright train FILE [--SECTION.OPTION VALUE ...]",
+        description="Train as FILE (yaml or json) says, evaluate, and save: a task of language modelling,\n"
+        "classification or text to text, with a model and data from files or the hub. The same command again\n"
+        "resumes a run that was stopped. Options of the file can be overridden, each by its dotted name.",
+        epilog="examples:\n"
+        "  trainwright train config.yaml            (after: trainwright init text_classification config.yaml)\n"
+        "  trainwright train config.yaml --training.learning_rate 1e-4 --model.path bert-base-cased --lora.r 8\n"
+        "  torchrun --nproc-per-node 2 -m trainwright train config.yaml\n\n"
+        "exit codes: 0 done; 2 the file, the command line, the data or the model is wrong, which stderr explains;\n"
+        "1 the training failed. See docs/train_from_a_file.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("file", metavar="FILE", help="a .yaml or .json file; `trainwright init TASK` writes one")
+    command.add_argument(
+        "overrides", metavar="OVERRIDE", nargs=argparse.REMAINDER, help="--SECTION.OPTION VALUE, instead of the file's"
+    )
+    command.set_defaults(command=train_from_file, parser=command)
+    command = _add(
+        commands,
+        "init",
+        init,
+        "write a file for `trainwright train`, each of its options explained",
+        example="trainwright init text_classification config.yaml",
+        more="TASK is language_modeling, text_classification, token_classification or sequence_to_sequence.",
+    )
+    command.add_argument("task", metavar="TASK", choices=TEMPLATES, help="what is to be learnt")
+    command.add_argument("file", metavar="FILE", nargs="?", help="the file to write (default: TASK.yaml)")
+    command.add_argument("--force", action="store_true", help="overwrite a file that is there")
+    _add(
+        commands,
+        "schema",
+        print_schema,
+        "the JSON schema of a file for `trainwright train`, for editors",
+        example="trainwright schema > trainwright.schema.json",
+    )
+
+
+def train_from_file(options: argparse.Namespace) -> int:
+    if {"-h", "--help"} & set(options.overrides):
+        options.parser.print_help()
+        return 0
+    from trainwright.config_file.run import job_of, train
+
+    job = job_of(options.file, options.overrides)
+    return 2 if job is None else train(job)
+
+
+def init(options: argparse.Namespace) -> int:
+    from trainwright.config_file.templates import write_template
+
+    file = options.file or f"{options.task}.yaml"
+    write_template(options.task, file, overwrites=options.force)
+    print(f"{file} was written. Edit it, then: trainwright train {file}")
+    return 0
+
+
+def print_schema(options: argparse.Namespace) -> int:
+    from trainwright.config_file.schema import as_text
+
+    print(as_text())
+    return 0
+
+
 def plan(options: argparse.Namespace) -> int:
     if options.steps < 0:
         print(f"trainwright plan: --steps {options.steps} is no number of updates.", file=sys.stderr)
@@ -249,6 +321,11 @@ def plan(options: argparse.Namespace) -> int:
         return code
     from trainwright import plan_script
 
+    if not options.is_module and options.program[0].endswith(CONFIG_SUFFIXES):
+        from trainwright.config_file.run import job_of, train
+
+        job = job_of(options.program[0], options.program[1:])
+        return 2 if job is None else plan_script.plan(lambda: sys.exit(train(job)), options.steps, as_json=options.json)
     return plan_script.plan(
         lambda: _run_program(options, needs_transformers=False), options.steps, as_json=options.json
     )

@@ -68,7 +68,7 @@ def stopped_at_train(num_steps: int) -> Iterator[None]:
     """
     with contextlib.ExitStack() as undo:
 
-        def put(owner: Any, name: str, value: Any) -> None:
+        def patch(owner: Any, name: str, value: Any) -> None:
             undo.callback(setattr, owner, name, vars(owner)[name])
             setattr(owner, name, value)
 
@@ -82,11 +82,11 @@ def stopped_at_train(num_steps: int) -> Iterator[None]:
             return planned
 
         for name in ("train", "hyperparameter_search"):
-            put(Trainer, name, stop(vars(Trainer)[name]))
+            patch(Trainer, name, stop(vars(Trainer)[name]))
         for name in _WRITES:
-            put(Trainer, name, functools.wraps(vars(Trainer)[name])(functools.partial(_nothing, name)))
-        put(checks, "make_output_dir", _nothing)
-        put(TrackerCallback, "_start", _logs_nothing)
+            patch(Trainer, name, functools.wraps(vars(Trainer)[name])(functools.partial(_nothing, name)))
+        patch(checks, "make_output_dir", _nothing)
+        patch(TrackerCallback, "_start", _logs_nothing)
         yield
 
 

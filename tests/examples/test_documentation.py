@@ -83,6 +83,18 @@ def test_json_can_be_read(block):
     json.loads(block.text)
 
 
+@pytest.mark.parametrize("block", named([block for block in EVERY if block.language == "yaml"]))
+def test_yaml_is_a_file_that_can_be_trained_from(block, tmp_path, monkeypatch):
+    from trainwright.config_file.check import check
+    from trainwright.config_file.reading import read
+
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(block.text, encoding="utf-8")
+    for name in ("train.csv", "train.txt"):
+        Path(name).write_text("")
+    check(read("config.yaml"))
+
+
 @pytest.mark.parametrize("block", named([block for block in EVERY if block.language == "sh"]))
 def test_a_command_is_one_that_its_program_accepts(block):
     assert commands_of(block) or "#SBATCH" in block.text, block.place

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LANGUAGES = ("python", "sh", "json", "text")
+LANGUAGES = ("python", "sh", "json", "yaml", "text")
 
 
 @dataclass(frozen=True)

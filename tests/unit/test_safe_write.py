@@ -21,6 +21,7 @@ import torch
 from line import OneWeight
 from trainwright import Trainer, TrainingArguments
 from trainwright.checkpoint import commit
+from trainwright.config_file.templates import write_template
 from trainwright.evaluation.metrics import write_metrics
 from trainwright.hub.model_card import write_model_card
 from trainwright.hub.push import add_patterns_to_gitignore
@@ -110,6 +111,18 @@ LOGGED = RunHistory(LOG, {}, [], {}, [], None)
 # error, a warning where the file is not worth a failed run, or nothing where it only saves time).
 WRITERS = {
     "report": ("report/html.py", lambda out: write_report(out, LOG, {}), ["training_report.html"], "error"),
+    "template": (
+        "config_file/templates.py",
+        lambda out: write_template("text_classification", str(out / "config.yaml"), overwrites=True),
+        ["config.yaml"],
+        "error",
+    ),
+    "lines": (
+        "tasks/session.py",
+        lambda out: session.write_lines(str(out), "predictions.txt", ["a"]),
+        ["predictions.txt"],
+        "error",
+    ),
     "search": (
         "report/search_page.py",
         lambda out: write_search_page(out, TRIALS, ["minimize"]),

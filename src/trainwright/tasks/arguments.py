@@ -36,6 +36,34 @@ class ModelArguments:
 
 
 @dataclass
+class TrainedModelArguments(ModelArguments):
+    """The model, and how it is trained."""
+
+    model_name_or_path: str = option("", "Directory of a saved model, or a name on the model hub. Or give a config.")
+    config: dict[str, Any] | None = option(  # noqa: RUF009
+        None, 'Start from random weights of this configuration, such as {"model_type": "gpt2", "n_layer": 2}.'
+    )
+    lora: dict[str, Any] | None = option(  # noqa: RUF009
+        None, 'Train a LoRA adapter alone: fields of peft.LoraConfig, such as {"r": 8}; {}: its defaults. None: all.'
+    )
+
+    def __post_init__(self) -> None:
+        if bool(self.model_name_or_path) == (self.config is not None):
+            found = f"model_name_or_path={self.model_name_or_path!r} and config={self.config!r}"
+            raise ValueError(
+                f"{found}: give one of them, a saved model or the values of a new one."
+                if self.config
+                else "There is no model: give model_name_or_path, a saved model, or config, the values of a new one."
+            )
+        if self.config is not None and not isinstance(self.config.get("model_type"), str):
+            raise ValueError(f"config={self.config!r} has no model_type, such as gpt2, llama or bert.")
+        if self.config is not None and not self.tokenizer_name:
+            raise ValueError("config needs tokenizer_name, a directory or hub name: a new model has no tokenizer.")
+        if self.lora is not None and (self.config is not None or self.from_scratch):
+            raise ValueError("lora trains an adapter of saved weights, and this model starts from random ones.")
+
+
+@dataclass
 class DataArguments:
     """The data."""
 

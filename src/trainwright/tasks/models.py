@@ -11,7 +11,7 @@ from typing import Any
 
 from trainwright.interop.optional import require
 from trainwright.names import closest
-from trainwright.tasks.arguments import ModelArguments
+from trainwright.tasks.arguments import ModelArguments, TrainedModelArguments
 from trainwright.tasks.errors import DataError
 
 
@@ -29,8 +29,60 @@ def _auto(name: str) -> Any:
 
 def load_config(model: ModelArguments, **changes: Any) -> Any:
     """The model's configuration with `changes`."""
+    if isinstance(model, TrainedModelArguments) and model.config is not None:
+        return _new_config({**model.config, **changes})
     name = model.config_name or model.model_name_or_path
     return _found(lambda: _auto("AutoConfig").from_pretrained(name, **_source(model), **changes), name, "config.json")
+
+
+def _new_config(values: dict[str, Any]) -> Any:
+    """A configuration of `values`, which have "model_type". DataError where that, or another, is unknown."""
+    kinds = require("transformers", "A model of a configuration", extra="transformers").CONFIG_MAPPING
+    kind = values["model_type"]
+    if kind not in kinds:
+        raise DataError(
+            f"config.model_type={kind!r} is no architecture of the installed transformers.{closest(kind, kinds)}"
+        )
+    usual = kinds[kind]()
+    for name in values:
+        if not hasattr(usual, name):
+            known = [*usual.to_dict(), *usual.attribute_map]
+            raise DataError(f"config.{name}={values[name]!r}: a {kind} has no such value.{closest(name, known)}")
+    try:
+        return kinds[kind](**{name: value for name, value in values.items() if name != "model_type"})
+    except (TypeError, ValueError) as error:
+        raise DataError(f"config={values!r} makes no {kind}: {error}") from error
+
+
+def fit_vocabulary(model: TrainedModelArguments, config: Any, tokenizer: Any) -> None:
+    """Give a new configuration the size and the special tokens of `tokenizer`, where `model.config` names none."""
+    if model.config is None:
+        return
+    values = {"vocab_size": len(tokenizer)}
+    values |= {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "bos", "eos")}
+    for name, value in values.items():
+        if name not in model.config:
+            setattr(config, name, value)
+
+
+# Auto class -> how peft calls its task, by which it keeps a new head trainable.
+_PEFT_TASKS = {
+    "AutoModelForCausalLM": "CAUSAL_LM",
+    "AutoModelForSequenceClassification": "SEQ_CLS",
+    "AutoModelForTokenClassification": "TOKEN_CLS",
+    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
+}
+
+
+def with_adapter(model: TrainedModelArguments, loaded: Any, auto_class: str) -> Any:
+    """`loaded`, or a peft model around it whose adapter alone is trained, where `model.lora` asks for one."""
+    if model.lora is None:
+        return loaded
+    peft = require("peft", "Training an adapter (lora)", extra="peft")
+    try:
+        return peft.get_peft_model(loaded, peft.LoraConfig(**{"task_type": _PEFT_TASKS.get(auto_class), **model.lora}))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"lora={model.lora!r} does not fit this model: {error}") from error
 
 
 def load_processor(model: ModelArguments, auto_class: str = "AutoTokenizer", **options: Any) -> Any:
@@ -49,7 +101,7 @@ def load_model(model: ModelArguments, auto_class: str, config: Any, **options: A
 
     `auto_class`: the name of an auto class, or of a model class, in `transformers`.
     """
-    if model.from_scratch:
+    if model.from_scratch or (isinstance(model, TrainedModelArguments) and model.config is not None):
         cls = _auto(auto_class)
         build = getattr(cls, "from_config", None)  # auto classes have it; a model class takes its configuration
         return cls(config) if build is None else build(config, trust_remote_code=model.trust_remote_code)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainwright.checkpoint.save import replacing
 from trainwright.report.plan_table import plan_table
+from trainwright.safe_write import write_text
 from trainwright.seeding import set_seed
 from trainwright.tasks.arguments import DataArguments
 from trainwright.tasks.errors import DataError, package
@@ -97,6 +98,11 @@ def run(
     elif args.do_train:
         trainer.create_model_card(tasks=task)
     return all_metrics
+
+
+def write_lines(directory: str, name: str, lines: Sequence[str]) -> None:
+    """Write `lines` to the file `name` in `directory`, for `write_predictions`."""
+    write_text(os.path.join(directory, name), "\n".join([*lines, ""]))
 
 
 def resume_choice(value: str | bool | None) -> str | bool | None:

@@ -1,0 +1,34 @@
+"""`trainwright train`: a file, checked, and then done.
+
+Owns: the order of both, and the exit codes. Leaves to others: everything in between (`reading.py`, `check.py`,
+`tasks/`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from trainwright.config_file.check import Job, check, in_words_of_the_file
+from trainwright.config_file.reading import ConfigFileError, read
+from trainwright.interop.optional import MissingExtra
+from trainwright.tasks.errors import DataError
+
+
+def job_of(path: str, overrides: Sequence[str]) -> Job | None:
+    """What the file `path` asks for, changed by `overrides`; None where it is wrong, and stderr says why."""
+    try:
+        return check(read(path, overrides))
+    except ConfigFileError as error:
+        print(error, file=sys.stderr)
+        return None
+
+
+def train(job: Job) -> int:
+    """Do `job`. Returns the exit code: 0, or 2 where the data or the model do not fit, and stderr says why."""
+    try:
+        job.run()
+    except (DataError, MissingExtra) as error:
+        print(f"trainwright train: {in_words_of_the_file(str(error), job)}", file=sys.stderr)
+        return 2
+    return 0
