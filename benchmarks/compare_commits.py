@@ -19,8 +19,8 @@ tensors by `torch.equal`, JSON and pickles by content, the rest byte by byte. Nu
 
 Left out, because two runs of one commit differ in it: times and speeds (names with `runtime`, `_per_second`, `time_`,
 `mfu`, `tflops`), the run's id and start (`loop_state.json`), times and ids of log lines (`metrics.jsonl`), sizes,
-hashes and the writer's version (`manifest.json`; the files themselves are compared), and the content of traces and of
-reports on a search. Exit code 1 where anything else differs.
+hashes and the writer's version (`manifest.json`; the files themselves are compared), and the content of traces and
+reports. Exit code 1 where anything else differs.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ TIMES = re.compile(r"runtime|_per_second|(^|_)time_|mfu|tflops")
 LEFT_OUT = {  # file -> names of fields in which two runs of one commit differ
     "loop_state.json": ("run.id", "run.started_ns"),
     "manifest.json": ("checksum", "writer", "files.*.sha256", "files.*.size"),
-    "metrics.jsonl": ("time", "run_id"),  # of each line
+    "metrics.jsonl": ("time", "run_id", "about_run.started"),  # of each line
 }
 TRACES = "profile"  # a folder of files that hold times
-REPORTS = ("search_report.html", "search_trials.csv")  # of a search, with the duration of each trial
+REPORTS = ("training_report.html", "search_report.html", "search_trials.csv")  # with dates and durations
 
 
 # ----------------------------------------------------------------------------------------------------------- comparing

@@ -224,6 +224,7 @@ def test_ipython_receives_one_output_that_is_then_updated(monkeypatch: pytest.Mo
     from IPython.core.displaypub import DisplayPublisher
     from IPython.core.interactiveshell import InteractiveShell
 
+    monkeypatch.setattr("sys.ps1", "", raising=False)  # a shell sets it, and leaves it behind
     InteractiveShell.clear_instance()
     InteractiveShell.instance()
     monkeypatch.setattr(DisplayPublisher, "publish", publish)
