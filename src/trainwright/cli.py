@@ -18,7 +18,11 @@ from trainwright import __version__
 from trainwright.names import CHECKPOINT_PREFIX
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")  # of a file of `train`
-TEMPLATES = ("language_modeling", "text_classification", "token_classification", "sequence_to_sequence")
+TEMPLATES = sorted(
+    name.removesuffix(".yaml")
+    for name in os.listdir(os.path.join(os.path.dirname(__file__), "config_file", "templates"))
+    if name.endswith(".yaml")
+)
 
 EXIT_CODES = """exit codes:
   0    all is well
@@ -251,8 +255,8 @@ def _add_file_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
         "train",
         help="train as a file says: task, model, data, arguments; no script is needed",
         usage="trainwright train FILE [--SECTION.OPTION VALUE ...]",
-        description="Train as FILE (yaml or json) says, evaluate, and save: a task of language modelling,\n"
-        "classification or text to text, with a model and data from files or the hub. The same command again\n"
+        description="Train as FILE (yaml or json) says, evaluate, and save: one of the tasks of `trainwright init`,\n"
+        "on texts or sounds, with a model and data from files or the hub. The same command again\n"
         "resumes a run that was stopped. Options of the file can be overridden, each by its dotted name.",
         epilog="examples:\n"
         "  trainwright train config.yaml            (after: trainwright init text_classification config.yaml)\n"
@@ -273,9 +277,9 @@ def _add_file_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
         init,
         "write a file for `trainwright train`, each of its options explained",
         example="trainwright init text_classification config.yaml",
-        more="TASK is language_modeling, text_classification, token_classification or sequence_to_sequence.",
+        more="TASK is one of:\n" + "\n".join(f"  {task}" for task in TEMPLATES),
     )
-    command.add_argument("task", metavar="TASK", choices=TEMPLATES, help="what is to be learnt")
+    command.add_argument("task", metavar="TASK", type=_task, choices=TEMPLATES, help="what is to be learnt")
     command.add_argument("file", metavar="FILE", nargs="?", help="the file to write (default: TASK.yaml)")
     command.add_argument("--force", action="store_true", help="overwrite a file that is there")
     _add(
@@ -285,6 +289,14 @@ def _add_file_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
         "the JSON schema of a file for `trainwright train`, for editors",
         example="trainwright schema > trainwright.schema.json",
     )
+
+
+def _task(name: str) -> str:
+    from trainwright.config_file.sections import NOT_TRAINING
+
+    if name in NOT_TRAINING:
+        raise argparse.ArgumentTypeError(f"{name} {NOT_TRAINING[name]}")
+    return name
 
 
 def train_from_file(options: argparse.Namespace) -> int:

@@ -1,71 +1,28 @@
 """The audio tasks on generated tones: the pitch is the class, and a word is a tone."""
 
 import json
-import wave
 
 import numpy as np
 import pytest
 import torch
 from tests.examples.tiny import example
-
-RATE = 4000  # Hz
-PITCHES = {"high": 900, "low": 200}
-
-
-def write_tone(path, pitches, rate=RATE, seconds=0.25, channels=1, width=2):
-    """A WAV file of tones one after the other, with a little noise."""
-    time = np.arange(round(rate * seconds)) / rate
-    sound = np.concatenate([0.5 * np.sin(2 * np.pi * pitch * time) for pitch in pitches])
-    sound += np.random.default_rng(len(str(path))).normal(0, 0.01, len(sound))
-    samples = np.repeat((sound * (2 ** (8 * width - 1) - 1)).astype(f"<i{width}"), channels)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(channels)
-        file.setsampwidth(width)
-        file.setframerate(rate)
-        file.writeframes(samples.tobytes())
+from tests.examples.tones import PITCHES, RATE, save_wav2vec2, write_tone, write_tunes, write_words
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """sounds/<class>/<n>.wav; words.jsonl: recordings of one or two words with their texts."""
     root = tmp_path_factory.mktemp("sounds")
-    lines = []
     for number in range(20):
         name = list(PITCHES)[number % 2]
         write_tone(root / "sounds" / name / f"{number}.wav", [PITCHES[name]])
-        words = [name] if number % 4 < 2 else [name, "high"]
-        write_tone(root / "words" / f"{number}.wav", [PITCHES[word] for word in words])
-        lines.append({"audio": f"words/{number}.wav", "text": " ".join(words).upper() + "!"})
-    (root / "words.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    write_words(root, 20)
     return root
-
-
-def config(**more):
-    from transformers import Wav2Vec2Config
-
-    return Wav2Vec2Config(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, conv_dim=(16, 16),
-        conv_kernel=(20, 8), conv_stride=(10, 8), num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2,
-        num_feat_extract_layers=2, classifier_proj_size=16, apply_spec_augment=False, num_codevectors_per_group=4,
-        codevector_dim=16, proj_codevector_dim=16, num_negatives=5, diversity_loss_weight=0.1, **more,
-    )  # fmt: skip
-
-
-def save(model, directory):
-    from transformers import Wav2Vec2FeatureExtractor
-
-    model.save_pretrained(directory)
-    Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=False).save_pretrained(directory)
-    return str(directory)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    from transformers import Wav2Vec2Model
-
-    torch.manual_seed(0)
-    return save(Wav2Vec2Model(config()), tmp_path_factory.mktemp("wav2vec2"))
+    return str(save_wav2vec2(tmp_path_factory.mktemp("wav2vec2")))
 
 
 def arguments(model, out, *more):
@@ -160,13 +117,8 @@ def test_texts_are_generated_by_a_sequence_to_sequence_model(folder, tmp_path):
 
 
 def test_hidden_steps_are_told_from_others_better_with_training(tmp_path):
-    from transformers import Wav2Vec2ForPreTraining
-
-    torch.manual_seed(0)
-    model = save(Wav2Vec2ForPreTraining(config(feat_extract_norm="layer")), tmp_path / "wav2vec2")
-    draw = np.random.default_rng(0)
-    for number in range(20):  # tunes: in a single tone all steps would be the same
-        write_tone(tmp_path / "tunes" / f"{number}.wav", draw.choice([150, 300, 600, 1200], 8), seconds=0.08)
+    model = save_wav2vec2(tmp_path / "wav2vec2", "Wav2Vec2ForPreTraining", feat_extract_norm="layer")
+    write_tunes(tmp_path / "tunes", 20)
     wanted = [w for w in arguments(model, tmp_path / "out") if w not in ("--freeze_feature_encoder", "false")]
     metrics = example("speech_pretraining").main(
         [*wanted, "--dataset_name", str(tmp_path / "tunes"), "--validation_split_percentage", "30", "--do_train",

@@ -86,13 +86,6 @@ def write_metrics_line(out):
     file.close()
 
 
-def write_alphabet(out):
-    pytest.importorskip("transformers")
-    from trainwright.tasks.speech import write_alphabet
-
-    write_alphabet(["ab"], str(out))
-
-
 def write_lengths(out):
     datasets = pytest.importorskip("datasets")
     from trainwright.data.lengths import _from_disk
@@ -158,7 +151,6 @@ WRITERS = {
     "gitignore": ("hub/push.py", lambda out: add_patterns_to_gitignore(str(out), ["_*"]), [".gitignore"], "error"),
     "profile": ("profiling/trace.py", write_profile, TRACES, "warning"),
     "predictions": ("tasks/classification.py", write_predictions, ["predictions.tsv"], "error"),
-    "alphabet": ("tasks/speech.py", write_alphabet, ["vocab.json", "tokenizer_config.json"], "error"),
     "lengths": ("data/lengths.py", write_lengths, ["trainwright-lengths-f-x.npy"], "nothing"),
     "runs of trackers": (
         "tracking/tracked_runs.py",
@@ -361,6 +353,8 @@ JUDGED = {
     ("hub/staging.py", "_put"): STAGED,
     ("log_text.py", "write"): STAGED,
     ("report/metrics_file.py", "_open"): "appends, without following a link or waiting for a named pipe",
+    ("tasks/speech.py", "alphabet_of"): SCRATCH,
+    ("tasks/speech.py", "save_pretrained"): STAGED,
     ("tracking/dagshub.py", "_write_artifacts"): SCRATCH,
     ("tracking/model_files.py", "write_model"): SCRATCH,
     ("trainer.py", "_save_processing_files"): STAGED,

@@ -15,6 +15,7 @@ from typing import Any
 from trainwright.args.renamed import RENAMED
 from trainwright.argtypes import members
 from trainwright.config_file.sections import TASKS, Option, options_of
+from trainwright.tasks.arguments import PretrainingModelArguments
 
 # Of peft.LoraConfig, the ones that are mostly set; others are allowed, since releases differ.
 _LORA = {
@@ -56,6 +57,7 @@ def schema() -> dict[str, Any]:
                     "model": _section("model", task.model),
                     "data": _section("data", task.data),
                     "training": _section("training", task.training),
+                    **({"lora": {"type": "null"}} if issubclass(task.model, PretrainingModelArguments) else {}),
                 }
             },
         }

@@ -1,7 +1,7 @@
 """The tasks that a file may name, and the options that each of its sections has then.
 
 Owns: the table of tasks, names of options and the fields behind them. Leaves to others: the fields themselves
-(`tasks/arguments.py`, `tasks/task_arguments.py`, `args/`), doing a task (`tasks/`). Imports no torch.
+(`tasks/arguments.py`, `tasks/*_arguments.py`, `args/`), doing a task (`tasks/`). Imports no torch.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainwright.args.training import TrainingArguments
-from trainwright.tasks.arguments import DataArguments, TrainedModelArguments
+from trainwright.tasks.arguments import DataArguments, PretrainingModelArguments, TrainedModelArguments
+from trainwright.tasks.sound_arguments import RecordingDataArguments, SoundDataArguments, SpeechDataArguments
 from trainwright.tasks.task_arguments import (
+    AnswerDataArguments,
+    ChoiceDataArguments,
     LanguageDataArguments,
     PairDataArguments,
     PairTrainingArguments,
@@ -32,6 +35,7 @@ class Task:
     data: type[DataArguments]
     training: type[TrainingArguments] = TrainingArguments
     model: type[TrainedModelArguments] = TrainedModelArguments
+    reads_folders: bool = False  # `data.name` may be a folder of files
 
 
 # Name in the file, which is that of the module in `trainwright.tasks` and of the script in examples/.
@@ -42,6 +46,20 @@ TASKS = {
     "sequence_to_sequence": Task(
         "texts from texts: translation, summaries, answers", PairDataArguments, PairTrainingArguments
     ),
+    "multiple_choice": Task("the right one of several answers", ChoiceDataArguments),
+    "question_answering": Task("the place of an answer in a text", AnswerDataArguments),
+    "audio_classification": Task("a class for a sound", SoundDataArguments, reads_folders=True),
+    "speech_recognition": Task("what is said: letters (CTC) or texts", SpeechDataArguments, PairTrainingArguments),
+    "speech_pretraining": Task(
+        "a speech model from recordings alone",
+        RecordingDataArguments,
+        model=PretrainingModelArguments,
+        reads_folders=True,
+    ),
+}
+# Tasks of examples/ that `train` does not do, and why.
+NOT_TRAINING = {
+    "text_generation": "trains nothing: a trained model generates texts. See: python examples/text_generation.py --help"
 }
 
 # Option in the file -> field, where the section says already what the field repeats.

@@ -64,6 +64,16 @@ class TrainedModelArguments(ModelArguments):
 
 
 @dataclass
+class PretrainingModelArguments(TrainedModelArguments):
+    """The model, all of whose weights are trained."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora is not None:
+            raise ValueError("lora trains an adapter of a finished model; pretraining trains all weights. Remove lora.")
+
+
+@dataclass
 class DataArguments:
     """The data."""
 

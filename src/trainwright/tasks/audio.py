@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from trainwright.interop.optional import is_installed
+from trainwright.tasks.checks import pick_column, require_columns
 from trainwright.tasks.errors import DataError, package
 from trainwright.tasks.images import relative_to_file
 from trainwright.tasks.sources import Split
@@ -72,6 +73,20 @@ def resampled(sound: Array, rate: int, wanted: int) -> Array:
     return signal.resample_poly(sound, wanted // step, rate // step).astype(np.float32)  # type: ignore[no-any-return]
 
 
+def sound_column(splits: dict[str, Split], given: str | None) -> str:
+    """The column of the sounds: `given` (audio_column), else audio, file or path. DataError where a part has none."""
+    first = next(iter(splits.values()))
+    column = pick_column(first, "audio_column", given, ("audio", "file", "path"), "the sound")
+    require_columns(splits.values(), [column])
+    return column
+
+
+def freeze_feature_encoder(model: Any) -> None:
+    """Leave the first, convolutional layers of a model that has such (wav2vec 2.0 and its kin) as they are."""
+    if hasattr(model, "freeze_feature_encoder"):
+        model.freeze_feature_encoder()
+
+
 def undecoded(split: Split, column: str) -> Split:
     """The split with paths or bytes in an audio column, which `datasets` would decode with a package of its own."""
     feature = split.rows.features[column]
@@ -89,7 +104,7 @@ class AudioRows(torch.utils.data.Dataset[dict[str, Any]]):
         column: str,
         sampling_rate: int,
         extra: Sequence[dict[str, Any]] | None = None,
-        cut: Callable[[Array], Array] = lambda sound: sound,
+        cut: Callable[[Array], Array] | None = None,
     ) -> None:
         self.split, self.column, self.sampling_rate = undecoded(split, column), column, sampling_rate
         self.extra, self.cut = extra, cut
@@ -99,7 +114,9 @@ class AudioRows(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         cell = self.split.rows[int(index)][self.column]
-        sound = self.cut(read_audio(cell, self.split, int(index), self.sampling_rate))
+        sound = read_audio(cell, self.split, int(index), self.sampling_rate)
+        if self.cut is not None:
+            sound = self.cut(sound)
         return {"sound": sound, **(self.extra[int(index)] if self.extra is not None else {})}
 
 
@@ -109,13 +126,13 @@ class SoundCollator:
     Labels of several tokens are padded with -100, by `pad_labels`, a tokenizer's `pad`.
     """
 
-    def __init__(self, extractor: Any, pad_labels: Callable[..., Any] | None = None, needs_mask: bool = True) -> None:
-        self.extractor, self.pad_labels, self.needs_mask = extractor, pad_labels, needs_mask
+    def __init__(self, extractor: Any, pad_labels: Callable[..., Any] | None = None) -> None:
+        self.extractor, self.pad_labels = extractor, pad_labels
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         rate = self.extractor.sampling_rate
         padding = "max_length" if hasattr(self.extractor, "nb_max_frames") else True  # Whisper hears 30 s, always
-        options = {"return_attention_mask": True} if self.needs_mask else {}
+        options = {"return_attention_mask": True} if getattr(self.extractor, "return_attention_mask", False) else {}
         batch = self.extractor(
             [row["sound"] for row in rows], sampling_rate=rate, padding=padding, return_tensors="pt", **options
         )

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from trainwright.names import IGNORE_INDEX
-from trainwright.tasks.sources import Split
+from trainwright.tasks.arguments import DataArguments
+from trainwright.tasks.sources import Split, tokenized
 
 
 def tokenized_blocks(
@@ -25,8 +26,7 @@ def tokenized_blocks(
     block_size: int,
     by_line: bool = False,
     multiple_of: int = 1,
-    num_workers: int | None = None,
-    overwrite_cache: bool = False,
+    data: DataArguments | None = None,
 ) -> Any:
     """The texts of `column` as rows of at most `block_size` tokens in "input_ids".
 
@@ -48,14 +48,7 @@ def tokenized_blocks(
         cut = [row[: len(row) // multiple_of * multiple_of] for row in rows]
         return {"input_ids": [row for row in cut if len(row) > 1]}  # one token alone predicts nothing
 
-    return split.rows.map(
-        tokenize,
-        batched=True,
-        num_proc=num_workers,
-        remove_columns=split.rows.column_names,
-        load_from_cache_file=not overwrite_cache,
-        desc=f"Tokenizing {split.name}",
-    )
+    return tokenized(split, tokenize, data)
 
 
 def with_perplexity(metrics: dict[str, float]) -> dict[str, float]:

@@ -57,8 +57,7 @@ def run(model_args: TrainedModelArguments, data: LanguageDataArguments, args: Tr
             block_size=block_size,
             by_line=data.line_by_line,
             multiple_of=2 if data.objective == "permuted" else 1,
-            num_workers=data.preprocessing_num_workers,
-            overwrite_cache=data.overwrite_cache,
+            data=data,
         )
         for name, split in splits.items()
     }

@@ -71,18 +71,53 @@ _PEFT_TASKS = {
     "AutoModelForSequenceClassification": "SEQ_CLS",
     "AutoModelForTokenClassification": "TOKEN_CLS",
     "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
+    "AutoModelForQuestionAnswering": "QUESTION_ANS",
 }
 
 
 def with_adapter(model: TrainedModelArguments, loaded: Any, auto_class: str) -> Any:
-    """`loaded`, or a peft model around it whose adapter alone is trained, where `model.lora` asks for one."""
+    """`loaded`, or a peft model around it whose adapter alone is trained, where `model.lora` asks for one.
+
+    A head is trained and saved whole, since it may be new. DataError where `loaded` has no such layers, or an unknown
+    head.
+    """
     if model.lora is None:
         return loaded
     peft = require("peft", "Training an adapter (lora)", extra="peft")
+    options = {"task_type": _PEFT_TASKS.get(auto_class), **model.lora}
+    if options["task_type"] not in ("CAUSAL_LM", "SEQ_2_SEQ_LM") and "modules_to_save" not in options:
+        options["modules_to_save"] = _heads(loaded, auto_class) or None
     try:
-        return peft.get_peft_model(loaded, peft.LoraConfig(**{"task_type": _PEFT_TASKS.get(auto_class), **model.lora}))
+        return peft.get_peft_model(loaded, peft.LoraConfig(**options))
     except (TypeError, ValueError) as error:
         raise DataError(f"lora={model.lora!r} does not fit this model: {error}") from error
+
+
+def _heads(loaded: Any, auto_class: str) -> list[str]:
+    """The names of the layers of `loaded` that follow its encoder; none of a bare model ("AutoModel").
+
+    peft knows only some by name (not DistilBERT's `pre_classifier`). An output layer that is tied to the embeddings,
+    as that of a language model, is no head: it is not new.
+    """
+    encoder = loaded.base_model  # the model itself where that does not know it
+    if auto_class == "AutoModel" or (encoder is loaded and auto_class in _PEFT_TASKS):
+        return []
+    if encoder is loaded:
+        raise DataError(
+            f"lora: which layers of a {type(loaded).__name__} are its head, to be trained whole, is not known. "
+            "Name them in lora.modules_to_save; [] where none is new."
+        )
+    inside = set(map(id, encoder.parameters()))
+    weights_of = {name: set(map(id, child.parameters())) for name, child in loaded.named_children()}
+    return [name for name, weights in weights_of.items() if weights and not weights & inside]
+
+
+def load_fast_tokenizer(model: ModelArguments, purpose: str, **options: Any) -> Any:
+    """A tokenizer that knows which part of a text each token comes from. DataError, with `purpose`, for another."""
+    tokenizer = load_processor(model, **options)
+    if not tokenizer.is_fast:
+        raise DataError(f"This task needs a fast tokenizer (tokenizer.json), which says {purpose}.")
+    return tokenizer
 
 
 def load_processor(model: ModelArguments, auto_class: str = "AutoTokenizer", **options: Any) -> Any:

@@ -1,6 +1,6 @@
 """Training, validation and test data, from local files, folders or the hub, and the origin of each row.
 
-Owns: `Split` and `load_splits`. Leaves to others: checking the rows (`checks.py`), using them.
+Owns: `Split`, `load_splits`, `tokenized`. Leaves to others: checking the rows (`checks.py`), using them.
 """
 
 from __future__ import annotations
@@ -98,6 +98,24 @@ def load_splits(
     return splits
 
 
+def tokenized(
+    split: Split, encode: Callable[..., Any], data: DataArguments | None = None, *, with_indices: bool = False
+) -> Any:
+    """What `encode` makes of the columns of a batch of rows (and, `with_indices`, of their numbers), as a `Dataset`.
+
+    `data` says in how many processes, and whether what an earlier run made is read again.
+    """
+    return split.rows.map(
+        encode,
+        with_indices=with_indices,
+        batched=True,
+        num_proc=data.preprocessing_num_workers if data else None,
+        load_from_cache_file=not (data and data.overwrite_cache),
+        remove_columns=split.rows.column_names,
+        desc=f"Tokenizing {split.name}",
+    )
+
+
 def _from_file(datasets: Any, name: str, path: str, readers: dict[str, Reader]) -> Split:
     if os.path.isdir(path):
         raise DataError(f"{SPLITS[name]}={path!r} is a directory. Give a file, or the directory as --dataset_name.")
@@ -142,19 +160,23 @@ def _from_name(datasets: Any, data: DataArguments, folder: tuple[str, tuple[str,
 _SAVED = ("dataset_dict.json", "state.json")  # written by `save_to_disk`
 
 
-def _from_folder(datasets: Any, root: str, column: str, suffixes: tuple[str, ...]) -> dict[str, Split]:
-    """Files below `root` in `column`, and the name of each one's folder in "label" where they are in folders.
-
-    Folders called train, validation (valid, val, dev) and test are parts; without them everything is training data.
-    """
+def folder_parts(root: str) -> dict[str, str]:
+    """Part -> its folder below `root`: those called train, validation (valid, val, dev) and test that are there."""
     spellings = {"train": ("train",), **_HUB_NAMES}
     parts = {
         part: next((path for one in names if os.path.isdir(path := os.path.join(root, one))), None)
         for part, names in spellings.items()
     }
-    places = {part: path for part, path in parts.items() if path is not None} or {"train": root}
+    return {part: path for part, path in parts.items() if path is not None}
+
+
+def _from_folder(datasets: Any, root: str, column: str, suffixes: tuple[str, ...]) -> dict[str, Split]:
+    """Files below `root` in `column`, and the name of each one's folder in "label" where they are in folders.
+
+    Without folders of parts (`folder_parts`) everything is training data.
+    """
     splits = {}
-    for part, place in places.items():
+    for part, place in (folder_parts(root) or {"train": root}).items():
         files = sorted(
             os.path.join(folder, name)
             for folder, _, names in os.walk(place)

@@ -1,6 +1,7 @@
 """Speech recognition and speech pretraining: alphabets, word error rate, masked steps and distractors.
 
-Owns: `write_alphabet`, `word_error_rate`, `SpeechPretrainingCollator`. Leaves to others: reading sound (`audio.py`).
+Owns: `alphabet_of`, `SpeechProcessor`, `word_error_rate`, `SpeechPretrainingCollator`. Leaves to others: reading sound
+(`audio.py`).
 Source of hidden steps and distractors: Baevski et al. 2020 (wav2vec 2.0), sections 3.1, 3.2 and 4.2.
 """
 
@@ -9,17 +10,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from trainwright.checkpoint.save import replacing
 from trainwright.interop.optional import require
 from trainwright.names import IGNORE_INDEX
-from trainwright.safe_write import write_text
 from trainwright.tasks.errors import package
+from trainwright.tasks.sequences import decoded
 
 Array = np.ndarray[Any, Any]
 WORD_END, UNKNOWN, PADDING = "|", "[UNK]", "[PAD]"
@@ -32,28 +33,36 @@ def normalized(text: str, remove: str | None = None) -> str:
     return " ".join(text.lower().split())
 
 
-def write_alphabet(texts: Sequence[str], directory: str) -> Any:
-    """A tokenizer of the letters in `texts` for a CTC model, saved to `directory`. Padding is CTC's blank."""
+def alphabet_of(texts: Sequence[str]) -> Any:
+    """A tokenizer of the letters in `texts` for a CTC model. Padding is CTC's blank."""
     letters = sorted(set("".join(texts)) - {" "})
-    os.makedirs(directory, exist_ok=True)
-    path = os.path.join(directory, "vocab.json")
-    write_text(path, json.dumps({letter: n for n, letter in enumerate([*letters, WORD_END, UNKNOWN, PADDING])}))
     tokenizer_class = require("transformers", "Speech recognition", extra="transformers").Wav2Vec2CTCTokenizer
-    tokenizer = tokenizer_class(path, unk_token=UNKNOWN, pad_token=PADDING, word_delimiter_token=WORD_END)
-    with replacing(directory) as staging:
-        tokenizer.save_pretrained(staging)
-    return tokenizer
+    with tempfile.TemporaryDirectory() as directory:  # the class reads its letters from a file
+        path = os.path.join(directory, "vocab.json")
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({letter: n for n, letter in enumerate([*letters, WORD_END, UNKNOWN, PADDING])}, file)
+        return tokenizer_class(path, unk_token=UNKNOWN, pad_token=PADDING, word_delimiter_token=WORD_END)
 
 
-def best_letters(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """`preprocess_logits_for_metrics`: (batch, steps, letters) to (batch, steps), so that logits need not be kept."""
-    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)  # type: ignore[no-any-return]
+class SpeechProcessor:
+    """What prepares sounds and texts, as one `processing_class`: both are saved with the model and each checkpoint."""
+
+    def __init__(self, feature_extractor: Any, tokenizer: Any) -> None:
+        self.feature_extractor, self.tokenizer = feature_extractor, tokenizer
+
+    def save_pretrained(self, directory: str) -> None:
+        self.feature_extractor.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
 
 
-def transcripts(tokenizer: Any, tokens: Array, *, is_ctc: bool) -> list[str]:
-    """Texts of predicted `tokens` (samples, steps), -100 being padding. CTC: repeated letters are one."""
+def transcripts(tokenizer: Any, tokens: Array, *, is_ctc: bool, repeats: bool = False) -> list[str]:
+    """Texts of `tokens` (samples, steps), -100 being padding. CTC: a letter that is predicted several times in a row
+    is one; those of a true text are several (`repeats`).
+    """
+    if not is_ctc:
+        return decoded(tokenizer, tokens)
     tokens = np.where(tokens == IGNORE_INDEX, tokenizer.pad_token_id, tokens)
-    return list(tokenizer.batch_decode(tokens) if is_ctc else tokenizer.batch_decode(tokens, skip_special_tokens=True))
+    return list(tokenizer.batch_decode(tokens, group_tokens=not repeats))
 
 
 def word_error_rate(tokenizer: Any, *, is_ctc: bool) -> Callable[[Any], dict[str, float]]:
@@ -62,10 +71,7 @@ def word_error_rate(tokenizer: Any, *, is_ctc: bool) -> Callable[[Any], dict[str
     def compute(prediction: Any) -> dict[str, float]:
         jiwer = package("jiwer")
         found = transcripts(tokenizer, prediction.predictions, is_ctc=is_ctc)
-        labels = np.where(prediction.label_ids == IGNORE_INDEX, tokenizer.pad_token_id, prediction.label_ids)
-        # Repeated letters of a true text are two letters.
-        options: dict[str, Any] = {"group_tokens": False} if is_ctc else {"skip_special_tokens": True}
-        truth = list(tokenizer.batch_decode(labels, **options))
+        truth = transcripts(tokenizer, prediction.label_ids, is_ctc=is_ctc, repeats=True)
         pairs = [(text, true) for text, true in zip(found, truth) if true.strip()]  # no word: no rate
         if not pairs:
             return {"wer": 0.0, "cer": 0.0}

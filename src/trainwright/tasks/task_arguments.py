@@ -1,7 +1,8 @@
-"""What each task that `trainwright train` knows is told about its data.
+"""What each task on texts is told about its data.
 
-Owns: the data arguments of language modelling, classification of texts and words, and text to text. Leaves to others:
-what all tasks have (`arguments.py`), doing it (a module per task). Imports no torch: a wrong file is found at once.
+Owns: the data arguments of language modelling, classification of texts and words, text to text, multiple choice, and
+answers as spans. Leaves to others: what all tasks have (`arguments.py`), sounds (`sound_arguments.py`), doing it (a
+module per task). Imports no torch: a wrong file is found at once.
 """
 
 from __future__ import annotations
@@ -107,3 +108,37 @@ class PairTrainingArguments(Seq2SeqTrainingArguments):
     """The library's arguments; predictions are generated, since the metrics are those of texts."""
 
     predict_with_generate: bool = option(True, "Generate, to score texts. Off: the loss alone is evaluated.")
+
+
+@dataclass
+class ChoiceDataArguments(DataArguments):
+    """The questions and their answers."""
+
+    context_column: str | None = option(None, "Column of the context. None: sent1, context or question.")
+    begin_column: str | None = option(None, "Column of words that every answer begins with. None: sent2, if there.")
+    label_column: str | None = option(None, "Column of the right answer's number. None: label.")
+    max_seq_length: int = option(128, "Tokens of a context with one answer; the rest of the context is cut off.")
+
+
+@dataclass
+class AnswerDataArguments(DataArguments):
+    """The questions, and how answers are chosen."""
+
+    max_seq_length: int = option(384, "Tokens of a question with one window of its text.")
+    doc_stride: int = option(128, "Tokens by which neighbouring windows of a long text overlap.")
+    version_2_with_negative: bool = option(False, "Some questions have no answer (SQuAD 2.0).")
+    null_score_diff_threshold: float = option(0.0, "'No answer' wins where its score is higher by more than this.")
+    n_best_size: int = option(20, "Likeliest starts and ends that are combined.")
+    max_answer_length: int = option(30, "Tokens of an answer at most.")
+    beam_search: bool = option(False, "A head that chooses ends for each likely start (XLNet, XLM).")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_seq_length", "n_best_size", "max_answer_length"):
+            check_number(self, name, 1, whole=True)
+        check_number(self, "doc_stride", 0, whole=True)
+        if self.doc_stride >= self.max_seq_length:
+            raise ValueError(
+                f"doc_stride={self.doc_stride}, the overlap of windows, must be smaller than "
+                f"max_seq_length={self.max_seq_length}."
+            )

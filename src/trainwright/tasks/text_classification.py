@@ -95,13 +95,10 @@ def run(model_args: TrainedModelArguments, data: TextDataArguments, args: Traini
             if kind == "several":
                 numbers = [[float(number in row) for number in range(len(classes))] for row in numbers]
         length = min(data.max_seq_length, tokenizer.model_max_length)
-        encoded = rows.map(
+        encoded = sources.tokenized(
+            split,
             lambda batch: tokenizer(*(batch[column] for column in texts), truncation=True, max_length=length),
-            batched=True,
-            num_proc=data.preprocessing_num_workers,
-            load_from_cache_file=not data.overwrite_cache,
-            remove_columns=rows.column_names,
-            desc=f"Tokenizing {split.name}",
+            data,
         )
         return encoded if numbers is None else encoded.add_column("labels", numbers)
 

@@ -43,11 +43,7 @@ def run(model_args: TrainedModelArguments, data: TokenDataArguments, args: Train
         checks.check_model_labels(config, names, first.origin, model_args.ignore_mismatched_sizes)
     else:
         names = [config.id2label[number] for number in sorted(config.id2label)]
-    tokenizer = models.load_processor(model_args, add_prefix_space=True)
-    if not tokenizer.is_fast:
-        raise DataError(
-            "This task needs a fast tokenizer (tokenizer.json), which says which piece belongs to which word."
-        )
+    tokenizer = models.load_fast_tokenizer(model_args, "which piece belongs to which word", add_prefix_space=True)
     models.fit_vocabulary(model_args, config, tokenizer)
     model = models.load_model(model_args, HEAD, config)
     model = models.with_adapter(model_args, model, HEAD)
@@ -65,15 +61,7 @@ def run(model_args: TrainedModelArguments, data: TokenDataArguments, args: Train
             ]
             return encoded
 
-        return split.rows.map(
-            encode,
-            with_indices=True,
-            batched=True,
-            num_proc=data.preprocessing_num_workers,
-            load_from_cache_file=not data.overwrite_cache,
-            remove_columns=split.rows.column_names,
-            desc=f"Tokenizing {split.name}",
-        )
+        return sources.tokenized(split, encode, data, with_indices=True)
 
     ready = {name: prepare(split) for name, split in splits.items()}
     scores = tokens.entity_scores(names, data.return_entity_level_metrics)

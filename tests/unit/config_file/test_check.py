@@ -57,6 +57,17 @@ def test_a_run_is_started_anew_where_the_file_says_so(value, expected):
     assert check(settings(training__resume_from_checkpoint=value)).training.resume_from_checkpoint == expected
 
 
+def test_parts_of_a_folder_of_sounds_are_evaluated_and_predicted(tmp_path):
+    (tmp_path / "train").mkdir()
+    sounds = {"task": "audio_classification", "data": {"name": str(tmp_path)}}
+    training = check(settings(**sounds)).training
+    assert (training.do_train, training.do_eval, training.do_predict) == (True, False, False)
+    for name in ("valid", "test"):
+        (tmp_path / name).mkdir()
+    training = check(settings(**sounds)).training
+    assert (training.do_train, training.do_eval, training.do_predict) == (True, True, True)
+
+
 def test_text_to_text_has_the_arguments_that_generate():
     data = {"name": "x", "task": "summarization"}
     job = check(settings(task="sequence_to_sequence", data=data, training__generation_max_length=9))
@@ -82,6 +93,23 @@ MODEL_OPTIONS = (
         (
             {"task": "text_clasification"},
             "task='text_clasification' is none of " + TASK_NAMES + ". Did you mean 'text_classification'?",
+        ),
+        (
+            {"task": "text_generation"},
+            "task='text_generation' trains nothing: a trained model generates texts. See: python "
+            "examples/text_generation.py --help",
+        ),
+        (
+            {"task": "question_answering", "data": {"name": "squad", "doc_stride": 384}},
+            "data.doc_stride=384, the overlap of windows, must be smaller than max_seq_length=384.",
+        ),
+        (
+            {"task": "audio_classification", "data": {"name": "sounds", "max_length_seconds": 0.0}},
+            "data.max_length_seconds=0.0 is not allowed: it must be a finite number greater than 0.",
+        ),
+        (
+            {"task": "speech_recognition", "data": {"name": "sounds", "method": "ctx"}},
+            "data.method='ctx' is not allowed; choose one of ['ctc', 'seq2seq']. Did you mean 'ctc'?",
         ),
         ({"task": None}, f"has no task, one of {TASK_NAMES}. `trainwright init` writes an example."),
         (
@@ -198,6 +226,15 @@ def test_options_of_an_adapter_are_those_of_peft():
         check(settings(lora={"lora_alfa": 4}))
     assert str(raised.value).startswith("a.yaml: lora.lora_alfa=4: there is no such option of lora (peft.LoraConfig); ")
     assert str(raised.value).endswith("Did you mean 'lora_alpha'?")
+
+
+def test_pretraining_takes_no_adapter():
+    pytest.importorskip("peft")
+    with pytest.raises(ConfigFileError) as raised:
+        check(settings(task="speech_pretraining", lora={"r": 8}))
+    assert str(raised.value) == (
+        "a.yaml: model: lora trains an adapter of a finished model; pretraining trains all weights. Remove lora."
+    )
 
 
 def test_an_adapter_without_peft_or_of_random_weights_is_one_clear_error(monkeypatch):

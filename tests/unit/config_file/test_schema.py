@@ -13,6 +13,7 @@ from trainwright.config_file.reading import Settings, parse_yaml
 from trainwright.config_file.schema import schema
 from trainwright.config_file.sections import TASKS
 from trainwright.config_file.templates import FOLDER, text_of
+from trainwright.tasks.arguments import PretrainingModelArguments
 
 KINDS = {
     "object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float),
@@ -54,6 +55,10 @@ def with_every_option(text):
     return re.sub(r"^((?:  )?)# ((?:  )*[a-z]\w*:(?: .*)?)$", r"\1\2", text, flags=re.MULTILINE)
 
 
+def takes_adapters(task):
+    return not issubclass(TASKS[task].model, PretrainingModelArguments)
+
+
 def test_each_task_has_a_template_and_the_command_line_knows_it():
     assert sorted(TEMPLATES) == sorted(TASKS) == sorted(path.stem for path in FOLDER.iterdir())
     command = build_parser()._subparsers._group_actions[0].choices["init"]
@@ -70,25 +75,25 @@ def test_a_template_is_valid_as_it_is_and_all_its_options_are_real(task):
     assert sum(map(len, (every[name] for name in ("model", "data", "training")))) > 1.5 * sum(
         map(len, (values[name] for name in ("model", "data", "training")))
     )
-    assert every["lora"]["r"] == 8 and "model_type" in every["model"]["config"]
+    assert takes_adapters(task) == ("lora" in every) and "model_type" in every["model"]["config"]
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_template_is_a_job_once_its_files_are_there(task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     values = parse_yaml(text_of(task, "my.yaml"))
-    (tmp_path / values["data"]["train_file"]).write_text("")
-    job = check(Settings("my.yaml", values))
-    assert job.task == task and job.training.do_train and job.training.do_eval
     every = parse_yaml(with_every_option(text_of(task, "my.yaml")))
     every["data"] = {**every["data"], "validation_split_percentage": 0}
-    for name in ("validation_file", "test_file"):
+    for name in ("train_file", "validation_file", "test_file"):
         (tmp_path / every["data"][name]).write_text("")
+    job = check(Settings("my.yaml", values))
+    assert job.task == task and job.training.do_train and job.training.do_eval
     del every["model"]["config"], every["model"]["from_scratch"]
     every["training"].pop("bf16")
     if "task_name" in every["data"]:
         del every["data"]["name"]
-    assert check(Settings("my.yaml", every)).model.lora["r"] == 8
+    made = check(Settings("my.yaml", every)).model
+    assert not takes_adapters(task) or made.lora["r"] == 8
 
 
 @pytest.mark.parametrize(
@@ -100,6 +105,7 @@ def test_a_template_is_a_job_once_its_files_are_there(task, tmp_path, monkeypatc
         ({"data": {"name": "x", "objective": "causal"}}, "file.data.objective is unknown"),
         ({"models": {}}, "file.models is unknown"),
         ({"task": "x"}, "file.task: 'x'"),
+        ({"task": "speech_pretraining", "lora": {"r": 8}}, "file.lora: {'r': 8} is no ['null']"),
     ],
 )
 def test_the_schema_refuses_what_is_refused(change, expected):
@@ -139,3 +145,13 @@ def test_init_writes_a_template_and_overwrites_nothing_unasked(tmp_path, monkeyp
     )
     assert main(["init", "text_classification", "language_modeling.yaml", "--force"]) == 0
     assert "task: text_classification" in (tmp_path / "language_modeling.yaml").read_text()
+
+
+def test_init_of_what_trains_nothing_names_the_script_that_does_it(capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(["init", "text_generation"])
+    assert raised.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "trainwright init: error: argument TASK: text_generation trains nothing: a trained model generates texts. "
+        "See: python examples/text_generation.py --help"
+    )
