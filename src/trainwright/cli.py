@@ -18,7 +18,16 @@ from trainwright import __version__
 from trainwright.names import CHECKPOINT_PREFIX
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")  # of a file of `train`
-TEMPLATES = ("language_modeling", "text_classification", "token_classification", "sequence_to_sequence")
+TEMPLATES = (
+    "language_modeling",
+    "text_classification",
+    "token_classification",
+    "sequence_to_sequence",
+    "image_classification",
+    "image_pretraining",
+    "semantic_segmentation",
+    "contrastive_image_text",
+)
 
 EXIT_CODES = """exit codes:
   0    all is well
