@@ -110,18 +110,21 @@ def with_adapter(model: TrainedModelArguments, loaded: Any, auto_class: str) -> 
 
 
 def _heads(loaded: Any, auto_class: str) -> list[str]:
-    """The names of the layers of `loaded` that follow its encoder; none of a bare model ("AutoModel")."""
+    """The names of the layers of `loaded` that follow its encoder; none of a bare model ("AutoModel").
+
+    An output layer that is tied to the embeddings, as that of a language model, is no head: it is not new.
+    """
     if auto_class == "AutoModel":
         return []
     encoder = loaded.base_model  # the model itself where that does not know it
-    children = [] if encoder is loaded else loaded.named_children()
-    names = [name for name, child in children if child is not encoder and any(True for _ in child.parameters())]
-    if not names:
+    if encoder is loaded:
         raise DataError(
             f"lora: which layers of a {type(loaded).__name__} are its head, to be trained whole, is not known. "
             "Name them in lora.modules_to_save; [] where none is new."
         )
-    return names
+    inside = set(map(id, encoder.parameters()))
+    weights_of = {name: set(map(id, child.parameters())) for name, child in loaded.named_children()}
+    return [name for name, weights in weights_of.items() if weights and not weights & inside]
 
 
 def load_processor(model: ModelArguments, auto_class: str = "AutoTokenizer", **options: Any) -> Any:
