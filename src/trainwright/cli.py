@@ -256,7 +256,7 @@ def _add_file_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
         help="train as a file says: task, model, data, arguments; no script is needed",
         usage="trainwright train FILE [--SECTION.OPTION VALUE ...]",
         description="Train as FILE (yaml or json) says, evaluate, and save: one of the tasks of `trainwright init`,\n"
-        "on texts or sounds, with a model and data from files or the hub. The same command again\n"
+        "on texts, images or sounds, with a model and data from files or the hub. The same command again\n"
         "resumes a run that was stopped. Options of the file can be overridden, each by its dotted name.",
         epilog="examples:\n"
         "  trainwright train config.yaml            (after: trainwright init text_classification config.yaml)\n"

@@ -277,9 +277,18 @@ def _save_pretrained(
     elif not safe:
         save_config(model, directory)
         return False
+    if "save_embedding_layers" in inspect.signature(model.save_pretrained).parameters and not _has_embeddings(model):
+        options["save_embedding_layers"] = False  # where the vocabulary is another, peft asks a speech model for them
     with sink.no_progress_bars(), sink.redirected(model, directory), _not_divided(model, state_dict):
         model.save_pretrained(directory, **options)
     return True
+
+
+def _has_embeddings(model: Any) -> bool:
+    try:
+        return model.get_input_embeddings() is not None
+    except (AttributeError, NotImplementedError):
+        return False
 
 
 @contextmanager

@@ -178,7 +178,7 @@ def _missing(settings: Settings, name: str) -> str:
     what = {
         "task": f"task, one of {', '.join(TASKS)}",
         "model": "model, with path (a directory or hub name) or config (the values of a new one)",
-        "data": "data, with train_file (csv, tsv, json, jsonl, txt or parquet) or name (a data set of the hub)",
+        "data": "data, with train_file (csv, tsv, json, jsonl, txt or parquet) or name (of the hub, or a directory)",
     }[name]
     return f"{settings.path} has no {what}. `trainwright init` writes an example."
 

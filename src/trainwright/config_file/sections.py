@@ -13,6 +13,12 @@ from typing import Any
 
 from trainwright.args.training import TrainingArguments
 from trainwright.tasks.arguments import DataArguments, PretrainingModelArguments, TrainedModelArguments
+from trainwright.tasks.image_arguments import (
+    CaptionDataArguments,
+    ImageDataArguments,
+    MaskDataArguments,
+    PixelDataArguments,
+)
 from trainwright.tasks.sound_arguments import RecordingDataArguments, SoundDataArguments, SpeechDataArguments
 from trainwright.tasks.task_arguments import (
     AnswerDataArguments,
@@ -56,6 +62,12 @@ TASKS = {
         model=PretrainingModelArguments,
         reads_folders=True,
     ),
+    "image_classification": Task("a class for an image", ImageDataArguments, reads_folders=True),
+    "image_pretraining": Task(
+        "a vision model from images without labels: MAE, SimMIM", PixelDataArguments, reads_folders=True
+    ),
+    "semantic_segmentation": Task("a class for each pixel of an image", MaskDataArguments),
+    "contrastive_image_text": Task("images and texts that find each other (CLIP)", CaptionDataArguments),
 }
 # Tasks of examples/ that `train` does not do, and why.
 NOT_TRAINING = {
