@@ -5,8 +5,13 @@ import random
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests.examples.pictures import COLOURS, picture, tiny_clip, tiny_mae, tiny_segformer, tiny_vit, write_pictures
 from tests.examples.tiny import example
+
+from trainwright.tasks.errors import DataError
+from trainwright.tasks.images import MASK, read_image
+from trainwright.tasks.sources import Split
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +101,34 @@ def test_a_block_mask_hides_the_share_asked_for_in_whole_blocks():
     assert mask.sum() == 32 and set(blocks.sum(1).tolist()) == {0, 4}
     with pytest.raises(ValueError, match="mask_patch_size=12 must divide the image"):
         BlockMask(image_size=32, patch_size=4, block_size=12)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "I;16", "LA", "RGB", "RGBA"])
+def test_a_mask_is_the_numbers_of_its_pixels_however_it_is_saved(mode, tmp_path):
+    numbers = np.array([[0, 1], [1, 0]], np.uint8)
+    image = Image.fromarray(numbers)
+    if mode in ("P", "1"):  # convert() would scale these
+        image = Image.new(mode, (2, 2))
+        image.putdata(numbers.flatten().tolist())
+        if mode == "P":
+            image.putpalette([200, 30, 30, 90, 90, 250])
+    elif mode == "I;16":
+        image = Image.fromarray(numbers.astype(np.uint16))
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "mask.png")
+    found = read_image(str(tmp_path / "mask.png"), Split("train", None, "train.csv"), 0, MASK)
+    assert found.mode == "L" and (np.array(found) == numbers).all()
+
+
+@pytest.mark.parametrize(
+    ("pixel", "message"),
+    [((200, 30, 30), r"train\.csv, row 3 \(line 4.*it has colours \(RGB\)"), (300, "it holds the number 300")],
+)
+def test_a_mask_of_colours_or_of_too_large_numbers_is_refused(pixel, message, tmp_path):
+    Image.new("RGB" if isinstance(pixel, tuple) else "I;16", (2, 2), pixel).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match=message):
+        read_image(str(tmp_path / "mask.png"), Split("train", None, "train.csv"), 2, MASK)
 
 
 def test_pixels_get_their_class(folder, tmp_path):

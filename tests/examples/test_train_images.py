@@ -165,6 +165,17 @@ def test_an_adapter_is_trained_with_the_head_that_may_be_new(here, task, wholes)
     assert results["eval_loss"] > 0 and np.isfinite(results["train_loss"])
 
 
+def test_an_encoder_that_is_frozen_gets_no_adapter_that_learns(here):
+    pytest.importorskip("peft")
+    from safetensors.torch import load_file
+
+    words = ["--lora.target_modules", "[q_proj]", "--data.freeze_vision_model", "true"]
+    assert main(["train", files(here, "contrastive_image_text"), *words]) == 0
+    saved = load_file(here / "out" / "adapter_model.safetensors")
+    learnt = {name.split(".")[2]: bool(value.any()) for name, value in saved.items() if ".lora_B." in name}
+    assert learnt == {"vision_model": False, "text_model": True}  # B begins as zeros
+
+
 def test_an_adapter_of_a_model_whose_head_is_unknown_is_one_clear_error():
     pytest.importorskip("peft")
     from transformers import ResNetConfig, UperNetConfig, UperNetForSemanticSegmentation
