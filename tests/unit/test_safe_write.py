@@ -354,7 +354,7 @@ JUDGED = {
     ("log_text.py", "write"): STAGED,
     ("report/metrics_file.py", "_open"): "appends, without following a link or waiting for a named pipe",
     ("tasks/speech.py", "alphabet_of"): SCRATCH,
-    ("tasks/speech.py", "save_pretrained"): STAGED,
+    ("tasks/models.py", "save_pretrained"): STAGED,
     ("tracking/dagshub.py", "_write_artifacts"): SCRATCH,
     ("tracking/model_files.py", "write_model"): SCRATCH,
     ("trainer.py", "_save_processing_files"): STAGED,

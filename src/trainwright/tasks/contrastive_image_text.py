@@ -63,15 +63,12 @@ def run(model_args: TrainedModelArguments, data: CaptionDataArguments, args: Tra
         PairCollator(tokenizer, min(data.max_seq_length, tokenizer.model_max_length)),
         train_dataset=rows("train"),
         eval_dataset=rows("validation"),
-        processing_class=processor,
+        processing_class=models.Processors(processor, tokenizer),
     )
-    metrics = session.run(
+    return session.run(
         trainer,
         data,
         task="zero-shot-image-classification",
         predict_dataset=rows("test"),
         plan_rows=[("image", f"{size[0]} x {size[1]}"), ("texts", caption)],
     )
-    if args.do_train and not data.plan and trainer.is_world_process_zero():
-        tokenizer.save_pretrained(args.output_dir)
-    return metrics

@@ -1,7 +1,7 @@
 """A pretrained model, and what prepares its inputs, from a directory or the hub.
 
-Owns: calling `from_pretrained` with the arguments of a task, and the error when nothing is found. Leaves to others:
-which auto class a task takes.
+Owns: calling `from_pretrained` with the arguments of a task, and the error when nothing is found; new models, adapters.
+Leaves to others: which auto class a task takes.
 """
 
 from __future__ import annotations
@@ -146,6 +146,17 @@ def load_processor(model: ModelArguments, auto_class: str = "AutoTokenizer", **o
         name,
         needed.get(auto_class, "preprocessor_config.json"),
     )
+
+
+class Processors:
+    """What prepares images or sounds, and texts, as one `processing_class`: a checkpoint holds both."""
+
+    def __init__(self, processor: Any, tokenizer: Any) -> None:
+        self.processor, self.tokenizer = processor, tokenizer
+
+    def save_pretrained(self, directory: str) -> None:
+        self.processor.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
 
 
 def load_model(model: ModelArguments, auto_class: str, config: Any, **options: Any) -> Any:

@@ -1,7 +1,6 @@
 """Speech recognition and speech pretraining: alphabets, word error rate, masked steps and distractors.
 
-Owns: `alphabet_of`, `SpeechProcessor`, `word_error_rate`, `SpeechPretrainingCollator`. Leaves to others: reading sound
-(`audio.py`).
+Owns: `alphabet_of`, `word_error_rate`, `SpeechPretrainingCollator`. Leaves to others: reading sound (`audio.py`).
 Source of hidden steps and distractors: Baevski et al. 2020 (wav2vec 2.0), sections 3.1, 3.2 and 4.2.
 """
 
@@ -42,17 +41,6 @@ def alphabet_of(texts: Sequence[str]) -> Any:
         with open(path, "w", encoding="utf-8") as file:
             json.dump({letter: n for n, letter in enumerate([*letters, WORD_END, UNKNOWN, PADDING])}, file)
         return tokenizer_class(path, unk_token=UNKNOWN, pad_token=PADDING, word_delimiter_token=WORD_END)
-
-
-class SpeechProcessor:
-    """What prepares sounds and texts, as one `processing_class`: both are saved with the model and each checkpoint."""
-
-    def __init__(self, feature_extractor: Any, tokenizer: Any) -> None:
-        self.feature_extractor, self.tokenizer = feature_extractor, tokenizer
-
-    def save_pretrained(self, directory: str) -> None:
-        self.feature_extractor.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
 
 
 def transcripts(tokenizer: Any, tokens: Array, *, is_ctc: bool, repeats: bool = False) -> list[str]:

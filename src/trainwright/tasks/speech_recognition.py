@@ -99,7 +99,7 @@ def run(model_args: TrainedModelArguments, data: SpeechDataArguments, args: Pair
         audio.SoundCollator(extractor, tokenizer.pad),
         train_dataset=rows("train"),
         eval_dataset=rows("validation"),
-        processing_class=speech.SpeechProcessor(extractor, tokenizer),
+        processing_class=models.Processors(extractor, tokenizer),
         compute_metrics=speech.word_error_rate(tokenizer, is_ctc=is_ctc) if gives_texts else None,
         preprocess_logits_for_metrics=language.best_tokens if is_ctc else None,
     )
