@@ -9,6 +9,8 @@ from tests.examples.tiny import tiny_bert
 from tests.examples.tones import PITCHES, SMALL, save_extractor, save_wav2vec2, write_tone, write_tunes, write_words
 
 from trainwright.cli import main
+from trainwright.tasks import models
+from trainwright.tasks.arguments import TrainedModelArguments
 
 TRAINING = {
     "output_dir": "out",
@@ -170,6 +172,36 @@ def test_an_adapter_is_saved_with_the_new_head(task, head, file_of, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("auto_class", "kind", "heads"),
+    [
+        ("AutoModelForTokenClassification", "bert", {"classifier"}),
+        ("AutoModelForSequenceClassification", "distilbert", {"pre_classifier", "classifier"}),
+        ("AutoModelForAudioClassification", "wav2vec2", {"projector", "classifier"}),
+        ("XLNetForQuestionAnswering", "xlnet", {"start_logits", "end_logits", "answer_class"}),
+        ("AutoModelForMaskedLM", "bert", set()),  # tied to the embeddings, and so not new
+    ],
+)
+def test_an_adapter_of_every_linear_layer_leaves_new_heads_whole(auto_class, kind, heads):
+    pytest.importorskip("peft")
+    import transformers
+
+    sizes = {
+        "bert": {"num_hidden_layers": 1},
+        "distilbert": {"n_layers": 1},
+        "xlnet": {"n_layer": 1},
+        "wav2vec2": SMALL,
+    }
+    config = transformers.AutoConfig.for_model(kind, **sizes[kind], vocab_size=32)
+    cls = getattr(transformers, auto_class)
+    plain = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+    arguments = TrainedModelArguments(model_name_or_path="x", lora={"r": 2, "target_modules": "all-linear"})
+    made = models.with_adapter(arguments, plain, auto_class)
+    trained = [name for name, weight in made.named_parameters() if weight.requires_grad]
+    assert {name.split(".")[2] for name in trained if "lora_" not in name} == heads
+    assert any("lora_" in name for name in trained)
+
+
+@pytest.mark.parametrize(
     ("task", "words", "message"),
     [
         (
@@ -197,6 +229,12 @@ def test_an_adapter_is_saved_with_the_new_head(task, head, file_of, tmp_path):
             "speech_recognition",
             ["--data.method", "seq2seq", "--model.tokenizer", "absent"],
             "'absent' is no directory here, and was not found on the hub",
+        ),
+        (
+            "speech_recognition",
+            ["--data.method", "seq2seq", "--training.predict_with_generate", "false"],
+            "What is predicted are generated texts, and predict_with_generate is off. "
+            "Give training.predict_with_generate true, or training.do_predict false.",
         ),
         (
             "speech_pretraining",

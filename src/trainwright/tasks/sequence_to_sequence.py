@@ -61,6 +61,7 @@ def set_languages(tokenizer: Any, model: Any, data: PairDataArguments) -> None:
 
 def run(model_args: TrainedModelArguments, data: PairDataArguments, args: PairTrainingArguments) -> dict[str, float]:
     """Do what `args` asks; the metrics. DataError where the data or the model do not fit."""
+    sequences.check_generates(args)
     is_qa = data.task == "question-answering"
     scores = {"translation": ("sacrebleu",), "summarization": ("rouge_score",)}
     session.begin(args, *(scores.get(data.task, ()) if args.predict_with_generate else ()))

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from trainwright.args.seq2seq import Seq2SeqTrainingArguments
 from trainwright.names import IGNORE_INDEX
-from trainwright.tasks.errors import package
+from trainwright.tasks.errors import DataError, package
 
 
 def encoded_pairs(
@@ -31,6 +32,15 @@ def encoded_pairs(
         labels = tokenizer(text_target=list(targets), truncation=True, max_length=max_target_length)
         columns["labels"] = labels["input_ids"]
     return columns
+
+
+def check_generates(args: Seq2SeqTrainingArguments) -> None:
+    """Raise DataError where texts are to be predicted and none are generated."""
+    if args.do_predict and not args.predict_with_generate:
+        raise DataError(
+            "What is predicted are generated texts, and predict_with_generate is off. "
+            "Give --predict_with_generate true, or --do_predict false."
+        )
 
 
 def decoded(tokenizer: Any, tokens: np.ndarray[Any, Any]) -> list[str]:

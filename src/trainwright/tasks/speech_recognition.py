@@ -12,7 +12,7 @@ import numpy as np
 
 from trainwright.outputs import PredictionOutput
 from trainwright.seq2seq import Seq2SeqTrainer
-from trainwright.tasks import audio, checks, language, models, session, sources, speech
+from trainwright.tasks import audio, checks, language, models, sequences, session, sources, speech
 from trainwright.tasks.arguments import TrainedModelArguments
 from trainwright.tasks.errors import DataError
 from trainwright.tasks.sound_arguments import SpeechDataArguments
@@ -73,6 +73,8 @@ def model_for(model_args: TrainedModelArguments, data: SpeechDataArguments, toke
 def run(model_args: TrainedModelArguments, data: SpeechDataArguments, args: PairTrainingArguments) -> dict[str, float]:
     """Do what `args` asks; the metrics. DataError where the data or the model do not fit."""
     is_ctc = data.method == "ctc"
+    if not is_ctc:
+        sequences.check_generates(args)
     gives_texts = is_ctc or args.predict_with_generate
     session.begin(args, *(["jiwer"] if gives_texts else []))
     splits = sources.load_splits(data, needs=session.needed_splits(args), shuffled=True)
@@ -113,6 +115,6 @@ def run(model_args: TrainedModelArguments, data: SpeechDataArguments, args: Pair
         data,
         task="automatic-speech-recognition",
         predict_dataset=rows("test"),
-        write_predictions=write if gives_texts else None,
+        write_predictions=write,
         plan_rows=[("alphabet", f"{len(tokenizer):,} tokens"), ("sampling rate", f"{extractor.sampling_rate:,} Hz")],
     )
