@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -23,6 +24,12 @@ os.environ.setdefault("WANDB_MODE", "offline")
 # The peft that goes with transformers 4.55 imports names that today's torchao no longer has: hide torchao from it.
 if (installed_version("transformers") or (5,)) < (5,):
     sys.modules["torchao"] = None  # type: ignore[assignment]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected by now stays until the end: a full collection need not visit it in every test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
