@@ -27,9 +27,18 @@ if (installed_version("transformers") or (5,)) < (5,):
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected by now stays until the end: a full collection need not visit it in every test."""
+    """What was imported and collected stays until the end; a full collection that visits it takes a second."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """The same for what the tests of a module imported."""
+    yield
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
