@@ -12,72 +12,17 @@ Data: a folder with one folder of images per class (train/cat/1.png ..., or cat/
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from trainwright import Trainer, TrainingArguments, default_data_collator
-from trainwright.args.options import option
-from trainwright.tasks import checks, images, models, session, sources
-from trainwright.tasks.arguments import DataArguments, ModelArguments, parse
-from trainwright.tasks.classification import classes_of, metric_for, predictions_writer
+from trainwright import TrainingArguments
+from trainwright.tasks import image_classification
+from trainwright.tasks.arguments import TrainedModelArguments, parse
 from trainwright.tasks.errors import as_script
-
-
-@dataclass
-class ImageDataArguments(DataArguments):
-    """The images and their classes."""
-
-    image_column: str | None = option(None, "Column of the image. None: image, img or path.")
-    label_column: str | None = option(None, "Column of the class. None: label, labels or fine_label.")
-    no_augmentation: bool = option(False, "Train on whole images instead of random parts of them, also mirrored.")
+from trainwright.tasks.image_arguments import ImageDataArguments
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
-    model_args, data, args = parse((ModelArguments, ImageDataArguments, TrainingArguments), __doc__, arguments)
-    session.begin(args, "PIL")
-    splits = sources.load_splits(
-        data, needs=session.needed_splits(args), folder=("image", images.IMAGE_SUFFIXES), shuffled=True
-    )
-    first = next(iter(splits.values()))
-    column = checks.pick_column(first, "image_column", data.image_column, ("image", "img", "path"), "the image")
-    config = models.load_config(model_args)
-    names, numbers = classes_of(
-        splits, data.label_column, ("label", "labels", "fine_label"), config, model_args.ignore_mismatched_sizes
-    )
-    processor = models.load_processor(model_args, "AutoImageProcessor")
-    model = models.load_model(model_args, "AutoModelForImageClassification", config)
-    size = images.size_of(processor)
-
-    def whole(image: object) -> dict[str, object]:
-        return {"pixel_values": images.pixels(processor, image)}
-
-    def varied(image: object) -> dict[str, object]:
-        return whole(images.random_crop(image, size))
-
-    def rows(name: str) -> images.ImageRows | None:
-        if name not in splits:
-            return None
-        prepare = varied if name == "train" and not data.no_augmentation else whole
-        extra = [{"labels": number} for number in numbers[name]] if name in numbers else None
-        return images.ImageRows(splits[name], {column: "RGB"}, prepare, extra)
-
-    test = rows("test")
-    trainer = Trainer(
-        model,
-        args,
-        default_data_collator,
-        train_dataset=rows("train"),
-        eval_dataset=rows("validation"),
-        processing_class=processor,
-        compute_metrics=metric_for(None, "single"),
-    )
-
-    return session.run(
-        trainer,
-        data,
-        task="image-classification",
-        predict_dataset=test,
-        write_predictions=predictions_writer(names),
-        plan_rows=[("classes", ", ".join(names)), ("image", f"{size[0]} x {size[1]}")],
+    """Read the command line; `trainwright.tasks.image_classification` has the parts, in their order."""
+    return image_classification.run(
+        *parse((TrainedModelArguments, ImageDataArguments, TrainingArguments), __doc__, arguments)
     )
 
 

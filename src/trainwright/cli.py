@@ -18,7 +18,11 @@ from trainwright.interop.optional import version_text
 from trainwright.names import CHECKPOINT_PREFIX
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")  # of a file of `train`
-TEMPLATES = ("language_modeling", "text_classification", "token_classification", "sequence_to_sequence")
+TEMPLATES = sorted(
+    name.removesuffix(".yaml")
+    for name in os.listdir(os.path.join(os.path.dirname(__file__), "config_file", "templates"))
+    if name.endswith(".yaml")
+)
 
 EXIT_CODES = """exit codes:
   0    all is well
@@ -273,7 +277,7 @@ def _add_file_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
         init,
         "write a file for `trainwright train`, each of its options explained",
         example="trainwright init text_classification config.yaml",
-        more="TASK is language_modeling, text_classification, token_classification or sequence_to_sequence.",
+        more="TASK is one of:\n" + "\n".join(f"  {task}" for task in TEMPLATES),
     )
     command.add_argument("task", metavar="TASK", choices=TEMPLATES, help="what is to be learnt")
     command.add_argument("file", metavar="FILE", nargs="?", help="the file to write (default: TASK.yaml)")

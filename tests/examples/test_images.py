@@ -5,58 +5,23 @@ import random
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from tests.examples.pictures import COLOURS, picture, tiny_clip, tiny_mae, tiny_segformer, tiny_vit, write_pictures
 from tests.examples.tiny import example
 
-COLOURS = {"blue": (0, 0, 255), "red": (255, 0, 0)}
-
-
-def picture(colour, seed, size=24):
-    """A square of `colour` on grey noise, and its mask: 1 where the square is."""
-    draw = np.random.default_rng(seed)
-    pixels = draw.integers(100, 130, (size, size, 3)).astype(np.uint8)
-    left, top = draw.integers(0, size // 2, 2)
-    mask = np.zeros((size, size), np.uint8)
-    mask[top : top + size // 2, left : left + size // 2] = 1
-    pixels[mask == 1] = COLOURS[colour]
-    return Image.fromarray(pixels), Image.fromarray(mask)
+from trainwright.tasks.errors import DataError
+from trainwright.tasks.images import MASK, read_image
+from trainwright.tasks.sources import Split
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """photos/<class>/<n>.png, photos.jsonl with paths, captions and masks beside it."""
-    root = tmp_path_factory.mktemp("pictures")
-    lines = []
-    (root / "masks").mkdir()
-    for number in range(24):
-        colour = list(COLOURS)[number % 2]
-        path = root / "photos" / colour / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image, mask = picture(colour, number)
-        image.save(path)
-        mask.save(root / "masks" / f"{number}.png")
-        lines.append({"image": str(path.relative_to(root)), "mask": f"masks/{number}.png", "label": colour})
-    (root / "photos.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return root
-
-
-def save(model, directory, size=24):
-    from transformers import ViTImageProcessor
-
-    model.save_pretrained(directory)
-    ViTImageProcessor(size={"height": size, "width": size}).save_pretrained(directory)
-    return str(directory)
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory):
-    from transformers import ViTConfig, ViTModel
-
-    torch.manual_seed(0)
-    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=24,
-                       patch_size=8, encoder_stride=8)  # fmt: skip
-    return save(ViTModel(config), tmp_path_factory.mktemp("vit"))
+    return tiny_vit(tmp_path_factory.mktemp("vit"))
 
 
 def arguments(model, out, *more):
@@ -119,13 +84,7 @@ def test_hidden_patches_are_predicted_better_with_training(vit, folder, tmp_path
 
 
 def test_masked_autoencoders_rebuild_images(folder, tmp_path):
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
-    torch.manual_seed(0)
-    config = ViTMAEConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
-                          image_size=24, patch_size=8, decoder_hidden_size=32, decoder_num_hidden_layers=1,
-                          decoder_num_attention_heads=2, decoder_intermediate_size=64)  # fmt: skip
-    model = save(ViTMAEForPreTraining(config), tmp_path / "mae")
+    model = tiny_mae(tmp_path / "mae")
     metrics = example("image_pretraining").main(
         arguments(model, tmp_path / "out", "--train_file", str(folder / "photos.jsonl"), "--mask_ratio", "0.5",
                   "--validation_split_percentage", "25", "--do_train", "--do_eval", "--max_steps", "4")
@@ -144,14 +103,36 @@ def test_a_block_mask_hides_the_share_asked_for_in_whole_blocks():
         BlockMask(image_size=32, patch_size=4, block_size=12)
 
 
-def test_pixels_get_their_class(folder, tmp_path):
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+@pytest.mark.parametrize("mode", ["L", "P", "1", "I;16", "LA", "RGB", "RGBA"])
+def test_a_mask_is_the_numbers_of_its_pixels_however_it_is_saved(mode, tmp_path):
+    numbers = np.array([[0, 1], [1, 0]], np.uint8)
+    image = Image.fromarray(numbers)
+    if mode in ("P", "1"):  # convert() would scale these
+        image = Image.new(mode, (2, 2))
+        image.putdata(numbers.flatten().tolist())
+        if mode == "P":
+            image.putpalette([200, 30, 30, 90, 90, 250])
+    elif mode == "I;16":
+        image = Image.fromarray(numbers.astype(np.uint16))
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "mask.png")
+    found = read_image(str(tmp_path / "mask.png"), Split("train", None, "train.csv"), 0, MASK)
+    assert found.mode == "L" and (np.array(found) == numbers).all()
 
-    torch.manual_seed(0)
-    config = SegformerConfig(num_encoder_blocks=2, depths=[1, 1], sr_ratios=[1, 1], hidden_sizes=[16, 32],
-                             patch_sizes=[3, 3], strides=[2, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2],
-                             decoder_hidden_size=32)  # fmt: skip
-    model = save(SegformerForSemanticSegmentation(config), tmp_path / "segformer")
+
+@pytest.mark.parametrize(
+    ("pixel", "message"),
+    [((200, 30, 30), r"train\.csv, row 3 \(line 4.*it has colours \(RGB\)"), (300, "it holds the number 300")],
+)
+def test_a_mask_of_colours_or_of_too_large_numbers_is_refused(pixel, message, tmp_path):
+    Image.new("RGB" if isinstance(pixel, tuple) else "I;16", (2, 2), pixel).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match=message):
+        read_image(str(tmp_path / "mask.png"), Split("train", None, "train.csv"), 2, MASK)
+
+
+def test_pixels_get_their_class(folder, tmp_path):
+    model = tiny_segformer(tmp_path / "segformer")
     files = ("--train_file", str(folder / "photos.jsonl"), "--validation_file", str(folder / "photos.jsonl"),
              "--label_column", "mask")  # fmt: skip
     script = example("semantic_segmentation")
@@ -178,24 +159,10 @@ def test_intersection_over_union_is_that_of_the_definition():
 
 
 def test_images_and_texts_find_each_other(folder, tmp_path):
-    from tests.examples.tiny import words_tokenizer
-    from transformers import CLIPConfig, CLIPModel
-
-    torch.manual_seed(0)
-    tokenizer = words_tokenizer(["a square that is", *COLOURS], tmp_path / "clip")
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**small, "vocab_size": len(tokenizer), "max_position_embeddings": 16,
-            "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.cls_token_id,
-            "eos_token_id": tokenizer.sep_token_id}  # fmt: skip
-    config = CLIPConfig(text_config=text, vision_config={**small, "image_size": 24, "patch_size": 8}, projection_dim=16)
-    model = save(CLIPModel(config), tmp_path / "clip")
-    lines = [json.loads(line) for line in (folder / "photos.jsonl").read_text().splitlines()]
-    rows = [{"image": str(folder / one["image"]), "caption": f"a square that is {one['label']}"} for one in lines]
-    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model, pairs = tiny_clip(tmp_path / "clip"), str(folder / "photos.jsonl")
     metrics = example("contrastive_image_text").main(
-        arguments(model, tmp_path / "out", "--train_file", str(tmp_path / "captions.jsonl"), "--validation_file",
-                  str(tmp_path / "captions.jsonl"), "--do_train", "--do_eval", "--num_train_epochs", "12",
-                  "--learning_rate", "3e-3")
+        arguments(model, tmp_path / "out", "--train_file", pairs, "--validation_file", pairs, "--do_train", "--do_eval",
+                  "--num_train_epochs", "12", "--learning_rate", "3e-3")
     )  # fmt: skip
     assert metrics["eval_image_to_text_recall_at_1"] == 1.0  # two captions: guessing finds the right one half the time
     assert (tmp_path / "out" / "tokenizer.json").is_file()

@@ -20,10 +20,11 @@ from typing import Any
 from trainwright.args.training import TrainingArguments
 from trainwright.argtypes import convert, members
 from trainwright.config_file.reading import ConfigFileError, Settings
-from trainwright.config_file.sections import SECTIONS, TASKS, Option, options_of
+from trainwright.config_file.sections import SECTIONS, TASKS, Option, Task, options_of
 from trainwright.names import closest
 from trainwright.redact import is_secret
 from trainwright.tasks.arguments import DataArguments, TrainedModelArguments
+from trainwright.tasks.sources import folder_parts
 
 MAX_SHOWN = 20  # options in a message; the rest are in the documents
 
@@ -61,7 +62,7 @@ def check(settings: Settings) -> Job:
 
     kinds = TASKS[str(task)]
     given = {name: dict(values.get(name) or {}) for name in ("model", "data", "training")}
-    _fill_in(given["training"], given["data"])
+    _fill_in(given["training"], given["data"], kinds)
     if "lora" in values:  # also an empty one, which takes the defaults of peft
         problems += _lora_problems(settings, values["lora"] or {})
     classes = {"model": kinds.model, "data": kinds.data, "training": kinds.training}
@@ -79,12 +80,13 @@ def check(settings: Settings) -> Job:
     return Job(str(task), made["model"], made["data"], made["training"])
 
 
-def _fill_in(training: dict[str, Any], data: dict[str, Any]) -> None:
+def _fill_in(training: dict[str, Any], data: dict[str, Any], kinds: Task) -> None:
     """What the file does not say: train; evaluate and predict where there are data for it; resume what was stopped."""
+    parts = folder_parts(str(data.get("name"))) if kinds.reads_folders else {}
     training.setdefault("do_train", True)
-    if data.get("validation_file") or data.get("validation_split_percentage"):
+    if data.get("validation_file") or data.get("validation_split_percentage") or "validation" in parts:
         training.setdefault("do_eval", True)
-    if data.get("test_file"):
+    if data.get("test_file") or "test" in parts:
         training.setdefault("do_predict", True)
     training.setdefault("resume_from_checkpoint", "auto")
 
@@ -174,7 +176,7 @@ def _missing(settings: Settings, name: str) -> str:
     what = {
         "task": f"task, one of {', '.join(TASKS)}",
         "model": "model, with path (a directory or hub name) or config (the values of a new one)",
-        "data": "data, with train_file (csv, tsv, json, jsonl, txt or parquet) or name (a data set of the hub)",
+        "data": "data, with train_file (csv, tsv, json, jsonl, txt or parquet) or name (of the hub, or a directory)",
     }[name]
     return f"{settings.path} has no {what}. `trainwright init` writes an example."
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from trainwright.config_file.check import Job, check, in_words_of_the_file
 from trainwright.config_file.reading import ConfigFileError, read
 from trainwright.interop.optional import MissingExtra
-from trainwright.tasks.errors import DataError
+from trainwright.tasks.errors import DataError, message_of
 
 
 def job_of(path: str, overrides: Sequence[str]) -> Job | None:
@@ -29,6 +29,6 @@ def train(job: Job) -> int:
     try:
         job.run()
     except (DataError, MissingExtra) as error:
-        print(f"trainwright train: {in_words_of_the_file(str(error), job)}", file=sys.stderr)
+        print(f"trainwright train: {in_words_of_the_file(message_of(error), job)}", file=sys.stderr)
         return 2
     return 0

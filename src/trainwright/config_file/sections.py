@@ -1,7 +1,7 @@
 """The tasks that a file may name, and the options that each of its sections has then.
 
 Owns: the table of tasks, names of options and the fields behind them. Leaves to others: the fields themselves
-(`tasks/arguments.py`, `tasks/task_arguments.py`, `args/`), doing a task (`tasks/`). Imports no torch.
+(`tasks/arguments.py`, `tasks/*_arguments.py`, `args/`), doing a task (`tasks/`). Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,12 @@ from typing import Any
 
 from trainwright.args.training import TrainingArguments
 from trainwright.tasks.arguments import DataArguments, TrainedModelArguments
+from trainwright.tasks.image_arguments import (
+    CaptionDataArguments,
+    ImageDataArguments,
+    MaskDataArguments,
+    PixelDataArguments,
+)
 from trainwright.tasks.task_arguments import (
     LanguageDataArguments,
     PairDataArguments,
@@ -32,6 +38,7 @@ class Task:
     data: type[DataArguments]
     training: type[TrainingArguments] = TrainingArguments
     model: type[TrainedModelArguments] = TrainedModelArguments
+    reads_folders: bool = False  # `data.name` may be a folder of files
 
 
 # Name in the file, which is that of the module in `trainwright.tasks` and of the script in examples/.
@@ -42,6 +49,12 @@ TASKS = {
     "sequence_to_sequence": Task(
         "texts from texts: translation, summaries, answers", PairDataArguments, PairTrainingArguments
     ),
+    "image_classification": Task("a class for an image", ImageDataArguments, reads_folders=True),
+    "image_pretraining": Task(
+        "a vision model from images without labels: MAE, SimMIM", PixelDataArguments, reads_folders=True
+    ),
+    "semantic_segmentation": Task("a class for each pixel of an image", MaskDataArguments),
+    "contrastive_image_text": Task("images and texts that find each other (CLIP)", CaptionDataArguments),
 }
 
 # Option in the file -> field, where the section says already what the field repeats.

@@ -58,7 +58,9 @@ class TrainedModelArguments(ModelArguments):
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise ValueError(f"config={self.config!r} has no model_type, such as gpt2, llama or bert.")
         if self.config is not None and not self.tokenizer_name:
-            raise ValueError("config needs tokenizer_name, a directory or hub name: a new model has no tokenizer.")
+            raise ValueError(
+                "config needs tokenizer_name, a directory or hub name: a new model has no tokenizer or processor."
+            )
         if self.lora is not None and (self.config is not None or self.from_scratch):
             raise ValueError("lora trains an adapter of saved weights, and this model starts from random ones.")
 

@@ -43,10 +43,19 @@ def package(module: str) -> ModuleType:
     return require(module, needed_for, extra=extra)
 
 
+def message_of(error: Exception) -> str:
+    """The message of `error` in one line, also where a process of a DataLoader raised it.
+
+    torch makes the whole traceback of that process the message; its last line is ours.
+    """
+    text = str(error)
+    return text.rstrip().rpartition("\n")[2].partition(": ")[2] if text.startswith("Caught ") else text
+
+
 def as_script(main: Callable[[list[str]], Any]) -> None:
     """Run `main` on the command line. An error that the user can fix is one line on stderr and exit code 2."""
     try:
         main(sys.argv[1:])
     except (DataError, MissingExtra) as error:
-        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+        print(f"{os.path.basename(sys.argv[0])}: {message_of(error)}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -19,25 +19,44 @@ from trainwright.tasks.errors import DataError, package
 from trainwright.tasks.sources import Split
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+MASK = "mask"  # in place of a PIL mode: numbers of classes
 
 
 def read_image(cell: Any, split: Split, index: int, mode: str = "RGB") -> Any:
     """A PIL image from a cell: an image, bytes, {"bytes", "path"}, or a path (relative to the file that names it).
 
+    mode: of PIL, such as "RGB", or MASK for the number of a class in each pixel.
     Raises DataError naming the row where nothing can be read.
     """
-    image = package("PIL.Image")
+    image, found = package("PIL.Image"), cell
     try:
-        if isinstance(cell, dict):
-            cell = cell["bytes"] if cell.get("bytes") is not None else cell["path"]
-        if isinstance(cell, bytes):
-            cell = image.open(io.BytesIO(cell))
-        elif isinstance(cell, str):
-            cell = image.open(relative_to_file(cell, split))
-        return cell.convert(mode)
+        if isinstance(found, dict):
+            found = found["bytes"] if found.get("bytes") is not None else found["path"]
+        if isinstance(found, bytes):
+            found = image.open(io.BytesIO(found))
+        elif isinstance(found, str):
+            found = image.open(relative_to_file(found, split))
+        return _class_numbers(found) if mode == MASK else found.convert(mode)
     except (OSError, AttributeError, KeyError, ValueError) as error:
-        shown = cell if isinstance(cell, str) else type(cell).__name__
+        path = cell.get("path") if isinstance(cell, dict) else cell
+        shown = path if isinstance(path, str) else type(cell).__name__
         raise DataError(f"{split.place(index)}: no image can be read from {shown!r}: {error}.") from error
+
+
+def _class_numbers(mask: Any) -> Any:
+    """A mask in mode L whose pixels are numbers of classes: of a palette the indices, not the shades of its colours.
+
+    ValueError for colours, and for numbers beyond 255.
+    """
+    values = np.asarray(mask)
+    if values.ndim == 3:  # grey that was saved as colours, with or without transparency
+        colours = values[..., : len(mask.getbands()) - mask.mode.endswith("A")]
+        if (colours != colours[..., :1]).any():
+            raise ValueError(f"it has colours ({mask.mode}), and a mask has the number of its class in each pixel")
+        values = colours[..., 0]
+    if values.max(initial=0) > 255:
+        raise ValueError(f"it holds the number {values.max()}, and classes of a mask are 0 to 255")
+    return package("PIL.Image").fromarray(values.astype(np.uint8))
 
 
 def relative_to_file(path: str, split: Split) -> str:

@@ -9,16 +9,18 @@ import random
 
 import torch
 
+from trainwright.tasks.errors import DataError
+
 
 class BlockMask:
     """Masks a share of an image in square blocks of `block_size` pixels; called, gives (patches,) of booleans.
 
-    Raises ValueError where sizes do not divide each other.
+    Raises DataError where sizes do not divide each other.
     """
 
     def __init__(self, image_size: int, patch_size: int, block_size: int = 32, ratio: float = 0.6) -> None:
         if image_size % block_size or block_size % patch_size:
-            raise ValueError(
+            raise DataError(
                 f"mask_patch_size={block_size} must divide the image ({image_size}) and be a multiple of the model's "
                 f"patches ({patch_size})."
             )

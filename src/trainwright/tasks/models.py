@@ -43,9 +43,12 @@ def _new_config(values: dict[str, Any]) -> Any:
         raise DataError(
             f"config.model_type={kind!r} is no architecture of the installed transformers.{closest(kind, kinds)}"
         )
-    usual = kinds[kind]()
+    try:
+        usual = kinds[kind]()
+    except (TypeError, ValueError):  # such as two encoders side by side, which have no usual values
+        usual = None
     for name in values:
-        if not hasattr(usual, name):
+        if usual is not None and not hasattr(usual, name):
             known = [*usual.to_dict(), *usual.attribute_map]
             raise DataError(f"config.{name}={values[name]!r}: a {kind} has no such value.{closest(name, known)}")
     try:
@@ -56,13 +59,27 @@ def _new_config(values: dict[str, Any]) -> Any:
 
 def fit_vocabulary(model: TrainedModelArguments, config: Any, tokenizer: Any) -> None:
     """Give a new configuration the size and the special tokens of `tokenizer`, where `model.config` names none."""
-    if model.config is None:
-        return
     values = {"vocab_size": len(tokenizer)}
     values |= {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "bos", "eos")}
+    _complete(model, config, "text_config", values)
+
+
+def fit_image_size(model: TrainedModelArguments, config: Any, size: tuple[int, int]) -> None:
+    """Give a new configuration the `size` (height, width) of its images, where it has one and `model.config` none."""
+    vision = getattr(config, "vision_config", None) or config
+    if hasattr(vision, "image_size"):
+        _complete(model, config, "vision_config", {"image_size": size[0] if size[0] == size[1] else list(size)})
+
+
+def _complete(model: TrainedModelArguments, config: Any, part: str, values: dict[str, Any]) -> None:
+    """Set those of `values` that `model.config` leaves out, in the `part` of a new configuration, where it has that."""
+    if model.config is None:
+        return
+    inner = getattr(config, part, None)
+    chosen = model.config if inner is None else model.config.get(part) or {}
     for name, value in values.items():
-        if name not in model.config:
-            setattr(config, name, value)
+        if name not in chosen:
+            setattr(config if inner is None else inner, name, value)
 
 
 # Auto class -> how peft calls its task, by which it keeps a new head trainable.
@@ -75,14 +92,39 @@ _PEFT_TASKS = {
 
 
 def with_adapter(model: TrainedModelArguments, loaded: Any, auto_class: str) -> Any:
-    """`loaded`, or a peft model around it whose adapter alone is trained, where `model.lora` asks for one."""
+    """`loaded`, or a peft model around it whose adapter alone is trained, where `model.lora` asks for one.
+
+    A head is trained and saved whole, since it may be new. DataError where `loaded` has no such layers, or an unknown
+    head.
+    """
     if model.lora is None:
         return loaded
     peft = require("peft", "Training an adapter (lora)", extra="peft")
+    options = {"task_type": _PEFT_TASKS.get(auto_class), **model.lora}
+    if auto_class not in _PEFT_TASKS and "modules_to_save" not in options:
+        options["modules_to_save"] = _heads(loaded, auto_class) or None
     try:
-        return peft.get_peft_model(loaded, peft.LoraConfig(**{"task_type": _PEFT_TASKS.get(auto_class), **model.lora}))
+        return peft.get_peft_model(loaded, peft.LoraConfig(**options))
     except (TypeError, ValueError) as error:
         raise DataError(f"lora={model.lora!r} does not fit this model: {error}") from error
+
+
+def _heads(loaded: Any, auto_class: str) -> list[str]:
+    """The names of the layers of `loaded` that follow its encoder; none of a bare model ("AutoModel").
+
+    An output layer that is tied to the embeddings, as that of a language model, is no head: it is not new.
+    """
+    if auto_class == "AutoModel":
+        return []
+    encoder = loaded.base_model  # the model itself where that does not know it
+    if encoder is loaded:
+        raise DataError(
+            f"lora: which layers of a {type(loaded).__name__} are its head, to be trained whole, is not known. "
+            "Name them in lora.modules_to_save; [] where none is new."
+        )
+    inside = set(map(id, encoder.parameters()))
+    weights_of = {name: set(map(id, child.parameters())) for name, child in loaded.named_children()}
+    return [name for name, weights in weights_of.items() if weights and not weights & inside]
 
 
 def load_processor(model: ModelArguments, auto_class: str = "AutoTokenizer", **options: Any) -> Any:
@@ -99,8 +141,20 @@ def load_processor(model: ModelArguments, auto_class: str = "AutoTokenizer", **o
 def load_model(model: ModelArguments, auto_class: str, config: Any, **options: Any) -> Any:
     """The model with its saved weights, or with random ones where `from_scratch` asks for them.
 
-    `auto_class`: the name of an auto class, or of a model class, in `transformers`.
+    `auto_class`: the name of an auto class, or of a model class, in `transformers`. DataError where it has no such
+    model.
     """
+    try:
+        return _load_model(model, auto_class, config, **options)
+    except ValueError as error:
+        if not str(error).startswith("Unrecognized configuration class"):
+            raise
+        raise DataError(
+            f"A {config.model_type} is no model for this task: transformers has no {auto_class} of it."
+        ) from error
+
+
+def _load_model(model: ModelArguments, auto_class: str, config: Any, **options: Any) -> Any:
     if model.from_scratch or (isinstance(model, TrainedModelArguments) and model.config is not None):
         cls = _auto(auto_class)
         build = getattr(cls, "from_config", None)  # auto classes have it; a model class takes its configuration

@@ -142,19 +142,23 @@ def _from_name(datasets: Any, data: DataArguments, folder: tuple[str, tuple[str,
 _SAVED = ("dataset_dict.json", "state.json")  # written by `save_to_disk`
 
 
-def _from_folder(datasets: Any, root: str, column: str, suffixes: tuple[str, ...]) -> dict[str, Split]:
-    """Files below `root` in `column`, and the name of each one's folder in "label" where they are in folders.
-
-    Folders called train, validation (valid, val, dev) and test are parts; without them everything is training data.
-    """
+def folder_parts(root: str) -> dict[str, str]:
+    """Part -> its folder below `root`: those called train, validation (valid, val, dev) and test that are there."""
     spellings = {"train": ("train",), **_HUB_NAMES}
     parts = {
         part: next((path for one in names if os.path.isdir(path := os.path.join(root, one))), None)
         for part, names in spellings.items()
     }
-    places = {part: path for part, path in parts.items() if path is not None} or {"train": root}
+    return {part: path for part, path in parts.items() if path is not None}
+
+
+def _from_folder(datasets: Any, root: str, column: str, suffixes: tuple[str, ...]) -> dict[str, Split]:
+    """Files below `root` in `column`, and the name of each one's folder in "label" where they are in folders.
+
+    Without folders of parts (`folder_parts`) everything is training data.
+    """
     splits = {}
-    for part, place in places.items():
+    for part, place in (folder_parts(root) or {"train": root}).items():
         files = sorted(
             os.path.join(folder, name)
             for folder, _, names in os.walk(place)

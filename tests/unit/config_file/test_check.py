@@ -91,8 +91,8 @@ MODEL_OPTIONS = (
         ),
         (
             {"data": None},
-            "has no data, with train_file (csv, tsv, json, jsonl, txt or parquet) or name (a data set "
-            "of the hub). `trainwright init` writes an example.",
+            "has no data, with train_file (csv, tsv, json, jsonl, txt or parquet) or name (of the hub, or a directory)."
+            " `trainwright init` writes an example.",
         ),
         (
             {"modle": {"path": "x"}},
@@ -123,7 +123,7 @@ MODEL_OPTIONS = (
         ),
         (
             {"model": {"config": {"model_type": "gpt2"}}},
-            "model: config needs model.tokenizer, a directory or hub name: a new model has no tokenizer.",
+            "model: config needs model.tokenizer, a directory or hub name: a new model has no tokenizer or processor.",
         ),
         (
             {"data__max_train_samples": "many"},
