@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -23,6 +24,21 @@ os.environ.setdefault("WANDB_MODE", "offline")
 # The peft that goes with transformers 4.55 imports names that today's torchao no longer has: hide torchao from it.
 if (installed_version("transformers") or (5,)) < (5,):
     sys.modules["torchao"] = None  # type: ignore[assignment]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays until the end; a full collection that visits it takes a second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """The same for what the tests of a module imported."""
+    yield
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)

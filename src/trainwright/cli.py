@@ -7,7 +7,6 @@ Owns: reading the command line. Leaves to others: the work, imported only by the
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import platform
 import sys
@@ -15,6 +14,7 @@ import time
 from collections.abc import Sequence
 
 from trainwright import __version__
+from trainwright.interop.optional import version_text
 from trainwright.names import CHECKPOINT_PREFIX
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")  # of a file of `train`
@@ -554,11 +554,7 @@ def environment(options: argparse.Namespace) -> int:
     print(f"python         {platform.python_version()} on {platform.platform()}")
     print(f"trainwright    {__version__}")
     for package in ("torch", "accelerate", "transformers", "safetensors", "numpy"):
-        try:
-            version = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            version = "not installed"
-        print(f"{package:<14} {version}")
+        print(f"{package:<14} {version_text(package) or 'not installed'}")
     import torch
 
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

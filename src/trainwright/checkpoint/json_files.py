@@ -178,12 +178,15 @@ def choice(*allowed: Any) -> Rule:
     return check
 
 
+_SURROGATES = re.compile("[\ud800-\udfff]")  # no UTF-8 can be written of them
+
+
 def text(most: int = 4096) -> Rule:
     """At most `most` characters, none of them NUL, that can be written in UTF-8."""
 
     def check(value: Any, where: str) -> None:
         is_text = isinstance(value, str) and len(value) <= most and "\0" not in value
-        if not is_text or any("\ud800" <= character <= "\udfff" for character in value):
+        if not is_text or _SURROGATES.search(value):
             _refuse(value, where, f"a text of at most {most} characters")
 
     return check

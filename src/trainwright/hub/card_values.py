@@ -5,10 +5,10 @@ Owns: which hyper-parameters, versions and data set names a card lists. Leaves t
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any
 
 from trainwright.interop.loaded import is_hf_dataset, is_hf_iterable_dataset
+from trainwright.interop.optional import version_text
 
 # Builders that only name a file format say nothing about the data.
 _FILE_FORMATS = {"csv", "json", "pandas", "parquet", "text", "arrow", "generator", "imagefolder", "audiofolder"}
@@ -46,13 +46,8 @@ def hyperparameters_of(args: Any, num_processes: int = 1) -> dict[str, Any]:
 
 def versions(*distributions: str) -> dict[str, str]:
     """Installed versions of the packages a run used; absent ones are left out."""
-    found = {}
-    for name in distributions or ("trainwright", "torch", "transformers", "peft", "datasets", "tokenizers"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    names = distributions or ("trainwright", "torch", "transformers", "peft", "datasets", "tokenizers")
+    return {name: text for name in names if (text := version_text(name)) is not None}
 
 
 def dataset_names(dataset: Any) -> tuple[str | None, str | None]:

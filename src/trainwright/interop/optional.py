@@ -35,13 +35,19 @@ def is_installed(module: str) -> bool:
 
 
 @functools.cache
-def installed_version(distribution: str) -> tuple[int, ...] | None:
-    """The installed release as integers, `(5, 23, 0)` for "5.23.0rc1"; None when absent."""
+def version_text(distribution: str) -> str | None:
+    """The installed release, such as "5.23.0rc1"; None when absent. Reads a file (about 1 ms, once)."""
     try:
-        text = importlib.metadata.version(distribution)
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-    return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
+
+
+@functools.cache
+def installed_version(distribution: str) -> tuple[int, ...] | None:
+    """The installed release as integers, `(5, 23, 0)` for "5.23.0rc1"; None when absent."""
+    text = version_text(distribution)
+    return None if text is None else tuple(int(number) for number in re.findall(r"\d+", text)[:3])
 
 
 def require(module: str, needed_for: str, package: str | None = None, extra: str | None = None) -> ModuleType:

@@ -7,13 +7,13 @@ run), showing them (`html`).
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import logging
 import os
 import platform
 import time
 from typing import TYPE_CHECKING, Any
 
+from trainwright.interop.optional import version_text
 from trainwright.log_values import plain_value
 from trainwright.optim.groups import get_model_param_count
 
@@ -117,10 +117,5 @@ def _device_name(args: TrainingArguments) -> str:
 def _versions() -> dict[str, str]:
     from trainwright import __version__
 
-    versions = {"trainwright": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    installed = {package: text for package in PACKAGES if (text := version_text(package)) is not None}
+    return {"trainwright": __version__, "python": platform.python_version(), **installed}
