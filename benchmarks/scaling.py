@@ -39,7 +39,7 @@ import toy
 from contenders import Contender, with_trainer
 
 NUM_PROCESSES = 2
-WARM_UP_STEPS, COUNTED_STEPS = 20, 100
+WARM_UP_STEPS = 20
 FSDP2 = {"fsdp": "full_shard", "fsdp_config": {"fsdp_version": 2}}
 
 
@@ -141,8 +141,8 @@ def measure(options: argparse.Namespace) -> None:
     for contender in chosen:
         result = {"loop": contender.name, "version": contender.version, "variant": contender.variant, "cpu_us": []}
         for kind in ("calls", "collectives"):
-            counted = probe_run(contender, kind, COUNTED_STEPS).result()
-            result |= {name: value / COUNTED_STEPS for name, value in counted.items()}
+            counted = probe_run(contender, kind, options.counted).result()
+            result |= {name: value / options.counted for name, value in counted.items()}
         found.append(result)
     for _ in range(options.rounds):
         for contender, result in zip(chosen, found):
@@ -150,20 +150,20 @@ def measure(options: argparse.Namespace) -> None:
     if options.calls_of:
         for contender in chosen:
             if options.calls_of in contender.name:
-                probe = probe_run(contender, "functions", COUNTED_STEPS)
+                probe = probe_run(contender, "functions", options.counted)
                 by_hand_of = next(row for row in CONTENDERS if row.variant == contender.variant)
-                bare = probe_run(by_hand_of, "functions", COUNTED_STEPS)
+                bare = probe_run(by_hand_of, "functions", options.counted)
                 if distributed.get_rank() == 0:
-                    _print_calls(contender.name, probe.python_calls - bare.python_calls)
+                    _print_calls(contender.name, probe.python_calls - bare.python_calls, options.counted)
     if distributed.get_rank() == 0:
         Path(options.into).write_text(json.dumps(found))
     distributed.destroy_process_group()
 
 
-def _print_calls(name: str, calls: Counter[str]) -> None:
+def _print_calls(name: str, calls: Counter[str], num_steps: int) -> None:
     print(f"\nPython calls of {name} above the loop by hand, per step:")
     for function, count in calls.most_common(40):
-        print(f"  {count / COUNTED_STEPS:8.2f}  {function}")
+        print(f"  {count / num_steps:8.2f}  {function}")
 
 
 class Blocks(nn.Module):
@@ -256,6 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="in which the loops take turns to be timed (%(default)s)")
     parser.add_argument("--steps", type=int, default=300, help="of a timed run (%(default)s)")
+    parser.add_argument("--counted", type=int, default=100, help="steps whose calls are counted (%(default)s)")
     parser.add_argument("--only", nargs="+", default=[], help="loops whose name has one of these in it")
     parser.add_argument("--calls-of", help="list the calls of the loops whose name has this in it")
     parser.add_argument("--json", type=Path, help="write the figures to this file")

@@ -51,7 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     found = {}
     for name, size in (("first", 2), ("four", 4), ("last", 2)):
         (base / name).mkdir()
-        found[name] = launch("test_fsdp_four", base / name, size)
+        found[name] = launch(scenarios, base / name, size)
     found["base"] = [base]
     return found
 

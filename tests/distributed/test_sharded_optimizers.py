@@ -132,7 +132,9 @@ def test_one_that_works_trains_to_what_one_process_does(optim: str, one: Any, tw
     expected = one[optim]
     if isinstance(expected, str):
         pytest.skip(expected)
-    tolerance = 1e-13 if optim == "muon" else 2e-6  # Muon is computed in float64
+    # Muon is computed in float64. Elsewhere a gradient's last bit depends on where its numbers lie in memory, and an
+    # update that is divided by the gradient's size makes more of it; a wrong one differs by a thousandth.
+    tolerance = 1e-13 if optim == "muon" else 1e-5
     for each in two:
         found = each[optim]
         assert not isinstance(found, str), found

@@ -27,7 +27,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    return launch(Path(__file__).stem, tmp_path_factory.mktemp("four"), num_processes=4)
+    return launch(scenarios, tmp_path_factory.mktemp("four"), num_processes=4)
 
 
 def scenarios(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 TESTS = Path(__file__).parents[1]
-CHILD = TESTS / "distributed" / "child.py"
+CHILD = TESTS / "engines" / "child.py"
 MOST_WAIT_S = 420  # four times what the longest module takes on two cores
 
 

@@ -1,6 +1,6 @@
 """One of two processes that torchrun starts: runs `scenarios(folder)` of a module here, and leaves what it gave back.
 
-`torchrun child.py MODULE FOLDER`, see `conftest.py`.
+`torchrun child.py MODULE FOLDER`, see `tests/shared/torchrun.py`.
 """
 
 import importlib
