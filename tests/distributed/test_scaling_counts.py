@@ -18,19 +18,8 @@ MOST_PYTHON_CALLS, MOST_C_CALLS = 60, 40  # per step; a collective costs more th
 def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Loop -> its counts per step."""
     path = tmp_path_factory.mktemp("counts") / "counts.json"
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        "--rounds",
-        "0",
-        "--counted",
-        "20",
-        "--only",
-        "by hand",
-        "trainwright",
-        "--json",
-        str(path),
-    ]
+    options = ["--rounds", "0", "--counted", "20", "--json", str(path), "--only", "by hand", "trainwright"]
+    command = [sys.executable, str(SCRIPT), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-6000:]
     return {row["loop"]: row for row in json.loads(path.read_text())}

@@ -86,7 +86,7 @@ class InTerminal:
             stdin=inner,
             stdout=inner,
             stderr=inner,
-            env={**base, "TERM": "xterm", "OMP_NUM_THREADS": "1"},
+            env={**base, "TERM": "xterm", "OMP_NUM_THREADS": "1", **(environment or {})},
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )

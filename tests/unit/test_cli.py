@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from terminal import InTerminal
 from trainwright.cli import build_parser, main
 from trainwright.completion import SHELLS, completion_script
 
@@ -253,6 +254,39 @@ def test_bash_completes_commands_options_and_choices(words, expected):
     ask = f'COMP_WORDS=({line}); COMP_CWORD={len(words)}; _trainwright; printf "%s\\n" "${{COMPREPLY[@]}}"'
     done = subprocess.run(["bash", "--norc", "-c", f"{script}\n{ask}"], capture_output=True, text=True)
     assert set(done.stdout.split()) == expected, done.stderr
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("trainwright lis", {"list"}),
+        ("trainwright push --re", {"--repo", "--revision"}),
+        ("trainwright push out --strategy e", {"end", "every_save"}),
+        ("trainwright completion ", set(SHELLS)),
+    ],
+)
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish")
+def test_fish_completes_commands_options_and_choices(line, expected):
+    ask = f"{completion_script('fish', build_parser())}\ncomplete --do-complete '{line}'"
+    done = subprocess.run(["fish", "--no-config", "-c", ask], capture_output=True, text=True)
+    assert {found.partition("\t")[0] for found in done.stdout.splitlines()} == expected, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh")
+def test_zsh_completes_a_command_an_option_and_a_choice_at_the_tab_key(tmp_path):
+    script = tmp_path / "completion"
+    script.write_text(completion_script("zsh", build_parser()))
+    code = "import os; os.execvp('zsh', ['zsh', '-f', '-i'])"
+    shell = InTerminal(code, environment={"ZDOTDIR": str(tmp_path), "TERM": "dumb"})
+    shell.press(f"source {script}; PS1=re''ady\n")  # its echo is not the prompt
+    shell.wait_for("ready")
+    typed_and_completed = {"lis": "list ", "push --rep": "--repo ", "push out --strategy al": "all_checkpoints "}
+    for typed, completed in typed_and_completed.items():
+        shell.press(f"trainwright {typed}\t")
+        shell.wait_for(completed, timeout_s=30)
+        shell.press("\x15")  # forget the line
+    shell.press("exit\n")
+    shell.end()
 
 
 def test_the_scripts_of_the_shells_know_every_command_and_option():
