@@ -267,6 +267,8 @@ class NotebookProgressCallback(ProgressBase):
 
     def abandon(self, *, training: bool) -> None:
         self._close_prediction_bar()
+        if training and self.training_tracker is not None:
+            self.training_tracker.display()  # with the step that it came to, not the one last drawn
         if training:
             self.training_tracker = self.durations = None
 

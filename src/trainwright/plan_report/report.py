@@ -15,7 +15,10 @@ _MOST_NAMES = 8
 
 
 class PlanReport:
-    """What a run would do. `print(report)` shows it; `as_dict()` has the numbers (docs/plan.md lists the keys)."""
+    """What a run would do. `print(report)` shows it, a notebook by itself; `as_dict()` has the numbers.
+
+    docs/plan.md lists the keys.
+    """
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = values
@@ -47,6 +50,10 @@ class PlanReport:
 
     def __repr__(self) -> str:
         return f"<PlanReport: {self._values['run']['updates']} updates, {len(self.problems)} problems>"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """IPython and notebooks show a value that a cell ends with by this."""
+        printer.text(self.text)
 
 
 def size(num_bytes: int | None) -> str:
