@@ -1,5 +1,7 @@
 """A resumed run sees the data it would have seen: orders, random transforms, random collators, workers."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ from configurations import (
     SentenceModel,
     Shuffled,
 )
-from trainwright import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+from trainwright import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
 
 
 class Embedded(torch.nn.Module):
@@ -31,7 +33,17 @@ class Embedded(torch.nn.Module):
         return {"loss": (logits - labels).pow(2).mean(), "logits": logits}
 
 
-def run(model, directory, dataset, collator, resume=None, **arguments):
+class SavesAfter(TrainerCallback):
+    """Saves after these steps only: a save takes longer than the rest of such a run."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = state.global_step in self.steps
+
+
+def run(model, directory, dataset, collator, resume=None, saves=(), **arguments):
     values = {
         "output_dir": str(directory),
         "report_to": "none",
@@ -41,13 +53,15 @@ def run(model, directory, dataset, collator, resume=None, **arguments):
         "num_train_epochs": 2,
         "learning_rate": 0.05,
         "logging_steps": 3,
-        "save_steps": 1,
+        "save_strategy": "no",
         **arguments,
     }
     held_out = Noisy(6) if "eval_strategy" in values else None
     trainer = Trainer(
         model, TrainingArguments(**values), train_dataset=dataset, eval_dataset=held_out, data_collator=collator
     )
+    if saves:
+        trainer.add_callback(SavesAfter(saves))
     trainer.train(resume_from_checkpoint=resume)
     lines = [
         {k: v for k, v in line.items() if k in ("loss", "grad_norm", "step")} for line in trainer.state.log_history
@@ -74,32 +88,35 @@ HELD = {
 }
 
 
-def assert_resume_is_exact(line_model, tmp_path, at, accumulation, loader, order, **more):
+def assert_exact_from(places, make_model, make_data, make_collator, folder, workers=(0, 0), **settings):
+    """A run that resumes after any of `places`, with another number of workers, ends as one that is not interrupted."""
+    whole = run(
+        make_model(), folder / "whole", make_data(), make_collator(),
+        saves=places, dataloader_num_workers=workers[0], **settings,
+    )  # fmt: skip
+    for place in places:
+        resumed = run(
+            make_model(seed=9), folder / f"from-{place}", make_data(), make_collator(),
+            resume=str(folder / "whole" / f"checkpoint-{place}"), dataloader_num_workers=workers[1], **settings,
+        )  # fmt: skip
+        assert all(map(torch.equal, whole[0], resumed[0])), place
+        assert whole[1] == resumed[1], place
+
+
+def assert_resume_is_exact(line_model, folder, accumulation, loader, order, **more):
     *workers, collator = (LOADERS | HELD)[loader]
     settings = {"gradient_accumulation_steps": accumulation, "train_sampling_strategy": order, **more}
-    whole = run(line_model(dropout=0.2), tmp_path, Noisy(), collator(), dataloader_num_workers=workers[0], **settings)
-    resumed = run(
-        line_model(dropout=0.2, seed=9),
-        tmp_path / "resumed",
-        Noisy(),
-        collator(),
-        resume=str(tmp_path / f"checkpoint-{PLACES[accumulation][at]}"),
-        dataloader_num_workers=workers[1],
-        **settings,
-    )
-    assert all(map(torch.equal, whole[0], resumed[0]))
-    assert whole[1] == resumed[1]
+    model = functools.partial(line_model, dropout=0.2)
+    assert_exact_from(PLACES[accumulation], model, Noisy, collator, folder, workers, **settings)
 
 
-@pytest.mark.parametrize("at", (0, 1, 2))
 @pytest.mark.parametrize("accumulation", ACCUMULATION)
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("order", ["random", "sequential", "group_by_length"])
-def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(line_model, tmp_path, at, accumulation, loader, order):
-    assert_resume_is_exact(line_model, tmp_path, at, accumulation, loader, order)
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(line_model, tmp_path, accumulation, loader, order):
+    assert_resume_is_exact(line_model, tmp_path, accumulation, loader, order)
 
 
-@pytest.mark.parametrize("at", (0, 1, 2))
 @pytest.mark.parametrize("accumulation", ACCUMULATION)
 @pytest.mark.parametrize("loader", ["no workers", "own generator"])
 @pytest.mark.parametrize("order", ["random", "group_by_length"])
@@ -109,49 +126,37 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(line_model, tmp_path
     [{"bf16": True}, {"eval_strategy": "steps", "eval_steps": 2}, {"lr_scheduler_type": "cosine", "warmup_steps": 2}],
     ids=["bf16", "evaluated in between", "cosine"],
 )
-def test_so_it_is_with_other_settings(line_model, tmp_path, at, accumulation, loader, order, logging_steps, more):
+def test_so_it_is_with_other_settings(line_model, tmp_path, accumulation, loader, order, logging_steps, more):
     more = {**more, "logging_steps": logging_steps}
-    assert_resume_is_exact(line_model, tmp_path, at, accumulation, loader, order, **more)
+    assert_resume_is_exact(line_model, tmp_path, accumulation, loader, order, **more)
 
 
-@pytest.mark.parametrize("at", (0, 1, 2))
 @pytest.mark.parametrize("accumulation", ACCUMULATION)
 @pytest.mark.parametrize("loader", ["no workers", "2 then 1 worker"])
 @pytest.mark.parametrize("more", [{}, {"bf16": True}], ids=["fp32", "bf16"])
-def test_so_it_is_with_noise_on_the_embeddings(tmp_path, at, accumulation, loader, more):
-    assert_resume_is_exact(Embedded, tmp_path, at, accumulation, loader, "random", neftune_noise_alpha=5.0, **more)
+def test_so_it_is_with_noise_on_the_embeddings(tmp_path, accumulation, loader, more):
+    assert_resume_is_exact(Embedded, tmp_path, accumulation, loader, "random", neftune_noise_alpha=5.0, **more)
 
 
-@pytest.mark.parametrize("at", (0, 1, 2))
 @pytest.mark.parametrize("loader", HELD)
-def test_so_it_is_with_a_collator_that_holds_generators_of_any_kind(line_model, tmp_path, at, loader):
-    assert_resume_is_exact(line_model, tmp_path, at, 1, loader, "random")
+def test_so_it_is_with_a_collator_that_holds_generators_of_any_kind(line_model, tmp_path, loader):
+    assert_resume_is_exact(line_model, tmp_path, 1, loader, "random")
 
 
-@pytest.mark.parametrize("at", [2, 7, 9])
 @pytest.mark.parametrize("collator", [NoisyCollator, OwnGeneratorCollator, HeldGeneratorsCollator])
-def test_a_stream_that_2_workers_share_goes_on_at_the_same_batch(line_model, tmp_path, at, collator):
+def test_a_stream_that_2_workers_share_goes_on_at_the_same_batch(line_model, tmp_path, collator):
     """Each worker reads what it had read again, and makes its batches with the same random numbers."""
-    settings = {"max_steps": 12, "dataloader_num_workers": 2}
-    whole = run(line_model(dropout=0.2), tmp_path, Shuffled(), collator(), **settings)
-    checkpoint = str(tmp_path / f"checkpoint-{at}")
-    again = tmp_path / "resumed"
-    resumed = run(line_model(dropout=0.2, seed=9), again, Shuffled(), collator(), resume=checkpoint, **settings)
-    assert all(map(torch.equal, whole[0], resumed[0]))
-    assert whole[1] == resumed[1]
+    model = functools.partial(line_model, dropout=0.2)
+    assert_exact_from((2, 7, 9), model, Shuffled, collator, tmp_path, (2, 2), max_steps=12)
 
 
-@pytest.mark.parametrize("at", [3, 7, 9])
 @pytest.mark.parametrize("dataset", [Noisy, Shuffled])
-def test_workers_that_stay_draw_nothing_that_a_resumed_run_would_not(line_model, tmp_path, dataset, at):
+def test_workers_that_stay_draw_nothing_that_a_resumed_run_would_not(line_model, tmp_path, dataset):
     """Workers that a resume starts are seeded without the global generator, as those were that had been there."""
-    settings = {"max_steps": 12, "dataloader_num_workers": 2, "dataloader_persistent_workers": True, "save_steps": 1}
-    settings["per_device_train_batch_size"] = 4 if dataset is Noisy else 9  # 7 or, of two shares of 26 rows, 6 batches
-    whole = run(line_model(dropout=0.2), tmp_path, dataset(), NoisyCollator(), **settings)
-    checkpoint, again = str(tmp_path / f"checkpoint-{at}"), tmp_path / "resumed"
-    resumed = run(line_model(dropout=0.2, seed=9), again, dataset(), NoisyCollator(), resume=checkpoint, **settings)
-    assert all(map(torch.equal, whole[0], resumed[0]))
-    assert whole[1] == resumed[1]
+    size = 4 if dataset is Noisy else 9  # 7 or, of two shares of 26 rows, 6 batches
+    settings = {"max_steps": 12, "dataloader_persistent_workers": True, "per_device_train_batch_size": size}
+    model = functools.partial(line_model, dropout=0.2)
+    assert_exact_from((3, 7, 9), model, dataset, NoisyCollator, tmp_path, (2, 2), **settings)
 
 
 @pytest.mark.parametrize("workers", [(0, 0), (2, 1)])
@@ -164,19 +169,14 @@ def test_our_masking_collator_masks_the_same_tokens_again(line_model, tmp_path, 
         tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]"
     )
     rows = [{"input_ids": [3 + (i + j) % 8 for j in range(6)]} for i in range(26)]
-    runs = []
-    for number, resume in enumerate((None, str(tmp_path / "0" / "checkpoint-7"))):
-        collator = DataCollatorForLanguageModeling(tokenizer, seed=11, mlm_probability=0.5)
-        model, directory = TokenGuess(), tmp_path / str(number)
-        runs.append(run(model, directory, rows, collator, resume=resume, dataloader_num_workers=workers[number]))
-    assert all(map(torch.equal, runs[0][0], runs[1][0]))
-    assert runs[0][1] == runs[1][1]
+    collator = functools.partial(DataCollatorForLanguageModeling, tokenizer, seed=11, mlm_probability=0.5)
+    assert_exact_from((7,), TokenGuess, lambda: rows, collator, tmp_path, workers)
 
 
 class TokenGuess(nn.Module):
-    def __init__(self):
+    def __init__(self, seed=1):
         super().__init__()
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         self.table = nn.Embedding(11, 11)
 
     def forward(self, input_ids, attention_mask=None, labels=None):
@@ -184,39 +184,19 @@ class TokenGuess(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
 
 
-@pytest.mark.parametrize("at", [2, 7, 9])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_stream_with_a_shuffle_buffer_goes_on_where_it_was(line_model, tmp_path, at, workers):
-    settings = {"max_steps": 12, "dataloader_num_workers": workers}
-    whole = run(line_model(dropout=0.2), tmp_path, Shuffled(), NoisyCollator(), **settings)
-    checkpoint = str(tmp_path / f"checkpoint-{at}")
-    resumed = run(
-        line_model(dropout=0.2, seed=9),
-        tmp_path / "resumed",
-        Shuffled(),
-        NoisyCollator(),
-        resume=checkpoint,
-        **settings,
-    )
-    assert all(map(torch.equal, whole[0], resumed[0]))
-    assert whole[1] == resumed[1]
+def test_a_stream_with_a_shuffle_buffer_goes_on_where_it_was(line_model, tmp_path, workers):
+    model = functools.partial(line_model, dropout=0.2)
+    assert_exact_from((2, 7, 9), model, Shuffled, NoisyCollator, tmp_path, (workers, workers), max_steps=12)
 
 
-@pytest.mark.parametrize("at", (0, 1, 2))
 @pytest.mark.parametrize("accumulation", ACCUMULATION)
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_run_sees_the_packs_it_would_have_seen(tmp_path, at, accumulation, workers):
-    settings = {
-        "packing": True,
-        "packing_length": 16,
-        "gradient_accumulation_steps": accumulation,
-        "dataloader_num_workers": workers,
-    }
-    whole = run(SentenceModel(), tmp_path, NoisySentences(52), None, **settings)  # 26 packs, as many as samples above
-    checkpoint = str(tmp_path / f"checkpoint-{PLACES[accumulation][at]}")
-    resumed = run(SentenceModel(seed=9), tmp_path / "resumed", NoisySentences(52), None, resume=checkpoint, **settings)
-    assert all(map(torch.equal, whole[0], resumed[0]))
-    assert whole[1] == resumed[1]
+def test_a_resumed_run_sees_the_packs_it_would_have_seen(tmp_path, accumulation, workers):
+    settings = {"packing": True, "packing_length": 16, "gradient_accumulation_steps": accumulation}
+    sentences = functools.partial(NoisySentences, 52)  # 26 packs, as many as samples above
+    places = PLACES[accumulation]
+    assert_exact_from(places, SentenceModel, sentences, lambda: None, tmp_path, (workers, workers), **settings)
 
 
 class Counted(IterableDataset):
@@ -252,7 +232,7 @@ def test_a_stream_that_workers_share_loses_and_repeats_no_sample_when_the_batch_
         model, directory = Remembers(), tmp_path / str(number)
         step += 3
         is_last = number == len(sizes) - 1
-        options = {"save_strategy": "no", "max_steps": step + 24} if is_last else {"save_steps": 3, "max_steps": step}
+        options = {"max_steps": step + 24} if is_last else {"saves": (step,), "max_steps": step}
         run(
             model, directory, Counted(), Notes(), resume=resume, dataloader_num_workers=2,
             per_device_train_batch_size=size, learning_rate=0.0, **options,
@@ -264,8 +244,9 @@ def test_a_stream_that_workers_share_loses_and_repeats_no_sample_when_the_batch_
 
 def test_a_stream_goes_on_exactly_after_the_batch_size_changed_once(tmp_path, line_model):
     options = {"dataloader_num_workers": 2, "max_steps": 6}
-    run(line_model(dropout=0.2), tmp_path / "1", Counted(), NoisyCollator(), per_device_train_batch_size=4, **options)
-    after = {"per_device_train_batch_size": 6, **options}
+    model = line_model(dropout=0.2)
+    run(model, tmp_path / "1", Counted(), NoisyCollator(), saves=(2,), per_device_train_batch_size=4, **options)
+    after = {"per_device_train_batch_size": 6, "saves": (4,), **options}
     first = str(tmp_path / "1" / "checkpoint-2")
     whole = run(line_model(dropout=0.2), tmp_path / "2", Counted(), NoisyCollator(), resume=first, **after)
     second = str(tmp_path / "2" / "checkpoint-4")
@@ -276,7 +257,7 @@ def test_a_stream_goes_on_exactly_after_the_batch_size_changed_once(tmp_path, li
 
 def test_another_number_of_workers_over_a_stream_says_that_samples_are_lost(tmp_path, line_model, caplog):
     options = {"max_steps": 4, "dataloader_num_workers": 2}
-    run(line_model(), tmp_path, Counted(), NoisyCollator(), **options)
+    run(line_model(), tmp_path, Counted(), NoisyCollator(), saves=(2,), **options)
     resume = str(tmp_path / "checkpoint-2")
     options["dataloader_num_workers"] = 1
     run(line_model(), tmp_path / "again", Counted(), NoisyCollator(), resume=resume, **options)
