@@ -97,6 +97,8 @@ def run(
         trainer.push_to_hub(tasks=task)
     elif args.do_train:
         trainer.create_model_card(tasks=task)
+    if args.do_train and trainer.is_world_process_zero():
+        print(f"The model is in {args.output_dir}. Its curves: trainwright report {args.output_dir}")
     return all_metrics
 
 
