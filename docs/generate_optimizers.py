@@ -39,6 +39,13 @@ PAGE, PICTURE = DOCS / "optimizers.md", DOCS / "schedules.svg"
 SIDE = 512  # rows and columns of the matrix that is measured
 ABSENT = "not measured"
 
+LIMITS = """
+## Limits
+
+- Optimizers that need CUDA, a TPU or an NPU were not run here; their rows say what their packages document.
+- The bytes are of one matrix with default options; of small tensors the 8- and 4-bit optimizers have more.
+- Which optimizer trains a model best is not compared: each was compared with its own package, update by update.
+"""
 HEAD = f"""# Optimizers and schedules
 
 Written by `make docs` from the registry and from one measured step of each optimizer.
@@ -222,7 +229,14 @@ def page(state: Mapping[str, str]) -> str:
         for name, row in ROWS.items()
     ]
     return (
-        HEAD + _table(head, rows) + NOTES + SCHEDULES + _legend() + "\n\n![The curves](schedules.svg)\n" + _schedules()
+        HEAD
+        + _table(head, rows)
+        + NOTES
+        + SCHEDULES
+        + _legend()
+        + "\n\n![The curves](schedules.svg)\n"
+        + _schedules()
+        + LIMITS
     )
 
 

@@ -1,8 +1,8 @@
-"""Write `first_run.svg`: README's example as it runs in a terminal, and two curves of its report.
+"""Write `first_run.svg` and `report.png`: README's example as it runs in a terminal, and the report of that run.
 
 The first block of Python in README.md is run in a pseudo-terminal, then `trainwright list` and `trainwright report`.
-What the terminal shows at their end is drawn as it is; the curves are those of the report, as `--images` writes them.
-About a minute:
+What the terminal shows at their end is drawn as it is; Chromium photographs the page that the run left, from its top to
+the end of its curves. Needs `chromium` and Pillow, about a minute:
 
     python docs/generate_picture.py
 """
@@ -10,6 +10,7 @@ About a minute:
 from __future__ import annotations
 
 import html
+import io
 import os
 import pty
 import re
@@ -18,9 +19,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from generate_screenshots import photographed
+from PIL import Image
+
 DOCS = Path(__file__).parent
 COLUMNS, MAX_LINES = 108, 26
 CHARACTER, LINE, MARGIN = 7.7, 17, 16  # px
+PAGE, SCALE = (1000, 1046), 1.6  # px of the window, pixels to each px
 COLOURS = {
     30: "#475569",
     31: "#f87171",
@@ -108,11 +113,9 @@ def shown_by(command: list[str], folder: str) -> str:
     return b"".join(chunks).decode(errors="replace")
 
 
-def drawn(lines: list[list[tuple[str, str]]], images: list[str]) -> str:
+def drawn(lines: list[list[tuple[str, str]]]) -> str:
     width = round(COLUMNS * CHARACTER + 2 * MARGIN)
     height = len(lines) * LINE + 2 * MARGIN
-    curve = (width - MARGIN) // 2
-    curve_height = round(curve * 304 / 560)
     rows = []
     for number, line in enumerate(lines):
         while line and line[-1][0] == " ":
@@ -130,22 +133,12 @@ def drawn(lines: list[list[tuple[str, str]]], images: list[str]) -> str:
         length = round(len(line) * CHARACTER)  # also where a reader's font is not monospaced
         place = f'x="{MARGIN}" y="{MARGIN + (number + 0.8) * LINE:.0f}" textLength="{length}"'
         rows.append(f'<text {place} xml:space="preserve">{"".join(spans)}</text>')
-    curves = []
-    for number, image in enumerate(images):
-        inner = image[image.index("<svg") :].replace(
-            'width="560" height="304"', f'width="{curve}" height="{curve_height}"', 1
-        )
-        place = f'<svg x="{number * (curve + MARGIN)}" y="{height + MARGIN}" '
-        curves.append(inner.replace("<svg ", place, 1))
-    total = height + MARGIN + curve_height
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" width="{width}" height="{total}">\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">\n'
         f'<rect width="{width}" height="{height}" rx="8" fill="{PAPER}"/>\n'
         f'<g font-family="ui-monospace, SFMono-Regular, Menlo, Consolas, monospace" font-size="12.8">\n'
         + "\n".join(rows)
-        + "\n</g>\n"
-        + "\n".join(curves)
-        + "\n</svg>\n"
+        + "\n</g>\n</svg>\n"
     )
 
 
@@ -165,15 +158,16 @@ def main() -> None:
             screen.write(f"$ {words}\n\r")
             screen.colour = INK
             screen.write(shown_by(command, folder))
-        subprocess.run(
-            [*of_command, "report", "out", "--images", "images"], cwd=folder, check=True, stdout=subprocess.DEVNULL
-        )
-        images = [Path(folder, "images", f"{name}.svg").read_text() for name in ("loss", "eval_accuracy")]
+        page = Path(folder, "out", "training_report.html").as_uri()
+        png = photographed(page, folder, size=PAGE, scale=SCALE, scripts=("",), drawn_after_s=5)
     lines = screen.lines[: max(number for number, line in enumerate(screen.lines) if line) + 1]
     if len(lines) > MAX_LINES:
         raise SystemExit(f"The example shows {len(lines)} lines, and the picture has room for {MAX_LINES}.")
-    (DOCS / "first_run.svg").write_text(drawn(lines, images), encoding="utf-8")
-    print("Wrote first_run.svg.")
+    (DOCS / "first_run.svg").write_text(drawn(lines), encoding="utf-8")
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(
+        DOCS / "report.png", optimize=True
+    )  # with all hues of the curves
+    print("Wrote first_run.svg and report.png.")
 
 
 if __name__ == "__main__":

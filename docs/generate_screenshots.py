@@ -66,8 +66,21 @@ def wait_for(port: int) -> None:
     raise SystemExit(f"Nothing answers on port {port} within {LIMIT_S} s.")
 
 
-def photographed(url: str, folder: str) -> bytes:
-    """A PNG. Chromium takes requests at its file descriptor 3, and answers at 4: JSON, then a zero byte."""
+def photographed(
+    url: str,
+    folder: str,
+    *,
+    size: tuple[int, int] = (1280, 800),
+    scale: float = 0.8,
+    scripts: tuple[str, ...] = (CLOSE, CLOSE),
+    drawn_after_s: float = DRAWN_AFTER_S,
+    scheme: str = "light",
+) -> bytes:
+    """A PNG of a window of `size` (width, height in CSS px), with `scale` pixels to each px.
+
+    Chromium takes requests at its file descriptor 3, and answers at 4: JSON, then a zero byte. Each of `scripts` is run
+    `drawn_after_s` after what was before it.
+    """
     ours, theirs = socket.socketpair()
     ours.settimeout(LIMIT_S)
     answers, number = ours.makefile("rb"), theirs.fileno()
@@ -83,10 +96,12 @@ def photographed(url: str, folder: str) -> bytes:
 
     try:
         session = ask("Target.attachToTarget", flatten=True, **ask("Target.createTarget", url=url))
-        ask("Emulation.setDeviceMetricsOverride", session, width=1280, height=800, deviceScaleFactor=0.8, mobile=False)
-        for _ in range(2):
-            time.sleep(DRAWN_AFTER_S)
-            ask("Runtime.evaluate", session, expression=CLOSE)
+        metrics: dict[str, Any] = {"width": size[0], "height": size[1], "deviceScaleFactor": scale, "mobile": False}
+        ask("Emulation.setDeviceMetricsOverride", session, **metrics)
+        ask("Emulation.setEmulatedMedia", session, features=[{"name": "prefers-color-scheme", "value": scheme}])
+        for script in scripts:
+            time.sleep(drawn_after_s)
+            ask("Runtime.evaluate", session, expression=script)
         return base64.b64decode(ask("Page.captureScreenshot", session)["data"])
     finally:
         chromium.terminate()

@@ -27,6 +27,13 @@ from odd_values import FILE, KEPT, LEFT_OUT, MANY, label  # noqa: E402
 from scenarios import ODD_PARAMETERS, ODD_SCALARS  # noqa: E402
 from trainwright.interop import trackers as registry  # noqa: E402
 
+LIMITS = """
+## Limits
+
+- Services were not contacted: each package wrote to a local folder or a local server. What a hosted page shows was not
+  looked at.
+- The packages are those of the overview; another release may store something else.
+"""
 HEAD = """# Experiment trackers
 
 Written by `make docs` from the registry and from what `make test-trackers` reads back: it trains a tiny Llama with each
@@ -69,7 +76,7 @@ def page() -> str:
     readers = {name: reader for name in registry.TRACKERS if (reader := _reader(name)) is not None}
     parts = [HEAD, "\n## Overview\n\n", _overview(readers), "\n## Odd names and values\n", _odd_values(readers)]
     parts += [_section(name, readers.get(name)) for name in registry.TRACKERS]
-    return "".join(parts)
+    return "".join([*parts, LIMITS])
 
 
 def _reader(name: str) -> Reader | None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from trainwright import __version__
 from trainwright.interop.optional import version_text
-from trainwright.names import CHECKPOINT_PREFIX
+from trainwright.names import CHECKPOINT_PREFIX, closest
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")  # of a file of `train`
 TEMPLATES = sorted(
@@ -296,6 +296,8 @@ def _task(name: str) -> str:
 
     if name in NOT_TRAINING:
         raise argparse.ArgumentTypeError(f"{name} {NOT_TRAINING[name]}")
+    if name not in TEMPLATES and (near := closest(name, TEMPLATES)):
+        raise argparse.ArgumentTypeError(f"{name!r} is no task.{near}")
     return name
 
 

@@ -79,6 +79,26 @@ def test_summaries_are_scored_by_rouge(script, model, tmp_path):
     assert metrics["eval_rouge1"] > 90
 
 
+def test_evaluations_of_the_training_generate_as_the_last_one_does(script, model, tmp_path, monkeypatch):
+    from transformers import T5ForConditionalGeneration
+
+    asked, generate = [], T5ForConditionalGeneration.generate
+
+    def noted(self, *given, **options):
+        asked.append((options.get("max_length"), options.get("num_beams")))
+        return generate(self, *given, **options)
+
+    monkeypatch.setattr(T5ForConditionalGeneration, "generate", noted)
+    train = write(tmp_path / "train.jsonl", ({"text": text, "summary": text.split()[1]} for text, _ in pairs(8)))
+    script.main(
+        arguments(
+            model, tmp_path / "out", "summarization", "--train_file", train, "--validation_file", train, "--do_train",
+            "--do_eval", "--num_train_epochs", "2", "--eval_strategy", "epoch", "--num_beams", "2",
+        )
+    )  # fmt: skip
+    assert len(asked) >= 3 and set(asked) == {(8, 2)}
+
+
 def test_answers_are_generated_and_scored_as_squad_does(script, model, tmp_path):
     rows = [{"id": str(i), "question": "where is it", "context": f"in {ENGLISH[i % 4]}", "answer": ENGLISH[i % 4]}
             for i in range(24)]  # fmt: skip

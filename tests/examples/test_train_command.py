@@ -21,6 +21,7 @@ TRAINING = {
     "logging_steps": 1,
     "per_device_train_batch_size": 8,
 }
+BEST_BY = {"output_dir": "out", "eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
 LINES = Path(argparse.__file__).read_text().splitlines()[:400]
 FILMS = [(f"a {'fine' if number % 2 else 'dull'} film {number % 5}", number % 2) for number in range(40)]
 NEW_GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 32}
@@ -132,9 +133,13 @@ def test_a_mistake_ends_with_2_before_anything_is_loaded(films, tmp_path, capsys
             ["--model", "{config: {model_type: bert, hiden_size: 8}, tokenizer: bert}"],
             "config.hiden_size=8: a bert has no such value. Did you mean 'hidden_size'?",
         ),
+        (
+            ["--training", json.dumps({**TRAINING, **BEST_BY, "metric_for_best_model": "acuracy"})],
+            "training.metric_for_best_model='acuracy' is not among the metrics of an evaluation: ",
+        ),
     ],
 )
-def test_data_or_a_model_that_do_not_fit_end_with_2_and_one_line(films, words, message, capsys):
+def test_data_a_model_or_a_metric_that_do_not_fit_end_with_2_and_one_line(films, words, message, capsys):
     assert main(["train", films, *words]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("trainwright train: ") and message in line

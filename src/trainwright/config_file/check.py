@@ -141,6 +141,16 @@ def in_words_of_the_file(message: str, job: Job) -> str:
     return message
 
 
+def wrong_setting(error: ValueError, job: Job) -> str | None:
+    """The message of `error` where it begins with an argument (`max_steps=0 ...`), named as in the file; else None.
+
+    Some settings can only be compared with the data and the model, such as the metric that says which step is best.
+    """
+    text = " ".join(str(error).split())
+    argument, equals, _ = text.partition("=")
+    return f"training.{text}" if equals and argument in options_of("training", type(job.training)) else None
+
+
 def _in_words_of_the_file(message: str, section: str, cls: type[Any]) -> str:
     names = {option.field: name for name, option in options_of(section, cls).items()}
 

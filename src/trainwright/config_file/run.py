@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from trainwright.config_file.check import Job, check, in_words_of_the_file
+from trainwright.config_file.check import Job, check, in_words_of_the_file, wrong_setting
 from trainwright.config_file.reading import ConfigFileError, read
 from trainwright.interop.optional import MissingExtra
 from trainwright.tasks.errors import DataError, message_of
@@ -25,10 +25,15 @@ def job_of(path: str, overrides: Sequence[str]) -> Job | None:
 
 
 def train(job: Job) -> int:
-    """Do `job`. Returns the exit code: 0, or 2 where the data or the model do not fit, and stderr says why."""
+    """Do `job`. Returns the exit code: 0, or 2 where data, model or a setting do not fit, and stderr says why."""
     try:
         job.run()
     except (DataError, MissingExtra) as error:
         print(f"trainwright train: {in_words_of_the_file(message_of(error), job)}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        if (text := wrong_setting(error, job)) is None:
+            raise
+        print(f"trainwright train: {text}", file=sys.stderr)
         return 2
     return 0

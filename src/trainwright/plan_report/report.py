@@ -160,7 +160,7 @@ def _events(values: dict[str, Any]) -> list[tuple[str, str]]:
     else:
         sets = [
             f"{'' if one['name'] is None else one['name'] + ': '}{_number(one['examples'])} examples in "
-            f"{_number(one['batches'])} batches of {one['batch_size']}"
+            f"{_number(one['batches'])} {'batch' if one['batches'] == 1 else 'batches'} of {one['batch_size']}"
             for one in values["evaluation"]
         ]
         more = ", one before training" if evaluate["on_start"] else ""

@@ -67,6 +67,7 @@ tr.best td { background: var(--mark); font-weight: 600; }
 .u-legend .measured, .u-legend tr:first-child .u-marker { display: none; }
  .u-legend .u-marker { width: .9rem; height: .55rem; border-radius: 2px; }
 .u-over { touch-action: pan-y; }
+@media (pointer: coarse) { .tools span { display: none; } }
 @media (max-width: 30rem) { body { padding: 1.2rem .8rem 3rem; } figure { padding: .6rem .5rem; }
   .numbers { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .5rem; } .numbers div { padding: .5rem .6rem; }
   th, td { padding: .35rem .45rem; } .words td:first-child { white-space: normal; } }

@@ -353,7 +353,7 @@ def say_where(
     logger.warning(
         "There is nothing to train: %s was saved at step %d, and with %s this run ends at step %d. The weights stay as "
         "they were saved, and the training loss is that of the run before. To train further, raise %s; to train from "
-        "the start, leave out resume_from_checkpoint and use another output_dir.",
+        "the start, use another output_dir (and no resume_from_checkpoint that names this one).",
         checkpoint,
         step,
         length,

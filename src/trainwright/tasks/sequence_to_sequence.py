@@ -62,6 +62,9 @@ def set_languages(tokenizer: Any, model: Any, data: PairDataArguments) -> None:
 def run(model_args: TrainedModelArguments, data: PairDataArguments, args: PairTrainingArguments) -> dict[str, float]:
     """Do what `args` asks; the metrics. DataError where the data or the model do not fit."""
     sequences.check_generates(args)
+    # For the evaluations of the training, too, which say which step is best. A model's own limit is 20 tokens.
+    args.generation_max_length = args.generation_max_length or data.max_target_length
+    args.generation_num_beams = args.generation_num_beams or data.num_beams
     is_qa = data.task == "question-answering"
     scores = {"translation": ("sacrebleu",), "summarization": ("rouge_score",)}
     session.begin(args, *(scores.get(data.task, ()) if args.predict_with_generate else ()))
@@ -109,14 +112,11 @@ def run(model_args: TrainedModelArguments, data: PairDataArguments, args: PairTr
         texts = output.predictions if is_qa else sequences.decoded(tokenizer, output.predictions)
         session.write_lines(directory, "predictions.txt", [" ".join(text.split()) for text in texts])
 
-    how = {"max_length": data.max_target_length, "num_beams": data.num_beams}
     return session.run(
         trainer,
         data,
         task=data.task,
         predict_dataset=ready.get("test"),
-        evaluate_options=how,
-        predict_options=how,
         write_predictions=write,
-        plan_rows=[("generates", f"at most {data.max_target_length} tokens, {data.num_beams} beams")],
+        plan_rows=[("generates", f"at most {args.generation_max_length} tokens, {args.generation_num_beams} beams")],
     )

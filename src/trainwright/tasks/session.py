@@ -52,7 +52,6 @@ def run(
     predict_dataset: Any = None,
     write_predictions: Callable[[Any, str], None] | None = None,
     after_metrics: Callable[[dict[str, float]], dict[str, float]] | None = None,
-    evaluate_options: dict[str, Any] | None = None,
     predict_options: dict[str, Any] | None = None,
     plan_rows: list[tuple[str, str]] | None = None,
 ) -> dict[str, float]:
@@ -62,7 +61,7 @@ def run(
     write_predictions: called with a `PredictionOutput` and the directory to write into, whose files then replace those
         of their names in `output_dir`.
     after_metrics: adds to the metrics of an evaluation, such as the perplexity.
-    evaluate_options, predict_options: more arguments of `evaluate` and `predict`, such as `num_beams`.
+    predict_options: more arguments of `predict`.
     plan_rows: more rows of the plan: columns, labels.
     Files in `output_dir`: the model, `*_results.json`, `trainer_state.json`, what `write_predictions` writes.
     """
@@ -83,7 +82,7 @@ def run(
         trainer.save_state()
         keep("train", {**result.metrics, "train_samples": len(trainer.train_dataset)})
     if args.do_eval:
-        metrics = trainer.evaluate(**(evaluate_options or {}))
+        metrics = trainer.evaluate()
         if after_metrics is not None:
             metrics = after_metrics(metrics)
         keep("eval", {**metrics, "eval_samples": len(trainer.eval_dataset)})
@@ -97,6 +96,8 @@ def run(
         trainer.push_to_hub(tasks=task)
     elif args.do_train:
         trainer.create_model_card(tasks=task)
+    if args.do_train and trainer.is_world_process_zero():
+        print(f"The model is in {args.output_dir}. Its curves: trainwright report {args.output_dir}")
     return all_metrics
 
 

@@ -147,6 +147,21 @@ def test_init_writes_a_template_and_overwrites_nothing_unasked(tmp_path, monkeyp
     assert "task: text_classification" in (tmp_path / "language_modeling.yaml").read_text()
 
 
+def test_init_of_a_misspelt_task_names_the_nearest(capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(["init", "text_clasification"])
+    assert raised.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "trainwright init: error: argument TASK: 'text_clasification' is no task. Did you mean 'text_classification'?"
+    )
+
+
+def test_the_warmup_of_a_template_is_shorter_than_any_run():
+    for task in TEMPLATES:
+        training = parse_yaml(text_of(task, "file.yaml"))["training"]
+        assert TASKS[task].training(**training, use_cpu=True).get_warmup_steps(20) == 2, task
+
+
 def test_init_of_what_trains_nothing_names_the_script_that_does_it(capsys):
     with pytest.raises(SystemExit) as raised:
         main(["init", "text_generation"])

@@ -158,6 +158,8 @@ def test_the_text_fits_and_the_dict_is_json(make_trainer):
     assert report.as_dict().keys() == SECTIONS and report.as_dict()["version"] == 1
     assert json.loads(report.as_json()) == report.as_dict() and "12 updates" in repr(report)
     assert section(report, "evaluated").endswith("9 examples in 2 batches of 8")
+    few = make_trainer(eval_strategy="epoch", per_device_eval_batch_size=16).plan_report()
+    assert section(few, "evaluated").endswith("9 examples in 1 batch of 16")
 
 
 def keys_of(value):
