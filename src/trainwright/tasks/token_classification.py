@@ -25,8 +25,7 @@ def run(model_args: TrainedModelArguments, data: TokenDataArguments, args: Train
     session.begin(args, "seqeval")
     splits = sources.load_splits(data, needs=session.needed_splits(args), readers={".conll": tokens.read_conll})
     first = next(iter(splits.values()))
-    usual = ("tokens", "words")
-    words = checks.shared_column(splits.values(), "tokens_column", data.tokens_column, usual, "the words")
+    words = checks.shared_column(splits.values(), "tokens_column", data.tokens_column, ("tokens", "words"), "the words")
     labelled = [split for split in splits.values() if split.name != "test"]
     config = models.load_config(model_args)
     if labelled:
