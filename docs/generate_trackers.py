@@ -48,11 +48,11 @@ nobody named and that cannot start costs a warning, never the training. **`repor
 
 What holds for all of them:
 
-- Each `train()` has a run of its own, which ends as finished, failed (an exception) or killed (Ctrl-C, a signal,
+- Each `train()` is a separate run, which ends as finished, failed (an exception) or killed (Ctrl-C, a signal,
   `sys.exit`, a pruned trial), in whichever way the training ends. The log lines of a later `evaluate()` or `predict()`
   belong to it.
 - A run that you opened is used, and neither renamed nor ended.
-- The trials of a search are runs of their own, with a group or a parent where the tracker has one. Without `hp_name`
+- The trials of a search are separate runs, with a group or a parent where the tracker has one. Without `hp_name`
   they are named after `run_name` and their directory.
 - A resumed training continues its run where the package can, without points twice, also after a crash between two
   checkpoints.

@@ -68,7 +68,7 @@ class Interrupt:
         self.in_evaluation = False  # whether `leave_evaluation` may be called
         self.exit_code = exit_code
         self.what_follows = BEFORE_STEPS
-        self.outcome = ""  # which checkpoint there is, and how to go on; set by the loop once it is known
+        self.outcome = ""  # which checkpoint there is, and how to resume; set by the loop once it is known
         self._names, self._agreement, self._is_main, self._requeues = names, agreement, is_main, requeues
         self._signal = 0  # the signal that this rank received, or that all agreed on
         self._had_sigint = self._has_said = False

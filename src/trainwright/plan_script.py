@@ -31,7 +31,7 @@ _WRITES = (
 
 
 class Reached(BaseException):
-    """The program called `train()`. No Exception: a program that catches these goes on past an error, not past this."""
+    """The program called `train()`. No Exception: a program that catches these survives an error, not this."""
 
     def __init__(self, report: PlanReport, is_main: bool) -> None:
         super().__init__("train() was reached")

@@ -112,7 +112,7 @@ class TrainerState:
                 self._named.add(name)
                 logger.warning(
                     "The value logged as %r is %s: the history has it as a list or a text, which no curve shows. Log "
-                    "numbers: a mean, or each element under a name of its own. Said once for each name.",
+                    "numbers: a mean, or each element under a separate name. Said once for each name.",
                     name,
                     what,
                 )

@@ -10,7 +10,6 @@ import contextlib
 import datetime
 import io
 import os
-import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,11 +18,8 @@ import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "optim"))
-
 import optimizer_battery
 from optimizer_battery import NAMES, Model, built, train
-
 from trainwright import shards
 from trainwright.optim.fused_backward import updates_in_backward
 from trainwright.optim.registry import ROWS

@@ -79,20 +79,22 @@ def test_python_names_arguments_that_there_are_also_where_it_is_not_run(block):
 
 
 @pytest.mark.parametrize("block", named([block for block in EVERY if block.language == "json"]))
-def test_json_can_be_read(block):
-    json.loads(block.text)
+def test_json_is_one_object(block):
+    assert isinstance(json.loads(block.text), dict), block.place
 
 
 @pytest.mark.parametrize("block", named([block for block in EVERY if block.language == "yaml"]))
 def test_yaml_is_a_file_that_can_be_trained_from(block, tmp_path, monkeypatch):
-    from trainwright.config_file.check import check
+    from trainwright.config_file.check import check as job_of
     from trainwright.config_file.reading import read
 
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_text(block.text, encoding="utf-8")
     for name in ("train.csv", "train.txt"):
         Path(name).write_text("")
-    check(read("config.yaml"))
+    settings = read("config.yaml")
+    job = job_of(settings)  # an error names what is wrong in the block
+    assert job.task == settings.values["task"], block.place
 
 
 @pytest.mark.parametrize("block", named([block for block in EVERY if block.language == "sh"]))

@@ -16,7 +16,7 @@ ORDER = """
     optim args data parallel interrupt nonfinite checkpoint techniques oom_retry preflight evaluation profiling
     state callbacks tracking report hub search
     hooks run checks plan_report trainer seq2seq
-    compat tasks config_file plan_script dropin completion cli __main__
+    compat tasks config_file plan_script dropin completion commands cli __main__
 """.split()  # noqa: SIM905
 
 # `Trainer(...)` and `train(...)` accept older names of their arguments, which are translated where they enter.

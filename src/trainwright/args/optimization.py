@@ -108,7 +108,7 @@ class OptimizationArguments(RunArguments):
             )
         if self.adafactor:
             self.optim = OptimizerNames.ADAFACTOR
-        if not is_registered(self.optim):  # a name that register_optimizer() added is taken as it is
+        if not is_registered(self.optim):  # a name that register_optimizer() added is used as is
             try:
                 check_enum(self, "optim", OptimizerNames)
             except ValueError:

@@ -153,12 +153,12 @@ def _refuse(store: Store, text: str) -> None:
 
 
 def _differing(sizes: dict[int, int], size: int, where: str) -> str:
-    """What to say of ranks that were told of another number of processes than rank 0; "" where there are none."""
+    """The words for ranks with another world size than rank 0; "" where there are none."""
     others = {rank: other for rank, other in sizes.items() if other != size}
     if not others:
         return ""
-    told = ", ".join(f"rank {rank} has {other}" for rank, other in others.items())
-    return f"WORLD_SIZE={size} in rank 0 at {where}, but {told}: set it to the same number in all processes."
+    found = ", ".join(f"rank {rank} has {other}" for rank, other in others.items())
+    return f"WORLD_SIZE={size} in rank 0 at {where}, but {found}: set it to the same number in all processes."
 
 
 class _Wait:

@@ -82,7 +82,7 @@ def _multiples_left(state: TrainerState, interval: float, *, first: float, at_en
 
 
 def _epoch_ends_left(state: TrainerState) -> int:
-    """Ends of epochs that are to come; a stream's pass is taken to be as long as the run."""
+    """Ends of epochs that are to come; a stream's pass counts as long as the run."""
     if state.num_train_epochs == sys.maxsize:
         return int(state.global_step < state.max_steps)
     return max(state.num_train_epochs - math.floor(state.epoch or 0.0), 0)

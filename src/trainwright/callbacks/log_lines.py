@@ -90,7 +90,7 @@ def shown_width() -> int:
 
 
 def _columns(logs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(name, value) of each column; values are of one width, so that those of two lines stand below each other."""
+    """(name, value) of each column; values are of one width, so that those of two lines align."""
     speeds = []
     for name, value in logs.items():
         unit = next((unit for suffix, unit in UNITS.items() if name.endswith(suffix)), None)

@@ -126,7 +126,7 @@ def _type_of(hint: Any) -> dict[str, Any]:
         else:
             return {}
     may_be_null = type(None) in typing.get_args(hint)
-    if names:  # the text beside them is one of them
+    if names:  # the text with them is one of them
         return {"enum": [*names, *([None] if may_be_null else [])]}
     kinds += ["null"] if may_be_null else []
     return {"type": kinds[0] if len(kinds) == 1 else kinds, **result}

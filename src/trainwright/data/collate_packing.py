@@ -122,7 +122,7 @@ class DataCollatorForUnpacked:
     A sample without `labels` is its own label, as in a pack. The batch holds `input_ids`, `attention_mask` and
     `labels`, int64 `(batch, longest)`. Samples with other columns, or labels that are not one per token, are batched by
     `otherwise`. `names`: what a model that is no `transformers` one takes to keep packed samples apart. It gets that
-    here too, each sample as a pack of its own, and nothing that it does not take.
+    here too, each sample as a separate pack, and nothing that it does not take.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Evaluation sets of a run that packs: in packs too, where nothing needs the rows of single samples.
 
-Owns: which evaluations pack, what stands against it in words, the plan of each set. Leaves to others: packs and their
+Owns: which evaluations pack, why others do not, the plan of each set. Leaves to others: packs and their
 batches (data/packing_from_args), metrics that are counted label by label (`trainwright.metrics`), the loop (`run`).
 
 A packed evaluation has the loss of the unpacked one: the mean over labels, each predicted from its sample alone. So

@@ -241,7 +241,7 @@ _PACKAGES_NOT_SHARDED = ("bitsandbytes", "torchao", "galore_torch", "apollo_torc
 
 def check_sharded_class(cls: type, engine: str) -> None:
     """Raise ValueError for the class of a given optimizer that is known, from the rows above, not to step the shards of
-    `engine`; any other is taken as it is.
+    `engine`; any other is used as is.
     """
     for base in cls.__mro__:
         if base.__module__.partition(".")[0] in _PACKAGES_NOT_SHARDED or base.__name__ == "Adafactor":

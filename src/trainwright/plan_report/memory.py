@@ -80,7 +80,7 @@ def optimizer_bytes(optimizer: Any) -> int | None:
 
 
 def shadow_of(optimizer: Any, *, to_meta: bool = False) -> Any:
-    """A copy of `optimizer` with groups of its own: what steps it, or puts a schedule on it, leaves the original alone.
+    """A copy of `optimizer` with separate groups: what steps it, or puts a schedule on it, leaves the original alone.
 
     to_meta: its parameters, and a gradient for each, are tensors without memory, and it has no state yet.
     """

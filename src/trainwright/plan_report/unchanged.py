@@ -51,7 +51,7 @@ class Collected(logging.Handler):
             self.messages.append(message)
 
     def __enter__(self) -> Collected:
-        for name in ("trainwright", "transformers"):  # the latter while our classes are in the place of its own
+        for name in ("trainwright", "transformers"):  # the latter while our classes replace its
             library = logging.getLogger(name)
             before = library.handlers, library.propagate
             library.handlers, library.propagate = [self], False

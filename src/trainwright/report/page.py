@@ -5,7 +5,7 @@ Leaves to others: what a page says (`html`, `search_page`, `compare`), the curve
 
 A page is one file. Its charts are drawings that need no script; where a script may run, uPlot draws them anew, with
 values under the pointer, smoothing and a logarithmic axis (docs/decisions/0009). A policy in the page lets no
-other script run, should a text of a run ever be taken for one, and lets nothing be fetched.
+other script run, should a text of a run ever be mistaken for one, and lets nothing be fetched.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def figures_html(figures: Sequence[Figure], first: int, last: int) -> str:
 
 
 def keys_html(texts: Iterable[str]) -> str:
-    """What the colours 0, 1, 2 ... stand for."""
+    """What the colours 0, 1, 2 ... mean."""
     keys = "".join(
         f'<span class="key" style="--c: {color_of(index)}">{html.escape(text)}</span>'
         for index, text in enumerate(texts)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft")
-# Have a place of their own, follow from another one, or are secrets.
+# Are shown elsewhere, follow from another one, or are secrets.
 NOT_SETTINGS = ("output_dir", "logging_dir", "run_name", "seed", "do_eval")
 LONGEST_VALUE = 200  # characters of a setting
 

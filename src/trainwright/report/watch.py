@@ -88,7 +88,7 @@ def state_of_files(run_dir: str) -> str:
 
 
 def serve(run_dir: str, port: int = 0, *, opens_browser: bool = True) -> None:
-    """Serve the page of the run in `run_dir` until Ctrl-C. Raises OSError where the port is taken."""
+    """Serve the page of the run in `run_dir` until Ctrl-C. Raises OSError where the port is in use."""
     with WatchServer(run_dir, port) as server:
         print(f"{server.url}  (on this machine only; Ctrl-C ends it)", flush=True)
         if opens_browser:

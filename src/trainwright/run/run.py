@@ -231,7 +231,7 @@ class Run:
         self.profilers = self.speed_meter = None
 
     def outcome_of_signal(self, step: int) -> str:
-        """What there is after a signal ended the run at update `step`, and how to go on from there."""
+        """What there is after a signal ended the run at update `step`, and how to resume."""
         last = self.saves.last_checkpoint
         if step == self.first_step:
             if last is None:

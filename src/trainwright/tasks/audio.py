@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from trainwright.interop.optional import is_installed
-from trainwright.tasks.checks import pick_column, require_columns
+from trainwright.tasks.checks import shared_column
 from trainwright.tasks.errors import DataError, package
 from trainwright.tasks.images import relative_to_file
 from trainwright.tasks.sources import Split
@@ -75,24 +75,13 @@ def resampled(sound: Array, rate: int, wanted: int) -> Array:
 
 def sound_column(splits: dict[str, Split], given: str | None) -> str:
     """The column of the sounds: `given` (audio_column), else audio, file or path. DataError where a part has none."""
-    first = next(iter(splits.values()))
-    column = pick_column(first, "audio_column", given, ("audio", "file", "path"), "the sound")
-    require_columns(splits.values(), [column])
-    return column
+    return shared_column(splits.values(), "audio_column", given, ("audio", "file", "path"), "the sound")
 
 
 def freeze_feature_encoder(model: Any) -> None:
-    """Leave the first, convolutional layers of a model that has such (wav2vec 2.0 and its kin) as they are."""
+    """Leave the first, convolutional layers of a model that has such (as wav2vec 2.0 does) as they are."""
     if hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()
-
-
-def undecoded(split: Split, column: str) -> Split:
-    """The split with paths or bytes in an audio column, which `datasets` would decode with a package of its own."""
-    feature = split.rows.features[column]
-    if type(feature).__name__ == "Audio":
-        return split.with_rows(split.rows.cast_column(column, type(feature)(decode=False)))
-    return split
 
 
 class AudioRows(torch.utils.data.Dataset[dict[str, Any]]):
@@ -106,7 +95,7 @@ class AudioRows(torch.utils.data.Dataset[dict[str, Any]]):
         extra: Sequence[dict[str, Any]] | None = None,
         cut: Callable[[Array], Array] | None = None,
     ) -> None:
-        self.split, self.column, self.sampling_rate = undecoded(split, column), column, sampling_rate
+        self.split, self.column, self.sampling_rate = split.undecoded(column), column, sampling_rate
         self.extra, self.cut = extra, cut
 
     def __len__(self) -> int:

@@ -33,21 +33,20 @@ def run(model_args: TrainedModelArguments, data: SoundDataArguments, args: Train
         audio.freeze_feature_encoder(model)
     model = models.with_adapter(model_args, model, HEAD)
 
-    def rows(name: str) -> audio.AudioRows | None:
-        if name not in splits:
-            return None
+    def rows(name: str) -> audio.AudioRows:
         extra = [{"labels": number} for number in numbers[name]] if name in numbers else None
         rate = extractor.sampling_rate
         cut = audio.random_part(data.max_length_seconds, rate) if name == "train" else None
         return audio.AudioRows(splits[name], column, rate, extra, cut)
 
+    ready = {name: rows(name) for name in splits}
     args.remove_unused_columns = False  # "sound" becomes the model's input in the collator
     trainer = Trainer(
         model,
         args,
         audio.SoundCollator(extractor),
-        train_dataset=rows("train"),
-        eval_dataset=rows("validation"),
+        train_dataset=ready.get("train"),
+        eval_dataset=ready.get("validation"),
         processing_class=extractor,
         compute_metrics=metric_for(None, "single"),
     )
@@ -55,7 +54,7 @@ def run(model_args: TrainedModelArguments, data: SoundDataArguments, args: Train
         trainer,
         data,
         task="audio-classification",
-        predict_dataset=rows("test"),
+        predict_dataset=ready.get("test"),
         write_predictions=predictions_writer(names),
         plan_rows=[("classes", ", ".join(names)), ("sampling rate", f"{extractor.sampling_rate:,} Hz")],
     )

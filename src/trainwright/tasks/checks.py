@@ -46,6 +46,14 @@ def require_columns(splits: Iterable[Split], columns: Sequence[str]) -> None:
                 raise DataError(f"{split.origin} has no column {column!r}; it has {names}.{closest(column, names)}")
 
 
+def shared_column(splits: Iterable[Split], argument: str, given: str | None, usual: Sequence[str], purpose: str) -> str:
+    """The column of the first of `splits` as `pick_column` finds it. DataError also where another one lacks it."""
+    splits = list(splits)
+    column = pick_column(splits[0], argument, given, usual, purpose)
+    require_columns(splits, [column])
+    return column
+
+
 def check_filled(split: Split, column: str, cure: str = "Remove the row, or fill it.") -> None:
     """Raise DataError at the first row whose `column` is None (an empty cell)."""
     for index, value in enumerate(split.rows[column]):
@@ -102,14 +110,19 @@ def label_ids(split: Split, column: str, names: Sequence[str], known_from: str) 
     ]
 
 
+def model_labels(config: Any) -> list[str]:
+    """The names of the classes of a model, in the order of their numbers."""
+    return [config.id2label[number] for number in sorted(config.id2label)]
+
+
 def check_model_labels(config: Any, names: Sequence[str], origin: str, ignore_mismatched_sizes: bool) -> None:
     """Compare the labels of the data with those a model was trained for; raise DataError where they do not match.
 
     A configuration with default names ("LABEL_0" ...) was trained for none. Sets both mappings in `config`.
     """
-    known = [config.id2label[number] for number in sorted(config.id2label)] if getattr(config, "id2label", None) else []
+    known = model_labels(config) if getattr(config, "id2label", None) else []
     is_default = all(name == f"LABEL_{number}" for number, name in enumerate(known))
-    if known and not is_default and list(known) != list(names):
+    if known and not is_default and known != list(names):
         if sorted(known) != sorted(names) and not ignore_mismatched_sizes:
             raise DataError(
                 f"The model was trained for the labels {known[:MAX_LABELS_SHOWN]}, but {origin} has "

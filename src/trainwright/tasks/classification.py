@@ -8,14 +8,12 @@ Source of columns and metrics: the GLUE benchmark's own definition (gluebenchmar
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trainwright.names import closest
-from trainwright.safe_write import write_text
-from trainwright.tasks import checks
+from trainwright.tasks import checks, session
 from trainwright.tasks.sources import Split
 
 # Task -> its text columns.
@@ -84,22 +82,28 @@ def classes_of(
     """
     labelled = [split for split in splits.values() if split.name != "test"]
     if not labelled:
-        return [config.id2label[number] for number in sorted(config.id2label)], {}
+        return checks.model_labels(config), {}
     origin = next(iter(splits.values())).origin
-    label = checks.pick_column(labelled[0], "label_column", label_column, usual, "the class")
-    checks.require_columns(labelled, [label])
+    label = checks.shared_column(labelled, "label_column", label_column, usual, "the class")
     names = checks.label_names(labelled[0], label) or []
     numbers = {split.name: checks.label_ids(split, label, names, origin) for split in labelled}
     checks.check_model_labels(config, names, origin, ignore_mismatched)
     return names, numbers
 
 
-def predictions_writer(names: list[str]) -> Callable[[Any, str], None]:
-    """For `session.run`: writes `predictions.tsv`, the name of the class of each row, from logits (rows, classes)."""
+def predictions_writer(names: list[str], kind: str = "single") -> Callable[[Any, str], None]:
+    """For `session.run`: writes `predictions.tsv` from logits (rows, classes). `kind` as in `metric_for`."""
 
     def write(output: Any, directory: str) -> None:
-        lines = [f"{index}\t{names[number]}" for index, number in enumerate(output.predictions.argmax(-1))]
-        write_text(Path(directory, "predictions.tsv"), "\n".join(["index\tprediction", *lines, ""]))
+        logits = output.predictions
+        if kind == "number":
+            words = [f"{value:.4f}" for value in logits[:, 0]]
+        elif kind == "several":
+            words = ["|".join(name for name, value in zip(names, row) if value > 0) for row in logits]
+        else:
+            words = [names[number] for number in logits.argmax(-1)]
+        lines = [f"{index}\t{word}" for index, word in enumerate(words)]
+        session.write_lines(directory, "predictions.tsv", ["index\tprediction", *lines])
 
     return write
 

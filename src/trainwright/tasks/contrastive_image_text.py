@@ -26,49 +26,44 @@ def run(model_args: TrainedModelArguments, data: CaptionDataArguments, args: Tra
     """Do what `args` asks; the metrics. DataError where the data or the model do not fit."""
     session.begin(args, "PIL")
     splits = sources.load_splits(data, needs=session.needed_splits(args), shuffled=True)
-    first = next(iter(splits.values()))
-    usual = ("image", "image_path", "img")
-    image = checks.pick_column(first, "image_column", data.image_column, usual, "the image")
-    caption = checks.pick_column(first, "caption_column", data.caption_column, ("caption", "text"), "the text")
-    checks.require_columns(splits.values(), [image, caption])
+    image = images.image_column(splits, data.image_column, ("image", "image_path", "img"))
+    usual = ("caption", "text")
+    caption = checks.shared_column(splits.values(), "caption_column", data.caption_column, usual, "the text")
     for split in splits.values():
         checks.check_filled(split, caption)
     config = models.load_config(model_args)
     tokenizer = models.load_processor(model_args)
     models.fit_vocabulary(model_args, config, tokenizer)
-    processor = models.load_processor(model_args, "AutoImageProcessor")
-    size = images.size_of(processor)
-    models.fit_image_size(model_args, config, size)
-    model = models.with_adapter(model_args, models.load_model(model_args, HEAD, config), HEAD)
+    processor, size = images.load_processor(model_args, config)
+    model = models.load_with_adapter(model_args, HEAD, config)
     for part, frozen in (("vision_model", data.freeze_vision_model), ("text_model", data.freeze_text_model)):
         if frozen:
             getattr(model, part).requires_grad_(False)
 
-    def rows(name: str) -> images.ImageRows | None:
+    def rows(name: str) -> images.ImageRows:
         def prepare(picture: Image) -> dict[str, torch.Tensor]:
             scale = (0.7, 1.0)  # most of the image: a small part of it need not be what the text says
             picture = images.random_crop(picture, size, scale) if name == "train" else picture
             return {"pixel_values": images.pixels(processor, picture)}
 
-        if name not in splits:
-            return None
         texts = [{"text": text} for text in splits[name].rows[caption]]
         return images.ImageRows(splits[name], {image: "RGB"}, prepare, texts)
 
+    ready = {name: rows(name) for name in splits}
     args.remove_unused_columns = False  # "text" becomes tokens in the collator
     args.dataloader_drop_last = True  # the loss compares the pairs of a batch: a batch of one would compare nothing
     trainer = ContrastiveTrainer(
         model,
         args,
         PairCollator(tokenizer, min(data.max_seq_length, tokenizer.model_max_length)),
-        train_dataset=rows("train"),
-        eval_dataset=rows("validation"),
+        train_dataset=ready.get("train"),
+        eval_dataset=ready.get("validation"),
         processing_class=models.Processors(processor, tokenizer),
     )
     return session.run(
         trainer,
         data,
         task="zero-shot-image-classification",
-        predict_dataset=rows("test"),
+        predict_dataset=ready.get("test"),
         plan_rows=[("image", f"{size[0]} x {size[1]}"), ("texts", caption)],
     )

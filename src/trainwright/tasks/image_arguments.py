@@ -1,4 +1,4 @@
-"""What each image task that `trainwright train` knows is told about its data.
+"""The arguments of each image task of `trainwright train` about its data.
 
 Owns: the data arguments of image classification, image pretraining, semantic segmentation, and images with texts.
 Leaves to others: what all tasks have (`arguments.py`), doing it (a module per task). Imports no torch: a wrong value is

@@ -12,7 +12,7 @@ import torch
 
 from trainwright.args.training import TrainingArguments
 from trainwright.data.collate import default_data_collator
-from trainwright.tasks import checks, images, models, session, sources
+from trainwright.tasks import images, models, session, sources
 from trainwright.tasks.arguments import TrainedModelArguments
 from trainwright.tasks.classification import classes_of, metric_for, predictions_writer
 from trainwright.tasks.image_arguments import ImageDataArguments
@@ -30,17 +30,13 @@ def run(model_args: TrainedModelArguments, data: ImageDataArguments, args: Train
     splits = sources.load_splits(
         data, needs=session.needed_splits(args), folder=("image", images.IMAGE_SUFFIXES), shuffled=True
     )
-    first = next(iter(splits.values()))
-    column = checks.pick_column(first, "image_column", data.image_column, ("image", "img", "path"), "the image")
-    checks.require_columns(splits.values(), [column])
+    column = images.image_column(splits, data.image_column)
     config = models.load_config(model_args)
     names, numbers = classes_of(
         splits, data.label_column, ("label", "labels", "fine_label"), config, model_args.ignore_mismatched_sizes
     )
-    processor = models.load_processor(model_args, "AutoImageProcessor")
-    size = images.size_of(processor)
-    models.fit_image_size(model_args, config, size)
-    model = models.with_adapter(model_args, models.load_model(model_args, HEAD, config), HEAD)
+    processor, size = images.load_processor(model_args, config)
+    model = models.load_with_adapter(model_args, HEAD, config)
 
     def whole(image: Image) -> dict[str, torch.Tensor]:
         return {"pixel_values": images.pixels(processor, image)}
@@ -48,19 +44,18 @@ def run(model_args: TrainedModelArguments, data: ImageDataArguments, args: Train
     def varied(image: Image) -> dict[str, torch.Tensor]:
         return whole(images.random_crop(image, size))
 
-    def rows(name: str) -> images.ImageRows | None:
-        if name not in splits:
-            return None
+    def rows(name: str) -> images.ImageRows:
         prepare = varied if name == "train" and not data.no_augmentation else whole
         extra = [{"labels": number} for number in numbers[name]] if name in numbers else None
         return images.ImageRows(splits[name], {column: "RGB"}, prepare, extra)
 
+    ready = {name: rows(name) for name in splits}
     trainer = Trainer(
         model,
         args,
         default_data_collator,
-        train_dataset=rows("train"),
-        eval_dataset=rows("validation"),
+        train_dataset=ready.get("train"),
+        eval_dataset=ready.get("validation"),
         processing_class=processor,
         compute_metrics=metric_for(None, "single"),
     )
@@ -68,7 +63,7 @@ def run(model_args: TrainedModelArguments, data: ImageDataArguments, args: Train
         trainer,
         data,
         task="image-classification",
-        predict_dataset=rows("test"),
+        predict_dataset=ready.get("test"),
         write_predictions=predictions_writer(names),
         plan_rows=[("classes", ", ".join(names)), ("image", f"{size[0]} x {size[1]}")],
     )

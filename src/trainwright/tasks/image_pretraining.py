@@ -12,7 +12,7 @@ import torch
 
 from trainwright.args.training import TrainingArguments
 from trainwright.data.collate import default_data_collator
-from trainwright.tasks import checks, images, models, session, sources
+from trainwright.tasks import images, models, session, sources
 from trainwright.tasks.arguments import TrainedModelArguments
 from trainwright.tasks.errors import DataError
 from trainwright.tasks.image_arguments import METHODS, PixelDataArguments
@@ -45,37 +45,30 @@ def run(model_args: TrainedModelArguments, data: PixelDataArguments, args: Train
     splits = sources.load_splits(
         data, needs=session.needed_splits(args), folder=("image", images.IMAGE_SUFFIXES), shuffled=True
     )
-    first = next(iter(splits.values()))
-    column = checks.pick_column(first, "image_column", data.image_column, ("image", "img", "path"), "the image")
-    checks.require_columns(splits.values(), [column])
+    column = images.image_column(splits, data.image_column)
     config = models.load_config(model_args)
-    processor = models.load_processor(model_args, "AutoImageProcessor")
-    size = images.size_of(processor)
-    models.fit_image_size(model_args, config, size)
+    processor, size = images.load_processor(model_args, config)
     mask = mask_of(data, config, size)
-    head = METHODS[data.method]
-    model = models.with_adapter(model_args, models.load_model(model_args, head, config), head)
+    model = models.load_with_adapter(model_args, METHODS[data.method], config)
 
     def prepare(image: Image) -> dict[str, torch.Tensor]:
         sample = {"pixel_values": images.pixels(processor, images.random_crop(image, size, scale=(0.2, 1.0)))}
         return sample if mask is None else {**sample, "bool_masked_pos": mask()}
 
-    def rows(name: str) -> images.ImageRows | None:
-        return images.ImageRows(splits[name], {column: "RGB"}, prepare) if name in splits else None
-
+    ready = {name: images.ImageRows(split, {column: "RGB"}, prepare) for name, split in splits.items()}
     args.label_names = ["bool_masked_pos"] if mask is not None else ["pixel_values"]  # their loss needs no labels
     trainer = Trainer(
         model,
         args,
         default_data_collator,
-        train_dataset=rows("train"),
-        eval_dataset=rows("validation"),
+        train_dataset=ready.get("train"),
+        eval_dataset=ready.get("validation"),
         processing_class=processor,
     )
     return session.run(
         trainer,
         data,
         task="image-feature-extraction",
-        predict_dataset=rows("test"),
+        predict_dataset=ready.get("test"),
         plan_rows=[("method", f"{data.method}, {data.mask_ratio:.0%} hidden"), ("image", f"{size[0]} x {size[1]}")],
     )

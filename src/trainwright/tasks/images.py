@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainwright.tasks import models
+from trainwright.tasks.arguments import TrainedModelArguments
+from trainwright.tasks.checks import shared_column
 from trainwright.tasks.errors import DataError, package
 from trainwright.tasks.sources import Split
 
@@ -65,14 +68,6 @@ def relative_to_file(path: str, split: Split) -> str:
     return relative if not os.path.exists(path) and os.path.exists(relative) else path
 
 
-def undecoded(split: Split, column: str) -> Split:
-    """The split with paths or bytes in an image column, so that our error names an image that cannot be read."""
-    feature = split.rows.features[column]
-    if type(feature).__name__ == "Image":
-        return split.with_rows(split.rows.cast_column(column, type(feature)(decode=False)))
-    return split
-
-
 class ImageRows(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows of a split whose images are read, varied and prepared when asked for.
 
@@ -88,7 +83,7 @@ class ImageRows(torch.utils.data.Dataset[dict[str, Any]]):
         extra: Sequence[dict[str, Any]] | None = None,
     ) -> None:
         for column in columns:
-            split = undecoded(split, column)
+            split = split.undecoded(column)
         self.split, self.columns, self.prepare, self.extra = split, columns, prepare, extra
 
     def __len__(self) -> int:
@@ -99,6 +94,19 @@ class ImageRows(torch.utils.data.Dataset[dict[str, Any]]):
         images = [read_image(row[column], self.split, int(index), mode) for column, mode in self.columns.items()]
         sample = self.prepare(*images)
         return sample if self.extra is None else {**sample, **self.extra[int(index)]}
+
+
+def image_column(splits: dict[str, Split], given: str | None, usual: Sequence[str] = ("image", "img", "path")) -> str:
+    """The column of the images: `given` (image_column), else one of `usual`. DataError where a part has none."""
+    return shared_column(splits.values(), "image_column", given, usual, "the image")
+
+
+def load_processor(model: TrainedModelArguments, config: Any) -> tuple[Any, tuple[int, int]]:
+    """The image processor, and the (height, width) of its images, which a new `config` is given."""
+    processor = models.load_processor(model, "AutoImageProcessor")
+    size = size_of(processor)
+    models.fit_image_size(model, config, size)
+    return processor, size
 
 
 def size_of(processor: Any) -> tuple[int, int]:

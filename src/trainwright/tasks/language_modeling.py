@@ -30,8 +30,7 @@ def run(model_args: TrainedModelArguments, data: LanguageDataArguments, args: Tr
     """Do what `args` asks; the metrics. DataError where the data or the model do not fit."""
     session.begin(args)
     splits = sources.load_splits(data, needs=session.needed_splits(args))
-    column = checks.pick_column(next(iter(splits.values())), "text_column", data.text_column, ("text",), "the text")
-    checks.require_columns(splits.values(), [column])
+    column = checks.shared_column(splits.values(), "text_column", data.text_column, ("text",), "the text")
     config = models.load_config(model_args)
     tokenizer = models.load_processor(model_args)
     if tokenizer.pad_token is None:  # GPT-2 has none: padded places are no targets, so any token serves

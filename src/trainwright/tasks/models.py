@@ -110,6 +110,11 @@ def with_adapter(model: TrainedModelArguments, loaded: Any, auto_class: str) -> 
         raise DataError(f"lora={model.lora!r} does not fit this model: {error}") from error
 
 
+def load_with_adapter(model: TrainedModelArguments, auto_class: str, config: Any) -> Any:
+    """`with_adapter` of `load_model`."""
+    return with_adapter(model, load_model(model, auto_class, config), auto_class)
+
+
 def _heads(loaded: Any, auto_class: str) -> list[str]:
     """The names of the layers of `loaded` that follow its encoder; none of a bare model ("AutoModel").
 

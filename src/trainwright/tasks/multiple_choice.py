@@ -67,7 +67,7 @@ def run(model_args: TrainedModelArguments, data: ChoiceDataArguments, args: Trai
     config = models.load_config(model_args)
     tokenizer = models.load_processor(model_args)
     models.fit_vocabulary(model_args, config, tokenizer)
-    model = models.with_adapter(model_args, models.load_model(model_args, HEAD, config), HEAD)
+    model = models.load_with_adapter(model_args, HEAD, config)
     length = min(data.max_seq_length, tokenizer.model_max_length)
 
     def prepare(split: sources.Split) -> Any:

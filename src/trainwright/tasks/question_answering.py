@@ -55,7 +55,7 @@ def run(model_args: TrainedModelArguments, data: AnswerDataArguments, args: Trai
     head = head_for(data, config)
     tokenizer = models.load_fast_tokenizer(model_args, "the place of each token in its text")
     models.fit_vocabulary(model_args, config, tokenizer)
-    model = models.with_adapter(model_args, models.load_model(model_args, head, config), head)
+    model = models.load_with_adapter(model_args, head, config)
 
     longest = min(data.max_seq_length, tokenizer.model_max_length)
     features = {

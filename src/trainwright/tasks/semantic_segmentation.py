@@ -29,7 +29,7 @@ def names_of(data: MaskDataArguments, splits: list[sources.Split], column: str) 
     """The names of the classes; DataError at the first mask with a number beyond them."""
     given = [name.strip() for name in data.class_names.split(",")] if data.class_names else None
     largest = 0
-    for split in (images.undecoded(one, column) for one in splits):
+    for split in (one.undecoded(column) for one in splits):
         for index, cell in enumerate(split.rows[column]):
             mask = images.read_image(cell, split, index, images.MASK)
             number = segments.largest_class(mask) - data.do_reduce_labels
@@ -46,31 +46,29 @@ def run(model_args: TrainedModelArguments, data: MaskDataArguments, args: Traini
     """Do what `args` asks; the metrics. DataError where the data or the model do not fit."""
     session.begin(args, "PIL")
     splits = sources.load_splits(data, needs=session.needed_splits(args))
-    first = next(iter(splits.values()))
-    image = checks.pick_column(first, "image_column", data.image_column, ("image", "pixel_values"), "the image")
-    mask = checks.pick_column(first, "label_column", data.label_column, ("label", "mask", "annotation"), "the mask")
-    checks.require_columns(splits.values(), [image, mask])
+    image = images.image_column(splits, data.image_column, ("image", "pixel_values"))
+    usual = ("label", "mask", "annotation")
+    mask = checks.shared_column(splits.values(), "label_column", data.label_column, usual, "the mask")
     names = names_of(data, list(splits.values()), mask)
     config = models.load_config(model_args)
-    checks.check_model_labels(config, names, first.origin, model_args.ignore_mismatched_sizes)
-    processor = models.load_processor(model_args, "AutoImageProcessor")
-    size = images.size_of(processor)
-    models.fit_image_size(model_args, config, size)
-    model = models.with_adapter(model_args, models.load_model(model_args, HEAD, config), HEAD)
+    checks.check_model_labels(config, names, next(iter(splits.values())).origin, model_args.ignore_mismatched_sizes)
+    processor, size = images.load_processor(model_args, config)
+    model = models.load_with_adapter(model_args, HEAD, config)
 
-    def rows(name: str) -> images.ImageRows | None:
+    def rows(name: str) -> images.ImageRows:
         def prepare(picture: Image, classes: Image) -> dict[str, torch.Tensor]:
             flip = name == "train" and random.random() < 0.5
             return segments.prepared(processor, picture, classes, size, reduce_labels=data.do_reduce_labels, flip=flip)
 
-        return images.ImageRows(splits[name], {image: "RGB", mask: images.MASK}, prepare) if name in splits else None
+        return images.ImageRows(splits[name], {image: "RGB", mask: images.MASK}, prepare)
 
+    ready = {name: rows(name) for name in splits}
     trainer = Trainer(
         model,
         args,
         default_data_collator,
-        train_dataset=rows("train"),
-        eval_dataset=rows("validation"),
+        train_dataset=ready.get("train"),
+        eval_dataset=ready.get("validation"),
         processing_class=processor,
         compute_metrics=segments.mean_iou(names),
         preprocess_logits_for_metrics=segments.best_classes,
@@ -79,6 +77,6 @@ def run(model_args: TrainedModelArguments, data: MaskDataArguments, args: Traini
         trainer,
         data,
         task="image-segmentation",
-        predict_dataset=rows("test"),
+        predict_dataset=ready.get("test"),
         plan_rows=[("classes", ", ".join(names)), ("image", f"{size[0]} x {size[1]}")],
     )

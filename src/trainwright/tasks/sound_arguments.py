@@ -1,4 +1,4 @@
-"""What each task on sounds is told about its data.
+"""The arguments of each task on sounds about its data.
 
 Owns: the data arguments of audio classification, speech recognition and speech pretraining. Leaves to others: what all
 tasks have (`arguments.py`), the tasks on texts (`task_arguments.py`), doing it (a module per task). Imports no torch.

@@ -54,6 +54,15 @@ class Split:
         """The same part with other rows, in the same order."""
         return Split(self.name, rows, self.origin, self.numbers)
 
+    def undecoded(self, column: str) -> Split:
+        """The same part with paths or bytes in an image or audio column: we name the row where one cannot be read, and
+        `datasets` needs another package for sound.
+        """
+        feature = self.rows.features[column]
+        if type(feature).__name__ in ("Audio", "Image"):
+            return self.with_rows(self.rows.cast_column(column, type(feature)(decode=False)))
+        return self
+
 
 def load_splits(
     data: DataArguments,

@@ -54,7 +54,7 @@ def run(
     rate = extractor.sampling_rate
     random_part = audio.random_part(data.max_duration_in_seconds, rate)
 
-    def rows(name: str) -> audio.AudioRows | None:
+    def rows(name: str) -> audio.AudioRows:
         def cut(sound: audio.Array) -> audio.Array:
             if len(sound) < data.min_duration_in_seconds * rate:
                 raise DataError(
@@ -63,16 +63,17 @@ def run(
                 )
             return random_part(sound)
 
-        return audio.AudioRows(splits[name], column, rate, cut=cut) if name in splits else None
+        return audio.AudioRows(splits[name], column, rate, cut=cut)
 
+    ready = {name: rows(name) for name in splits}
     args.remove_unused_columns = False  # "sound" becomes the model's input in the collator
     args.label_names = ["mask_time_indices"]  # there are no labels, but there is a loss
     trainer = SpeechPretrainer(
         model,
         args,
         speech.SpeechPretrainingCollator(extractor, model, data.mask_time_prob, data.mask_time_length),
-        train_dataset=rows("train"),
-        eval_dataset=rows("validation"),
+        train_dataset=ready.get("train"),
+        eval_dataset=ready.get("validation"),
         processing_class=extractor,
         temperature=(data.max_gumbel_temperature, data.min_gumbel_temperature, data.gumbel_temperature_decay),
     )
@@ -80,6 +81,6 @@ def run(
         trainer,
         data,
         task="feature-extraction",
-        predict_dataset=rows("test"),
+        predict_dataset=ready.get("test"),
         plan_rows=[("hidden", f"{data.mask_time_prob:.0%} in spans of {data.mask_time_length} steps")],
     )

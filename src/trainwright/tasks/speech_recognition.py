@@ -29,8 +29,7 @@ def texts_of(splits: dict[str, sources.Split], data: SpeechDataArguments) -> dic
     if not labelled:
         return {}
     usual = ("text", "sentence", "transcription")
-    column = checks.pick_column(labelled[0], "text_column", data.text_column, usual, "the text")
-    checks.require_columns(labelled, [column])
+    column = checks.shared_column(labelled, "text_column", data.text_column, usual, "the text")
     for split in labelled:
         checks.check_filled(split, column)
     removed = data.remove_characters
@@ -84,12 +83,11 @@ def run(model_args: TrainedModelArguments, data: SpeechDataArguments, args: Pair
     extractor = models.load_processor(model_args, "AutoFeatureExtractor")
     model = model_for(model_args, data, tokenizer)
 
-    def rows(name: str) -> audio.AudioRows | None:
-        if name not in splits:
-            return None
+    def rows(name: str) -> audio.AudioRows:
         extra = [{"labels": tokenizer(text)["input_ids"]} for text in texts[name]] if name in texts else None
         return audio.AudioRows(splits[name], column, extractor.sampling_rate, extra)
 
+    ready = {name: rows(name) for name in splits}
     args.remove_unused_columns = False  # "sound" becomes the model's input in the collator
     args.predict_with_generate = gives_texts and not is_ctc
     if args.predict_with_generate and args.generation_max_length is None:
@@ -99,8 +97,8 @@ def run(model_args: TrainedModelArguments, data: SpeechDataArguments, args: Pair
         model,
         args,
         audio.SoundCollator(extractor, tokenizer.pad),
-        train_dataset=rows("train"),
-        eval_dataset=rows("validation"),
+        train_dataset=ready.get("train"),
+        eval_dataset=ready.get("validation"),
         processing_class=models.Processors(extractor, tokenizer),
         compute_metrics=speech.word_error_rate(tokenizer, is_ctc=is_ctc) if gives_texts else None,
         preprocess_logits_for_metrics=language.best_tokens if is_ctc else None,
@@ -114,7 +112,7 @@ def run(model_args: TrainedModelArguments, data: SpeechDataArguments, args: Pair
         trainer,
         data,
         task="automatic-speech-recognition",
-        predict_dataset=rows("test"),
+        predict_dataset=ready.get("test"),
         write_predictions=write,
         plan_rows=[("alphabet", f"{len(tokenizer):,} tokens"), ("sampling rate", f"{extractor.sampling_rate:,} Hz")],
     )

@@ -1,4 +1,4 @@
-"""What each task on texts is told about its data.
+"""The arguments of each task on texts about its data.
 
 Owns: the data arguments of language modelling, classification of texts and words, text to text, multiple choice, and
 answers as spans. Leaves to others: what all tasks have (`arguments.py`), sounds (`sound_arguments.py`), doing it (a
@@ -31,7 +31,7 @@ class LanguageDataArguments(DataArguments):
     objective: str = option("causal", "'causal': each next token; 'masked': hidden tokens; 'permuted': in any order.")
     text_column: str | None = option(None, "Column of the text. None: text.")
     block_size: int | None = option(None, "Tokens the model sees at once. None: what it can, at most 1024.")
-    line_by_line: bool = option(False, "Every text is a sample of its own, instead of all joined and cut into blocks.")
+    line_by_line: bool = option(False, "Every text is a separate sample, instead of all joined and cut into blocks.")
     mlm_probability: float = option(0.15, "Share of the tokens that are hidden (masked).")
     plm_probability: float = option(1 / 6, "Length of predicted spans as a share of their surroundings (permuted).")
     max_span_length: int = option(5, "Tokens in a predicted span at most (permuted).")

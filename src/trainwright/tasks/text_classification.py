@@ -12,7 +12,7 @@ from trainwright.args.training import TrainingArguments
 from trainwright.data.collate import DataCollatorWithPadding
 from trainwright.tasks import checks, models, session, sources
 from trainwright.tasks.arguments import TrainedModelArguments
-from trainwright.tasks.classification import metric_for, task_columns
+from trainwright.tasks.classification import metric_for, predictions_writer, task_columns
 from trainwright.tasks.task_arguments import TextDataArguments
 from trainwright.trainer import Trainer
 
@@ -46,8 +46,7 @@ def text_columns(data: TextDataArguments, split: sources.Split) -> list[str]:
 
 def read_labels(data: TextDataArguments, splits: list[sources.Split]) -> tuple[str, list[str] | None, str]:
     """(column, names of the classes or None for numbers, kind: "single", "several" or "number")."""
-    label = checks.pick_column(splits[0], "label_column", data.label_column, ("label", "labels"), "the label")
-    checks.require_columns(splits, [label])
+    label = checks.shared_column(splits, "label_column", data.label_column, ("label", "labels"), "the label")
     for split in splits:
         checks.check_filled(split, label)
         if data.label_separator:
@@ -79,13 +78,12 @@ def run(model_args: TrainedModelArguments, data: TextDataArguments, args: Traini
             checks.check_model_labels(config, names, first.origin, model_args.ignore_mismatched_sizes)
         config.problem_type = PROBLEM_TYPES[kind]
     else:  # predictions alone: the model knows what it was trained for
-        names = [config.id2label[number] for number in sorted(config.id2label)]
+        names = checks.model_labels(config)
         kind = next((kind for kind, name in PROBLEM_TYPES.items() if name == config.problem_type), "single")
     classes = names or []  # none where labels are numbers
     tokenizer = models.load_processor(model_args)
     models.fit_vocabulary(model_args, config, tokenizer)
-    model = models.load_model(model_args, HEAD, config)
-    model = models.with_adapter(model_args, model, HEAD)
+    model = models.load_with_adapter(model_args, HEAD, config)
 
     def prepare(split: sources.Split) -> Any:
         rows = split.rows
@@ -112,23 +110,11 @@ def run(model_args: TrainedModelArguments, data: TextDataArguments, args: Traini
         processing_class=tokenizer,
         compute_metrics=metric_for(data.task_name, kind),
     )
-
-    def write(output: Any, directory: str) -> None:
-        logits = output.predictions
-        if kind == "number":
-            words = [f"{value:.4f}" for value in logits[:, 0]]
-        elif kind == "several":
-            words = ["|".join(name for name, value in zip(classes, row) if value > 0) for row in logits]
-        else:
-            words = [classes[number] for number in logits.argmax(-1)]
-        lines = [f"{index}\t{word}" for index, word in enumerate(words)]
-        session.write_lines(directory, "predictions.tsv", ["index\tprediction", *lines])
-
     return session.run(
         trainer,
         data,
         task="text-classification",
         predict_dataset=ready.get("test"),
-        write_predictions=write,
+        write_predictions=predictions_writer(classes, kind),
         plan_rows=[("texts", ", ".join(texts)), ("labels", ", ".join(names) if names else "a number")],
     )

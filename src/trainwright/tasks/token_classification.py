@@ -25,14 +25,12 @@ def run(model_args: TrainedModelArguments, data: TokenDataArguments, args: Train
     session.begin(args, "seqeval")
     splits = sources.load_splits(data, needs=session.needed_splits(args), readers={".conll": tokens.read_conll})
     first = next(iter(splits.values()))
-    words = checks.pick_column(first, "tokens_column", data.tokens_column, ("tokens", "words"), "the words")
-    checks.require_columns(splits.values(), [words])
+    words = checks.shared_column(splits.values(), "tokens_column", data.tokens_column, ("tokens", "words"), "the words")
     labelled = [split for split in splits.values() if split.name != "test"]
     config = models.load_config(model_args)
     if labelled:
         usual = ("ner_tags", "labels", "pos_tags", "chunk_tags")
-        label = checks.pick_column(labelled[0], "label_column", data.label_column, usual, "the labels")
-        checks.require_columns(labelled, [label])
+        label = checks.shared_column(labelled, "label_column", data.label_column, usual, "the labels")
         for split in labelled:
             tokens.check_lengths(split, words, label)
         names = checks.label_names(labelled[0], label)
@@ -42,11 +40,10 @@ def run(model_args: TrainedModelArguments, data: TokenDataArguments, args: Train
             )
         checks.check_model_labels(config, names, first.origin, model_args.ignore_mismatched_sizes)
     else:
-        names = [config.id2label[number] for number in sorted(config.id2label)]
+        names = checks.model_labels(config)
     tokenizer = models.load_fast_tokenizer(model_args, "which piece belongs to which word", add_prefix_space=True)
     models.fit_vocabulary(model_args, config, tokenizer)
-    model = models.load_model(model_args, HEAD, config)
-    model = models.with_adapter(model_args, model, HEAD)
+    model = models.load_with_adapter(model_args, HEAD, config)
 
     def prepare(split: sources.Split) -> Any:
         numbers = checks.label_ids(split, label, names, first.origin) if split in labelled else None

@@ -14,7 +14,7 @@ A run begins with `setup` and ends once, with `end(status)`:
   that of another Trainer, when `close()` is called, and when the process ends (then as "failed" or "killed" where an
   exception ended the program). In a search the run of a trial ends with the trial.
 
-Each `train()` has a run of its own; a second attempt of the same call (after a NaN, or out of memory) logs into the
+Each `train()` is a separate run; a second attempt of the same call (after a NaN, or out of memory) logs into the
 first one's. A run that the user opened is logged into, and neither ended nor renamed. A tracker that fails to start is
 an error if the user named it; one that is there because "all" includes it, and any that fails later, costs a warning.
 """
@@ -72,7 +72,7 @@ class TrackerCallback(TrainerCallback):
     # True: a step that is logged again replaces what the tracker has. False: it would be there twice, so that log lines
     # which a resumed training repeats are left out.
     replaces_points: ClassVar[bool] = False
-    # Seconds that `end` may take, in a thread of its own, before the training goes on without it; it may have to wait
+    # Seconds that `end` may take, in a separate thread, before the training continues without it; it may have to wait
     # for uploads. None: for a package that only the thread which opened a run can end.
     end_limit_s: ClassVar[float | None] = 300.0
 
@@ -412,7 +412,7 @@ def run_config(
 def run_name_of(args: TrainingArguments, state: TrainerState) -> str | None:
     """The trial's name in a search, else `run_name` where the user chose one (it defaults to `output_dir`).
 
-    A trial without a name of its own (`hp_name`) is called after `run_name` and the directory of its checkpoints.
+    A trial without a name (`hp_name`) is called after `run_name` and the directory of its checkpoints.
     """
     if state.trial_name:
         return state.trial_name
@@ -534,7 +534,7 @@ def _end_idle_runs_of(callback: TrackerCallback) -> None:
 
 def _end_open_runs() -> None:
     """The process ends, by itself or with an exception."""
-    # Python sets it where an exception ends a program; a notebook goes on after each of them.
+    # Python sets it where an exception ends a program; a notebook continues after each of them.
     last = None if in_notebook() or hasattr(sys, "ps1") else getattr(sys, "last_value", None)
     for callback in [callback for callback in _open_runs.values() if callback._pid == os.getpid()]:
         callback._end("killed" if callback._is_training and last is None else status_of(last))

@@ -54,7 +54,7 @@ class ClearMLCallback(TrackerCallback):
     """
 
     tracker_name = "clearml"
-    end_limit_s = None  # signal handlers, which closing replaces, are the main thread's; it has limits of its own here
+    end_limit_s = None  # signal handlers, which closing replaces, are the main thread's; it has its own limits here
 
     def __init__(self) -> None:
         super().__init__()

@@ -126,7 +126,7 @@ def status(
         values["estimatedRemainingSeconds"] = 0
     elif done > 0 and ended_as is None:
         values["estimatedRemainingSeconds"] = int(elapsed_s / done * (state.max_steps - state.global_step))
-    # The message has no field for it, and the pod may go on after the exception.
+    # The message has no field for it, and the pod may continue after the exception.
     texts = {name: str(value) for name, value in metrics.items()}
     if ended_as in ("failed", "killed"):
         texts["status"] = ended_as

@@ -54,7 +54,7 @@ class MLflowCallback(TrackerCallback):
 
     tracker_name = "mlflow"
     rewrites_names = False
-    stays_open = False  # an active run of ours would be taken for one of the user's; what follows is sent by its id
+    stays_open = False  # an active run of ours would be mistaken for one of the user's; what follows is sent by its id
     end_limit_s = None  # the active run is the thread's
 
     _opened: ClassVar[dict[str, MLflowCallback]] = {}  # by id, the open runs of this process that are not the user's
@@ -64,7 +64,7 @@ class MLflowCallback(TrackerCallback):
         self._ml_flow: Any = None
         self._run_id: str | None = None
         self._log_artifacts = False
-        self._is_second = False  # another callback ("mlflow" beside "dagshub") sends the same to the same run
+        self._is_second = False  # another callback ("mlflow" with "dagshub") sends the same to the same run
         self._sending: list[Any] = []  # of the log lines whose arrival is not known yet
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: nn.Module | None, **kwargs: Any) -> None:

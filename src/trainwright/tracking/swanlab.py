@@ -106,7 +106,7 @@ class SwanLabCallback(TrackerCallback):
         return {name: value for name, value in chosen.items() if value is not None}
 
     def run_id(self) -> str | None:
-        # What is only looked at on this machine is in a folder of its own for each process.
+        # What is only looked at on this machine is in a separate folder for each process.
         return str(self._run.id) if self._run.mode in ("online", "offline") else None
 
     def arrived(self) -> Mapping[str, int]:

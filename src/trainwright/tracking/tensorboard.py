@@ -2,7 +2,7 @@
 
 Owns: `TensorBoardCallback` and where its files go: `TENSORBOARD_LOGGING_DIR`, else `args.logging_dir`, else
 `<output_dir>/runs/<time>_<host>`; below that one directory per trial of a search. A directory is one run to
-TensorBoard, so a further training in the same process has a directory of its own, with a number, and a resumed one that
+TensorBoard, so a further training in the same process has a new directory, with a number, and a resumed one that
 of before. Leaves to others: viewing them. Source: seed 000.
 """
 

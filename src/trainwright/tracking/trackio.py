@@ -40,7 +40,7 @@ class TrackioCallback(ModelArtifacts):
     tracker_name = "trackio"
     takes_any_value = True
     log_model_variable = "TRACKIO_LOG_MODEL"
-    end_limit_s = None  # it has limits of its own, and its current run is the thread's
+    end_limit_s = None  # it has its own limits, and its current run is the thread's
 
     def __init__(self) -> None:
         super().__init__()

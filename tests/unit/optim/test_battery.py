@@ -6,12 +6,9 @@ import copy
 import inspect
 import itertools
 import os
-import sys
 
 import pytest
 import torch
-
-sys.path.insert(0, os.path.dirname(__file__))
 
 from optimizer_battery import (
     BETAS,
@@ -28,18 +25,12 @@ from optimizer_battery import (
     train,
     update,
 )
-
 from trainwright.interop.optional import MissingExtra, is_installed
 from trainwright.optim.fused_backward import is_lomo
 from trainwright.optim.registry import ROWS, check_device, optimizer_class_and_kwargs
 
 NUM_STEPS = 8  # schedule-free RAdam makes no update before the sixth
-
-
-@pytest.fixture(autouse=True)
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchao compiles each step, half a minute the first time; the numbers are the same without (the last test)."""
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 @pytest.mark.parametrize("optim", NAMES)

@@ -3,87 +3,21 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from trainwright.interop.optional import MissingExtra
+from optimizer_battery import LR, Model, built, make_args, train
 from trainwright.optim.any_precision import AnyPrecisionAdamW
 from trainwright.optim.build import build_optimizer, build_scheduler
-from trainwright.optim.fused_backward import is_lomo
-from trainwright.optim.groups import decay_parameter_names, parameter_groups
 from trainwright.optim.layerwise import LayerWiseDummyOptimizer, LayerWiseDummyScheduler
-from trainwright.optim.lomo import fused_backward
-from trainwright.optim.registry import check_device, optimizer_class_and_kwargs
-
-
-class Model(nn.Module):
-    """Small, with everything that groups tell apart: an embedding, matrices, biases, a norm and a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(6, 8)
-        self.attn = nn.Linear(8, 8)
-        self.norm = nn.LayerNorm(8)
-        self.lm_head = nn.Linear(8, 6)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        hidden = self.embed(tokens)  # (batch, 8)
-        hidden = hidden + self.norm(self.attn(hidden))
-        return nn.functional.cross_entropy(self.lm_head(hidden), (tokens + 1) % 6)
-
-
-def make_args(**changes: Any) -> SimpleNamespace:
-    values = {
-        "optim_args": None,
-        "learning_rate": 1e-2,
-        "weight_decay": 0.1,
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.99,
-        "adam_epsilon": 1e-8,
-        "optim_target_modules": ["attn"],
-        "lr_scheduler_type": "linear",
-        "lr_scheduler_kwargs": None,
-        "get_warmup_steps": lambda num_training_steps: 2,
-    }
-    return SimpleNamespace(**(values | changes))
-
-
-def make(optim: str, **changes: Any) -> tuple[Model, Any]:
-    torch.manual_seed(0)
-    model, args = Model(), make_args(optim=optim, **changes)
-    try:
-        check_device(args)
-        cls, kwargs = optimizer_class_and_kwargs(args, model)
-    except (MissingExtra, RuntimeError) as error:
-        pytest.skip(str(error).partition(".")[0])
-    optimizer = build_optimizer(
-        model, cls, kwargs, parameter_groups(model, args.weight_decay, decay_parameter_names(model))
-    )
-    if hasattr(optimizer, "train"):  # schedule-free
-        optimizer.train()
-    return model, optimizer
-
-
-def train(model: Model, optimizer: Any, num_steps: int) -> list[float]:
-    losses = []
-    for _ in range(num_steps):
-        loss = model(torch.arange(6))
-        losses.append(loss.item())
-        if is_lomo(optimizer):
-            fused_backward(optimizer, loss)
-        else:
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses
+from trainwright.optim.registry import optimizer_class_and_kwargs
 
 
 def test_muon_takes_the_hidden_matrices_alone() -> None:
-    model, optimizer = make("muon")
+    model, optimizer = built("muon")
     muon, adamw = optimizer.optimizers
     assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
     assert [id(p) for group in muon.param_groups for p in group["params"]] == [id(model.attn.weight)]
@@ -92,8 +26,8 @@ def test_muon_takes_the_hidden_matrices_alone() -> None:
 
 
 def test_any_precision_equals_adamw_in_float32() -> None:
-    model, optimizer = make("adamw_anyprecision")
-    other, adamw = make("adamw_torch")
+    model, optimizer = built("adamw_anyprecision")
+    other, adamw = built("adamw_torch")
     assert train(model, optimizer, 8) == pytest.approx(train(other, adamw, 8), rel=1e-5)
 
 
@@ -176,7 +110,7 @@ def test_the_arguments_of_the_caller_are_left_as_they_are() -> None:
 
 
 def test_the_schedule_follows_the_arguments_of_the_run() -> None:
-    _, optimizer = make("sgd")
+    _, optimizer = built("sgd")
     args = make_args(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs='{"min_lr_rate": 0.5}')
     schedule: Any = build_scheduler(args, optimizer, 6)
     rates = []
@@ -184,12 +118,12 @@ def test_the_schedule_follows_the_arguments_of_the_run() -> None:
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    assert rates[:3] == pytest.approx([0.0, 0.005, 0.01])  # two updates of warmup
-    assert rates[-1] == pytest.approx(0.005)
+    assert rates[:3] == pytest.approx([0.0, LR / 2, LR])  # two updates of warmup
+    assert rates[-1] == pytest.approx(LR / 2)
 
 
 def test_a_schedule_argument_of_another_name_is_an_error() -> None:
-    _, optimizer = make("sgd")
+    _, optimizer = built("sgd")
     with pytest.raises(ValueError, match=r"'linear' has no argument 'min_lr' \(lr_scheduler_kwargs\)"):
         build_scheduler(make_args(lr_scheduler_kwargs={"min_lr": 0.1}), optimizer, 6)
 
@@ -224,14 +158,9 @@ def test_galore_options_mark_the_target_group() -> None:
 
 
 def test_embeddings_keep_a_32_bit_state_with_bitsandbytes() -> None:
-    pytest.importorskip("bitsandbytes")
-    torch.manual_seed(0)
-    model: Any = nn.Sequential(nn.Embedding(128, 64), nn.Linear(64, 128))
-    cls, kwargs = optimizer_class_and_kwargs(make_args(optim="adamw_bnb_8bit"), model)
-    optimizer = build_optimizer(model, cls, kwargs, parameter_groups(model, 0.0, decay_parameter_names(model)))
-    model(torch.arange(128)).sum().backward()
-    optimizer.step()
-    dtypes = [optimizer.state[parameter]["state1"].dtype for parameter in (model[0].weight, model[1].weight)]
+    model, optimizer = built("adamw_bnb_8bit")
+    train(model, optimizer, 1)
+    dtypes = [optimizer.state[layer.weight]["state1"].dtype for layer in (model.embed, model.lm_head)]
     assert dtypes == [torch.float32, torch.uint8]
 
 
@@ -239,10 +168,7 @@ def test_embeddings_keep_a_32_bit_state_with_bitsandbytes() -> None:
     "optim", ["paged_ademamix_32bit", "paged_ademamix_8bit", "paged_adamw_8bit", "paged_lion_32bit"]
 )
 def test_paged_optimizers_train_large_tensors_on_a_cpu(optim: str) -> None:
-    pytest.importorskip("bitsandbytes")
-    model = nn.Linear(320, 320)  # above the 100,000 numbers from which the package pages
-    cls, kwargs = optimizer_class_and_kwargs(make_args(optim=optim), model)
-    optimizer = build_optimizer(model, cls, kwargs, parameter_groups(model, 0.0, decay_parameter_names(model)))
+    model, optimizer = built(optim, nn.Linear(320, 320))  # above the 100,000 numbers from which the package pages
     before = model.weight.detach().clone()
     model(torch.ones(1, 320)).square().sum().backward()
     optimizer.step()

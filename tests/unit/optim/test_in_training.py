@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-sys.path.insert(0, os.path.dirname(__file__))
-
-from optimizer_battery import BETAS, DECAY, LR, NAMES, OPTIONS, WIDTH, Model, built, make_args
-
+from optimizer_battery import BETAS, DECAY, LR, NAMES, OPTIONS, WIDTH, Model, built, class_or_skip, make_args
 from trainwright import CombinedOptimizer, Trainer, TrainerCallback, TrainingArguments
-from trainwright.interop.optional import MissingExtra
 from trainwright.names import ParallelMode
 from trainwright.optim.fused_backward import updates_in_backward
 from trainwright.optim.lomo import gradient_norm
-from trainwright.optim.registry import check_device, optimizer_class_and_kwargs
+from trainwright.optim.registry import optimizer_class_and_kwargs
 
 ROWS = [{"input_ids": torch.tensor(n), "labels": torch.tensor((n + 1) % WIDTH)} for n in range(WIDTH)]
-
-
-@pytest.fixture(autouse=True)
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in test_battery.py: torchao's steps without half a minute of compiling."""
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 def make(path: Path, optim: str = "adamw_torch", trainer: Any = None, model: Any = None, **changes: Any) -> Trainer:
@@ -53,11 +43,7 @@ def make(path: Path, optim: str = "adamw_torch", trainer: Any = None, model: Any
     }
     args = TrainingArguments(str(path), **(values | changes))
     model = Model() if model is None else model
-    try:
-        check_device(args)
-        optimizer_class_and_kwargs(args, model)
-    except (MissingExtra, RuntimeError) as error:
-        pytest.skip(str(error).partition(". ")[0])
+    class_or_skip(args, model)
     return Trainer(model, args, train_dataset=ROWS, eval_dataset=ROWS[:8], **(trainer or {}))
 
 

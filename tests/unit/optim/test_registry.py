@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import subprocess
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import optimizer_battery
 from trainwright import Trainer
 from trainwright.interop.optional import MissingExtra, is_installed
 from trainwright.names import OptimizerNames
@@ -21,17 +22,9 @@ from trainwright.optim.registry import ROWS, OptimizerRequest, OptimizerSpec, op
 ADAM = {"lr": 1e-3, "betas": (0.8, 0.95), "eps": 1e-7}
 
 
-def make_args(**changes: Any) -> SimpleNamespace:
-    values = {
-        "optim_args": None,
-        "learning_rate": 1e-3,
-        "weight_decay": 0.0,
-        "adam_beta1": 0.8,
-        "adam_beta2": 0.95,
-        "adam_epsilon": 1e-7,
-        "optim_target_modules": None,
-    }
-    return SimpleNamespace(**(values | changes))
+make_args = functools.partial(
+    optimizer_battery.make_args, learning_rate=1e-3, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-7
+)
 
 
 def test_every_documented_name_has_a_row() -> None:

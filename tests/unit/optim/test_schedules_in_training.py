@@ -114,9 +114,7 @@ def run(
         return {"score": metrics[max(0, place["trainer"].state.global_step - 1)]}
 
     trainer = make_trainer(
-        trainer={
-            "compute_metrics": lambda prediction: {"score": metrics[max(0, place["trainer"].state.global_step - 1)]}
-        },
+        trainer={"compute_metrics": score},
         **(values | {"metric_for_best_model": "score", "greater_is_better": False} | options),
     )
     place["trainer"] = trainer

@@ -52,7 +52,7 @@ class Model(nn.Module):
         return {"logits": logits} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)}
 
 
-def make_args(optim: str, **changes: Any) -> SimpleNamespace:
+def make_args(optim: str = "adamw_torch", **changes: Any) -> SimpleNamespace:
     values = {
         "optim": optim,
         "optim_args": OPTIONS.get(optim),
@@ -64,19 +64,27 @@ def make_args(optim: str, **changes: Any) -> SimpleNamespace:
         "optim_target_modules": ["attn"],
         "max_grad_norm": 0.0,
         "learning_rate_per_module": None,
+        "lr_scheduler_type": "linear",
+        "lr_scheduler_kwargs": None,
+        "get_warmup_steps": lambda num_training_steps: 2,
     }
     return SimpleNamespace(**(values | changes))
+
+
+def class_or_skip(args: Any, model: nn.Module) -> tuple[Any, dict[str, Any]]:
+    """The class that `args.optim` names and its arguments; skips, with the reason, where it cannot run here."""
+    try:
+        check_device(args)
+        return optimizer_class_and_kwargs(args, model)
+    except (MissingExtra, RuntimeError) as error:
+        pytest.skip(str(error).partition(". ")[0])
 
 
 def built(optim: str, model: nn.Module | None = None, **changes: Any) -> tuple[Any, Any]:
     """A model and the optimizer that `optim` names; skips, with the reason, where it cannot run here."""
     model = Model() if model is None else model
     args = make_args(optim, **changes)
-    try:
-        check_device(args)
-        cls, kwargs = optimizer_class_and_kwargs(args, model)
-    except (MissingExtra, RuntimeError) as error:
-        pytest.skip(str(error).partition(". ")[0])
+    cls, kwargs = class_or_skip(args, model)
     groups = parameter_groups(model, args.weight_decay, decay_parameter_names(model))
     optimizer = build_optimizer(model, cls, kwargs, with_module_lr(groups, model, args.learning_rate_per_module))
     if hasattr(optimizer, "train"):  # schedule-free
