@@ -150,7 +150,7 @@ WRITERS = {
     "images": ("report/images.py", lambda out: write_images(out, LOG), ["loss.svg"], "error"),
     "gitignore": ("hub/push.py", lambda out: add_patterns_to_gitignore(str(out), ["_*"]), [".gitignore"], "error"),
     "profile": ("profiling/trace.py", write_profile, TRACES, "warning"),
-    "predictions": ("tasks/classification.py", write_predictions, ["predictions.tsv"], "error"),
+    "predictions": ("tasks/session.py", write_predictions, ["predictions.tsv"], "error"),
     "lengths": ("data/lengths.py", write_lengths, ["trainwright-lengths-f-x.npy"], "nothing"),
     "runs of trackers": (
         "tracking/tracked_runs.py",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trainwright.names import closest
-from trainwright.tasks import checks, session
+from trainwright.tasks import checks
 from trainwright.tasks.sources import Split
 
 # Task -> its text columns.
@@ -93,6 +93,7 @@ def classes_of(
 
 def predictions_writer(names: list[str], kind: str = "single") -> Callable[[Any, str], None]:
     """For `session.run`: writes `predictions.tsv` from logits (rows, classes). `kind` as in `metric_for`."""
+    from trainwright.tasks import session  # imports torch, which the arguments, that are checked first, do without
 
     def write(output: Any, directory: str) -> None:
         logits = output.predictions
