@@ -36,10 +36,10 @@ test: ## the whole suite: with transformers 4.55, then (also where that failed) 
 	@failed=; for each in test-older test-newest; do $(MAKE) --no-print-directory $$each || failed=1; done; test -z "$$failed"
 
 test-newest: .venv/installed $(OLDER)/installed ## the whole suite with the newest transformers
-	$(PYTEST) -n 2 $(ARGS)
+	$(PYTEST) -n 2 --dist worksteal $(ARGS)
 
 test-older: .venv/installed $(OLDER)/installed ## the tests that name transformers or peft, with 4.55
-	PYTHONPATH=$(OLDER) $(PYTEST) -n 2 tests/parity tests/surface tests/dropin \
+	PYTHONPATH=$(OLDER) $(PYTEST) -n 2 --dist worksteal tests/parity tests/surface tests/dropin \
 		$$(grep -rlE 'transformers|peft' tests/loop tests/unit/checkpoint tests/unit/data --include='test_*.py') $(ARGS)
 
 test-minimal: .venv/installed ## fresh environments: nothing but the project, then each extra alone (minutes, downloads)
