@@ -128,9 +128,9 @@ def test_one_that_works_trains_to_what_one_process_does(optim: str, one: Any, tw
     expected = one[optim]
     if isinstance(expected, str):
         pytest.skip(expected)
-    # Muon is computed in float64. Elsewhere a gradient's last bit depends on where its numbers lie in memory, and an
-    # update that is divided by the gradient's size makes more of it; a wrong one differs by a thousandth.
-    tolerance = 1e-13 if optim == "muon" else 1e-5
+    # Muon is computed in float64. RMSprop divides by the size of the gradient without momentum, which makes most of
+    # the last bit of a gradient near zero: 4.5e-6 was seen, and a wrong update differs by a thousandth.
+    tolerance = {"muon": 1e-13, "rmsprop": 1e-5}.get(optim, 2e-6)
     for each in two:
         found = each[optim]
         assert not isinstance(found, str), found

@@ -267,9 +267,9 @@ class NotebookProgressCallback(ProgressBase):
 
     def abandon(self, *, training: bool) -> None:
         self._close_prediction_bar()
-        if training and self.training_tracker is not None:
-            self.training_tracker.display()  # with the step that it came to, not the one last drawn
         if training:
+            if self.training_tracker is not None:
+                self.training_tracker.display()  # with the step that it came to, not the one last drawn
             self.training_tracker = self.durations = None
 
     def _close_prediction_bar(self) -> None:
