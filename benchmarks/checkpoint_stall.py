@@ -12,8 +12,8 @@ which the progress line and the description of the machine come.
     python benchmarks/checkpoint_stall.py --stagers            another table: our copy of the state in shared memory
                                                                beside torch's (torch.distributed.checkpoint.staging)
 
-A stall is the time between the end of an optimizer step and the next forward pass, at steps with a save, less the same
-time at steps without one. All loops are measured in turn, round by round, on the same model, batches and disk.
+A stall is the time between the end of an optimizer step and the next `training_step`, at steps with a save, less the
+same time at steps without one. All loops are measured in turn, round by round, on the same model, batches and disk.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from probes import CallCounter
+from probes import CallCounter, UndisturbedStopwatch
 from step_overhead import Progress, environment
 
 STEPS_BETWEEN_SAVES = 4  # enough for a save to be on the disk before the next; more where --settle says so
@@ -57,10 +57,8 @@ class LanguageModel(nn.Module):
         )
         self.blocks = nn.ModuleList(block() for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.on_forward: Callable[[], None] = lambda: None
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        self.on_forward()
         mask = nn.Transformer.generate_square_subsequent_mask(input_ids.shape[1], device=input_ids.device)
         hidden = self.tokens(input_ids) + self.places[: input_ids.shape[1]]  # (batch, length, width)
         for block in self.blocks:
@@ -70,22 +68,28 @@ class LanguageModel(nn.Module):
 
 
 class Gaps:
-    """The seconds between the end of each optimizer step and the forward pass after it, and when each step ended."""
+    """The seconds between the end of each optimizer step and `training_step` after it, and when each step ended."""
 
-    def __init__(self, model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, device: torch.device, optimizer: torch.optim.Optimizer) -> None:
         self.gaps_s: list[float] = []
         self.ends_s: list[float] = []
         self.cpu_gaps_s: list[float] = []
-        model.on_forward = self._begin
-        self.device = next(model.parameters()).device
+        self.device = device
+        # Several processes that train leave no core to those that write, which get none between the two moments.
+        self.undisturbed = UndisturbedStopwatch() if torch.distributed.is_initialized() else None
         optimizer.register_step_post_hook(lambda *_: self._end())
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         if len(self.gaps_s) < len(self.ends_s):
             self.gaps_s.append(self._now() - self.ends_s[-1])
             self.cpu_gaps_s.append(time.process_time() - self._cpu_s)
+            if self.undisturbed is not None:
+                self.undisturbed.stop()
 
     def _end(self) -> None:
+        if self.undisturbed is not None:
+            self.undisturbed.start()
+            torch.distributed.barrier()  # the save is not to wait for a process that still trains
         self.ends_s.append(self._now())
         self._cpu_s = time.process_time()
 
@@ -103,7 +107,13 @@ def train(options: argparse.Namespace, package: str, num_steps: int, save_steps:
     model.to("cpu" if on_cpu else "cuda")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    gaps = Gaps(model, optimizer)
+    gaps = Gaps(next(model.parameters()).device, optimizer)
+
+    class Measured(library.Trainer):  # type: ignore[name-defined,misc]
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            gaps.begin()
+            return super().training_step(*args, **kwargs)
+
     row = torch.arange(options.length) % options.vocabulary
     with (
         tempfile.TemporaryDirectory(dir=options.directory) as own_directory,
@@ -118,7 +128,7 @@ def train(options: argparse.Namespace, package: str, num_steps: int, save_steps:
             disable_tqdm=True, logging_steps=10**6, use_cpu=on_cpu, save_total_limit=1, **saving, **arguments,
         )  # fmt: skip
         data = [{"input_ids": row, "labels": row}] * (num_steps * options.batch)
-        library.Trainer(model, args, train_dataset=data, optimizers=(optimizer, schedule)).train()
+        Measured(model, args, train_dataset=data, optimizers=(optimizer, schedule)).train()
     return gaps
 
 
@@ -161,10 +171,13 @@ def measure_sharded(options: argparse.Namespace) -> dict[str, Any]:
         share = num_bytes // torch.distributed.get_world_size()
         source, target = torch.ones(share, dtype=torch.uint8), torch.zeros(share, dtype=torch.uint8)
         for _ in range(options.saves):
+            undisturbed = UndisturbedStopwatch()
+            undisturbed.start()
             torch.distributed.barrier()
             cpu_s = time.process_time()
             copies["wall_s"].append(timed(functools.partial(target.copy_, source)))
             copies["cpu_s"].append(time.process_time() - cpu_s)
+            undisturbed.stop()
     return {"state_bytes": num_bytes, "rows": rows}
 
 

@@ -2074,8 +2074,10 @@ class Trainer:
         """Those of a checkpoint: in one file, or in parts, and of the best and the last checkpoint in both ways."""
         hooks = ("save_model", "_save")  # an override gets the whole weights
         if self._strategy.writes_parts and not (any(map(self._is_overridden, hooks)) or has_adapters(self.model)):
-            sharded.save_model_parts(directory, self.model, self._strategy)
-            if self.state.global_step not in (self.state.best_global_step, self.state.max_steps):
+            in_one_file = self.state.global_step in (self.state.best_global_step, self.state.max_steps)
+            gathers = in_one_file or self._average is not None
+            sharded.save_model_parts(directory, self.model, self._strategy, precedes_collective=gathers)
+            if not in_one_file:
                 if self._strategy.should_save:
                     checkpoint_weights.save_config(self.model, directory)
                     self._save_processing_files(directory)

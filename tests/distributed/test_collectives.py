@@ -23,6 +23,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "without signals": {"logging_steps": 1000, "save_on_signal": False},
 }
 
+TEXTS = {"short texts": (3, 10_000), "a long text": (100_000, 3), "long texts": (20_000, 50_000)}
+
 
 class Collectives(probes.OpCounter):
     """Exchanges between processes, by the names of torch's operators, and reads from the device (`syncs`)."""
@@ -54,8 +56,23 @@ def counted(directory: Path, **arguments: Any) -> dict[str, Any]:
     return {"exchanged": counter.exchanged, "syncs": dict(counter.syncs)}
 
 
+def gathered(directory: Path, *lengths: int) -> dict[str, Any]:
+    """A text of each process, the first as long as the first of `lengths`, of all, and the exchanges that took."""
+    from trainwright import Trainer, TrainingArguments
+
+    args = TrainingArguments(str(directory), report_to="none", use_cpu=True)
+    strategy, counter = Trainer(toy.ToyModel(), args)._strategy, Collectives()
+    counter.start()
+    texts = strategy.gather_objects("ab"[strategy.process_index] * lengths[strategy.process_index])
+    counter.stop()
+    return {"texts": texts, "exchanged": counter.exchanged}
+
+
 def scenarios(target: Path) -> dict[str, Any]:
-    return {name: counted(target, **arguments) for name, arguments in RUNS.items()}
+    return {
+        **{name: counted(target, **arguments) for name, arguments in RUNS.items()},
+        **{name: gathered(target, *lengths) for name, lengths in TEXTS.items()},
+    }
 
 
 GRADIENTS, LOG_LINE = NUM_STEPS, NUM_STEPS  # exchanges: of DDP, of means
@@ -72,3 +89,10 @@ def test_a_log_line_adds_one_exchange_and_one_read(two: Any) -> None:
         run = rank["with a log line in each step"]
         assert run["exchanged"] == {"allreduce_": GRADIENTS + LOG_LINE}
         assert run["syncs"] == {"tolist": NUM_STEPS}
+
+
+@pytest.mark.parametrize(("texts", "exchanges"), [("short texts", 1), ("a long text", 2), ("long texts", 2)])
+def test_objects_of_all_processes_take_one_exchange_where_all_are_small(two: Any, texts: str, exchanges: int) -> None:
+    first, second = TEXTS[texts]
+    for rank in two:
+        assert rank[texts] == {"texts": ["a" * first, "b" * second], "exchanged": {"allgather_": exchanges}}

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 from runs import forked_writer
 from safetensors import safe_open
 from safetensors.torch import load_file
+from test_collectives import Collectives
 from test_fsdp import Tiny, assert_sharded, make, result_of, weights_of
 from torch import nn
 
@@ -29,6 +30,7 @@ from blocks import num_processes
 from trainwright import TrainerCallback
 from trainwright.checkpoint import sharded, sink, writer
 from trainwright.checkpoint.manifest import problems
+from trainwright.checkpoint.saves import Saves
 
 PARTS = {"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
 KINDS: dict[str, dict[str, Any]] = {"whole": {}, "parts": PARTS}
@@ -93,7 +95,7 @@ def written_by_dcp(folder: Path) -> dict[str, Any]:
     (folder / "dcp").mkdir(exist_ok=True)
     (folder / "ours" / sharded.FOLDER / sharded.MODEL).mkdir(parents=True, exist_ok=True)
     dcp.save(weights, storage_writer=HuggingFaceStorageWriter(str(folder / "dcp"), save_distributed=True))
-    sharded.save_model_parts(folder / "ours", trainer.model, trainer._strategy)
+    sharded.save_model_parts(folder / "ours", trainer.model, trainer._strategy, precedes_collective=False)
     trainer._strategy.barrier()
     return {"dcp": contents_of(folder / "dcp"), "ours": contents_of(folder / "ours" / sharded.FOLDER / sharded.MODEL)}
 
@@ -141,6 +143,29 @@ class HasNoRoom(OfSecondProcess):
     def act(self, **kwargs: Any) -> None:
         _, most = resource.prlimit(WRITERS[-1], resource.RLIMIT_FSIZE)
         resource.prlimit(WRITERS[-1], resource.RLIMIT_FSIZE, (self.limit, most))
+
+
+@contextmanager
+def counted_exchanges() -> Iterator[dict[str, int]]:
+    """Within, those of the second save of a run, from which on training continues: the first makes what all need."""
+    one, found = Saves.one, {}
+
+    @contextmanager
+    def counting(saves: Saves, run_dir: str, state: Any, *others: Any) -> Iterator[Any]:
+        counter = Collectives() if state.global_step == 4 else None
+        if counter is not None:
+            counter.start()
+        with one(saves, run_dir, state, *others) as save:
+            yield save
+        if counter is not None:
+            counter.stop()
+            found.update(counter.exchanged)
+
+    Saves.one = counting
+    try:
+        yield found
+    finally:
+        Saves.one = one
 
 
 class Poisons(OfSecondProcess):
@@ -210,6 +235,8 @@ def scenarios(folder: Path) -> dict[str, Any]:
             found[f"no room {limit}"] = train(folder / f"no room {limit}", **beside, callbacks=[HasNoRoom(limit)])
         poisoned = {**beside, "save_steps": 1, "nonfinite": "ignore", "callbacks": [Poisons()]}
         found["not finite"] = train(folder / "not finite", **poisoned)
+        with counted_exchanges() as found["exchanges of a save"]:
+            train(folder / "counted", **{**beside, "max_steps": 6})
     with forked(killed_after_one_file):
         found["writer killed"] = train(folder / "writer killed", **beside)
         found["writers"] = len(WRITERS)
@@ -318,6 +345,13 @@ def test_saves_that_are_not_waited_for_hold_the_same(folder: Path, two: Any) -> 
 def saves_in(folder: Path) -> list[str]:
     """Checkpoints, and what is left of others."""
     return sorted(name for name in os.listdir(folder) if "checkpoint" in name)
+
+
+def test_a_save_in_parts_that_is_not_waited_for_makes_few_exchanges(two: Any) -> None:
+    # Whether the weights are finite; generators; where to write; errors of each; of the one that staged; files. Each
+    # takes a millisecond and more, in which megabytes of the state are copied.
+    for rank in two:
+        assert rank["exchanges of a save"] == {"allreduce_": 1, "allgather_": 5}
 
 
 def test_parts_that_are_not_waited_for_are_those_of_a_save_that_is(folder: Path, two: Any) -> None:

@@ -61,9 +61,11 @@ class AsyncSaves:
         agreement: AsyncMax | None = None,
         writes_parts: bool = False,
         rank: int = 0,
+        num_processes_here: int = 1,
     ) -> None:
         self.in_flight = False
         self._has_writer, self._writes_parts, self._rank = is_main or writes_parts, writes_parts, rank
+        self._num_copying = num_processes_here if writes_parts else 1  # processes of this machine, at once
         self.num_saves = self.num_waits = self.num_deaths = 0
         self.waited_s = 0.0
         self._is_main, self._agreement = is_main, agreement
@@ -129,6 +131,7 @@ class AsyncSaves:
             agreement=agreement,
             writes_parts=strategy.writes_parts,
             rank=strategy.process_index,
+            num_processes_here=strategy.num_processes_here,
         )
 
     @property
@@ -172,7 +175,7 @@ class AsyncSaves:
                 os.makedirs(os.path.join(staging, folder))
             self._arena.clear()
             job = Job(staging, final, step, world_size, position)
-            self._snapshot = Snapshot(self._arena, job, to_check, self._layouts)
+            self._snapshot = Snapshot(self._arena, job, to_check, self._layouts, self._num_copying)
             files = frozen.files_of(staging, final) if frozen is not None else None
             with sink.opened(staging, sink.Sink(self._snapshot, files)):
                 yield staging
@@ -202,7 +205,7 @@ class AsyncSaves:
         self._ensure_writer()
         self._arena.clear()
         job = Job(directory, "", 0, 0, {}, rank=self._rank)
-        self._snapshot = Snapshot(self._arena, job, to_check, self._layouts)
+        self._snapshot = Snapshot(self._arena, job, to_check, self._layouts, self._num_copying)
         with sink.opened(directory, sink.Sink(self._snapshot)):
             yield
         self._snapshot.finish()
@@ -236,11 +239,16 @@ class AsyncSaves:
             raise
 
     def is_done(self, wait: bool = False) -> bool:
-        """Whether the save in flight is over, well or not. Costs two calls of the system while there is one."""
+        """Whether the save in flight is over, well or not. Costs two calls of the system while there is one.
+
+        Several ranks learn what the first one knew when this was last asked, a step ago, so that none waits for others.
+        """
+        was_over = self._agreement is not None and bool(self._agreement.result())
         if self._agreement is not None and not wait:
             is_over = self._has_writer and self._is_over(wait=False)  # asked by each: a writer may have died
-            self._agreement.start(int(self._is_main and is_over))
-            return bool(self._agreement.result())
+            if not was_over:
+                self._agreement.start(int(self._is_main and is_over))
+            return was_over
         return self._is_over(wait) if self._has_writer else wait
 
     def result(self) -> None:

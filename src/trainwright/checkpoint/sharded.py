@@ -52,13 +52,15 @@ def has_parts(directory: Path, of: str) -> bool:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def save_model_parts(directory: Path, model: nn.Module, strategy: Strategy) -> None:
-    """Write this process's part of the weights of `model`: a collective. What every process has whole, the first
-    writes. Raises OSError where a disk failed, in any process.
+def save_model_parts(directory: Path, model: nn.Module, strategy: Strategy, *, precedes_collective: bool) -> None:
+    """Write this process's part of the weights of `model`. What every process has whole, the first writes.
+
+    `precedes_collective`: all processes call one before the directory is committed, which asks who failed. Then this is
+    one, too, and raises in all of them the OSError of a disk that failed in one.
     """
     shards.reshard(model)
     weights, ties = _without_ties(model)
-    with _failing_together(strategy):
+    with _failing_together(strategy) if precedes_collective else contextlib.nullcontext():
         _write(directory, MODEL, weights, strategy)
         if strategy.is_main:
             sink.write("json", os.path.join(directory, FOLDER, MODEL, TIES_NAME), ties)
@@ -71,8 +73,7 @@ def optimizer_state_to_save(optimizer: Any, directory: Path, strategy: Strategy)
     state = optimizer.state_dict()
     if not strategy.writes_parts:
         return shards.whole_state(state, keep=strategy.should_save)  # type: ignore[no-any-return]
-    with _failing_together(strategy):
-        _write(directory, OPTIMIZER, _divided(state), strategy)
+    _write(directory, OPTIMIZER, _divided(state), strategy)
     return without_parts(state)
 
 

@@ -82,7 +82,8 @@ class Snapshot:
     """The files of one checkpoint, each copied as it is when it is added. A `sink.Snapshot`.
 
     `to_check`: parameters that the writer looks at before it writes; those that were in no file are left in it.
-    `layouts`: by file, those of the save before in the same arena; brought up to date.
+    `layouts`: by file, those of the save before in the same arena; brought up to date. `num_processes`: of this
+    machine, that take a snapshot now.
     """
 
     def __init__(
@@ -91,10 +92,12 @@ class Snapshot:
         job: Job,
         to_check: dict[str, torch.Tensor] | None = None,
         layouts: dict[str, SnapshotLayout] | None = None,
+        num_processes: int = 1,
     ) -> None:
         self.arena, self.job, self.to_check = arena, job, dict(to_check or {})
         self.num_bytes = 0  # of tensors
         self._layouts = {} if layouts is None else layouts
+        self._num_processes = num_processes
         self._copies: list[Copy] = []  # still to be made
         self._sources: list[torch.Tensor] = []  # that these read
         # On an accelerator: what must be kept until the host has it, and the event that says so.
@@ -132,7 +135,7 @@ class Snapshot:
 
     def finish(self) -> None:
         """Nothing more comes: make the copies, after which the run may continue."""
-        copy_within_host(self._copies)
+        copy_within_host(self._copies, self._num_processes)
         self._copies, self._sources = [], []
 
     def pass_over(self, tensors: list[torch.Tensor]) -> None:

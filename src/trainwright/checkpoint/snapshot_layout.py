@@ -46,19 +46,19 @@ class SnapshotLayout:
     num_bytes: int
 
 
-def copy_within_host(copies: list[Copy]) -> None:
-    """Make all of `copies`; returns when they are made.
+def copy_within_host(copies: list[Copy], num_processes: int = 1) -> None:
+    """Make all of `copies`; returns when they are made. `num_processes`: that share the cores, and copy now.
 
     By several threads, because one core does not move as much as the memory could give, and the run waits. They are
     gone afterwards: a process with threads is one that others do not like to fork.
     """
     left = deque(copies)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    num_helpers = min(cores, _MOST_THREADS) - 1 if len(copies) >= _WORTH_THREADS else 0
+    num_threads = min(cores // num_processes, _MOST_THREADS) if len(copies) >= _WORTH_THREADS else 1
     helpers: list[Thread] = []
     try:
         with suppress(RuntimeError):  # no more threads: those there are do it all
-            for _ in range(num_helpers):
+            for _ in range(num_threads - 1):
                 helper = Thread(target=_copy, args=(left,))
                 helper.start()
                 helpers.append(helper)

@@ -1,7 +1,7 @@
-"""An asynchronous MAX all-reduce of one small number per rank, once per update.
+"""An asynchronous MAX all-reduce of one small number per rank.
 
-Owns: `AsyncMax`. Leaves to others: what the number means (`interrupt`). It runs between the hosts (gloo) while the
-devices compute: nothing waits for a device.
+Owns: `AsyncMax`. Leaves to others: what the number means (checkpoint/asynchronous.py). It runs between the hosts (gloo)
+while the devices compute: nothing waits for a device.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import torch
 
 
 class AsyncMax:
-    """The maximum of one small number per rank. All ranks call `start` and `result`, alternately.
+    """The maximum of one small number per rank. All ranks call `start` and `result` in the same order.
 
-    Costs one reduction of four bytes on the CPU, which overlaps with the optimizer step. Nothing cheaper is correct:
-    ranks run ahead of each other, and may stop only at a step that none of them has passed.
+    Costs one reduction of four bytes on the CPU, which overlaps with what the ranks do between the two calls.
     """
 
     def __init__(self, timeout: datetime.timedelta | None = None) -> None:
@@ -34,8 +33,11 @@ class AsyncMax:
         self._under_way = self._group.allreduce([self._number], self._options)
 
     def result(self) -> int:
-        """The maximum over all ranks; waits for the last one."""
-        self._under_way.wait()
+        """The maximum over all ranks, which it waits for; 0 where nothing was started since the last result."""
+        work, self._under_way = self._under_way, None
+        if work is None:
+            return 0
+        work.wait()
         return int(self._view[0])
 
     def close(self) -> None:
