@@ -158,7 +158,10 @@ def _as_program(action: Callable[[], Any], folder: Path, variables: dict[str, st
             del os.environ[name]
     os.makedirs(variables["HOME"], exist_ok=True)
     os.chdir(folder)
-    sys.argv = [str(folder / "train.py")]  # of the user
+    script = folder / "train.py"  # of the user
+    if not script.exists():  # where there is none, ClearML reads every file around it to find what it imports
+        script.write_text("import torch\n")
+    sys.argv = [str(script)]
     atexit._clear()  # what is left of the parent
     for given, named in _AT_EXIT:
         atexit.register(*given, **named)
