@@ -83,10 +83,14 @@ def find_device(args: TrainingArguments) -> torch.device:
     _check_precision(args, device)
     if world_size() > 1 and not _group_is_ready():
         _join_process_group(args, kind)
+    _found_before[:] = [kind]
     if args._n_gpu == -1:
         gpus = torch.cuda.device_count() if kind == "cuda" and not launched else 1
         args._n_gpu = 0 if kind == "cpu" else gpus
     return device
+
+
+_found_before: list[str] = []  # the kind of device of the arguments that were made last in this process, if any
 
 
 def _device_type(args: TrainingArguments) -> str:
@@ -104,20 +108,29 @@ def _device_type(args: TrainingArguments) -> str:
 
 
 def _configured_device_type(args: TrainingArguments) -> str:
-    """The device of the accelerate state that the script set up (`use_configured_state`), which must fit `args`."""
+    """The device of the accelerate state that the script set up (`use_configured_state`), which must fit `args`.
+
+    Of one process, which needs no accelerate, arguments that were made before are such a state: sentence-transformers
+    makes others to compare them with.
+    """
     states: Any = sys.modules.get("accelerate.state")  # not imported: nothing can be set up
-    if states is None or not states.PartialState._shared_state:
+    is_set_up = states is not None and bool(states.PartialState._shared_state)
+    if is_set_up:
+        kind = str(states.PartialState().device.type)
+    elif _found_before and world_size() == 1:
+        kind = _found_before[0]
+    else:
         raise ValueError(
             "accelerator_config: use_configured_state=True uses the accelerate state that the script has set up, and "
             "there is none: make an accelerate.Accelerator or PartialState before the Trainer, or leave it out."
         )
-    kind = str(states.PartialState().device.type)
     if args.use_cpu and kind != "cpu":
         raise ValueError(
             f"use_cpu=True, but the accelerate state to use (use_configured_state=True) computes on {kind!r}: make it "
             "with cpu=True, or leave one of both out."
         )
-    precision = states.AcceleratorState._shared_state.get("_mixed_precision", args.mixed_precision)
+    of_state = states.AcceleratorState._shared_state if is_set_up else {}
+    precision = of_state.get("_mixed_precision", args.mixed_precision)
     if precision != args.mixed_precision:
         raise ValueError(
             f"The accelerate state to use (use_configured_state=True) has mixed_precision={precision!r}, and the "

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from trainwright import Trainer, TrainingArguments
+from trainwright.args import device
 from trainwright.parallel.accelerator import accelerator_arguments, build_accelerator
 
 accelerate = pytest.importorskip("accelerate")
@@ -178,9 +179,18 @@ def test_a_configured_state_is_used(make_trainer):
     assert trainer.accelerator.mixed_precision == "bf16" and trainer.args.device == of_script.device
 
 
-def test_a_configured_state_that_is_not_there_is_an_error_at_construction(make_trainer):
+def test_a_configured_state_that_is_not_there_is_an_error_at_construction(make_trainer, monkeypatch):
+    monkeypatch.setattr(device, "_found_before", [])  # nor earlier arguments
     with pytest.raises(ValueError, match="use_configured_state=True uses the accelerate state that the script"):
         configured(make_trainer)
+
+
+def test_arguments_that_were_made_before_are_a_configured_state_of_one_process(monkeypatch, tmp_path):
+    monkeypatch.setattr(device, "_found_before", [])
+    first = TrainingArguments(str(tmp_path), use_cpu=True)
+    assert first.device.type == "cpu"
+    second = TrainingArguments("unused", accelerator_config={"use_configured_state": True})  # as sentence-transformers
+    assert second.device == first.device
 
 
 def test_a_configured_state_with_another_precision_is_an_error_that_names_both(make_trainer):
