@@ -2,7 +2,7 @@
 
 Owns: the two workloads, the contenders, each in a process of its own, the tables. Leaves to others: nothing.
 
-    python benchmarks/fine_tuning.py                       both workloads, every contender, in half an hour
+    python benchmarks/fine_tuning.py                       both workloads, every contender, in three quarters of an hour
     python benchmarks/fine_tuning.py --work step           a step: batches of one length, most of it prompt
     python benchmarks/fine_tuning.py --work path           a whole run: usual lengths, two saves, two evaluations
     python benchmarks/fine_tuning.py --work evaluation     perplexity, beside a forward pass without a head
