@@ -5,6 +5,7 @@ Owns: starting them, their limit in time, what they gave back. Each costs a frac
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import pickle
@@ -66,6 +67,9 @@ def start(
             time.sleep(0.005)
     finally:
         for pid in left.values():
+            os.kill(pid, signal.SIGQUIT)  # says where it is
+        time.sleep(0.5 if left else 0)
+        for pid in left.values():
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
     outputs = [(folder / f"output-{number}").read_text(errors="replace") for number in range(len(pids))]
@@ -94,6 +98,7 @@ def _fork(environ: Mapping[str, str], number: int, action: Callable[[int], Any],
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout = sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+        faulthandler.register(signal.SIGQUIT)
         logging.getLogger().handlers.clear()  # pytest's
         for name in list(os.environ):
             if name.startswith(OF_LAUNCHERS):

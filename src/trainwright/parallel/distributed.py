@@ -84,7 +84,12 @@ class DistributedStrategy(Strategy):
                 "it as model=, or say parallelism_config=ParallelismConfig(tp_size=...)."
             )
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **self._ddp_kwargs)
+        replicated = nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **self._ddp_kwargs)
+        # What is set last is freed last. A group that `destroy_process_group` has left to the reducer alone is freed
+        # under the GIL, joins gloo's threads, and torch 2.13 waits for ever where one of them still holds an all-reduce
+        # of a backward pass, with what was on this thread: that takes the GIL, too. Freed from Python it does not.
+        replicated.process_group = vars(replicated).pop("process_group")
+        return replicated
 
     def prepare_dataloader(self, dataloader: Any, *, is_training: bool = True) -> Any:
         if isinstance(dataloader.batch_sampler, BatchRebalanceSampler):  # it shards by rank itself
