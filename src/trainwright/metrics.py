@@ -58,10 +58,10 @@ class StreamingMetric:
         labels = labels if labels is None else torch.as_tensor(labels, device=predictions.device)
         if self.shift_labels:
             predictions, labels = predictions[:, :-1], labels[:, 1:]
-        self._count(predictions, labels)
+        self._add(self.measure(predictions, labels))
 
-    def _count(self, predictions: torch.Tensor, labels: Any) -> None:
-        for key, value in self.measure(predictions, labels).items():
+    def _add(self, sums: Sums) -> None:
+        for key, value in sums.items():
             if key in self._sums:
                 self._sums[key] += value
             else:
@@ -96,6 +96,11 @@ def counts_labels(metric: Any) -> bool:
         return False
     kind = type(metric)
     return any(kind.measure is one.measure for one in COUNTING_LABELS) and kind.update is StreamingMetric.update
+
+
+def measures_losses(metric: StreamingMetric) -> bool:
+    """Whether `metric` is a sum of the cross-entropies of labels, as `Perplexity` is."""
+    return type(metric).measure is Perplexity.measure
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
@@ -189,6 +194,11 @@ class Perplexity(StreamingMetric):
         losses = torch.nn.functional.cross_entropy(
             predictions.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
         )
+        return self.sums_of(losses, labels)
+
+    @staticmethod
+    def sums_of(losses: torch.Tensor, labels: torch.Tensor) -> Sums:
+        """As `measure`, where the cross-entropy of each label is known, 0 where it takes no part: (labels,)."""
         return {"loss": _wide(losses).sum(), "labels": _taking_part(labels).sum()}
 
     def result(self, sums: Sums) -> float:

@@ -399,3 +399,16 @@ def test_the_cache_of_keys_and_values_is_off_while_training_and_back_after_an_er
     with pytest.raises(ZeroDivisionError):
         trainer.train()
     assert seen == [False] and trainer.model.config.use_cache is True
+
+
+def test_an_evaluation_keeps_no_cache_that_its_outputs_leave_out(make_trainer):
+    caches, model = [], gpt2()
+    model.register_forward_hook(lambda module, args, outputs: caches.append(outputs.past_key_values is not None))
+    trainer = make_trainer(trainer={"model": model, "eval_dataset": TOKENS})
+    trainer.evaluate()
+    trainer.predict(TOKENS)
+    assert caches and not any(caches) and model.config.use_cache is True
+    caches.clear()
+    trainer.args.use_cache = True
+    trainer.evaluate()
+    assert caches and all(caches)

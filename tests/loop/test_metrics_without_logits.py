@@ -24,23 +24,27 @@ def small_chunks(monkeypatch):
 
 
 class Largest(TorchDispatchMode):
-    """The most numbers of a tensor of classes that an operation returned, over the number of classes."""
+    """The most numbers of a tensor of classes that an operation returned, over the number of classes; and the rows that
+    went through the output layer.
+    """
 
     def __init__(self):
         super().__init__()
-        self.rows = 0
+        self.rows = self.products = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.t.default:  # a view of the weight
             return out
         for one in out if isinstance(out, (tuple, list)) else [out]:
+            if func._overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm) and one.shape[-1] == CLASSES:
+                self.products += len(one)
             if isinstance(one, torch.Tensor) and one.shape and one.shape[-1] == CLASSES:
                 self.rows = max(self.rows, one.numel() // CLASSES)
         return out
 
 
-def evaluate(directory, metrics, data=ROWS, preprocess=None, **arguments):
+def evaluate(directory, metrics, data=ROWS, preprocess=None, counts_products=False, **arguments):
     trainer = trainer_for(
         tiny("llama", vocab_size=CLASSES), directory, eval_dataset=data,
         **{"packing": False, "packing_length": None, "per_device_eval_batch_size": BATCH, **arguments},
@@ -52,7 +56,8 @@ def evaluate(directory, metrics, data=ROWS, preprocess=None, **arguments):
     trainer.evaluate()  # what is tried once
     with Largest() as largest:
         found = trainer.evaluate()
-    return {k: v for k, v in found.items() if "runtime" not in k and "per_second" not in k}, largest.rows
+    found = {k: v for k, v in found.items() if "runtime" not in k and "per_second" not in k}
+    return (found, largest.products) if counts_products else (found, largest.rows)
 
 
 def same(found, expected):
@@ -70,6 +75,17 @@ def test_metrics_are_those_of_all_logits_and_only_a_chunk_of_them_is_made(packs,
     assert found["eval_perplexity"] == pytest.approx(math.exp(found["eval_loss"]), rel=1e-5)
     assert rows <= CHUNK
     assert all_rows == BATCH * max(LENGTHS)
+
+
+TIMES = [([Perplexity()], 1), ([Perplexity(), Perplexity("b")], 1), ([Accuracy(), Perplexity()], 2), ([TopK(3)], 2)]
+
+
+@pytest.mark.parametrize(("metrics", "times"), TIMES, ids=["perplexity", "twice", "accuracy, too", "top 3"])
+def test_perplexity_is_that_of_the_losses_and_computes_no_logits_again(metrics, times, tmp_path):
+    found, rows = evaluate(tmp_path / "a", metrics, counts_products=True)
+    expected, _ = evaluate(tmp_path / "b", metrics, linear_cross_entropy=False)
+    same(found, expected)
+    assert rows == times * sum(label != -100 for row in ROWS for label in row["labels"][1:])
 
 
 def test_each_metric_has_its_own_shift(tmp_path):

@@ -16,7 +16,7 @@ import torch
 
 from trainwright.interop.loaded import is_instance_of
 from trainwright.linear_loss.deferred import DeferredLogits
-from trainwright.metrics import StreamingMetric, counts_labels
+from trainwright.metrics import Perplexity, StreamingMetric, counts_labels, measures_losses
 from trainwright.names import IGNORE_INDEX
 from trainwright.nested import Nested, find_batch_size, nested_numpify
 
@@ -130,11 +130,16 @@ class StreamingMetrics:
                 return logits.materialized()  # for the metric to refuse
             # Elsewhere than on a CPU the host would wait for their number.
             mask = targets != IGNORE_INDEX if targets.is_cpu else None
-            targets, start = targets.flatten() if mask is None else targets[mask], 0
+            targets, chosen, start = targets.flatten() if mask is None else targets[mask], rows.of_rows(mask), 0
+            losses = chosen.losses(targets)
+            if losses is not None:  # of which the model's loss is the mean
+                for metric in filter(measures_losses, metrics):
+                    metric._add(Perplexity.sums_of(losses, targets))
+                metrics = [metric for metric in metrics if not measures_losses(metric)]
             none = torch.empty(0, logits.shape[-1], device=targets.device)
-            for part in rows.chunks(mask) if len(targets) else [none]:
+            for part in (chosen.chunks() if len(targets) else [none]) if metrics else ():
                 for metric in metrics:
-                    metric._count(part, targets[start : start + len(part)])
+                    metric._add(metric.measure(part, targets[start : start + len(part)]))
                 start += len(part)
                 del part  # before the next
         return None

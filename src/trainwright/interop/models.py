@@ -282,6 +282,22 @@ def configs_of(model: nn.Module) -> list[Any]:
     return [config] if text is config else [config, text]
 
 
+@contextlib.contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """Within the block `model` keeps no keys and values of past tokens, which are memory that nobody reads.
+
+    `generate` keeps them all the same.
+    """
+    configs = [(config, config.use_cache) for config in configs_of(model) if getattr(config, "use_cache", False)]
+    for config, _ in configs:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config, before in configs:
+            config.use_cache = before
+
+
 def traced(model: nn.Module, inputs: Mapping[str, Any], autocast: contextlib.AbstractContextManager[Any]) -> nn.Module:
     """`model` traced on `inputs` by torch.jit; `model` itself, with a warning, when it cannot be traced."""
     parameters = inspect.signature(base_model_of(model).forward).parameters

@@ -20,7 +20,9 @@ import torch
 from torch.nn import functional as F
 
 from trainwright.linear_loss.function import (
+    SHARE_OF_METRIC,
     Pointwise,
+    RowLosses,
     Term,
     chunk_rows,
     cross_entropy_of,
@@ -47,6 +49,9 @@ class Watcher:
         `cross_entropy_of`.
         """
 
+    def after_loss(self, logits: DeferredLogits, targets: torch.Tensor, **settings: Any) -> None:
+        """It has been computed."""
+
 
 class DeferredLogits(torch.Tensor):
     """Logits (..., classes) that are a sum of products of hidden states and weights, not computed yet.
@@ -61,6 +66,7 @@ class DeferredLogits(torch.Tensor):
     of_product: torch.dtype
     watcher: Watcher
     computed: torch.Tensor | None
+    known: list[RowLosses]  # of these logits, whatever was changed since the head gave them
 
     @staticmethod
     def __new__(
@@ -72,6 +78,7 @@ class DeferredLogits(torch.Tensor):
         of_product: torch.dtype | None = None,
         dtype: torch.dtype | None = None,
         watcher: Watcher | None = None,
+        known: list[RowLosses] | None = None,
     ) -> DeferredLogits:
         (hidden, weight), *_ = terms
         of_product = product_dtype(hidden) if of_product is None else of_product
@@ -82,6 +89,7 @@ class DeferredLogits(torch.Tensor):
         self.terms, self.bias, self.pointwise = tuple(terms), bias, pointwise
         self.of_product, self.computed = of_product, None
         self.watcher = Watcher() if watcher is None else watcher
+        self.known = [] if known is None else known
         return self
 
     def changed(self, **changes: Any) -> DeferredLogits:
@@ -95,6 +103,7 @@ class DeferredLogits(torch.Tensor):
             "of_product": self.of_product,
             "dtype": dtype,
             "watcher": self.watcher,
+            "known": self.known,
         }
         return DeferredLogits(**{**now, **changes})
 
@@ -106,19 +115,29 @@ class DeferredLogits(torch.Tensor):
             self.computed = self._changed_product(self.terms)
         return self.computed
 
-    def chunks(self, mask: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
-        """The logits of one chunk of rows after the other, (rows, classes), in order; of those where `mask` is True.
-
-        mask: (...,), as the shape of the logits without their classes.
-        """
-        terms = [Term(hidden.flatten(0, -2), weight) for hidden, weight in self.terms]
+    def of_rows(self, mask: torch.Tensor | None = None) -> DeferredLogits:
+        """Those of the rows where `mask`, (...,), is True, (rows, classes), in order; of all of them without it."""
+        rows = [Term(hidden.flatten(0, -2), weight) for hidden, weight in self.terms]
         if mask is not None:
-            terms = [Term(hidden[mask.flatten()], weight) for hidden, weight in terms]
-        rows = len(terms[0].hidden)
-        # Half as many as of a loss, which works in place: a metric makes at least one more tensor as large.
-        size = -(-chunk_rows(rows, terms[0].weight.shape[0], is_on_host(terms[0].hidden)) // 2)
+            rows = [Term(hidden[mask.flatten()], weight) for hidden, weight in rows]
+        return self.changed(terms=rows)
+
+    def losses(self, targets: torch.Tensor) -> torch.Tensor | None:
+        """The cross-entropy of each row, (rows,), of logits (rows, classes), where the model's loss has computed just
+        these; None elsewhere. targets: (rows,).
+        """
+        with torch._C.DisableTorchFunctionSubclass():
+            is_rounded = torch.promote_types(self.dtype, self.of_product) != self.dtype
+        asked = RowLosses(self.terms, self.bias, self.pointwise, self.of_product, targets, targets)
+        found = (rows.losses for rows in self.known if not is_rounded and rows.are_of(asked))
+        return next(found, None)
+
+    def chunks(self) -> Iterator[torch.Tensor]:
+        """Logits (rows, classes), computed one chunk of rows after the other, in order."""
+        rows = len(self.terms[0].hidden)
+        size = chunk_rows(rows, self.terms[0].weight.shape[0], is_on_host(self.terms[0].hidden), SHARE_OF_METRIC)
         for start in range(0, rows, size):
-            yield self._changed_product([Term(hidden[start : start + size], weight) for hidden, weight in terms])
+            yield self._changed_product([Term(hidden[start : start + size], weight) for hidden, weight in self.terms])
 
     def _changed_product(self, terms: Sequence[Term]) -> torch.Tensor:
         logits = product(terms, self.bias, self.of_product)
@@ -316,7 +335,9 @@ def _cross_entropy(
     }
     logits.watcher.before_loss(logits, targets, **settings)
     most_labels = logits.watcher.most_labels
-    loss = cross_entropy_of(logits.terms, targets, logits.bias, most_labels=most_labels, **settings)
+    keep = logits.known.append if is_on_host(targets) else None
+    loss = cross_entropy_of(logits.terms, targets, logits.bias, most_labels=most_labels, keep=keep, **settings)
+    logits.watcher.after_loss(logits, targets, **settings)
     return loss if torch.is_autocast_enabled(loss.device.type) else loss.to(dtype)
 
 

@@ -25,6 +25,11 @@ Pointwise = Callable[[torch.Tensor], torch.Tensor]  # logits -> logits, each fro
 # benchmarks/linear_loss.py.
 CHUNK_BYTES = 32 * 2**20
 FEWEST_ROWS = 128  # below, the products of a CPU take twice as long
+# Of these, in a loss without gradients. It holds nothing but its chunk, so that this is the peak of an evaluation;
+# products of 96 rows took 6 % more time for each row than those of 128, those of 64 20 % (64,000 classes).
+SHARE_WITHOUT_GRADIENTS = 0.75
+# And where a metric is given logits, and makes at least one more tensor as large of them.
+SHARE_OF_METRIC = 0.5
 # Calculated from data sheets, not measured: with 360 rows, adding up the gradient of the weight takes as long as the
 # products do.
 FEWEST_ROWS_ON_DEVICE = 1024
@@ -40,6 +45,29 @@ class Term(NamedTuple):
 
     hidden: torch.Tensor  # (..., width)
     weight: torch.Tensor  # (classes, width)
+
+
+class RowLosses(NamedTuple):
+    """The losses of rows that went through a head without gradients, and of what they are the losses."""
+
+    terms: tuple[Term, ...]  # hidden states (rows, width)
+    bias: torch.Tensor | None
+    pointwise: tuple[Pointwise, ...]
+    dtype: torch.dtype  # of the products
+    targets: torch.Tensor  # (rows,)
+    losses: torch.Tensor  # (rows,), without label smoothing
+
+    def are_of(self, other: RowLosses) -> bool:
+        """Whether the same rows went through the same head for the same targets. The host waits for the answer."""
+        if (self.pointwise, self.dtype, len(self.terms)) != (other.pointwise, other.dtype, len(other.terms)):
+            return False
+        pairs = [*zip(self.terms, other.terms)]
+        is_same_head = self.bias is other.bias and all(ours.weight is theirs.weight for ours, theirs in pairs)
+        return (
+            is_same_head
+            and torch.equal(self.targets, other.targets)
+            and all(torch.equal(ours.hidden, theirs.hidden) for ours, theirs in pairs)
+        )
 
 
 def linear_cross_entropy(
@@ -80,12 +108,14 @@ def cross_entropy_of(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     most_labels: int | None = None,
+    keep: Callable[[RowLosses], None] | None = None,
 ) -> torch.Tensor:
     """As `linear_cross_entropy`, of the sum of `terms`, each with hidden states (rows, width), changed by `pointwise`.
 
     dtype: of the products; None: that of autocast, else of the hidden states. most_labels: how many rows have a label
     at most, for a device whose host is not to wait for their number: as many rows go through the head, all of them
-    where it is None. With more labels than that the loss is NaN.
+    where it is None. With more labels than that the loss is NaN. keep: called with the losses of the rows, where no
+    gradients are made.
     """
     labelled = targets != ignore_index  # (rows,)
     num_labels, num_chosen = labelled.sum(), len(targets)
@@ -103,8 +133,12 @@ def cross_entropy_of(
         dtype = product_dtype(terms[0].hidden)
     # Within a function of autograd, gradients are off, and what inputs ask for is not what they will be asked for.
     settings = _Settings(tuple(pointwise), dtype, ignore_index, label_smoothing, torch.is_grad_enabled())
+    if keep is not None and not settings.makes_gradients:
+        settings = settings._replace(losses=torch.empty(len(targets), dtype=settings.exact, device=targets.device))
     pairs = [tensor for term in terms for tensor in term]
     total: torch.Tensor = _SumOfLosses.apply(targets, settings, bias, *pairs)  # type: ignore[no-untyped-call]
+    if keep is not None and settings.losses is not None:
+        keep(RowLosses(tuple(terms), bias, settings.pointwise, dtype, targets, settings.losses))
     if not is_on_host(targets) and rows is not None:
         total = total.where(num_labels <= num_chosen, math.nan)
     return total if reduction == "sum" else total / num_labels
@@ -133,9 +167,10 @@ def product(terms: Sequence[Term], bias: torch.Tensor | None, dtype: torch.dtype
     return logits
 
 
-def chunk_rows(num_rows: int, num_classes: int, on_host: bool = True) -> int:
-    """How many rows go through a head of `num_classes` at once: chunks of one size, as `CHUNK_BYTES` allows."""
+def chunk_rows(num_rows: int, num_classes: int, on_host: bool = True, share: float = 1.0) -> int:
+    """How many rows go through a head of `num_classes` at once: chunks of one size, `share` of the largest."""
     most = max(FEWEST_ROWS if on_host else FEWEST_ROWS_ON_DEVICE, CHUNK_BYTES // (4 * num_classes))
+    most = max(1, int(share * most))
     num_chunks = max(1, -(-num_rows // most))
     return max(1, -(-num_rows // num_chunks))
 
@@ -146,6 +181,7 @@ class _Settings(NamedTuple):
     ignore_index: int
     label_smoothing: float
     makes_gradients: bool
+    losses: torch.Tensor | None = None  # (rows,): where the loss of each is written
 
     @property
     def exact(self) -> torch.dtype:
@@ -170,7 +206,8 @@ class _SumOfLosses(torch.autograd.Function):
             for index, (one, needed) in enumerate(zip(inputs, needs, strict=True))
         ]
         total = torch.zeros((), dtype=exact, device=targets.device)
-        size = chunk_rows(len(targets), num_classes, is_on_host(targets))
+        share = 1.0 if any(needs) else SHARE_WITHOUT_GRADIENTS
+        size = chunk_rows(len(targets), num_classes, is_on_host(targets), share)
         # One for all chunks: the system clears memory that is new, which takes as long as exp().
         room = torch.empty(min(size, len(targets)), num_classes, dtype=dtype, device=targets.device)
         with torch.autocast(targets.device.type, enabled=False):
@@ -180,7 +217,8 @@ class _SumOfLosses(torch.autograd.Function):
                 chunk = slice(start, start + size)
                 of_chunk = [Term(hidden[chunk], weight) for hidden, weight in terms]
                 logits = _product_into(room[: len(of_chunk[0].hidden)], of_chunk, added)
-                loss, of_logits = _of_chunk(logits, targets[chunk], settings, any(needs))
+                losses = None if settings.losses is None else settings.losses[chunk]
+                loss, of_logits = _of_chunk(logits, targets[chunk], settings, any(needs), losses)
                 total += loss
                 if of_logits is not None:
                     _add_gradients(gradients, of_logits, of_chunk, chunk)
@@ -220,10 +258,14 @@ def _product_into(room: torch.Tensor, terms: Sequence[Term], bias: torch.Tensor 
 
 
 def _of_chunk(
-    raw: torch.Tensor, targets: torch.Tensor, settings: _Settings, needs_gradients: bool
+    raw: torch.Tensor,
+    targets: torch.Tensor,
+    settings: _Settings,
+    needs_gradients: bool,
+    of_rows: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The sum of the losses of a chunk of rows, (), and its gradient of the product `raw`, (rows, classes), in the
-    memory of which it may be.
+    memory of which it may be. The loss of each row without label smoothing is written to `of_rows`.
     """
     logits = raw
     if settings.pointwise:
@@ -238,6 +280,8 @@ def _of_chunk(
     is_labelled = targets != settings.ignore_index  # (rows,)
     classes = targets.where(is_labelled, 0)[:, None]  # (rows, 1)
     losses = -log_p.gather(1, classes).squeeze(1)  # (rows,)
+    if of_rows is not None:
+        of_rows.copy_(losses)
     spread = settings.label_smoothing / log_p.shape[1]  # of the probability, over every class
     if spread:
         losses = (1 - settings.label_smoothing) * losses - spread * log_p.sum(1)

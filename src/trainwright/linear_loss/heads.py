@@ -138,6 +138,15 @@ class LinearLoss(Watcher):
         self._ignore_index = settings["ignore_index"]
         if self.most_labels is not None and int((targets != self._ignore_index).sum()) > self.most_labels:
             self._trusts_counts, self.most_labels = False, None  # its loss has more labels than its batch
+        if torch.is_grad_enabled():  # before the gradients of the loss itself are there
+            self._compare(logits, targets, **settings)
+
+    def after_loss(self, logits: DeferredLogits, targets: torch.Tensor, **settings: Any) -> None:
+        # MKL keeps a buffer of some MiB for each product that is larger than any before: so the largest first.
+        if self._is_tried and not torch.is_grad_enabled():
+            self._compare(logits, targets, **settings)
+
+    def _compare(self, logits: DeferredLogits, targets: torch.Tensor, **settings: Any) -> None:
         difference = difference_from_logits(logits, targets, **settings)
         if difference is not None:
             raise NotPossible(difference)

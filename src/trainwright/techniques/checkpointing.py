@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainwright.interop.blocks import repeated_blocks
 from trainwright.interop.loaded import is_peft_model
-from trainwright.interop.models import configs_of
+from trainwright.interop.models import without_cache
 from trainwright.names import closest
 
 # Added to those of torch's `checkpoint`.
@@ -33,22 +33,13 @@ def prepare_for_training(model: nn.Module, args: Any, of_engine: dict[str, Any] 
 
     Raises ValueError for a model whose activations cannot be checkpointed.
     """
-    cache_before = [(config, config.use_cache) for config in configs_of(model) if hasattr(config, "use_cache")]
-    stop_checkpointing: Callable[[], None] | None = None
-    if args.gradient_checkpointing or args.activation_checkpointing or of_engine is not None:
-        settings = {**(of_engine or {}), **(args.gradient_checkpointing_kwargs or {})}
-        stop_checkpointing = checkpoint_activations(model, settings)
-    for config, caches in cache_before:
-        if caches and not args.use_cache:
-            config.use_cache = False  # keys and values of past tokens are memory that training never reads
-
-    def restore() -> None:
-        if stop_checkpointing is not None:
-            stop_checkpointing()
-        for config, caches in cache_before:
-            config.use_cache = caches
-
-    return restore
+    with contextlib.ExitStack() as undo:
+        if not args.use_cache:
+            undo.enter_context(without_cache(model))
+        if args.gradient_checkpointing or args.activation_checkpointing or of_engine is not None:
+            settings = {**(of_engine or {}), **(args.gradient_checkpointing_kwargs or {})}
+            undo.callback(checkpoint_activations(model, settings))
+        return undo.pop_all().close
 
 
 def checkpoint_activations(model: nn.Module, kwargs: dict[str, Any]) -> Callable[[], None]:

@@ -118,9 +118,53 @@ def test_chunks_are_the_logits_of_the_rows_of_a_mask_in_order(parts, monkeypatch
     monkeypatch.setattr(function, "FEWEST_ROWS", 3)
     monkeypatch.setattr(function, "CHUNK_BYTES", 1)
     mask = LABELS > 2
-    chunks = [*deferred(parts, bias=BIAS).chunks(mask)]
+    chunks = [*deferred(parts, bias=BIAS).of_rows(mask).chunks()]
     assert len(chunks) > 1 and all(len(chunk) <= 3 for chunk in chunks)
     assert torch.allclose(torch.cat(chunks), (F.linear(*parts) + BIAS)[mask], atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@torch.no_grad()
+def test_the_loss_of_each_row_is_known_after_a_loss_without_gradients(parts, smoothing):
+    logits, labels = deferred(parts, bias=BIAS), LABELS.where(LABELS > 2, -100)
+    F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing)
+    mask = labels != -100
+    expected = F.cross_entropy((F.linear(*parts) + BIAS)[mask], labels[mask], reduction="none")
+    assert torch.allclose(logits.of_rows(mask).losses(labels[mask]), expected, atol=1e-6)
+
+
+OTHERS = {
+    "another row": lambda logits, mask, targets: (logits.of_rows(mask.roll(1, 0)), targets),
+    "another label": lambda logits, mask, targets: (logits.of_rows(mask), targets.flip(0)),
+    "fewer rows": lambda logits, mask, targets: (logits[:1].of_rows(mask[:1]), targets[: mask[0].sum()]),
+    "scaled": lambda logits, mask, targets: ((logits * 2.0).of_rows(mask), targets),
+    "capped": lambda logits, mask, targets: (torch.tanh(logits).of_rows(mask), targets),
+    "with a bias": lambda logits, mask, targets: ((logits + BIAS).of_rows(mask), targets),
+    "with another bias": lambda logits, mask, targets: (logits.changed(bias=BIAS.clone()).of_rows(mask), targets),
+    "rounded": lambda logits, mask, targets: (logits.to(torch.float16).of_rows(mask), targets),
+    "with an adapter": lambda logits, mask, targets: ((logits + deferred(terms_of(logits))).of_rows(mask), targets),
+}
+
+
+def terms_of(logits):
+    return logits.terms[0].hidden, logits.terms[0].weight
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@torch.no_grad()
+def test_the_loss_of_another_row_label_or_head_is_not_known(parts, name):
+    logits, mask = deferred(parts), LABELS > 2
+    assert mask.sum() == mask.roll(1, 0).sum() and not torch.equal(mask, mask.roll(1, 0))
+    F.cross_entropy(logits.flatten(0, 1), LABELS.where(mask, -100).flatten())
+    rows, targets = OTHERS[name](logits, mask, LABELS[mask])
+    assert rows.losses(targets) is None
+    assert logits.of_rows(mask).losses(LABELS[mask]) is not None
+
+
+def test_a_loss_with_gradients_keeps_those_of_no_row(parts):
+    logits = deferred(parts)
+    F.cross_entropy(logits.flatten(0, 1), LABELS.flatten())
+    assert logits.known == []
 
 
 def test_the_sum_of_a_head_and_its_adapter_stays_deferred(parts):
