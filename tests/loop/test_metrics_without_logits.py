@@ -8,7 +8,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from packs import samples, tiny, trainer_for
+from trainwright.evaluation.streaming import StreamingMetrics
 from trainwright.linear_loss import function
+from trainwright.linear_loss.deferred import DeferredLogits
+from trainwright.linear_loss.function import Term
 from trainwright.metrics import AUROC, F1, Accuracy, Mean, Perplexity, TopK
 
 CLASSES, CHUNK = 4096, 8  # classes of the output layer; rows that go through it at once
@@ -86,6 +89,15 @@ def test_perplexity_is_that_of_the_losses_and_computes_no_logits_again(metrics, 
     expected, _ = evaluate(tmp_path / "b", metrics, linear_cross_entropy=False)
     same(found, expected)
     assert rows == times * sum(label != -100 for row in ROWS for label in row["labels"][1:])
+
+
+@pytest.mark.parametrize("are_shifted", [False, True])
+def test_logits_that_were_changed_in_place_are_counted_as_they_are_then(are_shifted):
+    logits = DeferredLogits([Term(torch.randn(2, 5, 3), torch.randn(7, 3))])
+    logits.fill_(1.0)
+    metrics = StreamingMetrics([Perplexity()], labels_are_shifted=are_shifted)
+    metrics.update(logits, torch.ones(2, 5, dtype=torch.long), lambda rows: rows)
+    assert metrics.compute()["perplexity"] == pytest.approx(7.0)
 
 
 def test_each_metric_has_its_own_shift(tmp_path):

@@ -118,7 +118,8 @@ class StreamingMetrics:
         """Count the labels of a batch whose logits are computed a chunk of rows at a time: None. The logits themselves
         where a metric needs them.
         """
-        if not all(map(counts_labels, self.metrics.values())) or not isinstance(labels, torch.Tensor):
+        counts = all(map(counts_labels, self.metrics.values())) and isinstance(labels, torch.Tensor)
+        if not counts or logits.computed is not None:
             return logits.materialized()
         of_shift: dict[bool, list[StreamingMetric]] = {}
         for metric in self._summed.values():
