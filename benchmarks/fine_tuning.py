@@ -458,7 +458,6 @@ def measure(work_name: str, name: str, package: str, quick: bool) -> dict[str, f
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [*path, os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": "1",
-        "MALLOC_TRIM_THRESHOLD_": "1000000",  # bytes: the peak is what is in use, not what glibc holds on to
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -552,12 +551,20 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="only contenders whose name begins with one of these")
     parser.add_argument("--rounds", type=int, default=1, help="rounds, all contenders in turns (1)")
     parser.add_argument("--quick", action="store_true", help="small sizes, for a look")
+    parser.add_argument(
+        "--glibc-default",
+        action="store_true",
+        help="leave glibc as it is: it holds on to freed memory, so that steps take less time and peaks are higher "
+        "than what is in use (else MALLOC_TRIM_THRESHOLD_ is set for every contender)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write all numbers there")
     parser.add_argument("--here", nargs=2, metavar=("WORK", "NAME"), help=argparse.SUPPRESS)
     options = parser.parse_args(given)
     if options.here:
         measure_here(*options.here, options.quick)
         return
+    if not options.glibc_default:
+        os.environ["MALLOC_TRIM_THRESHOLD_"] = "1000000"  # bytes; every contender inherits it
     load = os.getloadavg()[0]
     print(f"Python {sys.version.split()[0]}, {os.cpu_count()} CPU cores, one thread each, load {load:.1f} at the start")
     found = {name: print_table(name, options.quick, options.rounds, options.only) for name in options.work}
