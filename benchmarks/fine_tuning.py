@@ -1,8 +1,8 @@
 """Measure what fine-tuning with a large vocabulary costs, side by side: CPU seconds and peak of memory.
 
-Owns: the two workloads, the contenders, each in a process of its own, the tables. Leaves to others: nothing.
+Owns: the workloads, the contenders, each in a process of its own, the tables. Leaves to others: nothing.
 
-    python benchmarks/fine_tuning.py                       both workloads, every contender, in three quarters of an hour
+    python benchmarks/fine_tuning.py                       all workloads, every contender, in three quarters of an hour
     python benchmarks/fine_tuning.py --work step           a step: batches of one length, most of it prompt
     python benchmarks/fine_tuning.py --work path           a whole run: usual lengths, two saves, two evaluations
     python benchmarks/fine_tuning.py --work evaluation     perplexity, beside a forward pass without a head
@@ -450,7 +450,9 @@ def measure_here(work_name: str, name: str, quick: bool) -> None:
     print("\n" + json.dumps(found))
 
 
-def measure(work_name: str, name: str, package: str, quick: bool) -> dict[str, float] | None:
+def measure(
+    work_name: str, name: str, package: str, quick: bool, glibc_default: bool = False
+) -> dict[str, float] | None:
     command = [sys.executable, "-W", "ignore", __file__, "--here", work_name, name, *(["--quick"] if quick else [])]
     # What is laid over the environment first: the newest of each.
     path = [str(FOLDER.parent / "src"), *([str(DOWNSTREAM)] if package == "trl" else [])]
@@ -458,6 +460,8 @@ def measure(work_name: str, name: str, package: str, quick: bool) -> dict[str, f
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [*path, os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": "1",
+        # Bytes: the peak is what is in use, not what glibc holds on to.
+        **({} if glibc_default else {"MALLOC_TRIM_THRESHOLD_": "1000000"}),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -495,13 +499,15 @@ def contenders_of(work_name: str, only: list[str] | None) -> Iterator[tuple[str,
             print(f"{name} is left out: {package} is not installed.", file=sys.stderr)
 
 
-def print_table(work_name: str, quick: bool, rounds: int, only: list[str] | None) -> dict[str, list[dict[str, float]]]:
+def print_table(
+    work_name: str, quick: bool, rounds: int, only: list[str] | None, glibc_default: bool
+) -> dict[str, list[dict[str, float]]]:
     work, chosen = work_of(work_name, quick), list(contenders_of(work_name, only))
     results: dict[str, list[dict[str, float]]] = {name: [] for name, _ in chosen}
     for number in range(rounds):
         for name, package in chosen:  # in turns, so that all meet the same disturbances
             print(f"  round {number + 1}: {name} ...", file=sys.stderr, flush=True)
-            found = measure(work_name, name, package, quick)
+            found = measure(work_name, name, package, quick, glibc_default)
             if found is not None:
                 results[name].append(found)
     results = {name: found for name, found in results.items() if found}
@@ -563,11 +569,10 @@ def main(given: list[str] | None = None) -> None:
     if options.here:
         measure_here(*options.here, options.quick)
         return
-    if not options.glibc_default:
-        os.environ["MALLOC_TRIM_THRESHOLD_"] = "1000000"  # bytes; every contender inherits it
     load = os.getloadavg()[0]
     print(f"Python {sys.version.split()[0]}, {os.cpu_count()} CPU cores, one thread each, load {load:.1f} at the start")
-    found = {name: print_table(name, options.quick, options.rounds, options.only) for name in options.work}
+    settings = options.quick, options.rounds, options.only, options.glibc_default
+    found = {name: print_table(name, *settings) for name in options.work}
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=1), encoding="utf-8")
 

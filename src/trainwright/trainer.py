@@ -43,7 +43,7 @@ from trainwright.evaluation import metrics as metric_text
 from trainwright.evaluation import sanity_check
 from trainwright.evaluation.eval_hooks import EvalHooks
 from trainwright.evaluation.memory import TrainerMemoryTracker
-from trainwright.evaluation.predict import CACHES, Predictor, ignored_outputs
+from trainwright.evaluation.predict import Predictor, drops_cache, ignored_outputs
 from trainwright.evaluation.run import Evaluation, Evaluations, announced
 from trainwright.evaluation.shortcuts import NO_SHORTCUTS, Shortcuts
 from trainwright.hooks import BOUND, Hooks
@@ -1661,7 +1661,7 @@ class Trainer:
                 during.enter_context(self._packed_inputs.while_packed(self.model))
             during.enter_context(self._eval_weights())
             during.enter_context(evaluation.in_precision(self.args, self.model, self.is_in_train))
-            if self._returns_no_cache(ignore_keys):
+            if drops_cache(self.model, self.args, ignore_keys):
                 during.enter_context(models.without_cache(self.model))
             model = self._model_for_evaluation(dataloader)
             functions = self.compute_metrics, self.preprocess_logits_for_metrics
@@ -1669,11 +1669,6 @@ class Trainer:
                 evaluation, dataloader, model, loss_only, ignore_keys, metric_key_prefix, *functions,
                 num_samples, after_batch,
             )  # fmt: skip
-
-    def _returns_no_cache(self, ignore_keys: list[str] | None) -> bool:
-        """Whether an evaluation drops what a model that generates keeps of past tokens."""
-        is_dropped = set(CACHES).issubset(ignored_outputs(self.model, ignore_keys))
-        return is_dropped and not self.args.use_cache and self.args.past_index < 0
 
     def _token_padding(self) -> int | None:
         """What pads rows of integers among the predictions to the widest; None: -100, as everything else."""

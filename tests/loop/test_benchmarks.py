@@ -80,7 +80,7 @@ def test_a_table_of_fine_tuning_compares_with_its_first_row(benchmark, monkeypat
     monkeypatch.setattr(
         fine_tuning,
         "measure",
-        lambda work, name, package, quick: {"cpu_s": costs[name], "peak_mib": 10 * costs[name], "labels": 160},
+        lambda work, name, package, *settings: {"cpu_s": costs[name], "peak_mib": 10 * costs[name], "labels": 160},
     )
     fine_tuning.main(["--work", "path", "--only", "bare"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| bare")]

@@ -53,6 +53,9 @@ def local_process_index(local_rank: int = -1) -> int:
     return launchers.number(os.environ, "LOCAL_RANK") or 0
 
 
+_found_before: list[str] = []  # the kind of device of the arguments that were made last in this process, if any
+
+
 def find_device(args: TrainingArguments) -> torch.device:
     """Choose the device, make it current, join the process group, check precision. Fills in `args._n_gpu`.
 
@@ -88,9 +91,6 @@ def find_device(args: TrainingArguments) -> torch.device:
         gpus = torch.cuda.device_count() if kind == "cuda" and not launched else 1
         args._n_gpu = 0 if kind == "cpu" else gpus
     return device
-
-
-_found_before: list[str] = []  # the kind of device of the arguments that were made last in this process, if any
 
 
 def _device_type(args: TrainingArguments) -> str:

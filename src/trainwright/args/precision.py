@@ -93,8 +93,8 @@ class PrecisionArguments(RunArguments):
     )
     use_cache: bool = option(
         False,
-        "Let the model keep its key-value cache while it is trained, and while it is evaluated with outputs that leave "
-        "the cache out. Costs memory, and nobody reads it: `generate` keeps one all the same.",
+        "Let the model keep its key-value cache in training, and in evaluations whose ignored outputs have it among "
+        "them, as they have by default. Costs memory; `generate` keeps one all the same.",
     )
     torch_empty_cache_steps: int | None = option(
         None, "Updates between two calls of torch's empty_cache; a lower peak for about 10%% of speed. None: never."

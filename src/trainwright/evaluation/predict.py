@@ -194,3 +194,8 @@ def ignored_outputs(model: Any, ignore_keys: Sequence[str] | None = None) -> lis
         if name in keys and other not in keys:
             return [*keys, other]
     return keys
+
+
+def drops_cache(model: Any, args: Any, ignore_keys: Sequence[str] | None) -> bool:
+    """Whether an evaluation reads nothing of the keys and values that a model which generates keeps of past tokens."""
+    return CACHES[0] in ignored_outputs(model, ignore_keys) and not args.use_cache and args.past_index < 0

@@ -137,8 +137,10 @@ class StreamingMetrics:
                 for metric in filter(measures_losses, metrics):
                     metric._add(Perplexity.sums_of(losses, targets))
                 metrics = [metric for metric in metrics if not measures_losses(metric)]
+                if not metrics:
+                    continue
             none = torch.empty(0, logits.shape[-1], device=targets.device)
-            for part in (chosen.chunks() if len(targets) else [none]) if metrics else ():
+            for part in chosen.chunks() if len(targets) else [none]:
                 for metric in metrics:
                     metric._add(metric.measure(part, targets[start : start + len(part)]))
                 start += len(part)

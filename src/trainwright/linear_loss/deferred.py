@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from trainwright.linear_loss.function import (
     SHARE_OF_METRIC,
+    LossInputs,
     Pointwise,
     RowLosses,
     Term,
@@ -128,9 +129,10 @@ class DeferredLogits(torch.Tensor):
         """
         with torch._C.DisableTorchFunctionSubclass():
             is_rounded = torch.promote_types(self.dtype, self.of_product) != self.dtype
-        asked = RowLosses(self.terms, self.bias, self.pointwise, self.of_product, targets, targets)
-        found = (rows.losses for rows in self.known if not is_rounded and rows.are_of(asked))
-        return next(found, None)
+        if is_rounded:
+            return None
+        asked = LossInputs(self.terms, self.bias, self.pointwise, self.of_product, targets)
+        return next((rows.losses for rows in self.known if rows.inputs.are_those_of(asked)), None)
 
     def chunks(self) -> Iterator[torch.Tensor]:
         """Logits (rows, classes), computed one chunk of rows after the other, in order."""

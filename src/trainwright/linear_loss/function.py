@@ -24,15 +24,14 @@ Pointwise = Callable[[torch.Tensor], torch.Tensor]  # logits -> logits, each fro
 # Of one chunk of logits in float32. Less, and adding up the gradient of the weight takes longer than the products:
 # benchmarks/linear_loss.py.
 CHUNK_BYTES = 32 * 2**20
-FEWEST_ROWS = 128  # below, the products of a CPU take twice as long
-# Of these, in a loss without gradients. It holds nothing but its chunk, so that this is the peak of an evaluation;
-# products of 96 rows took 7 % more time for each row than those of 128, those of 64 a fifth (64,000 classes).
-SHARE_WITHOUT_GRADIENTS = 0.75
-# And where a metric is given logits, and makes at least one more tensor as large of them.
-SHARE_OF_METRIC = 0.5
+FEWEST_ROWS = 128  # with fewer, products of a CPU take longer for each row: 64 a fifth, 96 7 % (decision 0008)
 # Calculated from data sheets, not measured: with 360 rows, adding up the gradient of the weight takes as long as the
 # products do.
 FEWEST_ROWS_ON_DEVICE = 1024
+# Of the rows of a chunk, in a loss without gradients: what holds no gradients has its chunk as its peak.
+SHARE_WITHOUT_GRADIENTS = 0.75
+# And where a metric is given logits, of which it makes at least one more tensor as large.
+SHARE_OF_METRIC = 0.5
 
 TWICE = (
     "The backward pass of linear_cross_entropy ran {how}, and its gradients are made once, in the forward pass, and "
@@ -47,18 +46,17 @@ class Term(NamedTuple):
     weight: torch.Tensor  # (classes, width)
 
 
-class RowLosses(NamedTuple):
-    """The losses of rows that went through a head without gradients, and of what they are the losses."""
+class LossInputs(NamedTuple):
+    """What the losses of rows are computed from."""
 
     terms: tuple[Term, ...]  # hidden states (rows, width)
     bias: torch.Tensor | None
     pointwise: tuple[Pointwise, ...]
     dtype: torch.dtype  # of the products
     targets: torch.Tensor  # (rows,)
-    losses: torch.Tensor  # (rows,), without label smoothing
 
-    def are_of(self, other: RowLosses) -> bool:
-        """Whether the same rows went through the same head for the same targets. The host waits for the answer."""
+    def are_those_of(self, other: LossInputs) -> bool:
+        """Whether both are the same rows, head and targets. The host waits for the answer."""
         if (self.pointwise, self.dtype, len(self.terms)) != (other.pointwise, other.dtype, len(other.terms)):
             return False
         pairs = [*zip(self.terms, other.terms)]
@@ -68,6 +66,13 @@ class RowLosses(NamedTuple):
             and torch.equal(self.targets, other.targets)
             and all(torch.equal(ours.hidden, theirs.hidden) for ours, theirs in pairs)
         )
+
+
+class RowLosses(NamedTuple):
+    """The losses of rows that went through a head without gradients."""
+
+    inputs: LossInputs
+    losses: torch.Tensor  # (rows,), without label smoothing
 
 
 def linear_cross_entropy(
@@ -138,7 +143,7 @@ def cross_entropy_of(
     pairs = [tensor for term in terms for tensor in term]
     total: torch.Tensor = _SumOfLosses.apply(targets, settings, bias, *pairs)  # type: ignore[no-untyped-call]
     if keep is not None and settings.losses is not None:
-        keep(RowLosses(tuple(terms), bias, settings.pointwise, dtype, targets, settings.losses))
+        keep(RowLosses(LossInputs(tuple(terms), bias, settings.pointwise, dtype, targets), settings.losses))
     if not is_on_host(targets) and rows is not None:
         total = total.where(num_labels <= num_chosen, math.nan)
     return total if reduction == "sum" else total / num_labels

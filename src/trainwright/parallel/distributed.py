@@ -85,9 +85,10 @@ class DistributedStrategy(Strategy):
             )
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         replicated = nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **self._ddp_kwargs)
-        # What is set last is freed last. A group that `destroy_process_group` has left to the reducer alone is freed
-        # under the GIL, joins gloo's threads, and torch 2.13 waits for ever where one of them still holds an all-reduce
-        # of a backward pass, with what was on this thread: that takes the GIL, too. Freed from Python it does not.
+        # Attributes are freed in the order in which they were set. A group that `destroy_process_group` has left to the
+        # reducer alone is freed under the GIL and joins gloo's threads. With torch 2.13 that never ends where one of
+        # them still holds an all-reduce of a backward pass, whose Python context needs the GIL to be freed. The handle
+        # of Python gives the GIL up first.
         replicated.process_group = vars(replicated).pop("process_group")
         return replicated
 
